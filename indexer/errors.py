@@ -1,0 +1,72 @@
+"""Every error that this package raises on purpose.
+
+IndexerError
+├── SettingError        a setting, flag, variable or engine spec is wrong: the start stops
+└── Refused             a frame, a batch or an event from the network is not usable: counted and skipped
+"""
+
+
+class IndexerError(Exception):
+    """Something in the indexer went wrong."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or self.__doc__)
+
+
+class SettingError(IndexerError):
+    """A setting is wrong.
+
+    Attributes: `key` and `value` as the user gave them, `allowed` what would be right, in words.
+    """
+
+    def __init__(self, key: str, value: object, allowed: str) -> None:
+        super().__init__(f"{key}={value!r}: {allowed}")
+        self.key = key
+        self.value = value
+        self.allowed = allowed
+
+
+class Refused(IndexerError):
+    """A message from an engine cannot be used.
+
+    Attributes: `reason`, the value that the `reason` label of `kv_indexer_refused_total` takes.
+    """
+
+    def __init__(self, reason: str, message: str | None = None) -> None:
+        super().__init__(message or reason)
+        self.reason = reason
+
+
+REASONS = {
+    "frame_count": "a message of not three frames, or a reply of not three or four",
+    "frame_sequence": "a sequence number of not 8 bytes, or the end marker of a replay on the live stream",
+    "batch_malformed": "a payload that is no batch of events",
+    "batch_nested": "a payload nested too deeply",
+    "batch_events": "a batch of more than 100,000 events",
+    "event_malformed": "an event whose fields have other types than they should",
+    "event_nested": "an event nested too deeply",
+    "event_limit": "an event of more hashes, tokens, text or extra keys than allowed",
+    "hash_type": "a block hash that is neither an integer nor bytes",
+    "hash_length": "a block hash of fewer than 8 bytes",
+    "token_type": "a token that is no integer",
+    "token_range": "a token below 0 or above 2^32 - 1",
+    "token_text": "a token that is text (TensorRT-LLM's multimodal digests)",
+    "token_pairs": "tokens in pairs (EAGLE under SGLang)",
+    "extra_keys": "extra keys that do not line up with the blocks",
+    "unaligned": "a number of tokens that is not hashes times block size (sliding-window and mamba groups)",
+    "block_size": "another block size than the stream's, or none that makes sense",
+    "other_attention": "a KV-cache group that is not the indexed main attention",
+    "unknown_hash": "a tier update for a block that was never announced with its tokens",
+    "key_conflict": "a held hash announced again with other content",
+    "ambiguous_key": "two hashes for one key from an engine that announces no extra keys: not indexed",
+    "rank_mismatch": "a batch that names another rank than its stream's; it is applied to the stream's",
+}
+"""What the `reason` label of `kv_indexer_refused_total` can say."""
+
+LOSSY_REASONS = frozenset(
+    {
+        *("batch_malformed", "batch_nested", "batch_events", "event_malformed", "event_nested", "event_limit"),
+        *("hash_type", "hash_length", "token_type", "token_range", "extra_keys"),
+    }
+)
+"""Refusals after which something that the engine holds, or removed, is not known here."""

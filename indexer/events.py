@@ -1,0 +1,60 @@
+"""What an engine's events mean, whatever dialect they came in.
+
+Engine hashes are unsigned 64-bit integers, tokens are packed little-endian unsigned 32-bit integers, tiers are ours.
+"""
+
+from enum import IntEnum
+
+from msgspec import Struct
+
+HASH_MASK = 2**64 - 1
+
+
+class Tier(IntEnum):
+    """Where a block lies, nearest first. The order is the order of preference."""
+
+    GPU = 0
+    CPU = 1
+    DISK = 2
+    OTHER = 3
+    REMOTE = 4
+
+    @property
+    def word(self) -> str:
+        """The tier's name in answers and metrics, e.g. `gpu`."""
+        return self.name.lower()
+
+
+class Stored(Struct, frozen=True, gc=False):
+    """Blocks of one sequence, one behind the other, are now cached.
+
+    `tokens` holds `len(hashes) * block_size` tokens, or nothing: then it names blocks that were announced before.
+    `extra_keys` maps the position of a block in this event to its folded extra keys (`block_keys.fold_extra_keys`).
+    `parent` is None for the first block of a prompt.
+    """
+
+    hashes: list[int]
+    parent: int | None
+    tokens: bytes
+    block_size: int
+    tier: Tier
+    lora_name: str | None
+    extra_keys: dict[int, bytes] | None
+    announces_extra_keys: bool
+    group: int | None
+    kind: str | None
+
+
+class Removed(Struct, frozen=True, gc=False):
+    """One copy of each of these blocks is gone from a tier."""
+
+    hashes: list[int]
+    tier: Tier
+    group: int | None
+
+
+class Cleared(Struct, frozen=True, gc=False):
+    """The gpu tier was emptied."""
+
+
+Event = Stored | Removed | Cleared

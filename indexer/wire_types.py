@@ -1,0 +1,133 @@
+"""The shapes of payloads on the wire, release by release, and their decoders.
+
+Array position 0 is the type. Fields that a release does not send have their defaults; UNSET tells "not sent" from "sent as nil".
+"""
+
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+
+class StoredArray(Struct, array_like=True, tag="BlockStored", gc=False):
+    block_hashes: list[int | bytes]
+    parent_block_hash: int | bytes | None
+    token_ids: list[int]
+    block_size: int
+    lora_id: int | None = None
+    medium: str | None = None
+    # SGLang 0.5.18 and 0.5.19 have a map with the cache salt where vLLM has the name.
+    lora_name: str | dict[str, Any] | None = None
+    extra_keys: list[Any] | UnsetType | None = UNSET
+    group_idx: int | None = None
+    kv_cache_spec_kind: str | None = None
+    kv_cache_spec_sliding_window: Raw | UnsetType = UNSET
+
+
+class RemovedArray(Struct, array_like=True, tag="BlockRemoved", gc=False):
+    block_hashes: list[int | bytes]
+    medium: str | None = None
+    group_idx: int | None = None
+
+
+class ClearedArray(Struct, array_like=True, tag="AllBlocksCleared", gc=False):
+    pass
+
+
+class StoredMap(Struct, tag="BlockStored", gc=False):
+    block_hashes: list[int | bytes]
+    token_ids: list[int]
+    block_size: int
+    parent_block_hash: int | bytes | None = None
+    lora_id: int | None = None
+    medium: str | None = None
+    lora_name: str | None = None
+    extra_keys: list[Any] | UnsetType | None = UNSET
+    group_idx: int | UnsetType | None = UNSET
+    kv_cache_spec_kind: str | None = None
+    locality: str | None = None
+    cache_salt: str | None = None
+    kv_cache_spec_sliding_window: Raw | UnsetType = UNSET
+    ownership: Raw | UnsetType = UNSET
+    session_id: Raw | UnsetType = UNSET
+    lookahead_token_ids: Raw | UnsetType = UNSET
+
+
+class RemovedMap(Struct, tag="BlockRemoved", gc=False):
+    block_hashes: list[int | bytes]
+    medium: str | None = None
+    group_idx: int | None = None
+    locality: str | None = None
+    ownership: Raw | UnsetType = UNSET
+
+
+class ClearedMap(Struct, tag="AllBlocksCleared", gc=False):
+    pass
+
+
+# The same types, refusing what they do not name: where one of these decodes a payload, nothing in it is unknown.
+class StoredArrayExact(StoredArray, tag="BlockStored", forbid_unknown_fields=True, gc=False):
+    pass
+
+
+class RemovedArrayExact(RemovedArray, tag="BlockRemoved", forbid_unknown_fields=True, gc=False):
+    pass
+
+
+class ClearedArrayExact(ClearedArray, tag="AllBlocksCleared", forbid_unknown_fields=True, gc=False):
+    pass
+
+
+class StoredMapExact(StoredMap, tag="BlockStored", forbid_unknown_fields=True, gc=False):
+    pass
+
+
+class RemovedMapExact(RemovedMap, tag="BlockRemoved", forbid_unknown_fields=True, gc=False):
+    pass
+
+
+class ClearedMapExact(ClearedMap, tag="AllBlocksCleared", forbid_unknown_fields=True, gc=False):
+    pass
+
+
+ArrayEvent = StoredArrayExact | RemovedArrayExact | ClearedArrayExact
+MapEvent = StoredMapExact | RemovedMapExact | ClearedMapExact
+
+
+class ArrayBatch(Struct, array_like=True, forbid_unknown_fields=True):
+    ts: float
+    events: list[ArrayEvent]
+    data_parallel_rank: int | None = None
+
+
+class MapBatch(Struct, array_like=True, forbid_unknown_fields=True):
+    ts: float
+    events: list[MapEvent]
+    data_parallel_rank: int | None = None
+
+
+class RawBatch(Struct, array_like=True):
+    ts: Any
+    events: list[Raw]
+    data_parallel_rank: Any = None
+
+
+class RawBatchAsMap(Struct):
+    ts: Any
+    events: list[Raw]
+    data_parallel_rank: Any = None
+
+
+decode_array_batch = msgspec.msgpack.Decoder(ArrayBatch).decode
+decode_map_batch = msgspec.msgpack.Decoder(MapBatch).decode
+decode_raw_batch = msgspec.msgpack.Decoder(RawBatch).decode
+decode_raw_batch_as_map = msgspec.msgpack.Decoder(RawBatchAsMap).decode
+decode_array_event = msgspec.msgpack.Decoder(ArrayEvent).decode
+decode_map_event = msgspec.msgpack.Decoder(MapEvent).decode
+decode_lenient_array_event = msgspec.msgpack.Decoder(StoredArray | RemovedArray | ClearedArray).decode
+decode_lenient_map_event = msgspec.msgpack.Decoder(StoredMap | RemovedMap | ClearedMap).decode
+decode_anything = msgspec.msgpack.Decoder().decode
+
+KNOWN_EVENTS = ("BlockStored", "BlockRemoved", "AllBlocksCleared")
+
+WireEvent = StoredArray | RemovedArray | ClearedArray | StoredMap | RemovedMap | ClearedMap
