@@ -1,0 +1,26 @@
+"""What one applied batch does to a stream."""
+
+from indexer.events import Tier
+
+
+class Change:
+    """Final values, not steps: applying a change twice is the same as applying it once.
+
+    `reload`: all that the stream held is void. `cleared`: the gpu tier is emptied. Both come before `touched`: per tier, block key → held
+    afterwards or not.
+    """
+
+    __slots__ = ("cleared", "reload", "touched")
+
+    def __init__(self) -> None:
+        self.reload = False
+        self.cleared = False
+        self.touched: tuple[dict[int, bool], ...] = tuple({} for _ in Tier)
+
+    def clear_gpu(self) -> None:
+        """Empty the gpu tier; what this change said of it before no longer counts."""
+        self.cleared = True
+        self.touched[Tier.GPU].clear()
+
+    def __bool__(self) -> bool:
+        return self.reload or self.cleared or any(self.touched)

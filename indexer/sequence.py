@@ -1,0 +1,115 @@
+"""The publisher's counter: what follows, what is missing, what is a restart.
+
+A publisher process counts its batches from 0. Nothing else tells its lives apart, so a number alone proves little: a regress against a
+number heard on the same connection is a restart, and on a new connection the payload behind the last number is compared with the
+fingerprint of the one that was applied (wire reference, section 6).
+"""
+
+from enum import Enum, auto
+
+from xxhash import xxh3_128_digest
+
+
+class Verdict(Enum):
+    """What a live batch is to what was applied before it."""
+
+    NEXT = auto()
+    DUPLICATE = auto()
+    GAP = auto()
+    RESTART = auto()
+
+
+class Sequence:
+    """How far one stream was applied. `last`: the last applied number, None where nothing of this life was."""
+
+    def __init__(self) -> None:
+        self.last: int | None = None
+        self.fingerprint: bytes | None = None
+        self._last_live: int | None = None
+
+    @property
+    def expected(self) -> int:
+        """The number that continues what was applied."""
+        return 0 if self.last is None else self.last + 1
+
+    @property
+    def has_heard(self) -> bool:
+        """Whether a live batch of the present connection was taken."""
+        return self._last_live is not None
+
+    def judge(self, number: int) -> Verdict:
+        """What to do with a live batch of this number."""
+        if self._last_live is not None and number <= self._last_live:
+            return Verdict.RESTART
+        if number < self.expected:
+            return Verdict.DUPLICATE
+        return Verdict.NEXT if number == self.expected else Verdict.GAP
+
+    def heard(self, number: int) -> None:
+        """A live batch of this number was taken from the present connection."""
+        self._last_live = number
+
+    def applied(self, number: int, payload: bytes) -> None:
+        """A batch was applied, from wherever it came."""
+        self.last = number
+        self.fingerprint = xxh3_128_digest(payload)
+
+    def connected(self) -> None:
+        """A new connection: numbers heard on the old one say nothing about this one."""
+        self._last_live = None
+
+    def forget(self) -> None:
+        """Nothing of what was applied counts any more."""
+        self.last = self.fingerprint = self._last_live = None
+
+    def is_same(self, payload: bytes) -> bool:
+        """Whether this payload is the one that was applied last."""
+        return self.fingerprint == xxh3_128_digest(payload)
+
+
+class Step(Enum):
+    """What to do with one reply of a replay."""
+
+    APPLY = auto()
+    SKIP = auto()
+    RESTARTED = auto()
+    """Another life answers: forget everything, ask from 0."""
+    LOST = auto()
+    """History starts later than asked: hold nothing any more, then apply this reply and go on."""
+    HOLE = auto()
+    """A reply is missing in the middle: stop, ask again from the next one expected."""
+
+
+class ReplayProgress:
+    """Reads the replies to one replay request.
+
+    With `verify` the request is for the last applied number, to see whether the same life answers.
+    """
+
+    def __init__(self, sequence: Sequence, *, verify: bool) -> None:
+        self._sequence = sequence
+        self._verify = verify
+        self.start = sequence.last if verify and sequence.last is not None else sequence.expected
+        self._expected = self.start
+        self.replies = 0
+
+    def reply(self, number: int, payload: bytes) -> Step:
+        """What to do with this reply. After APPLY and LOST the caller applies it."""
+        if number < self._expected:
+            return Step.SKIP
+        is_first = not self.replies
+        self.replies += 1
+        if is_first and number == self.start and self._verify:
+            if not self._sequence.is_same(payload):
+                return Step.RESTARTED
+            self._expected += 1
+            return Step.SKIP
+        if number > self._expected and not is_first:
+            return Step.HOLE
+        was_expected = number == self._expected
+        self._expected = number + 1
+        return Step.APPLY if was_expected else Step.LOST
+
+    def ended(self) -> Step:
+        """What the end marker says: a life that does not know the last applied number is another one."""
+        return Step.RESTARTED if self._verify and not self.replies else Step.SKIP

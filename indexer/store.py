@@ -1,0 +1,48 @@
+"""Where the changes of a stream go."""
+
+from enum import StrEnum
+from typing import Protocol
+
+from msgspec import Struct
+
+from indexer.change import Change
+
+
+class StreamKey(Struct, frozen=True):
+    """Names one stream: the events of one rank of one pod that serves one model."""
+
+    model: str
+    pod: str
+    rank: int
+
+
+class Trust(StrEnum):
+    """How far a stream's content can be relied on."""
+
+    LIVE = "live"
+    """Complete since its start or a complete replay."""
+    PARTIAL = "partial"
+    """What is known is right, some is missing."""
+    STALE = "stale"
+    """Not confirmed at present: disconnected, or a gap not yet closed."""
+    EXPIRED = "expired"
+    """Dropped."""
+
+
+class Store(Protocol):
+    """What a stream's owner writes to. No call waits for anything."""
+
+    def open(self, stream: StreamKey) -> None:
+        """Make the stream known, holding nothing."""
+
+    def append(self, stream: StreamKey, block_size: int, change: Change) -> None:
+        """Apply the change of one batch. `block_size`: tokens per block."""
+
+    def drop(self, stream: StreamKey) -> None:
+        """Hold nothing of the stream any more; it stays known."""
+
+    def vouch(self, stream: StreamKey, trust: Trust) -> None:
+        """Say how far the stream's content can be relied on."""
+
+    def close(self, stream: StreamKey) -> None:
+        """Forget the stream. Idempotent."""

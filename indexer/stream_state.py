@@ -1,0 +1,453 @@
+"""What one stream holds: engine hashes, their block keys, and how many copies lie in which tier.
+
+    blocks    engine hash → Block(key, parent, copies on the gpu)     everything held in any tier
+    lower     tier → engine hash → LowerCopy(count, keys it covers)   the tiers below the gpu
+    held      tier → block key → engine hashes that hold it there     a key is held while any of them is
+    removed   engine hash → Block                                     bounded memory of what was held: parents, late offload announcements
+    orphans   blocks whose parent is not known yet                    bounded in number and time
+
+An engine announces per physical block, so the same hash can be stored twice and has to be removed twice ("copies"); where that does
+not hold (SGLang), one removal is enough ("set").
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from msgspec import Struct
+
+from indexer.block_keys import TOKEN_BYTES, chain_keys, root_key
+from indexer.change import Change
+from indexer.errors import Refused
+from indexer.events import Cleared, Event, Removed, Stored, Tier
+from indexer.orphans import Orphans, Parked
+
+Counting = Literal["copies", "set"]
+
+MAIN_ATTENTION = frozenset({"full_attention", "mla_attention", "sink_full_attention"})
+
+
+class StateLimits(Struct, frozen=True):
+    """What a stream may remember beyond what its engine holds."""
+
+    copies_max: int = 255
+    removed_max: int = 65_536
+    parked_max: int = 65_536
+    parked_max_s: float = 600.0
+    roots_max: int = 4_096
+    groups_max: int = 256
+
+
+class Block:
+    """A block known by its engine hash. `copies`: physical copies on the gpu."""
+
+    __slots__ = ("copies", "key", "parent")
+
+    def __init__(self, key: int, parent: int | None) -> None:
+        self.key = key
+        self.parent = parent
+        self.copies = 0
+
+
+class LowerCopy:
+    """What one engine hash holds in a lower tier: the keys of the gpu blocks that it covers."""
+
+    __slots__ = ("count", "keys")
+
+    def __init__(self, keys: Sequence[int]) -> None:
+        self.count = 0
+        self.keys = keys
+
+
+class StreamState:
+    """Applies events in order and says, per batch, what changed. Pure: the caller brings the time.
+
+    `tally` counts, by reason, the events and blocks that could not be used since it was last taken.
+    """
+
+    def __init__(
+        self, model: str, hash_seed: str, counting: Counting = "copies", limits: StateLimits | None = None, offload_block_size: int | None = None
+    ) -> None:
+        self._model = model
+        self._hash_seed = hash_seed
+        self._limits = limits or StateLimits()
+        self._copies_max = 1 if counting == "set" else self._limits.copies_max
+        self._offload_block_size = offload_block_size
+        self.tally: Counter[str] = Counter()
+        self.stored: Counter[Tier] = Counter()
+        self.removed: Counter[Tier] = Counter()
+        self._removed: dict[int, Block] = {}
+        self._reset()
+
+    def _reset(self) -> None:
+        self.block_size: int | None = None
+        self._block_size_is_gpu = False
+        self._announces_extra_keys = False
+        self._indexed_group: int | None = None
+        self._groups: dict[int, bool] = {}
+        self._roots: dict[str | None, int] = {}
+        self._blocks: dict[int, Block] = {}
+        self._lower: tuple[dict[int, LowerCopy], ...] = tuple({} for _ in Tier)
+        self._held: tuple[dict[int, int], ...] = tuple({} for _ in Tier)
+        self._claims: dict[int, set[int]] = {}
+        self._ambiguous: set[int] = set()
+        self._orphans = Orphans()
+        self._change = Change()
+
+    @property
+    def parked(self) -> int:
+        """How many blocks wait for their parent."""
+        return len(self._orphans)
+
+    @property
+    def ambiguous(self) -> int:
+        """How many keys are not indexed because two engine hashes claim them and nothing tells their content apart."""
+        return len(self._ambiguous)
+
+    def count(self, tier: Tier) -> int:
+        """How many block keys are held in a tier, as the index should show them."""
+        held = self._held[tier]
+        return len(held) - sum(key in held for key in self._ambiguous)
+
+    def held(self, tier: Tier) -> set[int]:
+        """The block keys that are held in a tier, as the index should show them."""
+        return self._held[tier].keys() - self._ambiguous
+
+    def forget(self) -> None:
+        """Start again from nothing: the engine was restarted."""
+        self._removed.clear()
+        self._reset()
+
+    def lose(self) -> None:
+        """Hold nothing any more, but remember which hash had which key: the same engine goes on, but what it removed was missed."""
+        block_size, by_gpu, announces = self.block_size, self._block_size_is_gpu, self._announces_extra_keys
+        for engine_hash, block in self._blocks.items():
+            block.copies = 0
+            self._remember(engine_hash, block)
+        self._reset()
+        self.block_size, self._block_size_is_gpu, self._announces_extra_keys = block_size, by_gpu, announces
+
+    def apply(self, events: Iterable[Event], now_s: float) -> Change:
+        """Apply one batch. Never raises for what a network can send: what cannot be used is tallied."""
+        self._change = Change()
+        for event in events:
+            try:
+                match event:
+                    case Stored():
+                        self._store(event, now_s)
+                    case Removed():
+                        self._remove(event)
+                    case Cleared():
+                        self._clear()
+            except Refused as refused:
+                self.tally[refused.reason] += 1
+        if self._orphans:
+            self.tally["orphan_dropped"] += self._orphans.drop_before(now_s - self._limits.parked_max_s)
+        return self._change
+
+    # Storing
+
+    def _store(self, event: Stored, now_s: float) -> None:
+        if not self._is_main(event):
+            raise Refused("other_attention")
+        if event.announces_extra_keys:
+            self._announces_extra_keys = True
+        if not event.hashes:
+            return
+        if not event.tokens or self._covers_many(event):
+            self._store_known(event)
+            return
+        self._settle_block_size(event)
+        parent_key = self._root(event.lora_name) if event.parent is None else self._key_of(event.parent)
+        if parent_key is not None:
+            keys = chain_keys(parent_key, event.tokens, event.block_size, event.extra_keys)
+        else:
+            first = self._key_of(event.hashes[0])
+            if first is None:
+                self._park(event, now_s)
+                return
+            keys = [first, *chain_keys(first, event.tokens, event.block_size, event.extra_keys, start=1)]
+        self._hold(event, keys)
+        if self._orphans:
+            for engine_hash in event.hashes:
+                self._adopt(engine_hash)
+
+    def _is_main(self, event: Stored) -> bool:
+        """Only one group of the main attention is indexed; which one, the first announcement says."""
+        if event.group is None and event.kind is None:
+            return True
+        group = event.group or 0
+        is_main = event.kind in MAIN_ATTENTION or (event.kind is None and self._groups.get(group, group == 0))
+        if len(self._groups) < self._limits.groups_max:
+            self._groups[group] = is_main
+        if is_main and self._indexed_group is None:
+            self._indexed_group = group
+        return is_main and group == self._indexed_group
+
+    def _covers_many(self, event: Stored) -> bool:
+        """Whether each hash of a lower tier stands for several gpu blocks."""
+        return (
+            event.tier is not Tier.GPU
+            and self.block_size is not None
+            and event.block_size > self.block_size
+            and event.block_size % self.block_size == 0
+        )
+
+    def _settle_block_size(self, event: Stored) -> None:
+        if event.block_size == self.block_size:
+            self._block_size_is_gpu |= event.tier is Tier.GPU
+        elif self.block_size is None:
+            self.block_size = event.block_size
+            self._block_size_is_gpu = event.tier is Tier.GPU
+        elif event.tier is Tier.GPU and not self._block_size_is_gpu:
+            # What a lower tier called a block was a run of them: its keys were of the wrong length.
+            self.forget()
+            self.block_size, self._block_size_is_gpu = event.block_size, True
+            self._announces_extra_keys = event.announces_extra_keys
+            self._change.reload = True
+        else:
+            raise Refused("block_size")
+
+    def _root(self, lora_name: str | None) -> int:
+        root = self._roots.get(lora_name)
+        if root is None:
+            root = root_key(self._model, lora_name, self._hash_seed)
+            if len(self._roots) >= self._limits.roots_max:
+                self._roots.clear()
+            self._roots[lora_name] = root
+        return root
+
+    def _known(self, engine_hash: int) -> Block | None:
+        return self._blocks.get(engine_hash) or self._removed.get(engine_hash)
+
+    def _key_of(self, engine_hash: int) -> int | None:
+        block = self._known(engine_hash)
+        return None if block is None else block.key
+
+    def _hold(self, event: Stored, keys: Sequence[int]) -> None:
+        """Add one copy of each block. The loop is the hot path of ingestion."""
+        blocks, tier, copies_max = self._blocks, event.tier, self._copies_max
+        held = self._held[Tier.GPU]
+        touched = self._change.touched[Tier.GPU]
+        plain = tier is Tier.GPU and self._announces_extra_keys
+        parent = event.parent
+        for engine_hash, key in zip(event.hashes, keys, strict=True):
+            block = blocks.get(engine_hash)
+            if block is None:
+                block = blocks[engine_hash] = Block(key, parent)
+                self._removed.pop(engine_hash, None)
+            elif block.key != key:
+                self.tally["key_conflict"] += 1
+                parent = engine_hash
+                continue
+            if not plain:
+                self._claim(engine_hash, key)
+            if tier is not Tier.GPU:
+                self._hold_lower(engine_hash, tier, (key,))
+            elif not block.copies:
+                block.copies = 1
+                count = held.get(key, 0)
+                held[key] = count + 1
+                if not count and key not in self._ambiguous:
+                    touched[key] = True
+            elif block.copies < copies_max:
+                block.copies += 1
+            parent = engine_hash
+        self.stored[tier] += len(keys)
+
+    def _hold_lower(self, engine_hash: int, tier: Tier, keys: Sequence[int]) -> None:
+        copy = self._lower[tier].get(engine_hash)
+        if copy is None:
+            copy = self._lower[tier][engine_hash] = LowerCopy(keys)
+            self._hold_keys(tier, keys)
+        copy.count = min(copy.count + 1, self._copies_max)
+
+    def _hold_keys(self, tier: Tier, keys: Iterable[int]) -> None:
+        held, touched = self._held[tier], self._change.touched[tier]
+        for key in keys:
+            count = held.get(key, 0)
+            held[key] = count + 1
+            if not count and key not in self._ambiguous:
+                touched[key] = True
+
+    def _release_keys(self, tier: Tier, keys: Iterable[int]) -> None:
+        held, touched = self._held[tier], self._change.touched[tier]
+        for key in keys:
+            count = held.get(key, 0)
+            if count > 1:
+                held[key] = count - 1
+            elif count:
+                del held[key]
+                touched[key] = False
+
+    def _store_known(self, event: Stored) -> None:
+        """A tier update for hashes that were announced with their tokens before."""
+        for engine_hash in event.hashes:
+            block = self._known(engine_hash)
+            if block is None:
+                parked = self._orphans.get(engine_hash)
+                if parked is None:
+                    self.tally["unknown_hash"] += 1
+                else:
+                    parked.copies[event.tier] = min(parked.copies.get(event.tier, 0) + 1, self._copies_max)
+                continue
+            if engine_hash not in self._blocks:
+                self._blocks[engine_hash] = self._removed.pop(engine_hash)
+            if not self._announces_extra_keys:
+                self._claim(engine_hash, block.key)
+            if event.tier is Tier.GPU:
+                if not block.copies:
+                    self._hold_keys(Tier.GPU, (block.key,))
+                block.copies = min(block.copies + 1, self._copies_max)
+            else:
+                self._hold_lower(engine_hash, event.tier, self._covered(engine_hash, block, event.block_size))
+            self.stored[event.tier] += 1
+
+    def _covered(self, engine_hash: int, block: Block, block_size: int) -> tuple[int, ...]:
+        """The keys that an offloaded hash stands for: its own and, by the parent links, those before it."""
+        size = block_size or self._offload_block_size or 0
+        blocks = size // self.block_size if self.block_size and size % self.block_size == 0 else 1
+        keys = [block.key]
+        link: Block | None = block
+        while len(keys) < blocks and link is not None and link.parent is not None:
+            link = self._known(link.parent)
+            if link is not None:
+                keys.append(link.key)
+        return tuple(keys)
+
+    # Two engine hashes, one key
+
+    def _claim(self, engine_hash: int, key: int) -> None:
+        """Where an engine announces no extra keys, two hashes for one key may be two images: such a key is not indexed."""
+        if self._announces_extra_keys:
+            return
+        claims = self._claims.setdefault(key, set())
+        claims.add(engine_hash)
+        if len(claims) > 1 and key not in self._ambiguous:
+            self._ambiguous.add(key)
+            self.tally["ambiguous_key"] += 1
+            for tier in Tier:
+                if key in self._held[tier]:
+                    self._change.touched[tier][key] = False
+
+    def _unclaim(self, engine_hash: int, key: int) -> None:
+        claims = self._claims.get(key)
+        if claims is None:
+            return
+        claims.discard(engine_hash)
+        if not claims:
+            del self._claims[key]
+            self._ambiguous.discard(key)
+
+    # Removing
+
+    def _remove(self, event: Removed) -> None:
+        if event.group is not None and self._indexed_group is not None and event.group != self._indexed_group:
+            raise Refused("other_attention")
+        for engine_hash in event.hashes:
+            block = self._blocks.get(engine_hash)
+            if block is None:
+                self._remove_parked(engine_hash, event.tier)
+            elif event.tier is not Tier.GPU:
+                self._remove_lower(engine_hash, block, event.tier)
+            elif block.copies > 1:
+                block.copies -= 1
+            elif block.copies:
+                block.copies = 0
+                self._release_keys(Tier.GPU, (block.key,))
+                self._retire(engine_hash, block)
+        self.removed[event.tier] += len(event.hashes)
+
+    def _remove_lower(self, engine_hash: int, block: Block, tier: Tier) -> None:
+        copy = self._lower[tier].get(engine_hash)
+        if copy is None:
+            return
+        copy.count -= 1
+        if not copy.count:
+            del self._lower[tier][engine_hash]
+            self._release_keys(tier, copy.keys)
+            self._retire(engine_hash, block)
+
+    def _remove_parked(self, engine_hash: int, tier: Tier) -> None:
+        parked = self._orphans.get(engine_hash)
+        if parked is not None and parked.copies.get(tier):
+            parked.copies[tier] -= 1
+
+    def _retire(self, engine_hash: int, block: Block) -> None:
+        """Move a block that no tier holds any more to the memory of removed ones."""
+        if block.copies or any(engine_hash in lower for lower in self._lower if lower):
+            return
+        del self._blocks[engine_hash]
+        self._unclaim(engine_hash, block.key)
+        self._remember(engine_hash, block)
+
+    def _remember(self, engine_hash: int, block: Block) -> None:
+        self._removed.pop(engine_hash, None)
+        self._removed[engine_hash] = block
+        if len(self._removed) > self._limits.removed_max:
+            del self._removed[next(iter(self._removed))]
+
+    def _clear(self) -> None:
+        """The gpu pool was reset; the lower tiers survive it."""
+        self._change.clear_gpu()
+        self._held[Tier.GPU].clear()
+        for engine_hash, block in list(self._blocks.items()):
+            if block.copies:
+                block.copies = 0
+                self._retire(engine_hash, block)
+        for parked in self._orphans.values():
+            parked.copies.pop(Tier.GPU, None)
+
+    # Orphans
+
+    def _park(self, event: Stored, now_s: float) -> None:
+        """Keep blocks whose parent is unknown, one by one, until the parent appears."""
+        assert event.parent is not None, "a block without a parent has its key at once"
+        width = event.block_size * TOKEN_BYTES
+        extra_keys = event.extra_keys or {}
+        parent = event.parent
+        for position, engine_hash in enumerate(event.hashes):
+            parked = self._orphans.get(engine_hash)
+            if parked is None:
+                tokens = event.tokens[position * width : (position + 1) * width]
+                parked = self._orphans.park(engine_hash, parent, tokens, extra_keys.get(position, b""), now_s)
+                self.tally["orphan"] += 1
+            parked.copies[event.tier] = min(parked.copies.get(event.tier, 0) + 1, self._copies_max)
+            parent = engine_hash
+        self.tally["orphan_dropped"] += self._orphans.drop_over(self._limits.parked_max)
+
+    def _adopt(self, engine_hash: int) -> None:
+        """Give keys to everything that waited for this hash, and to what waited for that."""
+        if engine_hash in self._orphans:
+            self._settle(engine_hash, self._orphans.pop(engine_hash))
+        waiting = self._orphans.children(engine_hash)
+        while waiting:
+            child = waiting.pop()
+            self._settle(child, self._orphans.pop(child))
+            waiting.extend(self._orphans.children(child))
+
+    def _settle(self, engine_hash: int, parked: Parked) -> None:
+        block = self._known(engine_hash)
+        if block is None:
+            parent_key = self._key_of(parked.parent)
+            if parent_key is None:  # the parent was itself only remembered, and has just been forgotten
+                self.tally["orphan_dropped"] += 1
+                return
+            (key,) = chain_keys(parent_key, parked.tokens, len(parked.tokens) // TOKEN_BYTES, {0: parked.extra})
+            block = Block(key, parked.parent)
+        self._removed.pop(engine_hash, None)
+        self._blocks[engine_hash] = block
+        if not self._announces_extra_keys and any(parked.copies.values()):
+            self._claim(engine_hash, block.key)
+        for tier, copies in parked.copies.items():
+            if not copies:
+                continue
+            if tier is Tier.GPU:
+                if not block.copies:
+                    self._hold_keys(tier, (block.key,))
+                block.copies = min(block.copies + copies, self._copies_max)
+            else:
+                for _ in range(copies):
+                    self._hold_lower(engine_hash, tier, (block.key,))
+        self._retire(engine_hash, block)
+        self.tally["orphan_adopted"] += 1
