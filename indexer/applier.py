@@ -1,0 +1,116 @@
+"""Applying one stream's payloads: decode, change the state, hand the change to the store, count."""
+
+import math
+import time
+from collections import Counter
+
+from msgspec import Struct
+
+from indexer.errors import LOSSY_REASONS, Refused
+from indexer.events import Tier
+from indexer.metrics import IndexerMetrics
+from indexer.settings import Settings
+from indexer.store import Store, StreamKey
+from indexer.stream_state import Counting, StreamState
+from indexer.wire import Batch, WireDecoder
+
+ORPHAN_FATES = {"orphan": "parked", "orphan_adopted": "adopted", "orphan_dropped": "dropped"}
+
+
+class Applied(Struct, frozen=True):
+    """What came of a payload. `cleared`: the gpu tier was emptied. `lossy`: the reason of a refusal after which something may be missing."""
+
+    cleared: bool = False
+    lossy: str | None = None
+
+
+class Applier:
+    """What one stream holds, and everything that has to happen when that changes."""
+
+    def __init__(
+        self,
+        key: StreamKey,
+        counting: Counting,
+        offload_block_size: int | None,
+        settings: Settings,
+        store: Store,
+        metrics: IndexerMetrics,
+    ) -> None:
+        self._key = key
+        self._store = store
+        self._metrics = metrics
+        self._decoder = WireDecoder(settings.wire_limits)
+        self._state = StreamState(key.model, settings.hash_seed, counting, settings.state_limits, offload_block_size)
+        self._parked_seen = 0
+
+    @property
+    def block_size(self) -> int | None:
+        """Tokens per block, None before any block was announced."""
+        return self._state.block_size
+
+    def blocks(self) -> dict[str, int]:
+        """Held blocks by tier."""
+        return {tier.word: count for tier in Tier if (count := self._state.count(tier)) or tier is Tier.GPU}
+
+    def apply(self, payload: bytes, *, is_live: bool) -> Applied:
+        """Apply one payload. One that cannot be read is counted and changes nothing."""
+        self._metrics.batches.inc()
+        try:
+            batch = self._decoder.decode(payload)
+        except Refused as refused:
+            return Applied(lossy=self.refuse(refused.reason))
+        if batch.rank is not None and batch.rank != self._key.rank:
+            batch.refused["rank_mismatch"] += 1
+        change = self._state.apply(batch.events, time.monotonic())
+        if change and (block_size := self._state.block_size) is not None:
+            self._store.append(self._key, block_size, change)
+        if is_live and batch.published_at_s is not None and math.isfinite(batch.published_at_s):
+            self._metrics.event_age.observe(max(0.0, time.time() - batch.published_at_s))
+        return Applied(change.cleared, self._count(batch))
+
+    def lose(self) -> None:
+        """Hold nothing any more; the same engine goes on."""
+        self._state.lose()
+        self._store.drop(self._key)
+
+    def forget(self) -> None:
+        """Start again from nothing."""
+        self._state.forget()
+        self._store.drop(self._key)
+
+    def close(self) -> None:
+        """The stream ends: it counts no longer."""
+        self._metrics.orphans_parked.dec(self._parked_seen)
+
+    def refuse(self, reason: str, count: int = 1) -> str | None:
+        """Count what could not be used. Returns the reason if something may be missing now."""
+        self._metrics.refused.labels(reason).inc(count)
+        return reason if reason in LOSSY_REASONS else None
+
+    def _count(self, batch: Batch) -> str | None:
+        """Returns the reason of a lossy refusal."""
+        metrics, state = self._metrics, self._state
+        for kind, count in Counter(map(type, batch.events)).items():
+            metrics.events_of_kind[kind].inc(count)
+        for tier, count in state.stored.items():
+            metrics.blocks_stored_in[tier].inc(count)
+        for tier, count in state.removed.items():
+            metrics.blocks_removed_from[tier].inc(count)
+        state.stored.clear()
+        state.removed.clear()
+        if batch.unknown_events:
+            metrics.unknown.labels("event").inc(batch.unknown_events)
+        if batch.unknown_fields:
+            metrics.unknown.labels("field").inc(batch.unknown_fields)
+        if state.parked != self._parked_seen:
+            metrics.orphans_parked.inc(state.parked - self._parked_seen)
+            self._parked_seen = state.parked
+        return self._count_refused(batch) if batch.refused or state.tally else None
+
+    def _count_refused(self, batch: Batch) -> str | None:
+        tally = self._state.tally
+        for reason, fate in ORPHAN_FATES.items():
+            self._metrics.orphans.labels(fate).inc(tally.pop(reason, 0))
+        lossy = [self.refuse(reason, count) for reason, count in (batch.refused + tally).items()]
+        tally.clear()
+        return next((reason for reason in lossy if reason), None)

@@ -1,0 +1,111 @@
+"""One engine, as the user names it: on the command line, in a variable, or as JSON over HTTP."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Self
+
+import msgspec
+from msgspec import Meta, Struct
+
+from indexer.errors import SettingError
+from indexer.stream_state import Counting
+
+_TCP = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.]+(%\w+)?\]|[^:/\[\]*\s]+):(?P<port>\d{1,5})")
+_IPC = re.compile(r"ipc://\S+")
+NAME_LENGTH_MAX = 512
+
+Name = Annotated[str, Meta(min_length=1, max_length=NAME_LENGTH_MAX)]
+RANKS_MAX = 1024
+
+
+class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A pod, the model that it serves, and where its events come from.
+
+    `events` and `replay` are `tcp://host:port` or `ipc://path`. `ranks=N`: ranks 0 to N - 1, rank r at both ports + r; `rank`: one stream, of
+    that rank. `topic`: subscription prefix. `offload_block_size`: tokens per block of an offloading connector that announces none.
+    """
+
+    pod: Name
+    model: Name
+    events: str
+    replay: str | None = None
+    ranks: Annotated[int, Meta(ge=1, le=RANKS_MAX)] | None = None
+    rank: Annotated[int, Meta(ge=0, le=65535)] | None = None
+    topic: Annotated[str, Meta(max_length=NAME_LENGTH_MAX)] = ""
+    counting: Counting = "copies"
+    offload_block_size: Annotated[int, Meta(ge=1, le=2**20)] | None = None
+
+    @classmethod
+    def from_text(cls, text: str, source: str = "--engine") -> Self:
+        """Parse `pod=…,model=…,events=…`. Raises SettingError."""
+        given: dict[str, str] = {}
+        for part in text.split(","):
+            key, equals, value = part.partition("=")
+            key = key.strip()
+            if not equals:
+                raise SettingError(source, text, f"{part.strip()!r} is not key=value; keys are {', '.join(cls.__struct_fields__)}")
+            if key in given:
+                raise SettingError(source, text, f"{key} is given twice")
+            given[key] = value.strip()
+        return cls.from_mapping(given, source, text, strict=False)
+
+    @classmethod
+    def from_mapping(cls, given: Mapping[str, Any], source: str, shown: object = None, *, strict: bool = True) -> Self:
+        """Check a spec's keys and values. Raises SettingError that names what was wrong and what would be right."""
+        shown = dict(given) if shown is None else shown
+        for key in given:
+            if key not in cls.__struct_fields__:
+                raise SettingError(source, shown, f"unknown key {key!r}; keys are {', '.join(cls.__struct_fields__)}")
+        for key in ("pod", "model", "events"):
+            if not given.get(key):
+                raise SettingError(source, shown, f"{key} is required")
+        try:
+            spec = msgspec.convert(given, cls, strict=strict)
+        except msgspec.ValidationError as error:
+            raise SettingError(source, shown, str(error)) from None
+        spec._check(source, shown)
+        return spec
+
+    def _check(self, source: str, shown: object) -> None:
+        if self.ranks is not None and self.rank is not None:
+            raise SettingError(source, shown, "either ranks (ranks 0 to N - 1) or rank (one stream of that rank), not both")
+        for key, endpoint in (("events", self.events), ("replay", self.replay)):
+            if endpoint is None:
+                continue
+            tcp = _TCP.fullmatch(endpoint)
+            if tcp is None and not _IPC.fullmatch(endpoint):
+                raise SettingError(source, shown, f"{key} should be tcp://host:port or ipc://path, not {endpoint!r}")
+            if tcp is None and (self.ranks or 1) > 1:
+                raise SettingError(source, shown, f"{key} should be tcp://host:port where ranks > 1, since rank r is at port + r")
+            if tcp is not None and not 1 <= int(tcp["port"]) <= 65536 - (self.ranks or 1):
+                raise SettingError(source, shown, f"the port of {key} should be between 1 and 65535, for every rank")
+        if self.replay is not None and self.replay == self.events:
+            raise SettingError(source, shown, "replay should be another endpoint than events")
+
+    @property
+    def stream_ranks(self) -> range:
+        """The ranks that this spec names."""
+        return range(self.rank, self.rank + 1) if self.rank is not None else range(self.ranks or 1)
+
+    def endpoints(self, rank: int) -> tuple[str, str | None]:
+        """Where the events and the replays of this rank come from."""
+        offset = 0 if self.rank is not None else rank
+        return _shifted(self.events, offset), None if self.replay is None else _shifted(self.replay, offset)
+
+
+def _shifted(endpoint: str, offset: int) -> str:
+    tcp = _TCP.fullmatch(endpoint)
+    return endpoint if tcp is None else f"tcp://{tcp['host']}:{int(tcp['port']) + offset}"
+
+
+def check_together(specs: Iterable[EngineSpec], source: str) -> None:
+    """Several specs may name one pod, with different ranks and the same model. Raises SettingError."""
+    models: dict[str, str] = {}
+    ranks: set[tuple[str, int]] = set()
+    for spec in specs:
+        if models.setdefault(spec.pod, spec.model) != spec.model:
+            raise SettingError(source, spec.pod, f"this pod is given with two models, {models[spec.pod]!r} and {spec.model!r}; a pod serves one")
+        for rank in spec.stream_ranks:
+            if (spec.pod, rank) in ranks:
+                raise SettingError(source, spec.pod, f"this pod is given twice with rank {rank}; give each pod and rank once")
+            ranks.add((spec.pod, rank))

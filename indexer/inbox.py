@@ -1,0 +1,79 @@
+"""Frames between the receiving thread and a stream's task."""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from msgspec import Struct
+
+
+class ReceiveLimits(Struct, frozen=True):
+    """What receiving may hold at most, per stream, and how soon a dead peer is noticed."""
+
+    inbox_frames_max: int = 100_000
+    inbox_bytes_max: int = 256 * 2**20
+    receive_hwm: int = 100_000
+    frame_bytes_max: int = 64 * 2**20
+    heartbeat_s: float = 1.0
+    heartbeat_timeout_s: float = 3.0
+    reconnect_s: float = 0.1
+
+
+class Inbox:
+    """Frames of one stream between the receiving thread and the stream's task, with the state of the connection.
+
+    `epoch` counts connections; `connected` says whether the newest one is up. The receiving thread alone writes these and appends; the
+    stream's task alone takes.
+    """
+
+    def __init__(self, limits: ReceiveLimits, wake: Callable[[], None]) -> None:
+        self._limits = limits
+        self._wake = wake
+        self._frames: deque[tuple[int, list[bytes]]] = deque()
+        self._lock = threading.Lock()
+        self.bytes = 0
+        self.dropped = 0
+        self.epoch = 0
+        self.connected = False
+        self.error: str | None = None
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def put(self, frames: list[bytes]) -> None:
+        """Add one message of the present connection; the oldest go where there is no room."""
+        size = sum(map(len, frames))
+        with self._lock:
+            self._frames.append((self.epoch, frames))
+            self.bytes += size
+            while len(self._frames) > self._limits.inbox_frames_max or (self.bytes > self._limits.inbox_bytes_max and len(self._frames) > 1):
+                _, oldest = self._frames.popleft()
+                self.bytes -= sum(map(len, oldest))
+                self.dropped += 1
+
+    def peek(self) -> tuple[int, list[bytes]] | None:
+        """The oldest message with the epoch it came in, left where it is."""
+        try:
+            return self._frames[0]
+        except IndexError:
+            return None
+
+    def take(self) -> tuple[int, list[bytes]] | None:
+        """The oldest message with the epoch it came in."""
+        with self._lock:
+            if not self._frames:
+                return None
+            item = self._frames.popleft()
+            self.bytes -= sum(map(len, item[1]))
+            return item
+
+    def discard_before(self, epoch: int) -> None:
+        """Throw away what older connections brought."""
+        with self._lock:
+            while self._frames and self._frames[0][0] < epoch:
+                _, frames = self._frames.popleft()
+                self.bytes -= sum(map(len, frames))
+
+    def wake(self) -> None:
+        """Have the stream's task look at this inbox."""
+        self._wake()

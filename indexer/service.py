@@ -1,0 +1,210 @@
+"""The ingest side as a whole: which pods there are, a task for each of their streams, and whether it is ready."""
+
+import asyncio
+import logging
+import time
+from contextlib import AsyncExitStack
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+import zmq
+from msgspec import Struct
+
+from indexer.engine_spec import EngineSpec, check_together
+from indexer.errors import SettingError
+from indexer.metrics import IndexerMetrics
+from indexer.settings import Settings
+from indexer.store import Store, StreamKey, Trust
+from indexer.stream import Stream, StreamStatus
+from indexer.stream_state import Counting
+from indexer.subscriber import Context, Subscriber
+
+log = logging.getLogger(__name__)
+
+# Pause before a stream that failed by an error of ours begins again.
+AFTER_FAILURE_S = 1.0
+
+
+class PodStatus(Struct, frozen=True):
+    """A pod as `/v1/pods` shows it."""
+
+    pod: str
+    model: str
+    streams: list[StreamStatus]
+
+
+class Readiness(Struct, frozen=True):
+    """`status`: starting, ready or degraded. `reasons`: what is not as it should be, in words."""
+
+    status: str
+    reasons: list[str]
+
+    @property
+    def is_ready(self) -> bool:
+        return self.status != "starting"
+
+
+class _Source(Struct, frozen=True):
+    """Where one stream comes from; two streams with equal ones are the same."""
+
+    key: StreamKey
+    events: str
+    replay: str | None
+    topic: str
+    counting: Counting
+    offload_block_size: int | None
+
+
+class _Running(Struct):
+    source: _Source
+    stream: Stream
+    task: asyncio.Task[None]
+
+
+class Service:
+    """`async with Service(settings, store, metrics) as service:` connects to the settings' engines and follows them."""
+
+    def __init__(self, settings: Settings, store: Store, metrics: IndexerMetrics) -> None:
+        self._settings = settings
+        self._store = store
+        self._metrics = metrics
+        self._running: dict[StreamKey, _Running] = {}
+        self._specs: dict[str, tuple[EngineSpec, ...]] = {}
+        self._turn = asyncio.Lock()
+        self._changing = asyncio.Lock()
+        self._ready = False
+        for trust in Trust:
+            metrics.streams.labels(str(trust)).set_function(partial(self._count, trust))
+
+    async def __aenter__(self) -> Self:
+        self._started_s = time.monotonic()
+        async with AsyncExitStack() as stack:
+            self._context: Context = zmq.Context()
+            stack.callback(self._context.destroy, linger=0)
+            self._subscriber = await stack.enter_async_context(Subscriber(self._context))
+            self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            stack.callback(self._cancel_all)
+            for pod in dict.fromkeys(spec.pod for spec in self._settings.engines):
+                await self.register(tuple(spec for spec in self._settings.engines if spec.pod == pod))
+            self._configured = list(self._running)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._stack.aclose()
+
+    def _cancel_all(self) -> None:
+        for running in self._running.values():
+            running.task.cancel()
+
+    # Pods
+
+    async def register(self, specs: tuple[EngineSpec, ...]) -> bool:
+        """Make one pod what these specs say; streams that stay the same keep what they hold. Returns whether it is a new pod.
+
+        Raises SettingError.
+        """
+        check_together(specs, "pod")
+        sources = {source.key: source for spec in specs for source in _sources(spec)}
+        for source in sources.values():
+            self._check_endpoints(source)
+        pod = specs[0].pod
+        async with self._changing:
+            for running in [r for r in self._running.values() if r.source.key.pod == pod]:
+                if sources.get(running.source.key) == running.source:
+                    del sources[running.source.key]
+                else:
+                    await self._stop(running)
+            for source in sources.values():
+                await self._start(source)
+            is_new = pod not in self._specs
+            self._specs[pod] = specs
+        return is_new
+
+    async def forget(self, pod: str) -> bool:
+        """Drop a pod and all its blocks. Returns whether there was one."""
+        async with self._changing:
+            for running in [r for r in self._running.values() if r.source.key.pod == pod]:
+                await self._stop(running)
+            return self._specs.pop(pod, None) is not None
+
+    def pods(self) -> list[PodStatus]:
+        """Every pod with its streams, in the order of their registration."""
+        return [PodStatus(pod, specs[0].model, self._statuses(pod)) for pod, specs in self._specs.items()]
+
+    def _statuses(self, pod: str) -> list[StreamStatus]:
+        return sorted((r.stream.status() for key, r in self._running.items() if key.pod == pod), key=lambda status: status.rank)
+
+    def readiness(self) -> Readiness:
+        """Ready once every configured stream has connected and its first replay has ended or failed, or after a while; then for good."""
+        streams = [running.stream for running in self._running.values()]
+        reasons = [
+            f"pod {stream.key.pod} rank {stream.key.rank} is {stream.trust}" + (f": {error}" if (error := stream.status().last_error) else "")
+            for stream in streams
+            if stream.trust in (Trust.STALE, Trust.EXPIRED)
+        ]
+        if not self._ready:
+            settled = all(self._running[key].stream.settled.is_set() for key in self._configured if key in self._running)
+            self._ready = settled or time.monotonic() - self._started_s >= self._settings.ready_after_s
+        if not self._ready:
+            return Readiness("starting", reasons)
+        return Readiness("degraded" if reasons else "ready", reasons)
+
+    def _count(self, trust: Trust) -> int:
+        return sum(running.stream.trust is trust for running in self._running.values())
+
+    # Streams
+
+    def _check_endpoints(self, source: _Source) -> None:
+        for key, endpoint in (("events", source.events), ("replay", source.replay)):
+            if endpoint is None:
+                continue
+            with self._context.socket(zmq.SUB) as probe:
+                probe.linger = 0
+                try:
+                    probe.connect(endpoint)
+                except zmq.ZMQError as error:
+                    raise SettingError(key, endpoint, str(error)) from None
+
+    async def _start(self, source: _Source) -> None:
+        stream = Stream(
+            source.key,
+            context=self._context,
+            replay_endpoint=source.replay,
+            counting=source.counting,
+            offload_block_size=source.offload_block_size,
+            settings=self._settings,
+            store=self._store,
+            metrics=self._metrics,
+            turn=self._turn,
+        )
+        self._store.open(source.key)
+        await self._subscriber.add(source.events, source.topic.encode(), stream.inbox, self._settings.receive_limits)
+        task = self._tasks.create_task(self._follow(stream), name=f"stream {source.key.pod} {source.key.rank}")
+        self._running[source.key] = _Running(source, stream, task)
+
+    async def _stop(self, running: _Running) -> None:
+        del self._running[running.source.key]
+        await self._subscriber.remove(running.stream.inbox)
+        running.task.cancel()
+        await asyncio.wait([running.task])
+        running.stream.close()
+        self._store.close(running.source.key)
+
+    async def _follow(self, stream: Stream) -> None:
+        while True:
+            try:
+                await stream.run()
+            except Exception:
+                log.exception("stream failed", extra={"pod": stream.key.pod, "rank": stream.key.rank})
+                stream.fail()
+                await asyncio.sleep(AFTER_FAILURE_S)
+
+
+def _sources(spec: EngineSpec) -> list[_Source]:
+    def source(rank: int) -> _Source:
+        events, replay = spec.endpoints(rank)
+        return _Source(StreamKey(spec.model, spec.pod, rank), events, replay, spec.topic, spec.counting, spec.offload_block_size)
+
+    return [source(rank) for rank in spec.stream_ranks]

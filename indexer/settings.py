@@ -1,0 +1,159 @@
+"""All settings, as one frozen value, made from flags and variables. Flags win.
+
+Every field is a flag `--its-name` and a variable `KV_INDEXER_ITS_NAME`.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct
+
+from indexer.engine_spec import EngineSpec, check_together
+from indexer.errors import SettingError
+from indexer.inbox import ReceiveLimits
+from indexer.replay import ReplayLimits
+from indexer.stream_state import StateLimits
+from indexer.wire import WireLimits
+
+T = TypeVar("T", bound=Struct)
+PREFIX = "KV_INDEXER_"
+Seconds = Annotated[float, Meta(gt=0, le=10**9)]
+Count = Annotated[int, Meta(ge=1, le=2**40)]
+Weight = Annotated[float, Meta(ge=0, le=1)]
+
+# What Kubernetes puts into the environment of every pod beside a service called kv-indexer: not ours.
+_SERVICE_LINK = re.compile(r"KV_INDEXER_(SERVICE_(HOST|PORT)\w*|PORT_\d+_\w+)")
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """Times are in seconds, sizes in bytes."""
+
+    engines: tuple[EngineSpec, ...] = ()
+    host: Annotated[str, Meta(description="Address that the HTTP service listens on.")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="Port that the HTTP service listens on; 0 takes a free one.")] = 8080
+    log_format: Annotated[Literal["text", "json"], Meta(description="Form of the log lines on stderr.")] = "text"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least severity that is logged.")] = "info"
+    hash_seed: Annotated[str, Meta(max_length=256, description="Folded into every block key; equal on all replicas.")] = ""
+    pod_expiry_s: Annotated[Seconds, Meta(description="How long a disconnected pod keeps its blocks before they are dropped.")] = 300.0
+    ready_after_s: Annotated[Seconds, Meta(description="/readyz says 200 after this long even if engines are missing.")] = 10.0
+    shutdown_s: Annotated[Seconds, Meta(description="How long running requests may take to finish after SIGTERM.")] = 3.0
+    body_bytes_max: Annotated[Count, Meta(description="Largest request body.")] = 16 * 2**20
+    silence_s: Annotated[Seconds, Meta(description="After this silence an engine is asked whether a last batch was lost.")] = 1.0
+    silence_max_s: Annotated[Seconds, Meta(description="Longest interval of these questions while the silence lasts.")] = 5.0
+    replay_retry_s: Annotated[Seconds, Meta(description="First pause before an unanswered replay is asked for again; doubles.")] = 0.25
+    replay_retry_max_s: Annotated[Seconds, Meta(description="Longest such pause.")] = 5.0
+    replay_give_up_s: Annotated[Seconds, Meta(description="After this long without an answer a stream goes on without replay, as partial.")] = 30.0
+    replay_idle_s: Annotated[Seconds, Meta(description="Longest silence before and between the replies of a replay.")] = 2.0
+    replay_total_s: Annotated[Seconds, Meta(description="Longest duration of one replay request.")] = 120.0
+    inbox_frames_max: Annotated[Count, Meta(description="Messages per stream that wait to be applied; the oldest go first.")] = 100_000
+    inbox_bytes_max: Annotated[Count, Meta(description="The same in bytes.")] = 256 * 2**20
+    receive_hwm: Annotated[Count, Meta(le=2**31 - 1, description="Receive high-water mark of each SUB socket, in messages.")] = 100_000
+    frame_bytes_max: Annotated[Count, Meta(description="Largest message from an engine; a larger one ends its connection.")] = 64 * 2**20
+    heartbeat_s: Annotated[Seconds, Meta(le=3600, description="Interval of heartbeats to engines.")] = 1.0
+    heartbeat_timeout_s: Annotated[Seconds, Meta(le=3600, description="A connection without an answer for this long is closed.")] = 3.0
+    reconnect_s: Annotated[Seconds, Meta(le=60, description="Interval of attempts to connect to an engine.")] = 0.1
+    copies_max: Annotated[Count, Meta(description="Cap of the copies counted per block.")] = 255
+    removed_max: Annotated[Count, Meta(description="Removed blocks per stream whose keys are remembered.")] = 65_536
+    parked_max: Annotated[Count, Meta(description="Blocks per stream that may wait for their parent.")] = 65_536
+    parked_max_s: Annotated[Seconds, Meta(description="How long a block may wait for its parent.")] = 600.0
+    events_per_batch_max: Annotated[Count, Meta(description="Most events in a batch; a larger one is refused.")] = 100_000
+    hashes_per_event_max: Annotated[Count, Meta(description="Most hashes in an event.")] = 65_536
+    tokens_per_event_max: Annotated[Count, Meta(description="Most tokens in an event.")] = 4_194_304
+    block_size_max: Annotated[Count, Meta(description="Largest block size.")] = 65_536
+    text_length_max: Annotated[Count, Meta(description="Longest LoRA name or cache salt of an event, in characters.")] = 4_096
+    extra_keys_bytes_max: Annotated[Count, Meta(description="Most bytes of extra keys of one block.")] = 65_536
+    weight_gpu: Annotated[Weight, Meta(description="Weight of a block in gpu memory in the score.")] = 1.0
+    weight_cpu: Annotated[Weight, Meta(description="Weight of a block in cpu memory.")] = 0.8
+    weight_disk: Annotated[Weight, Meta(description="Weight of a block on disk.")] = 0.5
+    weight_other: Annotated[Weight, Meta(description="Weight of a block in any other tier of the pod's own.")] = 0.3
+
+    @property
+    def receive_limits(self) -> ReceiveLimits:
+        return self._part(ReceiveLimits)
+
+    @property
+    def replay_limits(self) -> ReplayLimits:
+        return ReplayLimits(self.replay_idle_s, self.replay_total_s, self.frame_bytes_max)
+
+    @property
+    def wire_limits(self) -> WireLimits:
+        return self._part(WireLimits)
+
+    @property
+    def state_limits(self) -> StateLimits:
+        return self._part(StateLimits)
+
+    @property
+    def tier_weights(self) -> tuple[float, float, float, float]:
+        """In the order of the tiers; remote is nobody's own and has none."""
+        return self.weight_gpu, self.weight_cpu, self.weight_disk, self.weight_other
+
+    def _part(self, kind: type[T]) -> T:
+        return kind(**{name: getattr(self, name) for name in kind.__struct_fields__ if hasattr(self, name)})
+
+
+class Field(Struct, frozen=True):
+    """One setting that is a plain value."""
+
+    name: str
+    type: Any
+    default: Any
+    description: str
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return PREFIX + self.name.upper()
+
+
+def fields() -> Iterator[Field]:
+    """Every setting but the engines, in the order in which they are documented."""
+    hints = get_type_hints(Settings, include_extras=True)
+    for info in msgspec.structs.fields(Settings):
+        if info.name != "engines":
+            yield Field(info.name, hints[info.name], info.default, _description(hints[info.name]))
+
+
+def _description(hint: Any) -> str:
+    if get_origin(hint) is not Annotated:
+        return ""
+    return next((meta.description for meta in get_args(hint)[1:] if isinstance(meta, Meta) and meta.description), "")
+
+
+def read_settings(flags: Mapping[str, str], engines: Sequence[str], environ: Mapping[str, str]) -> Settings:
+    """Make the settings from flags (field name → text), `--engine` texts and the environment's variables.
+
+    Raises SettingError that names the flag or variable, the value and what is allowed.
+    """
+    known = {field.name: field for field in fields()}
+    values: dict[str, Any] = {}
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX) or variable == PREFIX + "ENGINES" or _is_service_link(variable, text):
+            continue
+        field = known.get(variable.removeprefix(PREFIX).lower())
+        if field is None or field.variable != variable:
+            raise SettingError(variable, text, f"unknown variable; known are {PREFIX}ENGINES and {PREFIX}* for each flag of kv-indexer serve --help")
+        values[field.name] = _converted(field, variable, text)
+    for name, text in flags.items():
+        values[name] = _converted(known[name], known[name].flag, text)
+    source = "--engine" if engines else PREFIX + "ENGINES"
+    texts = engines or [text for text in environ.get(PREFIX + "ENGINES", "").split(";") if text.strip()]
+    specs = tuple(EngineSpec.from_text(text, source) for text in texts)
+    check_together(specs, source)
+    return Settings(engines=specs, **values)
+
+
+def _converted(field: Field, source: str, text: str) -> Any:
+    try:
+        return msgspec.convert(text, field.type, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingError(source, text, str(error)) from None
+
+
+def _is_service_link(variable: str, text: str) -> bool:
+    return _SERVICE_LINK.fullmatch(variable) is not None or (variable == PREFIX + "PORT" and text.startswith(("tcp://", "udp://")))
