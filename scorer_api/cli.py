@@ -1,0 +1,136 @@
+"""The kv-indexer command."""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import uvloop
+
+from indexer import __version__, demo_engine, logs
+from indexer.errors import SettingError
+from indexer.settings import Settings, fields, read_settings
+from scorer_api import demo, score_command
+from scorer_api.server import serve
+
+USAGE_ERROR = 2
+# The receiving thread gets the interpreter so soon after it asks for it.
+SWITCH_INTERVAL_S = 0.001
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, 1 where something failed, 2 where the user's words were wrong."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        command: Callable[[argparse.Namespace], int] = parsed.command
+        return command(parsed)
+    except SettingError as error:
+        print(f"kv-indexer: {error}", file=sys.stderr)  # noqa: T201 - the one line that says why the start stops
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="kv-indexer", description="Tells any LLM router which pod already holds the longest prefix of a prompt.")
+    parser.add_argument("--version", action="version", version=f"kv-indexer {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serving = commands.add_parser("serve", help="follow engines and answer scores over HTTP", allow_abbrev=False)
+    serving.add_argument(
+        "--engine", action="append", default=[], metavar="SPEC", help="pod=…,model=…,events=tcp://…[,replay=tcp://…]; may be repeated"
+    )
+    _add_settings(serving)
+    serving.set_defaults(command=_serve)
+
+    scoring = commands.add_parser("score", help="ask a running service for the scores of a prompt", allow_abbrev=False)
+    score_command.add_arguments(scoring)
+    scoring.set_defaults(command=score_command.run)
+
+    demonstrating = commands.add_parser("demo", help="serve two demo engines, so that there is something to see", allow_abbrev=False)
+    _add_settings(demonstrating)
+    demonstrating.set_defaults(command=_demo)
+
+    engine = commands.add_parser("demo-engine", help="an engine without a model that speaks the wire protocol; prints its spec", allow_abbrev=False)
+    engine.add_argument("--pod", default="demo-0")
+    engine.add_argument("--model", default=demo.MODEL)
+    engine.add_argument("--chats", default="1,2,3,4,5,6,7,8", metavar="N,N,…", type=_numbers, help="numbers of the chats that it serves")
+    engine.add_argument("--blocks", default=256, type=_positive(int), help="how many blocks it caches")
+    engine.add_argument("--requests-per-s", default=4.0, type=_positive(float))
+    engine.set_defaults(command=_demo_engine)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    for field in fields():
+        shown = f"{field.description} (default: {field.default!r})".replace("%", "%%")
+        parser.add_argument(field.flag, dest=field.name, default=argparse.SUPPRESS, metavar="VALUE", help=shown)
+
+
+def _numbers(text: str) -> list[int]:
+    numbers = [int(part) for part in text.split(",")]
+    if not all(0 < number < 4_000_000 for number in numbers):
+        raise ValueError
+    return numbers
+
+
+def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    def positive(text: str) -> Any:
+        value = kind(text)
+        if not value > 0:
+            raise ValueError
+        return value
+
+    return positive
+
+
+def _settings(parsed: argparse.Namespace, engines: Sequence[str], environ: dict[str, str] | None = None) -> Settings:
+    flags = {field.name: getattr(parsed, field.name) for field in fields() if hasattr(parsed, field.name)}
+    settings = read_settings(flags, engines, dict(os.environ) if environ is None else environ)
+    logs.configure(settings.log_format, settings.log_level)
+    return settings
+
+
+def _serve(parsed: argparse.Namespace) -> int:
+    return _run(lambda stop: serve(_settings(parsed, parsed.engine), stop))
+
+
+def _demo(parsed: argparse.Namespace) -> int:
+    return _run(lambda stop: demo.run(lambda engines: _settings(parsed, engines), stop))
+
+
+def _demo_engine(parsed: argparse.Namespace) -> int:
+    async def until_stopped(stop: asyncio.Event) -> None:
+        serving = demo_engine.run(parsed.pod, parsed.model, parsed.chats, parsed.blocks, parsed.requests_per_s)
+        engine = asyncio.create_task(serving, name="demo engine")
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        await asyncio.wait([engine, stopping], return_when=asyncio.FIRST_COMPLETED)
+        engine.cancel()
+        stopping.cancel()
+        for outcome in await asyncio.gather(engine, stopping, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                raise outcome
+
+    return _run(until_stopped)
+
+
+def _run(act: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> int:
+    """Run with a stop event that SIGTERM and SIGINT set."""
+
+    async def with_signals() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await act(stop)
+
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    uvloop.run(with_signals())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

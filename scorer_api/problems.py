@@ -1,0 +1,66 @@
+"""Errors as clients see them: `application/problem+json` (RFC 9457)."""
+
+import http
+import logging
+
+import msgspec
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from msgspec import Struct
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class ProblemDetails(Struct, frozen=True):
+    """`detail` says which field was wrong and what would be right."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+class Problem(Exception):
+    """The request cannot be answered. Attributes: `status`, an HTTP status; `detail`, for the client."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+
+
+def response_of(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
+    """The response that tells a client of a problem."""
+    details = ProblemDetails("about:blank", http.HTTPStatus(status).phrase, status, detail)
+    return Response(msgspec.json.encode(details), status, headers, MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Have every error of the app answered as a problem; none shows how the service works inside."""
+
+    @app.exception_handler(Problem)
+    async def on_problem(request: Request, error: Problem) -> Response:
+        # Where the body was refused unread, the rest of it would be taken for the next request.
+        return response_of(error.status, error.detail, {"Connection": "close"} if error.status == 413 else None)
+
+    @app.exception_handler(HTTPException)
+    async def on_http_error(request: Request, error: HTTPException) -> Response:
+        detail = {404: f"there is nothing at {request.url.path}", 405: f"{request.method} is not allowed at {request.url.path}"}
+        return response_of(error.status_code, detail.get(error.status_code, str(error.detail)), dict(error.headers or {}))
+
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid(request: Request, error: RequestValidationError) -> Response:
+        return response_of(422, "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()))
+
+    @app.exception_handler(ClientDisconnect)
+    async def on_disconnect(request: Request, error: ClientDisconnect) -> Response:
+        return response_of(400, "the client went away before its request was whole")
+
+    @app.exception_handler(Exception)
+    async def on_failure(request: Request, error: Exception) -> Response:
+        return response_of(500, "an internal error; the service's log says more")

@@ -1,0 +1,127 @@
+"""What requests and answers look like."""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from indexer.engine_spec import EngineSpec
+from indexer.service import PodStatus, Readiness
+from indexer.store import Trust
+from scorer_api.problems import ProblemDetails
+
+TOKEN_MAX = 2**32 - 1
+TEXT_LENGTH_MAX = 4_096
+
+Text = Annotated[str, Meta(max_length=TEXT_LENGTH_MAX)]
+BlockExtraKeys = Annotated[
+    list[tuple[Annotated[int, Meta(ge=0, le=2**32)], list[Any]]],
+    Meta(description="[block number, [extra key, …]] for multimodal content, as the engine announces it.", examples=[[[0, [["img", -1]]]]]),
+]
+TokenIds = Annotated[
+    list[int],
+    Meta(
+        description=f"The prompt's tokens, each from 0 to {TOKEN_MAX}. In msgpack also bin: little-endian uint32, 4 bytes a token.",
+        examples=[[1, 2, 3]],
+    ),
+]
+
+
+class ScoreRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which pods hold the longest prefix of this prompt?"""
+
+    model: Annotated[str, Meta(description="The model that the pods serve.")]
+    token_ids: TokenIds
+    pods: Annotated[list[str] | None, Meta(description="Only these pods; unknown names are ignored and returned under unknown_pods.")] = None
+    lora_name: Annotated[Text | None, Meta(description="The LoRA adapter of the request.")] = None
+    cache_salt: Annotated[Text | None, Meta(description="The cache salt of the request.")] = None
+    block_extra_keys: BlockExtraKeys | None = None
+    limit: Annotated[int, Meta(ge=1, description="Only the first so many pods.")] | None = None
+
+
+class ScoreRequestMsgpack(ScoreRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The same in msgpack, where the tokens may also be packed."""
+
+    token_ids: list[int] | bytes  # type: ignore[assignment]  # wider than in JSON, on purpose
+
+
+class PodAnswer(Struct, frozen=True):
+    """A pod's figures are those of its best rank; `ranks` has each rank's matched blocks."""
+
+    pod: str
+    score: Annotated[float, Meta(ge=0, le=1, description="Tier-weighted matched tokens as a part of the prompt's tokens less one.")]
+    matched_tokens: int
+    matched_blocks: int
+    usable_blocks: Annotated[int, Meta(description="How many blocks of this prompt the engine could take from its cache.")]
+    block_size: Annotated[int | None, Meta(description="Tokens per block; null before the pod has announced any.")]
+    tiers: Annotated[dict[str, int], Meta(description="Matched blocks by the best tier that holds them.")]
+    rank: int
+    ranks: dict[str, int]
+    trust: Trust
+
+
+class ViewAnswer(Struct, frozen=True):
+    """What the answer was made from, and the age of its newest word from the indexer."""
+
+    source: str
+    age_s: float
+
+
+class ScoreAnswer(Struct, frozen=True):
+    """Every known pod of the model, best first, zeros included."""
+
+    model: str
+    tokens: int
+    best: Annotated[str | None, Meta(description="The first pod, null when nothing matches.")]
+    pods: list[PodAnswer]
+    view: ViewAnswer
+    unknown_pods: list[str] | UnsetType = UNSET
+
+
+class PodsAnswer(Struct, frozen=True):
+    """Every registered pod."""
+
+    pods: list[PodStatus]
+
+
+class ModelAnswer(Struct, frozen=True):
+    """A model is known when a pod of it is registered."""
+
+    model: str
+    pods: list[str]
+
+
+class ModelsAnswer(Struct, frozen=True):
+    """Every known model."""
+
+    models: list[ModelAnswer]
+
+
+class HealthAnswer(Struct, frozen=True):
+    """The process lives."""
+
+    status: str
+
+
+class PodSpec(EngineSpec, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where a pod's events come from. `pod`, if given, must be the name in the path."""
+
+    pod: str | None = None  # type: ignore[assignment]  # the path has the name
+
+
+TYPES: tuple[Any, ...] = (ScoreRequest, ScoreAnswer, PodSpec, PodStatus, PodsAnswer, ModelsAnswer, HealthAnswer, Readiness, ProblemDetails)
+
+COMPONENT = "#/components/schemas/{name}"
+
+
+def components() -> dict[str, Any]:
+    """The JSON schemas of all these, by name, for the OpenAPI document."""
+    _, found = msgspec.json.schema_components(TYPES, ref_template=COMPONENT)
+    return {**found, "ScoreRequestMsgpack": _packed(found["ScoreRequest"])}
+
+
+def _packed(schema: dict[str, Any]) -> dict[str, Any]:
+    """The request's schema in msgpack. JSON schema has no word for bin; OpenAPI's is a string of format binary."""
+    as_list = schema["properties"]["token_ids"]
+    as_bin = {"type": "string", "format": "binary", "description": "bin: little-endian uint32, 4 bytes a token."}
+    return {**schema, "properties": {**schema["properties"], "token_ids": {"anyOf": [as_list, as_bin]}}}

@@ -1,0 +1,91 @@
+"""`kv-indexer score`: ask a running service, print a table."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import httpx
+import msgspec
+
+from indexer.errors import SettingError
+from indexer.wire import pack_tokens
+from scorer_api.negotiation import MSGPACK
+from scorer_api.problems import ProblemDetails
+from scorer_api.schemas import ScoreAnswer
+
+TIMEOUT_S = 30.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags."""
+    parser.add_argument("--url", default="http://127.0.0.1:8080", help="where the service is (default: %(default)s)")
+    parser.add_argument("--model", required=True)
+    parser.add_argument(
+        "--tokens-file", required=True, metavar="FILE", help="the prompt's tokens: a JSON list or white-space separated ints; - for standard input"
+    )
+    parser.add_argument("--lora-name")
+    parser.add_argument("--cache-salt")
+    parser.add_argument("--limit", type=int)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Returns the exit code. Raises SettingError for a file that holds no tokens."""
+    asked = {
+        "model": parsed.model,
+        "token_ids": read_tokens(parsed.tokens_file),
+        "lora_name": parsed.lora_name,
+        "cache_salt": parsed.cache_salt,
+        "limit": parsed.limit,
+    }
+    try:
+        response = httpx.post(
+            parsed.url.rstrip("/") + "/v1/score", content=msgspec.msgpack.encode(asked), headers={"Content-Type": MSGPACK}, timeout=TIMEOUT_S
+        )
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return _fail(f"no answer from {parsed.url}: {error}")
+    try:
+        if response.status_code != 200:
+            return _fail(msgspec.json.decode(response.content, type=ProblemDetails).detail)
+        answer = msgspec.msgpack.decode(response.content, type=ScoreAnswer)
+    except msgspec.MsgspecError:
+        return _fail(f"{parsed.url} answered {response.status_code} with something that no kv-indexer says; is it the service's address?")
+    print(table(answer))  # noqa: T201 - the command's output
+    return 0
+
+
+def _fail(why: str) -> int:
+    print(f"kv-indexer: {why}", file=sys.stderr)  # noqa: T201 - the command's one line of error
+    return 1
+
+
+def read_tokens(file: str) -> bytes:
+    """A file's tokens, packed. Raises SettingError."""
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError("--tokens-file", file, f"cannot be read: {error}") from None
+    try:
+        tokens = msgspec.json.decode(text, type=list[int]) if text.lstrip().startswith("[") else [int(word) for word in text.split()]
+        return pack_tokens(tokens)
+    except (msgspec.DecodeError, ValueError, OverflowError) as error:
+        raise SettingError("--tokens-file", file, f"should hold a JSON list or white-space separated ints from 0 to 2^32 - 1: {error}") from None
+
+
+def table(answer: ScoreAnswer) -> str:
+    """The answer as people read it."""
+    heads = ("POD", "SCORE", "TOKENS", "BLOCKS", "TIERS", "RANK", "TRUST")
+    rows = [
+        (
+            pod.pod,
+            f"{pod.score:.4f}",
+            str(pod.matched_tokens),
+            f"{pod.matched_blocks}/{pod.usable_blocks}",
+            " ".join(f"{tier}:{count}" for tier, count in pod.tiers.items()) or "-",
+            str(pod.rank),
+            str(pod.trust),
+        )
+        for pod in answer.pods
+    ]
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (heads, *rows)]
+    return "\n".join([f"model {answer.model}, {answer.tokens} tokens, best: {answer.best or 'none, nothing matches'}", *lines])

@@ -1,0 +1,87 @@
+"""A score request, from its bytes to a prompt. Every mistake gets a sentence."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from indexer.block_keys import TOKEN_BYTES, fold_extra_keys, read_extra_keys
+from indexer.wire import pack_tokens
+from scorer_api.negotiation import JSON, MSGPACK
+from scorer_api.problems import Problem
+from scorer_api.schemas import TOKEN_MAX, ScoreRequest, ScoreRequestMsgpack
+from scorer_api.view import Prompt
+
+EXTRA_KEYS_BYTES_MAX = 65_536
+
+_DECODE: dict[str, Callable[[bytes], ScoreRequest]] = {
+    JSON: msgspec.json.Decoder(ScoreRequest).decode,
+    MSGPACK: msgspec.msgpack.Decoder(ScoreRequestMsgpack).decode,
+}
+
+
+def decode(body: bytes, media_type: str) -> ScoreRequest:
+    """Raises Problem 400 for what is not JSON or msgpack, 422 for what is, with other fields or types than it should have."""
+    try:
+        return _DECODE[media_type](body)
+    except msgspec.ValidationError as error:
+        raise Problem(422, _sentence(str(error))) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Problem(400, f"the body is not valid {media_type}: {error}") from None
+    except RecursionError:
+        raise Problem(400, "the body is nested too deeply") from None
+
+
+def _sentence(error: str) -> str:
+    """msgspec's words, with the field first."""
+    text, _, path = error.partition(" - at `$")
+    field = path.rstrip("`").removeprefix(".")
+    return f"{field}: {text}" if field else re.sub(r"^Object", "The body", text)
+
+
+def prompt_of(request: ScoreRequest) -> Prompt:
+    """Raises Problem 422 for values that no prompt can have."""
+    return Prompt(request.model, _packed_tokens(request.token_ids), request.lora_name or None, _extra_keys(request))
+
+
+def _packed_tokens(token_ids: list[int] | bytes) -> bytes:
+    if isinstance(token_ids, bytes):
+        if len(token_ids) % TOKEN_BYTES:
+            raise Problem(
+                422, f"token_ids: a bin should have {TOKEN_BYTES} bytes a token (little-endian uint32); {len(token_ids)} is no multiple of that"
+            )
+        return token_ids
+    try:
+        return pack_tokens(token_ids)
+    except OverflowError:
+        position, token = next((i, t) for i, t in enumerate(token_ids) if not 0 <= t <= TOKEN_MAX)
+        raise Problem(422, f"token_ids[{position}]: {token} should be from 0 to {TOKEN_MAX}") from None
+
+
+def _extra_keys(request: ScoreRequest) -> dict[int, bytes] | None:
+    """Block number → folded extra keys: the given ones, read like an engine's, and the cache salt in the first block."""
+    own_keys: dict[int, list[Any]] = {}
+    salt = request.cache_salt or None
+    for position, (number, entry) in enumerate(request.block_extra_keys or ()):
+        where = f"block_extra_keys[{position}]"
+        if number in own_keys:
+            raise Problem(422, f"{where}: block {number} is given twice; give each block once")
+        own_keys[number], announced_salt = read_extra_keys(entry, request.lora_name or None, first=number == 0)
+        if announced_salt is not None and salt is not None and announced_salt != salt:
+            raise Problem(422, f"{where}: a text in block 0 is the cache salt, and it is not the one in cache_salt; give one of them")
+        salt = salt or announced_salt
+    if salt is not None:
+        own_keys.setdefault(0, [])
+    folded = {number: _folded(number, own, salt if number == 0 else None) for number, own in own_keys.items()}
+    return {number: extra for number, extra in folded.items() if extra} or None
+
+
+def _folded(number: int, own: list[Any], salt: str | None) -> bytes:
+    try:
+        folded = fold_extra_keys(own, salt)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        raise Problem(422, f"block_extra_keys: the keys of block {number} should be texts, bytes, 64-bit integers or lists of these") from None
+    if len(folded) > EXTRA_KEYS_BYTES_MAX:
+        raise Problem(422, f"block_extra_keys: the keys of block {number} have {len(folded)} bytes; at most {EXTRA_KEYS_BYTES_MAX} are taken")
+    return folded

@@ -1,0 +1,43 @@
+"""From the steps of a walk to a rank's score."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from msgspec import Struct
+
+from scorer_api.prefix_index import OWN_TIERS, Step
+
+
+class Match(Struct, frozen=True):
+    """A rank's prefix match. `tiers`: blocks by the best tier in which the rank holds each, in the order of OWN_TIERS."""
+
+    matched_blocks: int
+    tiers: tuple[int, ...]
+
+
+NO_MATCH = Match(0, (0,) * len(OWN_TIERS))
+
+
+def usable_blocks(tokens: int, block_size: int) -> int:
+    """How many blocks of a prompt of so many tokens an engine can take from its cache: it never reuses the whole prompt."""
+    return max(0, tokens - 1) // block_size
+
+
+def match_of(holder: int, steps: Sequence[Step]) -> Match:
+    """One holder's match, from the steps of a walk that it took part in."""
+    bit = 1 << holder
+    counts = [0] * len(OWN_TIERS)
+    for (start, masks), (end, _) in pairwise(steps):
+        tier = next((tier for tier, mask in enumerate(masks) if mask & bit), None)
+        if tier is None:
+            break
+        counts[tier] += end - start
+    return Match(sum(counts), tuple(counts))
+
+
+def score_of(match: Match, tokens: int, block_size: int, weights: Sequence[float]) -> float:
+    """The tier-weighted matched tokens, as a part of the `tokens - 1` that could match. Between 0 and 1."""
+    if tokens <= 1:
+        return 0.0
+    weighted = sum(count * weight for count, weight in zip(match.tiers, weights, strict=True))
+    return weighted * block_size / (tokens - 1)

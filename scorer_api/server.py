@@ -1,0 +1,76 @@
+"""Serving the app over HTTP until told to stop."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Generator
+
+import uvicorn
+from fastapi import FastAPI
+
+from indexer.errors import SettingError
+from indexer.settings import Settings
+from scorer_api.app import make_embedded
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 2048
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: only the command line owns signals."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+def listen(settings: Settings) -> socket.socket:
+    """Take the port. Raises SettingError where that cannot be done."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise SettingError("--host and --port", f"{settings.host}:{settings.port}", f"cannot listen there: {error.strerror or error}") from None
+    listener.setblocking(False)
+    return listener
+
+
+async def serve(settings: Settings, stop: asyncio.Event, listening: "asyncio.Future[str] | None" = None) -> None:
+    """Serve until `stop` is set, then let running requests finish. `listening` gets the service's URL.
+
+    Raises SettingError before it serves anything.
+    """
+    with contextlib.closing(listen(settings)) as listener:
+        app, service = make_embedded(settings)
+        async with service:
+            server = _Server(_config(app, settings))
+            serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
+            host, port = listener.getsockname()[:2]
+            url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            log.info("listening", extra={"url": url, "engines": len(settings.engines)})
+            if listening is not None:
+                listening.set_result(url)
+            stopping = asyncio.create_task(stop.wait(), name="stop")
+            await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            server.should_exit = True
+            await serving
+            log.info("stopped")
+
+
+def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=max(1, int(settings.shutdown_s)),
+    )

@@ -1,0 +1,170 @@
+"""What a scorer knows: the models, their pods and streams, and a prefix index per (model, block size).
+
+It is the store of the embedded mode: changes go straight into the index.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from msgspec import Struct
+
+from indexer.block_keys import TOKEN_BYTES, chain_keys, root_key
+from indexer.change import Change
+from indexer.settings import Settings
+from indexer.store import StreamKey, Trust
+from scorer_api.prefix_index import PrefixIndex
+from scorer_api.scoring import NO_MATCH, Match, match_of, score_of, usable_blocks
+
+# Keys are computed so many at a time: a cold prompt costs one run only.
+RUN_BLOCKS = 64
+
+
+class Prompt(Struct, frozen=True):
+    """What to look for. `tokens`: little-endian uint32. `extra_keys`: block number → folded extra keys."""
+
+    model: str
+    tokens: bytes
+    lora_name: str | None = None
+    extra_keys: Mapping[int, bytes] | None = None
+
+    @property
+    def length(self) -> int:
+        """In tokens."""
+        return len(self.tokens) // TOKEN_BYTES
+
+
+class RankScore(Struct, frozen=True):
+    """What one rank of a pod holds of a prompt."""
+
+    rank: int
+    match: Match
+    score: float
+    block_size: int | None
+    usable_blocks: int
+    trust: Trust
+
+
+class PodScore(Struct, frozen=True):
+    """A pod's ranks, the best one first."""
+
+    pod: str
+    ranks: list[RankScore]
+
+
+class _StreamView(Struct):
+    trust: Trust = Trust.STALE
+    block_size: int | None = None
+    holder: int | None = None
+
+
+class _Model:
+    """One model's streams and indexes."""
+
+    def __init__(self) -> None:
+        self.pods: dict[str, dict[int, _StreamView]] = {}
+        self.indexes: dict[int, PrefixIndex] = {}
+
+
+class View:
+    """Implements `indexer.store.Store`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._hash_seed = settings.hash_seed
+        self._weights = settings.tier_weights
+        self._models: dict[str, _Model] = {}
+
+    # The store
+
+    def open(self, stream: StreamKey) -> None:
+        model = self._models.setdefault(stream.model, _Model())
+        model.pods.setdefault(stream.pod, {})[stream.rank] = _StreamView()
+
+    def append(self, stream: StreamKey, block_size: int, change: Change) -> None:
+        model, view = self._find(stream)
+        if view.block_size != block_size:
+            self._drop(model, view)
+            view.block_size = block_size
+            view.holder = model.indexes.setdefault(block_size, PrefixIndex()).add_holder()
+        assert view.holder is not None, "a stream with a block size has a holder"
+        model.indexes[block_size].apply(view.holder, change)
+
+    def drop(self, stream: StreamKey) -> None:
+        self._drop(*self._find(stream))
+
+    def vouch(self, stream: StreamKey, trust: Trust) -> None:
+        self._find(stream)[1].trust = trust
+
+    def close(self, stream: StreamKey) -> None:
+        model = self._models.get(stream.model)
+        if model is None or stream.rank not in model.pods.get(stream.pod, {}):
+            return
+        self._drop(model, model.pods[stream.pod].pop(stream.rank))
+        if not model.pods[stream.pod]:
+            del model.pods[stream.pod]
+        if not model.pods:
+            del self._models[stream.model]
+
+    def _find(self, stream: StreamKey) -> tuple[_Model, _StreamView]:
+        model = self._models[stream.model]
+        return model, model.pods[stream.pod][stream.rank]
+
+    @staticmethod
+    def _drop(model: _Model, view: _StreamView) -> None:
+        if view.block_size is None or view.holder is None:
+            return
+        index = model.indexes[view.block_size]
+        index.remove_holder(view.holder)
+        if index.is_empty:
+            del model.indexes[view.block_size]
+        view.block_size = view.holder = None
+
+    # Questions
+
+    def models(self) -> dict[str, list[str]]:
+        """Every model with its pods."""
+        return {name: list(model.pods) for name, model in self._models.items()}
+
+    @property
+    def indexes(self) -> Iterator[PrefixIndex]:
+        """Every index there is."""
+        return (index for model in self._models.values() for index in model.indexes.values())
+
+    def score(self, prompt: Prompt, only: Collection[str] | None = None) -> list[PodScore]:
+        """Every pod of the model, or only these, best first, equal ones by name. Raises KeyError for an unknown model."""
+        model = self._models[prompt.model]
+        pods = {pod: ranks for pod, ranks in model.pods.items() if only is None or pod in only}
+        matches = {
+            block_size: self._matches(prompt, block_size, index, pods.values())
+            for block_size, index in model.indexes.items()
+        }  # fmt: skip
+        scores = [
+            PodScore(pod, sorted((self._rank_score(prompt, rank, view, matches) for rank, view in ranks.items()), key=lambda r: (-r.score, r.rank)))
+            for pod, ranks in pods.items()
+        ]
+        scores.sort(key=lambda pod: (-pod.ranks[0].score, pod.pod))
+        return scores
+
+    def _matches(self, prompt: Prompt, block_size: int, index: PrefixIndex, pods: Collection[Mapping[int, _StreamView]]) -> dict[int, Match]:
+        """Holder → match, for every stream of these pods with this block size."""
+        holders = [view.holder for ranks in pods for view in ranks.values() if view.block_size == block_size and view.holder is not None]
+        steps = index.walk(sum(1 << holder for holder in holders), self._runs(prompt, block_size))
+        return {holder: match_of(holder, steps) for holder in holders}
+
+    def _runs(self, prompt: Prompt, block_size: int) -> Iterator[list[int]]:
+        blocks = usable_blocks(prompt.length, block_size)
+        key = root_key(prompt.model, prompt.lora_name, self._hash_seed)
+        for start in range(0, blocks, RUN_BLOCKS):
+            keys = chain_keys(key, prompt.tokens, block_size, prompt.extra_keys, start, min(start + RUN_BLOCKS, blocks))
+            yield keys
+            key = keys[-1]
+
+    def _rank_score(self, prompt: Prompt, rank: int, view: _StreamView, matches: Mapping[int, Mapping[int, Match]]) -> RankScore:
+        if view.block_size is None or view.holder is None:
+            return RankScore(rank, NO_MATCH, 0.0, None, 0, view.trust)
+        match = matches[view.block_size][view.holder]
+        score = score_of(match, prompt.length, view.block_size, self._weights)
+        return RankScore(rank, match, score, view.block_size, usable_blocks(prompt.length, view.block_size), view.trust)
+
+
+def ranks_by_number(ranks: Sequence[RankScore]) -> dict[str, int]:
+    """Each rank's matched blocks, by rank."""
+    return {str(rank.rank): rank.match.matched_blocks for rank in sorted(ranks, key=lambda rank: rank.rank)}
