@@ -1,0 +1,155 @@
+"""An engine for tests: real PUB and ROUTER sockets, and every fault that a real one can have.
+
+It shares no code with the product: what it sends is written here from the wire reference.
+"""
+
+import struct
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+import zmq
+
+END = b"\xff" * 8
+BLOCK_SIZE = 4
+
+
+def stored(
+    hashes: Sequence[int | bytes], tokens: Sequence[int], parent: int | bytes | None = None, *, block_size: int = BLOCK_SIZE, **fields: Any
+) -> dict[str, Any]:
+    """A BlockStored as vLLM 0.26 sends it."""
+    event = {"type": "BlockStored", "block_hashes": list(hashes), "parent_block_hash": parent, "token_ids": list(tokens), "block_size": block_size}
+    event |= {"lora_id": None, "medium": "GPU", "lora_name": None, "extra_keys": [None] * len(hashes), "group_idx": 0}
+    return {**event, "kv_cache_spec_kind": "full_attention", **fields}
+
+
+def removed(hashes: Sequence[int | bytes], **fields: Any) -> dict[str, Any]:
+    """A BlockRemoved as vLLM 0.26 sends it."""
+    return {"type": "BlockRemoved", "block_hashes": list(hashes), "medium": "GPU", "group_idx": 0, **fields}
+
+
+def cleared() -> dict[str, Any]:
+    return {"type": "AllBlocksCleared"}
+
+
+def batch(events: Iterable[Any], rank: int | None = 0) -> bytes:
+    return msgspec.msgpack.encode([time.time(), list(events), rank])
+
+
+class Engine:
+    """One publisher process's sockets. `kill` and `start` make a new life on the same ports, with an empty history.
+
+    Faults: `mute` leaves replay requests unanswered; `with_marker` off sends no end marker; `reply_count_max` cuts each reply short;
+    `lost_replies` are numbers left out of replies; `history_max` batches are retained.
+    """
+
+    def __init__(self, *, with_replay: bool = True, with_topic_in_replies: bool = True, history_max: int = 10_000, topic: bytes = b"") -> None:
+        self.with_replay = with_replay
+        self.with_topic_in_replies = with_topic_in_replies
+        self.history_max = history_max
+        self.topic = topic
+        self.mute = False
+        self.with_marker = True
+        self.reply_count_max: int | None = None
+        self.lost_replies: set[int] = set()
+        self.asked: list[int] = []
+        self.events_port = self.replay_port = 0
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.kill()
+
+    def start(self, next_number: int = 0) -> Self:
+        """A new life, whose first batch has this number."""
+        self.next_number = next_number
+        self.history: list[tuple[int, bytes]] = []
+        self._context = zmq.Context()
+        self._pub = self._context.socket(zmq.PUB)
+        self._pub.sndhwm = 0
+        self._pub.linger = 0
+        self.events_port = _bind(self._pub, self.events_port)
+        self._stopping = threading.Event()
+        self._router = self._context.socket(zmq.ROUTER)
+        self._router.sndhwm = 0
+        self._router.linger = 0
+        if self.with_replay:
+            self.replay_port = _bind(self._router, self.replay_port)
+        self._thread = threading.Thread(target=self._serve_replays, name="test engine", daemon=True)
+        self._thread.start()
+        return self
+
+    def kill(self) -> None:
+        """The process is gone, its ports and history with it. Idempotent."""
+        if self._context is None:
+            return
+        self._stopping.set()
+        self._thread.join()
+        self._context.destroy(linger=0)
+        self._context = None
+
+    def spec(self, pod: str = "pod", model: str = "m", **more: object) -> str:
+        """What to give to --engine."""
+        words = [f"pod={pod}", f"model={model}", f"events=tcp://127.0.0.1:{self.events_port}"]
+        if self.with_replay:
+            words.append(f"replay=tcp://127.0.0.1:{self.replay_port}")
+        return ",".join([*words, *(f"{key}={value}" for key, value in more.items())])
+
+    def publish(self, *events: Any, is_lost: bool = False, is_forgotten: bool = False) -> int:
+        """Publish one batch. `is_lost`: it never reaches a subscriber; `is_forgotten`: it is not in the history either."""
+        return self.publish_payload(batch(events), is_lost=is_lost, is_forgotten=is_forgotten)
+
+    def publish_payload(self, payload: bytes, *, is_lost: bool = False, is_forgotten: bool = False) -> int:
+        number = self.next_number
+        self.next_number += 1
+        if not is_forgotten:
+            self.history.append((number, payload))
+            del self.history[: -self.history_max]
+        if not is_lost:
+            self.send([self.topic, struct.pack(">Q", number), payload])
+        return number
+
+    def send(self, frames: Sequence[bytes]) -> None:
+        """Publish any frames."""
+        self._pub.send_multipart(frames)
+
+    def _serve_replays(self) -> None:
+        while not self._stopping.is_set():
+            if not self._router.poll(20):
+                continue
+            client, *frames = self._router.recv_multipart()
+            if len(frames) != 2 or frames[0] or len(frames[1]) != 8:
+                continue  # logged and never answered
+            (start,) = struct.unpack(">Q", frames[1])
+            self.asked.append(start)
+            if not self.mute:
+                self._answer(client, start)
+
+    def _answer(self, client: bytes, start: int) -> None:
+        middle = [b"", self.topic] if self.with_topic_in_replies else [b""]
+        replies = [item for item in list(self.history) if item[0] >= start][: self.reply_count_max]
+        for number, payload in replies:
+            if number not in self.lost_replies:
+                self._router.send_multipart([client, *middle, struct.pack(">Q", number), payload])
+        if self.with_marker:
+            self._router.send_multipart([client, *([b"", b""] if self.with_topic_in_replies else [b""]), END, b""])
+
+
+def _bind(socket: "zmq.Socket[bytes]", port: int) -> int:
+    if not port:
+        return socket.bind_to_random_port("tcp://127.0.0.1")
+    deadline_s = time.monotonic() + 10
+    while True:
+        try:
+            socket.bind(f"tcp://127.0.0.1:{port}")
+        except zmq.ZMQError:  # the former life's socket is still being closed
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.02)
+        else:
+            return port

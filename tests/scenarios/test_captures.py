@@ -1,0 +1,129 @@
+"""A real engine's frames, played into the running service, and the engine's own word on its cache hits."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.engine import Engine
+from tests.running import Client, Command
+from tests.waiting import wait_until
+
+DATA = Path(__file__).parent.parent / "data"
+# What no index can know: an idle engine holds its reset back, and after a report of hits copies cannot be counted.
+UNKNOWABLE = {"after_reset", "report_full_final"}
+
+Request = dict[str, Any]
+
+
+class Player:
+    """Plays a capture in order, frame by frame, and scores each sequential request just before the engine saw it."""
+
+    def __init__(self, name: str, *, lost_every: int | None = None) -> None:
+        self.frames: list[tuple[float, str, list[bytes]]] = msgspec.msgpack.decode((DATA / f"{name}.frames.msgpack").read_bytes())
+        self.requests: list[Request] = json.loads((DATA / f"{name}.requests.json").read_text())
+        self.engines = {name: Engine(topic=self._topic(name)).start() for name in sorted({frame[1] for frame in self.frames})}
+        self.lost_every = lost_every
+        self.played = 0
+        self.compared = 0
+        self.wrong: list[tuple[str, int, int]] = []
+
+    def _topic(self, engine: str) -> bytes:
+        return next(frames[0] for _, name, frames in self.frames if name == engine)
+
+    def specs(self) -> list[str]:
+        return [engine.spec(name, "tiny") for name, engine in self.engines.items()]
+
+    def close(self) -> None:
+        for engine in self.engines.values():
+            engine.kill()
+
+    def play(self, service: Client, stop: int | None = None) -> None:
+        for request in self.requests[:stop]:
+            if request["kind"] == "STOP":
+                self.play_frames(request["frames"])
+                self.catch_up(service)
+                restarts = service.stream(request["engine"])["restarts"]
+                self.engines[request["engine"]].kill()
+                service.wait_for(pod=request["engine"], connected=False)
+            elif request["kind"] == "UP":
+                self.engines[request["engine"]].start()
+                service.wait_for(pod=request["engine"], connected=True, sequence=None, restarts=restarts + 1)
+            elif request.get("sequential"):
+                self.play_frames(request["frames_before"])
+                self.catch_up(service)
+                self.compare(service, request)
+        if stop is None:
+            self.play_frames(len(self.frames))
+            self.catch_up(service)
+
+    def play_frames(self, count: int) -> None:
+        for _, name, (_, number, payload) in self.frames[self.played : count]:
+            engine = self.engines[name]
+            is_lost = self.lost_every is not None and engine.next_number % self.lost_every == self.lost_every - 1
+            assert engine.publish_payload(payload, is_lost=is_lost) == int.from_bytes(number, "big")
+        self.played = max(self.played, count)
+
+    def catch_up(self, service: Client) -> None:
+        for name, engine in self.engines.items():
+            service.wait_for(pod=name, sequence=engine.next_number - 1 if engine.next_number else None)
+
+    def compare(self, service: Client, request: Request) -> None:
+        is_lora = request["model"] != "tiny"
+        matched = service.matched(
+            request["prompt_ids"],
+            pod=request["engine"],
+            model="tiny",
+            lora_name=request["model"] if is_lora else None,
+            cache_salt=request["extra"].get("cache_salt"),
+        )
+        self.compared += 1
+        if matched != request["cached_tokens"]:
+            self.wrong.append((request["kind"], matched, request["cached_tokens"]))
+
+
+CAPTURES = [("v028_bs16_main", 139, UNKNOWABLE), ("v028_bs16_pods_restart", 96, set())]
+
+
+@pytest.mark.parametrize("lost_every", [None, 10], ids=["whole", "every tenth frame lost"])
+@pytest.mark.parametrize(("name", "rows", "unknowable"), CAPTURES, ids=[name for name, _, _ in CAPTURES])
+def test_the_index_says_what_the_engine_said(name: str, rows: int, unknowable: set[str], lost_every: int | None) -> None:
+    """Every sequential request is predicted exactly, but for the two that no index can know."""
+    player = Player(name, lost_every=lost_every)
+    try:
+        with Command("serve", "--port", "0", "--silence-s", "0.2", *engine_flags(player)) as service:
+            service.wait_url()
+            wait_until(lambda: service.http.get(f"{service.url}/readyz").status_code == 200)
+            player.play(service)
+            gaps = sum(service.stream(pod)["gaps"] for pod in player.engines)
+    finally:
+        player.close()
+    assert player.compared == rows
+    assert {kind for kind, _, _ in player.wrong} == unknowable, player.wrong
+    assert len(player.wrong) == len(unknowable)
+    assert (gaps > 0) == (lost_every is not None)
+
+
+@pytest.mark.parametrize("start", [40, 100])
+def test_a_late_service_knows_all_that_the_history_holds(start: int) -> None:
+    """A service started in the middle asks for the history and then predicts like one that was there from the start."""
+    player = Player("v028_bs16_main")
+    late_requests = [row for row in player.requests if row.get("frames_before", 0) >= start]
+    try:
+        player.play_frames(start)
+        with Command("serve", "--port", "0", *engine_flags(player)) as service:
+            service.wait_url()
+            player.requests = late_requests
+            player.play(service)
+            assert service.stream("A")["replayed"] >= start
+    finally:
+        player.close()
+    assert player.compared > 30
+    assert {kind for kind, _, _ in player.wrong} <= UNKNOWABLE
+    assert len(player.wrong) <= len(UNKNOWABLE)
+
+
+def engine_flags(player: Player) -> list[str]:
+    return [word for spec in player.specs() for word in ("--engine", spec)]

@@ -1,0 +1,18 @@
+"""Waiting on conditions, never on time."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def wait_until(condition: Callable[[], T], timeout_s: float = 30.0, what: str = "the condition") -> T:
+    """The first true value of `condition`. Fails with the last one when that does not come."""
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline_s, f"{what} did not come true in {timeout_s} s; it is {value!r}"
+        time.sleep(0.01)
