@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help run test lint types clean
+.PHONY: help run test test-mechanisms lint types clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -21,6 +21,9 @@ run: $(READY) ## the service on 127.0.0.1:8080 with two demo engines
 
 test: $(READY) ## the whole test suite, with branch coverage
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+
+test-mechanisms: $(READY) ## every recovery test with its mechanism switched off: each has to fail
+	TEST_MECHANISMS_OFF=1 TEST_TIMEOUT_MAX_S=4 $(BIN)/python -m pytest tests/scenarios --no-header -q
 
 lint: $(READY) ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -19,7 +19,8 @@ from indexer.wire import WireLimits
 
 T = TypeVar("T", bound=Struct)
 PREFIX = "KV_INDEXER_"
-Seconds = Annotated[float, Meta(gt=0, le=10**9)]
+# One Meta may set a bound and another the description, but no two the same bound.
+Seconds = Annotated[float, Meta(gt=0, le=10**6)]
 Count = Annotated[int, Meta(ge=1, le=2**40)]
 Weight = Annotated[float, Meta(ge=0, le=1)]
 
@@ -49,11 +50,11 @@ class Settings(Struct, frozen=True, kw_only=True):
     replay_total_s: Annotated[Seconds, Meta(description="Longest duration of one replay request.")] = 120.0
     inbox_frames_max: Annotated[Count, Meta(description="Messages per stream that wait to be applied; the oldest go first.")] = 100_000
     inbox_bytes_max: Annotated[Count, Meta(description="The same in bytes.")] = 256 * 2**20
-    receive_hwm: Annotated[Count, Meta(le=2**31 - 1, description="Receive high-water mark of each SUB socket, in messages.")] = 100_000
+    receive_hwm: Annotated[int, Meta(ge=1, le=2**31 - 1, description="Receive high-water mark of each SUB socket, in messages.")] = 100_000
     frame_bytes_max: Annotated[Count, Meta(description="Largest message from an engine; a larger one ends its connection.")] = 64 * 2**20
-    heartbeat_s: Annotated[Seconds, Meta(le=3600, description="Interval of heartbeats to engines.")] = 1.0
-    heartbeat_timeout_s: Annotated[Seconds, Meta(le=3600, description="A connection without an answer for this long is closed.")] = 3.0
-    reconnect_s: Annotated[Seconds, Meta(le=60, description="Interval of attempts to connect to an engine.")] = 0.1
+    heartbeat_s: Annotated[Seconds, Meta(description="Interval of heartbeats to engines.")] = 1.0
+    heartbeat_timeout_s: Annotated[Seconds, Meta(description="A connection without an answer for this long is closed.")] = 3.0
+    reconnect_s: Annotated[Seconds, Meta(description="Interval of attempts to connect to an engine.")] = 0.1
     copies_max: Annotated[Count, Meta(description="Cap of the copies counted per block.")] = 255
     removed_max: Annotated[Count, Meta(description="Removed blocks per stream whose keys are remembered.")] = 65_536
     parked_max: Annotated[Count, Meta(description="Blocks per stream that may wait for their parent.")] = 65_536

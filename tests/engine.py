@@ -68,9 +68,12 @@ class Engine:
     def start(self, next_number: int = 0) -> Self:
         """A new life, whose first batch has this number."""
         self.next_number = next_number
+        self._subscribed = 0
         self.history: list[tuple[int, bytes]] = []
         self._context = zmq.Context()
-        self._pub = self._context.socket(zmq.PUB)
+        # What it sends is what a PUB sends, and it tells of subscriptions.
+        self._pub = self._context.socket(zmq.XPUB)
+        self._pub.xpub_verbose = 1
         self._pub.sndhwm = 0
         self._pub.linger = 0
         self.events_port = _bind(self._pub, self.events_port)
@@ -117,6 +120,12 @@ class Engine:
     def send(self, frames: Sequence[bytes]) -> None:
         """Publish any frames."""
         self._pub.send_multipart(frames)
+
+    def subscriptions(self) -> int:
+        """How many subscriptions came in this life so far."""
+        while self._pub.poll(0):
+            self._subscribed += self._pub.recv()[:1] == b"\x01"
+        return self._subscribed
 
     def _serve_replays(self) -> None:
         while not self._stopping.is_set():

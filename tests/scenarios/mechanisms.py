@@ -1,0 +1,188 @@
+"""Every recovery mechanism, and how to switch it off: the tests that are marked with it must then fail (`make test-mechanisms`)."""
+
+import math
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from indexer import stream, subscriber
+from indexer.orphans import Orphans
+from indexer.sequence import ReplayProgress, Sequence, Step, Verdict
+from indexer.stream import Outcome, Stream
+from indexer.stream_state import StreamState
+from indexer.wire import split_reply
+
+Patch = pytest.MonkeyPatch
+
+
+def no_replay_of_gaps(patch: Patch) -> None:
+    """A gap is stepped over as if nothing were missing."""
+    judge = Sequence.judge
+    patch.setattr(Sequence, "judge", lambda self, number: Verdict.NEXT if judge(self, number) is Verdict.GAP else judge(self, number))
+
+
+def no_first_replay(patch: Patch) -> None:
+    """What was published before the service came is not asked for."""
+    replay = Stream._replay
+
+    async def skip(self: Stream, *, is_probe: bool = False) -> Outcome:
+        return Outcome.ENDED if self._sequence.last is None else await replay(self, is_probe=is_probe)
+
+    patch.setattr(Stream, "_replay", skip)
+
+
+def no_contiguity_check(patch: Patch) -> None:
+    """Replies are applied as they come."""
+    patch.setattr(ReplayProgress, "reply", lambda self, number, payload: Step.SKIP if number < self.start else Step.APPLY)
+
+
+def no_asking_again(patch: Patch) -> None:
+    """A reply that breaks off counts as whole."""
+    _outcome_instead(patch, {Outcome.CUT, Outcome.HOLE, Outcome.UNANSWERED})
+
+
+def no_permanent_holes(patch: Patch) -> None:
+    """A hole is asked for again for ever."""
+
+    def step_over_gap(self: Stream, number: int, payload: bytes) -> bool:
+        self._confirmed = False
+        return False
+
+    patch.setattr(Stream, "_step_over_gap", step_over_gap)
+
+
+def one_reply_shape(patch: Patch) -> None:
+    """Replies are read from the front, in the shape with a topic only."""
+    patch.setattr(stream, "split_reply", lambda frames: split_reply(frames) if len(frames) == 4 else (0, b""))
+
+
+def no_patience(patch: Patch) -> None:
+    """An unanswered replay counts as answered."""
+    _outcome_instead(patch, {Outcome.UNANSWERED})
+
+
+def no_purge_of_lost_history(patch: Patch) -> None:
+    """A history that starts late is taken for a whole one."""
+    patch.setattr(Stream, "_lose", lambda self, *, is_same_life: None)
+
+
+def no_probe_of_silence(patch: Patch) -> None:
+    """Nobody asks whether a last batch was lost."""
+
+    async def listen(self: Stream) -> float:
+        return math.inf
+
+    patch.setattr(Stream, "_listen", listen)
+
+
+def no_fingerprint(patch: Patch) -> None:
+    """Whatever answers after a reconnect passes for the same life."""
+    patch.setattr(Sequence, "is_same", lambda self, payload: True)
+    patch.setattr(ReplayProgress, "ended", lambda self: Step.SKIP)
+
+
+def no_regress(patch: Patch) -> None:
+    """A number that was heard before is taken for a repetition."""
+    judge = Sequence.judge
+    verdicts = {Verdict.RESTART: Verdict.DUPLICATE}
+    patch.setattr(Sequence, "judge", lambda self, number: verdicts.get(found := judge(self, number), found))
+    patch.setattr(Stream, "_can_ask", True)
+
+
+def no_doubt_of_reconnects(patch: Patch) -> None:
+    """A reconnect without a replay endpoint changes nothing."""
+    begin = Stream._begin
+
+    def keep(self: Stream, epoch: int) -> None:
+        complete = self._complete
+        begin(self, epoch)
+        self._complete, self._confirmed = complete, True
+
+    patch.setattr(Stream, "_begin", keep)
+
+
+def no_parking(patch: Patch) -> None:
+    """Blocks whose parent is unknown are dropped."""
+    patch.setattr(StreamState, "_park", lambda self, event, now_s: None)
+    patch.setattr(Orphans, "__len__", lambda self: 0)
+
+
+def no_expiry(patch: Patch) -> None:
+    """A pod that went away is kept for ever."""
+    patch.setattr(Stream, "_mourn", lambda self: math.inf)
+
+
+def silence_is_death(patch: Patch) -> None:
+    """A pod that says nothing for `pod_expiry_s` is dropped, connected or not."""
+    listen = Stream._listen
+
+    async def expire(self: Stream) -> float:
+        if stream.time.monotonic() - (self._last_batch_s or 0) > self._settings.pod_expiry_s:
+            self._expired = True
+            self._applier.forget()
+        return min(0.1, await listen(self))
+
+    patch.setattr(Stream, "_listen", expire)
+
+
+def no_heartbeats(patch: Patch) -> None:
+    """A peer that says nothing, not even to TCP, passes for connected."""
+    patch.setattr(subscriber._Subscription, "open", _without_heartbeats(subscriber._Subscription.open))
+
+
+def receiving_waits(patch: Patch) -> None:
+    """The receiving thread waits for the event loop."""
+    turn = subscriber.Subscriber._turn
+
+    def wait_for_loop(self: subscriber.Subscriber) -> None:
+        passed = threading.Event()
+        self._loop.call_soon_threadsafe(passed.set)
+        while not self._stopping and not passed.wait(0.05):
+            pass
+        turn(self)
+
+    patch.setattr(subscriber.Subscriber, "_turn", wait_for_loop)
+
+
+def _outcome_instead(patch: Patch, outcomes: set[Outcome]) -> None:
+    replay = Stream._replay
+
+    async def ended(self: Stream, *, is_probe: bool = False) -> Outcome:
+        outcome = await replay(self, is_probe=is_probe)
+        return Outcome.ENDED if outcome in outcomes else outcome
+
+    patch.setattr(Stream, "_replay", ended)
+
+
+def _without_heartbeats(open_subscription: Callable[[Any], None]) -> Callable[[Any], None]:
+    def opened(self: Any) -> None:
+        self._limits = subscriber.ReceiveLimits(heartbeat_s=3600, heartbeat_timeout_s=3600)
+        open_subscription(self)
+
+    return opened
+
+
+MECHANISMS: dict[str, Callable[[Patch], None]] = {
+    switch_off.__name__: switch_off
+    for switch_off in (
+        no_replay_of_gaps,
+        no_first_replay,
+        no_contiguity_check,
+        no_asking_again,
+        no_permanent_holes,
+        one_reply_shape,
+        no_patience,
+        no_purge_of_lost_history,
+        no_probe_of_silence,
+        no_fingerprint,
+        no_regress,
+        no_doubt_of_reconnects,
+        no_parking,
+        no_expiry,
+        silence_is_death,
+        no_heartbeats,
+        receiving_waits,
+    )
+}
