@@ -45,3 +45,9 @@ class IndexerMetrics:
         self.blocks_removed_from = {tier: self.blocks_removed.labels(tier.word) for tier in Tier}
         for reason in REASONS:
             self.refused.labels(reason)
+        for outcome in ("ended", "restarted", "hole", "cut", "unanswered", "abandoned"):
+            self.replays.labels(outcome)
+        for fate in ("parked", "adopted", "dropped"):
+            self.orphans.labels(fate)
+        for what in ("event", "field"):
+            self.unknown.labels(what)

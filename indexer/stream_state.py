@@ -38,25 +38,19 @@ class StateLimits(Struct, frozen=True):
     groups_max: int = 256
 
 
-class Block:
-    """A block known by its engine hash. `copies`: physical copies on the gpu."""
+class Block(Struct, gc=False):
+    """A block known by its engine hash. `copies`: physical copies on the gpu. There are millions: no garbage collector looks at them."""
 
-    __slots__ = ("copies", "key", "parent")
-
-    def __init__(self, key: int, parent: int | None) -> None:
-        self.key = key
-        self.parent = parent
-        self.copies = 0
+    key: int
+    parent: int | None
+    copies: int = 0
 
 
-class LowerCopy:
+class LowerCopy(Struct, gc=False):
     """What one engine hash holds in a lower tier: the keys of the gpu blocks that it covers."""
 
-    __slots__ = ("count", "keys")
-
-    def __init__(self, keys: Sequence[int]) -> None:
-        self.count = 0
-        self.keys = keys
+    keys: tuple[int, ...]
+    count: int = 0
 
 
 class StreamState:
@@ -255,7 +249,7 @@ class StreamState:
             parent = engine_hash
         self.stored[tier] += len(keys)
 
-    def _hold_lower(self, engine_hash: int, tier: Tier, keys: Sequence[int]) -> None:
+    def _hold_lower(self, engine_hash: int, tier: Tier, keys: tuple[int, ...]) -> None:
         copy = self._lower[tier].get(engine_hash)
         if copy is None:
             copy = self._lower[tier][engine_hash] = LowerCopy(keys)

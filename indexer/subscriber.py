@@ -11,6 +11,7 @@ connection it came by: its epoch.
 """
 
 import asyncio
+import logging
 import queue
 import socket
 import threading
@@ -25,12 +26,16 @@ from zmq.utils.monitor import parse_monitor_message
 
 from indexer.inbox import Inbox, ReceiveLimits
 
+log = logging.getLogger(__name__)
+
 Context = zmq.Context[zmq.Socket[bytes]]
 
 # A socket gives up its turn after so many messages, so that a flood from one engine delays the others by little.
 TURN_MAX = 256
 # Pause before a lost connection is opened again: well below a second, to miss little.
 REOPEN_S = 0.1
+# Pause after an error of ours, so that it does not fill the log.
+AFTER_FAILURE_S = 0.1
 MONITORED = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_DISCONNECTED
@@ -85,8 +90,8 @@ class _Subscription:
         self.socket = self.monitor = None
         self.inbox.connected = False
 
-    def receive(self, turn_max: int | None = TURN_MAX) -> bool:
-        """Move messages into the inbox. Returns whether there were any."""
+    def receive(self, turn_max: int | None = TURN_MAX) -> None:
+        """Move messages into the inbox."""
         assert self.socket is not None, "only an open subscription is polled"
         count = 0
         try:
@@ -95,7 +100,6 @@ class _Subscription:
                 count += 1
         except zmq.Again:
             pass
-        return count > 0
 
     def watch(self) -> None:
         """Take what the monitor says: a connection came up, or went down."""
@@ -199,7 +203,11 @@ class Subscriber:
     def _run(self) -> None:
         try:
             while not self._stopping:
-                self._turn()
+                try:
+                    self._turn()
+                except Exception:  # an error of ours must not end receiving for all streams
+                    log.exception("receiving failed")
+                    time.sleep(AFTER_FAILURE_S)
         finally:
             for subscription in self._subscriptions.values():
                 subscription.close()
@@ -213,11 +221,11 @@ class Subscriber:
             subscription = self._by_socket.get(ready)
             if subscription is None:
                 continue  # closed by something earlier in this turn
-            if ready is subscription.monitor:
-                self._watch(subscription)
-                changed.add(subscription.inbox)
-            elif subscription.receive():
-                changed.add(subscription.inbox)
+            # First what the monitor says: a new connection's frames must not pass for the old one's.
+            self._watch(subscription)
+            if subscription.socket is not None:
+                subscription.receive()
+            changed.add(subscription.inbox)
         self._reopen()
         if changed:
             self._loop.call_soon_threadsafe(_wake_all, changed)
