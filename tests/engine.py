@@ -43,7 +43,7 @@ class Engine:
     """One publisher process's sockets. `kill` and `start` make a new life on the same ports, with an empty history.
 
     Faults: `mute` leaves replay requests unanswered; `with_marker` off sends no end marker; `reply_count_max` cuts each reply short;
-    `lost_replies` are numbers left out of replies; `history_max` batches are retained.
+    `lost_replies` are numbers left out of the next answer, as by a high-water mark; `history_max` batches are retained.
     """
 
     def __init__(self, *, with_replay: bool = True, with_topic_in_replies: bool = True, history_max: int = 10_000, topic: bytes = b"") -> None:
@@ -145,6 +145,7 @@ class Engine:
         for number, payload in replies:
             if number not in self.lost_replies:
                 self._router.send_multipart([client, *middle, struct.pack(">Q", number), payload])
+        self.lost_replies = set()
         if self.with_marker:
             self._router.send_multipart([client, *([b"", b""] if self.with_topic_in_replies else [b""]), END, b""])
 

@@ -49,7 +49,7 @@ def test_batches_lost_on_the_way_are_asked_for_again() -> None:
         status = service.wait_for(sequence=3, trust="live")
         assert (status["gaps"], status["replayed"], status["batches"]) == (1, 3, 4)
         assert [service.matched(prompt(number, 4)) for number in (1, 2, 3)] == [8, 16, 4]
-        assert engine.asked[-1] == 1
+        assert 1 in engine.asked
 
 
 @mechanism("no_contiguity_check")
@@ -61,11 +61,9 @@ def test_a_reply_with_a_hole_that_is_filled_later_is_asked_for_again() -> None:
         engine.publish(blocks_of(2, 4), is_lost=True)
         engine.publish(removed(hashes(1, 4)), is_lost=True)
         engine.lost_replies = {1}
-        asked = len(engine.asked)
         engine.publish(blocks_of(3, 1))
-        wait_until(lambda: len(engine.asked) > asked)
-        engine.lost_replies = set()
-        service.wait_for(sequence=3)
+        service.wait_for(sequence=3, trust="live")
+        assert [start for start in engine.asked if start <= 1][-2:] == [0, 1]
         assert [service.matched(prompt(number, 4)) for number in (1, 2, 3)] == [0, 16, 4]
 
 
