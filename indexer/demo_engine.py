@@ -21,6 +21,8 @@ BLOCK_SIZE = 16
 TURN_TOKENS = 80
 CHAT_TOKENS_MAX = 800
 HISTORY_BATCHES = 1_000
+# Served at once, so that there is something to see from the start.
+WARM_UP_REQUESTS = 24
 
 Event = dict[str, object]
 
@@ -139,7 +141,7 @@ async def run(pod: str, model: str, chats: list[int], capacity: int, requests_pe
 async def _serve_chats(publisher: Publisher, chats: list[int], capacity: int, requests_per_s: float) -> None:
     cache = BlockCache(capacity)
     workload = chat_workload(chats, random.Random(chats[0]))
-    for tokens in islice(workload, 2 * len(chats)):
+    for tokens in islice(workload, WARM_UP_REQUESTS):
         await _step(publisher, cache, tokens)
     for tokens in workload:
         await asyncio.sleep(1 / requests_per_s)

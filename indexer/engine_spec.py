@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 import msgspec
 from msgspec import Meta, Struct
 
-from indexer.errors import SettingError
+from indexer.errors import SettingError, field_first
 from indexer.stream_state import Counting
 
 _TCP = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.]+(%\w+)?\]|[^:/\[\]*\s]+):(?P<port>\d{1,5})")
@@ -59,10 +59,12 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
         for key in ("pod", "model", "events"):
             if not given.get(key):
                 raise SettingError(source, shown, f"{key} is required")
+        if given.get("counting", "copies") not in get_args(Counting):
+            raise SettingError(source, shown, f"counting should be {' or '.join(get_args(Counting))}, not {given['counting']!r}")
         try:
             spec = msgspec.convert(given, cls, strict=strict)
         except msgspec.ValidationError as error:
-            raise SettingError(source, shown, str(error)) from None
+            raise SettingError(source, shown, field_first(str(error))) from None
         spec._check(source, shown)
         return spec
 
@@ -79,8 +81,10 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
                 raise SettingError(source, shown, f"{key} should be tcp://host:port where ranks > 1, since rank r is at port + r")
             if tcp is not None and not 1 <= int(tcp["port"]) <= 65536 - (self.ranks or 1):
                 raise SettingError(source, shown, f"the port of {key} should be between 1 and 65535, for every rank")
-        if self.replay is not None and self.replay == self.events:
-            raise SettingError(source, shown, "replay should be another endpoint than events")
+        events = {self.endpoints(rank)[0] for rank in self.stream_ranks}
+        replays = {self.endpoints(rank)[1] for rank in self.stream_ranks}
+        if both := events & replays:
+            raise SettingError(source, shown, f"{min(both)} cannot be for events and for replays; rank r is at both ports + r")
 
     @property
     def stream_ranks(self) -> range:

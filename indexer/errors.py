@@ -26,6 +26,13 @@ class SettingError(IndexerError):
         self.allowed = allowed
 
 
+def field_first(error: str) -> str:
+    """A message of msgspec's with the field that it is about in front: `token_ids[3]: Expected …`."""
+    text, _, path = error.partition(" - at `$")
+    field = path.rstrip("`").removeprefix(".")
+    return f"{field}: {text}" if field else text
+
+
 class Refused(IndexerError):
     """A message from an engine cannot be used.
 

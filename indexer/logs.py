@@ -1,5 +1,6 @@
 """Log lines: a constant message, and data in fields."""
 
+import asyncio
 import logging
 import sys
 from datetime import UTC, datetime
@@ -43,11 +44,17 @@ class JsonFormatter(logging.Formatter):
         return msgspec.json.encode(line, enc_hook=str).decode()
 
 
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
+
+
 def configure(log_format: str, log_level: str) -> None:
     """Send all logs to stderr in this form."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=log_level.upper(), handlers=[handler], force=True)
     # These libraries tell of every request, connection and start; what they warn of is kept.
+    # A request that is cancelled at the end of the stop is no error of the app.
+    logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
     for name in ("uvicorn", "httpx", "httpcore", "asyncio"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))

@@ -83,6 +83,8 @@ class Service:
             self._context: Context = zmq.Context()
             stack.callback(self._context.destroy, linger=0)
             self._subscriber = await stack.enter_async_context(Subscriber(self._context))
+            for spec in self._settings.engines:
+                self._check_endpoints(spec)
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
             stack.callback(self._cancel_all)
             for pod in dict.fromkeys(spec.pod for spec in self._settings.engines):
@@ -107,8 +109,8 @@ class Service:
         """
         check_together(specs, "pod")
         sources = {source.key: source for spec in specs for source in _sources(spec)}
-        for source in sources.values():
-            self._check_endpoints(source)
+        for spec in specs:
+            self._check_endpoints(spec)
         pod = specs[0].pod
         async with self._changing:
             for running in [r for r in self._running.values() if r.source.key.pod == pod]:
@@ -156,8 +158,8 @@ class Service:
 
     # Streams
 
-    def _check_endpoints(self, source: _Source) -> None:
-        for key, endpoint in (("events", source.events), ("replay", source.replay)):
+    def _check_endpoints(self, spec: EngineSpec) -> None:
+        for key, endpoint in (("events", spec.events), ("replay", spec.replay)):
             if endpoint is None:
                 continue
             with self._context.socket(zmq.SUB) as probe:
@@ -165,7 +167,7 @@ class Service:
                 try:
                     probe.connect(endpoint)
                 except zmq.ZMQError as error:
-                    raise SettingError(key, endpoint, str(error)) from None
+                    raise SettingError(key, endpoint, f"should be an endpoint that can be connected to: {error.strerror}") from None
 
     async def _start(self, source: _Source) -> None:
         stream = Stream(

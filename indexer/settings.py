@@ -20,7 +20,7 @@ from indexer.wire import WireLimits
 T = TypeVar("T", bound=Struct)
 PREFIX = "KV_INDEXER_"
 # One Meta may set a bound and another the description, but no two the same bound.
-Seconds = Annotated[float, Meta(gt=0, le=10**6)]
+Seconds = Annotated[float, Meta(ge=0.001, le=10**6)]
 Count = Annotated[int, Meta(ge=1, le=2**40)]
 Weight = Annotated[float, Meta(ge=0, le=1)]
 
@@ -41,6 +41,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     ready_after_s: Annotated[Seconds, Meta(description="/readyz says 200 after this long even if engines are missing.")] = 10.0
     shutdown_s: Annotated[Seconds, Meta(description="How long running requests may take to finish after SIGTERM.")] = 3.0
     body_bytes_max: Annotated[Count, Meta(description="Largest request body.")] = 16 * 2**20
+    body_timeout_s: Annotated[Seconds, Meta(description="How long a request body may take to arrive.")] = 30.0
     silence_s: Annotated[Seconds, Meta(description="After this silence an engine is asked whether a last batch was lost.")] = 1.0
     silence_max_s: Annotated[Seconds, Meta(description="Longest interval of these questions while the silence lasts.")] = 5.0
     replay_retry_s: Annotated[Seconds, Meta(description="First pause before an unanswered replay is asked for again; doubles.")] = 0.25
@@ -153,7 +154,8 @@ def _converted(field: Field, source: str, text: str) -> Any:
     try:
         return msgspec.convert(text, field.type, strict=False)
     except msgspec.ValidationError as error:
-        raise SettingError(source, text, str(error)) from None
+        choices = get_args(get_args(field.type)[0])
+        raise SettingError(source, text, f"should be {' or '.join(choices)}" if choices else str(error)) from None
 
 
 def _is_service_link(variable: str, text: str) -> bool:

@@ -25,7 +25,8 @@ def make_embedded(settings: Settings) -> tuple[FastAPI, Service]:
         version=__version__,
         redoc_url=None,
     )
-    problems.install(app)
-    app.include_router(make_router(settings, view, service, ScorerMetrics(registry, view), registry))
+    router = make_router(settings, view, service, ScorerMetrics(registry, view), registry)
+    app.include_router(router)
+    problems.install(app, router.routes)
     openapi.install(app)
     return app, service

@@ -2,11 +2,13 @@
 
 import argparse
 import asyncio
+import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import uvloop
 
@@ -34,8 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the command line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE_ERROR, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="kv-indexer", description="Tells any LLM router which pod already holds the longest prefix of a prompt.")
+    parser = _Parser(prog="kv-indexer", description="Tells any LLM router which pod already holds the longest prefix of a prompt.")
     parser.add_argument("--version", action="version", version=f"kv-indexer {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -58,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     engine.add_argument("--pod", default="demo-0")
     engine.add_argument("--model", default=demo.MODEL)
     engine.add_argument("--chats", default="1,2,3,4,5,6,7,8", metavar="N,N,…", type=_numbers, help="numbers of the chats that it serves")
-    engine.add_argument("--blocks", default=256, type=_positive(int), help="how many blocks it caches")
+    engine.add_argument("--blocks", default=128, type=_positive(int), help="how many blocks it caches")
     engine.add_argument("--requests-per-s", default=4.0, type=_positive(float))
     engine.set_defaults(command=_demo_engine)
     return parser
@@ -71,17 +80,19 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _numbers(text: str) -> list[int]:
-    numbers = [int(part) for part in text.split(",")]
-    if not all(0 < number < 4_000_000 for number in numbers):
-        raise ValueError
-    return numbers
+    if not re.fullmatch(r"[1-9]\d{0,5}(,[1-9]\d{0,5})*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} should be numbers from 1 to 999999, separated by commas")
+    return [int(part) for part in text.split(",")]
 
 
 def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
     def positive(text: str) -> Any:
-        value = kind(text)
-        if not value > 0:
-            raise ValueError
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text!r} should be a number above 0")
         return value
 
     return positive

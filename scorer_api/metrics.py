@@ -5,7 +5,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from scorer_api.view import View
 
 PHASE_BUCKETS_S = (0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.2, 1.0)
-OUTCOMES = ("match", "no_match", "malformed", "unknown_model", "too_large", "unsupported_type", "wrong_value", "failed")
+OUTCOMES = ("match", "no_match", "malformed", "unknown_model", "too_large", "unsupported_type", "wrong_value", "too_slow", "disconnected", "failed")
 PHASES = ("decode", "look_up", "encode")
 
 

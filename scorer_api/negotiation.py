@@ -1,5 +1,7 @@
 """Bodies in and out: their size, and JSON or msgpack."""
 
+import asyncio
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,21 +28,34 @@ def media_type_of(request: Request, *allowed: str) -> str:
 
 
 def accepted_type(request: Request, otherwise: str) -> str:
-    """The type to answer in: what Accept asks for, first come, else `otherwise`."""
+    """The type to answer in: what Accept likes best, else `otherwise`."""
+    best, best_weight = otherwise, 0.0
     for accepted in request.headers.get("accept", "").lower().split(","):
-        name = accepted.partition(";")[0].strip()
-        if name in _MSGPACK_NAMES:
-            return MSGPACK
-        if name == JSON:
-            return JSON
-    return otherwise
+        name, _, parameters = accepted.partition(";")
+        found = MSGPACK if name.strip() in _MSGPACK_NAMES else name.strip()
+        if found in (JSON, MSGPACK) and (weight := _weight(parameters)) > best_weight:
+            best, best_weight = found, weight
+    return best
 
 
-async def read_body(request: Request, bytes_max: int) -> bytes:
-    """The whole body. Raises Problem 413 as soon as it is known to be too large."""
+def _weight(parameters: str) -> float:
+    found = re.search(r"(?:^|;)\s*q\s*=\s*([01](?:\.\d*)?)\s*(?:;|$)", parameters)
+    return float(found[1]) if found else 1.0
+
+
+async def read_body(request: Request, bytes_max: int, timeout_s: float) -> bytes:
+    """The whole body. Raises Problem 413 as soon as it is known to be too large, 408 when it takes too long."""
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > bytes_max:
         raise Problem(413, f"the body has {announced} bytes; at most {bytes_max} are taken")
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _read_at_most(request, bytes_max)
+    except TimeoutError:
+        raise Problem(408, f"the body did not arrive within {timeout_s} s") from None
+
+
+async def _read_at_most(request: Request, bytes_max: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():

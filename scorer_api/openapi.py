@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.responses import PlainTextResponse
 
 from scorer_api.negotiation import JSON, MSGPACK
 from scorer_api.problems import MEDIA_TYPE as PROBLEM
@@ -12,6 +13,7 @@ from scorer_api.schemas import COMPONENT, components
 PROBLEMS = {
     400: "The body, or the request, is malformed.",
     404: "There is no such thing.",
+    408: "The body took too long.",
     413: "The body is over the limit.",
     415: "The body is of another type.",
     422: "A value is wrong; `detail` says which field and what would be right.",
@@ -38,13 +40,13 @@ def _body(content: dict[str, Any]) -> dict[str, Any]:
 
 
 SCORE: dict[str, Any] = {
-    "responses": _described("Every pod of the model, best first.", "ScoreAnswer", 400, 404, 413, 415, 422, media_types=(JSON, MSGPACK)),
+    "responses": _described("Every pod of the model, best first.", "ScoreAnswer", 400, 404, 408, 413, 415, 422, media_types=(JSON, MSGPACK)),
     "openapi_extra": _body({**_content("ScoreRequest", JSON), **_content("ScoreRequestMsgpack", MSGPACK)}),
 }
 PODS: dict[str, Any] = {"responses": _described("Every registered pod.", "PodsAnswer")}
 PUT_POD: dict[str, Any] = {
     "responses": {
-        **_described("The pod was changed.", "PodStatus", 400, 413, 415, 422),
+        **_described("The pod was changed.", "PodStatus", 400, 408, 413, 415, 422),
         201: {"description": "The pod is new.", "content": _content("PodStatus", JSON)},
     },
     "openapi_extra": _body(_content("PodSpec", JSON)),
@@ -64,7 +66,8 @@ READY: dict[str, Any] = {
     }
 }
 METRICS: dict[str, Any] = {
-    "responses": {200: {"description": "Metrics in the text format of Prometheus.", "content": {"text/plain": {"schema": {"type": "string"}}}}}
+    "response_class": PlainTextResponse,
+    "responses": {200: {"description": "Metrics in the text format of Prometheus.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
 }
 
 

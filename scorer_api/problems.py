@@ -2,6 +2,7 @@
 
 import http
 import logging
+from collections.abc import Sequence
 
 import msgspec
 from fastapi import FastAPI, Request
@@ -10,6 +11,7 @@ from fastapi.responses import Response
 from msgspec import Struct
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute, Match
 
 log = logging.getLogger(__name__)
 
@@ -40,17 +42,28 @@ def response_of(status: int, detail: str, headers: dict[str, str] | None = None)
     return Response(msgspec.json.encode(details), status, headers, MEDIA_TYPE)
 
 
-def install(app: FastAPI) -> None:
+def _methods_at(request: Request, routes: Sequence[BaseRoute]) -> list[str]:
+    found: set[str] = set()
+    for route in routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            found |= getattr(route, "methods", None) or set()
+    return sorted(found)
+
+
+def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     """Have every error of the app answered as a problem; none shows how the service works inside."""
 
     @app.exception_handler(Problem)
     async def on_problem(request: Request, error: Problem) -> Response:
         # Where the body was refused unread, the rest of it would be taken for the next request.
-        return response_of(error.status, error.detail, {"Connection": "close"} if error.status == 413 else None)
+        return response_of(error.status, error.detail, {"Connection": "close"} if error.status in (408, 413) else None)
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> Response:
-        detail = {404: f"there is nothing at {request.url.path}", 405: f"{request.method} is not allowed at {request.url.path}"}
+        if error.status_code == 405:
+            # Starlette names the methods of the first route at this path only.
+            return response_of(405, f"{request.method} is not allowed at {request.url.path}", {"Allow": ", ".join(_methods_at(request, routes))})
+        detail = {404: f"there is nothing at {request.url.path}"}
         return response_of(error.status_code, detail.get(error.status_code, str(error.detail)), dict(error.headers or {}))
 
     @app.exception_handler(RequestValidationError)

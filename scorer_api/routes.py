@@ -7,6 +7,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+from starlette.requests import ClientDisconnect
 
 from indexer.engine_spec import EngineSpec
 from indexer.errors import SettingError
@@ -21,7 +22,7 @@ from scorer_api.problems import Problem
 from scorer_api.schemas import HealthAnswer, ModelAnswer, ModelsAnswer, PodAnswer, PodsAnswer, ScoreAnswer, ScoreRequest, ViewAnswer
 from scorer_api.view import PodScore, View, ranks_by_number
 
-OUTCOME_OF_STATUS = {400: "malformed", 404: "unknown_model", 413: "too_large", 415: "unsupported_type", 422: "wrong_value"}
+OUTCOME_OF_STATUS = {400: "malformed", 404: "unknown_model", 408: "too_slow", 413: "too_large", 415: "unsupported_type", 422: "wrong_value"}
 POD_BYTES_MAX = 65_536
 
 
@@ -37,6 +38,9 @@ def make_router(settings: Settings, view: View, service: Service, metrics: Score
         except Problem as problem:
             metrics.requests[OUTCOME_OF_STATUS[problem.status]].inc()
             raise
+        except ClientDisconnect:
+            metrics.requests["disconnected"].inc()
+            raise
         except Exception:
             metrics.requests["failed"].inc()
             raise
@@ -45,7 +49,7 @@ def make_router(settings: Settings, view: View, service: Service, metrics: Score
 
     async def answer_score(request: Request) -> tuple[Response, str]:
         media_type = media_type_of(request, JSON, MSGPACK)
-        body = await read_body(request, settings.body_bytes_max)
+        body = await read_body(request, settings.body_bytes_max, settings.body_timeout_s)
         started_s = time.perf_counter()
         asked = score_request.decode(body, media_type)
         prompt = score_request.prompt_of(asked)
@@ -72,7 +76,7 @@ def make_router(settings: Settings, view: View, service: Service, metrics: Score
     async def put_pod(pod: str, request: Request) -> Response:
         """Register a pod, or replace it. What stays the same keeps its blocks."""
         media_type_of(request, JSON)
-        spec = _pod_spec(pod, await read_body(request, POD_BYTES_MAX))
+        spec = _pod_spec(pod, await read_body(request, POD_BYTES_MAX, settings.body_timeout_s))
         try:
             is_new = await service.register((spec,))
         except SettingError as error:
@@ -92,11 +96,13 @@ def make_router(settings: Settings, view: View, service: Service, metrics: Score
         """Every known model, with its pods."""
         return respond(ModelsAnswer([ModelAnswer(name, names) for name, names in view.models().items()]))
 
+    @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz", **openapi.HEALTH)
     async def healthz() -> Response:
         """The process lives."""
         return respond(HealthAnswer("alive"))
 
+    @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", **openapi.READY)
     async def readyz() -> Response:
         """Whether answers can be relied on, and what is not as it should be."""

@@ -117,6 +117,8 @@ COMPONENT = "#/components/schemas/{name}"
 def components() -> dict[str, Any]:
     """The JSON schemas of all these, by name, for the OpenAPI document."""
     _, found = msgspec.json.schema_components(TYPES, ref_template=COMPONENT)
+    # The range is checked when the tokens are packed, not one by one while they are decoded; the document has it all the same.
+    found["ScoreRequest"]["properties"]["token_ids"]["items"] = {"type": "integer", "minimum": 0, "maximum": TOKEN_MAX}
     return {**found, "ScoreRequestMsgpack": _packed(found["ScoreRequest"])}
 
 

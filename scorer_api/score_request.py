@@ -1,12 +1,12 @@
 """A score request, from its bytes to a prompt. Every mistake gets a sentence."""
 
-import re
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from indexer.block_keys import TOKEN_BYTES, fold_extra_keys, read_extra_keys
+from indexer.errors import field_first
 from indexer.wire import pack_tokens
 from scorer_api.negotiation import JSON, MSGPACK
 from scorer_api.problems import Problem
@@ -26,18 +26,11 @@ def decode(body: bytes, media_type: str) -> ScoreRequest:
     try:
         return _DECODE[media_type](body)
     except msgspec.ValidationError as error:
-        raise Problem(422, _sentence(str(error))) from None
+        raise Problem(422, field_first(str(error))) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Problem(400, f"the body is not valid {media_type}: {error}") from None
     except RecursionError:
         raise Problem(400, "the body is nested too deeply") from None
-
-
-def _sentence(error: str) -> str:
-    """msgspec's words, with the field first."""
-    text, _, path = error.partition(" - at `$")
-    field = path.rstrip("`").removeprefix(".")
-    return f"{field}: {text}" if field else re.sub(r"^Object", "The body", text)
 
 
 def prompt_of(request: ScoreRequest) -> Prompt:

@@ -75,6 +75,7 @@ class View:
     # The store
 
     def open(self, stream: StreamKey) -> None:
+        self.close(stream)
         model = self._models.setdefault(stream.model, _Model())
         model.pods.setdefault(stream.pod, {})[stream.rank] = _StreamView()
 

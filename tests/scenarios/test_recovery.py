@@ -418,20 +418,19 @@ def test_a_late_service_asks_for_everything_from_the_start() -> None:
 @mechanism("no_parking")
 def test_an_orphan_is_adopted_when_its_parent_arrives() -> None:
     """Without a replay a late join sees children first; a child removed meanwhile is not adopted."""
-    with Engine(with_replay=False) as engine:
-        with Running(engine.spec()) as service:
-            wait_until(lambda: engine.subscriptions() > 0)
-            engine.next_number = 40
-            engine.publish(blocks_of(1, 3, start=2))
-            engine.publish(blocks_of(1, 5, start=3))
-            engine.publish(removed(hashes(1, 5, 4)))
-            service.wait_for(sequence=42)
-            assert service.matched(prompt(1, 5)) == 0
-            assert service.metric("kv_indexer_orphans_parked") == 3
-            engine.publish(blocks_of(1, 2))
-            service.wait_for(sequence=43)
-            assert service.matched(prompt(1, 5)) == 16
-            assert service.metric("kv_indexer_orphans_parked") == 0
+    with Engine(with_replay=False) as engine, Running(engine.spec()) as service:
+        wait_until(lambda: engine.subscriptions() > 0)
+        engine.next_number = 40
+        engine.publish(blocks_of(1, 3, start=2))
+        engine.publish(blocks_of(1, 5, start=3))
+        engine.publish(removed(hashes(1, 5, 4)))
+        service.wait_for(sequence=42)
+        assert service.matched(prompt(1, 5)) == 0
+        assert service.metric("kv_indexer_orphans_parked") == 3
+        engine.publish(blocks_of(1, 2))
+        service.wait_for(sequence=43)
+        assert service.matched(prompt(1, 5)) == 16
+        assert service.metric("kv_indexer_orphans_parked") == 0
 
 
 # 7. Frames that are none

@@ -1,0 +1,289 @@
+"""`kv-indexer demo`, and the engines that it starts."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from indexer.demo_engine import BLOCK_SIZE, CHAT_TOKENS_MAX, SYSTEM_PROMPT, TURN_TOKENS, BlockCache, chat_workload
+from tests.running import ROOT, Client
+from tests.waiting import wait_until
+
+PROMPT = [*range(1, 65), *range(11001, 11066)]
+
+
+class Demo(Client):
+    """The command, with what it printed so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        env = {key: value for key, value in os.environ.items() if not key.startswith("KV_INDEXER_")}
+        words = [sys.executable, "-m", "scorer_api.cli", "demo", "--port", "0"]
+        self.process = subprocess.Popen(words, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.printed = ""
+        self.logged = ""
+        self._readers = [threading.Thread(target=read, daemon=True) for read in (self._read_output, self._read_log)]
+        for reader in self._readers:
+            reader.start()
+
+    def _read_output(self) -> None:
+        for line in self.process.stdout or ():
+            self.printed += line
+
+    def _read_log(self) -> None:
+        for line in self.process.stderr or ():
+            self.logged += line
+
+    def close(self) -> None:
+        self.http.close()
+        if self.process.poll() is None:
+            self.process.terminate()
+        self.process.wait(20)
+        for reader in self._readers:
+            reader.join(10)
+        for stream in (self.process.stdout, self.process.stderr):
+            assert stream is not None
+            stream.close()
+
+    def children(self) -> list[int]:
+        text = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [int(word) for word in text.split()]
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[Demo]:
+    demo = Demo()
+    try:
+        wait_until(lambda: "Ctrl-C" in demo.printed or demo.process.poll() is not None, 60)
+        found = re.search(r"http://127\.0\.0\.1:\d+", demo.printed)
+        assert found, demo.logged
+        demo.url = found[0]
+        for pod in ("demo-0", "demo-1"):
+            demo.wait_for(pod=pod, trust="live")
+        yield demo
+    finally:
+        demo.close()
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+# The command
+
+
+def test_it_says_what_to_try(demo: Demo) -> None:
+    for word in ("curl", "/v1/score", "score --url", "/v1/pods", "/metrics", "/docs", "Ctrl-C"):
+        assert word in demo.printed
+
+
+def test_it_serves_two_pods_of_one_model(demo: Demo) -> None:
+    assert demo.http.get(f"{demo.url}/v1/models").json() == {"models": [{"model": "demo/chat", "pods": ["demo-0", "demo-1"]}]}
+    assert demo.http.get(f"{demo.url}/readyz").json() == {"status": "ready", "reasons": []}
+
+
+def test_the_prompt_of_the_example_is_held_by_demo_1(demo: Demo) -> None:
+    assert len(PROMPT) == 129
+    # The chat that is served every other time stays cached, and grows or begins anew.
+    wait_until(lambda: demo.matched(PROMPT, "demo-1", "demo/chat") == 128)
+    answer = demo.score(PROMPT, "demo/chat")
+    assert answer["best"] == "demo-1"
+    # The other one shares the 64 tokens of the system prompt.
+    assert [pod["matched_tokens"] for pod in answer["pods"] if pod["pod"] == "demo-0"] == [64]
+
+
+def run_printed(demo: Demo, start: str) -> str:
+    """Run the example that begins with these words in a shell, as it was printed. Returns what it prints."""
+    (example,) = re.findall(rf"^  ({re.escape(start)}(?:.*\\\n)*.*)$", demo.printed, re.MULTILINE)
+    done = subprocess.run(["/bin/bash", "-c", example], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_printed_request_works_as_it_stands(demo: Demo) -> None:
+    wait_until(lambda: demo.matched(PROMPT, "demo-1", "demo/chat") == 128)
+    answer = json.loads(run_printed(demo, "curl -s " + demo.url + "/v1/score"))
+    assert (answer["best"], answer["pods"][0]["matched_tokens"], answer["tokens"]) == ("demo-1", 128, 129)
+
+
+def test_the_printed_score_command_works_as_it_stands(demo: Demo) -> None:
+    wait_until(lambda: demo.matched(PROMPT, "demo-1", "demo/chat") == 128)
+    first, _, row, *_ = run_printed(demo, "(seq 1 64").splitlines()
+    assert first == "model demo/chat, 129 tokens, best: demo-1"
+    assert row.split()[:4] == ["demo-1", "1.0000", "128", "8/8"]
+
+
+def test_stores_and_evictions_keep_coming(demo: Demo) -> None:
+    def counts() -> tuple[float, float]:
+        return demo.metric("kv_indexer_blocks_stored_total", tier="gpu"), demo.metric("kv_indexer_blocks_removed_total", tier="gpu")
+
+    stored, removed = counts()
+    wait_until(lambda: counts()[0] > stored and counts()[1] > removed, 60)
+    assert demo.metric("kv_indexer_refused_total") == 0
+    assert demo.metric("kv_indexer_orphans_total") == 0
+
+
+def test_sigterm_takes_everything_down() -> None:
+    demo = Demo()
+    try:
+        wait_until(lambda: "Ctrl-C" in demo.printed or demo.process.poll() is not None, 60)
+        children = demo.children()
+        assert len(children) == 2
+        assert all(is_running(child) for child in children)
+        demo.process.send_signal(signal.SIGTERM)
+        assert demo.process.wait(10) == 0
+        assert [child for child in children if is_running(child)] == []
+    finally:
+        demo.close()
+    assert "Traceback" not in demo.logged
+
+
+def test_an_engine_that_is_killed_does_not_take_the_demo_down() -> None:
+    demo = Demo()
+    try:
+        wait_until(lambda: "Ctrl-C" in demo.printed or demo.process.poll() is not None, 60)
+        found = re.search(r"http://127\.0\.0\.1:\d+", demo.printed)
+        assert found, demo.logged
+        demo.url = found[0]
+        demo.wait_for(pod="demo-0", trust="live")
+        for child in demo.children():
+            os.kill(child, signal.SIGKILL)
+        demo.wait_for(pod="demo-0", trust="stale", connected=False)
+        demo.process.send_signal(signal.SIGTERM)
+        assert demo.process.wait(10) == 0
+    finally:
+        demo.close()
+
+
+def test_a_demo_engine_prints_its_spec_and_stops_on_sigterm() -> None:
+    words = [sys.executable, "-m", "scorer_api.cli", "demo-engine", "--pod", "p/1", "--model", "x/y", "--chats", "3,4"]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        spec = process.stdout.readline().strip()
+        process.terminate()
+        _, err = process.communicate(timeout=20)
+    assert re.fullmatch(r"pod=p/1,model=x/y,events=tcp://127\.0\.0\.1:\d+,replay=tcp://127\.0\.0\.1:\d+", spec)
+    assert (process.returncode, err) == (0, "")
+
+
+# The cache
+
+
+def stored_hashes(events: list[dict[str, Any]]) -> list[int]:
+    return [engine_hash for event in events if event["type"] == "BlockStored" for engine_hash in event["block_hashes"]]
+
+
+def removed_hashes(events: list[dict[str, Any]]) -> list[int]:
+    return [engine_hash for event in events if event["type"] == "BlockRemoved" for engine_hash in event["block_hashes"]]
+
+
+def sequence(first: int, blocks: int) -> list[int]:
+    return list(range(first, first + blocks * BLOCK_SIZE))
+
+
+def test_whole_blocks_are_stored_and_the_rest_is_not() -> None:
+    (event,) = BlockCache(10).serve([*sequence(1, 2), 99])
+    assert (event["type"], event["parent_block_hash"], event["block_size"]) == ("BlockStored", None, 16)
+    assert event["token_ids"] == sequence(1, 2)
+    hashes = event["block_hashes"]
+    assert isinstance(hashes, list)
+    assert len(set(hashes)) == 2
+    assert all(0 <= engine_hash < 2**64 for engine_hash in hashes)
+
+
+def test_too_few_tokens_for_a_block_say_nothing() -> None:
+    assert BlockCache(10).serve([1] * (BLOCK_SIZE - 1)) == []
+
+
+def test_what_is_cached_is_not_stored_again() -> None:
+    cache = BlockCache(10)
+    first = stored_hashes(cache.serve(sequence(1, 2)))
+    assert cache.serve(sequence(1, 2)) == []
+    (event,) = cache.serve(sequence(1, 4))
+    assert event["parent_block_hash"] == first[1]
+    assert event["token_ids"] == sequence(1 + 2 * BLOCK_SIZE, 2)
+
+
+def test_equal_tokens_behind_another_beginning_are_other_blocks() -> None:
+    cache = BlockCache(10)
+    one = stored_hashes(cache.serve([*sequence(1, 1), *sequence(500, 1)]))
+    other = stored_hashes(cache.serve([*sequence(900, 1), *sequence(500, 1)]))
+    assert len({*one, *other}) == 4
+
+
+def test_the_least_recently_used_goes_first_and_its_leaf_before_its_root() -> None:
+    cache = BlockCache(4)
+    old = stored_hashes(cache.serve(sequence(1, 2)))
+    kept = stored_hashes(cache.serve(sequence(1000, 2)))
+    assert removed_hashes(cache.serve(sequence(2000, 1))) == [old[1]]
+    assert removed_hashes(cache.serve(sequence(3000, 1))) == [old[0]]
+    cache.serve(sequence(1000, 2))
+    third = removed_hashes(cache.serve(sequence(4000, 2)))
+    assert not set(third) & set(kept)
+    assert len(third) == 2
+
+
+def test_evictions_are_said_before_what_took_their_place() -> None:
+    cache = BlockCache(1)
+    cache.serve(sequence(1, 1))
+    assert [event["type"] for event in cache.serve(sequence(1000, 1))] == ["BlockRemoved", "BlockStored"]
+
+
+def test_a_step_never_evicts_what_it_uses() -> None:
+    cache = BlockCache(3)
+    cache.serve(sequence(1000, 1))
+    head = stored_hashes(cache.serve(sequence(1, 2)))
+    events = cache.serve(sequence(1, 3))
+    assert not set(removed_hashes(events)) & set(head)
+    assert len(stored_hashes(events)) == 1
+
+
+def test_a_sequence_longer_than_the_cache_is_cached_from_its_beginning() -> None:
+    cache = BlockCache(2)
+    (event,) = cache.serve(sequence(1, 5))
+    assert event["token_ids"] == sequence(1, 2)
+
+
+def test_what_it_said_is_what_it_holds_after_a_long_run() -> None:
+    cache = BlockCache(40)
+    held: set[int] = set()
+    for tokens in islice(chat_workload([1, 2, 3, 4], random.Random(1)), 300):
+        for event in cache.serve(tokens):
+            hashes = stored_hashes([event]) or removed_hashes([event])
+            if event["type"] == "BlockStored":
+                assert not held & set(hashes)
+                assert event["parent_block_hash"] is None or event["parent_block_hash"] in held
+                held |= set(hashes)
+            else:
+                assert held >= set(hashes)
+                held -= set(hashes)
+        assert len(held) <= 40
+
+
+def test_the_workload_shares_the_system_prompt_and_grows_by_turns() -> None:
+    seen: dict[int, int] = {}
+    for tokens in islice(chat_workload([5, 6], random.Random(2)), 200):
+        assert tokens[:64] == list(SYSTEM_PROMPT)
+        chat = tokens[64] // 1000
+        length = len(tokens) - 64
+        assert chat in (5, 6)
+        assert tokens[64:] == list(range(1000 * chat + 1, 1000 * chat + 1 + length))
+        before = seen.get(chat, 0)
+        assert length == (before + TURN_TOKENS if before < CHAT_TOKENS_MAX else TURN_TOKENS)
+        seen[chat] = length
+    assert set(seen) == {5, 6}
