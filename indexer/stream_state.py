@@ -195,7 +195,9 @@ class StreamState:
             self._block_size_is_gpu = event.tier is Tier.GPU
         elif event.tier is Tier.GPU and not self._block_size_is_gpu:
             # What a lower tier called a block was a run of them: its keys were of the wrong length.
+            groups, indexed_group = self._groups, self._indexed_group
             self.forget()
+            self._groups, self._indexed_group = groups, indexed_group
             self.block_size, self._block_size_is_gpu = event.block_size, True
             self._announces_extra_keys = event.announces_extra_keys
             self._change.reload = True
@@ -331,7 +333,11 @@ class StreamState:
         claims.discard(engine_hash)
         if not claims:
             del self._claims[key]
-            self._ambiguous.discard(key)
+            if key in self._ambiguous:
+                self._ambiguous.remove(key)
+                for tier in Tier:
+                    if key in self._held[tier]:  # an offloaded run of another hash covers it
+                        self._change.touched[tier][key] = True
 
     # Removing
 

@@ -19,6 +19,8 @@ from indexer.errors import Refused
 from indexer.events import HASH_MASK, Cleared, Event, Removed, Stored, Tier
 from indexer.wire_types import (
     KNOWN_EVENTS,
+    RawBatch,
+    RawBatchAsMap,
     RemovedArray,
     RemovedMap,
     StoredArray,
@@ -33,6 +35,8 @@ from indexer.wire_types import (
     decode_map_event,
     decode_raw_batch,
     decode_raw_batch_as_map,
+    decode_raw_batch_as_map_exact,
+    decode_raw_batch_exact,
 )
 
 END_OF_REPLAY = b"\xff" * 8
@@ -147,16 +151,10 @@ class WireDecoder:
 
     def _decode_apart(self, payload: bytes) -> Batch:
         """Event by event, so that a bad one costs itself only."""
-        is_map = bool(payload) and (payload[0] >> 4 == 0x8 or payload[0] in (0xDE, 0xDF))
-        try:
-            raw = decode_raw_batch_as_map(payload) if is_map else decode_raw_batch(payload)
-        except msgspec.DecodeError:
-            raise Refused("batch_malformed") from None
-        except RecursionError:
-            raise Refused("batch_nested") from None
+        raw, is_exact = _decode_raw(payload)
         if len(raw.events) > self._limits.events_per_batch_max:
             raise Refused("batch_events")
-        batch = Batch([])
+        batch = Batch([], unknown_fields=0 if is_exact else 1)
         if isinstance(raw.ts, int | float) and not isinstance(raw.ts, bool):
             batch.published_at_s = float(raw.ts)
         if isinstance(raw.data_parallel_rank, int) and not isinstance(raw.data_parallel_rank, bool):
@@ -268,6 +266,24 @@ class WireDecoder:
         if salt and first_of_prompt and 0 not in folded:
             folded[0] = fold_extra_keys([], salt)
         return folded or None
+
+
+def _decode_raw(payload: bytes) -> tuple[RawBatch | RawBatchAsMap, bool]:
+    """A batch whose events are left as they are, and whether it has no field that is unknown."""
+    is_map = bool(payload) and (payload[0] >> 4 == 0x8 or payload[0] in (0xDE, 0xDF))
+    exact, lenient = (decode_raw_batch_as_map_exact, decode_raw_batch_as_map) if is_map else (decode_raw_batch_exact, decode_raw_batch)
+    try:
+        return exact(payload), True
+    except msgspec.DecodeError:
+        pass
+    except RecursionError:
+        raise Refused("batch_nested") from None
+    try:
+        return lenient(payload), False
+    except msgspec.DecodeError:
+        raise Refused("batch_malformed") from None
+    except RecursionError:
+        raise Refused("batch_nested") from None
 
 
 def _folded(own: list[Any], salt: str | None) -> bytes:

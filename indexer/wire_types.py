@@ -118,10 +118,20 @@ class RawBatchAsMap(Struct):
     data_parallel_rank: Any = None
 
 
+class RawBatchExact(RawBatch, array_like=True, forbid_unknown_fields=True):
+    pass
+
+
+class RawBatchAsMapExact(RawBatchAsMap, forbid_unknown_fields=True):
+    pass
+
+
 decode_array_batch = msgspec.msgpack.Decoder(ArrayBatch).decode
 decode_map_batch = msgspec.msgpack.Decoder(MapBatch).decode
 decode_raw_batch = msgspec.msgpack.Decoder(RawBatch).decode
 decode_raw_batch_as_map = msgspec.msgpack.Decoder(RawBatchAsMap).decode
+decode_raw_batch_exact = msgspec.msgpack.Decoder(RawBatchExact).decode
+decode_raw_batch_as_map_exact = msgspec.msgpack.Decoder(RawBatchAsMapExact).decode
 decode_array_event = msgspec.msgpack.Decoder(ArrayEvent).decode
 decode_map_event = msgspec.msgpack.Decoder(MapEvent).decode
 decode_lenient_array_event = msgspec.msgpack.Decoder(StoredArray | RemovedArray | ClearedArray).decode

@@ -58,21 +58,24 @@ def event_loop_held_up(service: Running) -> Iterator[None]:
 @mechanism("receiving_waits")
 def test_nothing_is_lost_while_applying_is_held_up_even_over_a_reconnect(received: list[bytes]) -> None:
     """The connection is cut and comes back meanwhile; without a replay endpoint a lost batch could not be had again."""
-    with Engine(with_replay=False) as engine, Proxy(engine.events_port) as proxy:
-        with Running(f"pod=pod,model=m,events=tcp://127.0.0.1:{proxy.port}") as service:
-            wait_until(lambda: engine.subscriptions() > 0)
-            engine.publish(block(0))
-            service.wait_for(sequence=0)
-            with event_loop_held_up(service):
-                for number in range(1, 2000):
-                    engine.publish(block(number))
-                wait_until(lambda: len(received) == 2000)
-                proxy.cut()
-                wait_until(lambda: engine.subscriptions() > 1)
-                for number in range(2000, 4000):
-                    engine.publish(block(number))
-            status = service.wait_for(sequence=3999)
-            assert (status["gaps"], status["batches"], status["blocks"]) == (0, 4000, {"gpu": 4000})
+    with (
+        Engine(with_replay=False) as engine,
+        Proxy(engine.events_port) as proxy,
+        Running(f"pod=pod,model=m,events=tcp://127.0.0.1:{proxy.port}") as service,
+    ):
+        wait_until(lambda: engine.subscriptions() > 0)
+        engine.publish(block(0))
+        service.wait_for(sequence=0)
+        with event_loop_held_up(service):
+            for number in range(1, 2000):
+                engine.publish(block(number))
+            wait_until(lambda: len(received) == 2000)
+            proxy.cut()
+            wait_until(lambda: engine.subscriptions() > 1)
+            for number in range(2000, 4000):
+                engine.publish(block(number))
+        status = service.wait_for(sequence=3999)
+        assert (status["gaps"], status["batches"], status["blocks"]) == (0, 4000, {"gpu": 4000})
 
 
 def test_nothing_is_lost_while_a_replay_is_not_answered() -> None:

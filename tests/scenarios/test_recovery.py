@@ -343,32 +343,38 @@ def test_without_replay_a_regress_is_a_restart() -> None:
 
 @mechanism("no_doubt_of_reconnects")
 def test_without_replay_a_reconnect_is_stale_until_it_continues_and_partial_then() -> None:
-    with Engine(with_replay=False) as engine, Proxy(engine.events_port) as proxy:
-        with Running(f"pod=pod,model=m,events=tcp://127.0.0.1:{proxy.port}") as service:
-            wait_until(lambda: engine.subscriptions() > 0)
-            engine.publish(blocks_of(1, 4))
-            service.wait_for(sequence=0, trust="live")
-            proxy.cut()
-            wait_until(lambda: engine.subscriptions() > 1)
-            service.wait_for(connected=True, trust="stale")
-            engine.publish(blocks_of(2, 4))
-            service.wait_for(sequence=1, trust="partial")
-            assert [service.matched(prompt(number, 4)) for number in (1, 2)] == [16, 16]
+    with (
+        Engine(with_replay=False) as engine,
+        Proxy(engine.events_port) as proxy,
+        Running(f"pod=pod,model=m,events=tcp://127.0.0.1:{proxy.port}") as service,
+    ):
+        wait_until(lambda: engine.subscriptions() > 0)
+        engine.publish(blocks_of(1, 4))
+        service.wait_for(sequence=0, trust="live")
+        proxy.cut()
+        wait_until(lambda: engine.subscriptions() > 1)
+        service.wait_for(connected=True, trust="stale")
+        engine.publish(blocks_of(2, 4))
+        service.wait_for(sequence=1, trust="partial")
+        assert [service.matched(prompt(number, 4)) for number in (1, 2)] == [16, 16]
 
 
 @mechanism("no_purge_of_lost_history")
 def test_without_replay_a_reconnect_that_does_not_continue_costs_what_was_held() -> None:
-    with Engine(with_replay=False) as engine, Proxy(engine.events_port) as proxy:
-        with Running(f"pod=pod,model=m,events=tcp://127.0.0.1:{proxy.port}") as service:
-            wait_until(lambda: engine.subscriptions() > 0)
-            engine.publish(blocks_of(1, 4))
-            service.wait_for(sequence=0, trust="live")
-            proxy.cut()
-            wait_until(lambda: engine.subscriptions() > 1)
-            engine.publish(removed(hashes(1, 4)), is_lost=True)
-            engine.publish(blocks_of(2, 4))
-            service.wait_for(sequence=2, trust="partial")
-            assert [service.matched(prompt(number, 4)) for number in (1, 2)] == [0, 16]
+    with (
+        Engine(with_replay=False) as engine,
+        Proxy(engine.events_port) as proxy,
+        Running(f"pod=pod,model=m,events=tcp://127.0.0.1:{proxy.port}") as service,
+    ):
+        wait_until(lambda: engine.subscriptions() > 0)
+        engine.publish(blocks_of(1, 4))
+        service.wait_for(sequence=0, trust="live")
+        proxy.cut()
+        wait_until(lambda: engine.subscriptions() > 1)
+        engine.publish(removed(hashes(1, 4)), is_lost=True)
+        engine.publish(blocks_of(2, 4))
+        service.wait_for(sequence=2, trust="partial")
+        assert [service.matched(prompt(number, 4)) for number in (1, 2)] == [0, 16]
 
 
 @pytest.mark.parametrize("next_number", [0, 7], ids=["lower", "already higher"])
