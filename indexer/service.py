@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from functools import partial
 from types import TracebackType
@@ -87,8 +88,8 @@ class Service:
                 self._check_endpoints(spec)
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
             stack.callback(self._cancel_all)
-            for pod in dict.fromkeys(spec.pod for spec in self._settings.engines):
-                await self.register(tuple(spec for spec in self._settings.engines if spec.pod == pod))
+            for specs in _by_pod(self._settings.engines).values():
+                await self.register(specs)
             self._configured = list(self._running)
             self._stack = stack.pop_all()
         return self
@@ -113,23 +114,53 @@ class Service:
             self._check_endpoints(spec)
         pod = specs[0].pod
         async with self._changing:
-            for running in [r for r in self._running.values() if r.source.key.pod == pod]:
-                if sources.get(running.source.key) == running.source:
-                    del sources[running.source.key]
-                else:
-                    await self._stop(running)
-            for source in sources.values():
-                await self._start(source)
+            before = {running.source.key: running for running in self._running.values() if running.source.key.pod == pod}
+            gone = [running for key, running in before.items() if sources.get(key) != running.source]
+            opened = [await self._open(source) for key, source in sources.items() if key not in before or before[key] in gone]
+            # Nobody sees a pod without its streams: nothing waits from here to the end of the exchange.
             is_new = pod not in self._specs
             self._specs[pod] = specs
+            for running in gone:
+                self._detach(running)
+            for source, stream in opened:
+                self._attach(source, stream)
+            for running in gone:
+                await self._dispose(running)
         return is_new
 
     async def forget(self, pod: str) -> bool:
         """Drop a pod and all its blocks. Returns whether there was one."""
         async with self._changing:
-            for running in [r for r in self._running.values() if r.source.key.pod == pod]:
-                await self._stop(running)
-            return self._specs.pop(pod, None) is not None
+            gone = [running for running in self._running.values() if running.source.key.pod == pod]
+            was_known = self._specs.pop(pod, None) is not None
+            for running in gone:
+                self._detach(running)
+            for running in gone:
+                await self._dispose(running)
+        return was_known
+
+    async def reconfigure(self, before: Settings, after: Settings) -> Settings:
+        """Make the configured engines what the new settings say; pods that stay the same, or came over HTTP, are not touched.
+
+        Returns what is in force now: the old settings where an engine is wrong.
+        """
+        changed = sorted(name for name in Settings.__struct_fields__ if name != "engines" and getattr(before, name) != getattr(after, name))
+        if changed:
+            log.warning("settings changed that need a restart", extra={"settings": ",".join(changed)})
+        old, new = _by_pod(before.engines), _by_pod(after.engines)
+        try:
+            for spec in after.engines:
+                self._check_endpoints(spec)
+        except SettingError as error:
+            log.error("settings not applied", extra={"error": str(error)})
+            return before
+        for pod in old.keys() - new.keys():
+            await self.forget(pod)
+        for pod, specs in new.items():
+            if old.get(pod) != specs:
+                await self.register(specs)
+        log.info("settings read again", extra={"engines": len(after.engines)})
+        return after
 
     def pods(self) -> list[PodStatus]:
         """Every pod with its streams, in the order of their registration."""
@@ -169,7 +200,8 @@ class Service:
                 except zmq.ZMQError as error:
                     raise SettingError(key, endpoint, f"should be an endpoint that can be connected to: {error.strerror}") from None
 
-    async def _start(self, source: _Source) -> None:
+    async def _open(self, source: _Source) -> tuple[_Source, Stream]:
+        """Connect; what comes waits in the stream's inbox."""
         stream = Stream(
             source.key,
             context=self._context,
@@ -181,18 +213,23 @@ class Service:
             metrics=self._metrics,
             turn=self._turn,
         )
-        self._store.open(source.key)
         await self._subscriber.add(source.events, source.topic.encode(), stream.inbox, self._settings.receive_limits)
+        return source, stream
+
+    def _attach(self, source: _Source, stream: Stream) -> None:
+        self._store.open(source.key)
         task = self._tasks.create_task(self._follow(stream), name=f"stream {source.key.pod} {source.key.rank}")
         self._running[source.key] = _Running(source, stream, task)
 
-    async def _stop(self, running: _Running) -> None:
+    def _detach(self, running: _Running) -> None:
         del self._running[running.source.key]
+        running.task.cancel()  # it writes nothing after this: it resumes with the cancellation
+        self._store.close(running.source.key)
+
+    async def _dispose(self, running: _Running) -> None:
         await self._subscriber.remove(running.stream.inbox)
-        running.task.cancel()
         await asyncio.wait([running.task])
         running.stream.close()
-        self._store.close(running.source.key)
 
     async def _follow(self, stream: Stream) -> None:
         while True:
@@ -202,6 +239,13 @@ class Service:
                 log.exception("stream failed", extra={"pod": stream.key.pod, "rank": stream.key.rank})
                 stream.fail()
                 await asyncio.sleep(AFTER_FAILURE_S)
+
+
+def _by_pod(specs: Iterable[EngineSpec]) -> dict[str, tuple[EngineSpec, ...]]:
+    found: dict[str, tuple[EngineSpec, ...]] = {}
+    for spec in specs:
+        found[spec.pod] = (*found.get(spec.pod, ()), spec)
+    return found
 
 
 def _sources(spec: EngineSpec) -> list[_Source]:

@@ -1,6 +1,6 @@
-"""All settings, as one frozen value, made from flags and variables. Flags win.
+"""All settings, as one frozen value, made from flags, variables and a file. Flags win over variables, variables over the file.
 
-Every field is a flag `--its-name` and a variable `KV_INDEXER_ITS_NAME`.
+Every field is a flag `--its-name`, a variable `KV_INDEXER_ITS_NAME` and an entry `its_name` of the file.
 """
 
 import re
@@ -19,6 +19,7 @@ from indexer.wire import WireLimits
 
 T = TypeVar("T", bound=Struct)
 PREFIX = "KV_INDEXER_"
+NOT_FIELDS = (PREFIX + "ENGINES", PREFIX + "CONFIG")
 # One Meta may set a bound and another the description, but no two the same bound.
 Seconds = Annotated[float, Meta(ge=0.001, le=10**6)]
 Count = Annotated[int, Meta(ge=1, le=2**40)]
@@ -127,35 +128,61 @@ def _description(hint: Any) -> str:
     return next((meta.description for meta in get_args(hint)[1:] if isinstance(meta, Meta) and meta.description), "")
 
 
-def read_settings(flags: Mapping[str, str], engines: Sequence[str], environ: Mapping[str, str]) -> Settings:
-    """Make the settings from flags (field name → text), `--engine` texts and the environment's variables.
+def read_settings(flags: Mapping[str, str], engines: Sequence[str], environ: Mapping[str, str], file: Mapping[str, Any] | None = None) -> Settings:
+    """Make the settings from flags (field name → text), `--engine` texts, the environment's variables and a file's entries.
 
-    Raises SettingError that names the flag or variable, the value and what is allowed.
+    Raises SettingError that names the flag, variable or entry, the value and what is allowed.
     """
     known = {field.name: field for field in fields()}
-    values: dict[str, Any] = {}
+    values = _file_values(file or {}, known)
     for variable, text in environ.items():
-        if not variable.startswith(PREFIX) or variable == PREFIX + "ENGINES" or _is_service_link(variable, text):
+        if not variable.startswith(PREFIX) or variable in NOT_FIELDS or _is_service_link(variable, text):
             continue
         field = known.get(variable.removeprefix(PREFIX).lower())
         if field is None or field.variable != variable:
-            raise SettingError(variable, text, f"unknown variable; known are {PREFIX}ENGINES and {PREFIX}* for each flag of kv-indexer serve --help")
+            allowed = f"unknown variable; known are {', '.join(NOT_FIELDS)} and {PREFIX}* for each flag of kv-indexer serve --help"
+            raise SettingError(variable, text, allowed)
         values[field.name] = _converted(field, variable, text)
     for name, text in flags.items():
         values[name] = _converted(known[name], known[name].flag, text)
-    source = "--engine" if engines else PREFIX + "ENGINES"
-    texts = engines or [text for text in environ.get(PREFIX + "ENGINES", "").split(";") if text.strip()]
-    specs = tuple(EngineSpec.from_text(text, source) for text in texts)
+    return Settings(engines=_engines(engines, environ, file or {}), **values)
+
+
+def _file_values(file: Mapping[str, Any], known: Mapping[str, Field]) -> dict[str, Any]:
+    values = {}
+    for key, value in file.items():
+        if key == "engines":
+            continue
+        if key not in known:
+            raise SettingError(key, value, f"unknown entry; known are engines, {', '.join(known)}")
+        values[key] = _converted(known[key], key, value, strict=True)
+    return values
+
+
+def _engines(texts: Sequence[str], environ: Mapping[str, str], file: Mapping[str, Any]) -> tuple[EngineSpec, ...]:
+    """From flags, else from the variable, else from the file."""
+    if not texts and (variable := environ.get(PREFIX + "ENGINES", "")):
+        source, texts = PREFIX + "ENGINES", [text for text in variable.split(";") if text.strip()]
+    else:
+        source = "--engine"
+    if texts:
+        specs = tuple(EngineSpec.from_text(text, source) for text in texts)
+    else:
+        source = "engines"
+        tables = file.get("engines", [])
+        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+            raise SettingError(source, tables, "should be tables, [[engines]], with the keys of an engine spec")
+        specs = tuple(EngineSpec.from_mapping(table, source) for table in tables)
     check_together(specs, source)
-    return Settings(engines=specs, **values)
+    return specs
 
 
-def _converted(field: Field, source: str, text: str) -> Any:
+def _converted(field: Field, source: str, value: Any, *, strict: bool = False) -> Any:
     try:
-        return msgspec.convert(text, field.type, strict=False)
+        return msgspec.convert(value, field.type, strict=strict)
     except msgspec.ValidationError as error:
         choices = get_args(get_args(field.type)[0])
-        raise SettingError(source, text, f"should be {' or '.join(choices)}" if choices else str(error)) from None
+        raise SettingError(source, value, f"should be {' or '.join(choices)}" if choices else str(error)) from None
 
 
 def _is_service_link(variable: str, text: str) -> bool:

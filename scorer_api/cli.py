@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 import uvloop
 
 from indexer import __version__, demo_engine, logs
+from indexer.config_file import ConfigFile, read_file
 from indexer.errors import SettingError
-from indexer.settings import Settings, fields, read_settings
+from indexer.settings import PREFIX, Settings, fields, read_settings
 from scorer_api import demo, score_command
 from scorer_api.server import serve
 
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     serving.add_argument(
         "--engine", action="append", default=[], metavar="SPEC", help="pod=…,model=…,events=tcp://…[,replay=tcp://…]; may be repeated"
     )
+    serving.add_argument("--config", metavar="FILE", help="a TOML file with any of these settings; read again on SIGHUP and when it changes")
     _add_settings(serving)
     serving.set_defaults(command=_serve)
 
@@ -98,15 +100,28 @@ def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
     return positive
 
 
-def _settings(parsed: argparse.Namespace, engines: Sequence[str], environ: dict[str, str] | None = None) -> Settings:
+def _settings(parsed: argparse.Namespace, engines: Sequence[str], config: str | None = None) -> Settings:
     flags = {field.name: getattr(parsed, field.name) for field in fields() if hasattr(parsed, field.name)}
-    settings = read_settings(flags, engines, dict(os.environ) if environ is None else environ)
+    settings = read_settings(flags, engines, os.environ, read_file(config) if config else None)
     logs.configure(settings.log_format, settings.log_level)
     return settings
 
 
 def _serve(parsed: argparse.Namespace) -> int:
-    return _run(lambda stop: serve(_settings(parsed, parsed.engine), stop))
+    config = parsed.config or os.environ.get(PREFIX + "CONFIG")
+
+    def read() -> Settings:
+        return _settings(parsed, parsed.engine, config)
+
+    async def until_stopped(stop: asyncio.Event) -> None:
+        settings = read()
+        if not config:
+            return await serve(settings, stop)
+        file = ConfigFile(config, read)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, file.asked.set)
+        return await serve(settings, stop, changed=file.changed)
+
+    return _run(until_stopped)
 
 
 def _demo(parsed: argparse.Namespace) -> int:

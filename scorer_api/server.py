@@ -4,18 +4,21 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Generator
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from indexer.errors import SettingError
+from indexer.service import Service
 from indexer.settings import Settings
 from scorer_api.app import make_embedded
 
 log = logging.getLogger(__name__)
 
 BACKLOG = 2048
+Changed = Callable[[], Awaitable[Settings]]
 
 
 class _Server(uvicorn.Server):
@@ -41,8 +44,10 @@ def listen(settings: Settings) -> socket.socket:
     return listener
 
 
-async def serve(settings: Settings, stop: asyncio.Event, listening: "asyncio.Future[str] | None" = None) -> None:
-    """Serve until `stop` is set, then let running requests finish. `listening` gets the service's URL.
+async def serve(settings: Settings, stop: asyncio.Event, listening: "asyncio.Future[str] | None" = None, changed: Changed | None = None) -> None:
+    """Serve until `stop` is set, then let running requests finish.
+
+    `listening` gets the service's URL; `changed` waits for the settings to change and returns the new ones.
 
     Raises SettingError before it serves anything.
     """
@@ -56,12 +61,26 @@ async def serve(settings: Settings, stop: asyncio.Event, listening: "asyncio.Fut
             log.info("listening", extra={"url": url, "engines": len(settings.engines)})
             if listening is not None:
                 listening.set_result(url)
+            reloading = asyncio.create_task(_reload(service, settings, changed), name="reload")
             stopping = asyncio.create_task(stop.wait(), name="stop")
             await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
-            stopping.cancel()
+            await _cancel(stopping, reloading)
             server.should_exit = True
             await serving
             log.info("stopped")
+
+
+async def _reload(service: Service, settings: Settings, changed: Changed | None) -> None:
+    while changed is not None:
+        settings = await service.reconfigure(settings, await changed())
+
+
+async def _cancel(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(outcome, Exception):
+            log.error("task failed", exc_info=outcome)
 
 
 def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
