@@ -48,6 +48,11 @@ class Applier:
         """Tokens per block, None before any block was announced."""
         return self._state.block_size
 
+    @property
+    def first_number(self) -> int:
+        """What the engine counts its batches from."""
+        return 1 if self._decoder.is_simulator else 0
+
     def blocks(self) -> dict[str, int]:
         """Held blocks by tier."""
         return {tier.word: count for tier in Tier if (count := self._state.count(tier)) or tier is Tier.GPU}

@@ -21,13 +21,14 @@ RANKS_MAX = 1024
 class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A pod, the model that it serves, and where its events come from.
 
-    `events` and `replay` are `tcp://host:port` or `ipc://path`. `ranks=N`: ranks 0 to N - 1, rank r at both ports + r; `rank`: one stream, of
-    that rank. `topic`: subscription prefix. `offload_block_size`: tokens per block of an offloading connector that announces none.
+    `events` and `replay` are `tcp://host:port` or `ipc://path`; without `events` the pod dials us. `ranks=N`: ranks 0 to N - 1, rank r at both
+    ports + r; `rank`: one stream, of that rank. `topic`: subscription prefix. `offload_block_size`: tokens per block of an offloading
+    connector that announces none.
     """
 
     pod: Name
     model: Name
-    events: str
+    events: str | None = None
     replay: str | None = None
     ranks: Annotated[int, Meta(ge=1, le=RANKS_MAX)] | None = None
     rank: Annotated[int, Meta(ge=0, le=65535)] | None = None
@@ -57,7 +58,8 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
             if key not in cls.__struct_fields__:
                 raise SettingError(source, shown, f"unknown key {key!r}; keys are {', '.join(cls.__struct_fields__)}")
         for key in ("pod", "model", "events"):
-            if not given.get(key):
+            # A pod that dials us has no events endpoint; what there is to say of it is where its replays are.
+            if not given.get(key) and not (key == "events" and given.get("replay")):
                 raise SettingError(source, shown, f"{key} is required")
         if given.get("counting", "copies") not in get_args(Counting):
             raise SettingError(source, shown, f"counting should be {' or '.join(get_args(Counting))}, not {given['counting']!r}")
@@ -83,22 +85,59 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
                 raise SettingError(source, shown, f"the port of {key} should be between 1 and 65535, for every rank")
         events = {self.endpoints(rank)[0] for rank in self.stream_ranks}
         replays = {self.endpoints(rank)[1] for rank in self.stream_ranks}
-        if both := events & replays:
-            raise SettingError(source, shown, f"{min(both)} cannot be for events and for replays; rank r is at both ports + r")
+        if both := (events & replays) - {None}:
+            raise SettingError(source, shown, f"{both.pop()} cannot be for events and for replays; rank r is at both ports + r")
 
     @property
     def stream_ranks(self) -> range:
         """The ranks that this spec names."""
         return range(self.rank, self.rank + 1) if self.rank is not None else range(self.ranks or 1)
 
-    def endpoints(self, rank: int) -> tuple[str, str | None]:
+    def endpoints(self, rank: int) -> tuple[str | None, str | None]:
         """Where the events and the replays of this rank come from."""
         offset = 0 if self.rank is not None else rank
-        return _shifted(self.events, offset), None if self.replay is None else _shifted(self.replay, offset)
+        return shifted(self.events, offset), shifted(self.replay, offset)
 
 
-def _shifted(endpoint: str, offset: int) -> str:
-    tcp = _TCP.fullmatch(endpoint)
+class ListenSpec(Struct, frozen=True):
+    """Where engines dial us: rank r at port + r."""
+
+    host: str
+    port: int
+    ranks: int = 1
+
+    @classmethod
+    def from_text(cls, text: str, source: str = "--listen") -> Self:
+        """Parse `tcp://*:5557[,ranks=N]`. Raises SettingError."""
+        found = re.fullmatch(r"tcp://(?P<host>\*|\[[0-9A-Fa-f:.]+\]|[^:/\[\]*\s,]+):(?P<port>\d{1,5})(,ranks=(?P<ranks>\d{1,4}))?", text)
+        if found is None:
+            raise SettingError(source, text, "should be tcp://host:port[,ranks=N], where host may be *")
+        port, ranks = int(found["port"]), int(found["ranks"] or 1)
+        if not 1 <= ranks <= RANKS_MAX or not 1 <= port <= 65536 - ranks:
+            raise SettingError(source, text, f"ports should be between 1 and 65535 for every rank, ranks between 1 and {RANKS_MAX}")
+        return cls(found["host"], port, ranks)
+
+    def endpoint(self, rank: int) -> str:
+        """What to bind for this rank."""
+        return f"tcp://{self.host}:{self.port + rank}"
+
+
+def replay_of(template: str, host: str, rank: int) -> str:
+    """The replay endpoint of a pod that dialled us from this address, by `--listen-replay`."""
+    endpoint = shifted(template.replace("{host}", f"[{host}]" if ":" in host else host), rank)
+    assert endpoint is not None, "a template is an endpoint"
+    return endpoint
+
+
+def check_replay_template(template: str, source: str) -> None:
+    """Raises SettingError."""
+    if _TCP.fullmatch(template.replace("{host}", "host")) is None:
+        raise SettingError(source, template, "should be tcp://{host}:port, where {host} is the address that a pod dials from")
+
+
+def shifted(endpoint: str | None, offset: int) -> str | None:
+    """The endpoint with its port moved; only tcp has one."""
+    tcp = None if endpoint is None else _TCP.fullmatch(endpoint)
     return endpoint if tcp is None else f"tcp://{tcp['host']}:{int(tcp['port']) + offset}"
 
 

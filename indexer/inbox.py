@@ -26,9 +26,9 @@ class Inbox:
     stream's task alone takes.
     """
 
-    def __init__(self, limits: ReceiveLimits, wake: Callable[[], None]) -> None:
+    def __init__(self, limits: ReceiveLimits, wake: Callable[[], None] | None = None) -> None:
         self._limits = limits
-        self._wake = wake
+        self.wake: Callable[[], None] = wake or _nobody
         self._frames: deque[tuple[int, list[bytes]]] = deque()
         self._lock = threading.Lock()
         self.bytes = 0
@@ -39,6 +39,12 @@ class Inbox:
 
     def __len__(self) -> int:
         return len(self._frames)
+
+    def begin(self) -> None:
+        """A new connection is up."""
+        self.epoch += 1
+        self.connected = True
+        self.error = None
 
     def put(self, frames: list[bytes]) -> None:
         """Add one message of the present connection; the oldest go where there is no room."""
@@ -67,6 +73,12 @@ class Inbox:
             self.bytes -= sum(map(len, item[1]))
             return item
 
+    def clear(self) -> None:
+        """Throw everything away."""
+        with self._lock:
+            self._frames.clear()
+            self.bytes = 0
+
     def discard_before(self, epoch: int) -> None:
         """Throw away what older connections brought."""
         with self._lock:
@@ -74,6 +86,6 @@ class Inbox:
                 _, frames = self._frames.popleft()
                 self.bytes -= sum(map(len, frames))
 
-    def wake(self) -> None:
-        """Have the stream's task look at this inbox."""
-        self._wake()
+
+def _nobody() -> None:
+    """Until somebody reads an inbox, there is nobody to wake."""

@@ -1,13 +1,37 @@
 """The indexer's metrics."""
 
+from collections.abc import Callable, Iterable, Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
 from indexer.errors import REASONS
 from indexer.events import Cleared, Removed, Stored, Tier
+from indexer.store import StreamKey
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # else each counter has a second series that nobody reads
 
 AGE_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0)
+
+
+class LastBatches:
+    """One series per stream, read from the streams when it is asked for: a batch costs nothing, and a stream that is gone leaves no series.
+
+    The label is `engine_pod`, since Prometheus in Kubernetes puts the name of the indexer's own pod into `pod`.
+    """
+
+    def __init__(self) -> None:
+        self.read: Callable[[], Iterable[tuple[StreamKey, float]]] = tuple
+
+    def collect(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily(
+            "kv_indexer_stream_last_batch_timestamp_seconds",
+            "When a stream's last batch was applied, in Unix time; 0 before the first.",
+            labels=["model", "engine_pod", "rank"],
+        )
+        for key, applied_at_s in self.read():
+            family.add_metric([key.model, key.pod, str(key.rank)], applied_at_s)
+        yield family
 
 
 class IndexerMetrics:
@@ -31,6 +55,8 @@ class IndexerMetrics:
         )
         self.orphans_parked = Gauge("kv_indexer_orphans_parked", "Blocks that wait for their parent now.", registry=registry)
         self.streams = Gauge("kv_indexer_streams", "Streams, by trust.", ["trust"], registry=registry)
+        self.last_batches = LastBatches()
+        registry.register(self.last_batches)
         self.event_age = Histogram(
             "kv_indexer_event_age_seconds",
             "From the engine's time stamp on a live batch to its application, by the two machines' clocks.",

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AsyncExitStack
 from functools import partial
 from types import TracebackType
@@ -12,14 +12,17 @@ from typing import Self
 import zmq
 from msgspec import Struct
 
-from indexer.engine_spec import EngineSpec, check_together
+from indexer.engine_spec import EngineSpec, ListenSpec, check_together, replay_of
 from indexer.errors import SettingError
+from indexer.inbox import Inbox
+from indexer.listening import Announced
 from indexer.metrics import IndexerMetrics
 from indexer.settings import Settings
 from indexer.store import Store, StreamKey, Trust
 from indexer.stream import Stream, StreamStatus
 from indexer.stream_state import Counting
-from indexer.subscriber import Context, Subscriber
+from indexer.subscriber import Subscriber
+from indexer.subscription import Context
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +50,10 @@ class Readiness(Struct, frozen=True):
 
 
 class _Source(Struct, frozen=True):
-    """Where one stream comes from; two streams with equal ones are the same."""
+    """Where one stream comes from; two streams with equal ones are the same. Without `events` the engine dials us."""
 
     key: StreamKey
-    events: str
+    events: str | None
     replay: str | None
     topic: str
     counting: Counting
@@ -74,9 +77,11 @@ class Service:
         self._specs: dict[str, tuple[EngineSpec, ...]] = {}
         self._turn = asyncio.Lock()
         self._changing = asyncio.Lock()
+        self._announced: asyncio.Queue[Announced] = asyncio.Queue()
         self._ready = False
         for trust in Trust:
             metrics.streams.labels(str(trust)).set_function(partial(self._count, trust))
+        metrics.last_batches.read = self._last_batches
 
     async def __aenter__(self) -> Self:
         self._started_s = time.monotonic()
@@ -86,7 +91,9 @@ class Service:
             self._subscriber = await stack.enter_async_context(Subscriber(self._context))
             for spec in self._settings.engines:
                 self._check_endpoints(spec)
+            await self._listen()
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            self._welcoming = self._tasks.create_task(self._welcome_guests(), name="welcome")
             stack.callback(self._cancel_all)
             for specs in _by_pod(self._settings.engines).values():
                 await self.register(specs)
@@ -98,6 +105,7 @@ class Service:
         await self._stack.aclose()
 
     def _cancel_all(self) -> None:
+        self._welcoming.cancel()
         for running in self._running.values():
             running.task.cancel()
 
@@ -109,6 +117,8 @@ class Service:
         Raises SettingError.
         """
         check_together(specs, "pod")
+        if self._settings.listen is None and any(spec.events is None for spec in specs):
+            raise SettingError("events", None, "is required: without --listen no pod can dial us")
         sources = {source.key: source for spec in specs for source in _sources(spec)}
         for spec in specs:
             self._check_endpoints(spec)
@@ -187,6 +197,66 @@ class Service:
     def _count(self, trust: Trust) -> int:
         return sum(running.stream.trust is trust for running in self._running.values())
 
+    def _last_batches(self) -> Iterator[tuple[StreamKey, float]]:
+        """When each stream's last batch was applied, in Unix time; 0 before the first."""
+        now_s = time.time()
+        for key, running in self._running.items():
+            age_s = running.stream.status().last_batch_age_s
+            # To a tenth: between two batches the figure should stand still, and two clocks never agree on more.
+            yield key, 0.0 if age_s is None else round(now_s - age_s, 1)
+
+    # Guests: pods that dial us and that nobody registered
+
+    async def _listen(self) -> None:
+        """Raises SettingError where a port cannot be had."""
+        if self._settings.listen is None:
+            return
+        spec = ListenSpec.from_text(self._settings.listen)
+        for rank in range(spec.ranks):
+            try:
+                limits = self._settings.receive_limits
+                await self._subscriber.listen(spec.endpoint(rank), rank, limits, self._announced.put_nowait, self._refuse)
+            except zmq.ZMQError as error:
+                raise SettingError("--listen", spec.endpoint(rank), f"cannot listen there: {error.strerror}") from None
+
+    def _refuse(self, reason: str) -> None:
+        self._metrics.refused.labels(reason).inc()
+
+    async def _welcome_guests(self) -> None:
+        while True:
+            announced = await self._announced.get()
+            async with self._changing:
+                await self._welcome(announced)
+
+    async def _welcome(self, announced: Announced) -> None:
+        key = StreamKey(announced.model, announced.pod, announced.rank)
+        specs = self._specs.get(key.pod, ())
+        if key in self._running or (specs and specs[0].model != key.model):
+            log.warning("pod is known otherwise", extra={"pod": key.pod, "rank": key.rank, "model": key.model, "host": announced.host})
+            await self._subscriber.block(announced.inbox)
+            return
+        template = self._settings.listen_replay
+        replay = None if template is None else replay_of(template, announced.host, key.rank)
+        spec = EngineSpec(key.pod, key.model, replay=None if template is None else replay_of(template, announced.host, 0), rank=key.rank)
+        source = _Source(key, None, replay, spec.topic, spec.counting, spec.offload_block_size)
+        self._specs[key.pod] = (*specs, spec)
+        self._attach(source, self._stream(source, announced.inbox))
+        log.info("pod dialled us", extra={"pod": key.pod, "rank": key.rank, "model": key.model, "host": announced.host})
+
+    async def _let_go(self, stream: Stream) -> None:
+        """A guest stayed away."""
+        async with self._changing:
+            running = self._running.get(stream.key)
+            if running is None or running.stream is not stream:
+                return
+            self._detach(running)
+            left = tuple(spec for spec in self._specs[stream.key.pod] if stream.key.rank not in spec.stream_ranks)
+            if left:
+                self._specs[stream.key.pod] = left
+            else:
+                del self._specs[stream.key.pod]
+            await self._dispose(running)
+
     # Streams
 
     def _check_endpoints(self, spec: EngineSpec) -> None:
@@ -200,9 +270,8 @@ class Service:
                 except zmq.ZMQError as error:
                     raise SettingError(key, endpoint, f"should be an endpoint that can be connected to: {error.strerror}") from None
 
-    async def _open(self, source: _Source) -> tuple[_Source, Stream]:
-        """Connect; what comes waits in the stream's inbox."""
-        stream = Stream(
+    def _stream(self, source: _Source, guest: Inbox | None = None) -> Stream:
+        return Stream(
             source.key,
             context=self._context,
             replay_endpoint=source.replay,
@@ -212,8 +281,17 @@ class Service:
             store=self._store,
             metrics=self._metrics,
             turn=self._turn,
+            dials_us=source.events is None,
+            guest=guest,
         )
-        await self._subscriber.add(source.events, source.topic.encode(), stream.inbox, self._settings.receive_limits)
+
+    async def _open(self, source: _Source) -> tuple[_Source, Stream]:
+        """Connect; what comes waits in the stream's inbox."""
+        stream = self._stream(source)
+        if source.events is None:
+            await self._subscriber.expect(source.key.pod, source.key.model, source.key.rank, stream.inbox)
+        else:
+            await self._subscriber.add(source.events, source.topic.encode(), stream.inbox, self._settings.receive_limits)
         return source, stream
 
     def _attach(self, source: _Source, stream: Stream) -> None:
@@ -235,6 +313,8 @@ class Service:
         while True:
             try:
                 await stream.run()
+                self._tasks.create_task(self._let_go(stream), name=f"let go {stream.key.pod}")
+                return
             except Exception:
                 log.exception("stream failed", extra={"pod": stream.key.pod, "rank": stream.key.rank})
                 stream.fail()

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import msgspec
 from msgspec import Meta, Struct
 
-from indexer.engine_spec import EngineSpec, check_together
+from indexer.engine_spec import EngineSpec, ListenSpec, check_replay_template, check_together
 from indexer.errors import SettingError
 from indexer.inbox import ReceiveLimits
 from indexer.replay import ReplayLimits
@@ -38,6 +38,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     log_format: Annotated[Literal["text", "json"], Meta(description="Form of the log lines on stderr.")] = "text"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least severity that is logged.")] = "info"
     hash_seed: Annotated[str, Meta(max_length=256, description="Folded into every block key; equal on all replicas.")] = ""
+    listen: Annotated[str | None, Meta(description="Where engines dial us, tcp://*:5557[,ranks=N]: rank r at port + r.")] = None
+    listen_replay: Annotated[str | None, Meta(description="Replay endpoint of such engines, tcp://{host}:5558: rank r at port + r.")] = None
     pod_expiry_s: Annotated[Seconds, Meta(description="How long a disconnected pod keeps its blocks before they are dropped.")] = 300.0
     ready_after_s: Annotated[Seconds, Meta(description="/readyz says 200 after this long even if engines are missing.")] = 10.0
     shutdown_s: Annotated[Seconds, Meta(description="How long running requests may take to finish after SIGTERM.")] = 3.0
@@ -145,7 +147,19 @@ def read_settings(flags: Mapping[str, str], engines: Sequence[str], environ: Map
         values[field.name] = _converted(field, variable, text)
     for name, text in flags.items():
         values[name] = _converted(known[name], known[name].flag, text)
-    return Settings(engines=_engines(engines, environ, file or {}), **values)
+    settings = Settings(engines=_engines(engines, environ, file or {}), **values)
+    _check_listening(settings)
+    return settings
+
+
+def _check_listening(settings: Settings) -> None:
+    if settings.listen is not None:
+        ListenSpec.from_text(settings.listen)
+    if settings.listen_replay is not None:
+        check_replay_template(settings.listen_replay, "--listen-replay")
+    for spec in settings.engines:
+        if spec.events is None and settings.listen is None:
+            raise SettingError("--engine", spec.pod, "events is required: without --listen no pod can dial us")
 
 
 def _file_values(file: Mapping[str, Any], known: Mapping[str, Field]) -> dict[str, Any]:

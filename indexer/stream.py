@@ -28,7 +28,7 @@ from indexer.sequence import ReplayProgress, Sequence, Step, Verdict
 from indexer.settings import Settings
 from indexer.store import Store, StreamKey, Trust
 from indexer.stream_state import Counting
-from indexer.subscriber import Context
+from indexer.subscription import Context
 from indexer.wire import split_frames, split_reply
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,10 @@ class Stream:
         store: Store,
         metrics: IndexerMetrics,
         turn: asyncio.Lock,
+        dials_us: bool = False,
+        guest: Inbox | None = None,
     ) -> None:
+        """`dials_us`: the engine connects to us. `guest`: the inbox of one that nobody registered; it goes when its pod stays away."""
         self.key = key
         self._context = context
         self._replay_endpoint = replay_endpoint
@@ -89,7 +92,10 @@ class Stream:
         self._metrics = metrics
         self._turn = turn
         self._woken = asyncio.Event()
-        self.inbox = Inbox(settings.receive_limits, self._woken.set)
+        self._dials_us = dials_us
+        self._is_guest = guest is not None
+        self.inbox = guest or Inbox(settings.receive_limits)
+        self.inbox.wake = self._woken.set
         self.settled = asyncio.Event()
         """Set once the first replay has ended or failed, or the first connection is up where there is none to ask."""
 
@@ -104,6 +110,7 @@ class Stream:
         self._replayed_to = -1
         self._head: tuple[int, list[bytes]] | None = None
         self._expired = False
+        self._is_gone = False
         self._trust = Trust.STALE
         self._connected = False
         self._down_since_s = time.monotonic()
@@ -155,8 +162,8 @@ class Stream:
         self._applier.close()
 
     async def run(self) -> None:
-        """Never ends by itself: cancel it."""
-        while True:
+        """Ends by itself only for a guest that stays away; cancel it."""
+        while not self._is_gone:
             self._woken.clear()
             self._say_trust()
             timeout_s = await self._act()
@@ -213,6 +220,10 @@ class Stream:
 
     def _begin(self, epoch: int) -> None:
         """Take up a new connection: nothing is confirmed on it yet."""
+        if self._dials_us and self._replay_endpoint is None and self._sequence.last is not None:
+            # Whoever dials us anew may be another life, and nobody can be asked.
+            self._lose(is_same_life=False)
+            self._forget_sequence()
         self._epoch = epoch
         self._expired = False
         self._sequence.connected()
@@ -233,7 +244,11 @@ class Stream:
             self._expired = True
             self._applier.forget()
             self._forget_sequence()
-        return math.inf
+        if not self._is_guest:
+            return math.inf
+        left_s += self._settings.pod_expiry_s
+        self._is_gone = left_s <= 0
+        return max(0.0, left_s)
 
     def _say_trust(self) -> None:
         connected = self.inbox.connected
@@ -431,11 +446,14 @@ class Stream:
                 self._lose(is_same_life=self._sequence.has_heard)
             case _:
                 pass
-        if number == 0:
+        is_first = self._sequence.last is None
+        if is_first and number == 0:
             self._complete = True
         self._confirmed = True
         self._sequence.heard(number)
         self._apply(number, payload, is_live=True)
+        if is_first and number == self._applier.first_number == 1:
+            self._complete = True
         return True
 
     def _step_over_gap(self, number: int, payload: bytes) -> bool:

@@ -4,9 +4,6 @@ A SUB socket that nobody polls while it reconnects loses everything published me
 applying, a replay or a request. What it takes goes into a bounded inbox per stream; when one is full its oldest frames go, which the
 sequence shows as a gap.
 
-One socket serves one connection. When that goes down the socket is emptied and replaced, so that each frame is known to belong to the
-connection it came by: its epoch.
-
     engine PUB ──▶ SUB + monitor ──▶ Inbox(epoch, frames) ──▶ the stream's task, woken through the event loop
 """
 
@@ -22,101 +19,15 @@ from types import TracebackType
 from typing import Self
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from indexer.inbox import Inbox, ReceiveLimits
+from indexer.listening import Announced, Listening
+from indexer.subscription import Context, Subscription, SubSocket
 
 log = logging.getLogger(__name__)
 
-Context = zmq.Context[zmq.Socket[bytes]]
-
-# A socket gives up its turn after so many messages, so that a flood from one engine delays the others by little.
-TURN_MAX = 256
-# Pause before a lost connection is opened again: well below a second, to miss little.
-REOPEN_S = 0.1
 # Pause after an error of ours, so that it does not fill the log.
 AFTER_FAILURE_S = 0.1
-MONITORED = (
-    zmq.EVENT_HANDSHAKE_SUCCEEDED
-    | zmq.EVENT_DISCONNECTED
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-)
-
-
-class _Subscription:
-    """One stream's socket and its monitor; lives in the receiving thread."""
-
-    def __init__(self, context: Context, endpoint: str, topic: bytes, inbox: Inbox, limits: ReceiveLimits) -> None:
-        self._context = context
-        self._endpoint = endpoint
-        self._topic = topic
-        self._limits = limits
-        self.inbox = inbox
-        self.reopen_at_s = 0.0
-        self.socket: zmq.Socket[bytes] | None = None
-        self.monitor: zmq.Socket[bytes] | None = None
-
-    def open(self) -> None:
-        """Raises zmq.ZMQError for an endpoint that cannot be connected to."""
-        limits = self._limits
-        sub = self._context.socket(zmq.SUB)
-        try:
-            sub.linger = 0
-            sub.rcvhwm = limits.receive_hwm
-            sub.maxmsgsize = limits.frame_bytes_max
-            sub.reconnect_ivl = int(limits.reconnect_s * 1000)
-            sub.heartbeat_ivl = int(limits.heartbeat_s * 1000)
-            sub.heartbeat_timeout = int(limits.heartbeat_timeout_s * 1000)
-            sub.handshake_ivl = int(limits.heartbeat_timeout_s * 1000)
-            sub.subscribe(self._topic)
-            self.monitor = sub.get_monitor_socket(MONITORED)
-            sub.connect(self._endpoint)
-        except BaseException:
-            if self.monitor is not None:
-                sub.disable_monitor()
-                self.monitor.close()
-                self.monitor = None
-            sub.close()
-            raise
-        self.socket = sub
-
-    def close(self) -> None:
-        if self.socket is not None and self.monitor is not None:
-            self.socket.disable_monitor()
-            self.monitor.close()
-            self.socket.close()
-        self.socket = self.monitor = None
-        self.inbox.connected = False
-
-    def receive(self, turn_max: int | None = TURN_MAX) -> None:
-        """Move messages into the inbox."""
-        assert self.socket is not None, "only an open subscription is polled"
-        count = 0
-        try:
-            while turn_max is None or count < turn_max:
-                self.inbox.put(self.socket.recv_multipart(zmq.NOBLOCK))
-                count += 1
-        except zmq.Again:
-            pass
-
-    def watch(self) -> None:
-        """Take what the monitor says: a connection came up, or went down."""
-        while self.monitor is not None:
-            try:
-                event = parse_monitor_message(self.monitor.recv_multipart(zmq.NOBLOCK))["event"]
-            except zmq.Again:
-                return
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self.inbox.epoch += 1
-                self.inbox.connected = True
-                self.inbox.error = None
-            else:
-                self.inbox.error = "disconnected" if event == zmq.EVENT_DISCONNECTED else "handshake failed: not a ZMQ publisher"
-                self.receive(turn_max=None)
-                self.close()
-                self.reopen_at_s = time.monotonic() + REOPEN_S
 
 
 class Subscriber:
@@ -125,9 +36,10 @@ class Subscriber:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._subscriptions: dict[Inbox, _Subscription] = {}
-        self._closed: set[_Subscription] = set()
-        self._by_socket: dict[zmq.Socket[bytes], _Subscription] = {}
+        self._subscriptions: dict[Inbox, Subscription] = {}
+        self._closed: set[Subscription] = set()
+        self._listening: list[Listening] = []
+        self._by_socket: dict[zmq.Socket[bytes], SubSocket] = {}
         self._poller = zmq.Poller()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="receive", daemon=True)
@@ -150,7 +62,7 @@ class Subscriber:
 
     async def add(self, endpoint: str, topic: bytes, inbox: Inbox, limits: ReceiveLimits) -> None:
         """Connect to an engine and fill `inbox` from now on. Raises zmq.ZMQError for an endpoint that cannot be connected to."""
-        subscription = _Subscription(self._context, endpoint, topic, inbox, limits)
+        subscription = Subscription(self._context, endpoint, topic, inbox, limits)
 
         def open_subscription() -> None:
             subscription.open()
@@ -163,6 +75,9 @@ class Subscriber:
         """Disconnect; nothing is put into `inbox` afterwards. Idempotent."""
 
         def close_subscription() -> None:
+            for listening in self._listening:
+                listening.remove(inbox)
+                listening.unblock()
             subscription = self._subscriptions.pop(inbox, None)
             if subscription is not None:
                 self._closed.discard(subscription)
@@ -170,6 +85,46 @@ class Subscriber:
                 subscription.close()
 
         await self._in_thread(close_subscription)
+
+    async def listen(
+        self, endpoint: str, rank: int, limits: ReceiveLimits, adopt: Callable[[Announced], None], refuse: Callable[[str], None]
+    ) -> None:
+        """Have engines dial us at this endpoint. `adopt` is told, in the event loop, of each pod that was not known; `refuse`, in the
+        receiving thread, of each message that is nobody's.
+
+        Raises zmq.ZMQError for an endpoint that cannot be bound.
+        """
+
+        def announce(announced: Announced) -> None:
+            self._loop.call_soon_threadsafe(adopt, announced)
+
+        listening = Listening(self._context, endpoint, rank, limits, announce, refuse)
+
+        def open_listening() -> None:
+            listening.open()
+            self._listening.append(listening)
+            self._register(listening)
+
+        await self._in_thread(open_listening)
+
+    async def expect(self, pod: str, model: str, rank: int, inbox: Inbox) -> None:
+        """What a pod that dials us publishes goes into this inbox from now on."""
+
+        def expect_pod() -> None:
+            for listening in self._listening:
+                if listening.rank == rank:
+                    listening.expect(pod, model, inbox)
+
+        await self._in_thread(expect_pod)
+
+    async def block(self, inbox: Inbox) -> None:
+        """Listen no more to the pod that fills this inbox."""
+
+        def block_pod() -> None:
+            for listening in self._listening:
+                listening.block(inbox)
+
+        await self._in_thread(block_pod)
 
     async def _in_thread(self, act: Callable[[], None]) -> None:
         done: asyncio.Future[None] = self._loop.create_future()
@@ -209,8 +164,8 @@ class Subscriber:
                     log.exception("receiving failed")
                     time.sleep(AFTER_FAILURE_S)
         finally:
-            for subscription in self._subscriptions.values():
-                subscription.close()
+            for opened in (*self._subscriptions.values(), *self._listening):
+                opened.close()
 
     def _turn(self) -> None:
         changed: set[Inbox] = set()
@@ -218,14 +173,15 @@ class Subscriber:
             if ready is self._listener or ready == self._listener.fileno():
                 self._obey()
                 continue
-            subscription = self._by_socket.get(ready)
-            if subscription is None:
+            source = self._by_socket.get(ready)
+            if source is None:
                 continue  # closed by something earlier in this turn
-            # First what the monitor says: a new connection's frames must not pass for the old one's.
-            self._watch(subscription)
-            if subscription.socket is not None:
-                subscription.receive()
-            changed.add(subscription.inbox)
+            sockets = source.socket, source.monitor
+            changed.update(source.take())
+            if source.socket is None and isinstance(source, Subscription):
+                self._closed.add(source)
+                for gone in sockets:
+                    self._forget(gone)
         self._reopen()
         if changed:
             self._loop.call_soon_threadsafe(_wake_all, changed)
@@ -242,14 +198,6 @@ class Subscriber:
         while not self._commands.empty():
             self._commands.get()()
 
-    def _watch(self, subscription: _Subscription) -> None:
-        before = subscription.socket, subscription.monitor
-        subscription.watch()
-        if subscription.socket is None:
-            self._closed.add(subscription)
-            for gone in before:
-                self._forget(gone)
-
     def _reopen(self) -> None:
         now_s = time.monotonic()
         for subscription in [due for due in self._closed if due.reopen_at_s <= now_s]:
@@ -262,13 +210,13 @@ class Subscriber:
                 self._closed.remove(subscription)
                 self._register(subscription)
 
-    def _register(self, subscription: _Subscription) -> None:
+    def _register(self, subscription: SubSocket) -> None:
         for opened in (subscription.socket, subscription.monitor):
             assert opened is not None, "an open subscription has both sockets"
             self._by_socket[opened] = subscription
             self._poller.register(opened, zmq.POLLIN)
 
-    def _unregister(self, subscription: _Subscription) -> None:
+    def _unregister(self, subscription: Subscription) -> None:
         self._forget(subscription.socket)
         self._forget(subscription.monitor)
 

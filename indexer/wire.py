@@ -118,6 +118,8 @@ class WireDecoder:
 
     def __init__(self, limits: WireLimits) -> None:
         self._limits = limits
+        self.is_simulator = False
+        """Whether the llm-d simulator's way of writing was seen; it counts its batches from 1."""
         self._decode_first: Callable[[bytes], Any] = decode_map_batch
         self._decode_second: Callable[[bytes], Any] = decode_array_batch
 
@@ -221,6 +223,7 @@ class WireDecoder:
             announces_extra_keys = event.extra_keys is not UNSET
             if type(parent) is int and parent == 0:
                 parent = None  # the llm-d simulator's word for "none"
+                self.is_simulator = True
         if lora_name is None and event.lora_id is not None:
             lora_name = f"#{event.lora_id}"
         if max(len(lora_name or ""), len(salt or "")) > limits.text_length_max:

@@ -42,15 +42,25 @@ def batch(events: Iterable[Any], rank: int | None = 0) -> bytes:
 class Engine:
     """One publisher process's sockets. `kill` and `start` make a new life on the same ports, with an empty history.
 
-    Faults: `mute` leaves replay requests unanswered; `with_marker` off sends no end marker; `reply_count_max` cuts each reply short;
-    `lost_replies` are numbers left out of the next answer, as by a high-water mark; `history_max` batches are retained.
+    `dials`: it connects its PUB to this port instead of binding one. Faults: `mute` leaves replay requests unanswered; `with_marker` off
+    sends no end marker; `reply_count_max` cuts each reply short; `lost_replies` are numbers left out of the next answer, as by a high-water
+    mark; `history_max` batches are retained.
     """
 
-    def __init__(self, *, with_replay: bool = True, with_topic_in_replies: bool = True, history_max: int = 10_000, topic: bytes = b"") -> None:
+    def __init__(
+        self,
+        *,
+        with_replay: bool = True,
+        with_topic_in_replies: bool = True,
+        history_max: int = 10_000,
+        topic: bytes = b"",
+        dials: int | None = None,
+    ) -> None:
         self.with_replay = with_replay
         self.with_topic_in_replies = with_topic_in_replies
         self.history_max = history_max
         self.topic = topic
+        self.dials = dials
         self.mute = False
         self.with_marker = True
         self.reply_count_max: int | None = None
@@ -76,7 +86,10 @@ class Engine:
         self._pub.xpub_verbose = 1
         self._pub.sndhwm = 0
         self._pub.linger = 0
-        self.events_port = _bind(self._pub, self.events_port)
+        if self.dials is None:
+            self.events_port = _bind(self._pub, self.events_port)
+        else:
+            self._pub.connect(f"tcp://127.0.0.1:{self.dials}")
         self._stopping = threading.Event()
         self._router = self._context.socket(zmq.ROUTER)
         self._router.sndhwm = 0

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from indexer import stream, subscriber
+from indexer.inbox import ReceiveLimits
 from indexer.orphans import Orphans
 from indexer.sequence import ReplayProgress, Sequence, Step, Verdict
 from indexer.stream import Outcome, Stream
 from indexer.stream_state import StreamState
+from indexer.subscription import Subscription
 from indexer.wire import split_reply
 
 Patch = pytest.MonkeyPatch
@@ -129,7 +131,7 @@ def silence_is_death(patch: Patch) -> None:
 
 def no_heartbeats(patch: Patch) -> None:
     """A peer that says nothing, not even to TCP, passes for connected."""
-    patch.setattr(subscriber._Subscription, "open", _without_heartbeats(subscriber._Subscription.open))
+    patch.setattr(Subscription, "open", _without_heartbeats(Subscription.open))
 
 
 def receiving_waits(patch: Patch) -> None:
@@ -158,7 +160,7 @@ def _outcome_instead(patch: Patch, outcomes: set[Outcome]) -> None:
 
 def _without_heartbeats(open_subscription: Callable[[Any], None]) -> Callable[[Any], None]:
     def opened(self: Any) -> None:
-        self._limits = subscriber.ReceiveLimits(heartbeat_s=3600, heartbeat_timeout_s=3600)
+        self._limits = ReceiveLimits(heartbeat_s=3600, heartbeat_timeout_s=3600)
         open_subscription(self)
 
     return opened
