@@ -56,7 +56,7 @@ def test_the_default_of_every_setting_is_documented_on_its_line(documentation: s
     wrong = []
     for field in fields():
         lines = [line for line in documentation.splitlines() if not missing([field.flag], line)]
-        shown = {str(field.default), f"{field.default:g}" if isinstance(field.default, float) else f"{field.default}"}
+        shown = {"none" if field.default is None else str(field.default), f"{field.default:g}" if isinstance(field.default, float) else f"{field.default}"}
         if isinstance(field.default, int):
             shown |= {f"{field.default:,}"}
         if lines and field.default != "" and not any(not missing([text], line) for line in lines for text in shown):
