@@ -90,16 +90,19 @@ def chat_workload(chats: list[int], rng: random.Random) -> Iterator[list[int]]:
 
 
 class Publisher:
-    """PUB and ROUTER on free loopback ports, with a bounded history for replays."""
+    """PUB and ROUTER on loopback ports, free ones where 0 is given, with a bounded history for replays.
 
-    def __init__(self, context: zmq.asyncio.Context, topic: bytes) -> None:
+    Raises zmq.ZMQError for a port that is taken.
+    """
+
+    def __init__(self, context: zmq.asyncio.Context, topic: bytes, events_port: int, replay_port: int) -> None:
         self._topic = topic
         self._pub = context.socket(zmq.PUB)
         self._router = context.socket(zmq.ROUTER)
         self._pub.sndhwm = 0
         self._router.sndhwm = 0
-        self.events_port = self._pub.bind_to_random_port("tcp://127.0.0.1")
-        self.replay_port = self._router.bind_to_random_port("tcp://127.0.0.1")
+        self.events_port = _bind(self._pub, events_port)
+        self.replay_port = _bind(self._router, replay_port)
         self._history: deque[tuple[bytes, bytes]] = deque(maxlen=HISTORY_BATCHES)
         self._next = 0
 
@@ -123,11 +126,18 @@ class Publisher:
         return [item for item in self._history if item[0] >= start]
 
 
-async def run(pod: str, model: str, chats: list[int], capacity: int, requests_per_s: float) -> None:
+def _bind(socket: zmq.asyncio.Socket, port: int) -> int:
+    if not port:
+        return socket.bind_to_random_port("tcp://127.0.0.1")
+    socket.bind(f"tcp://127.0.0.1:{port}")
+    return port
+
+
+async def run(pod: str, model: str, chats: list[int], capacity: int, requests_per_s: float, events_port: int = 0, replay_port: int = 0) -> None:
     """Print the engine's spec, then serve until cancelled."""
     with zmq.asyncio.Context() as context:
         context.linger = 0
-        publisher = Publisher(context, f"kv@{pod}@{model}".encode())
+        publisher = Publisher(context, f"kv@{pod}@{model}".encode(), events_port, replay_port)
         spec = f"pod={pod},model={model},events=tcp://127.0.0.1:{publisher.events_port},replay=tcp://127.0.0.1:{publisher.replay_port}"
         print(spec, flush=True)  # noqa: T201 - the command's output: what to give to --engine
         try:

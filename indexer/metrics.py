@@ -71,7 +71,7 @@ class IndexerMetrics:
         self.blocks_removed_from = {tier: self.blocks_removed.labels(tier.word) for tier in Tier}
         for reason in REASONS:
             self.refused.labels(reason)
-        for outcome in ("ended", "restarted", "hole", "cut", "unanswered", "abandoned"):
+        for outcome in ("ended", "restarted", "hole", "cut", "unanswered", "abandoned", "missed"):
             self.replays.labels(outcome)
         for fate in ("parked", "adopted", "dropped"):
             self.orphans.labels(fate)

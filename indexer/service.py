@@ -136,6 +136,7 @@ class Service:
                 self._attach(source, stream)
             for running in gone:
                 await self._dispose(running)
+        log.info("pod registered", extra={"pod": pod, "model": specs[0].model, "is_new": is_new})
         return is_new
 
     async def forget(self, pod: str) -> bool:
@@ -147,6 +148,8 @@ class Service:
                 self._detach(running)
             for running in gone:
                 await self._dispose(running)
+        if was_known:
+            log.info("pod forgotten", extra={"pod": pod})
         return was_known
 
     async def reconfigure(self, before: Settings, after: Settings) -> Settings:
@@ -185,7 +188,7 @@ class Service:
         reasons = [
             f"pod {stream.key.pod} rank {stream.key.rank} is {stream.trust}" + (f": {error}" if (error := stream.status().last_error) else "")
             for stream in streams
-            if stream.trust in (Trust.STALE, Trust.EXPIRED)
+            if stream.trust in (Trust.STALE, Trust.EXPIRED) or (stream.trust is Trust.PARTIAL and stream.status().last_error)
         ]
         if not self._ready:
             settled = all(self._running[key].stream.settled.is_set() for key in self._configured if key in self._running)

@@ -35,8 +35,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     engines: tuple[EngineSpec, ...] = ()
     host: Annotated[str, Meta(description="Address that the HTTP service listens on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Port that the HTTP service listens on; 0 takes a free one.")] = 8080
-    log_format: Annotated[Literal["text", "json"], Meta(description="Form of the log lines on stderr.")] = "text"
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least severity that is logged.")] = "info"
+    log_format: Annotated[Literal["text", "json"], Meta(description="Form of the log lines on stderr: text or json.")] = "text"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least severity logged: debug, info, warning or error.")] = (
+        "info"
+    )
     hash_seed: Annotated[str, Meta(max_length=256, description="Folded into every block key; equal on all replicas.")] = ""
     listen: Annotated[str | None, Meta(description="Where engines dial us, tcp://*:5557[,ranks=N]: rank r at port + r.")] = None
     listen_replay: Annotated[str | None, Meta(description="Replay endpoint of such engines, tcp://{host}:5558: rank r at port + r.")] = None

@@ -35,6 +35,10 @@ log = logging.getLogger(__name__)
 
 # A stream works so long at a stretch before others and requests have their turn.
 TURN_S = 0.002
+# A batch that a replay has and that has not come within this time was lost on the way.
+OVERTAKEN_S = 0.25
+# An engine that was not reached for so long at the start is told of in the log.
+UNREACHED_S = 5.0
 
 
 class Outcome(Enum):
@@ -46,6 +50,8 @@ class Outcome(Enum):
     CUT = "cut"
     UNANSWERED = "unanswered"
     ABANDONED = "abandoned"
+    MISSED = "missed"
+    """A probe found a batch that has not come."""
 
 
 class StreamStatus(Struct, frozen=True):
@@ -94,7 +100,7 @@ class Stream:
         self._woken = asyncio.Event()
         self._dials_us = dials_us
         self._is_guest = guest is not None
-        self.inbox = guest or Inbox(settings.receive_limits)
+        self.inbox = Inbox(settings.receive_limits) if guest is None else guest
         self.inbox.wake = self._woken.set
         self.settled = asyncio.Event()
         """Set once the first replay has ended or failed, or the first connection is up where there is none to ask."""
@@ -111,6 +117,7 @@ class Stream:
         self._head: tuple[int, list[bytes]] | None = None
         self._expired = False
         self._is_gone = False
+        self._was_missed = False
         self._trust = Trust.STALE
         self._connected = False
         self._down_since_s = time.monotonic()
@@ -237,7 +244,13 @@ class Stream:
 
     def _mourn(self) -> float:
         """The engine is away."""
-        left_s = self._settings.pod_expiry_s - (time.monotonic() - self._down_since_s)
+        away_s = time.monotonic() - self._down_since_s
+        if self.inbox.epoch == 0 and not self._was_missed:
+            if away_s < UNREACHED_S:
+                return min(UNREACHED_S, self._settings.pod_expiry_s) - away_s
+            self._was_missed = True
+            log.warning("engine not reached", extra={"pod": self.key.pod, "rank": self.key.rank, "error": self.inbox.error})
+        left_s = self._settings.pod_expiry_s - away_s
         if left_s > 0:
             return left_s
         if not self._expired:
@@ -305,7 +318,7 @@ class Stream:
                     pause_s = min(2 * pause_s, self._settings.replay_retry_max_s)
 
     async def _replay(self, *, is_probe: bool = False) -> Outcome:
-        """One request, applied as its replies come in. A probe gives way to live frames."""
+        """One request, applied as its replies come in. A probe applies nothing, and gives way to live frames."""
         assert self._replay_endpoint is not None, "only a stream with a replay endpoint recovers"
         epoch = self._epoch
         progress = ReplayProgress(self._sequence, verify=not self._verified)
@@ -318,7 +331,7 @@ class Stream:
             async with request, aclosing(request.replies(is_wanted)) as chunks:
                 async for replies in chunks:
                     async with self._turn:
-                        outcome = self._apply_replies(progress, replies)
+                        outcome = self._apply_replies(progress, replies, is_probe=is_probe)
                     if outcome is not None:
                         break
                 else:
@@ -330,7 +343,7 @@ class Stream:
         self._metrics.replays.labels(outcome.value).inc()
         return outcome
 
-    def _apply_replies(self, progress: ReplayProgress, replies: list[list[bytes]]) -> Outcome | None:
+    def _apply_replies(self, progress: ReplayProgress, replies: list[list[bytes]], *, is_probe: bool) -> Outcome | None:
         for frames in replies:
             try:
                 reply = split_reply(frames)
@@ -340,6 +353,8 @@ class Stream:
             if reply is None:
                 return Outcome.RESTARTED if progress.ended() is Step.RESTARTED else Outcome.ENDED
             step = progress.reply(*reply)
+            if is_probe and step is not Step.SKIP:
+                return Outcome.MISSED
             was_verified = self._verified
             self._verified = self._verified or (progress.replies > 0 and step is not Step.RESTARTED)
             match step:
@@ -481,19 +496,19 @@ class Stream:
         left_s = self._probe_after_s - (time.monotonic() - self._silent_since_s)
         if left_s > 0:
             return left_s
-        replayed = self.replayed
-        outcome = await self._replay(is_probe=True)
-        if self.replayed > replayed:
-            self._note_gap()
-        if outcome in (Outcome.HOLE, Outcome.CUT):
-            await self._recover()
-        elif outcome is Outcome.RESTARTED:
-            self._restart()
-            await self._recover()
-        elif outcome is Outcome.UNANSWERED:
-            self._last_error = f"replay endpoint {self._replay_endpoint} does not answer"
-        elif outcome is Outcome.ENDED:
-            self._last_error = None
+        match await self._replay(is_probe=True):
+            case Outcome.MISSED:
+                # It may be on its way: a reply can overtake what was published just now.
+                await self._wait_for_frames(OVERTAKEN_S)
+                if not self.inbox and self.inbox.connected:
+                    self._note_gap()
+                    await self._recover()
+            case Outcome.UNANSWERED:
+                self._last_error = f"replay endpoint {self._replay_endpoint} does not answer"
+            case Outcome.ENDED:
+                self._last_error = None
+            case _:
+                pass
         self._silent_since_s = time.monotonic()
         self._probe_after_s = min(2 * self._probe_after_s, self._settings.silence_max_s)
         return 0.0
@@ -528,6 +543,12 @@ class Stream:
                 await self._woken.wait()
         except TimeoutError:
             pass
+
+    async def _wait_for_frames(self, timeout_s: float) -> None:
+        until_s = time.monotonic() + timeout_s
+        while not self.inbox and (left_s := until_s - time.monotonic()) > 0:
+            self._woken.clear()
+            await self._wait(left_s)
 
     async def _wait_for_change(self, timeout_s: float) -> None:
         """Wait, but not longer than the connection stays as it is."""

@@ -94,6 +94,7 @@ class Subscription(SubSocket):
     def _attach(self, sub: "zmq.Socket[bytes]") -> None:
         sub.subscribe(self._topic)
         sub.connect(self._endpoint)
+        self.inbox.error = self.inbox.error or f"cannot connect to {self._endpoint} so far"
 
     def close(self) -> None:
         super().close()
@@ -107,7 +108,7 @@ class Subscription(SubSocket):
             else:
                 self._receive(None)
                 self.close()
-                self.inbox.error = "disconnected" if event == zmq.EVENT_DISCONNECTED else "handshake failed: not a ZMQ publisher"
+                self.inbox.error = "disconnected" if event == zmq.EVENT_DISCONNECTED else f"handshake failed: {self._endpoint} is not a ZMQ publisher"
                 self.reopen_at_s = time.monotonic() + REOPEN_S
         if self.socket is not None:
             self._receive(TURN_MAX)

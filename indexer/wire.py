@@ -17,6 +17,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from indexer.block_keys import fold_extra_keys, read_extra_keys
 from indexer.errors import Refused
 from indexer.events import HASH_MASK, Cleared, Event, Removed, Stored, Tier
+from indexer.msgpack_split import split_events
 from indexer.wire_types import (
     KNOWN_EVENTS,
     RawBatch,
@@ -127,10 +128,10 @@ class WireDecoder:
         """Raises Refused where the payload is no batch of events."""
         try:
             known = self._decode_whole(payload)
+            if known is None:
+                return self._decode_apart(payload)
         except RecursionError:
-            raise Refused("batch_nested") from None
-        if known is None:
-            return self._decode_apart(payload)
+            return self._decode_nested(payload)
         if len(known.events) > self._limits.events_per_batch_max:
             raise Refused("batch_events")
         batch = Batch([], published_at_s=known.ts, rank=known.data_parallel_rank)
@@ -162,13 +163,26 @@ class WireDecoder:
         if isinstance(raw.data_parallel_rank, int) and not isinstance(raw.data_parallel_rank, bool):
             batch.rank = raw.data_parallel_rank
         for event in raw.events:
+            self._add_raw(batch, event)
+        return batch
+
+    def _decode_nested(self, payload: bytes) -> Batch:
+        """A batch in which something is nested too deeply for the decoder: whatever is, costs itself only."""
+        try:
+            events = split_events(payload)
+        except ValueError:
+            raise Refused("batch_nested") from None
+        if len(events) > self._limits.events_per_batch_max:
+            raise Refused("batch_events")
+        batch = Batch([])
+        for event in events:
             try:
                 self._add_raw(batch, event)
             except RecursionError:
                 batch.refused["event_nested"] += 1
         return batch
 
-    def _add_raw(self, batch: Batch, raw: Raw) -> None:
+    def _add_raw(self, batch: Batch, raw: Raw | bytes) -> None:
         first = bytes(raw)[:1] or b"\xc0"
         is_array = first[0] >> 4 == 0x9 or first in (b"\xdc", b"\xdd")
         try:
@@ -272,21 +286,17 @@ class WireDecoder:
 
 
 def _decode_raw(payload: bytes) -> tuple[RawBatch | RawBatchAsMap, bool]:
-    """A batch whose events are left as they are, and whether it has no field that is unknown."""
+    """A batch whose events are left as they are, and whether it has no field that is unknown. Raises Refused, RecursionError."""
     is_map = bool(payload) and (payload[0] >> 4 == 0x8 or payload[0] in (0xDE, 0xDF))
     exact, lenient = (decode_raw_batch_as_map_exact, decode_raw_batch_as_map) if is_map else (decode_raw_batch_exact, decode_raw_batch)
     try:
         return exact(payload), True
     except msgspec.DecodeError:
         pass
-    except RecursionError:
-        raise Refused("batch_nested") from None
     try:
         return lenient(payload), False
     except msgspec.DecodeError:
         raise Refused("batch_malformed") from None
-    except RecursionError:
-        raise Refused("batch_nested") from None
 
 
 def _folded(own: list[Any], salt: str | None) -> bytes:
@@ -331,7 +341,7 @@ def _hash(value: int | bytes) -> int:
     return int.from_bytes(value[-8:], "big")
 
 
-def _anything(raw: Raw) -> Any:
+def _anything(raw: Raw | bytes) -> Any:
     try:
         return decode_anything(raw)
     except (msgspec.DecodeError, ValueError, TypeError):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NoReturn
 
 import uvloop
+import zmq
 
 from indexer import __version__, demo_engine, logs
 from indexer.config_file import ConfigFile, read_file
@@ -70,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     engine.add_argument("--model", default=demo.MODEL)
     engine.add_argument("--chats", default="1,2,3,4,5,6,7,8", metavar="N,N,…", type=_numbers, help="numbers of the chats that it serves")
     engine.add_argument("--blocks", default=128, type=_positive(int), help="how many blocks it caches")
+    engine.add_argument("--events-port", default=0, type=_port, help="default: a free one")
+    engine.add_argument("--replay-port", default=0, type=_port, help="default: a free one")
+    engine.add_argument("--with-parent", action="store_true", help="stop when standard input ends, as it does when the parent dies")
     engine.add_argument("--requests-per-s", default=4.0, type=_positive(float))
     engine.set_defaults(command=_demo_engine)
     return parser
@@ -85,6 +89,12 @@ def _numbers(text: str) -> list[int]:
     if not re.fullmatch(r"[1-9]\d{0,5}(,[1-9]\d{0,5})*", text):
         raise argparse.ArgumentTypeError(f"{text!r} should be numbers from 1 to 999999, separated by commas")
     return [int(part) for part in text.split(",")]
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} should be a port, from 0 to 65535")
+    return int(text)
 
 
 def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -130,13 +140,18 @@ def _demo(parsed: argparse.Namespace) -> int:
 
 def _demo_engine(parsed: argparse.Namespace) -> int:
     async def until_stopped(stop: asyncio.Event) -> None:
-        serving = demo_engine.run(parsed.pod, parsed.model, parsed.chats, parsed.blocks, parsed.requests_per_s)
+        if parsed.with_parent:
+            asyncio.get_running_loop().add_reader(sys.stdin.fileno(), stop.set)
+        ports = parsed.events_port, parsed.replay_port
+        serving = demo_engine.run(parsed.pod, parsed.model, parsed.chats, parsed.blocks, parsed.requests_per_s, *ports)
         engine = asyncio.create_task(serving, name="demo engine")
         stopping = asyncio.create_task(stop.wait(), name="stop")
         await asyncio.wait([engine, stopping], return_when=asyncio.FIRST_COMPLETED)
         engine.cancel()
         stopping.cancel()
         for outcome in await asyncio.gather(engine, stopping, return_exceptions=True):
+            if isinstance(outcome, zmq.ZMQError):
+                raise SettingError("--events-port and --replay-port", ports, f"cannot listen there: {outcome.strerror}")
             if isinstance(outcome, Exception):
                 raise outcome
 

@@ -5,9 +5,10 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 
 from indexer.settings import Settings
-from scorer_api.server import serve
+from scorer_api.server import listen, serve
 
 MODEL = "demo/chat"
 # Each engine's chats; the first of each is its hot one.
@@ -24,25 +25,27 @@ Try, in another terminal:
   curl -s {url}/v1/pods
   curl -s {url}/metrics | grep ^kv_indexer
 
+The engines, for a second service: {engines}
+
 or look at {url}/docs in a browser. Stop with Ctrl-C.
 """
 
 
 async def run(settings_with: Callable[[Sequence[str]], Settings], stop: asyncio.Event) -> None:
     """Start the engines, serve, and take everything down again. Raises SettingError."""
-    settings_with([])  # wrong settings stop the start before anything runs
+    listen(settings_with([])).close()  # what is wrong, or taken, stops the start before anything runs
     async with AsyncExitStack() as stack:
         specs = [await _start_engine(stack, pod, chats) for pod, chats in CHATS.items()]
         listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        listening.add_done_callback(_say_what_to_try)
+        listening.add_done_callback(partial(_say_what_to_try, specs))
         await serve(settings_with(specs), stop, listening)
 
 
 async def _start_engine(stack: AsyncExitStack, pod: str, chats: range) -> str:
     """Returns the engine's spec."""
-    words = ("-m", "scorer_api.cli", "demo-engine", "--pod", pod, "--model", MODEL, "--chats", ",".join(map(str, chats)))
+    words = ("-m", "scorer_api.cli", "demo-engine", "--pod", pod, "--model", MODEL, "--chats", ",".join(map(str, chats)), "--with-parent")
     # A session of its own: Ctrl-C in the terminal goes to the service, which stops the engines when it has finished.
-    engine = await asyncio.create_subprocess_exec(sys.executable, *words, stdout=PIPE, start_new_session=True)
+    engine = await asyncio.create_subprocess_exec(sys.executable, *words, stdin=PIPE, stdout=PIPE, start_new_session=True)
     stack.push_async_callback(_stop_engine, engine)
     assert engine.stdout is not None, "its standard output is a pipe"
     spec = (await engine.stdout.readline()).decode().strip()
@@ -63,7 +66,9 @@ async def _stop_engine(engine: Process) -> None:
         await engine.wait()
 
 
-def _say_what_to_try(listening: "asyncio.Future[str]") -> None:
+def _say_what_to_try(specs: Sequence[str], listening: "asyncio.Future[str]") -> None:
     if not listening.cancelled():
         command = sys.argv[0] if sys.argv[0].endswith("kv-indexer") else f"{sys.executable} -m scorer_api.cli"
-        print(WHAT_TO_TRY.format(url=listening.result(), model=MODEL, command=command), flush=True)  # noqa: T201 - the command's output
+        engines = "".join(f"\n  --engine {spec}" for spec in specs)
+        said = WHAT_TO_TRY.format(url=listening.result(), model=MODEL, command=command, engines=engines)
+        print(said, flush=True)  # noqa: T201 - the command's output

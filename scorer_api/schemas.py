@@ -119,6 +119,8 @@ def components() -> dict[str, Any]:
     _, found = msgspec.json.schema_components(TYPES, ref_template=COMPONENT)
     # The range is checked when the tokens are packed, not one by one while they are decoded; the document has it all the same.
     found["ScoreRequest"]["properties"]["token_ids"]["items"] = {"type": "integer", "minimum": 0, "maximum": TOKEN_MAX}
+    # A pod that dials us has no events endpoint; what there is to say of it is where its replays are.
+    found["PodSpec"]["anyOf"] = [{"required": ["events"]}, {"required": ["replay"]}]
     return {**found, "ScoreRequestMsgpack": _packed(found["ScoreRequest"])}
 
 

@@ -56,7 +56,8 @@ def test_the_default_of_every_setting_is_documented_on_its_line(documentation: s
     wrong = []
     for field in fields():
         lines = [line for line in documentation.splitlines() if not missing([field.flag], line)]
-        shown = {"none" if field.default is None else str(field.default), f"{field.default:g}" if isinstance(field.default, float) else f"{field.default}"}
+        default = "none" if field.default is None else field.default
+        shown = {str(default), f"{default:g}" if isinstance(default, float) else f"{default}"}
         if isinstance(field.default, int):
             shown |= {f"{field.default:,}"}
         if lines and field.default != "" and not any(not missing([text], line) for line in lines for text in shown):

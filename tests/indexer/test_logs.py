@@ -76,9 +76,9 @@ def test_a_state_change_is_one_line_and_an_event_none() -> None:
         service.wait_for(pod="p/1", trust="stale")
         wait_until(lambda: sum("stale" in line for line in service.lines) >= 2, what="the line about the loss")
     lines = [json.loads(line) for line in service.lines]
-    assert [line["message"] for line in lines] == ["listening", "stream changed", "stream changed", "stopped"]
+    assert [line["message"] for line in lines] == ["pod registered", "listening", "stream changed", "stream changed", "stopped"]
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"]) and line["level"] == "info" for line in lines)
-    up, down = lines[1:3]
+    up, down = lines[2:4]
     assert (up["pod"], up["rank"], up["was"], up["trust"]) == ("p/1", 0, "stale", "live")
     assert (down["pod"], down["was"], down["trust"], down["sequence"]) == ("p/1", "live", "stale", 99)
     assert "error" in down

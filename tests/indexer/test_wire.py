@@ -400,9 +400,9 @@ BAD_BATCHES: list[tuple[str, bytes]] = [
     ("batch_malformed", b"\x93\xcb" + b"\0" * 8 + b"\x91\xc6\xff\xff\xff\xff"),
     ("batch_malformed", b"\x93\xcb" + b"\0" * 8 + b"\x91\x92\xacBlockRemoved\xdd\xff\xff\xff\xff"),
     ("batch_malformed", b"\x91" * 100_000),
-    ("batch_nested", b"\x93" + b"\x91" * 100_000 + b"\xc0\x90\xc0"),
-    ("batch_nested", b"\x93\xcb" + b"\0" * 8 + b"\x91" + b"\x91" * 100_000 + b"\xc0" + b"\xc0"),
-    ("batch_nested", b"\x93\x01\x90" + b"\x81\xa1k" * 100_000 + b"\xc0"),
+    ("batch_nested", b"\x81\xa1k" * 100_000 + b"\xc0"),
+    ("batch_nested", b"\x83\xa2ts\x01\xa6events\x91" + b"\x91" * 100_000 + b"\xc0\xa1k\x01"),
+    ("batch_nested", b"\x93\x01\x91" + b"\x91" * 600_000 + b"\xc0\xc0"),
 ]
 
 
@@ -425,7 +425,7 @@ def test_a_batch_of_too_many_events_is_refused_in_every_form() -> None:
 
 
 def test_what_the_tests_of_bad_messages_expect_is_every_reason_that_the_wire_has() -> None:
-    """The others are the stream's and the listener's; no payload is known that reaches `event_nested`."""
+    """The others are the stream's and the listener's; `event_nested` has a test of its own."""
     of_the_stream = {"other_attention", "unknown_hash", "key_conflict", "ambiguous_key", "rank_mismatch"}
     of_the_listener = {"topic", "topic_claimed"}
     expected = {reason for reason, *_ in BAD_EVENTS} | {reason for reason, _ in BAD_BATCHES} | {"frame_count", "frame_sequence", "batch_events"}
@@ -448,17 +448,22 @@ def nested_event(levels: int, where: str) -> bytes:
 
 
 @pytest.mark.parametrize("where", ["event", "extra_keys", "unknown_field", "unknown_event"])
-def test_no_depth_of_nesting_escapes_as_an_error_of_python(where: str) -> None:
+def test_an_event_that_is_nested_too_deeply_costs_itself_only(where: str) -> None:
     decoder = WireDecoder(WireLimits())
-    refusals = set()
+    refused: set[str] = set()
     for levels in (*range(1, 1_100), 100_000):
-        try:
-            batch = decoder.decode(nested_event(levels, where))
-        except Refused as refused:
-            refusals.add(refused.reason)
-        else:
-            assert next(event.hashes for event in batch.events if isinstance(event, Stored)) == [1]
-    assert refusals == {"batch_nested"}
+        batch = decoder.decode(nested_event(levels, where))
+        assert next(event.hashes for event in batch.events if isinstance(event, Stored)) == [1]
+        refused |= batch.refused.keys()
+    assert "event_nested" in refused
+    assert batch.refused == {"event_nested": 1}
+
+
+def test_a_time_stamp_or_rank_that_is_nested_too_deeply_costs_itself_only() -> None:
+    deep = b"\x91" * 100_000 + b"\xc0"
+    for payload in (b"\x93" + deep + b"\x91" + pack(stored_map()) + b"\x00", b"\x93\x01\x91" + pack(stored_map()) + deep):
+        batch = decode(payload)
+        assert (len(batch.events), batch.refused.total(), batch.published_at_s, batch.rank) == (1, 0, None, None)
 
 
 # What is newer than this

@@ -68,7 +68,9 @@ def faults(value: Any, schema: dict[str, Any], document: dict[str, Any], where: 
         return faults(value, resolved(schema["$ref"], document), document, where)
     if "anyOf" in schema:
         tries = [faults(value, option, document, where) for option in schema["anyOf"]]
-        return [] if any(not found for found in tries) else [f"{where}: fits none: {tries}"]
+        if all(tries):
+            return [f"{where}: fits none: {tries}"]
+        schema = {keyword: value for keyword, value in schema.items() if keyword != "anyOf"}
     if "enum" in schema:
         return [] if value in schema["enum"] else [f"{where}: {value!r} is none of {schema['enum']}"]
     kinds: dict[str, Any] = {
