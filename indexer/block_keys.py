@@ -44,9 +44,7 @@ def chain_keys(
             key = xxh3_64_intdigest(tokens[number * width : (number + 1) * width] + extra_keys.get(number, b""), key)
             keys.append(key)
     else:
-        for offset in range(start * width, stop * width, width):
-            key = xxh3_64_intdigest(tokens[offset : offset + width], key)
-            keys.append(key)
+        keys = [key := xxh3_64_intdigest(tokens[offset : offset + width], key) for offset in range(start * width, stop * width, width)]
     return keys
 
 

@@ -12,6 +12,7 @@ not hold (SGLang), one removal is enough ("set").
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Literal
 
 from msgspec import Struct
@@ -23,6 +24,9 @@ from indexer.events import Cleared, Event, Removed, Stored, Tier
 from indexer.orphans import Orphans, Parked
 
 Counting = Literal["copies", "set"]
+
+# Shorter runs are faster one by one.
+RUN_MIN = 4
 
 MAIN_ATTENTION = frozenset({"full_attention", "mla_attention", "sink_full_attention"})
 
@@ -221,7 +225,9 @@ class StreamState:
         return None if block is None else block.key
 
     def _hold(self, event: Stored, keys: Sequence[int]) -> None:
-        """Add one copy of each block. The loop is the hot path of ingestion."""
+        """Add one copy of each block. This and what it calls is the hot path of ingestion."""
+        if self._hold_new(event, keys):
+            return
         blocks, tier, copies_max = self._blocks, event.tier, self._copies_max
         held = self._held[Tier.GPU]
         touched = self._change.touched[Tier.GPU]
@@ -250,6 +256,26 @@ class StreamState:
                 block.copies += 1
             parent = engine_hash
         self.stored[tier] += len(keys)
+
+    def _hold_new(self, event: Stored, keys: Sequence[int]) -> bool:
+        """The same, without a loop of ours, for a run of blocks that are all new on the gpu. Returns whether it was that."""
+        hashes = event.hashes
+        if len(hashes) < RUN_MIN or event.tier is not Tier.GPU or not self._announces_extra_keys or self._ambiguous:
+            return False
+        held = self._held[Tier.GPU]
+        if not self._blocks.keys().isdisjoint(hashes) or not held.keys().isdisjoint(keys):
+            return False
+        new = dict(zip(hashes, map(Block, keys, (event.parent, *hashes), repeat(1)), strict=False))
+        new_keys = dict.fromkeys(keys, 1)
+        if len(new) != len(hashes) or len(new_keys) != len(hashes):
+            return False
+        for engine_hash in self._removed.keys() & new.keys():
+            del self._removed[engine_hash]
+        self._blocks.update(new)
+        held.update(new_keys)
+        self._change.touched[Tier.GPU].update(dict.fromkeys(keys, True))
+        self.stored[Tier.GPU] += len(hashes)
+        return True
 
     def _hold_lower(self, engine_hash: int, tier: Tier, keys: tuple[int, ...]) -> None:
         copy = self._lower[tier].get(engine_hash)

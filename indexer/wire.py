@@ -268,6 +268,8 @@ class WireDecoder:
         announced = event.extra_keys or ()
         if len(announced) > len(event.block_hashes):
             raise Refused("extra_keys")
+        if not salt and announced.count(None) == len(announced):
+            return None
         for position, entry in enumerate(announced):
             if entry is None:
                 continue
@@ -327,6 +329,8 @@ def _tier(event: Any) -> Tier:
 
 def _hashes(values: list[Any]) -> list[int]:
     try:
+        if min(values, default=0) >= 0:
+            return values
         return [value & HASH_MASK for value in values]
     except TypeError:
         return [_hash(value) for value in values]

@@ -17,6 +17,9 @@ from indexer.events import Tier
 OWN_TIERS = (Tier.GPU, Tier.CPU, Tier.DISK, Tier.OTHER)
 """The tiers that keep a match going; what lies remote is nobody's own."""
 
+# Fewer keys are faster one by one.
+RUN_MIN = 4
+
 Masks = tuple[int, ...]
 Step = tuple[int, Masks]
 """From this block on, who holds the prompt's blocks: one mask per own tier, all empty where the match has ended for everybody."""
@@ -67,6 +70,11 @@ class PrefixIndex:
         if change.cleared:
             self._clear(holder, Tier.GPU)
         for masks, keys, touched in zip(self._masks, self._keys[holder], change.touched, strict=True):
+            if len(touched) >= RUN_MIN and False not in touched.values() and masks.keys().isdisjoint(touched):
+                # Blocks that are new to everybody, all at once.
+                masks.update(dict.fromkeys(touched, bit))
+                keys.update(touched)
+                continue
             for key, is_held in touched.items():
                 if is_held:
                     masks[key] = masks.get(key, 0) | bit
