@@ -20,6 +20,7 @@ from indexer.events import HASH_MASK, Cleared, Event, Removed, Stored, Tier
 from indexer.msgpack_split import split_events
 from indexer.wire_types import (
     KNOWN_EVENTS,
+    UNREADABLE,
     RawBatch,
     RawBatchAsMap,
     RemovedArray,
@@ -143,11 +144,11 @@ class WireDecoder:
         """The whole batch in one call where every event in it is of a known shape, else None."""
         try:
             return self._decode_first(payload)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             pass
         try:
             known = self._decode_second(payload)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             return None
         self._decode_first, self._decode_second = self._decode_second, self._decode_first
         return known
@@ -158,10 +159,11 @@ class WireDecoder:
         if len(raw.events) > self._limits.events_per_batch_max:
             raise Refused("batch_events")
         batch = Batch([], unknown_fields=0 if is_exact else 1)
-        if isinstance(raw.ts, int | float) and not isinstance(raw.ts, bool):
-            batch.published_at_s = float(raw.ts)
-        if isinstance(raw.data_parallel_rank, int) and not isinstance(raw.data_parallel_rank, bool):
-            batch.rank = raw.data_parallel_rank
+        stamp, rank = _anything(raw.ts), _anything(raw.data_parallel_rank)
+        if isinstance(stamp, int | float) and not isinstance(stamp, bool):
+            batch.published_at_s = float(stamp)
+        if isinstance(rank, int) and not isinstance(rank, bool):
+            batch.rank = rank
         for event in raw.events:
             self._add_raw(batch, event)
         return batch
@@ -187,7 +189,7 @@ class WireDecoder:
         is_array = first[0] >> 4 == 0x9 or first in (b"\xdc", b"\xdd")
         try:
             event: WireEvent = decode_array_event(raw) if is_array else decode_map_event(raw)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             pass
         else:
             self._add(batch, event)
@@ -201,7 +203,7 @@ class WireDecoder:
         else:
             try:
                 event = decode_lenient_array_event(raw) if is_array else decode_lenient_map_event(raw)
-            except msgspec.DecodeError:
+            except UNREADABLE:
                 batch.refused[_why_malformed(value, is_array=is_array)] += 1
             else:
                 batch.unknown_fields += 1
@@ -293,11 +295,11 @@ def _decode_raw(payload: bytes) -> tuple[RawBatch | RawBatchAsMap, bool]:
     exact, lenient = (decode_raw_batch_as_map_exact, decode_raw_batch_as_map) if is_map else (decode_raw_batch_exact, decode_raw_batch)
     try:
         return exact(payload), True
-    except msgspec.DecodeError:
+    except UNREADABLE:
         pass
     try:
         return lenient(payload), False
-    except msgspec.DecodeError:
+    except UNREADABLE:
         raise Refused("batch_malformed") from None
 
 
@@ -348,7 +350,7 @@ def _hash(value: int | bytes) -> int:
 def _anything(raw: Raw | bytes) -> Any:
     try:
         return decode_anything(raw)
-    except (msgspec.DecodeError, ValueError, TypeError):
+    except (*UNREADABLE, ValueError, TypeError):
         return None
 
 

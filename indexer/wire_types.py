@@ -107,15 +107,15 @@ class MapBatch(Struct, array_like=True, forbid_unknown_fields=True):
 
 
 class RawBatch(Struct, array_like=True):
-    ts: Any
+    ts: Raw
     events: list[Raw]
-    data_parallel_rank: Any = None
+    data_parallel_rank: Raw = Raw(b"\xc0")
 
 
 class RawBatchAsMap(Struct):
-    ts: Any
+    ts: Raw
     events: list[Raw]
-    data_parallel_rank: Any = None
+    data_parallel_rank: Raw = Raw(b"\xc0")
 
 
 class RawBatchExact(RawBatch, array_like=True, forbid_unknown_fields=True):
@@ -137,6 +137,9 @@ decode_map_event = msgspec.msgpack.Decoder(MapEvent).decode
 decode_lenient_array_event = msgspec.msgpack.Decoder(StoredArray | RemovedArray | ClearedArray).decode
 decode_lenient_map_event = msgspec.msgpack.Decoder(StoredMap | RemovedMap | ClearedMap).decode
 decode_anything = msgspec.msgpack.Decoder().decode
+
+# What a decoder raises for bytes that are none of its type; text that is not UTF-8 is no DecodeError.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
 
 KNOWN_EVENTS = ("BlockStored", "BlockRemoved", "AllBlocksCleared")
 
