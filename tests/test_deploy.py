@@ -1,0 +1,66 @@
+"""What is deployed beside the service speaks of what the service has."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.engine import Engine, stored
+from tests.running import ROOT, Running
+
+DASHBOARD = ROOT / "deploy/grafana/kv-indexer.json"
+RULES = ROOT / "deploy/prometheus/kv-indexer-rules.yml"
+
+
+@pytest.fixture(scope="module")
+def metrics() -> str:
+    with Engine() as engine, Running(engine.spec()) as service:
+        engine.publish(stored([1], [1, 2, 3, 4]))
+        service.wait_for(sequence=0)
+        return service.http.get(f"{service.url}/metrics").text
+
+
+@pytest.mark.parametrize("path", [DASHBOARD, RULES], ids=lambda path: path.name)
+def test_every_series_that_is_named_exists(path: Path, metrics: str) -> None:
+    named = set(re.findall(r"\bkv_indexer_\w+", path.read_text()))
+    shown = set(re.findall(r"^(kv_indexer_\w+)", metrics, re.MULTILINE))
+    assert len(named) > 8
+    assert named - shown == set()
+
+
+def test_every_label_value_that_the_rules_name_exists(metrics: str) -> None:
+    named = set(re.findall(r"kv_indexer_(\w+?)(?:_bucket|_total)?\{[^}]*?(trust|outcome|fate|reason|what|phase)=\"(\w+)\"", RULES.read_text()))
+    assert named
+    assert [(name, label, value) for name, label, value in named if not re.search(rf'kv_indexer_{name}\w*{{.*{label}="{value}"', metrics)] == []
+
+
+def test_every_panel_says_what_it_shows() -> None:
+    panels = [panel for panel in json.loads(DASHBOARD.read_text())["panels"] if panel["type"] != "row"]
+    assert len(panels) > 8
+    assert [panel["title"] for panel in panels if not panel.get("description")] == []
+
+
+def test_every_alert_says_what_to_do() -> None:
+    rules = RULES.read_text().split("- alert: ")[1:]
+    assert len(rules) >= 8
+    assert [rule.partition("\n")[0] for rule in rules if "What to do:" not in rule or "severity:" not in rule] == []
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_prometheus_accepts_the_rules() -> None:
+    checked = subprocess.run(["promtool", "check", "rules", str(RULES)], capture_output=True, text=True, timeout=60, check=False)  # noqa: S607 - it is found on the PATH
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_a_forgotten_pod_leaves_no_series() -> None:
+    with Engine() as engine, Running(engine.spec()) as service:
+        service.wait_for(trust="live")
+        assert service.metric("kv_indexer_stream_last_batch_timestamp_seconds", engine_pod="pod") == 0
+        engine.publish(stored([1], [1, 2, 3, 4]))
+        service.wait_for(sequence=0)
+        assert service.metric("kv_indexer_stream_last_batch_timestamp_seconds", engine_pod="pod") > 10**9
+        service.http.delete(f"{service.url}/v1/pods/pod")
+        assert 'engine_pod="pod"' not in service.http.get(f"{service.url}/metrics").text
