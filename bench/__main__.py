@@ -1,0 +1,39 @@
+"""`python -m bench [--only NAME] [--json FILE]`."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from msgspec import Struct
+
+from bench import floors, ingest, memory, provenance, report, scoring, visibility
+
+MEASUREMENTS: dict[str, tuple[str, Callable[[], Sequence[Struct]]]] = {
+    "ingest": ("Ingest, first publish until all is held", ingest.measure),
+    "scoring": ("Scores over HTTP, 8 pods, 1,000,000 block copies, every answer verified", scoring.measure),
+    "visibility": ("From publish to a score answer that shows it", visibility.measure),
+    "memory": ("Memory per block copy", memory.measure),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure the service on this machine.")
+    parser.add_argument("--only", action="append", choices=MEASUREMENTS, help="only this measurement; may be repeated")
+    parser.add_argument("--json", type=Path, default=Path("build/bench.json"), metavar="FILE", help="where the figures go (default: %(default)s)")
+    asked = parser.parse_args()
+    source = provenance.take()
+    report.say_provenance(source)
+    results: dict[str, Sequence[Struct]] = {}
+    for name in asked.only or MEASUREMENTS:
+        title, measure = MEASUREMENTS[name]
+        results[name] = measure()
+        report.say_table(title, results[name])
+    if judged := floors.judge(results):
+        results["floors"] = judged
+        report.say_table("Floors", judged)
+    report.write(asked.json, source, results)
+    report.say(f"\nwritten to {asked.json}")
+
+
+if __name__ == "__main__":
+    main()

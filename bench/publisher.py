@@ -1,0 +1,107 @@
+"""An engine for measurements: a PUB socket that drops nothing, alone in a process of its own."""
+
+import multiprocessing
+import time
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Self
+
+import zmq
+from msgspec import Struct
+
+from bench.workload import MODEL, Payload, Plan, payloads
+
+SUBSCRIBED_TIMEOUT_MS = 30_000
+STOP_TIMEOUT_S = 10.0
+
+spawning = multiprocessing.get_context("spawn")
+
+
+class Published(Struct, frozen=True):
+    """When publishing began (time.monotonic, one clock for all processes), the last number sent, and the blocks sent so far."""
+
+    started_s: float
+    sequence: int
+    blocks: int
+
+
+class Socket:
+    """The publishing end of a stream. It says whether anybody listens: an XPUB."""
+
+    def __init__(self) -> None:
+        self._context = zmq.Context()
+        self._pub = self._context.socket(zmq.XPUB)
+        self._pub.sndhwm = 0
+        self.port = self._pub.bind_to_random_port("tcp://127.0.0.1")
+        self.next_number = 0
+        self.blocks = 0
+
+    def wait_subscribed(self) -> None:
+        """What is published earlier is lost."""
+        if not self._pub.poll(SUBSCRIBED_TIMEOUT_MS):
+            raise TimeoutError("nobody subscribed")
+
+    def publish(self, payload: Payload) -> None:
+        self._pub.send_multipart([b"", self.next_number.to_bytes(8, "big"), payload.data], copy=True)
+        self.next_number += 1
+        self.blocks += payload.blocks
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
+
+
+def spec(pod: str, port: int) -> str:
+    """What to give to --engine."""
+    return f"pod={pod},model={MODEL},events=tcp://127.0.0.1:{port}"
+
+
+class Publisher:
+    """`with Publisher(pod, plan) as publisher:` its payloads are prepared; `publish` sends them as fast as it can."""
+
+    def __init__(self, pod: str, plan: Plan) -> None:
+        self.pod = pod
+        self._connection, theirs = spawning.Pipe()
+        self._process = spawning.Process(target=_publish_when_told, args=(theirs, plan), name=f"publisher {pod}", daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._connection.close()
+        self._process.join(STOP_TIMEOUT_S)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def wait_prepared(self) -> str:
+        """The engine's spec, once its payloads are prepared."""
+        return spec(self.pod, self._connection.recv())
+
+    def start(self, share: float = 1.0) -> None:
+        """Publish this share of the payloads, the next ones."""
+        self._connection.send(share)
+
+    def finish(self) -> Published:
+        """Wait until they are handed to the socket."""
+        published: Published = self._connection.recv()
+        return published
+
+
+def _publish_when_told(connection: Connection, plan: Plan) -> None:
+    prepared = list(payloads(plan))
+    socket = Socket()
+    connection.send(socket.port)
+    due = 0.0
+    try:
+        while True:
+            due += connection.recv() * len(prepared)
+            if not socket.next_number:
+                socket.wait_subscribed()
+            started_s = time.monotonic()
+            for payload in prepared[socket.next_number : round(due)]:
+                socket.publish(payload)
+            connection.send(Published(started_s, socket.next_number - 1, socket.blocks))
+    except EOFError:
+        socket.close()

@@ -1,0 +1,98 @@
+"""The service that is measured: the real command in a process of its own, and what the system says of it."""
+
+import http.client
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from bench.publisher import Published
+
+ROOT = Path(__file__).parent.parent
+START_TIMEOUT_S = 30.0
+APPLIED_TIMEOUT_S = 90.0
+STOP_TIMEOUT_S = 15.0
+# Asking costs the service something too: at this pace 1 % of its time.
+POLL_S = 0.02
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class Server:
+    """`with Server(specs) as server:` it listens. Raises RuntimeError where it does not."""
+
+    def __init__(self, engines: list[str]) -> None:
+        flags = [word for engine in engines for word in ("--engine", engine)]
+        env = {key: value for key, value in os.environ.items() if not key.startswith("KV_INDEXER_")}
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the server
+        command = [sys.executable, "-m", "scorer_api.cli", "serve", "--port", "0", *flags]
+        self._process = subprocess.Popen(command, cwd=ROOT, env=env, stderr=self._log)  # noqa: S603 - our own command, no input from outside
+
+    def __enter__(self) -> Self:
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while not (found := re.search(r"listening url=http://([\d.]+):(\d+)", self.log())):
+            if self._process.poll() is not None or time.monotonic() > deadline_s:
+                self._stop()
+                raise RuntimeError(f"the service did not start: {self.log()}")
+            time.sleep(POLL_S)
+        self.host, self.port = found[1], int(found[2])
+        self._http = http.client.HTTPConnection(self.host, self.port, timeout=START_TIMEOUT_S)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._http.close()
+        self._stop()
+        self._log.close()
+
+    def _stop(self) -> None:
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def log(self) -> str:
+        """What it has logged."""
+        self._log.seek(0)
+        return self._log.read()
+
+    def cpu_s(self) -> float:
+        """The CPU time of all its threads so far, user and system."""
+        # Behind the command's name, which may hold anything, in brackets; utime and stime are fields 14 and 15.
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+
+    def rss_bytes(self) -> int:
+        """Its resident memory."""
+        return int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]) * PAGE_BYTES
+
+    def stream(self, pod: str) -> dict[str, Any]:
+        """The status of a pod's only stream."""
+        self._http.request("GET", "/v1/pods")
+        pods = msgspec.json.decode(self._http.getresponse().read())["pods"]
+        status: dict[str, Any] = next(shown["streams"][0] for shown in pods if shown["pod"] == pod)
+        return status
+
+    def wait_applied(self, pod: str, published: Published) -> float:
+        """Wait until all that was published is held, and nothing was missed. Returns when that was seen, by time.monotonic.
+
+        Raises RuntimeError where anything differs.
+        """
+        deadline_s = time.monotonic() + APPLIED_TIMEOUT_S
+        while (status := self.stream(pod))["sequence"] != published.sequence:
+            if time.monotonic() > deadline_s:
+                raise RuntimeError(f"{published} was not applied: {status}")
+            time.sleep(POLL_S)
+        seen_s = time.monotonic()
+        if status["blocks"] != {"gpu": published.blocks} or status["gaps"] or status["last_error"] or status["trust"] != "live":
+            raise RuntimeError(f"{published} was not applied as published: {status}")
+        return seen_s
