@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from indexer import stream, subscriber
-from indexer.inbox import ReceiveLimits
+from indexer.inbox import Inbox, ReceiveLimits
 from indexer.orphans import Orphans
 from indexer.sequence import ReplayProgress, Sequence, Step, Verdict
 from indexer.stream import Outcome, Stream
@@ -134,6 +134,38 @@ def no_heartbeats(patch: Patch) -> None:
     patch.setattr(Subscription, "open", _without_heartbeats(Subscription.open))
 
 
+def no_forgetting(patch: Patch) -> None:
+    """What was held stays, whatever shows that it is void."""
+    no_purge_of_lost_history(patch)
+    patch.setattr(Stream, "_restart", lambda self: None)
+
+
+def every_reconnect_is_a_restart(patch: Patch) -> None:
+    """The fingerprint never fits."""
+    patch.setattr(Sequence, "is_same", lambda self, payload: False)
+
+
+def no_clearing(patch: Patch) -> None:
+    """A clear is passed over."""
+    patch.setattr(StreamState, "_clear", lambda self: None)
+
+
+def no_giving_up(patch: Patch) -> None:
+    """A replay is waited for without end."""
+    patch.setattr(Stream, "_give_up", lambda self: None)
+
+
+def no_room(patch: Patch) -> None:
+    """Next to nothing is kept while a replay runs."""
+    put = Inbox.put
+
+    def put_in_little_room(self: Inbox, frames: list[bytes]) -> None:
+        self._limits = ReceiveLimits(inbox_frames_max=10)
+        put(self, frames)
+
+    patch.setattr(Inbox, "put", put_in_little_room)
+
+
 def receiving_waits(patch: Patch) -> None:
     """The receiving thread waits for the event loop."""
     turn = subscriber.Subscriber._turn
@@ -186,5 +218,10 @@ MECHANISMS: dict[str, Callable[[Patch], None]] = {
         silence_is_death,
         no_heartbeats,
         receiving_waits,
+        no_forgetting,
+        every_reconnect_is_a_restart,
+        no_clearing,
+        no_giving_up,
+        no_room,
     )
 }

@@ -78,6 +78,7 @@ def test_nothing_is_lost_while_applying_is_held_up_even_over_a_reconnect(receive
         assert (status["gaps"], status["batches"], status["blocks"]) == (0, 4000, {"gpu": 4000})
 
 
+@mechanism("no_room")
 def test_nothing_is_lost_while_a_replay_is_not_answered() -> None:
     with Engine() as engine, Running(engine.spec()) as service:
         service.wait_for(trust="live")

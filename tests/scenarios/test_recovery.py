@@ -167,6 +167,7 @@ def test_a_replay_that_is_never_answered_leaves_the_stream_stale_and_is_asked_fo
         assert [service.matched(prompt(number, 4)) for number in (1, 2)] == [0, 16]
 
 
+@mechanism("no_giving_up")
 def test_a_stream_whose_replays_are_never_answered_goes_on_as_partial_in_the_end() -> None:
     with Engine() as engine:
         engine.mute = True
@@ -195,6 +196,7 @@ def test_a_gap_older_than_the_history_costs_what_was_held() -> None:
         assert [service.matched(prompt(number, 4)) for number in (1, 2, 3, 4)] == [0, 0, 16, 16]
 
 
+@mechanism("no_clearing")
 def test_a_partial_stream_is_live_again_after_a_clear() -> None:
     with Engine(history_max=2) as engine:
         for number in (1, 2, 3):
@@ -273,6 +275,7 @@ def test_a_reconnect_whose_last_batch_is_no_longer_in_the_history_cannot_be_told
         assert [service.matched(prompt(number, 4)) for number in (1, 2, 3, 4)] == [0, 0, 16, 16]
 
 
+@mechanism("every_reconnect_is_a_restart")
 def test_a_reconnect_to_the_same_engine_keeps_everything_and_fetches_what_was_missed() -> None:
     with Engine() as engine, Proxy(engine.events_port) as proxy:
         spec = f"pod=pod,model=m,events=tcp://127.0.0.1:{proxy.port},replay=tcp://127.0.0.1:{engine.replay_port}"
@@ -377,6 +380,7 @@ def test_without_replay_a_reconnect_that_does_not_continue_costs_what_was_held()
         assert [service.matched(prompt(number, 4)) for number in (1, 2)] == [0, 16]
 
 
+@mechanism("no_forgetting")
 @pytest.mark.parametrize("next_number", [0, 7], ids=["lower", "already higher"])
 def test_without_replay_a_restarted_engine_holds_only_what_it_says_from_then_on(next_number: int) -> None:
     with Engine(with_replay=False) as engine, Running(engine.spec()) as service:
