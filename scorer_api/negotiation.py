@@ -10,6 +10,9 @@ from fastapi import Request, Response
 
 from scorer_api.problems import Problem
 
+# Up to so many times the limit, a body that is refused is still read to its end.
+FAR_OVER = 4
+
 JSON = "application/json"
 MSGPACK = "application/msgpack"
 _MSGPACK_NAMES = frozenset({MSGPACK, "application/x-msgpack", "application/vnd.msgpack"})
@@ -47,12 +50,15 @@ async def read_body(request: Request, bytes_max: int, timeout_s: float) -> bytes
     """The whole body. Raises Problem 413 as soon as it is known to be too large, 408 when it takes too long."""
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > bytes_max:
-        raise Problem(413, f"the body has {announced} bytes; at most {bytes_max} are taken")
+        # What is somewhat too large is thrown away as it comes: closing at once would reset the connection under a client that still sends, and
+        # it might never see why. What is far too large is not waited for.
+        is_far_over = int(announced) > FAR_OVER * bytes_max
+        raise Problem(413, f"the body has {announced} bytes; at most {bytes_max} are taken", closes=is_far_over)
     try:
         async with asyncio.timeout(timeout_s):
             return await _read_at_most(request, bytes_max)
     except TimeoutError:
-        raise Problem(408, f"the body did not arrive within {timeout_s} s") from None
+        raise Problem(408, f"the body did not arrive within {timeout_s} s", closes=True) from None
 
 
 async def _read_at_most(request: Request, bytes_max: int) -> bytes:
@@ -61,7 +67,7 @@ async def _read_at_most(request: Request, bytes_max: int) -> bytes:
     async for chunk in request.stream():
         size += len(chunk)
         if size > bytes_max:
-            raise Problem(413, f"the body has more than {bytes_max} bytes, which is the most that is taken")
+            raise Problem(413, f"the body has more than {bytes_max} bytes, which is the most that is taken", closes=True)
         chunks.append(chunk)
     return b"".join(chunks)
 

@@ -28,12 +28,13 @@ class ProblemDetails(Struct, frozen=True):
 
 
 class Problem(Exception):
-    """The request cannot be answered. Attributes: `status`, an HTTP status; `detail`, for the client."""
+    """The request cannot be answered. Attributes: `status`, an HTTP status; `detail`, for the client; `closes`, whether the connection ends."""
 
-    def __init__(self, status: int, detail: str) -> None:
+    def __init__(self, status: int, detail: str, *, closes: bool = False) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
+        self.closes = closes
 
 
 def response_of(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
@@ -55,8 +56,7 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
 
     @app.exception_handler(Problem)
     async def on_problem(request: Request, error: Problem) -> Response:
-        # Where the body was refused unread, the rest of it would be taken for the next request.
-        return response_of(error.status, error.detail, {"Connection": "close"} if error.status in (408, 413) else None)
+        return response_of(error.status, error.detail, {"Connection": "close"} if error.closes else None)
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> Response:
