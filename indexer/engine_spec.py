@@ -71,6 +71,9 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
         return spec
 
     def _check(self, source: str, shown: object) -> None:
+        for key, name in (("pod", self.pod), ("model", self.model), ("topic", self.topic)):
+            if name != name.encode(errors="replace").decode():
+                raise SettingError(source, ascii(shown), f"{key} should be text that can be written as UTF-8")
         if self.ranks is not None and self.rank is not None:
             raise SettingError(source, shown, "either ranks (ranks 0 to N - 1) or rank (one stream of that rank), not both")
         for key, endpoint in (("events", self.events), ("replay", self.replay)):

@@ -8,11 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from indexer.errors import LOSSY_REASONS
 from tests.engine import Engine, stored
 from tests.running import ROOT, Running
 
 DASHBOARD = ROOT / "deploy/grafana/kv-indexer.json"
 RULES = ROOT / "deploy/prometheus/kv-indexer-rules.yml"
+RULES_TEST = ROOT / "deploy/prometheus/kv-indexer-rules-test.yml"
+
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool, of Prometheus, is not on the PATH")
+
+
+def promtool(*words: str) -> None:
+    ran = subprocess.run(["promtool", *words], capture_output=True, text=True, timeout=60, check=False)  # noqa: S607 - it is found on the PATH
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +58,40 @@ def test_every_alert_says_what_to_do() -> None:
     assert [rule.partition("\n")[0] for rule in rules if "What to do:" not in rule or "severity:" not in rule] == []
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+@pytest.mark.parametrize("path", [DASHBOARD, RULES], ids=lambda path: path.name)
+def test_every_label_that_is_named_exists(path: Path, metrics: str) -> None:
+    text = path.read_text().replace('\\"', '"')
+    grouped = re.findall(r"\b(?:by|without|on|ignoring) \(([\w, ]+)\)", text)
+    named = {label for group in grouped for label in group.split(", ")}
+    named |= set(re.findall(r'(\w+)(?:=|!=|=~|!~)"', text)) | set(re.findall(r"\$labels\.(\w+)", text)) | set(re.findall(r"{{(\w+)}}", text))
+    shown = set(re.findall(r'[{,](\w+)="', metrics)) | {"job", "instance"}
+    assert len(named) > 4
+    assert named - shown == set()
+
+
+def test_the_refusals_that_alert_at_once_are_those_that_lose_something() -> None:
+    at_once, later = (set(reasons.split("|")) for reasons in re.findall(r'reason(?:=~|!~)"(.+?)"', RULES.read_text()))
+    assert at_once == LOSSY_REASONS
+    assert later == LOSSY_REASONS | {"other_attention", "unaligned"}
+
+
+@needs_promtool
 def test_prometheus_accepts_the_rules() -> None:
-    checked = subprocess.run(["promtool", "check", "rules", str(RULES)], capture_output=True, text=True, timeout=60, check=False)  # noqa: S607 - it is found on the PATH
-    assert checked.returncode == 0, checked.stderr
+    promtool("check", "rules", str(RULES))
+
+
+@needs_promtool
+def test_each_alert_fires_on_what_it_is_about_and_on_nothing_else() -> None:
+    promtool("test", "rules", str(RULES_TEST))
+
+
+@needs_promtool
+def test_prometheus_accepts_the_queries_of_the_dashboard(tmp_path: Path) -> None:
+    queries = [target["expr"] for panel in json.loads(DASHBOARD.read_text())["panels"] for target in panel.get("targets", [])]
+    rules = [{"record": f"query:{number}", "expr": query.replace("$__rate_interval", "5m")} for number, query in enumerate(queries)]
+    path = tmp_path / "queries.yml"
+    path.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))  # every JSON is YAML
+    promtool("check", "rules", str(path))
 
 
 def test_a_forgotten_pod_leaves_no_series() -> None:
