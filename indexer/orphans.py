@@ -22,9 +22,13 @@ class Parked:
 
 
 class Orphans:
-    """All parked blocks of one stream, by engine hash, in the order in which they came."""
+    """All parked blocks of one stream, by engine hash, in the order in which they came.
 
-    def __init__(self) -> None:
+    `touched`: where to note the hashes that come, go or change, if anybody wants to know.
+    """
+
+    def __init__(self, touched: dict[int, None] | None = None) -> None:
+        self.touched = touched
         self._parked: dict[int, Parked] = {}
         self._children: dict[int, dict[int, None]] = {}
 
@@ -38,9 +42,14 @@ class Orphans:
         """The parked block of this hash."""
         return self._parked.get(engine_hash)
 
-    def values(self) -> Iterable[Parked]:
-        """All parked blocks."""
-        return self._parked.values()
+    def items(self) -> Iterable[tuple[int, Parked]]:
+        """All parked blocks with their hashes."""
+        return self._parked.items()
+
+    def touch(self, engine_hash: int) -> None:
+        """The copies of this block changed."""
+        if self.touched is not None:
+            self.touched[engine_hash] = None
 
     def children(self, parent: int) -> list[int]:
         """The hashes that wait for this parent."""
@@ -50,11 +59,13 @@ class Orphans:
         """Keep a block that is not parked yet; the caller adds its copies."""
         parked = self._parked[engine_hash] = Parked(parent, tokens, extra, now_s)
         self._children.setdefault(parent, {})[engine_hash] = None
+        self.touch(engine_hash)
         return parked
 
     def pop(self, engine_hash: int) -> Parked:
         """Take a parked block out."""
         parked = self._parked.pop(engine_hash)
+        self.touch(engine_hash)
         siblings = self._children[parked.parent]
         del siblings[engine_hash]
         if not siblings:

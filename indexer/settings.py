@@ -14,6 +14,8 @@ from indexer.engine_spec import EngineSpec, ListenSpec, check_replay_template, c
 from indexer.errors import SettingError
 from indexer.inbox import ReceiveLimits
 from indexer.replay import ReplayLimits
+from indexer.store.connection import check_url
+from indexer.store.keyspace import check_namespace
 from indexer.stream_state import StateLimits
 from indexer.wire import WireLimits
 
@@ -42,6 +44,15 @@ class Settings(Struct, frozen=True, kw_only=True):
     hash_seed: Annotated[str, Meta(max_length=256, description="Folded into every block key; equal on all replicas.")] = ""
     listen: Annotated[str | None, Meta(description="Where engines dial us, tcp://*:5557[,ranks=N]: rank r at port + r.")] = None
     listen_replay: Annotated[str | None, Meta(description="Replay endpoint of such engines, tcp://{host}:5558: rank r at port + r.")] = None
+    redis: Annotated[str | None, Meta(description="Redis that replicas share, redis://, rediss:// or unix://; without it nothing is shared.")] = None
+    namespace: Annotated[str, Meta(description="Beginning of every key in Redis.")] = "kvi"
+    lease_s: Annotated[Seconds, Meta(description="How long an indexer owns its streams without renewing that.")] = 3.0
+    redis_timeout_s: Annotated[Seconds, Meta(description="Longest wait for an answer of Redis.")] = 1.0
+    log_entries_max: Annotated[Count, Meta(description="Entries that the log of a model keeps in Redis, about.")] = 100_000
+    ring_frames_max: Annotated[
+        Count, Meta(description="Messages kept, per stream without a replay endpoint, by the indexer that is next in line.")
+    ] = 4_096
+    ring_bytes_max: Annotated[Count, Meta(description="The same in bytes.")] = 32 * 2**20
     pod_expiry_s: Annotated[Seconds, Meta(description="How long a disconnected pod keeps its blocks before they are dropped.")] = 300.0
     ready_after_s: Annotated[Seconds, Meta(description="/readyz says 200 after this long even if engines are missing.")] = 10.0
     shutdown_s: Annotated[Seconds, Meta(description="How long running requests may take to finish after SIGTERM.")] = 3.0
@@ -61,7 +72,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     heartbeat_s: Annotated[Seconds, Meta(description="Interval of heartbeats to engines.")] = 1.0
     heartbeat_timeout_s: Annotated[Seconds, Meta(description="A connection without an answer for this long is closed.")] = 3.0
     reconnect_s: Annotated[Seconds, Meta(description="Interval of attempts to connect to an engine.")] = 0.1
-    copies_max: Annotated[Count, Meta(description="Cap of the copies counted per block.")] = 255
+    copies_max: Annotated[int, Meta(ge=1, le=255, description="Cap of the copies counted per block.")] = 255
     removed_max: Annotated[Count, Meta(description="Removed blocks per stream whose keys are remembered.")] = 65_536
     parked_max: Annotated[Count, Meta(description="Blocks per stream that may wait for their parent.")] = 65_536
     parked_max_s: Annotated[Seconds, Meta(description="How long a block may wait for its parent.")] = 600.0
@@ -150,11 +161,14 @@ def read_settings(flags: Mapping[str, str], engines: Sequence[str], environ: Map
     for name, text in flags.items():
         values[name] = _converted(known[name], known[name].flag, text)
     settings = Settings(engines=_engines(engines, environ, file or {}), **values)
-    _check_listening(settings)
+    _check_texts(settings)
     return settings
 
 
-def _check_listening(settings: Settings) -> None:
+def _check_texts(settings: Settings) -> None:
+    check_namespace(settings.namespace, "--namespace")
+    if settings.redis is not None:
+        check_url(settings.redis, "--redis")
     if settings.listen is not None:
         ListenSpec.from_text(settings.listen)
     if settings.listen_replay is not None:

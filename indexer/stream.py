@@ -525,6 +525,7 @@ class Stream:
             self._complete = True
         self._note_refused(applied.lossy)
         self._sequence.applied(number, payload)
+        self._store.recorded(self.key)
         self.batches += 1
         self._last_batch_s = time.monotonic()
         self._rest()

@@ -57,6 +57,29 @@ class LowerCopy(Struct, gc=False):
     count: int = 0
 
 
+Touched = tuple[dict[int, None], ...]
+"""Engine hashes by tier, and behind the tiers those of parked blocks."""
+PARKED = len(Tier)
+
+
+class BlockRecord(Struct, frozen=True, gc=False):
+    """One engine hash in one tier. `keys`: its own block key, then those of the blocks before it that it covers."""
+
+    copies: int
+    parent: int | None
+    keys: tuple[int, ...]
+
+
+class Traits(Struct, frozen=True):
+    """What reading a stream's events depends on, besides the blocks that it holds."""
+
+    block_size: int | None
+    block_size_is_gpu: bool
+    announces_extra_keys: bool
+    indexed_group: int | None
+    groups: dict[int, bool]
+
+
 class StreamState:
     """Applies events in order and says, per batch, what changed. Pure: the caller brings the time.
 
@@ -75,6 +98,8 @@ class StreamState:
         self.stored: Counter[Tier] = Counter()
         self.removed: Counter[Tier] = Counter()
         self._removed: dict[int, Block] = {}
+        self.touched: Touched | None = None
+        """Where somebody keeps a copy of this state: the engine hashes whose records may have changed since it was last looked at."""
         self._reset()
 
     def _reset(self) -> None:
@@ -89,7 +114,7 @@ class StreamState:
         self._held: tuple[dict[int, int], ...] = tuple({} for _ in Tier)
         self._claims: dict[int, set[int]] = {}
         self._ambiguous: set[int] = set()
-        self._orphans = Orphans()
+        self._orphans = Orphans(None if self.touched is None else self.touched[PARKED])
         self._change = Change()
 
     @property
@@ -143,6 +168,67 @@ class StreamState:
             self.tally["orphan_dropped"] += self._orphans.drop_before(now_s - self._limits.parked_max_s)
         return self._change
 
+    # A copy kept elsewhere
+
+    def track(self) -> Touched:
+        """Begin a new record of what is touched. Returns the former one, of nothing where there was none."""
+        before = self.touched
+        self.touched = tuple({} for _ in range(PARKED + 1))
+        self._orphans.touched = self.touched[PARKED]
+        return before or tuple({} for _ in range(PARKED + 1))
+
+    def untrack(self) -> None:
+        """Nobody will ask what was touched."""
+        self.touched = self._orphans.touched = None
+
+    def hashes(self, tier: Tier) -> list[int]:
+        """The engine hashes that are held in a tier."""
+        if tier is Tier.GPU:
+            return [engine_hash for engine_hash, block in self._blocks.items() if block.copies]
+        return list(self._lower[tier])
+
+    @property
+    def orphans(self) -> Orphans:
+        """The blocks that wait for their parent."""
+        return self._orphans
+
+    def record(self, tier: Tier, engine_hash: int) -> BlockRecord | None:
+        """What is held for an engine hash in a tier."""
+        block = self._blocks.get(engine_hash)
+        if block is None:
+            return None
+        if tier is Tier.GPU:
+            return BlockRecord(block.copies, block.parent, (block.key,)) if block.copies else None
+        lower = self._lower[tier].get(engine_hash)
+        return None if lower is None else BlockRecord(lower.count, block.parent, lower.keys)
+
+    def traits(self) -> Traits:
+        """What reading further events depends on, besides the blocks."""
+        return Traits(self.block_size, self._block_size_is_gpu, self._announces_extra_keys, self._indexed_group, dict(self._groups))
+
+    def restore(self, traits: Traits, tiers: Iterable[tuple[Tier, Iterable[tuple[int, BlockRecord]]]]) -> None:
+        """Hold what a former owner of the stream recorded, in place of everything. Orphans are parked by the caller."""
+        self.forget()
+        self.block_size, self._block_size_is_gpu, self._announces_extra_keys = (
+            traits.block_size,
+            traits.block_size_is_gpu,
+            traits.announces_extra_keys,
+        )
+        self._indexed_group, self._groups = traits.indexed_group, dict(traits.groups)
+        for tier, records in tiers:
+            for engine_hash, record in records:
+                block = self._blocks.get(engine_hash)
+                if block is None:
+                    block = self._blocks[engine_hash] = Block(record.keys[0], record.parent)
+                    self._claim(engine_hash, block.key)
+                if tier is Tier.GPU:
+                    block.copies = record.copies
+                else:
+                    self._lower[tier][engine_hash] = LowerCopy(record.keys, record.copies)
+                self._hold_keys(tier, record.keys)
+        self._change = Change()
+        self.tally.clear()
+
     # Storing
 
     def _store(self, event: Stored, now_s: float) -> None:
@@ -152,6 +238,8 @@ class StreamState:
             self._announces_extra_keys = True
         if not event.hashes:
             return
+        if self.touched is not None:
+            self.touched[event.tier].update(dict.fromkeys(event.hashes))
         if not event.tokens or self._covers_many(event):
             self._store_known(event)
             return
@@ -312,6 +400,7 @@ class StreamState:
                     self.tally["unknown_hash"] += 1
                 else:
                     parked.copies[event.tier] = min(parked.copies.get(event.tier, 0) + 1, self._copies_max)
+                    self._orphans.touch(engine_hash)
                 continue
             if engine_hash not in self._blocks:
                 self._blocks[engine_hash] = self._removed.pop(engine_hash)
@@ -370,6 +459,8 @@ class StreamState:
     def _remove(self, event: Removed) -> None:
         if event.group is not None and self._indexed_group is not None and event.group != self._indexed_group:
             raise Refused("other_attention")
+        if self.touched is not None:
+            self.touched[event.tier].update(dict.fromkeys(event.hashes))
         for engine_hash in event.hashes:
             block = self._blocks.get(engine_hash)
             if block is None:
@@ -398,6 +489,7 @@ class StreamState:
         parked = self._orphans.get(engine_hash)
         if parked is not None and parked.copies.get(tier):
             parked.copies[tier] -= 1
+            self._orphans.touch(engine_hash)
 
     def _retire(self, engine_hash: int, block: Block) -> None:
         """Move a block that no tier holds any more to the memory of removed ones."""
@@ -421,8 +513,11 @@ class StreamState:
             if block.copies:
                 block.copies = 0
                 self._retire(engine_hash, block)
-        for parked in self._orphans.values():
-            parked.copies.pop(Tier.GPU, None)
+        for engine_hash, parked in self._orphans.items():
+            if parked.copies.pop(Tier.GPU, None):
+                self._orphans.touch(engine_hash)
+        if self.touched is not None:
+            self.touched[Tier.GPU].clear()
 
     # Orphans
 
@@ -439,6 +534,7 @@ class StreamState:
                 parked = self._orphans.park(engine_hash, parent, tokens, extra_keys.get(position, b""), now_s)
                 self.tally["orphan"] += 1
             parked.copies[event.tier] = min(parked.copies.get(event.tier, 0) + 1, self._copies_max)
+            self._orphans.touch(engine_hash)
             parent = engine_hash
         self.tally["orphan_dropped"] += self._orphans.drop_over(self._limits.parked_max)
 
@@ -463,6 +559,9 @@ class StreamState:
             block = Block(key, parked.parent)
         self._removed.pop(engine_hash, None)
         self._blocks[engine_hash] = block
+        if self.touched is not None:
+            for tier in parked.copies:
+                self.touched[tier][engine_hash] = None
         if not self._announces_extra_keys and any(parked.copies.values()):
             self._claim(engine_hash, block.key)
         for tier, copies in parked.copies.items():

@@ -88,6 +88,9 @@ class View:
         assert view.holder is not None, "a stream with a block size has a holder"
         model.indexes[block_size].apply(view.holder, change)
 
+    def recorded(self, stream: StreamKey) -> None:
+        """Nothing to do: the sequence of a stream is no part of any answer."""
+
     def drop(self, stream: StreamKey) -> None:
         self._drop(*self._find(stream))
 

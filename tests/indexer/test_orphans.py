@@ -56,4 +56,4 @@ def test_what_was_parked_too_long_ago_goes() -> None:
 
 
 def test_all_parked_blocks_can_be_walked() -> None:
-    assert [block.parent for block in parked((2, 1, 0.0), (4, 3, 0.0)).values()] == [1, 3]
+    assert [(engine_hash, block.parent) for engine_hash, block in parked((2, 1, 0.0), (4, 3, 0.0)).items()] == [(2, 1), (4, 3)]

@@ -38,6 +38,9 @@ class Store(Protocol):
     def append(self, stream: StreamKey, block_size: int, change: Change) -> None:
         """Apply the change of one batch. `block_size`: tokens per block."""
 
+    def recorded(self, stream: StreamKey) -> None:
+        """A batch was applied, whether it changed anything or not: the stream's sequence went on."""
+
     def drop(self, stream: StreamKey) -> None:
         """Hold nothing of the stream any more; it stays known."""
 

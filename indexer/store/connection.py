@@ -1,0 +1,70 @@
+"""Connecting to Redis, and what its errors mean."""
+
+import re
+from typing import TypeAlias
+from urllib.parse import urlsplit, urlunsplit
+
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from indexer.errors import SettingError
+
+Client: TypeAlias = "redis.asyncio.Redis"
+
+SCHEMES = ("redis", "rediss", "unix")
+
+
+def connect(url: str, timeout_s: float) -> Client:
+    """A client of this Redis, which connects when it is first used. No command waits longer than `timeout_s`, none is sent twice.
+
+    Raises SettingError for a URL that cannot be used.
+    """
+    try:
+        return redis.asyncio.Redis.from_url(
+            url,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            socket_keepalive=True,
+            retry=Retry(NoBackoff(), 0),
+            health_check_interval=0,
+            protocol=2,
+        )
+    except (ValueError, TypeError) as error:
+        raise SettingError("--redis", masked(url), f"cannot be used: {error}") from None
+
+
+def check_url(url: str, source: str) -> None:
+    """Raises SettingError."""
+    scheme = urlsplit(url).scheme
+    if scheme not in SCHEMES:
+        raise SettingError(source, masked(url), f"should be a URL that begins with {', '.join(f'{known}://' for known in SCHEMES)}")
+
+
+def masked(url: str) -> str:
+    """The URL without its password."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return re.sub(r"(password=)[^&]*", r"\1***", url)
+    user, _, host = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}"))
+
+
+def is_away(error: RedisError) -> bool:
+    """Whether Redis did not answer: nobody knows what became of the command."""
+    return isinstance(error, RedisConnectionError | RedisTimeoutError)
+
+
+def why(error: RedisError) -> str:
+    """One of: unreachable, full, read-only, refusing."""
+    text = str(error)
+    if is_away(error):
+        return "unreachable"
+    if text.startswith("OOM") or "OOM command not allowed" in text:
+        return "full"
+    if "READONLY" in text or "MISCONF" in text:
+        return "read-only"
+    return "refusing"

@@ -1,0 +1,98 @@
+"""Every name in Redis, made in this one place.
+
+    {namespace}:1:{directory}:pods          HASH    pod → its specs as JSON: the pods that were registered over HTTP
+    {namespace}:1:{directory}:forgotten     ZSET    pod → until when it stays deleted, so that nobody takes up again what a flag of theirs names
+    {namespace}:1:{directory}:members       ZSET    indexer → until when it counts as alive
+    {namespace}:1:{directory}:models        ZSET    model → until when it is worth looking at
+    {namespace}:1:{directory}:incarnation   STRING  tells this data from what a Redis that lost everything has
+    {namespace}:1:{model}:log               STREAM  the ordered changes of one model; each entry has one field, `e`, see `records`
+    {namespace}:1:{model}:streams           ZSET    stream → vouched for until
+    {namespace}:1:{model}:incarnation       STRING  the same as above, for what a model's slot holds
+    {namespace}:1:{model}:lease:{stream}    HASH    owner, want: who has the stream, and who would like to
+    {namespace}:1:{model}:state:{stream}    HASH    gen, fence, number, head, status: see `records`
+    {namespace}:1:{model}:{part}:{stream}:{generation}  HASH  engine hash → block, for each tier; parked blocks
+
+All times are Redis's own, in milliseconds. `{model}` is a digest of the model's name in braces, and `{directory}` stands there as it is: whatever is
+changed by one script lies in one slot of a Cluster. `1` is the version of this layout.
+"""
+
+import re
+
+from msgspec import Struct
+from xxhash import xxh3_128_hexdigest
+
+from indexer.errors import SettingError
+from indexer.events import Tier
+from indexer.store import StreamKey
+
+LAYOUT = 1
+NAMESPACE = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+
+PARTS = (*(tier.word for tier in Tier), "parked")
+"""What a stream's blocks lie in: a hash per tier, and one for the blocks that wait for their parent."""
+PARKED = len(Tier)
+
+
+def check_namespace(namespace: str, source: str) -> None:
+    """Raises SettingError."""
+    if NAMESPACE.fullmatch(namespace) is None:
+        raise SettingError(source, namespace, "should be 1 to 64 letters, digits and any of _ . : -")
+
+
+def stream_id(stream: StreamKey) -> str:
+    """The stream's name inside its model: rank, colon, pod."""
+    return f"{stream.rank}:{stream.pod}"
+
+
+def stream_of(model: str, name: str | bytes) -> StreamKey:
+    """What `stream_id` named."""
+    text = name.decode() if isinstance(name, bytes) else name
+    rank, _, pod = text.partition(":")
+    return StreamKey(model, pod, int(rank))
+
+
+class Directory(Struct, frozen=True):
+    """The keys that belong to no model."""
+
+    pods: str
+    forgotten: str
+    members: str
+    models: str
+    incarnation: str
+
+
+class ModelKeys(Struct, frozen=True):
+    """The keys of one model."""
+
+    prefix: str
+    log: str
+    streams: str
+    incarnation: str
+
+    def lease(self, stream: StreamKey) -> str:
+        return f"{self.prefix}lease:{stream_id(stream)}"
+
+    def state(self, stream: StreamKey) -> str:
+        return f"{self.prefix}state:{stream_id(stream)}"
+
+    def parts(self, stream: StreamKey, generation: int) -> list[str]:
+        """The hashes of a generation's blocks, in the order of PARTS."""
+        return [f"{self.prefix}{part}:{stream_id(stream)}:{generation:016x}" for part in PARTS]
+
+
+class Keyspace:
+    """`Keyspace("kvi").model("my/model").log`."""
+
+    def __init__(self, namespace: str) -> None:
+        prefix = f"{namespace}:{LAYOUT}:{{directory}}:"
+        self.namespace = namespace
+        self.directory = Directory(*(prefix + name for name in Directory.__struct_fields__))
+        self._models: dict[str, ModelKeys] = {}
+
+    def model(self, model: str) -> ModelKeys:
+        """The keys of this model."""
+        keys = self._models.get(model)
+        if keys is None:
+            prefix = f"{self.namespace}:{LAYOUT}:{{{xxh3_128_hexdigest(model.encode())}}}:"
+            keys = self._models[model] = ModelKeys(prefix, prefix + "log", prefix + "streams", prefix + "incarnation")
+        return keys

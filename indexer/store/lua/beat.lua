@@ -1,0 +1,27 @@
+-- An indexer's sign of life, answered with all that it has to know of the others.
+--
+-- KEYS  1 members  2 models  3 pods  4 forgotten  5 incarnation
+-- ARGV  1 who  2 how long it counts as alive, ms  3 time to live of the rest, ms  4 incarnation to set where there is none  5… its models
+--
+-- Returns {time in ms, incarnation, living members, pod, specs, pod, specs …, forgotten pods} as five lists or texts.
+
+local now = now_ms()
+local text = string.format('%.0f', now)
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', text)
+redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[2]), ARGV[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', text)
+for model = 5, #ARGV do
+  redis.call('ZADD', KEYS[2], string.format('%.0f', now + ARGV[3]), ARGV[model])
+end
+redis.call('PEXPIRE', KEYS[2], ARGV[3])
+redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', text)
+redis.call('SET', KEYS[5], ARGV[4], 'NX')
+local pods = redis.call('HGETALL', KEYS[3])
+if #pods > 0 then
+  redis.call('PERSIST', KEYS[5])
+else
+  redis.call('PEXPIRE', KEYS[5], ARGV[3])
+end
+return {text, redis.call('GET', KEYS[5]), redis.call('ZRANGE', KEYS[1], 0, -1), pods, redis.call('ZRANGE', KEYS[4], 0, -1)}

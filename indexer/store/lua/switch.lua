@@ -1,0 +1,34 @@
+-- Start a stream's content again: from now on it is what lies in the hashes of a new generation. With nothing in them this drops the stream's blocks,
+-- at a cost that does not depend on how many there were.
+--
+-- KEYS  1 state  2 log  3 streams  4 incarnation  5 lease  6–11 the new generation's hash of each part  12–17 the old one's, where there is one
+-- ARGV  1 fence  2 owner  3 generation  4 number afterwards  5 head  6 entry of the log  7 entries that the log keeps
+--       8 state's and 9 blocks' time to live, ms  10 how long the stream is vouched for, ms; 0 where it is not  11 the stream's name
+--       12 incarnation to set where there is none  13… what changed since the new hashes were written, see prelude.lua
+--
+-- Returns {1, fields of each new hash} done, {0} another owner has the stream: nothing was changed.
+-- Without a state it goes by the lease: then Redis lost its data, or the stream is new.
+
+local fence = redis.call('HGET', KEYS[1], 'fence')
+if fence then
+  if fence ~= ARGV[1] then return {0} end
+elseif redis.call('HGET', KEYS[5], 'owner') ~= ARGV[2] then
+  return {0}
+end
+
+redis.call('PEXPIRE', KEYS[1], ARGV[8])
+for old = 12, #KEYS do
+  redis.call('UNLINK', KEYS[old])
+end
+local parts = read_parts(13, 6)
+set_parts(parts, 6)
+delete_parts(parts, 6)
+redis.call('SET', KEYS[4], ARGV[12], 'NX')
+local fields = {'gen', ARGV[3], 'fence', ARGV[1], 'number', ARGV[4], 'head', ARGV[5]}
+record(KEYS[1], KEYS[2], KEYS[3], fields, ARGV[6], ARGV[7], ARGV[8], ARGV[11], ARGV[10])
+local result = {1}
+for part = 6, 11 do
+  redis.call('PEXPIRE', KEYS[part], ARGV[9])
+  result[part - 4] = redis.call('HLEN', KEYS[part])
+end
+return result

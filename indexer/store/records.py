@@ -1,0 +1,171 @@
+"""What lies in Redis, byte for byte.
+
+field of a block    engine hash, 8 bytes, big-endian
+block               copies u8 | has parent u8 | [parent u64] | block key u64 | further keys that it covers u64 …     little-endian
+parked block        msgpack of `ParkedRecord`
+state hash          gen, fence, number: decimal texts, for scripts to compare; head: msgpack of `Head`; status: JSON of a StreamStatus
+entry of the log    field e: msgpack of `Entry`
+"""
+
+import sys
+from array import array
+from collections.abc import Iterable
+from enum import StrEnum
+from struct import Struct as Layout
+
+import msgspec
+from msgspec import Struct
+
+from indexer.change import Change
+from indexer.events import Tier
+from indexer.store import Trust
+from indexer.stream_state import BlockRecord, Traits
+
+# A change of more blocks goes into the log as `reload`: whoever follows loads the stream instead.
+ENTRY_BLOCKS_MAX = 1_024
+
+_WITH_PARENT = Layout("<BBQQ").pack
+_WITHOUT_PARENT = Layout("<BBQ").pack
+
+
+def encode_hash(engine_hash: int) -> bytes:
+    return engine_hash.to_bytes(8, "big")
+
+
+def decode_hash(field: bytes) -> int:
+    return int.from_bytes(field, "big")
+
+
+def encode_block(copies: int, parent: int | None, key: int) -> bytes:
+    """A block that covers itself only, as nearly all do."""
+    return _WITHOUT_PARENT(copies, 0, key) if parent is None else _WITH_PARENT(copies, 1, parent, key)
+
+
+def encode_record(record: BlockRecord) -> bytes:
+    """Any block."""
+    own = encode_block(record.copies, record.parent, record.keys[0])
+    return own + pack_keys(record.keys[1:]) if len(record.keys) > 1 else own
+
+
+def decode_block(value: bytes) -> BlockRecord:
+    """Raises ValueError for what is no block."""
+    if len(value) < 10:
+        raise ValueError("a block has at least 10 bytes")
+    start = 10 if value[1] else 2
+    keys = unpack_keys(value[start:])
+    if not keys:
+        raise ValueError("a block has a key")
+    return BlockRecord(value[0], int.from_bytes(value[2:10], "little") if value[1] else None, tuple(keys))
+
+
+def keys_of_block(value: bytes) -> bytes:
+    """The block keys that a block covers, packed."""
+    return value[10 if value[1] else 2 :]
+
+
+def pack_keys(keys: Iterable[int]) -> bytes:
+    """64-bit block keys, little-endian."""
+    packed = array("Q", keys)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def unpack_keys(packed: bytes) -> list[int]:
+    """Raises ValueError where the bytes are no multiple of 8."""
+    keys = array("Q")
+    keys.frombytes(packed)
+    if sys.byteorder == "big":
+        keys.byteswap()
+    return keys.tolist()
+
+
+class ParkedRecord(Struct, frozen=True, array_like=True):
+    """A block that waits for its parent. `since_ms`: Unix time. `copies`: tier → count."""
+
+    parent: int
+    tokens: bytes
+    extra: bytes
+    since_ms: int
+    copies: dict[int, int]
+
+
+class Head(Struct, frozen=True, array_like=True):
+    """The part of a stream's state that goes with each batch.
+
+    `sequence`, `fingerprint`: the last applied batch. `complete`: whether nothing is missing as far as the owner knows. `lengths`: fields of
+    each of the generation's hashes, in the order of PARTS. The rest is what reading the engine's events depends on.
+    """
+
+    sequence: int | None
+    fingerprint: bytes | None
+    complete: bool
+    trust: Trust
+    lengths: tuple[int, ...]
+    counting: str
+    hash_seed: str
+    traits: Traits
+    is_simulator: bool = False
+
+
+class Kind(StrEnum):
+    """What an entry of the log says."""
+
+    CHANGE = "c"
+    """These blocks changed."""
+    RELOAD = "r"
+    """Too much to write down, or a new generation: load the stream's state and blocks."""
+    DROP = "d"
+    """A new generation that holds nothing."""
+    GONE = "g"
+    """The stream was deleted."""
+
+
+class Entry(Struct, frozen=True, array_like=True):
+    """One change of one stream, with what it follows.
+
+    `generation`, `fence`, `number`: the state after it; `after_fence`, `after_number`: the state that it was made from, in the same
+    generation. `tiers`: per tier, the packed keys held afterwards and those not held.
+    """
+
+    stream: str
+    kind: Kind
+    generation: int
+    fence: int
+    number: int
+    after_fence: int
+    after_number: int
+    trust: Trust
+    block_size: int | None
+    cleared: bool = False
+    tiers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+def pack_tiers(touched: Iterable[dict[int, bool]]) -> tuple[tuple[bytes, bytes], ...]:
+    """A change's `touched`, per tier."""
+    packed = []
+    for keys in touched:
+        if not keys:
+            packed.append((b"", b""))
+        elif False in keys.values():
+            packed.append((pack_keys(key for key, held in keys.items() if held), pack_keys(key for key, held in keys.items() if not held)))
+        else:
+            packed.append((pack_keys(keys), b""))
+    return tuple(packed)
+
+
+def change_of(entry: Entry) -> Change:
+    """The change that an entry of kind CHANGE tells of."""
+    change = Change()
+    change.cleared = entry.cleared
+    for tier, (held, gone) in zip(Tier, entry.tiers, strict=True):
+        touched = change.touched[tier]
+        touched.update(dict.fromkeys(unpack_keys(held), True))
+        touched.update(dict.fromkeys(unpack_keys(gone), False))
+    return change
+
+
+encode_head = encode_entry = encode_parked = msgspec.msgpack.Encoder().encode
+decode_head = msgspec.msgpack.Decoder(Head).decode
+decode_entry = msgspec.msgpack.Decoder(Entry).decode
+decode_parked = msgspec.msgpack.Decoder(ParkedRecord).decode

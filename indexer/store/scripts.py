@@ -1,0 +1,62 @@
+"""The Lua scripts, and calling several of them in one round trip."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+from redis.exceptions import NoScriptError, RedisError
+
+from indexer.store.connection import Client
+
+_FOLDER = Path(__file__).parent / "lua"
+_PRELUDE = "prelude"
+_SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(_FOLDER.glob("*.lua"))}
+SCRIPTS = {name: f"{_SOURCES[_PRELUDE]}\n{source}" for name, source in _SOURCES.items() if name != _PRELUDE}
+_DIGESTS = {name: hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest() for name, source in SCRIPTS.items()}
+
+Word = bytes | str | int
+
+
+class Call(Struct, frozen=True):
+    """One call of a script; its contract stands on top of `lua/{script}.lua`."""
+
+    script: str
+    keys: Sequence[str]
+    words: Sequence[Word] = ()
+
+
+async def call(client: Client, script: str, keys: Sequence[str], *words: Word) -> Any:
+    """The script's answer. Raises redis.exceptions.RedisError."""
+    (answer,) = await call_all(client, [Call(script, keys, words)])
+    if isinstance(answer, RedisError):
+        raise answer
+    return answer
+
+
+async def call_all(client: Client, calls: Sequence[Call]) -> list[Any]:
+    """The answers, in order; an error that is one call's own stands in its place.
+
+    Raises redis.exceptions.RedisError where nothing can be said of any of them.
+    """
+    answers = await _send(client, calls)
+    again = [position for position, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+    if again:
+        for name in {calls[position].script for position in again}:
+            await client.script_load(SCRIPTS[name])
+        for position, answer in zip(again, await _send(client, [calls[position] for position in again]), strict=True):
+            answers[position] = answer
+    return answers
+
+
+async def _send(client: Client, calls: Sequence[Call]) -> list[Any]:
+    pipeline = client.pipeline(transaction=False)
+    for each in calls:
+        pipeline.execute_command("EVALSHA", _DIGESTS[each.script], len(each.keys), *each.keys, *each.words)
+    return await pipeline.execute(raise_on_error=False)
+
+
+def pairs(flat: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """What Redis returns flat: field, value, field, value …"""
+    return list(zip(flat[::2], flat[1::2], strict=True))
