@@ -67,6 +67,8 @@ class _Model:
 class View:
     """Implements `indexer.store.Store`."""
 
+    has_limits = False
+
     def __init__(self, settings: Settings) -> None:
         self._hash_seed = settings.hash_seed
         self._weights = settings.tier_weights
@@ -106,6 +108,9 @@ class View:
             del model.pods[stream.pod]
         if not model.pods:
             del self._models[stream.model]
+
+    async def room(self, stream: StreamKey) -> None:
+        """Changes are in the index at once."""
 
     def _find(self, stream: StreamKey) -> tuple[_Model, _StreamView]:
         model = self._models[stream.model]
