@@ -40,13 +40,8 @@ class Applier:
         self._store = store
         self._metrics = metrics
         self._decoder = WireDecoder(settings.wire_limits)
-        self._state = StreamState(key.model, settings.hash_seed, counting, settings.state_limits, offload_block_size)
+        self.state = StreamState(key.model, settings.hash_seed, counting, settings.state_limits, offload_block_size)
         self._parked_seen = 0
-
-    @property
-    def state(self) -> StreamState:
-        """What the stream holds."""
-        return self._state
 
     @property
     def is_simulator(self) -> bool:
@@ -60,7 +55,7 @@ class Applier:
     @property
     def block_size(self) -> int | None:
         """Tokens per block, None before any block was announced."""
-        return self._state.block_size
+        return self.state.block_size
 
     @property
     def first_number(self) -> int:
@@ -69,7 +64,7 @@ class Applier:
 
     def blocks(self) -> dict[str, int]:
         """Held blocks by tier."""
-        return {tier.word: count for tier in Tier if (count := self._state.count(tier)) or tier is Tier.GPU}
+        return {tier.word: count for tier in Tier if (count := self.state.count(tier)) or tier is Tier.GPU}
 
     def apply(self, payload: bytes, *, is_live: bool) -> Applied:
         """Apply one payload. One that cannot be read is counted and changes nothing."""
@@ -80,8 +75,8 @@ class Applier:
             return Applied(lossy=self.refuse(refused.reason))
         if batch.rank is not None and batch.rank != self._key.rank:
             batch.refused["rank_mismatch"] += 1
-        change = self._state.apply(batch.events, time.monotonic())
-        if change and (block_size := self._state.block_size) is not None:
+        change = self.state.apply(batch.events, time.monotonic())
+        if change and (block_size := self.state.block_size) is not None:
             self._store.append(self._key, block_size, change)
         if is_live and batch.published_at_s is not None and math.isfinite(batch.published_at_s):
             self._metrics.event_age.observe(max(0.0, time.time() - batch.published_at_s))
@@ -89,12 +84,12 @@ class Applier:
 
     def lose(self) -> None:
         """Hold nothing any more; the same engine goes on."""
-        self._state.lose()
+        self.state.lose()
         self._store.drop(self._key)
 
     def forget(self) -> None:
         """Start again from nothing."""
-        self._state.forget()
+        self.state.forget()
         self._store.drop(self._key)
 
     def close(self) -> None:
@@ -108,7 +103,7 @@ class Applier:
 
     def _count(self, batch: Batch) -> str | None:
         """Returns the reason of a lossy refusal."""
-        metrics, state = self._metrics, self._state
+        metrics, state = self._metrics, self.state
         for kind, count in Counter(map(type, batch.events)).items():
             metrics.events_of_kind[kind].inc(count)
         for tier, count in state.stored.items():
@@ -127,7 +122,7 @@ class Applier:
         return self._count_refused(batch) if batch.refused or state.tally else None
 
     def _count_refused(self, batch: Batch) -> str | None:
-        tally = self._state.tally
+        tally = self.state.tally
         for reason, fate in ORPHAN_FATES.items():
             self._metrics.orphans.labels(fate).inc(tally.pop(reason, 0))
         lossy = [self.refuse(reason, count) for reason, count in (batch.refused + tally).items()]

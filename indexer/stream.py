@@ -26,9 +26,8 @@ from indexer.metrics import IndexerMetrics
 from indexer.replay import ReplayRequest
 from indexer.sequence import Joint, ReplayProgress, Sequence, Step, Verdict, join
 from indexer.settings import Settings
-from indexer.store import Store, StreamKey, Trust
+from indexer.store import Point, Store, StreamKey, Trust
 from indexer.store.records import Head
-from indexer.store.writer import Point
 from indexer.stream_state import Counting, StreamState
 from indexer.subscription import Context
 from indexer.wire import split_frames, split_reply

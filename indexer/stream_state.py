@@ -92,6 +92,7 @@ class StreamState:
         self._model = model
         self._hash_seed = hash_seed
         self._limits = limits or StateLimits()
+        self.counting = counting
         self._copies_max = 1 if counting == "set" else self._limits.copies_max
         self._offload_block_size = offload_block_size
         self.tally: Counter[str] = Counter()

@@ -31,7 +31,7 @@ IMPURE = {"zmq", "redis", "asyncio", "fastapi", "starlette", "uvicorn", "uvloop"
 # They receive, replay, or pass the context on and catch its errors; the demo engine is an engine.
 ZMQ = {f"indexer.{name}" for name in ("subscriber", "subscription", "listening", "replay", "stream", "service", "demo_engine")} | {"scorer_api.cli"}
 
-REDIS = {"indexer.store.connection", "indexer.store.scripts"}
+REDIS = {"indexer.store.connection", "indexer.store.scripts", "indexer.store.redis"}
 
 
 def tree(module: str) -> ast.Module:
