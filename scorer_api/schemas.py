@@ -6,8 +6,8 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from indexer.engine_spec import EngineSpec
-from indexer.service import PodStatus, Readiness
 from indexer.store import Trust
+from indexer.streams import PodStatus, Readiness
 from scorer_api.problems import ProblemDetails
 
 TOKEN_MAX = 2**32 - 1
