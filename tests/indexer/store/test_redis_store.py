@@ -142,7 +142,7 @@ def as_held(state: StreamState) -> dict[str, dict[int, bytes]]:
             assert record is not None
             parent = b"\x00" if record.parent is None else b"\x01" + struct.pack("<Q", record.parent)
             found[tier.word][engine_hash] = bytes([record.copies]) + parent + struct.pack(f"<{len(record.keys)}Q", *record.keys)
-    for engine_hash, _ in state.orphans.items():
+    for engine_hash in state.orphans:
         found["parked"][engine_hash] = b"parked"
     return found
 
@@ -474,7 +474,7 @@ def test_an_expired_stream_leaves_no_key_and_starts_anew_when_it_returns(server:
             stream.trust = Trust.EXPIRED
             stream.forget()
             store.vouch(KEY, Trust.EXPIRED)
-            await until(lambda: not [name for name in server.keys() if b":state:" in name or b":gpu:" in name])
+            await until(lambda: not [name for name in server if b":state:" in name or b":gpu:" in name])
             stream.trust = Trust.LIVE
             store.vouch(KEY, Trust.STALE)
             stream.apply(stored([7], None, 700))
@@ -507,7 +507,7 @@ def test_a_forgotten_pod_is_let_go(server: RedisServer) -> None:
             await store.delete(KEY)
             kept = await store.keep(lambda _: b"{}", ())
             assert kept[KEY].standing is Standing.GONE
-            assert not [name for name in server.keys() if b":state:" in name or b":gpu:" in name]
+            assert not [name for name in server if b":state:" in name or b":gpu:" in name]
             assert (await store.beat([])).forgotten == {KEY.pod}
 
     run(scenario())
