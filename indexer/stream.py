@@ -345,6 +345,7 @@ class Stream:
                 async for replies in chunks:
                     async with self._turn:
                         outcome = self._apply_replies(progress, replies, is_probe=is_probe)
+                        self._applier.tell()
                     if outcome is not None:
                         break
                 else:
@@ -435,6 +436,7 @@ class Stream:
                     break
                 if time.monotonic() >= until_s:
                     break
+            self._applier.tell()
         if self.inbox.dropped != self._dropped_seen:
             dropped, self._dropped_seen = self.inbox.dropped - self._dropped_seen, self.inbox.dropped
             self._metrics.inbox_dropped.inc(dropped)

@@ -26,6 +26,7 @@ from indexer.store.records import (
     Head,
     Kind,
     ParkedRecord,
+    encode_block,
     encode_entry,
     encode_hash,
     encode_head,
@@ -36,10 +37,10 @@ from indexer.store.records import (
 from indexer.store.scripts import Call, Word
 from indexer.stream_state import StreamState, Touched
 
-# A call is sealed from so many touched hashes on, so that one script takes Redis some milliseconds at the most …
-SEAL_OPERATIONS = 2_000
+# A call is sealed from so many touched hashes on: one script takes Redis some milliseconds at the most, and its entry fits into the log …
+SEAL_OPERATIONS = 768
 # … so many of them may wait; then changes gather in one …
-SEALED_MAX = 16
+SEALED_MAX = 32
 # … and beyond this, writing everything anew blocks Redis less than one append would.
 APPEND_OPERATIONS_MAX = 10_000
 
@@ -256,15 +257,23 @@ class StreamWriter:
                     copies = {int(tier): count for tier, count in parked.copies.items()}
                     yield encode_hash(engine_hash), encode_parked(ParkedRecord(parked.parent, parked.tokens, parked.extra, since_ms, copies))
             return
-        tier, record = Tier(part), state.record
+        if part == Tier.GPU:
+            blocks = state.blocks
+            for engine_hash in hashes:
+                block = blocks.get(engine_hash)
+                if block is None or not block.copies:
+                    yield encode_hash(engine_hash), None
+                else:
+                    yield encode_hash(engine_hash), encode_block(block.copies, block.parent, block.key)
+            return
         for engine_hash in hashes:
-            found = record(tier, engine_hash)
+            found = state.record(Tier(part), engine_hash)
             yield encode_hash(engine_hash), None if found is None else encode_record(found)
 
     def hashes(self, part: int) -> list[int]:
         """The engine hashes that a part holds now."""
         state = self.stream.state
-        return [engine_hash for engine_hash, _ in state.orphans.items()] if part == PARKED else state.hashes(Tier(part))
+        return list(state.orphans) if part == PARKED else state.hashes(Tier(part))
 
     def switch(self, generation: int, owner: str, incarnation: str) -> Call:
         """The call that makes a generation the stream's, with what changed while it was written."""
