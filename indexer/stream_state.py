@@ -225,7 +225,7 @@ class StreamState:
             for engine_hash, record in records:
                 block = self._blocks.get(engine_hash)
                 if block is None:
-                    block = self._blocks[engine_hash] = Block(record.keys[0], record.parent)
+                    block = self._blocks[engine_hash] = Block(record.keys[0], record.parent, 0)
                     self._claim(engine_hash, block.key)
                 if tier is Tier.GPU:
                     block.copies = record.copies
