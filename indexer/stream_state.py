@@ -25,6 +25,9 @@ from indexer.orphans import Orphans, Parked
 
 Counting = Literal["copies", "set"]
 
+# An enum's member costs as much to name as a look-up in a dict.
+GPU = Tier.GPU
+
 # Shorter runs are faster one by one.
 RUN_MIN = 4
 
@@ -152,7 +155,7 @@ class StreamState:
             self._announces_extra_keys = True
         if not event.hashes:
             return
-        if not event.tokens or self._covers_many(event):
+        if not event.tokens or (event.tier is not GPU and self._covers_many(event)):
             self._store_known(event)
             return
         self._settle_block_size(event)
@@ -184,20 +187,15 @@ class StreamState:
 
     def _covers_many(self, event: Stored) -> bool:
         """Whether each hash of a lower tier stands for several gpu blocks."""
-        return (
-            event.tier is not Tier.GPU
-            and self.block_size is not None
-            and event.block_size > self.block_size
-            and event.block_size % self.block_size == 0
-        )
+        return self.block_size is not None and event.block_size > self.block_size and event.block_size % self.block_size == 0
 
     def _settle_block_size(self, event: Stored) -> None:
         if event.block_size == self.block_size:
-            self._block_size_is_gpu |= event.tier is Tier.GPU
+            self._block_size_is_gpu |= event.tier is GPU
         elif self.block_size is None:
             self.block_size = event.block_size
-            self._block_size_is_gpu = event.tier is Tier.GPU
-        elif event.tier is Tier.GPU and not self._block_size_is_gpu:
+            self._block_size_is_gpu = event.tier is GPU
+        elif event.tier is GPU and not self._block_size_is_gpu:
             # What a lower tier called a block was a run of them: its keys were of the wrong length.
             groups, indexed_group = self._groups, self._indexed_group
             self.forget()
@@ -229,9 +227,9 @@ class StreamState:
         if self._hold_new(event, keys):
             return
         blocks, tier, copies_max = self._blocks, event.tier, self._copies_max
-        held = self._held[Tier.GPU]
-        touched = self._change.touched[Tier.GPU]
-        plain = tier is Tier.GPU and self._announces_extra_keys
+        held = self._held[GPU]
+        touched = self._change.touched[GPU]
+        plain = tier is GPU and self._announces_extra_keys
         parent = event.parent
         for engine_hash, key in zip(event.hashes, keys, strict=True):
             block = blocks.get(engine_hash)
@@ -244,7 +242,7 @@ class StreamState:
                 continue
             if not plain:
                 self._claim(engine_hash, key)
-            if tier is not Tier.GPU:
+            if tier is not GPU:
                 self._hold_lower(engine_hash, tier, (key,))
             elif not block.copies:
                 block.copies = 1
@@ -258,18 +256,18 @@ class StreamState:
     def _hold_new(self, event: Stored, keys: Sequence[int]) -> bool:
         """The same, without a loop of ours, for a run of blocks that are all new on the gpu. Returns whether it was that."""
         hashes = event.hashes
-        if len(hashes) < RUN_MIN or event.tier is not Tier.GPU or not self._announces_extra_keys or self._ambiguous:
+        if len(hashes) < RUN_MIN or event.tier is not GPU or not self._announces_extra_keys or self._ambiguous:
             return False
         touched = dict.fromkeys(keys, True)
         if len(touched) != len(hashes) or len(set(hashes)) != len(hashes) or not self._blocks.keys().isdisjoint(hashes):
             return False
-        if not self._held[Tier.GPU].add_new(touched):
+        if not self._held[GPU].add_new(touched):
             return False
         for engine_hash in self._removed.keys() & hashes:
             del self._removed[engine_hash]
         self._blocks.update(zip(hashes, map(Block, keys, (event.parent, *hashes)), strict=True))
-        self._change.touched[Tier.GPU].update(touched)
-        self.stored[Tier.GPU] += len(hashes)
+        self._change.touched[GPU].update(touched)
+        self.stored[GPU] += len(hashes)
         return True
 
     def _hold_lower(self, engine_hash: int, tier: Tier, keys: tuple[int, ...]) -> None:
@@ -306,9 +304,9 @@ class StreamState:
                 self._blocks[engine_hash] = self._removed.pop(engine_hash)
             if not self._announces_extra_keys:
                 self._claim(engine_hash, block.key)
-            if event.tier is Tier.GPU:
+            if event.tier is GPU:
                 if not block.copies:
-                    self._hold_keys(Tier.GPU, (block.key,))
+                    self._hold_keys(GPU, (block.key,))
                 block.copies = min(block.copies + 1, self._copies_max)
             else:
                 self._hold_lower(engine_hash, event.tier, self._covered(engine_hash, block, event.block_size))
@@ -363,13 +361,13 @@ class StreamState:
             block = self._blocks.get(engine_hash)
             if block is None:
                 self._remove_parked(engine_hash, event.tier)
-            elif event.tier is not Tier.GPU:
+            elif event.tier is not GPU:
                 self._remove_lower(engine_hash, block, event.tier)
             elif block.copies > 1:
                 block.copies -= 1
             elif block.copies:
                 block.copies = 0
-                self._release_keys(Tier.GPU, (block.key,))
+                self._release_keys(GPU, (block.key,))
                 self._retire(engine_hash, block)
         self.removed[event.tier] += len(event.hashes)
 
@@ -405,13 +403,13 @@ class StreamState:
     def _clear(self) -> None:
         """The gpu pool was reset; the lower tiers survive it."""
         self._change.clear_gpu()
-        self._held[Tier.GPU].clear()
+        self._held[GPU].clear()
         for engine_hash, block in list(self._blocks.items()):
             if block.copies:
                 block.copies = 0
                 self._retire(engine_hash, block)
         for parked in self._orphans.values():
-            parked.copies.pop(Tier.GPU, None)
+            parked.copies.pop(GPU, None)
 
     # Orphans
 
@@ -457,7 +455,7 @@ class StreamState:
         for tier, copies in parked.copies.items():
             if not copies:
                 continue
-            if tier is Tier.GPU:
+            if tier is GPU:
                 if not block.copies:
                     self._hold_keys(tier, (block.key,))
                 block.copies = min(block.copies + copies, self._copies_max)
