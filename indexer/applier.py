@@ -7,7 +7,7 @@ from collections import Counter
 from msgspec import Struct
 
 from indexer.errors import LOSSY_REASONS, Refused
-from indexer.events import Tier
+from indexer.events import Event, Tier
 from indexer.metrics import IndexerMetrics
 from indexer.settings import Settings
 from indexer.store import Store, StreamKey
@@ -22,6 +22,9 @@ class Applied(Struct, frozen=True):
 
     cleared: bool = False
     lossy: str | None = None
+
+
+NOTHING_MORE = Applied()
 
 
 class Applier:
@@ -41,6 +44,8 @@ class Applier:
         self._metrics = metrics
         self._decoder = WireDecoder(settings.wire_limits)
         self.state = StreamState(key.model, settings.hash_seed, counting, settings.state_limits, offload_block_size)
+        self._batches = 0
+        self._events: Counter[type[Event]] = Counter()
         self._parked_seen = 0
 
     @property
@@ -68,7 +73,7 @@ class Applier:
 
     def apply(self, payload: bytes, *, is_live: bool) -> Applied:
         """Apply one payload. One that cannot be read is counted and changes nothing."""
-        self._metrics.batches.inc()
+        self._batches += 1
         try:
             batch = self._decoder.decode(payload)
         except Refused as refused:
@@ -80,7 +85,14 @@ class Applier:
             self._store.append(self._key, block_size, change)
         if is_live and batch.published_at_s is not None and math.isfinite(batch.published_at_s):
             self._metrics.event_age.observe(max(0.0, time.time() - batch.published_at_s))
-        return Applied(change.cleared, self._count(batch))
+        for event in batch.events:
+            self._events[type(event)] += 1
+        if batch.unknown_events:
+            self._metrics.unknown.labels("event").inc(batch.unknown_events)
+        if batch.unknown_fields:
+            self._metrics.unknown.labels("field").inc(batch.unknown_fields)
+        lossy = self._count_refused(batch) if batch.refused or self.state.tally else None
+        return Applied(change.cleared, lossy) if change.cleared or lossy else NOTHING_MORE
 
     def lose(self) -> None:
         """Hold nothing any more; the same engine goes on."""
@@ -94,6 +106,7 @@ class Applier:
 
     def close(self) -> None:
         """The stream ends: it counts no longer."""
+        self.tell()
         self._metrics.orphans_parked.dec(self._parked_seen)
 
     def refuse(self, reason: str, count: int = 1) -> str | None:
@@ -101,27 +114,26 @@ class Applier:
         self._metrics.refused.labels(reason).inc(count)
         return reason if reason in LOSSY_REASONS else None
 
-    def _count(self, batch: Batch) -> str | None:
-        """Returns the reason of a lossy refusal."""
+    def tell(self) -> None:
+        """Add to the metrics what was applied since this was last called: once per turn, since it costs as much as a small batch."""
         metrics, state = self._metrics, self.state
-        for kind, count in Counter(map(type, batch.events)).items():
+        metrics.batches.inc(self._batches)
+        self._batches = 0
+        for kind, count in self._events.items():
             metrics.events_of_kind[kind].inc(count)
+        self._events.clear()
         for tier, count in state.stored.items():
             metrics.blocks_stored_in[tier].inc(count)
         for tier, count in state.removed.items():
             metrics.blocks_removed_from[tier].inc(count)
         state.stored.clear()
         state.removed.clear()
-        if batch.unknown_events:
-            metrics.unknown.labels("event").inc(batch.unknown_events)
-        if batch.unknown_fields:
-            metrics.unknown.labels("field").inc(batch.unknown_fields)
         if state.parked != self._parked_seen:
             metrics.orphans_parked.inc(state.parked - self._parked_seen)
             self._parked_seen = state.parked
-        return self._count_refused(batch) if batch.refused or state.tally else None
 
     def _count_refused(self, batch: Batch) -> str | None:
+        """Returns the reason of a lossy refusal."""
         tally = self.state.tally
         for reason, fate in ORPHAN_FATES.items():
             self._metrics.orphans.labels(fate).inc(tally.pop(reason, 0))

@@ -407,6 +407,7 @@ class Stream:
                         await self._store.room(self.key)
                     async with self._turn:
                         outcome = self._apply_replies(progress, replies, is_probe=is_probe)
+                        self._applier.tell()
                     if outcome is not None:
                         break
                 else:
@@ -500,6 +501,7 @@ class Stream:
                     break
                 if time.monotonic() >= until_s:
                     break
+            self._applier.tell()
         if self.inbox.dropped != self._dropped_seen:
             dropped, self._dropped_seen = self.inbox.dropped - self._dropped_seen, self.inbox.dropped
             self._metrics.inbox_dropped.inc(dropped)
@@ -522,6 +524,8 @@ class Stream:
             self._note_refused(self._applier.refuse(refused.reason))
             return True
         match self._sequence.judge(number):
+            case Verdict.NEXT:
+                pass
             case Verdict.RESTART:
                 self._restart()
                 if self._can_ask:

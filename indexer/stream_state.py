@@ -2,7 +2,7 @@
 
     blocks    engine hash → Block(key, parent, copies on the gpu)     everything held in any tier
     lower     tier → engine hash → LowerCopy(count, keys it covers)   the tiers below the gpu
-    held      tier → block key → engine hashes that hold it there     a key is held while any of them is
+    held      tier → HeldKeys                                         a key is held while any engine hash of it is
     removed   engine hash → Block                                     bounded memory of what was held: parents, late offload announcements
     orphans   blocks whose parent is not known yet                    bounded in number and time
 
@@ -11,8 +11,7 @@ not hold (SGLang), one removal is enough ("set").
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import repeat
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from msgspec import Struct
@@ -21,9 +20,13 @@ from indexer.block_keys import TOKEN_BYTES, chain_keys, root_key
 from indexer.change import Change
 from indexer.errors import Refused
 from indexer.events import Cleared, Event, Removed, Stored, Tier
+from indexer.held_keys import HeldKeys
 from indexer.orphans import Orphans, Parked
 
 Counting = Literal["copies", "set"]
+
+# An enum's member costs as much to name as a look-up in a dict.
+GPU = Tier.GPU
 
 # Shorter runs are faster one by one.
 RUN_MIN = 4
@@ -47,7 +50,7 @@ class Block(Struct, gc=False):
 
     key: int
     parent: int | None
-    copies: int = 0
+    copies: int = 1
 
 
 class LowerCopy(Struct, gc=False):
@@ -58,8 +61,9 @@ class LowerCopy(Struct, gc=False):
 
 
 Touched = tuple[dict[int, None], ...]
-"""Engine hashes by tier, and behind the tiers those of parked blocks."""
+"""Engine hashes by tier, and behind the tiers those of parked and of removed blocks."""
 PARKED = len(Tier)
+REMOVED = PARKED + 1
 
 
 class BlockRecord(Struct, frozen=True, gc=False):
@@ -78,6 +82,7 @@ class Traits(Struct, frozen=True):
     announces_extra_keys: bool
     indexed_group: int | None
     groups: dict[int, bool]
+    offloads: bool
 
 
 class StreamState:
@@ -99,6 +104,8 @@ class StreamState:
         self.stored: Counter[Tier] = Counter()
         self.removed: Counter[Tier] = Counter()
         self._removed: dict[int, Block] = {}
+        self._offloads = False
+        """Whether any tier below the gpu was seen: then a removed block may yet be announced there."""
         self.touched: Touched | None = None
         """Where somebody keeps a copy of this state: the engine hashes whose records may have changed since it was last looked at."""
         self._reset()
@@ -112,7 +119,7 @@ class StreamState:
         self._roots: dict[str | None, int] = {}
         self._blocks: dict[int, Block] = {}
         self._lower: tuple[dict[int, LowerCopy], ...] = tuple({} for _ in Tier)
-        self._held: tuple[dict[int, int], ...] = tuple({} for _ in Tier)
+        self._held: tuple[HeldKeys, ...] = tuple(HeldKeys() for _ in Tier)
         self._claims: dict[int, set[int]] = {}
         self._ambiguous: set[int] = set()
         self._orphans = Orphans(None if self.touched is None else self.touched[PARKED])
@@ -130,16 +137,17 @@ class StreamState:
 
     def count(self, tier: Tier) -> int:
         """How many block keys are held in a tier, as the index should show them."""
-        held = self._held[tier]
+        held = self._held[tier].keys
         return len(held) - sum(key in held for key in self._ambiguous)
 
     def held(self, tier: Tier) -> set[int]:
         """The block keys that are held in a tier, as the index should show them."""
-        return self._held[tier].keys() - self._ambiguous
+        return self._held[tier].keys - self._ambiguous
 
     def forget(self) -> None:
         """Start again from nothing: the engine was restarted."""
         self._removed.clear()
+        self._offloads = False
         self._reset()
 
     def lose(self) -> None:
@@ -174,9 +182,9 @@ class StreamState:
     def track(self) -> Touched:
         """Begin a new record of what is touched. Returns the former one, of nothing where there was none."""
         before = self.touched
-        self.touched = tuple({} for _ in range(PARKED + 1))
+        self.touched = tuple({} for _ in range(REMOVED + 1))
         self._orphans.touched = self.touched[PARKED]
-        return before or tuple({} for _ in range(PARKED + 1))
+        return before or tuple({} for _ in range(REMOVED + 1))
 
     def untrack(self) -> None:
         """Nobody will ask what was touched."""
@@ -189,9 +197,23 @@ class StreamState:
         return list(self._lower[tier])
 
     @property
+    def blocks(self) -> Mapping[int, Block]:
+        """Engine hash → block, for all that is held in any tier."""
+        return self._blocks
+
+    @property
     def orphans(self) -> Orphans:
         """The blocks that wait for their parent."""
         return self._orphans
+
+    def removed_hashes(self) -> list[int]:
+        """The engine hashes that are remembered although nothing holds them; none where nothing is offloaded: then nobody asks for them."""
+        return list(self._removed) if self._offloads else []
+
+    def removed_record(self, engine_hash: int) -> BlockRecord | None:
+        """What is remembered of a block that nothing holds."""
+        block = self._removed.get(engine_hash)
+        return None if block is None else BlockRecord(0, block.parent, (block.key,))
 
     def record(self, tier: Tier, engine_hash: int) -> BlockRecord | None:
         """What is held for an engine hash in a tier."""
@@ -205,9 +227,11 @@ class StreamState:
 
     def traits(self) -> Traits:
         """What reading further events depends on, besides the blocks."""
-        return Traits(self.block_size, self._block_size_is_gpu, self._announces_extra_keys, self._indexed_group, dict(self._groups))
+        return Traits(self.block_size, self._block_size_is_gpu, self._announces_extra_keys, self._indexed_group, dict(self._groups), self._offloads)
 
-    def restore(self, traits: Traits, tiers: Iterable[tuple[Tier, Iterable[tuple[int, BlockRecord]]]]) -> None:
+    def restore(
+        self, traits: Traits, tiers: Iterable[tuple[Tier, Iterable[tuple[int, BlockRecord]]]], removed: Iterable[tuple[int, BlockRecord]] = ()
+    ) -> None:
         """Hold what a former owner of the stream recorded, in place of everything. Orphans are parked by the caller."""
         self.forget()
         self.block_size, self._block_size_is_gpu, self._announces_extra_keys = (
@@ -215,12 +239,13 @@ class StreamState:
             traits.block_size_is_gpu,
             traits.announces_extra_keys,
         )
-        self._indexed_group, self._groups = traits.indexed_group, dict(traits.groups)
+        self._indexed_group, self._groups, self._offloads = traits.indexed_group, dict(traits.groups), traits.offloads
+        self._removed.update((engine_hash, Block(record.keys[0], record.parent, 0)) for engine_hash, record in removed)
         for tier, records in tiers:
             for engine_hash, record in records:
                 block = self._blocks.get(engine_hash)
                 if block is None:
-                    block = self._blocks[engine_hash] = Block(record.keys[0], record.parent)
+                    block = self._blocks[engine_hash] = Block(record.keys[0], record.parent, 0)
                     self._claim(engine_hash, block.key)
                 if tier is Tier.GPU:
                     block.copies = record.copies
@@ -241,7 +266,7 @@ class StreamState:
             return
         if self.touched is not None:
             self.touched[event.tier].update(dict.fromkeys(event.hashes))
-        if not event.tokens or self._covers_many(event):
+        if not event.tokens or (event.tier is not GPU and self._covers_many(event)):
             self._store_known(event)
             return
         self._settle_block_size(event)
@@ -273,20 +298,15 @@ class StreamState:
 
     def _covers_many(self, event: Stored) -> bool:
         """Whether each hash of a lower tier stands for several gpu blocks."""
-        return (
-            event.tier is not Tier.GPU
-            and self.block_size is not None
-            and event.block_size > self.block_size
-            and event.block_size % self.block_size == 0
-        )
+        return self.block_size is not None and event.block_size > self.block_size and event.block_size % self.block_size == 0
 
     def _settle_block_size(self, event: Stored) -> None:
         if event.block_size == self.block_size:
-            self._block_size_is_gpu |= event.tier is Tier.GPU
+            self._block_size_is_gpu |= event.tier is GPU
         elif self.block_size is None:
             self.block_size = event.block_size
-            self._block_size_is_gpu = event.tier is Tier.GPU
-        elif event.tier is Tier.GPU and not self._block_size_is_gpu:
+            self._block_size_is_gpu = event.tier is GPU
+        elif event.tier is GPU and not self._block_size_is_gpu:
             # What a lower tier called a block was a run of them: its keys were of the wrong length.
             groups, indexed_group = self._groups, self._indexed_group
             self.forget()
@@ -318,28 +338,26 @@ class StreamState:
         if self._hold_new(event, keys):
             return
         blocks, tier, copies_max = self._blocks, event.tier, self._copies_max
-        held = self._held[Tier.GPU]
-        touched = self._change.touched[Tier.GPU]
-        plain = tier is Tier.GPU and self._announces_extra_keys
+        held = self._held[GPU]
+        touched = self._change.touched[GPU]
+        plain = tier is GPU and self._announces_extra_keys
         parent = event.parent
         for engine_hash, key in zip(event.hashes, keys, strict=True):
             block = blocks.get(engine_hash)
             if block is None:
-                block = blocks[engine_hash] = Block(key, parent)
-                self._removed.pop(engine_hash, None)
+                block = blocks[engine_hash] = Block(key, parent, 0)
+                self._revive(engine_hash)
             elif block.key != key:
                 self.tally["key_conflict"] += 1
                 parent = engine_hash
                 continue
             if not plain:
                 self._claim(engine_hash, key)
-            if tier is not Tier.GPU:
+            if tier is not GPU:
                 self._hold_lower(engine_hash, tier, (key,))
             elif not block.copies:
                 block.copies = 1
-                count = held.get(key, 0)
-                held[key] = count + 1
-                if not count and key not in self._ambiguous:
+                if held.add(key) and key not in self._ambiguous:
                     touched[key] = True
             elif block.copies < copies_max:
                 block.copies += 1
@@ -349,24 +367,24 @@ class StreamState:
     def _hold_new(self, event: Stored, keys: Sequence[int]) -> bool:
         """The same, without a loop of ours, for a run of blocks that are all new on the gpu. Returns whether it was that."""
         hashes = event.hashes
-        if len(hashes) < RUN_MIN or event.tier is not Tier.GPU or not self._announces_extra_keys or self._ambiguous:
+        if len(hashes) < RUN_MIN or event.tier is not GPU or not self._announces_extra_keys or self._ambiguous:
             return False
-        held = self._held[Tier.GPU]
-        if not self._blocks.keys().isdisjoint(hashes) or not held.keys().isdisjoint(keys):
+        touched = dict.fromkeys(keys, True)
+        if len(touched) != len(hashes) or len(set(hashes)) != len(hashes) or not self._blocks.keys().isdisjoint(hashes):
             return False
-        new = dict(zip(hashes, map(Block, keys, (event.parent, *hashes), repeat(1)), strict=False))
-        new_keys = dict.fromkeys(keys, 1)
-        if len(new) != len(hashes) or len(new_keys) != len(hashes):
+        if not self._held[GPU].add_new(touched):
             return False
-        for engine_hash in self._removed.keys() & new.keys():
-            del self._removed[engine_hash]
-        self._blocks.update(new)
-        held.update(new_keys)
-        self._change.touched[Tier.GPU].update(dict.fromkeys(keys, True))
-        self.stored[Tier.GPU] += len(hashes)
+        for engine_hash in self._removed.keys() & hashes:
+            self._revive(engine_hash)
+        self._blocks.update(zip(hashes, map(Block, keys, (event.parent, *hashes)), strict=True))
+        self._change.touched[GPU].update(touched)
+        self.stored[GPU] += len(hashes)
         return True
 
     def _hold_lower(self, engine_hash: int, tier: Tier, keys: tuple[int, ...]) -> None:
+        if not self._offloads:
+            self._offloads = True
+            self._touch_removed(self._removed)
         copy = self._lower[tier].get(engine_hash)
         if copy is None:
             copy = self._lower[tier][engine_hash] = LowerCopy(keys)
@@ -376,19 +394,13 @@ class StreamState:
     def _hold_keys(self, tier: Tier, keys: Iterable[int]) -> None:
         held, touched = self._held[tier], self._change.touched[tier]
         for key in keys:
-            count = held.get(key, 0)
-            held[key] = count + 1
-            if not count and key not in self._ambiguous:
+            if held.add(key) and key not in self._ambiguous:
                 touched[key] = True
 
     def _release_keys(self, tier: Tier, keys: Iterable[int]) -> None:
         held, touched = self._held[tier], self._change.touched[tier]
         for key in keys:
-            count = held.get(key, 0)
-            if count > 1:
-                held[key] = count - 1
-            elif count:
-                del held[key]
+            if held.remove(key):
                 touched[key] = False
 
     def _store_known(self, event: Stored) -> None:
@@ -404,12 +416,13 @@ class StreamState:
                     self._orphans.touch(engine_hash)
                 continue
             if engine_hash not in self._blocks:
-                self._blocks[engine_hash] = self._removed.pop(engine_hash)
+                self._blocks[engine_hash] = block
+                self._revive(engine_hash)
             if not self._announces_extra_keys:
                 self._claim(engine_hash, block.key)
-            if event.tier is Tier.GPU:
+            if event.tier is GPU:
                 if not block.copies:
-                    self._hold_keys(Tier.GPU, (block.key,))
+                    self._hold_keys(GPU, (block.key,))
                 block.copies = min(block.copies + 1, self._copies_max)
             else:
                 self._hold_lower(engine_hash, event.tier, self._covered(engine_hash, block, event.block_size))
@@ -439,7 +452,7 @@ class StreamState:
             self._ambiguous.add(key)
             self.tally["ambiguous_key"] += 1
             for tier in Tier:
-                if key in self._held[tier]:
+                if key in self._held[tier].keys:
                     self._change.touched[tier][key] = False
 
     def _unclaim(self, engine_hash: int, key: int) -> None:
@@ -452,7 +465,7 @@ class StreamState:
             if key in self._ambiguous:
                 self._ambiguous.remove(key)
                 for tier in Tier:
-                    if key in self._held[tier]:  # an offloaded run of another hash covers it
+                    if key in self._held[tier].keys:  # an offloaded run of another hash covers it
                         self._change.touched[tier][key] = True
 
     # Removing
@@ -466,13 +479,13 @@ class StreamState:
             block = self._blocks.get(engine_hash)
             if block is None:
                 self._remove_parked(engine_hash, event.tier)
-            elif event.tier is not Tier.GPU:
+            elif event.tier is not GPU:
                 self._remove_lower(engine_hash, block, event.tier)
             elif block.copies > 1:
                 block.copies -= 1
             elif block.copies:
                 block.copies = 0
-                self._release_keys(Tier.GPU, (block.key,))
+                self._release_keys(GPU, (block.key,))
                 self._retire(engine_hash, block)
         self.removed[event.tier] += len(event.hashes)
 
@@ -503,13 +516,23 @@ class StreamState:
     def _remember(self, engine_hash: int, block: Block) -> None:
         self._removed.pop(engine_hash, None)
         self._removed[engine_hash] = block
+        self._touch_removed((engine_hash,))
         if len(self._removed) > self._limits.removed_max:
-            del self._removed[next(iter(self._removed))]
+            self._revive(next(iter(self._removed)))
+
+    def _revive(self, engine_hash: int) -> None:
+        """Remember it no longer as removed."""
+        if self._removed.pop(engine_hash, None) is not None:
+            self._touch_removed((engine_hash,))
+
+    def _touch_removed(self, hashes: Iterable[int]) -> None:
+        if self._offloads and self.touched is not None:
+            self.touched[REMOVED].update(dict.fromkeys(hashes))
 
     def _clear(self) -> None:
         """The gpu pool was reset; the lower tiers survive it."""
         self._change.clear_gpu()
-        self._held[Tier.GPU].clear()
+        self._held[GPU].clear()
         for engine_hash, block in list(self._blocks.items()):
             if block.copies:
                 block.copies = 0
@@ -557,8 +580,8 @@ class StreamState:
                 self.tally["orphan_dropped"] += 1
                 return
             (key,) = chain_keys(parent_key, parked.tokens, len(parked.tokens) // TOKEN_BYTES, {0: parked.extra})
-            block = Block(key, parked.parent)
-        self._removed.pop(engine_hash, None)
+            block = Block(key, parked.parent, 0)
+        self._revive(engine_hash)
         self._blocks[engine_hash] = block
         if self.touched is not None:
             for tier in parked.copies:
@@ -568,7 +591,7 @@ class StreamState:
         for tier, copies in parked.copies.items():
             if not copies:
                 continue
-            if tier is Tier.GPU:
+            if tier is GPU:
                 if not block.copies:
                     self._hold_keys(tier, (block.key,))
                 block.copies = min(block.copies + copies, self._copies_max)

@@ -66,6 +66,13 @@ class WireLimits(Struct, frozen=True):
     extra_keys_bytes_max: int = 65_536
 
 
+class Refusals(Counter[str]):
+    """Reason → number of events. Made for every batch, most of which refuse nothing: Counter's own start would cost half of a small batch."""
+
+    def __init__(self) -> None:
+        pass
+
+
 class Batch(Struct):
     """One decoded payload.
 
@@ -76,7 +83,7 @@ class Batch(Struct):
     events: list[Event]
     published_at_s: float | None = None
     rank: int | None = None
-    refused: Counter[str] = msgspec.field(default_factory=Counter)
+    refused: Refusals = msgspec.field(default_factory=Refusals)
     unknown_events: int = 0
     unknown_fields: int = 0
 
@@ -211,9 +218,9 @@ class WireDecoder:
 
     def _add(self, batch: Batch, event: WireEvent) -> None:
         try:
-            if isinstance(event, StoredMap | StoredArray):
+            if isinstance(event, (StoredMap, StoredArray)):
                 batch.events.append(self._stored(event))
-            elif isinstance(event, RemovedMap | RemovedArray):
+            elif isinstance(event, (RemovedMap, RemovedArray)):
                 if len(event.block_hashes) > self._limits.hashes_per_event_max:
                     raise Refused("event_limit")
                 batch.events.append(Removed(_hashes(event.block_hashes), _tier(event), event.group_idx))
@@ -242,7 +249,7 @@ class WireDecoder:
                 self.is_simulator = True
         if lora_name is None and event.lora_id is not None:
             lora_name = f"#{event.lora_id}"
-        if max(len(lora_name or ""), len(salt or "")) > limits.text_length_max:
+        if (lora_name or salt) and max(len(lora_name or ""), len(salt or "")) > limits.text_length_max:
             raise Refused("event_limit")
         if event.token_ids and len(event.token_ids) != len(event.block_hashes) * event.block_size:
             raise Refused("unaligned")
@@ -326,12 +333,13 @@ def _tier(event: Any) -> Tier:
         return Tier.REMOTE
     if event.medium is None:
         return Tier.GPU
-    return TIER_OF_MEDIUM.get(event.medium.upper(), Tier.OTHER)
+    tier = TIER_OF_MEDIUM.get(event.medium.upper())
+    return Tier.OTHER if tier is None else tier
 
 
 def _hashes(values: list[Any]) -> list[int]:
     try:
-        if min(values, default=0) >= 0:
+        if not values or min(values) >= 0:
             return values
         return [value & HASH_MASK for value in values]
     except TypeError:

@@ -19,6 +19,7 @@ PURE_OF_INDEXER = (
     "sequence",
     "block_keys",
     "change",
+    "held_keys",
     "stream_state",
     "orphans",
     "errors",

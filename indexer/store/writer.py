@@ -19,13 +19,14 @@ from indexer.change import Change
 from indexer.events import Tier
 from indexer.settings import Settings
 from indexer.store import Point, StreamKey
-from indexer.store.keyspace import PARKED, PARTS, ModelKeys, stream_id
+from indexer.store.keyspace import PARTS, ModelKeys, stream_id
 from indexer.store.records import (
     ENTRY_BLOCKS_MAX,
     Entry,
     Head,
     Kind,
     ParkedRecord,
+    encode_block,
     encode_entry,
     encode_hash,
     encode_head,
@@ -34,12 +35,12 @@ from indexer.store.records import (
     pack_tiers,
 )
 from indexer.store.scripts import Call, Word
-from indexer.stream_state import StreamState, Touched
+from indexer.stream_state import PARKED, REMOVED, StreamState, Touched
 
-# A call is sealed from so many touched hashes on, so that one script takes Redis some milliseconds at the most …
-SEAL_OPERATIONS = 2_000
+# A call is sealed from so many touched hashes on: one script takes Redis some milliseconds at the most, and its entry fits into the log …
+SEAL_OPERATIONS = 768
 # … so many of them may wait; then changes gather in one …
-SEALED_MAX = 16
+SEALED_MAX = 32
 # … and beyond this, writing everything anew blocks Redis less than one append would.
 APPEND_OPERATIONS_MAX = 10_000
 
@@ -256,15 +257,25 @@ class StreamWriter:
                     copies = {int(tier): count for tier, count in parked.copies.items()}
                     yield encode_hash(engine_hash), encode_parked(ParkedRecord(parked.parent, parked.tokens, parked.extra, since_ms, copies))
             return
-        tier, record = Tier(part), state.record
+        if part == Tier.GPU:
+            blocks = state.blocks
+            for engine_hash in hashes:
+                block = blocks.get(engine_hash)
+                if block is None or not block.copies:
+                    yield encode_hash(engine_hash), None
+                else:
+                    yield encode_hash(engine_hash), encode_block(block.copies, block.parent, block.key)
+            return
         for engine_hash in hashes:
-            found = record(tier, engine_hash)
+            found = state.removed_record(engine_hash) if part == REMOVED else state.record(Tier(part), engine_hash)
             yield encode_hash(engine_hash), None if found is None else encode_record(found)
 
     def hashes(self, part: int) -> list[int]:
         """The engine hashes that a part holds now."""
         state = self.stream.state
-        return [engine_hash for engine_hash, _ in state.orphans.items()] if part == PARKED else state.hashes(Tier(part))
+        if part == PARKED:
+            return list(state.orphans)
+        return state.removed_hashes() if part == REMOVED else state.hashes(Tier(part))
 
     def switch(self, generation: int, owner: str, incarnation: str) -> Call:
         """The call that makes a generation the stream's, with what changed while it was written."""
@@ -274,7 +285,7 @@ class StreamWriter:
         touched = state.track()
         words, _ = self._words(touched)
         self.expected = [len(self.hashes(part)) for part in range(len(PARTS))]
-        is_empty = not any(self.expected)
+        is_empty = not any(self.expected[tier] for tier in Tier)
         # Two on: an append whose answer never came may have been carried out.
         self._next_number = self._next_number + 2
         entry = self._entry(Kind.DROP if is_empty else Kind.RELOAD, generation, self._next_number, None)

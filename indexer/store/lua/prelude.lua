@@ -5,6 +5,8 @@
 -- Lua hands over at most some 8,000 values at once: 2,000 at a time stays well below.
 
 local PIECE = 2000
+-- A hash per tier, one for parked blocks and one for removed ones.
+local PARTS = 7
 
 local function in_pieces(command, key, first, last)
   for from = first, last, PIECE do
@@ -44,7 +46,7 @@ end
 -- How many fields each part has, as it is noted in the state: what does not fit any more was lost.
 local function lengths(first_key)
   local found = {}
-  for part = 0, 5 do
+  for part = 0, PARTS - 1 do
     found[part + 1] = redis.call('HLEN', KEYS[first_key + part])
   end
   return table.concat(found, ',')
