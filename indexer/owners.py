@@ -111,13 +111,17 @@ class Pods:
         for pod in forgotten - self._forgotten:
             self.forget(pod)
         self._forgotten = forgotten
+        for specs in registered.values():
+            if self.registered.get(specs[0].pod) != specs:
+                self.register(specs)
         self.registered = dict(registered)
-        self._dropped -= registered.keys()
 
     def register(self, specs: tuple[EngineSpec, ...]) -> None:
-        """A pod is what these specs say."""
-        self.registered[specs[0].pod] = specs
-        self._dropped.discard(specs[0].pod)
+        """A pod is what these specs say, and no guest."""
+        pod = specs[0].pod
+        self.registered[pod] = specs
+        self._dropped.discard(pod)
+        self._guests.pop(pod, None)
 
     def forget(self, pod: str) -> None:
         """Follow it no longer, also where a flag names it."""
@@ -133,6 +137,10 @@ class Pods:
     def is_void(self, pod: str) -> bool:
         """Whether what Redis holds of a pod's streams that are not named any more is to be deleted: not where only a flag of ours is gone."""
         return pod in self._dropped or pod in self.registered
+
+    def has_guest(self, stream: StreamKey) -> bool:
+        """Whether this stream is there since it dialled us."""
+        return any(spec.model == stream.model and stream.rank in spec.stream_ranks for spec in self._guests.get(stream.pod, ()))
 
     def invite(self, spec: EngineSpec) -> None:
         """A pod dialled us."""

@@ -157,17 +157,21 @@ class Streams:
 
     # Opening and closing
 
-    async def open(self, source: Source, limits: ReceiveLimits | None = None) -> Stream:
-        """Connect; what comes waits in the stream's inbox, within these limits, or the settings'."""
-        stream = self.make(source, limits=limits)
+    async def open(self, source: Source) -> Stream:
+        """Connect; what comes waits in the stream's inbox."""
+        stream = self.make(source)
+        await self.connect(source, stream)
+        return stream
+
+    async def connect(self, source: Source, stream: Stream) -> None:
+        """Have the engine's frames put into the stream's inbox. Raises zmq.ZMQError."""
         if source.events is None:
             await self._subscriber.expect(source.key.pod, source.key.model, source.key.rank, stream.inbox)
         else:
             await self._subscriber.add(source.events, source.topic.encode(), stream.inbox, self._settings.receive_limits)
-        return stream
 
     def make(self, source: Source, guest: Inbox | None = None, limits: ReceiveLimits | None = None) -> Stream:
-        """A stream whose inbox somebody else fills."""
+        """A stream that is not connected. `guest`: an inbox that is filled already. `limits`: of what waits until it runs."""
         return Stream(
             source.key,
             context=self._context,
