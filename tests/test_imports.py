@@ -17,6 +17,7 @@ PURE_OF_INDEXER = (
     "wire_types",
     "events",
     "sequence",
+    "owners",
     "block_keys",
     "change",
     "held_keys",
