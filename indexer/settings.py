@@ -57,7 +57,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     inbox_frames_max: Annotated[Count, Meta(description="Messages per stream that wait to be applied; the oldest go first.")] = 100_000
     inbox_bytes_max: Annotated[Count, Meta(description="The same in bytes.")] = 256 * 2**20
     receive_hwm: Annotated[int, Meta(ge=1, le=2**31 - 1, description="Receive high-water mark of each SUB socket, in messages.")] = 100_000
-    frame_bytes_max: Annotated[Count, Meta(description="Largest message from an engine; a larger one ends its connection.")] = 64 * 2**20
+    frame_bytes_max: Annotated[Count, Meta(description="Largest message from an engine; a larger one ends its connection.")] = 32 * 2**20
     heartbeat_s: Annotated[Seconds, Meta(description="Interval of heartbeats to engines.")] = 1.0
     heartbeat_timeout_s: Annotated[Seconds, Meta(description="A connection without an answer for this long is closed.")] = 3.0
     reconnect_s: Annotated[Seconds, Meta(description="Interval of attempts to connect to an engine.")] = 0.1
@@ -66,8 +66,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     parked_max: Annotated[Count, Meta(description="Blocks per stream that may wait for their parent.")] = 65_536
     parked_max_s: Annotated[Seconds, Meta(description="How long a block may wait for its parent.")] = 600.0
     events_per_batch_max: Annotated[Count, Meta(description="Most events in a batch; a larger one is refused.")] = 100_000
+    hashes_per_batch_max: Annotated[Count, Meta(description="Most hashes in a batch; events beyond are refused.")] = 524_288
+    tokens_per_batch_max: Annotated[Count, Meta(description="Most tokens in a batch; events beyond are refused.")] = 4_194_304
     hashes_per_event_max: Annotated[Count, Meta(description="Most hashes in an event.")] = 65_536
-    tokens_per_event_max: Annotated[Count, Meta(description="Most tokens in an event.")] = 4_194_304
+    tokens_per_event_max: Annotated[Count, Meta(description="Most tokens in an event.")] = 2_097_152
     block_size_max: Annotated[Count, Meta(description="Largest block size.")] = 65_536
     text_length_max: Annotated[Count, Meta(description="Longest LoRA name or cache salt of an event, in characters.")] = 4_096
     extra_keys_bytes_max: Annotated[Count, Meta(description="Most bytes of extra keys of one block.")] = 65_536

@@ -12,7 +12,7 @@ MODULES = {
     for package in PACKAGES
     for path in sorted((ROOT / package).rglob("*.py"))
 }
-PURE_OF_INDEXER = ("wire", "wire_types", "events", "sequence", "block_keys", "change", "stream_state", "orphans", "errors", "store")
+PURE_OF_INDEXER = ("wire", "wire_types", "event_outline", "events", "sequence", "block_keys", "change", "stream_state", "orphans", "errors", "store")
 PURE = [*(f"indexer.{name}" for name in PURE_OF_INDEXER), "scorer_api.prefix_index", "scorer_api.scoring"]
 IMPURE = {"zmq", "redis", "asyncio", "fastapi", "starlette", "uvicorn", "uvloop", "httpx", "threading", "socket"}
 # They receive, replay, or pass the context on and catch its errors; the demo engine is an engine.
