@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help run test test-mechanisms bench lint types clean
+.PHONY: help run test test-mechanisms test-hostile bench lint types clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -24,6 +24,9 @@ test: $(READY) ## the whole test suite, with branch coverage
 
 test-mechanisms: $(READY) ## every recovery test with its mechanism switched off: each has to fail
 	TEST_MECHANISMS_OFF=1 TEST_TIMEOUT_MAX_S=4 $(BIN)/python -m pytest tests/scenarios --no-header -q
+
+test-hostile: $(READY) ## hostile frames, requests and a flood of ten seconds, with its figures
+	TEST_FLOOD_S=10 $(BIN)/python -m pytest tests/scenarios/test_flood.py tests/scenarios/test_hostile_frames.py tests/scorer_api/test_hostile_requests.py -rP
 
 bench: $(READY) ## measure on this machine; a table, and build/bench.json
 	$(BIN)/python -m bench

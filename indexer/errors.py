@@ -55,7 +55,7 @@ REASONS = {
     "event_malformed": "an event whose fields have other types than they should",
     "event_nested": "an event nested too deeply",
     "event_limit": "an event of more hashes, tokens, text or extra keys than allowed",
-    "batch_limit": "an event beyond the hashes or tokens that a batch may hold; what came before it is applied",
+    "batch_limit": "an event beyond the hashes, tokens or extra keys that a batch may hold; what came before it is applied",
     "hash_type": "a block hash that is neither an integer nor bytes",
     "hash_length": "a block hash of fewer than 8 bytes",
     "token_type": "a token that is no integer",

@@ -66,7 +66,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     parked_max: Annotated[Count, Meta(description="Blocks per stream that may wait for their parent.")] = 65_536
     parked_max_s: Annotated[Seconds, Meta(description="How long a block may wait for its parent.")] = 600.0
     events_per_batch_max: Annotated[Count, Meta(description="Most events in a batch; a larger one is refused.")] = 100_000
-    hashes_per_batch_max: Annotated[Count, Meta(description="Most hashes in a batch; events beyond are refused.")] = 524_288
+    hashes_per_batch_max: Annotated[Count, Meta(description="Most hashes in a batch; events beyond are refused.")] = 262_144
     tokens_per_batch_max: Annotated[Count, Meta(description="Most tokens in a batch; events beyond are refused.")] = 4_194_304
     hashes_per_event_max: Annotated[Count, Meta(description="Most hashes in an event.")] = 65_536
     tokens_per_event_max: Annotated[Count, Meta(description="Most tokens in an event.")] = 2_097_152

@@ -69,6 +69,8 @@ UNMEASURED_BYTES_MAX = 65_536
 LOOKED_INTO_BYTES_MAX = 262_144
 # The longest encoding of a character, and of the header of a text.
 CHARACTER_BYTES_MAX, TEXT_HEADER_BYTES_MAX = 4, 5
+# In a batch, so many times the extra keys of one block.
+EXTRA_KEYS_OF_A_BATCH = 128
 # The longest encoding of a number.
 NUMBER_BYTES_MAX = 9
 
@@ -77,7 +79,7 @@ class WireLimits(Struct, frozen=True):
     """What a payload may hold at most. Together they bound what is built from one, whatever its size: see README, What it costs."""
 
     events_per_batch_max: int = 100_000
-    hashes_per_batch_max: int = 524_288
+    hashes_per_batch_max: int = 262_144
     tokens_per_batch_max: int = 4_194_304
     hashes_per_event_max: int = 65_536
     tokens_per_event_max: int = 2_097_152
@@ -150,13 +152,14 @@ class WireDecoder:
         """Whether the llm-d simulator's way of writing was seen; it counts its batches from 1."""
         self._decode_first: Callable[[bytes], Any] = decode_map_batch
         self._decode_second: Callable[[bytes], Any] = decode_array_batch
-        self._hashes_left = self._tokens_left = 0
+        self._hashes_left = self._tokens_left = self._extra_keys_bytes_left = 0
         self._is_counted = True
 
     def decode(self, payload: bytes) -> Batch:
         """Raises Refused where the payload is no batch of events."""
         limits = self._limits
         self._hashes_left, self._tokens_left = limits.hashes_per_batch_max, limits.tokens_per_batch_max
+        self._extra_keys_bytes_left = EXTRA_KEYS_OF_A_BATCH * limits.extra_keys_bytes_max
         # A hash or a token takes a byte at least: in a small payload there is nothing to count.
         self._is_counted = len(payload) > min(self._hashes_left, self._tokens_left)
         try:
@@ -370,6 +373,9 @@ class WireDecoder:
         entries = [(position, entry) for position, entry in enumerate(decode_raw_list(encoded)) if bytes(entry) != NIL]
         if max(len(entry) for _, entry in entries) > self._limits.extra_keys_bytes_max:
             raise Refused("event_limit")
+        self._extra_keys_bytes_left -= len(encoded)
+        if self._extra_keys_bytes_left < 0:
+            raise Refused("batch_limit")
         return entries
 
 

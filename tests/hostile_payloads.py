@@ -107,17 +107,17 @@ PAYLOADS: dict[str, tuple[Callable[[], bytes], str | None, int]] = {
     "items for the extra keys of a block": (lambda: between(stored(extra_keys=b"\x91" + repeated(EMPTY_MAP))), "event_limit", 2),
     "extra keys of many blocks": (
         lambda: between(stored(block_hashes=repeated(b"\x01", 65_536), token_ids=EMPTY_ARRAY, extra_keys=repeated(EXTRA_KEYS, 65_536))),
-        None,
-        3,
+        "batch_limit",
+        2,
     ),
     "short extra keys of as many blocks as allowed": (
         lambda: batch(*[stored(block_hashes=repeated(b"\x01", 65_536), token_ids=EMPTY_ARRAY, extra_keys=repeated(b"\x91\x01", 65_536))] * 9),
         "batch_limit",
-        8,
+        4,
     ),
     "items in a field of an event that nobody knows": (lambda: between(stored(more=repeated(EMPTY_MAP))), None, 3),
     "items for tokens that are not read": (lambda: between(stored(lookahead_token_ids=repeated(EMPTY_MAP))), None, 3),
-    "hashes in event after event": (lambda: full_events(array(pack("BlockRemoved"), repeated(HASH, 65_536))), "batch_limit", 8),
+    "hashes in event after event": (lambda: full_events(array(pack("BlockRemoved"), repeated(HASH, 65_536))), "batch_limit", 4),
     "long hashes": (lambda: between(array(pack("BlockRemoved"), repeated(b"\xc5\x01\x00" + b"\1" * 256, 65_536))), None, 3),
     "tokens beyond an event's": (lambda: between(stored(token_ids=repeated(TOKEN))), "event_limit", 2),
     "as many tokens as allowed": (

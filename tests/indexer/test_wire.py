@@ -435,6 +435,13 @@ def test_events_beyond_what_a_batch_may_hold_are_refused_and_those_before_are_ap
     assert (batch.events, batch.refused) == ([], {"batch_limit": 1})
 
 
+def test_extra_keys_beyond_what_a_batch_may_hold_are_refused() -> None:
+    """128 times those of one block: 2,048 bytes here. Each event has 13, and 2,048 is 157 times 13 and 7."""
+    events = [stored_map(extra_keys=[["x" * 10]], parent_block_hash=1)] * 160
+    batch = decode_events(*events, extra_keys_bytes_max=16)
+    assert (len(batch.events), batch.refused) == (157, {"batch_limit": 3})
+
+
 def test_what_a_batch_may_hold_is_counted_anew_for_each() -> None:
     decoder = WireDecoder(WireLimits(hashes_per_batch_max=1, tokens_per_batch_max=2))
     for _ in range(3):
