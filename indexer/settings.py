@@ -45,6 +45,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     pod_expiry_s: Annotated[Seconds, Meta(description="How long a disconnected pod keeps its blocks before they are dropped.")] = 300.0
     ready_after_s: Annotated[Seconds, Meta(description="/readyz says 200 after this long even if engines are missing.")] = 10.0
     shutdown_s: Annotated[Seconds, Meta(description="How long running requests may take to finish after SIGTERM.")] = 3.0
+    head_timeout_s: Annotated[Seconds, Meta(description="How long a request's head may take to arrive; then its connection is closed.")] = 30.0
     body_bytes_max: Annotated[Count, Meta(description="Largest request body.")] = 16 * 2**20
     body_timeout_s: Annotated[Seconds, Meta(description="How long a request body may take to arrive.")] = 30.0
     silence_s: Annotated[Seconds, Meta(description="After this silence an engine is asked whether a last batch was lost.")] = 1.0
