@@ -48,7 +48,7 @@ REASONS = {
     "frame_count": "a message of not three frames, or a reply of not three or four",
     "frame_sequence": "a sequence number of not 8 bytes, or the end marker of a replay on the live stream",
     "topic": "a message to --listen whose topic is not kv@pod@model, or beyond 4,096 pods at one port",
-    "topic_claimed": "a message to --listen under the name of a pod that another connection or engine has",
+    "topic_claimed": "a message to --listen under the name of a pod that another connection or engine has, or of one beyond --streams-max",
     "batch_malformed": "a payload that is no batch of events",
     "batch_nested": "a payload nested too deeply",
     "batch_events": "a batch of more than 100,000 events",

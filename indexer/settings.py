@@ -42,6 +42,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     hash_seed: Annotated[str, Meta(max_length=256, description="Folded into every block key; equal on all replicas.")] = ""
     listen: Annotated[str | None, Meta(description="Where engines dial us, tcp://*:5557[,ranks=N]: rank r at port + r.")] = None
     listen_replay: Annotated[str | None, Meta(description="Replay endpoint of such engines, tcp://{host}:5558: rank r at port + r.")] = None
+    streams_max: Annotated[int, Meta(ge=1, le=10_000, description="Most streams followed, one for each rank of each pod.")] = 4_096
     pod_expiry_s: Annotated[Seconds, Meta(description="How long a disconnected pod keeps its blocks before they are dropped.")] = 300.0
     ready_after_s: Annotated[Seconds, Meta(description="/readyz says 200 after this long even if engines are missing.")] = 10.0
     shutdown_s: Annotated[Seconds, Meta(description="How long running requests may take to finish after SIGTERM.")] = 3.0
