@@ -9,7 +9,7 @@ ENGINE_PYTHON ?= python3.11
 ENGINE_VENV := .venv-engine
 ENGINE_READY := $(ENGINE_VENV)/.ready
 
-.PHONY: help run test test-mechanisms test-engine bench lint types clean
+.PHONY: help run test test-mechanisms test-hostile test-engine bench lint types clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -36,6 +36,9 @@ test-mechanisms: $(READY) ## every recovery test with its mechanism switched off
 
 test-engine: $(READY) $(ENGINE_READY) ## compare with a real vLLM on the CPU: 2.4 GB on first use, then 4 minutes and 2 GB of memory
 	$(BIN)/python -m pytest -m engine tests/living_engine --no-header
+
+test-hostile: $(READY) ## hostile frames, requests and a flood of ten seconds, with its figures
+	TEST_FLOOD_S=10 $(BIN)/python -m pytest tests/scenarios/test_flood.py tests/scenarios/test_hostile_frames.py tests/scorer_api/test_hostile_requests.py -rP
 
 bench: $(READY) ## measure on this machine; a table, and build/bench.json
 	$(BIN)/python -m bench
