@@ -31,6 +31,15 @@ class Service:
         self._ready = False
 
     async def __aenter__(self) -> Self:
+        """Raises SettingError for an engine that cannot be followed."""
+        try:
+            await self._start()
+        except BaseExceptionGroup as group:  # the task group's way of passing on what was raised inside it
+            wrong = group.subgroup(SettingError)
+            raise group if wrong is None else wrong.exceptions[0] from None
+        return self
+
+    async def _start(self) -> None:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._streams)
             welcoming = self._streams.tasks.create_task(self._welcome_guests(), name="welcome")
@@ -39,7 +48,6 @@ class Service:
                 await self.register(specs)
             self._configured = list(self._streams.running)
             self._stack = stack.pop_all()
-        return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self._stack.aclose()
@@ -58,8 +66,9 @@ class Service:
         pod = specs[0].pod
         async with self._changing:
             before = {key: running for key, running in self._streams.running.items() if key.pod == pod}
+            self._streams.check_count(len(self._streams.running) - len(before) + len(sources), len(sources))
             gone = [key for key, running in before.items() if sources.get(key) != running.source]
-            opened = [(source, await self._streams.open(source)) for key, source in sources.items() if key not in before or key in gone]
+            opened = await self._streams.open_all(source for key, source in sources.items() if key not in before or key in gone)
             # Nobody sees a pod without its streams: nothing waits from here to the end of the exchange.
             is_new = pod not in self._specs
             self._specs[pod] = specs
@@ -94,7 +103,10 @@ class Service:
             await self.forget(pod)
         for pod, specs in new.items():
             if old.get(pod) != specs:
-                await self.register(specs)
+                try:
+                    await self.register(specs)
+                except SettingError as error:
+                    log.error("pod not registered", extra={"pod": pod, "error": str(error)})
         log.info("settings read again", extra={"engines": len(after.engines)})
         return after
 
@@ -124,8 +136,11 @@ class Service:
     async def _welcome(self, announced: Announced) -> None:
         key = StreamKey(announced.model, announced.pod, announced.rank)
         specs = self._specs.get(key.pod, ())
+        if len(self._streams.running) >= self._settings.streams_max:
+            await self._streams.block(announced, "too many streams")
+            return
         if key in self._streams.running or (specs and specs[0].model != key.model):
-            await self._streams.block(announced)
+            await self._streams.block(announced, "pod is known otherwise")
             return
         spec, source = self._streams.invite(announced)
         self._specs[key.pod] = (*specs, spec)

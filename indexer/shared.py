@@ -102,10 +102,14 @@ class SharedService:
         self._usable: dict[EngineSpec, bool] = {}
         self._learning = asyncio.Lock()
         self._soon = asyncio.Event()
+        self._excess = 0
         self._ready = False
         metrics.owned_streams.set_function(lambda: len(self._streams.running))
 
     async def __aenter__(self) -> Self:
+        """Raises SettingError for an engine that cannot be followed."""
+        named = len(sources_of(self._settings.engines))
+        self._streams.check_count(named, named)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.store)
             await stack.enter_async_context(self._streams)
@@ -139,7 +143,8 @@ class SharedService:
         check_together(specs, "pod")
         for spec in specs:
             self._streams.check(spec)
-        pod = specs[0].pod
+        pod, ranks = specs[0].pod, len(sources_of(specs))
+        self._streams.check_count(sum(key.pod != pod for key in self._known) + ranks, ranks)
         async with self._learning:
             was_known = pod in self._pods.all()
             is_new = await self.store.register(specs) and not was_known
@@ -278,8 +283,16 @@ class SharedService:
             elif not known.is_guest and sources.get(key) != known.source:
                 self._drop(known, Parting.DELETE if not is_named and self._pods.is_void(key.pod) else Parting.RELEASE)
         for key, source in sources.items():
-            if key not in self._known:
+            if key not in self._known and len(self._known) < self._settings.streams_max:
                 self._known[key] = _Known(source)
+        self._note_excess(len(sources))
+
+    def _note_excess(self, count: int) -> None:
+        """One line in the log for each change of how many streams there are beyond those that may be followed."""
+        excess = max(0, count - self._settings.streams_max)
+        if excess > self._excess:
+            log.error("too many streams", extra={"streams": count, "streams_max": self._settings.streams_max})
+        self._excess = excess
 
     def _can_use(self, spec: EngineSpec) -> bool:
         """What another replica registered need not be of use to us: it may dial those that listen."""
@@ -477,8 +490,10 @@ class SharedService:
             announced = await self._streams.announced.get()
             key = StreamKey(announced.model, announced.pod, announced.rank)
             specs = self._pods.all().get(key.pod, ())
-            if key in self._known or (specs and specs[0].model != key.model):
-                await self._streams.block(announced)
+            if len(self._known) >= self._settings.streams_max:
+                await self._streams.block(announced, "too many streams")
+            elif key in self._known or (specs and specs[0].model != key.model):
+                await self._streams.block(announced, "pod is known otherwise")
             else:
                 self._invite(key, announced)
 

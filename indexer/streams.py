@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 # Pause before a stream that failed by an error of ours begins again.
 AFTER_FAILURE_S = 1.0
+# Of libzmq: the SUB, the two ends of its monitor, and a DEALER while there is a replay. Some more are for listening and for trying endpoints.
+SOCKETS_PER_STREAM = 4
+SOCKETS_SPARE = 4_096
 
 
 class PodStatus(Struct, frozen=True):
@@ -91,6 +94,7 @@ class Streams:
         self.started_s = time.monotonic()
         async with AsyncExitStack() as stack:
             self._context: Context = zmq.Context()
+            self._context.set(zmq.MAX_SOCKETS, SOCKETS_PER_STREAM * self._settings.streams_max + SOCKETS_SPARE)
             stack.callback(self._context.destroy, linger=0)
             self._subscriber = await stack.enter_async_context(Subscriber(self._context))
             for spec in self._settings.engines:
@@ -117,12 +121,17 @@ class Streams:
         for key, endpoint in (("events", spec.events), ("replay", spec.replay)):
             if endpoint is None:
                 continue
-            with self._context.socket(zmq.SUB) as probe:
-                probe.linger = 0
-                try:
+            try:
+                with self._context.socket(zmq.SUB) as probe:
+                    probe.linger = 0
                     probe.connect(endpoint)
-                except zmq.ZMQError as error:
-                    raise SettingError(key, endpoint, f"should be an endpoint that can be connected to: {error.strerror}") from None
+            except zmq.ZMQError as error:
+                raise SettingError(key, endpoint, f"should be an endpoint that can be connected to: {error.strerror}") from None
+
+    def check_count(self, wanted: int, ranks: int) -> None:
+        """`wanted`: streams there would be, `ranks` of them new. Raises SettingError for too many."""
+        if wanted > self._settings.streams_max:
+            raise SettingError("ranks", ranks, f"there would be {wanted} streams; at most {self._settings.streams_max} are followed")
 
     # Those that dial us
 
@@ -149,19 +158,26 @@ class Streams:
         spec = EngineSpec(key.pod, key.model, replay=None if template is None else replay_of(template, announced.host, 0), rank=key.rank)
         return spec, Source(key, None, replay, spec.topic, spec.counting, spec.offload_block_size)
 
-    async def block(self, announced: Announced) -> None:
-        """Listen no more to a pod that dialled us under a name that is another's."""
+    async def block(self, announced: Announced, why: str) -> None:
+        """Listen no more to a pod that dialled us."""
         key = StreamKey(announced.model, announced.pod, announced.rank)
-        log.warning("pod is known otherwise", extra={"pod": key.pod, "rank": key.rank, "model": key.model, "host": announced.host})
+        log.warning(why, extra={"pod": key.pod, "rank": key.rank, "model": key.model, "host": announced.host})
         await self._subscriber.block(announced.inbox)
 
     # Opening and closing
 
-    async def open(self, source: Source) -> Stream:
-        """Connect; what comes waits in the stream's inbox."""
-        stream = self.make(source)
-        await self.connect(source, stream)
-        return stream
+    async def open_all(self, sources: Iterable[Source]) -> list[tuple[Source, Stream]]:
+        """Connect to all of them, or none; what comes waits in the streams' inboxes. Raises SettingError."""
+        opened: list[tuple[Source, Stream]] = []
+        try:
+            for source in sources:
+                opened.append((source, self.make(source)))
+                await self.connect(*opened[-1])
+        except zmq.ZMQError as error:
+            for _, stream in opened:
+                await self.close(stream)
+            raise SettingError("events", source.events, f"cannot be connected to: {error.strerror}") from None
+        return opened
 
     async def connect(self, source: Source, stream: Stream) -> None:
         """Have the engine's frames put into the stream's inbox. Raises zmq.ZMQError."""

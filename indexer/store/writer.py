@@ -26,11 +26,11 @@ from indexer.store.records import (
     Head,
     Kind,
     ParkedRecord,
-    encode_block,
     encode_entry,
     encode_hash,
     encode_head,
     encode_parked,
+    encode_plain,
     encode_record,
     pack_tiers,
 )
@@ -257,15 +257,6 @@ class StreamWriter:
                     copies = {int(tier): count for tier, count in parked.copies.items()}
                     yield encode_hash(engine_hash), encode_parked(ParkedRecord(parked.parent, parked.tokens, parked.extra, since_ms, copies))
             return
-        if part == Tier.GPU:
-            blocks = state.blocks
-            for engine_hash in hashes:
-                block = blocks.get(engine_hash)
-                if block is None or not block.copies:
-                    yield encode_hash(engine_hash), None
-                else:
-                    yield encode_hash(engine_hash), encode_block(block.copies, block.parent, block.key)
-            return
         for engine_hash in hashes:
             found = state.removed_record(engine_hash) if part == REMOVED else state.record(Tier(part), engine_hash)
             yield encode_hash(engine_hash), None if found is None else encode_record(found)
@@ -316,23 +307,34 @@ class StreamWriter:
     # Parts of calls
 
     def _words(self, touched: Touched) -> tuple[list[Word], int]:
-        """What to set and delete, and how many more fields there are afterwards, at the most."""
-        words: list[Word] = []
-        growth = 0
-        for part in range(len(PARTS)):
-            if not touched[part]:
-                words += (0, 0)
-                continue
+        """What to set and delete, as prelude.lua reads it, and how many more fields there are afterwards, at the most."""
+        plain, gone = self._gpu_words(touched[Tier.GPU])
+        words: list[Word] = [b"".join(plain), 0, b"".join(gone)]
+        growth = len(plain) - len(gone)
+        for part in range(1, len(PARTS)):
             sets: list[Word] = []
-            dels: list[Word] = []
+            dels: list[bytes] = []
             for field, value in self.fields(part, touched[part]):
                 if value is None:
                     dels.append(field)
                 else:
                     sets += (field, value)
             growth += len(sets) // 2 - len(dels)
-            words += (len(sets), *sets, len(dels), *dels)
+            words += (b"", len(sets), *sets, b"".join(dels))
         return words, growth
+
+    def _gpu_words(self, touched: Iterable[int]) -> tuple[list[bytes], list[bytes]]:
+        """The same of the gpu's part, which is nearly all that there is."""
+        blocks = self.stream.state.blocks
+        plain: list[bytes] = []
+        gone: list[bytes] = []
+        for engine_hash in touched:
+            block = blocks.get(engine_hash)
+            if block is None or not block.copies:
+                gone.append(encode_hash(engine_hash))
+            else:
+                plain.append(encode_plain(engine_hash, block.copies, block.parent, block.key))
+        return plain, gone
 
     def _limits(self) -> list[Word]:
         lease_ms = int(self._settings.lease_s * 1000)

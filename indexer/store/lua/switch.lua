@@ -20,7 +20,7 @@ redis.call('PEXPIRE', KEYS[1], ARGV[8])
 for old = 13, #KEYS do
   redis.call('UNLINK', KEYS[old])
 end
-local parts = read_parts(13, PARTS)
+local parts = read_parts(13)
 set_parts(parts, 6)
 delete_parts(parts, 6)
 redis.call('SET', KEYS[4], ARGV[12], 'NX')

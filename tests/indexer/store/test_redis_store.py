@@ -129,7 +129,7 @@ def in_redis(server: RedisServer, key: StreamKey = KEY) -> dict[str, dict[int, b
     found = {}
     for part, name in zip(PARTS, keys.parts(key, int(generation)), strict=True):
         fields: Any = client.hgetall(name)
-        found[part] = {int.from_bytes(field, "big"): value for field, value in fields.items()}
+        found[part] = {int.from_bytes(field, "little"): value for field, value in fields.items()}
     return found
 
 
@@ -140,7 +140,7 @@ def as_held(state: StreamState) -> dict[str, dict[int, bytes]]:
         for engine_hash in state.hashes(tier):
             record = state.record(tier, engine_hash)
             assert record is not None
-            parent = b"\x00" if record.parent is None else b"\x01" + struct.pack("<Q", record.parent)
+            parent = struct.pack("<BQ", record.parent is not None, record.parent or 0)
             found[tier.word][engine_hash] = bytes([record.copies]) + parent + struct.pack(f"<{len(record.keys)}Q", *record.keys)
     for engine_hash in state.orphans:
         found["parked"][engine_hash] = b"parked"
