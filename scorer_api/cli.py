@@ -14,6 +14,7 @@ import uvloop
 import zmq
 
 from indexer import __version__, demo_engine, logs
+from indexer.allocation import share_one_arena
 from indexer.config_file import ConfigFile, read_file
 from indexer.errors import SettingError
 from indexer.settings import PREFIX, Settings, fields, read_settings
@@ -168,6 +169,7 @@ def _run(act: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> int:
             loop.add_signal_handler(number, stop.set)
         await act(stop)
 
+    share_one_arena()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     uvloop.run(with_signals())
     return 0
