@@ -1,10 +1,11 @@
-"""The ways to a Redis: by its socket, with a password, as a user with few rights."""
+"""The ways to a Redis: by its socket, by TLS, with a password, as a user with few rights."""
 
 from collections.abc import Callable
 
 from tests.redis_server import User
 from tests.running import Command
-from tests.scenarios.redis.world import World, wait_owned
+from tests.scenarios.redis.world import World, readiness, wait_owned
+from tests.tls import CERTIFICATE, TlsFront
 from tests.waiting import wait_until
 
 MakeWorld = Callable[..., World]
@@ -23,6 +24,20 @@ def works(world: World, url: str) -> None:
 
 def test_a_unix_socket(world: World) -> None:
     works(world, world.redis.unix_url)
+
+
+def test_tls(world: World) -> None:
+    with TlsFront(world.redis.port) as front:
+        works(world, f"rediss://127.0.0.1:{front.port}/0?ssl_ca_certs={CERTIFICATE}")
+        assert front.connections > 0
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(world: World) -> None:
+    """The scorer is not ready, and says why."""
+    with TlsFront(world.redis.port) as front:
+        (scorer,) = world.scorers(1, url=f"rediss://127.0.0.1:{front.port}/0")
+        wait_until(lambda: front.connections > 0 or "redis" in " ".join(readiness(scorer)[2]).lower())
+        assert readiness(scorer)[0] == 503
 
 
 def test_a_password(make_world: MakeWorld) -> None:
