@@ -7,7 +7,7 @@ from collections import Counter
 from msgspec import Struct
 
 from indexer.errors import LOSSY_REASONS, Refused
-from indexer.events import Tier
+from indexer.events import Event, Tier
 from indexer.metrics import IndexerMetrics
 from indexer.settings import Settings
 from indexer.store import Store, StreamKey
@@ -22,6 +22,9 @@ class Applied(Struct, frozen=True):
 
     cleared: bool = False
     lossy: str | None = None
+
+
+NOTHING_MORE = Applied()
 
 
 class Applier:
@@ -40,13 +43,15 @@ class Applier:
         self._store = store
         self._metrics = metrics
         self._decoder = WireDecoder(settings.wire_limits)
-        self._state = StreamState(key.model, settings.hash_seed, counting, settings.state_limits, offload_block_size)
+        self.state = StreamState(key.model, settings.hash_seed, counting, settings.state_limits, offload_block_size)
+        self._batches = 0
+        self._events: Counter[type[Event]] = Counter()
         self._parked_seen = 0
 
     @property
     def block_size(self) -> int | None:
         """Tokens per block, None before any block was announced."""
-        return self._state.block_size
+        return self.state.block_size
 
     @property
     def first_number(self) -> int:
@@ -55,36 +60,44 @@ class Applier:
 
     def blocks(self) -> dict[str, int]:
         """Held blocks by tier."""
-        return {tier.word: count for tier in Tier if (count := self._state.count(tier)) or tier is Tier.GPU}
+        return {tier.word: count for tier in Tier if (count := self.state.count(tier)) or tier is Tier.GPU}
 
     def apply(self, payload: bytes, *, is_live: bool) -> Applied:
         """Apply one payload. One that cannot be read is counted and changes nothing."""
-        self._metrics.batches.inc()
+        self._batches += 1
         try:
             batch = self._decoder.decode(payload)
         except Refused as refused:
             return Applied(lossy=self.refuse(refused.reason))
         if batch.rank is not None and batch.rank != self._key.rank:
             batch.refused["rank_mismatch"] += 1
-        change = self._state.apply(batch.events, time.monotonic())
-        if change and (block_size := self._state.block_size) is not None:
+        change = self.state.apply(batch.events, time.monotonic())
+        if change and (block_size := self.state.block_size) is not None:
             self._store.append(self._key, block_size, change)
         if is_live and batch.published_at_s is not None and math.isfinite(batch.published_at_s):
             self._metrics.event_age.observe(max(0.0, time.time() - batch.published_at_s))
-        return Applied(change.cleared, self._count(batch))
+        for event in batch.events:
+            self._events[type(event)] += 1
+        if batch.unknown_events:
+            self._metrics.unknown.labels("event").inc(batch.unknown_events)
+        if batch.unknown_fields:
+            self._metrics.unknown.labels("field").inc(batch.unknown_fields)
+        lossy = self._count_refused(batch) if batch.refused or self.state.tally else None
+        return Applied(change.cleared, lossy) if change.cleared or lossy else NOTHING_MORE
 
     def lose(self) -> None:
         """Hold nothing any more; the same engine goes on."""
-        self._state.lose()
+        self.state.lose()
         self._store.drop(self._key)
 
     def forget(self) -> None:
         """Start again from nothing."""
-        self._state.forget()
+        self.state.forget()
         self._store.drop(self._key)
 
     def close(self) -> None:
         """The stream ends: it counts no longer."""
+        self.tell()
         self._metrics.orphans_parked.dec(self._parked_seen)
 
     def refuse(self, reason: str, count: int = 1) -> str | None:
@@ -92,28 +105,27 @@ class Applier:
         self._metrics.refused.labels(reason).inc(count)
         return reason if reason in LOSSY_REASONS else None
 
-    def _count(self, batch: Batch) -> str | None:
-        """Returns the reason of a lossy refusal."""
-        metrics, state = self._metrics, self._state
-        for kind, count in Counter(map(type, batch.events)).items():
+    def tell(self) -> None:
+        """Add to the metrics what was applied since this was last called: once per turn, since it costs as much as a small batch."""
+        metrics, state = self._metrics, self.state
+        metrics.batches.inc(self._batches)
+        self._batches = 0
+        for kind, count in self._events.items():
             metrics.events_of_kind[kind].inc(count)
+        self._events.clear()
         for tier, count in state.stored.items():
             metrics.blocks_stored_in[tier].inc(count)
         for tier, count in state.removed.items():
             metrics.blocks_removed_from[tier].inc(count)
         state.stored.clear()
         state.removed.clear()
-        if batch.unknown_events:
-            metrics.unknown.labels("event").inc(batch.unknown_events)
-        if batch.unknown_fields:
-            metrics.unknown.labels("field").inc(batch.unknown_fields)
         if state.parked != self._parked_seen:
             metrics.orphans_parked.inc(state.parked - self._parked_seen)
             self._parked_seen = state.parked
-        return self._count_refused(batch) if batch.refused or state.tally else None
 
     def _count_refused(self, batch: Batch) -> str | None:
-        tally = self._state.tally
+        """Returns the reason of a lossy refusal."""
+        tally = self.state.tally
         for reason, fate in ORPHAN_FATES.items():
             self._metrics.orphans.labels(fate).inc(tally.pop(reason, 0))
         lossy = [self.refuse(reason, count) for reason, count in (batch.refused + tally).items()]

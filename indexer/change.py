@@ -15,7 +15,7 @@ class Change:
     def __init__(self) -> None:
         self.reload = False
         self.cleared = False
-        self.touched: tuple[dict[int, bool], ...] = tuple({} for _ in Tier)
+        self.touched: tuple[dict[int, bool], ...] = ({}, {}, {}, {}, {})  # one per tier, written out: made for every batch
 
     def clear_gpu(self) -> None:
         """Empty the gpu tier; what this change said of it before no longer counts."""

@@ -2,6 +2,7 @@
 
 IndexerError
 ├── SettingError        a setting, flag, variable or engine spec is wrong: the start stops
+├── StoreError          the shared store is away or refuses: whoever asked for it is told, streams go on in memory
 └── Refused             a frame, a batch or an event from the network is not usable: counted and skipped
 """
 
@@ -24,6 +25,17 @@ class SettingError(IndexerError):
         self.key = key
         self.value = value
         self.allowed = allowed
+
+
+class StoreError(IndexerError):
+    """The shared store did not do what it was asked for.
+
+    Attributes: `trouble`, one of unreachable, full, read-only, refusing.
+    """
+
+    def __init__(self, trouble: str) -> None:
+        super().__init__(f"Redis is {trouble}" if trouble != "refusing" else "Redis refuses")
+        self.trouble = trouble
 
 
 def field_first(error: str) -> str:

@@ -34,10 +34,27 @@ class LastBatches:
         yield family
 
 
+class RedisMetrics:
+    """What every role that uses Redis tells of it."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.up = Gauge("kv_indexer_redis_up", "1 while Redis does what it is asked for, else 0.", registry=registry)
+        self.appends = Counter("kv_indexer_redis_appends", "Changes written to Redis, each with its entry in the log.", registry=registry)
+        self.full_writes = Counter(
+            "kv_indexer_redis_full_writes",
+            "Streams written anew since Redis did not have what was written, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in ("went_back", "lost"):
+            self.full_writes.labels(reason)
+
+
 class IndexerMetrics:
     """All metrics of the ingest side, in one registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self.redis = RedisMetrics(registry)
         self.batches = Counter("kv_indexer_batches", "Batches applied, live and replayed.", registry=registry)
         self.events = Counter("kv_indexer_events", "Events decoded, by kind.", ["kind"], registry=registry)
         self.blocks_stored = Counter("kv_indexer_blocks_stored", "Copies of blocks announced as stored, by tier.", ["tier"], registry=registry)

@@ -3,7 +3,7 @@
 A late subscriber sees these all the time. They are kept one by one, oldest first, and found by their own hash or by their parent's.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from indexer.events import Tier
 
@@ -37,6 +37,9 @@ class Orphans:
 
     def __contains__(self, engine_hash: int) -> bool:
         return engine_hash in self._parked
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._parked)
 
     def get(self, engine_hash: int) -> Parked | None:
         """The parked block of this hash."""

@@ -26,8 +26,8 @@ from indexer.metrics import IndexerMetrics
 from indexer.replay import ReplayRequest
 from indexer.sequence import ReplayProgress, Sequence, Step, Verdict
 from indexer.settings import Settings
-from indexer.store import Store, StreamKey, Trust
-from indexer.stream_state import Counting
+from indexer.store import Point, Store, StreamKey, Trust
+from indexer.stream_state import Counting, StreamState
 from indexer.subscription import Context
 from indexer.wire import split_frames, split_reply
 
@@ -156,6 +156,19 @@ class Stream:
             last_batch_age_s=age_s,
             last_error=self._last_error or self.inbox.error,
         )
+
+    @property
+    def state(self) -> StreamState:
+        """What it holds."""
+        return self._applier.state
+
+    @property
+    def is_connected(self) -> bool:
+        return self.inbox.connected
+
+    def point(self) -> Point:
+        """Where it stands between two batches."""
+        return Point(self._sequence.last, self._sequence.fingerprint, self._complete, self.trust, self._applier.first_number == 1)
 
     def fail(self) -> None:
         """After an error of ours: hold nothing, and begin again."""
@@ -332,6 +345,7 @@ class Stream:
                 async for replies in chunks:
                     async with self._turn:
                         outcome = self._apply_replies(progress, replies, is_probe=is_probe)
+                        self._applier.tell()
                     if outcome is not None:
                         break
                 else:
@@ -422,6 +436,7 @@ class Stream:
                     break
                 if time.monotonic() >= until_s:
                     break
+            self._applier.tell()
         if self.inbox.dropped != self._dropped_seen:
             dropped, self._dropped_seen = self.inbox.dropped - self._dropped_seen, self.inbox.dropped
             self._metrics.inbox_dropped.inc(dropped)

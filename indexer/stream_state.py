@@ -2,7 +2,7 @@
 
     blocks    engine hash → Block(key, parent, copies on the gpu)     everything held in any tier
     lower     tier → engine hash → LowerCopy(count, keys it covers)   the tiers below the gpu
-    held      tier → block key → engine hashes that hold it there     a key is held while any of them is
+    held      tier → HeldKeys                                         a key is held while any engine hash of it is
     removed   engine hash → Block                                     bounded memory of what was held: parents, late offload announcements
     orphans   blocks whose parent is not known yet                    bounded in number and time
 
@@ -11,8 +11,7 @@ not hold (SGLang), one removal is enough ("set").
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import repeat
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from msgspec import Struct
@@ -21,6 +20,7 @@ from indexer.block_keys import TOKEN_BYTES, chain_keys, root_key
 from indexer.change import Change
 from indexer.errors import Refused
 from indexer.events import Cleared, Event, Removed, Stored, Tier
+from indexer.held_keys import HeldKeys
 from indexer.orphans import Orphans, Parked
 
 Counting = Literal["copies", "set"]
@@ -47,7 +47,7 @@ class Block(Struct, gc=False):
 
     key: int
     parent: int | None
-    copies: int = 0
+    copies: int = 1
 
 
 class LowerCopy(Struct, gc=False):
@@ -92,6 +92,7 @@ class StreamState:
         self._model = model
         self._hash_seed = hash_seed
         self._limits = limits or StateLimits()
+        self.counting = counting
         self._copies_max = 1 if counting == "set" else self._limits.copies_max
         self._offload_block_size = offload_block_size
         self.tally: Counter[str] = Counter()
@@ -111,7 +112,7 @@ class StreamState:
         self._roots: dict[str | None, int] = {}
         self._blocks: dict[int, Block] = {}
         self._lower: tuple[dict[int, LowerCopy], ...] = tuple({} for _ in Tier)
-        self._held: tuple[dict[int, int], ...] = tuple({} for _ in Tier)
+        self._held: tuple[HeldKeys, ...] = tuple(HeldKeys() for _ in Tier)
         self._claims: dict[int, set[int]] = {}
         self._ambiguous: set[int] = set()
         self._orphans = Orphans(None if self.touched is None else self.touched[PARKED])
@@ -129,12 +130,12 @@ class StreamState:
 
     def count(self, tier: Tier) -> int:
         """How many block keys are held in a tier, as the index should show them."""
-        held = self._held[tier]
+        held = self._held[tier].keys
         return len(held) - sum(key in held for key in self._ambiguous)
 
     def held(self, tier: Tier) -> set[int]:
         """The block keys that are held in a tier, as the index should show them."""
-        return self._held[tier].keys() - self._ambiguous
+        return self._held[tier].keys - self._ambiguous
 
     def forget(self) -> None:
         """Start again from nothing: the engine was restarted."""
@@ -186,6 +187,11 @@ class StreamState:
         if tier is Tier.GPU:
             return [engine_hash for engine_hash, block in self._blocks.items() if block.copies]
         return list(self._lower[tier])
+
+    @property
+    def blocks(self) -> Mapping[int, Block]:
+        """Engine hash → block, for all that is held in any tier."""
+        return self._blocks
 
     @property
     def orphans(self) -> Orphans:
@@ -324,7 +330,7 @@ class StreamState:
         for engine_hash, key in zip(event.hashes, keys, strict=True):
             block = blocks.get(engine_hash)
             if block is None:
-                block = blocks[engine_hash] = Block(key, parent)
+                block = blocks[engine_hash] = Block(key, parent, 0)
                 self._removed.pop(engine_hash, None)
             elif block.key != key:
                 self.tally["key_conflict"] += 1
@@ -336,7 +342,7 @@ class StreamState:
                 self._hold_lower(engine_hash, tier, (key,))
             elif not block.copies:
                 block.copies = 1
-                held[key] = held.get(key, 0) + 1
+                held.add(key)
                 if key not in self._ambiguous:
                     touched[key] = True  # also where another hash holds it: see _hold_keys
             elif block.copies < copies_max:
@@ -349,18 +355,15 @@ class StreamState:
         hashes = event.hashes
         if len(hashes) < RUN_MIN or event.tier is not Tier.GPU or not self._announces_extra_keys or self._ambiguous:
             return False
-        held = self._held[Tier.GPU]
-        if not self._blocks.keys().isdisjoint(hashes) or not held.keys().isdisjoint(keys):
+        touched = dict.fromkeys(keys, True)
+        if len(touched) != len(hashes) or len(set(hashes)) != len(hashes) or not self._blocks.keys().isdisjoint(hashes):
             return False
-        new = dict(zip(hashes, map(Block, keys, (event.parent, *hashes), repeat(1)), strict=False))
-        new_keys = dict.fromkeys(keys, 1)
-        if len(new) != len(hashes) or len(new_keys) != len(hashes):
+        if not self._held[Tier.GPU].add_new(touched):
             return False
-        for engine_hash in self._removed.keys() & new.keys():
+        for engine_hash in self._removed.keys() & hashes:
             del self._removed[engine_hash]
-        self._blocks.update(new)
-        held.update(new_keys)
-        self._change.touched[Tier.GPU].update(dict.fromkeys(keys, True))
+        self._blocks.update(zip(hashes, map(Block, keys, (event.parent, *hashes)), strict=True))
+        self._change.touched[Tier.GPU].update(touched)
         self.stored[Tier.GPU] += len(hashes)
         return True
 
@@ -372,21 +375,17 @@ class StreamState:
         copy.count = min(copy.count + 1, self._copies_max)
 
     def _hold_keys(self, tier: Tier, keys: Iterable[int]) -> None:
-        """A key that another hash holds already is told of again: who reads the hashes one by one while one takes the place of the other sees neither."""
+        """A key that another hash holds already is told of again: who reads in pieces, while one takes the place of the other, may see neither."""
         held, touched = self._held[tier], self._change.touched[tier]
         for key in keys:
-            held[key] = held.get(key, 0) + 1
+            held.add(key)
             if key not in self._ambiguous:
                 touched[key] = True
 
     def _release_keys(self, tier: Tier, keys: Iterable[int]) -> None:
         held, touched = self._held[tier], self._change.touched[tier]
         for key in keys:
-            count = held.get(key, 0)
-            if count > 1:
-                held[key] = count - 1
-            elif count:
-                del held[key]
+            if held.remove(key):
                 touched[key] = False
 
     def _store_known(self, event: Stored) -> None:
@@ -437,7 +436,7 @@ class StreamState:
             self._ambiguous.add(key)
             self.tally["ambiguous_key"] += 1
             for tier in Tier:
-                if key in self._held[tier]:
+                if key in self._held[tier].keys:
                     self._change.touched[tier][key] = False
 
     def _unclaim(self, engine_hash: int, key: int) -> None:
@@ -450,7 +449,7 @@ class StreamState:
             if key in self._ambiguous:
                 self._ambiguous.remove(key)
                 for tier in Tier:
-                    if key in self._held[tier]:  # an offloaded run of another hash covers it
+                    if key in self._held[tier].keys:  # an offloaded run of another hash covers it
                         self._change.touched[tier][key] = True
 
     # Removing
@@ -555,7 +554,7 @@ class StreamState:
                 self.tally["orphan_dropped"] += 1
                 return
             (key,) = chain_keys(parent_key, parked.tokens, len(parked.tokens) // TOKEN_BYTES, {0: parked.extra})
-            block = Block(key, parked.parent)
+            block = Block(key, parked.parent, 0)
         self._removed.pop(engine_hash, None)
         self._blocks[engine_hash] = block
         if self.touched is not None:

@@ -206,9 +206,7 @@ class View:
             yield keys
             key = keys[-1]
 
-    def _rank_score(
-        self, prompt: Prompt, rank: int, view: _StreamView, matches: Mapping[int, Mapping[int, Match]], now_s: float
-    ) -> RankScore:
+    def _rank_score(self, prompt: Prompt, rank: int, view: _StreamView, matches: Mapping[int, Mapping[int, Match]], now_s: float) -> RankScore:
         trust = view.trust_at(now_s)
         if view.block_size is None or view.holder is None:
             return RankScore(rank, NO_MATCH, 0.0, None, 0, trust)

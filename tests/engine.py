@@ -13,6 +13,8 @@ from typing import Any, Self
 import msgspec
 import zmq
 
+from tests.ports import HIGHEST, LOWEST
+
 END = b"\xff" * 8
 BLOCK_SIZE = 4
 
@@ -165,7 +167,7 @@ class Engine:
 
 def _bind(socket: "zmq.Socket[bytes]", port: int) -> int:
     if not port:
-        return socket.bind_to_random_port("tcp://127.0.0.1")
+        return socket.bind_to_random_port("tcp://127.0.0.1", min_port=LOWEST, max_port=HIGHEST)
     deadline_s = time.monotonic() + 10
     while True:
         try:

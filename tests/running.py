@@ -148,6 +148,7 @@ class Command(Client):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.http.close()
         if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(15)
@@ -157,6 +158,28 @@ class Command(Client):
         self._reader.join(10)
         assert self.process.stderr is not None
         self.process.stderr.close()
+
+    def kill(self) -> None:
+        """SIGKILL: it has no time for anything. Idempotent."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM: it ends in order. Returns its exit code."""
+        self.process.terminate()
+        return self.process.wait(30)
+
+    def freeze(self) -> None:
+        """SIGSTOP: it does nothing, and others cannot tell it from a slow one."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        self.process.send_signal(signal.SIGCONT)
+
+    @property
+    def is_running(self) -> bool:
+        return self.process.poll() is None
 
     def wait_url(self) -> Self:
         """Wait until it listens."""

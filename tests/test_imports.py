@@ -19,6 +19,7 @@ PURE_OF_INDEXER = (
     "sequence",
     "block_keys",
     "change",
+    "held_keys",
     "stream_state",
     "orphans",
     "errors",
@@ -31,7 +32,7 @@ IMPURE = {"zmq", "redis", "asyncio", "fastapi", "starlette", "uvicorn", "uvloop"
 # They receive, replay, or pass the context on and catch its errors; the demo engine is an engine.
 ZMQ = {f"indexer.{name}" for name in ("subscriber", "subscription", "listening", "replay", "stream", "service", "demo_engine")} | {"scorer_api.cli"}
 
-REDIS = {"indexer.store.connection", "indexer.store.scripts"}
+REDIS = {"indexer.store.connection", "indexer.store.scripts", "indexer.store.redis"}
 
 
 def tree(module: str) -> ast.Module:

@@ -29,6 +29,16 @@ class Trust(StrEnum):
     """Dropped."""
 
 
+class Point(Struct, frozen=True):
+    """Where a stream stands between two batches. `complete`: nothing is missing, as far as is known."""
+
+    sequence: int | None
+    fingerprint: bytes | None
+    complete: bool
+    trust: Trust
+    is_simulator: bool
+
+
 class Store(Protocol):
     """What a stream's owner writes to. No call waits for anything."""
 

@@ -9,7 +9,7 @@
     {namespace}:1:{model}:streams           ZSET    stream → vouched for until
     {namespace}:1:{model}:incarnation       STRING  the same as above, for what a model's slot holds
     {namespace}:1:{model}:lease:{stream}    HASH    owner, want: who has the stream, and who would like to
-    {namespace}:1:{model}:state:{stream}    HASH    gen, fence, number, head, status: see `records`
+    {namespace}:1:{model}:state:{stream}    HASH    gen, fence, number, lengths, head, status: see `records`
     {namespace}:1:{model}:{part}:{stream}:{generation}  HASH  engine hash → block, for each tier; parked blocks
 
 All times are Redis's own, in milliseconds. `{model}` is a digest of the model's name in braces, and `{directory}` stands there as it is: whatever is

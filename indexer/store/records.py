@@ -93,15 +93,14 @@ class ParkedRecord(Struct, frozen=True, array_like=True):
 class Head(Struct, frozen=True, array_like=True):
     """The part of a stream's state that goes with each batch.
 
-    `sequence`, `fingerprint`: the last applied batch. `complete`: whether nothing is missing as far as the owner knows. `lengths`: fields of
-    each of the generation's hashes, in the order of PARTS. The rest is what reading the engine's events depends on.
+    `sequence`, `fingerprint`: the last applied batch. `complete`: whether nothing is missing as far as the owner knows. The rest is what
+    reading the engine's events depends on.
     """
 
     sequence: int | None
     fingerprint: bytes | None
     complete: bool
     trust: Trust
-    lengths: tuple[int, ...]
     counting: str
     hash_seed: str
     traits: Traits

@@ -5,7 +5,7 @@
 --       6 how: "free" only if nobody has it, "want" the same and else ask the owner for it, "force" in any case
 --
 -- Returns {0, owner} somebody else has it; {1, incarnation} it is ours, and there is no state; or
---         {1, incarnation, generation, fence before, number, head} it is ours from this state on: whoever had it before is kept out by the fence.
+--         {1, incarnation, generation, fence before, number, head, lengths} it is ours from this state on: whoever had it before is kept out by the fence.
 
 local owner = redis.call('HGET', KEYS[1], 'owner')
 if owner and owner ~= ARGV[1] and ARGV[6] ~= 'force' then
@@ -21,8 +21,8 @@ redis.call('HDEL', KEYS[1], 'want')
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 redis.call('SET', KEYS[3], ARGV[5], 'NX', 'PX', ARGV[4])
 local incarnation = redis.call('GET', KEYS[3])
-local state = redis.call('HMGET', KEYS[2], 'gen', 'fence', 'number', 'head')
+local state = redis.call('HMGET', KEYS[2], 'gen', 'fence', 'number', 'head', 'lengths')
 if not state[1] then return {1, incarnation} end
 redis.call('HSET', KEYS[2], 'fence', ARGV[3])
 redis.call('PEXPIRE', KEYS[2], ARGV[4])
-return {1, incarnation, state[1], state[2], state[3], state[4]}
+return {1, incarnation, state[1], state[2], state[3], state[4], state[5]}

@@ -3,9 +3,10 @@
 -- KEYS  1 streams  2 log  3 incarnation, then for each stream: lease, state, the generation's hash of each part (6)
 -- ARGV  1 owner  2 lease, ms  3 state's and 4 blocks' time to live, ms  5 how long streams are vouched for, ms
 --       6 1 where pods are registered, so that the incarnation must outlast everything, then for each stream: name, fence, status,
---         1 where its engine is connected: else it is not vouched for and lives no longer
+--         1 where its engine is connected: else its time to live runs on
 --
--- Returns {time in ms, incarnation or false, result of each stream …}; a result is {1, generation, number, who wants it or false},
+-- Returns {time in ms, incarnation or false, result of each stream …}; a result is {1, generation, number, 1 if its blocks are
+-- all there else 0, who wants it or false},
 -- {0} another owner has it, or {-1} there is no such state.
 -- PEXPIRE comes first: a full Redis allows it, and then all that follows.
 
@@ -23,7 +24,7 @@ local count = (#KEYS - 3) / 8
 for number = 1, count do
   local key, at = 4 + (number - 1) * 8, 7 + (number - 1) * 4
   local lease = redis.call('HMGET', KEYS[key], 'owner', 'want')
-  local state = redis.call('HMGET', KEYS[key + 1], 'gen', 'fence', 'number')
+  local state = redis.call('HMGET', KEYS[key + 1], 'gen', 'fence', 'number', 'lengths')
   if (lease[1] and lease[1] ~= ARGV[1]) or (state[2] and state[2] ~= ARGV[at + 1]) then
     result[number + 2] = {0}
   else
@@ -40,9 +41,9 @@ for number = 1, count do
         for part = key + 2, key + 7 do
           redis.call('PEXPIRE', KEYS[part], ARGV[4])
         end
-        redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[5]), ARGV[at])
       end
-      result[number + 2] = {1, state[1], state[3], lease[2]}
+      redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[5]), ARGV[at])
+      result[number + 2] = {1, state[1], state[3], lengths(key + 2) == state[4] and 1 or 0, lease[2]}
     end
   end
 end

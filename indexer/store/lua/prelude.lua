@@ -41,6 +41,15 @@ local function now_ms()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
+-- How many fields each part has, as it is noted in the state: what does not fit any more was lost.
+local function lengths(first_key)
+  local found = {}
+  for part = 0, 5 do
+    found[part + 1] = redis.call('HLEN', KEYS[first_key + part])
+  end
+  return table.concat(found, ',')
+end
+
 -- Everything that a batch leaves behind besides the blocks: the state, the log, and how long they live.
 local function record(state, log, streams, fields, entry, log_max, state_ttl, stream, vouched)
   redis.call('HSET', state, unpack(fields))

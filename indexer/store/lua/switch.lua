@@ -24,7 +24,7 @@ local parts = read_parts(13, 6)
 set_parts(parts, 6)
 delete_parts(parts, 6)
 redis.call('SET', KEYS[4], ARGV[12], 'NX')
-local fields = {'gen', ARGV[3], 'fence', ARGV[1], 'number', ARGV[4], 'head', ARGV[5]}
+local fields = {'gen', ARGV[3], 'fence', ARGV[1], 'number', ARGV[4], 'head', ARGV[5], 'lengths', lengths(6)}
 record(KEYS[1], KEYS[2], KEYS[3], fields, ARGV[6], ARGV[7], ARGV[8], ARGV[11], ARGV[10])
 local result = {1}
 for part = 6, 11 do

@@ -1,0 +1,640 @@
+"""The store that replicas share: what indexers own lies in Redis, and every change of it in a log.
+
+    streams ──▶ StreamWriter (one each) ──▶ the writing task: all that is pending, in one round trip ──▶ append, switch, delete
+
+Nothing that streams call waits for Redis. While it is away they go on in memory and changes gather, bounded by what the stream holds.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from enum import Enum, auto
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self, cast
+
+import msgspec
+from msgspec import Struct
+from redis.exceptions import RedisError
+
+from indexer.change import Change
+from indexer.engine_spec import EngineSpec
+from indexer.errors import StoreError
+from indexer.events import Tier
+from indexer.metrics import IndexerMetrics
+from indexer.orphans import Parked
+from indexer.settings import Settings
+from indexer.store import Point, StreamKey, Trust
+from indexer.store.connection import Client, connect, is_away, masked, why
+from indexer.store.keyspace import PARKED, PARTS, Keyspace
+from indexer.store.records import Head, decode_block, decode_hash, decode_head, decode_parked
+from indexer.store.scripts import Call, call, call_all, pairs
+from indexer.store.writer import Recorded, StreamWriter, random_number
+from indexer.stream_state import BlockRecord, StreamState
+
+log = logging.getLogger(__name__)
+
+How = Literal["free", "want", "force"]
+
+# Pauses while Redis is away or refuses.
+RETRY_S = 0.1
+RETRY_MAX_S = 1.0
+# Fields written or read by one command: well below a millisecond of Redis.
+PIECE_FIELDS = 500
+PIECES_PER_ROUND = 8
+KEEP_STREAMS = 50
+# So many streams may be written anew at a time.
+WRITING_ALL_MAX = 2
+ROOM_WAIT_S = 0.5
+FLUSH_S = 2.0
+
+
+class Claim(Struct, frozen=True):
+    """A stream that is ours now. `generation` is None where there is no state of it."""
+
+    fence: int
+    generation: int | None = None
+    fence_before: int = 0
+    number: int = 0
+    head: Head | None = None
+    lengths: tuple[int, ...] = ()
+
+
+class Standing(Enum):
+    """Whether an owned stream still is."""
+
+    OURS = auto()
+    LOST = auto()
+    """Another indexer has it."""
+    GONE = auto()
+    """Its pod was forgotten."""
+
+
+class Kept(Struct, frozen=True):
+    """What became of one owned stream. `wanted_by`: another indexer that would like to have it."""
+
+    standing: Standing
+    wanted_by: str | None = None
+
+
+class Beat(Struct, frozen=True):
+    """What an indexer learns of the others."""
+
+    incarnation: str
+    members: tuple[str, ...]
+    pods: dict[str, tuple[EngineSpec, ...]]
+    forgotten: frozenset[str]
+
+
+class Resumable(Recorded, Protocol):
+    """A stream that can go on from where its former owner was."""
+
+    def resume(self, head: Head) -> None: ...
+
+
+class RedisStore:
+    """`async with RedisStore(settings, metrics, member) as store:` it does not matter whether Redis is up.
+
+    `lost` is called with a stream that was written in vain: it is not ours any more.
+    """
+
+    def __init__(self, settings: Settings, metrics: IndexerMetrics, member: str) -> None:
+        assert settings.redis is not None, "a shared store is somewhere"
+        self._settings = settings
+        self._metrics = metrics
+        self.member = member
+        self.keyspace = Keyspace(settings.namespace)
+        self.lost: Callable[[StreamKey, Standing], None] = _nobody
+        self.trouble: str | None = None
+        self.outage_ended_s = float("-inf")
+        self._client: Client = connect(settings.redis, settings.redis_timeout_s)
+        self._writers: dict[StreamKey, StreamWriter] = {}
+        self._dirty: dict[StreamKey, StreamWriter] = {}
+        self._woken = asyncio.Event()
+        self._progress = asyncio.Event()
+        self._writing_all = asyncio.Semaphore(WRITING_ALL_MAX)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._start(self._write(), "redis writer")
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._client.aclose()
+
+    def _start(self, work: Any, name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("task failed", extra={"task": task.get_name()}, exc_info=error)
+
+    # How Redis is
+
+    @property
+    def is_up(self) -> bool:
+        return self.trouble is None
+
+    def _note(self, error: RedisError) -> None:
+        """Redis is away or refuses. One line in the log for each change."""
+        trouble = why(error)
+        if trouble != self.trouble:
+            assert self._settings.redis is not None, "a shared store is somewhere"
+            log.error("redis in trouble", extra={"trouble": trouble, "url": masked(self._settings.redis), "error": str(error)})
+        self.trouble = trouble
+        self._metrics.redis.up.set(0)
+
+    def _note_well(self) -> None:
+        if self.trouble is not None:
+            log.info("redis well again", extra={"trouble": self.trouble})
+            self.outage_ended_s = time.monotonic()
+            self.trouble = None
+        self._metrics.redis.up.set(1)
+
+    async def _call(self, script: str, keys: Sequence[str], *words: Any) -> Any:
+        """Raises StoreError."""
+        try:
+            answer = await call(self._client, script, keys, *words)
+        except RedisError as error:
+            self._note(error)
+            raise StoreError(why(error)) from error
+        return answer
+
+    # What streams call: the protocol of indexer.store.Store
+
+    def open(self, stream: StreamKey) -> None:
+        """A stream exists in Redis once it is owned."""
+
+    def append(self, stream: StreamKey, block_size: int, change: Change) -> None:
+        writer = self._writers.get(stream)
+        if writer is not None:
+            writer.note(change)
+
+    def recorded(self, stream: StreamKey) -> None:
+        writer = self._writers.get(stream)
+        if writer is not None:
+            writer.recorded()
+            self._mark(writer)
+
+    def drop(self, stream: StreamKey) -> None:
+        writer = self._writers.get(stream)
+        if writer is not None:
+            writer.void()
+            self._mark(writer)
+
+    def vouch(self, stream: StreamKey, trust: Trust) -> None:
+        writer = self._writers.get(stream)
+        if writer is not None:
+            writer.is_absent = trust is Trust.EXPIRED
+            if not writer.is_absent and writer.generation is None:
+                writer.needs_all = True
+            writer.is_dirty = True
+            self._mark(writer)
+
+    def close(self, stream: StreamKey) -> None:
+        """The owner says by `let_go`, `disown` or `forget` what becomes of a stream."""
+
+    async def room(self, stream: StreamKey) -> None:
+        """Wait, not for long, while more of this stream is waiting than should be and Redis is well."""
+        until_s = time.monotonic() + ROOM_WAIT_S
+        while (writer := self._writers.get(stream)) is not None and writer.is_behind and self.is_up and (left_s := until_s - time.monotonic()) > 0:
+            self._progress.clear()
+            try:
+                async with asyncio.timeout(left_s):
+                    await self._progress.wait()
+            except TimeoutError:
+                return
+
+    def _mark(self, writer: StreamWriter) -> None:
+        self._dirty[writer.key] = writer
+        self._woken.set()
+
+    # Owning
+
+    async def claim(self, stream: StreamKey, how: How) -> Claim | str:
+        """Become the stream's owner. Returns its present owner where that is somebody else. Raises StoreError."""
+        keys, fence = self.keyspace.model(stream.model), random_number()
+        lease_ms, ttl_ms = int(self._settings.lease_s * 1000), int(self._settings.pod_expiry_s * 1000)
+        words = (self.member, lease_ms, fence, ttl_ms, f"{random_number():016x}", how)
+        answer = await self._call("claim", [keys.lease(stream), keys.state(stream), keys.incarnation], *words)
+        if not answer[0]:
+            return str(answer[1], "utf-8")
+        if len(answer) == 2:
+            return Claim(fence)
+        generation, before, number, head, lengths = answer[2:]
+        return Claim(fence, int(generation), int(before), int(number), decode_head(head), tuple(map(int, lengths.split(b","))))
+
+    async def load(self, claim: Claim, stream: Resumable) -> bool:
+        """Let the stream hold what Redis has of it. Returns whether it does: else it starts anew. Raises StoreError."""
+        head = claim.head
+        if claim.generation is None or head is None:
+            return False
+        state = stream.state
+        if (head.counting, head.hash_seed) != (state.counting, self._settings.hash_seed):
+            return False
+        parts = self.keyspace.model(stream.key.model).parts(stream.key, claim.generation)
+        try:
+            fields = [await self._scan(part) for part in parts]
+        except RedisError as error:
+            self._note(error)
+            raise StoreError(why(error)) from error
+        if tuple(map(len, fields)) != claim.lengths:
+            log.warning("blocks missing in redis", extra={"pod": stream.key.pod, "rank": stream.key.rank})
+            return False
+        try:
+            state.restore(head.traits, [(tier, _blocks(fields[tier])) for tier in Tier])
+            _park(state, fields[PARKED])
+        except (ValueError, msgspec.DecodeError) as error:
+            log.warning("blocks in redis not readable", extra={"pod": stream.key.pod, "rank": stream.key.rank, "error": str(error)})
+            state.forget()
+            return False
+        stream.resume(head)
+        return True
+
+    async def _scan(self, key: str) -> dict[bytes, bytes]:
+        """A whole hash, in pieces."""
+        found: dict[bytes, bytes] = {}
+        cursor = 0
+        while True:
+            cursor, piece = await self._client.hscan(key, cursor, count=PIECE_FIELDS)
+            found.update(cast(dict[bytes, bytes], piece))
+            if not cursor:
+                return found
+
+    def own(self, stream: Recorded, claim: Claim, *, is_loaded: bool) -> None:
+        """From now on what the stream holds is written. `is_loaded`: it holds what Redis has; else that is void."""
+        writer = StreamWriter(stream, self.keyspace.model(stream.key.model), self._settings, claim.fence)
+        self._writers[stream.key] = writer
+        if claim.generation is not None:
+            writer.continue_from(claim.generation, claim.fence_before, claim.number)
+        if is_loaded:
+            writer.is_dirty = True
+        else:
+            writer.void()
+        self._mark(writer)
+
+    def disown(self, stream: StreamKey) -> None:
+        """Write nothing more of it. Idempotent."""
+        writer = self._writers.pop(stream, None)
+        self._dirty.pop(stream, None)
+        if writer is not None:
+            writer.stream.state.untrack()
+
+    async def let_go(self, stream: StreamKey) -> None:
+        """Write what is left, if that can be done soon, and give the lease back. Never raises StoreError."""
+        writer = self._writers.get(stream)
+        until_s = time.monotonic() + FLUSH_S
+        while writer is not None and not writer.is_settled and self.is_up and time.monotonic() < until_s:
+            self._mark(writer)
+            self._progress.clear()
+            try:
+                async with asyncio.timeout(RETRY_S):
+                    await self._progress.wait()
+            except TimeoutError:
+                pass
+        self.disown(stream)
+        try:
+            await self._call("release", [self.keyspace.model(stream.model).lease(stream)], self.member)
+        except StoreError:
+            log.info("lease not given back", extra={"pod": stream.pod, "rank": stream.rank})
+
+    async def owners(self, streams: Sequence[StreamKey]) -> dict[StreamKey, str | None]:
+        """Who has these streams. Raises StoreError."""
+        pipeline = self._client.pipeline(transaction=False)
+        for stream in streams:
+            pipeline.hget(self.keyspace.model(stream.model).lease(stream), "owner")
+        try:
+            answers = await pipeline.execute()
+        except RedisError as error:
+            self._note(error)
+            raise StoreError(why(error)) from error
+        return {stream: None if answer is None else str(answer, "utf-8") for stream, answer in zip(streams, answers, strict=True)}
+
+    async def keep(self, statuses: Callable[[StreamKey], bytes], registered: Iterable[str]) -> dict[StreamKey, Kept]:
+        """Renew what is ours, and see whether it still is.
+
+        `statuses`: a stream's status in JSON; `registered`: models with pods that outlast their indexers. Raises StoreError.
+        """
+        kept: dict[StreamKey, Kept] = {}
+        lasting = frozenset(registered)
+        by_model: dict[str, list[StreamWriter]] = {}
+        for writer in self._writers.values():
+            by_model.setdefault(writer.key.model, []).append(writer)
+        for model, writers in by_model.items():
+            for start in range(0, len(writers), KEEP_STREAMS):
+                kept |= await self._keep(model, writers[start : start + KEEP_STREAMS], statuses, is_lasting=model in lasting)
+        self._note_well_if_written()
+        return kept
+
+    async def _keep(
+        self, model: str, writers: list[StreamWriter], statuses: Callable[[StreamKey], bytes], *, is_lasting: bool
+    ) -> dict[StreamKey, Kept]:
+        keys, lease_ms = self.keyspace.model(model), int(self._settings.lease_s * 1000)
+        names = [keys.streams, keys.log, keys.incarnation]
+        words: list[Any] = [self.member, lease_ms, *writers[0].ttl_ms, lease_ms, int(is_lasting)]
+        before = [(writer.generation, writer.number, writer.is_writing_all) for writer in writers]
+        for writer in writers:
+            names += [keys.lease(writer.key), keys.state(writer.key), *keys.parts(writer.key, writer.generation or 0)]
+            words += [writer.name, writer.fence, statuses(writer.key), int(writer.stream.is_connected)]
+        _, _, *answers = await self._call("keep", names, *words)
+        kept = {}
+        for writer, (generation, number, was_writing), answer in zip(writers, before, answers, strict=True):
+            if self._writers.get(writer.key) is not writer:
+                continue
+            standing = Standing.OURS
+            if answer[0] == 0:
+                standing = Standing.LOST
+            elif (
+                was_writing or writer.is_writing_all or writer.needs_all or writer.is_absent or generation is None or writer.generation != generation
+            ):
+                pass
+            elif answer[0] == -1:
+                standing = await self._missing(writer)
+            elif int(answer[1]) != generation or int(answer[2]) < number or not answer[3]:
+                self._void(writer, "went_back")
+            wanted_by = str(answer[4], "utf-8") if answer[0] == 1 and answer[4] else None
+            kept[writer.key] = Kept(standing, wanted_by)
+        return kept
+
+    async def _missing(self, writer: StreamWriter) -> Standing:
+        """There is no state of a stream that was written: its pod was forgotten, or Redis lost it."""
+        try:
+            forgotten = await self._client.zscore(self.keyspace.directory.forgotten, writer.key.pod)
+        except RedisError as error:
+            self._note(error)
+            raise StoreError(why(error)) from error
+        if forgotten is not None:
+            return Standing.GONE
+        if writer.generation is not None and not writer.needs_all:
+            self._void(writer, "lost")
+        return Standing.OURS
+
+    def _void(self, writer: StreamWriter, reason: str) -> None:
+        log.warning("redis does not have the stream as it was written", extra={"pod": writer.key.pod, "rank": writer.key.rank, "reason": reason})
+        self._metrics.redis.full_writes.labels(reason).inc()
+        writer.void()
+        self._mark(writer)
+
+    # Pods
+
+    async def beat(self, models: Iterable[str]) -> Beat:
+        """Say that this indexer lives, and hear of the others. Raises StoreError."""
+        names, settings = self.keyspace.directory, self._settings
+        keys = [names.members, names.models, names.pods, names.forgotten, names.incarnation]
+        words = (self.member, int(settings.lease_s * 1000), int(settings.pod_expiry_s * 1000), f"{random_number():016x}", *models)
+        _, incarnation, members, pods, forgotten = await self._call("beat", keys, *words)
+        self._note_well_if_written()
+        return Beat(
+            str(incarnation, "utf-8"),
+            tuple(str(member, "utf-8") for member in members),
+            {str(pod, "utf-8"): specs for pod, text in pairs(pods) if (specs := _specs(text))},
+            frozenset(str(pod, "utf-8") for pod in forgotten),
+        )
+
+    async def leave(self) -> None:
+        """This indexer ends: the others need not wait. Never raises StoreError."""
+        try:
+            await self._client.zrem(self.keyspace.directory.members, self.member)
+        except RedisError as error:
+            log.info("not taken off the members", extra={"error": str(error)})
+
+    async def register(self, specs: tuple[EngineSpec, ...], *, keeps_old: bool = False) -> bool:
+        """Make a pod known to all. Returns whether it was not. Raises StoreError."""
+        names = self.keyspace.directory
+        words = (specs[0].pod, msgspec.json.encode(specs), f"{random_number():016x}", int(keeps_old))
+        return bool(await self._call("register", [names.pods, names.forgotten, names.incarnation], *words))
+
+    async def unregister(self, pod: str) -> bool:
+        """Make all forget a pod. Returns whether it was registered. Raises StoreError."""
+        names = self.keyspace.directory
+        ttl_ms = int(self._settings.pod_expiry_s * 1000)
+        return bool(await self._call("unregister", [names.pods, names.forgotten, names.incarnation], pod, ttl_ms))
+
+    async def delete(self, stream: StreamKey) -> None:
+        """Delete what Redis has of a stream, whoever owns it. Raises StoreError."""
+        keys = self.keyspace.model(stream.model)
+        generation: bytes | None = None
+        while True:
+            writer = StreamWriter(_Nobody(stream), keys, self._settings, 0)
+            writer.generation = None if generation is None else int(generation)
+            deletion = writer.delete(gone=True)
+            answer = await self._call(deletion.script, deletion.keys, *deletion.words)
+            if answer[0] == 1:
+                return
+            generation = answer[1] if len(answer) > 1 else None
+
+    # The writing task
+
+    async def _write(self) -> None:
+        pause_s = RETRY_S
+        while True:
+            await self._woken.wait()
+            self._woken.clear()
+            try:
+                is_well = await self._round()
+            except RedisError as error:
+                self._note(error)
+                is_well = False
+            except Exception:  # an error of ours must not end writing for all streams
+                log.exception("writing failed")
+                is_well = False
+            self._progress.set()
+            if is_well:
+                pause_s = RETRY_S
+            else:
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, RETRY_MAX_S)
+                self._woken.set()
+
+    async def _round(self) -> bool:
+        """Send all that is pending, in one round trip. Returns whether Redis took it. Raises RedisError where it did not answer."""
+        due, self._dirty = self._dirty, {}
+        batch: list[tuple[StreamWriter, Call]] = []
+        for writer in due.values():
+            if writer.is_writing_all:
+                continue  # its end marks it again
+            if writer.is_absent:
+                if writer.generation is not None:
+                    batch.append((writer, writer.delete(gone=False)))
+            elif writer.needs_all:
+                writer.is_writing_all = True
+                self._start(self._write_all(writer), f"write all of {writer.key.pod} {writer.key.rank}")
+            else:
+                batch += [(writer, sealed.call) for sealed in writer.take()]
+        if not batch:
+            return True
+        try:
+            answers = await call_all(self._client, [sent for _, sent in batch])
+        except RedisError:
+            for writer in {id(writer): writer for writer, _ in batch}.values():
+                self._take_back(writer, is_unsure=True)
+            raise
+        is_well = True
+        for (writer, sent), answer in zip(batch, answers, strict=True):
+            if self._writers.get(writer.key) is not writer:
+                continue
+            if isinstance(answer, RedisError):
+                is_well = False
+                self._note(answer)
+                self._take_back(writer, is_unsure=is_away(answer))
+            elif sent.script == "delete":
+                self._deleted(writer, answer)
+            else:
+                await self._appended(writer, sent, answer)
+        if is_well:
+            self._note_well()
+        return is_well
+
+    def _take_back(self, writer: StreamWriter, *, is_unsure: bool) -> None:
+        writer.take_back(is_unsure=is_unsure)
+        if self._writers.get(writer.key) is writer:
+            self._mark(writer)
+
+    def _deleted(self, writer: StreamWriter, answer: Any) -> None:
+        if answer[0] == 0:
+            self._lose(writer, Standing.LOST)
+        writer.generation = None
+
+    async def _appended(self, writer: StreamWriter, sent: Call, answer: Any) -> None:
+        sealed = next((sealed for sealed in writer.in_flight if sealed.call is sent), None)
+        if sealed is None:
+            return  # an earlier one of the same stream was refused, and with it all that follow
+        match answer[0]:
+            case 1:
+                writer.done(sealed)
+                self._metrics.redis.appends.inc()
+            case 0:
+                self._lose(writer, Standing.LOST)
+            case -3 if writer.done_unanswered(int(answer[1])):
+                self._take_back(writer, is_unsure=False)
+            case -1:
+                writer.take_back(is_unsure=False)
+                if await self._missing(writer) is Standing.GONE:
+                    self._lose(writer, Standing.GONE)
+            case _:
+                writer.take_back(is_unsure=False)
+                self._void(writer, "went_back")
+
+    def _lose(self, writer: StreamWriter, standing: Standing) -> None:
+        self.disown(writer.key)
+        self.lost(writer.key, standing)
+
+    # Writing everything
+
+    async def _write_all(self, writer: StreamWriter) -> None:
+        try:
+            async with self._writing_all:
+                while writer.needs_all and self._writers.get(writer.key) is writer and not writer.is_absent:
+                    await self._write_generation(writer)
+            self._note_well()
+        except (RedisError, StoreError) as error:
+            if isinstance(error, RedisError):
+                self._note(error)
+            writer.void()
+            await asyncio.sleep(RETRY_S)
+        finally:
+            writer.is_writing_all = False
+            if self._writers.get(writer.key) is writer:
+                self._mark(writer)
+            self._progress.set()
+
+    async def _write_generation(self, writer: StreamWriter) -> None:
+        """Write all that the stream holds into hashes of a new generation, then make that the stream's. Raises RedisError, StoreError."""
+        generation = writer.begin_all()
+        names = writer.keys.parts(writer.key, generation)
+        for part in range(len(PARTS)):
+            if not await self._write_fields(writer, names[part], part, writer.hashes(part)):
+                return
+        while writer.operations > PIECE_FIELDS * PIECES_PER_ROUND:
+            touched = writer.stream.state.track()
+            for part in range(len(PARTS)):
+                if not await self._write_fields(writer, names[part], part, list(touched[part])):
+                    return
+        switch = writer.switch(generation, self.member, f"{random_number():016x}")
+        answer = await call(self._client, switch.script, switch.keys, *switch.words)
+        if answer[0] == 0:
+            # Either somebody else has it, or a Redis that lost everything does not know that it is ours.
+            writer.void()
+            claim = await self.claim(writer.key, "free")
+            if isinstance(claim, str) or (claim.generation is not None and claim.fence_before != writer.fence):
+                self._lose(writer, Standing.LOST)
+            else:
+                writer.fence = claim.fence
+            return
+        if [int(length) for length in answer[1:]] != writer.expected:
+            writer.void()
+            return
+        writer.switched(generation)
+        self._metrics.redis.appends.inc()
+
+    async def _write_fields(self, writer: StreamWriter, name: str, part: int, hashes: list[int]) -> bool:
+        """Returns whether that still makes sense."""
+        step = PIECE_FIELDS * PIECES_PER_ROUND
+        for start in range(0, len(hashes), step):
+            if writer.needs_all or writer.is_absent or self._writers.get(writer.key) is not writer:
+                return False
+            pipeline = self._client.pipeline(transaction=False)
+            for first in range(start, min(start + step, len(hashes)), PIECE_FIELDS):
+                sets: list[bytes] = []
+                dels: list[bytes] = []
+                for field, value in writer.fields(part, hashes[first : first + PIECE_FIELDS]):
+                    if value is None:
+                        dels.append(field)
+                    else:
+                        sets += (field, value)
+                if sets:
+                    pipeline.execute_command("HSET", name, *sets)
+                if dels:
+                    pipeline.execute_command("HDEL", name, *dels)
+            pipeline.pexpire(name, writer.ttl_ms[1])
+            await pipeline.execute()
+        return not writer.needs_all
+
+    def _note_well_if_written(self) -> None:
+        """Redis answered. That it takes writes again only a write shows."""
+        if self.trouble == "unreachable" or self.trouble is None:
+            self._note_well()
+
+
+class _Nobody:
+    """Stands for a stream that is deleted by somebody who does not own it."""
+
+    is_connected = False
+
+    def __init__(self, key: StreamKey) -> None:
+        self.key = key
+        self.state = StreamState(key.model, "")
+
+    def point(self) -> Point:
+        return Point(None, None, False, Trust.EXPIRED, False)
+
+
+def _specs(text: bytes) -> tuple[EngineSpec, ...]:
+    """A registered pod's specs; nothing where they cannot be read: somebody else wrote them."""
+    try:
+        return msgspec.json.decode(text, type=tuple[EngineSpec, ...])
+    except msgspec.MsgspecError:
+        log.warning("a registered pod in redis is not readable")
+        return ()
+
+
+def _blocks(fields: dict[bytes, bytes]) -> Iterable[tuple[int, BlockRecord]]:
+    return ((decode_hash(field), decode_block(value)) for field, value in fields.items())
+
+
+def _park(state: StreamState, fields: dict[bytes, bytes]) -> None:
+    now_s, now_ms = time.monotonic(), time.time() * 1000
+    records = sorted(((decode_hash(field), decode_parked(value)) for field, value in fields.items()), key=lambda item: item[1].since_ms)
+    for engine_hash, record in records:
+        parked: Parked = state.orphans.park(engine_hash, record.parent, record.tokens, record.extra, now_s - (now_ms - record.since_ms) / 1000)
+        parked.copies.update({Tier(tier): count for tier, count in record.copies.items()})
+
+
+def _nobody(stream: StreamKey, standing: Standing) -> None:
+    """Until somebody owns streams, none can be lost."""

@@ -1,0 +1,547 @@
+"""What streams hold, in a real Redis and back, through everything that a Redis can do in between.
+
+What Redis should have is read by the test itself, field by field, and compared with what the stream holds.
+"""
+
+import asyncio
+import random
+import struct
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import pytest
+from prometheus_client import CollectorRegistry
+
+from indexer.errors import StoreError
+from indexer.events import Cleared, Event, Removed, Stored, Tier
+from indexer.metrics import IndexerMetrics
+from indexer.settings import Settings
+from indexer.store import Point, StreamKey, Trust
+from indexer.store.keyspace import PARTS, Keyspace
+from indexer.store.redis import Claim, RedisStore, Standing
+from indexer.store.writer import Recorded
+from indexer.stream_state import StreamState
+from tests.redis_server import RedisServer
+
+KEY = StreamKey("my/{odd} model:", "10.0.0.7:8000", 0)
+SIZE = 4
+
+
+class Owned:
+    """A stream without an engine: the test applies events to it."""
+
+    def __init__(self, store: RedisStore, key: StreamKey = KEY) -> None:
+        self.key = key
+        self.state = StreamState(key.model, "")
+        self.is_connected = True
+        self.sequence: int | None = None
+        self.trust = Trust.LIVE
+        self.resumed: Any = None
+        self._store = store
+
+    def point(self) -> Point:
+        return Point(self.sequence, b"fingerprint", True, self.trust, False)
+
+    def resume(self, head: Any) -> None:
+        self.resumed = head
+        self.sequence = head.sequence
+
+    def apply(self, *events: Event) -> None:
+        change = self.state.apply(events, time.monotonic())
+        if change:
+            self._store.append(self.key, SIZE, change)
+        self.sequence = 0 if self.sequence is None else self.sequence + 1
+        self._store.recorded(self.key)
+
+    def forget(self) -> None:
+        self.state.forget()
+        self._store.drop(self.key)
+
+
+def stored(hashes: list[int], parent: int | None, first_token: int, tier: Tier = Tier.GPU, salt: bytes = b"") -> Stored:
+    tokens = b"".join(struct.pack("<I", first_token + number) for number in range(SIZE * len(hashes)))
+    extra = {0: salt} if salt else None
+    return Stored(hashes, parent, tokens, SIZE, tier, None, extra, True, 0, "full_attention")
+
+
+def moved(hashes: list[int], tier: Tier, size: int = 0) -> Stored:
+    """A placeholder: a tier update without tokens."""
+    return Stored(hashes, None, b"", size, tier, None, None, False, 0, None)
+
+
+def removed(hashes: list[int], tier: Tier = Tier.GPU) -> Removed:
+    return Removed(hashes, tier, 0)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with RedisServer() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _empty(server: RedisServer) -> None:
+    if not server.is_running:
+        server.start(with_data=False)
+    server.client().flushall()
+
+
+def settings_of(server: RedisServer, **more: Any) -> Settings:
+    return Settings(redis=server.url, **{"redis_timeout_s": 0.5, "pod_expiry_s": 60.0, **more})
+
+
+@asynccontextmanager
+async def opened(settings: Settings, member: str = "me") -> AsyncIterator[RedisStore]:
+    async with RedisStore(settings, IndexerMetrics(CollectorRegistry()), member) as store:
+        yield store
+
+
+async def owned(store: RedisStore, key: StreamKey = KEY) -> Owned:
+    """A stream of this store's, loaded if Redis has it."""
+    claim = await store.claim(key, "free")
+    assert isinstance(claim, Claim), claim
+    stream = Owned(store, key)
+    is_loaded = await store.load(claim, stream)
+    store.own(stream, claim, is_loaded=is_loaded)
+    return stream
+
+
+async def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "it did not come true"
+        await asyncio.sleep(0.01)
+
+
+async def settled(store: RedisStore, key: StreamKey = KEY) -> None:
+    await until(lambda: store._writers[key].is_settled)  # what is waiting has no public face: nobody else has to know
+
+
+def in_redis(server: RedisServer, key: StreamKey = KEY) -> dict[str, dict[int, bytes]]:
+    """Part → engine hash → value, of the stream's generation, read by the test."""
+    client = server.client()
+    keys = Keyspace("kvi").model(key.model)
+    generation = client.hget(keys.state(key), "gen")
+    assert generation is not None, "no state"
+    found = {}
+    for part, name in zip(PARTS, keys.parts(key, int(generation)), strict=True):
+        fields: Any = client.hgetall(name)
+        found[part] = {int.from_bytes(field, "big"): value for field, value in fields.items()}
+    return found
+
+
+def as_held(state: StreamState) -> dict[str, dict[int, bytes]]:
+    """The same as the stream has it, written down here byte for byte."""
+    found: dict[str, dict[int, bytes]] = {part: {} for part in PARTS}
+    for tier in Tier:
+        for engine_hash in state.hashes(tier):
+            record = state.record(tier, engine_hash)
+            assert record is not None
+            parent = b"\x00" if record.parent is None else b"\x01" + struct.pack("<Q", record.parent)
+            found[tier.word][engine_hash] = bytes([record.copies]) + parent + struct.pack(f"<{len(record.keys)}Q", *record.keys)
+    for engine_hash in state.orphans:
+        found["parked"][engine_hash] = b"parked"
+    return found
+
+
+def assert_written(server: RedisServer, stream: Owned) -> None:
+    written = in_redis(server, stream.key)
+    written["parked"] = dict.fromkeys(written["parked"], b"parked")
+    assert written == as_held(stream.state)
+    state = server.client().hgetall(Keyspace("kvi").model(stream.key.model).state(stream.key))
+    assert msgspec.msgpack.decode(state[b"head"])[0] == stream.sequence
+    assert state[b"lengths"] == ",".join(str(len(written[part])) for part in PARTS).encode()
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(work)
+
+
+class Load:
+    """Random events of an engine that stores, evicts, offloads, clears and sends children before their parents."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.next_hash = 1
+        self.gpu: list[int] = []
+        self.cpu: list[int] = []
+        self.held_back: list[Stored] = []
+
+    def events(self) -> list[Event]:
+        return [self._event() for _ in range(self.random.randint(1, 4))]
+
+    def _event(self) -> Event:
+        kind = self.random.random()
+        if kind < 0.45 or not self.gpu:
+            return self._store()
+        if kind < 0.55:
+            again = self.random.choice(self.gpu)
+            self.gpu.append(again)
+            return moved([again], Tier.GPU)
+        if kind < 0.8:
+            return removed([self.gpu.pop(self.random.randrange(len(self.gpu))) for _ in range(min(len(self.gpu), self.random.randint(1, 6)))])
+        if kind < 0.9:
+            self.cpu += (moving := self.random.sample(self.gpu, min(3, len(self.gpu))))
+            return moved(moving, Tier.CPU)
+        if kind < 0.94 and self.cpu:
+            return removed([self.cpu.pop()], Tier.CPU)
+        if kind < 0.99 or not self.held_back:
+            first = self._store(is_held_back=True)
+            child = self.next_hash
+            self.next_hash += 1
+            self.held_back.append(first)
+            return stored([child], first.hashes[-1], child * 1000)
+        if self.random.random() < 0.3:
+            self.gpu.clear()
+            return Cleared()
+        return self.held_back.pop(0)
+
+    def _store(self, *, is_held_back: bool = False) -> Stored:
+        hashes = list(range(self.next_hash, self.next_hash + self.random.randint(1, 8)))
+        self.next_hash += len(hashes)
+        parent = self.random.choice(self.gpu) if self.gpu and not is_held_back and self.random.random() < 0.5 else None
+        if not is_held_back:
+            self.gpu += hashes
+        return stored(hashes, parent, hashes[0] * 1000)
+
+
+def test_what_a_stream_holds_lies_in_redis_after_each_change(server: RedisServer) -> None:
+    async def scenario() -> None:
+        async with opened(settings_of(server)) as store:
+            stream = await owned(store)
+            await settled(store)
+            assert_written(server, stream)
+            for events in (
+                [stored([1, 2, 3], None, 100)],
+                [stored([2], 1, 104)],  # a second copy
+                [moved([3], Tier.CPU), removed([3])],
+                [stored([9], 8, 900)],  # an orphan
+                [stored([8], None, 800)],  # its parent
+                [removed([2])],
+                [Cleared(), stored([4], None, 400)],
+            ):
+                stream.apply(*events)
+                await settled(store)
+                assert_written(server, stream)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_new_owner_goes_on_exactly_where_the_former_one_was(server: RedisServer, seed: int) -> None:
+    async def scenario() -> None:
+        load = Load(seed)
+        async with opened(settings_of(server), "first") as first:
+            stream = await owned(first)
+            for _ in range(60):
+                stream.apply(*load.events())
+                if load.random.random() < 0.3:
+                    await settled(first)
+            await settled(first)
+            assert_written(server, stream)
+            await first.let_go(KEY)
+        async with opened(settings_of(server), "second") as second:
+            heir = await owned(second)
+            assert heir.resumed is not None
+            assert as_held(heir.state) == as_held(stream.state)
+            assert [heir.state.held(tier) for tier in Tier] == [stream.state.held(tier) for tier in Tier]
+            for _ in range(40):
+                events = load.events()
+                heir.apply(*events)
+                stream.state.apply(events, time.monotonic())
+            assert as_held(heir.state) == as_held(stream.state)
+            assert [heir.state.held(tier) for tier in Tier] == [stream.state.held(tier) for tier in Tier]
+            await settled(second)
+            assert_written(server, heir)
+
+    run(scenario())
+
+
+def test_a_stream_has_one_owner(server: RedisServer) -> None:
+    async def scenario() -> None:
+        settings = settings_of(server, lease_s=0.4)
+        async with opened(settings, "a") as a, opened(settings, "b") as b:
+            stream = await owned(a)
+            assert await b.claim(KEY, "free") == "a"
+            assert await b.claim(KEY, "want") == "a"
+            kept = await a.keep(lambda _: b"{}", ())
+            assert (kept[KEY].standing, kept[KEY].wanted_by) == (Standing.OURS, "b")
+            lost: list[tuple[StreamKey, Standing]] = []
+            a.lost = lambda key, standing: lost.append((key, standing))
+            await settled(a)
+            await asyncio.sleep(0.6)  # longer than the lease: nobody renews it
+            heir = await owned(b)
+            stream.apply(stored([1], None, 100))
+            await until(lambda: lost)
+            assert lost == [(KEY, Standing.LOST)]
+            await settled(b)
+            assert_written(server, heir)
+            assert not in_redis(server)["gpu"]
+
+    run(scenario())
+
+
+def test_a_redis_that_comes_back_empty_gets_everything_again(server: RedisServer) -> None:
+    async def scenario() -> None:
+        async with opened(settings_of(server)) as store:
+            stream = await owned(store)
+            stream.apply(stored(list(range(1, 3001)), None, 10_000))
+            await settled(store)
+            server.kill()
+            stream.apply(removed([1]), stored([5000], 3000, 90_000_000))
+            await until(lambda: store.trouble == "unreachable")
+            server.start(with_data=False)
+            await settled(store)
+            assert_written(server, stream)
+            assert store.trouble is None
+
+    run(scenario())
+
+
+def test_an_idle_stream_is_written_again_where_redis_lost_it(server: RedisServer) -> None:
+    async def scenario() -> None:
+        async with opened(settings_of(server)) as store:
+            stream = await owned(store)
+            stream.apply(stored([1, 2], None, 100))
+            await settled(store)
+            server.client().flushall()
+            await store.keep(lambda _: b"{}", ())
+            await settled(store)
+            assert_written(server, stream)
+
+    run(scenario())
+
+
+def test_an_older_snapshot_is_noticed_by_its_number(server: RedisServer) -> None:
+    async def scenario() -> None:
+        async with opened(settings_of(server)) as store:
+            stream = await owned(store)
+            stream.apply(stored([1, 2], None, 100))
+            await settled(store)
+            snapshot = server.save()
+            stream.apply(removed([1]))
+            await settled(store)
+            server.kill()
+            server.put_back(snapshot)
+            server.start()
+            while True:
+                try:
+                    await store.keep(lambda _: b"{}", ())
+                    break
+                except StoreError:
+                    await asyncio.sleep(0.05)
+            await settled(store)
+            assert_written(server, stream)
+
+    run(scenario())
+
+
+def test_a_hash_that_lost_fields_is_written_again(server: RedisServer) -> None:
+    async def scenario() -> None:
+        async with opened(settings_of(server)) as store:
+            stream = await owned(store)
+            stream.apply(stored([1, 2], None, 100))
+            await settled(store)
+            keys = Keyspace("kvi").model(KEY.model)
+            generation = server.client().hget(keys.state(KEY), "gen")
+            assert generation is not None
+            server.client().delete(keys.parts(KEY, int(generation))[0])
+            await store.keep(lambda _: b"{}", ())
+            await settled(store)
+            assert_written(server, stream)
+
+    run(scenario())
+
+
+def test_an_append_whose_answer_never_came_is_not_applied_twice_and_not_lost(server: RedisServer) -> None:
+    async def scenario() -> None:
+        async with opened(settings_of(server, redis_timeout_s=0.3)) as store:
+            stream = await owned(store)
+            stream.apply(stored([1], None, 100))
+            await settled(store)
+            generation = store._writers[KEY].generation
+            for _ in range(3):
+                server.freeze()
+                stream.apply(stored([1], None, 100))
+                await until(lambda: store.trouble == "unreachable")
+                stream.apply(stored([2], None, 200))
+                server.thaw()
+                await settled(store)
+                assert_written(server, stream)
+            assert in_redis(server)["gpu"][1][0] == 4
+            assert store._writers[KEY].generation == generation
+
+    run(scenario())
+
+
+def test_a_full_redis_refuses_and_takes_everything_later(server: RedisServer) -> None:
+    async def scenario() -> None:
+        async with opened(settings_of(server)) as store:
+            stream = await owned(store)
+            stream.apply(stored([1, 2, 3], None, 100))
+            await settled(store)
+            client = server.client()
+            client.config_set("maxmemory", 1)
+            stream.apply(stored([4, 5], None, 400))
+            await until(lambda: store.trouble == "full")
+            kept = await store.keep(lambda _: b"{}", ())
+            assert kept[KEY].standing is Standing.OURS
+            assert store.trouble == "full", "a renewal says nothing of what grows"
+            assert set(in_redis(server)["gpu"]) == {1, 2, 3}
+            client.config_set("maxmemory", 0)
+            await settled(store)
+            assert_written(server, stream)
+            assert store.trouble is None
+
+    run(scenario())
+
+
+def test_a_full_redis_lets_through_what_shrinks(server: RedisServer) -> None:
+    async def scenario() -> None:
+        async with opened(settings_of(server)) as store:
+            stream = await owned(store)
+            stream.apply(stored([1, 2, 3], None, 100))
+            await settled(store)
+            client = server.client()
+            client.config_set("maxmemory", 1)
+            try:
+                stream.apply(removed([2, 3]))
+                await settled(store)
+                assert set(in_redis(server)["gpu"]) == {1}
+                stream.forget()
+                await settled(store)
+                assert not in_redis(server)["gpu"]
+            finally:
+                client.config_set("maxmemory", 0)
+
+    run(scenario())
+
+
+def commands_of_a_restart(server: RedisServer, blocks: int) -> dict[str, int]:
+    counted: dict[str, int] = {}
+
+    async def scenario() -> None:
+        async with opened(settings_of(server)) as store:
+            stream = await owned(store)
+            for start in range(1, blocks + 1, 500):
+                stream.apply(stored(list(range(start, start + 500)), None, start * 10))
+                await settled(store)
+            assert len(in_redis(server)["gpu"]) == blocks
+            with server.counting() as calls:
+                stream.forget()
+                await settled(store)
+            counted.update(calls)
+            assert not in_redis(server)["gpu"]
+            names = server.keys("kvi:")
+            assert not [name for name in names if b":gpu:" in name], "the old generation is gone"
+
+    run(scenario())
+    return counted
+
+
+def test_dropping_a_stream_costs_the_same_whatever_it_held(server: RedisServer) -> None:
+    few = commands_of_a_restart(server, 500)
+    server.client().flushall()
+    assert commands_of_a_restart(server, 20_000) == few
+
+
+def test_changes_that_come_while_everything_is_written_are_in_it(server: RedisServer) -> None:
+    async def scenario() -> None:
+        load = Load(7)
+        async with opened(settings_of(server)) as store:
+            stream = await owned(store)
+            stream.apply(stored(list(range(1_000_001, 1_030_001)), None, 1))
+            store._writers[KEY].void()
+            stream.apply(stored([2_000_000], None, 9))
+            for _ in range(200):
+                stream.apply(*load.events())
+                await asyncio.sleep(0)
+            await settled(store)
+            assert_written(server, stream)
+
+    run(scenario())
+
+
+def test_an_expired_stream_leaves_no_key_and_starts_anew_when_it_returns(server: RedisServer) -> None:
+    async def scenario() -> None:
+        async with opened(settings_of(server)) as store:
+            stream = await owned(store)
+            stream.apply(stored([1, 2], None, 100))
+            await settled(store)
+            stream.trust = Trust.EXPIRED
+            stream.forget()
+            store.vouch(KEY, Trust.EXPIRED)
+            await until(lambda: not [name for name in server if b":state:" in name or b":gpu:" in name])
+            stream.trust = Trust.LIVE
+            store.vouch(KEY, Trust.STALE)
+            stream.apply(stored([7], None, 700))
+            await settled(store)
+            assert_written(server, stream)
+
+    run(scenario())
+
+
+def test_nothing_is_left_of_a_stream_that_nobody_keeps(server: RedisServer) -> None:
+    async def scenario() -> None:
+        async with opened(settings_of(server, pod_expiry_s=1.0, lease_s=0.5)) as store:
+            await store.beat(["m"])
+            stream = await owned(store)
+            stream.apply(stored([1, 2], None, 100), stored([9], 8, 900))
+            await settled(store)
+            await store.keep(lambda _: b"{}", ())
+
+    run(scenario())
+    server.wait_empty()
+
+
+def test_a_forgotten_pod_is_let_go(server: RedisServer) -> None:
+    async def scenario() -> None:
+        async with opened(settings_of(server)) as store:
+            stream = await owned(store)
+            stream.apply(stored([1], None, 100))
+            await settled(store)
+            await store.unregister(KEY.pod)
+            await store.delete(KEY)
+            kept = await store.keep(lambda _: b"{}", ())
+            assert kept[KEY].standing is Standing.GONE
+            assert not [name for name in server if b":state:" in name or b":gpu:" in name]
+            assert (await store.beat([])).forgotten == {KEY.pod}
+
+    run(scenario())
+
+
+def test_a_stream_of_other_ways_of_counting_starts_anew(server: RedisServer) -> None:
+    async def scenario() -> None:
+        async with opened(settings_of(server)) as store:
+            stream = await owned(store)
+            stream.apply(stored([1], None, 100))
+            await settled(store)
+            await store.let_go(KEY)
+        async with opened(settings_of(server, hash_seed="another")) as store:
+            stream = await owned(store)
+            assert stream.resumed is None
+            await settled(store)
+            assert_written(server, stream)
+            assert not in_redis(server)["gpu"]
+
+    run(scenario())
+
+
+def test_a_redis_that_was_never_there_is_told_of(server: RedisServer) -> None:
+    server.kill()
+
+    async def scenario() -> None:
+        async with opened(settings_of(server)) as store:
+            with pytest.raises(StoreError, match="unreachable"):
+                await store.claim(KEY, "free")
+            assert not store.is_up
+
+    run(scenario())
+
+
+def test_the_stand_in_is_what_the_store_reads() -> None:
+    stream: Recorded = Owned(RedisStore(Settings(redis="redis://127.0.0.1:1"), IndexerMetrics(CollectorRegistry()), "me"))
+    assert stream.point().trust is Trust.LIVE

@@ -1,0 +1,311 @@
+"""One rank's random life: what an engine does with its cache, told to its subscribers and to the reference alike.
+
+It shares no code with the product. Everything comes from the seed but the moment at which it happens.
+"""
+
+import hashlib
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from random import Random
+from typing import Any, NamedTuple
+
+from tests.engine import Engine, cleared, removed, stored
+from tests.reference import Copy, Rank, Text
+
+MEDIUM = {"gpu": "GPU", "cpu": "CPU"}
+# How often an engine does what, of all that it does.
+DEEDS = {"request": 60, "repeat": 8, "evict": 12, "offload": 8, "lower_evict": 4, "rename": 3, "withhold": 3, "clear": 0.5}
+BATCHES_WITHHELD_MAX = 20
+# States older than this explain no answer that a test would accept.
+REMEMBERED_S = 60.0
+
+
+class Moment(NamedTuple):
+    """What a rank held since then."""
+
+    since_s: float
+    rank: Rank
+
+
+class Withheld(NamedTuple):
+    """The blocks before a child that was published without them."""
+
+    text: Text
+    stop: int
+    batches_left: int
+
+
+class Publisher:
+    """Drives one engine, and a rank of the reference with it. Not safe for threads: the fleet has the lock.
+
+    `capacity`: how many copies its gpu holds; beyond it the oldest go. `late_offloads`: some blocks are said to lie in a lower tier only in a
+    batch after the one that removed them from the gpu.
+    """
+
+    def __init__(
+        self,
+        pod: str,
+        number: int,
+        engine: Engine,
+        texts: Sequence[Text],
+        *,
+        seed: int,
+        block_size: int = 4,
+        counts_copies: bool = True,
+        capacity: int = 120,
+        late_offloads: bool = True,
+    ) -> None:
+        self.pod = pod
+        self.number = number
+        self.engine = engine
+        self.block_size = block_size
+        self.counts_copies = counts_copies
+        self.capacity = capacity
+        self.late_offloads = late_offloads
+        self.deeds: Counter[str] = Counter()
+        self.batches = 0
+        self.lives = 0
+        self.is_alive = False
+        self.moments: deque[Moment] = deque()
+        self._texts = [text for text in texts if len(text.tokens) > block_size]
+        self._random = Random(f"{seed} {pod} {number}")
+
+    # Its life
+
+    def start(self) -> None:
+        """A new life: it holds nothing."""
+        self.engine.start()
+        self.is_alive = True
+        self.lives += 1
+        self.rank = Rank(self.block_size, self.counts_copies)
+        self._withheld: list[Withheld] = []
+        self._evicted: deque[Copy] = deque(maxlen=8)
+        self._note(time.monotonic())
+
+    def kill(self) -> None:
+        """Gone, with all it held. Idempotent."""
+        self.is_alive = False
+        self.engine.kill()
+
+    def step(self) -> None:
+        """Do something, and say so in one batch."""
+        kinds = self._random.choices(list(DEEDS), list(DEEDS.values()), k=self._random.randint(1, 3))
+        events = [event for kind in kinds for event in self._do(kind)]
+        events += self._release_due()
+        if events:
+            self.publish(*events)
+
+    def publish(self, *events: Any, **how: bool) -> int:
+        """One batch; its deeds are done to the reference already. Returns its number."""
+        at_s = time.monotonic()
+        number = self.engine.publish(*events, **how)
+        self.batches += 1
+        self._note(at_s)
+        return number
+
+    def _note(self, at_s: float) -> None:
+        held = Rank(self.block_size, self.counts_copies)
+        held.copies = list(self.rank.copies)
+        self.moments.append(Moment(at_s, held))
+        while len(self.moments) > 2 and self.moments[1].since_s < at_s - REMEMBERED_S:
+            self.moments.popleft()
+
+    def during(self, start_s: float, stop_s: float) -> list[Rank]:
+        """What it held at any time between these two, the newest first."""
+        found = []
+        until_s = float("inf")
+        for moment in reversed(self.moments):
+            if moment.since_s <= stop_s and until_s >= start_s:
+                found.append(moment.rank)
+            if moment.since_s < start_s:
+                break
+            until_s = moment.since_s
+        return found
+
+    # Deeds: each is done to the reference and returned as the events that say so
+
+    def store(self, text: Text, start: int, stop: int, *, renames_last: bool = False) -> dict[str, Any]:
+        """Blocks `start` to `stop` of a text are computed and cached. `renames_last`: the last one under a second name."""
+        names = [0] * (stop - start - 1) + [int(renames_last)]
+        copies = [Copy("gpu", text.until(block + 1, self.block_size), name) for block, name in zip(range(start, stop), names, strict=True)]
+        for copy in copies:
+            self.rank.store(copy)
+        parent = self._hash(Copy("gpu", text.until(start, self.block_size), 0)) if start else None
+        tokens = text.tokens[start * self.block_size : stop * self.block_size]
+        extra_keys = [self._extra_keys(text, block) for block in range(start, stop)]
+        hashes = [self._hash(copy) for copy in copies]
+        return stored(hashes, tokens, parent, block_size=self.block_size, lora_name=text.lora, extra_keys=extra_keys)
+
+    def remove(self, copies: Sequence[Copy]) -> list[dict[str, Any]]:
+        """These copies are evicted."""
+        events = []
+        for copy in copies:
+            self.rank.remove(copy)
+            events.append(removed([self._hash(copy)], medium=MEDIUM[copy.tier]))
+            if copy.tier == "gpu" and not copy.name:
+                self._evicted.append(copy)
+        return events
+
+    def offload(self, copies: Sequence[Copy]) -> list[dict[str, Any]]:
+        """The blocks of these copies lie in the cpu's memory too. The announcement is a placeholder, without tokens."""
+        if not copies:
+            return []
+        for copy in copies:
+            self.rank.update(copy._replace(tier="cpu"))
+        hashes = [self._hash(copy) for copy in copies]
+        return [stored(hashes, [], None, block_size=0, medium="CPU", extra_keys=None)]
+
+    def clear(self) -> dict[str, Any]:
+        self.rank.clear_gpu()
+        return cleared()
+
+    def withhold(self, text: Text, start: int, stop: int) -> dict[str, Any]:
+        """Blocks `start` to `stop` are published before those they follow, which `release` publishes."""
+        self._withheld.append(Withheld(text, start, self._random.randint(1, BATCHES_WITHHELD_MAX)))
+        return self.store(text, start, stop)
+
+    def release(self) -> list[dict[str, Any]]:
+        """All that was withheld."""
+        released, self._withheld = self._withheld, []
+        return [self.store(withheld.text, 0, withheld.stop) for withheld in released]
+
+    def blocks(self, text: Text) -> int:
+        """How many of this rank's blocks a text has."""
+        return len(text.tokens) // self.block_size
+
+    # At random
+
+    def _do(self, kind: str) -> list[dict[str, Any]]:
+        deed = {
+            "request": self._request,
+            "repeat": self._repeat,
+            "evict": lambda: self.remove(self._some("gpu")),
+            "offload": self._offload,
+            "lower_evict": lambda: self.remove(self._some("cpu")),
+            "rename": self._rename,
+            "withhold": self._withhold_some,
+            "clear": lambda: [self.clear()],
+        }[kind]
+        events = deed()
+        if events:
+            self.deeds[kind] += 1
+        return events
+
+    def _request(self) -> list[dict[str, Any]]:
+        """A prompt is served: what is not in the gpu is computed."""
+        text = self._random.choice(self._texts)
+        stop = self._random.randint(1, self.blocks(text))
+        held = {copy.text for copy in self.rank.copies if copy.tier == "gpu" and not copy.name}
+        start = next((block for block in range(stop) if text.until(block + 1, self.block_size) not in held), stop)
+        if start == stop:
+            return []
+        return [*self._make_room(stop - start), self.store(text, start, stop)]
+
+    def _repeat(self) -> list[dict[str, Any]]:
+        """The last block of a prompt whose length is a multiple of the block size is computed again."""
+        gpu = [copy for copy in self.rank.copies if copy.tier == "gpu" and not copy.name]
+        if not gpu:
+            return []
+        text = self._random.choice(gpu).text
+        blocks = self.blocks(text)
+        return [self.store(text, blocks - 1, blocks)]
+
+    def _offload(self) -> list[dict[str, Any]]:
+        self.deeds["late_offload"] += (chosen := self._random.choice(["stays", "leaves", "late"])) == "late" and self.late_offloads
+        if chosen == "late" and self.late_offloads:
+            return self.offload([self._evicted.pop()] if self._evicted else [])
+        copies = [copy for copy in self._some("gpu") if not copy.name]
+        if chosen == "leaves":  # the announcement follows the removal
+            return [*self.remove(copies), *self.offload(copies)]
+        return self.offload(copies)
+
+    def _rename(self) -> list[dict[str, Any]]:
+        """A prompt is announced as a whole once more, its last block under another name."""
+        known = [text for text in self._texts if (text.until(1, self.block_size), 0) in self.rank.announced]
+        if not known:
+            return []
+        text = self._random.choice(known)
+        ends = [
+            end for end in range(1, self.blocks(text) + 1) if (text.until(end, self.block_size), 0) in self.rank.announced
+        ]  # the second name never comes first: what waits for a parent waits for its first name
+        return [self.store(text, 0, self._random.choice(ends), renames_last=True)]
+
+    def _withhold_some(self) -> list[dict[str, Any]]:
+        text = self._random.choice(self._texts)
+        blocks = self.blocks(text)
+        starts = [start for start in range(1, blocks) if (text.until(start, self.block_size), 0) not in self.rank.announced]
+        if not starts:
+            return []
+        start = self._random.choice(starts)
+        return [self.withhold(text, start, self._random.randint(start + 1, blocks))]
+
+    def _release_due(self) -> list[dict[str, Any]]:
+        waiting = [withheld._replace(batches_left=withheld.batches_left - 1) for withheld in self._withheld]
+        self._withheld = [withheld for withheld in waiting if withheld.batches_left > 0]
+        due = [withheld for withheld in waiting if withheld.batches_left <= 0]
+        return [self.store(withheld.text, 0, withheld.stop) for withheld in due]
+
+    def _make_room(self, blocks: int) -> list[dict[str, Any]]:
+        gpu = [copy for copy in self.rank.copies if copy.tier == "gpu"]
+        return self.remove(gpu[: max(0, len(gpu) + blocks - self.capacity)])
+
+    def _some(self, tier: str) -> list[Copy]:
+        copies = [copy for copy in self.rank.copies if copy.tier == tier]
+        return self._random.sample(copies, min(len(copies), self._random.randint(1, 4)))
+
+    # On the wire
+
+    def _hash(self, copy: Copy) -> int:
+        """This engine's own name for a block. A new life has the same ones, as engines do whose seed is set."""
+        named = repr((self.pod, copy.text, copy.name)).encode()
+        return int.from_bytes(hashlib.blake2b(named, digest_size=8).digest(), "big")
+
+    @staticmethod
+    def _extra_keys(text: Text, block: int) -> list[Any] | None:
+        images = text.images[block] if block < len(text.images) else ()
+        keys: list[Any] = [text.lora] if text.lora else []
+        keys += [[image, 0] for image in images]
+        keys += [text.salt] if text.salt and block == 0 else []
+        return keys or None
+
+
+def make_texts(seed: int, count: int = 24, block_size: int = 4) -> list[Text]:
+    """Prompts of 2 to 14 blocks: three system prompts, conversations that follow one of them, and some that part from another in the middle.
+
+    Some have a LoRA, a cache salt, an image. Each has a token more than its blocks.
+    """
+    random = Random(f"{seed} texts")
+    systems = [_tokens(random, 3 * block_size) for _ in range(3)]
+    found: list[Text] = []
+    for number in range(count):
+        length = random.randint(2, 14) * block_size
+        beginning = random.choice(systems)
+        if found and number % 4 == 3:
+            other = random.choice(found).tokens
+            beginning = other[: random.randint(1, len(other) // block_size) * block_size]
+        tokens = (*beginning, *_tokens(random, length))[: length + 1]
+        lora = "ad" if number % 6 == 4 else None
+        salt = "tenant" if number % 6 == 5 else None
+        images = ((), ("cat",)) if number % 8 == 6 else ()
+        found.append(Text(tokens, lora, salt, images))
+    return found
+
+
+def make_strangers(seed: int, known: Iterable[Text]) -> list[Text]:
+    """Prompts that nobody was asked, though many begin like those that somebody was."""
+    random = Random(f"{seed} strangers")
+    texts = list(known)
+    found = [Text(()), Text((1,)), Text(_tokens(random, 41))]
+    for text in random.sample(texts, min(6, len(texts))):
+        found.append(text._replace(tokens=text.tokens[: random.randint(1, len(text.tokens) - 1)]))
+        place = random.randrange(len(text.tokens))
+        found.append(text._replace(tokens=(*text.tokens[:place], text.tokens[place] ^ 1, *text.tokens[place + 1 :])))
+        found.append(text._replace(lora=None if text.lora else "ad"))
+        found.append(text._replace(salt=None if text.salt else "tenant"))
+        found.append(text._replace(images=() if text.images else (("cat",),)))
+    return [text for text in found if text not in texts]
+
+
+def _tokens(random: Random, count: int) -> tuple[int, ...]:
+    return tuple(random.randrange(2**20) for _ in range(count))
