@@ -165,6 +165,11 @@ class View:
         """How far the stream's content can be relied on now."""
         return self._find(stream)[1].trust_at(time.monotonic())
 
+    def count(self, trust: Trust) -> int:
+        """How many streams can be relied on so far, now."""
+        now_s = time.monotonic()
+        return sum(view.trust_at(now_s) is trust for model in self._models.values() for ranks in model.pods.values() for view in ranks.values())
+
     def models(self) -> dict[str, list[str]]:
         """Every model with its pods."""
         return {name: list(model.pods) for name, model in self._models.items()}
