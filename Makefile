@@ -4,8 +4,12 @@ PORT ?= 8080
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# vLLM has one of its own, of the Python that its pinned packages are for.
+ENGINE_PYTHON ?= python3.11
+ENGINE_VENV := .venv-engine
+ENGINE_READY := $(ENGINE_VENV)/.ready
 
-.PHONY: help run test test-mechanisms bench lint types clean
+.PHONY: help run test test-mechanisms test-hostile test-engine bench lint types clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -14,6 +18,11 @@ $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+$(ENGINE_READY): tests/living_engine/requirements.txt
+	$(ENGINE_PYTHON) -m venv --clear $(ENGINE_VENV)
+	$(ENGINE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
 	@touch $@
 
 run: $(READY) ## the service on 127.0.0.1:8080 with two demo engines
@@ -25,6 +34,12 @@ test: $(READY) ## the whole test suite, with branch coverage
 test-mechanisms: $(READY) ## every recovery test with its mechanism switched off: each has to fail
 	TEST_MECHANISMS_OFF=1 TEST_TIMEOUT_MAX_S=4 $(BIN)/python -m pytest tests/scenarios --no-header -q
 
+test-engine: $(READY) $(ENGINE_READY) ## compare with a real vLLM on the CPU: 2.4 GB on first use, then 4 minutes and 2 GB of memory
+	$(BIN)/python -m pytest -m engine tests/living_engine --no-header
+
+test-hostile: $(READY) ## hostile frames, requests and a flood of ten seconds, with its figures
+	TEST_FLOOD_S=10 $(BIN)/python -m pytest tests/scenarios/test_flood.py tests/scenarios/test_hostile_frames.py tests/scorer_api/test_hostile_requests.py -rP
+
 bench: $(READY) ## measure on this machine; a table, and build/bench.json
 	$(BIN)/python -m bench
 
@@ -35,5 +50,5 @@ lint: $(READY) ## ruff: rules and format
 types: $(READY) ## mypy, strict
 	$(BIN)/mypy
 
-clean: ## remove the environment and what was made by running
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* *.egg-info
+clean: ## remove the environments and what was made by running
+	rm -rf $(VENV) $(ENGINE_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* *.egg-info

@@ -36,6 +36,8 @@ def chain_keys(
     """
     width = block_size * TOKEN_BYTES
     if stop is None:
+        if len(tokens) == width and not start and not extra_keys:
+            return [xxh3_64_intdigest(tokens, parent)]  # what an engine announces while it generates
         stop = len(tokens) // width
     keys = []
     key = parent

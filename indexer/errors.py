@@ -60,13 +60,14 @@ REASONS = {
     "frame_count": "a message of not three frames, or a reply of not three or four",
     "frame_sequence": "a sequence number of not 8 bytes, or the end marker of a replay on the live stream",
     "topic": "a message to --listen whose topic is not kv@pod@model, or beyond 4,096 pods at one port",
-    "topic_claimed": "a message to --listen under the name of a pod that another connection or engine has",
+    "topic_claimed": "a message to --listen under the name of a pod that another connection or engine has, or of one beyond --streams-max",
     "batch_malformed": "a payload that is no batch of events",
     "batch_nested": "a payload nested too deeply",
     "batch_events": "a batch of more than 100,000 events",
     "event_malformed": "an event whose fields have other types than they should",
     "event_nested": "an event nested too deeply",
     "event_limit": "an event of more hashes, tokens, text or extra keys than allowed",
+    "batch_limit": "an event beyond the hashes, tokens or extra keys that a batch may hold; what came before it is applied",
     "hash_type": "a block hash that is neither an integer nor bytes",
     "hash_length": "a block hash of fewer than 8 bytes",
     "token_type": "a token that is no integer",
@@ -86,7 +87,7 @@ REASONS = {
 
 LOSSY_REASONS = frozenset(
     {
-        *("batch_malformed", "batch_nested", "batch_events", "event_malformed", "event_nested", "event_limit"),
+        *("batch_malformed", "batch_nested", "batch_events", "batch_limit", "event_malformed", "event_nested", "event_limit"),
         *("hash_type", "hash_length", "token_type", "token_range", "extra_keys"),
     }
 )

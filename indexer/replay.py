@@ -24,7 +24,7 @@ class ReplayLimits(Struct, frozen=True):
 
     idle_s: float = 2.0
     total_s: float = 120.0
-    frame_bytes_max: int = 64 * 2**20
+    frame_bytes_max: int = 32 * 2**20
 
 
 class ReplayRequest:

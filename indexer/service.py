@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 # Pause before a stream that failed by an error of ours begins again.
 AFTER_FAILURE_S = 1.0
+# Of libzmq: the SUB, the two ends of its monitor, and a DEALER while there is a replay. Some more are for listening and for trying endpoints.
+SOCKETS_PER_STREAM = 4
+SOCKETS_SPARE = 4_096
 
 
 class PodStatus(Struct, frozen=True):
@@ -84,9 +87,19 @@ class Service:
         metrics.last_batches.read = self._last_batches
 
     async def __aenter__(self) -> Self:
+        """Raises SettingError for an engine that cannot be followed."""
         self._started_s = time.monotonic()
+        try:
+            await self._start()
+        except BaseExceptionGroup as group:  # the task group's way of passing on what was raised inside it
+            wrong = group.subgroup(SettingError)
+            raise group if wrong is None else wrong.exceptions[0] from None
+        return self
+
+    async def _start(self) -> None:
         async with AsyncExitStack() as stack:
             self._context: Context = zmq.Context()
+            self._context.set(zmq.MAX_SOCKETS, SOCKETS_PER_STREAM * self._settings.streams_max + SOCKETS_SPARE)
             stack.callback(self._context.destroy, linger=0)
             self._subscriber = await stack.enter_async_context(Subscriber(self._context))
             for spec in self._settings.engines:
@@ -99,7 +112,6 @@ class Service:
                 await self.register(specs)
             self._configured = list(self._running)
             self._stack = stack.pop_all()
-        return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self._stack.aclose()
@@ -125,8 +137,11 @@ class Service:
         pod = specs[0].pod
         async with self._changing:
             before = {running.source.key: running for running in self._running.values() if running.source.key.pod == pod}
+            wanted = len(self._running) - len(before) + len(sources)
+            if wanted > self._settings.streams_max:
+                raise SettingError("ranks", len(sources), f"there would be {wanted} streams; at most {self._settings.streams_max} are followed")
             gone = [running for key, running in before.items() if sources.get(key) != running.source]
-            opened = [await self._open(source) for key, source in sources.items() if key not in before or before[key] in gone]
+            opened = await self._open_all([source for key, source in sources.items() if key not in before or before[key] in gone])
             # Nobody sees a pod without its streams: nothing waits from here to the end of the exchange.
             is_new = pod not in self._specs
             self._specs[pod] = specs
@@ -171,7 +186,10 @@ class Service:
             await self.forget(pod)
         for pod, specs in new.items():
             if old.get(pod) != specs:
-                await self.register(specs)
+                try:
+                    await self.register(specs)
+                except SettingError as error:
+                    log.error("pod not registered", extra={"pod": pod, "error": str(error)})
         log.info("settings read again", extra={"engines": len(after.engines)})
         return after
 
@@ -234,6 +252,10 @@ class Service:
     async def _welcome(self, announced: Announced) -> None:
         key = StreamKey(announced.model, announced.pod, announced.rank)
         specs = self._specs.get(key.pod, ())
+        if len(self._running) >= self._settings.streams_max:
+            log.warning("too many streams", extra={"pod": key.pod, "rank": key.rank, "model": key.model, "host": announced.host})
+            await self._subscriber.block(announced.inbox)
+            return
         if key in self._running or (specs and specs[0].model != key.model):
             log.warning("pod is known otherwise", extra={"pod": key.pod, "rank": key.rank, "model": key.model, "host": announced.host})
             await self._subscriber.block(announced.inbox)
@@ -266,12 +288,12 @@ class Service:
         for key, endpoint in (("events", spec.events), ("replay", spec.replay)):
             if endpoint is None:
                 continue
-            with self._context.socket(zmq.SUB) as probe:
-                probe.linger = 0
-                try:
+            try:
+                with self._context.socket(zmq.SUB) as probe:
+                    probe.linger = 0
                     probe.connect(endpoint)
-                except zmq.ZMQError as error:
-                    raise SettingError(key, endpoint, f"should be an endpoint that can be connected to: {error.strerror}") from None
+            except zmq.ZMQError as error:
+                raise SettingError(key, endpoint, f"should be an endpoint that can be connected to: {error.strerror}") from None
 
     def _stream(self, source: _Source, guest: Inbox | None = None) -> Stream:
         return Stream(
@@ -287,6 +309,19 @@ class Service:
             dials_us=source.events is None,
             guest=guest,
         )
+
+    async def _open_all(self, sources: Iterable[_Source]) -> list[tuple[_Source, Stream]]:
+        """All of them, or none. Raises SettingError."""
+        opened: list[tuple[_Source, Stream]] = []
+        try:
+            for source in sources:
+                opened.append(await self._open(source))
+        except zmq.ZMQError as error:
+            for _, stream in opened:
+                await self._subscriber.remove(stream.inbox)
+                stream.close()
+            raise SettingError("events", source.events, f"cannot be connected to: {error.strerror}") from None
+        return opened
 
     async def _open(self, source: _Source) -> tuple[_Source, Stream]:
         """Connect; what comes waits in the stream's inbox."""

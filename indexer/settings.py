@@ -53,9 +53,11 @@ class Settings(Struct, frozen=True, kw_only=True):
         Count, Meta(description="Messages kept, per stream without a replay endpoint, by the indexer that is next in line.")
     ] = 4_096
     ring_bytes_max: Annotated[Count, Meta(description="The same in bytes.")] = 32 * 2**20
+    streams_max: Annotated[int, Meta(ge=1, le=10_000, description="Most streams followed, one for each rank of each pod.")] = 4_096
     pod_expiry_s: Annotated[Seconds, Meta(description="How long a disconnected pod keeps its blocks before they are dropped.")] = 300.0
     ready_after_s: Annotated[Seconds, Meta(description="/readyz says 200 after this long even if engines are missing.")] = 10.0
     shutdown_s: Annotated[Seconds, Meta(description="How long running requests may take to finish after SIGTERM.")] = 3.0
+    head_timeout_s: Annotated[Seconds, Meta(description="How long a request's head may take to arrive; then its connection is closed.")] = 30.0
     body_bytes_max: Annotated[Count, Meta(description="Largest request body.")] = 16 * 2**20
     body_timeout_s: Annotated[Seconds, Meta(description="How long a request body may take to arrive.")] = 30.0
     silence_s: Annotated[Seconds, Meta(description="After this silence an engine is asked whether a last batch was lost.")] = 1.0
@@ -68,7 +70,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     inbox_frames_max: Annotated[Count, Meta(description="Messages per stream that wait to be applied; the oldest go first.")] = 100_000
     inbox_bytes_max: Annotated[Count, Meta(description="The same in bytes.")] = 256 * 2**20
     receive_hwm: Annotated[int, Meta(ge=1, le=2**31 - 1, description="Receive high-water mark of each SUB socket, in messages.")] = 100_000
-    frame_bytes_max: Annotated[Count, Meta(description="Largest message from an engine; a larger one ends its connection.")] = 64 * 2**20
+    frame_bytes_max: Annotated[Count, Meta(description="Largest message from an engine; a larger one ends its connection.")] = 32 * 2**20
     heartbeat_s: Annotated[Seconds, Meta(description="Interval of heartbeats to engines.")] = 1.0
     heartbeat_timeout_s: Annotated[Seconds, Meta(description="A connection without an answer for this long is closed.")] = 3.0
     reconnect_s: Annotated[Seconds, Meta(description="Interval of attempts to connect to an engine.")] = 0.1
@@ -77,8 +79,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     parked_max: Annotated[Count, Meta(description="Blocks per stream that may wait for their parent.")] = 65_536
     parked_max_s: Annotated[Seconds, Meta(description="How long a block may wait for its parent.")] = 600.0
     events_per_batch_max: Annotated[Count, Meta(description="Most events in a batch; a larger one is refused.")] = 100_000
+    hashes_per_batch_max: Annotated[Count, Meta(description="Most hashes in a batch; events beyond are refused.")] = 262_144
+    tokens_per_batch_max: Annotated[Count, Meta(description="Most tokens in a batch; events beyond are refused.")] = 4_194_304
     hashes_per_event_max: Annotated[Count, Meta(description="Most hashes in an event.")] = 65_536
-    tokens_per_event_max: Annotated[Count, Meta(description="Most tokens in an event.")] = 4_194_304
+    tokens_per_event_max: Annotated[Count, Meta(description="Most tokens in an event.")] = 2_097_152
     block_size_max: Annotated[Count, Meta(description="Largest block size.")] = 65_536
     text_length_max: Annotated[Count, Meta(description="Longest LoRA name or cache salt of an event, in characters.")] = 4_096
     extra_keys_bytes_max: Annotated[Count, Meta(description="Most bytes of extra keys of one block.")] = 65_536

@@ -459,6 +459,8 @@ class Stream:
             self._note_refused(self._applier.refuse(refused.reason))
             return True
         match self._sequence.judge(number):
+            case Verdict.NEXT:
+                pass
             case Verdict.RESTART:
                 self._restart()
                 if self._can_ask:

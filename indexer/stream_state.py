@@ -25,6 +25,9 @@ from indexer.orphans import Orphans, Parked
 
 Counting = Literal["copies", "set"]
 
+# An enum's member costs as much to name as a look-up in a dict.
+GPU = Tier.GPU
+
 # Shorter runs are faster one by one.
 RUN_MIN = 4
 
@@ -58,8 +61,9 @@ class LowerCopy(Struct, gc=False):
 
 
 Touched = tuple[dict[int, None], ...]
-"""Engine hashes by tier, and behind the tiers those of parked blocks."""
+"""Engine hashes by tier, and behind the tiers those of parked and of removed blocks."""
 PARKED = len(Tier)
+REMOVED = PARKED + 1
 
 
 class BlockRecord(Struct, frozen=True, gc=False):
@@ -78,6 +82,7 @@ class Traits(Struct, frozen=True):
     announces_extra_keys: bool
     indexed_group: int | None
     groups: dict[int, bool]
+    offloads: bool
 
 
 class StreamState:
@@ -99,6 +104,8 @@ class StreamState:
         self.stored: Counter[Tier] = Counter()
         self.removed: Counter[Tier] = Counter()
         self._removed: dict[int, Block] = {}
+        self._offloads = False
+        """Whether any tier below the gpu was seen: then a removed block may yet be announced there."""
         self.touched: Touched | None = None
         """Where somebody keeps a copy of this state: the engine hashes whose records may have changed since it was last looked at."""
         self._reset()
@@ -140,6 +147,7 @@ class StreamState:
     def forget(self) -> None:
         """Start again from nothing: the engine was restarted."""
         self._removed.clear()
+        self._offloads = False
         self._reset()
 
     def lose(self) -> None:
@@ -174,9 +182,9 @@ class StreamState:
     def track(self) -> Touched:
         """Begin a new record of what is touched. Returns the former one, of nothing where there was none."""
         before = self.touched
-        self.touched = tuple({} for _ in range(PARKED + 1))
+        self.touched = tuple({} for _ in range(REMOVED + 1))
         self._orphans.touched = self.touched[PARKED]
-        return before or tuple({} for _ in range(PARKED + 1))
+        return before or tuple({} for _ in range(REMOVED + 1))
 
     def untrack(self) -> None:
         """Nobody will ask what was touched."""
@@ -198,6 +206,15 @@ class StreamState:
         """The blocks that wait for their parent."""
         return self._orphans
 
+    def removed_hashes(self) -> list[int]:
+        """The engine hashes that are remembered although nothing holds them; none where nothing is offloaded: then nobody asks for them."""
+        return list(self._removed) if self._offloads else []
+
+    def removed_record(self, engine_hash: int) -> BlockRecord | None:
+        """What is remembered of a block that nothing holds."""
+        block = self._removed.get(engine_hash)
+        return None if block is None else BlockRecord(0, block.parent, (block.key,))
+
     def record(self, tier: Tier, engine_hash: int) -> BlockRecord | None:
         """What is held for an engine hash in a tier."""
         block = self._blocks.get(engine_hash)
@@ -210,9 +227,11 @@ class StreamState:
 
     def traits(self) -> Traits:
         """What reading further events depends on, besides the blocks."""
-        return Traits(self.block_size, self._block_size_is_gpu, self._announces_extra_keys, self._indexed_group, dict(self._groups))
+        return Traits(self.block_size, self._block_size_is_gpu, self._announces_extra_keys, self._indexed_group, dict(self._groups), self._offloads)
 
-    def restore(self, traits: Traits, tiers: Iterable[tuple[Tier, Iterable[tuple[int, BlockRecord]]]]) -> None:
+    def restore(
+        self, traits: Traits, tiers: Iterable[tuple[Tier, Iterable[tuple[int, BlockRecord]]]], removed: Iterable[tuple[int, BlockRecord]] = ()
+    ) -> None:
         """Hold what a former owner of the stream recorded, in place of everything. Orphans are parked by the caller."""
         self.forget()
         self.block_size, self._block_size_is_gpu, self._announces_extra_keys = (
@@ -220,12 +239,13 @@ class StreamState:
             traits.block_size_is_gpu,
             traits.announces_extra_keys,
         )
-        self._indexed_group, self._groups = traits.indexed_group, dict(traits.groups)
+        self._indexed_group, self._groups, self._offloads = traits.indexed_group, dict(traits.groups), traits.offloads
+        self._removed.update((engine_hash, Block(record.keys[0], record.parent, 0)) for engine_hash, record in removed)
         for tier, records in tiers:
             for engine_hash, record in records:
                 block = self._blocks.get(engine_hash)
                 if block is None:
-                    block = self._blocks[engine_hash] = Block(record.keys[0], record.parent)
+                    block = self._blocks[engine_hash] = Block(record.keys[0], record.parent, 0)
                     self._claim(engine_hash, block.key)
                 if tier is Tier.GPU:
                     block.copies = record.copies
@@ -246,7 +266,7 @@ class StreamState:
             return
         if self.touched is not None:
             self.touched[event.tier].update(dict.fromkeys(event.hashes))
-        if not event.tokens or self._covers_many(event):
+        if not event.tokens or (event.tier is not GPU and self._covers_many(event)):
             self._store_known(event)
             return
         self._settle_block_size(event)
@@ -278,20 +298,15 @@ class StreamState:
 
     def _covers_many(self, event: Stored) -> bool:
         """Whether each hash of a lower tier stands for several gpu blocks."""
-        return (
-            event.tier is not Tier.GPU
-            and self.block_size is not None
-            and event.block_size > self.block_size
-            and event.block_size % self.block_size == 0
-        )
+        return self.block_size is not None and event.block_size > self.block_size and event.block_size % self.block_size == 0
 
     def _settle_block_size(self, event: Stored) -> None:
         if event.block_size == self.block_size:
-            self._block_size_is_gpu |= event.tier is Tier.GPU
+            self._block_size_is_gpu |= event.tier is GPU
         elif self.block_size is None:
             self.block_size = event.block_size
-            self._block_size_is_gpu = event.tier is Tier.GPU
-        elif event.tier is Tier.GPU and not self._block_size_is_gpu:
+            self._block_size_is_gpu = event.tier is GPU
+        elif event.tier is GPU and not self._block_size_is_gpu:
             # What a lower tier called a block was a run of them: its keys were of the wrong length.
             groups, indexed_group = self._groups, self._indexed_group
             self.forget()
@@ -323,22 +338,22 @@ class StreamState:
         if self._hold_new(event, keys):
             return
         blocks, tier, copies_max = self._blocks, event.tier, self._copies_max
-        held = self._held[Tier.GPU]
-        touched = self._change.touched[Tier.GPU]
-        plain = tier is Tier.GPU and self._announces_extra_keys
+        held = self._held[GPU]
+        touched = self._change.touched[GPU]
+        plain = tier is GPU and self._announces_extra_keys
         parent = event.parent
         for engine_hash, key in zip(event.hashes, keys, strict=True):
             block = blocks.get(engine_hash)
             if block is None:
                 block = blocks[engine_hash] = Block(key, parent, 0)
-                self._removed.pop(engine_hash, None)
+                self._revive(engine_hash)
             elif block.key != key:
                 self.tally["key_conflict"] += 1
                 parent = engine_hash
                 continue
             if not plain:
                 self._claim(engine_hash, key)
-            if tier is not Tier.GPU:
+            if tier is not GPU:
                 self._hold_lower(engine_hash, tier, (key,))
             elif not block.copies:
                 block.copies = 1
@@ -353,21 +368,24 @@ class StreamState:
     def _hold_new(self, event: Stored, keys: Sequence[int]) -> bool:
         """The same, without a loop of ours, for a run of blocks that are all new on the gpu. Returns whether it was that."""
         hashes = event.hashes
-        if len(hashes) < RUN_MIN or event.tier is not Tier.GPU or not self._announces_extra_keys or self._ambiguous:
+        if len(hashes) < RUN_MIN or event.tier is not GPU or not self._announces_extra_keys or self._ambiguous:
             return False
         touched = dict.fromkeys(keys, True)
         if len(touched) != len(hashes) or len(set(hashes)) != len(hashes) or not self._blocks.keys().isdisjoint(hashes):
             return False
-        if not self._held[Tier.GPU].add_new(touched):
+        if not self._held[GPU].add_new(touched):
             return False
         for engine_hash in self._removed.keys() & hashes:
-            del self._removed[engine_hash]
+            self._revive(engine_hash)
         self._blocks.update(zip(hashes, map(Block, keys, (event.parent, *hashes)), strict=True))
-        self._change.touched[Tier.GPU].update(touched)
-        self.stored[Tier.GPU] += len(hashes)
+        self._change.touched[GPU].update(touched)
+        self.stored[GPU] += len(hashes)
         return True
 
     def _hold_lower(self, engine_hash: int, tier: Tier, keys: tuple[int, ...]) -> None:
+        if not self._offloads:
+            self._offloads = True
+            self._touch_removed(self._removed)
         copy = self._lower[tier].get(engine_hash)
         if copy is None:
             copy = self._lower[tier][engine_hash] = LowerCopy(keys)
@@ -401,12 +419,13 @@ class StreamState:
                     self._orphans.touch(engine_hash)
                 continue
             if engine_hash not in self._blocks:
-                self._blocks[engine_hash] = self._removed.pop(engine_hash)
+                self._blocks[engine_hash] = block
+                self._revive(engine_hash)
             if not self._announces_extra_keys:
                 self._claim(engine_hash, block.key)
-            if event.tier is Tier.GPU:
+            if event.tier is GPU:
                 if not block.copies:
-                    self._hold_keys(Tier.GPU, (block.key,))
+                    self._hold_keys(GPU, (block.key,))
                 block.copies = min(block.copies + 1, self._copies_max)
             else:
                 self._hold_lower(engine_hash, event.tier, self._covered(engine_hash, block, event.block_size))
@@ -463,13 +482,13 @@ class StreamState:
             block = self._blocks.get(engine_hash)
             if block is None:
                 self._remove_parked(engine_hash, event.tier)
-            elif event.tier is not Tier.GPU:
+            elif event.tier is not GPU:
                 self._remove_lower(engine_hash, block, event.tier)
             elif block.copies > 1:
                 block.copies -= 1
             elif block.copies:
                 block.copies = 0
-                self._release_keys(Tier.GPU, (block.key,))
+                self._release_keys(GPU, (block.key,))
                 self._retire(engine_hash, block)
         self.removed[event.tier] += len(event.hashes)
 
@@ -500,13 +519,23 @@ class StreamState:
     def _remember(self, engine_hash: int, block: Block) -> None:
         self._removed.pop(engine_hash, None)
         self._removed[engine_hash] = block
+        self._touch_removed((engine_hash,))
         if len(self._removed) > self._limits.removed_max:
-            del self._removed[next(iter(self._removed))]
+            self._revive(next(iter(self._removed)))
+
+    def _revive(self, engine_hash: int) -> None:
+        """Remember it no longer as removed."""
+        if self._removed.pop(engine_hash, None) is not None:
+            self._touch_removed((engine_hash,))
+
+    def _touch_removed(self, hashes: Iterable[int]) -> None:
+        if self._offloads and self.touched is not None:
+            self.touched[REMOVED].update(dict.fromkeys(hashes))
 
     def _clear(self) -> None:
         """The gpu pool was reset; the lower tiers survive it."""
         self._change.clear_gpu()
-        self._held[Tier.GPU].clear()
+        self._held[GPU].clear()
         for engine_hash, block in list(self._blocks.items()):
             if block.copies:
                 block.copies = 0
@@ -555,7 +584,7 @@ class StreamState:
                 return
             (key,) = chain_keys(parent_key, parked.tokens, len(parked.tokens) // TOKEN_BYTES, {0: parked.extra})
             block = Block(key, parked.parent, 0)
-        self._removed.pop(engine_hash, None)
+        self._revive(engine_hash)
         self._blocks[engine_hash] = block
         if self.touched is not None:
             for tier in parked.copies:
@@ -565,7 +594,7 @@ class StreamState:
         for tier, copies in parked.copies.items():
             if not copies:
                 continue
-            if tier is Tier.GPU:
+            if tier is GPU:
                 if not block.copies:
                     self._hold_keys(tier, (block.key,))
                 block.copies = min(block.copies + copies, self._copies_max)

@@ -8,7 +8,7 @@ that fails event by event, where each refusal is counted under its reason.
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -16,6 +16,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from indexer.block_keys import fold_extra_keys, read_extra_keys
 from indexer.errors import Refused
+from indexer.event_outline import Outline, array_header, array_length, is_array, kind_of, list_lengths, longest_plain_field, outline_of
 from indexer.events import HASH_MASK, Cleared, Event, Removed, Stored, Tier
 from indexer.msgpack_split import split_events
 from indexer.wire_types import (
@@ -25,6 +26,7 @@ from indexer.wire_types import (
     RawBatchAsMap,
     RemovedArray,
     RemovedMap,
+    SaltMap,
     StoredArray,
     StoredMap,
     WireEvent,
@@ -39,9 +41,13 @@ from indexer.wire_types import (
     decode_raw_batch_as_map,
     decode_raw_batch_as_map_exact,
     decode_raw_batch_exact,
+    decode_raw_list,
 )
 
 END_OF_REPLAY = b"\xff" * 8
+NIL = b"\xc0"
+# What is said where one block has no extra keys: nil, an empty array, or an array of one nil.
+NO_EXTRA_KEYS = (b"\x91\xc0", NIL, b"\x90")
 
 # The engine's word for where a block lies, in upper case; no word means GPU, an unknown one a lower tier.
 TIER_OF_MEDIUM = {
@@ -55,12 +61,28 @@ TIER_OF_MEDIUM = {
 }
 
 
+# Up to so many bytes a batch is decoded in one call: what that builds is at most 14 times as large. In a larger one each event is measured first.
+WHOLE_BYTES_MAX = 2**20
+# In an event that is no larger nobody measures anything.
+UNMEASURED_BYTES_MAX = 65_536
+# A malformed event that is no larger is looked into for the reason: what that builds is up to 80 times as large.
+LOOKED_INTO_BYTES_MAX = 262_144
+# The longest encoding of a character, and of the header of a text.
+CHARACTER_BYTES_MAX, TEXT_HEADER_BYTES_MAX = 4, 5
+# In a batch, so many times the extra keys of one block.
+EXTRA_KEYS_OF_A_BATCH = 128
+# The longest encoding of a number.
+NUMBER_BYTES_MAX = 9
+
+
 class WireLimits(Struct, frozen=True):
-    """What a payload may hold at most."""
+    """What a payload may hold at most. Together they bound what is built from one, whatever its size: see README, What it costs."""
 
     events_per_batch_max: int = 100_000
+    hashes_per_batch_max: int = 262_144
+    tokens_per_batch_max: int = 4_194_304
     hashes_per_event_max: int = 65_536
-    tokens_per_event_max: int = 4_194_304
+    tokens_per_event_max: int = 2_097_152
     block_size_max: int = 65_536
     text_length_max: int = 4_096
     extra_keys_bytes_max: int = 65_536
@@ -122,6 +144,12 @@ def pack_tokens(token_ids: list[int]) -> bytes:
     return packed.tobytes()
 
 
+# Of known events: the exact one, and the one that passes over unknown fields.
+_Decoders = tuple[Callable[[Raw | bytes], WireEvent], Callable[[Raw | bytes], WireEvent]]
+DECODERS_OF_ARRAYS: _Decoders = decode_array_event, decode_lenient_array_event
+DECODERS_OF_MAPS: _Decoders = decode_map_event, decode_lenient_map_event
+
+
 class WireDecoder:
     """Decodes the payloads of one stream. It remembers which encoding the engine uses, to try that first."""
 
@@ -131,11 +159,18 @@ class WireDecoder:
         """Whether the llm-d simulator's way of writing was seen; it counts its batches from 1."""
         self._decode_first: Callable[[bytes], Any] = decode_map_batch
         self._decode_second: Callable[[bytes], Any] = decode_array_batch
+        self._hashes_left = self._tokens_left = self._extra_keys_bytes_left = 0
+        self._is_counted = True
 
     def decode(self, payload: bytes) -> Batch:
         """Raises Refused where the payload is no batch of events."""
+        limits = self._limits
+        self._hashes_left, self._tokens_left = limits.hashes_per_batch_max, limits.tokens_per_batch_max
+        self._extra_keys_bytes_left = EXTRA_KEYS_OF_A_BATCH * limits.extra_keys_bytes_max
+        # A hash or a token takes a byte at least: in a small payload there is nothing to count.
+        self._is_counted = len(payload) > min(self._hashes_left, self._tokens_left)
         try:
-            known = self._decode_whole(payload)
+            known = self._decode_whole(payload) if len(payload) <= WHOLE_BYTES_MAX else None
             if known is None:
                 return self._decode_apart(payload)
         except RecursionError:
@@ -163,15 +198,18 @@ class WireDecoder:
     def _decode_apart(self, payload: bytes) -> Batch:
         """Event by event, so that a bad one costs itself only."""
         raw, is_exact = _decode_raw(payload)
-        if len(raw.events) > self._limits.events_per_batch_max:
+        count = array_length(raw.events)
+        if count is None:
+            raise Refused("batch_malformed")
+        if count > self._limits.events_per_batch_max:
             raise Refused("batch_events")
         batch = Batch([], unknown_fields=0 if is_exact else 1)
-        stamp, rank = _anything(raw.ts), _anything(raw.data_parallel_rank)
-        if isinstance(stamp, int | float) and not isinstance(stamp, bool):
+        stamp, rank = _number(raw.ts), _number(raw.data_parallel_rank)
+        if stamp is not None:
             batch.published_at_s = float(stamp)
-        if isinstance(rank, int) and not isinstance(rank, bool):
+        if isinstance(rank, int):
             batch.rank = rank
-        for event in raw.events:
+        for event in decode_raw_list(raw.events):
             self._add_raw(batch, event)
         return batch
 
@@ -192,37 +230,71 @@ class WireDecoder:
         return batch
 
     def _add_raw(self, batch: Batch, raw: Raw | bytes) -> None:
-        first = bytes(raw)[:1] or b"\xc0"
-        is_array = first[0] >> 4 == 0x9 or first in (b"\xdc", b"\xdd")
         try:
-            event: WireEvent = decode_array_event(raw) if is_array else decode_map_event(raw)
+            event = self._read(batch, raw)
+        except Refused as refused:
+            batch.refused[refused.reason] += 1
+        else:
+            if event is None:
+                batch.unknown_events += 1
+            else:
+                self._add(batch, event)
+
+    def _read(self, batch: Batch, raw: Raw | bytes) -> WireEvent | None:
+        """The event, None where it is of an unknown type. A large one is measured before anything is built from it. Raises Refused."""
+        exact, lenient = DECODERS_OF_ARRAYS if is_array(raw) else DECODERS_OF_MAPS
+        is_large = len(raw) > UNMEASURED_BYTES_MAX
+        try:
+            if not is_large:
+                return exact(raw)
         except UNREADABLE:
             pass
-        else:
-            self._add(batch, event)
-            return
-        value = _anything(raw)
-        kind = _kind_of(value)
+        outline = _outline_of(raw)
+        kind = kind_of(outline)
         if kind is None:
-            batch.refused["event_malformed"] += 1
-        elif kind not in KNOWN_EVENTS:
-            batch.unknown_events += 1
-        else:
-            try:
-                event = decode_lenient_array_event(raw) if is_array else decode_lenient_map_event(raw)
-            except UNREADABLE:
-                batch.refused[_why_malformed(value, is_array=is_array)] += 1
-            else:
-                batch.unknown_fields += 1
-                self._add(batch, event)
+            raise Refused("event_malformed")
+        if kind not in KNOWN_EVENTS:
+            return None
+        try:
+            if is_large:
+                self._measure(outline)
+                return exact(raw)
+        except UNREADABLE:
+            pass
+        try:
+            event = lenient(raw)
+        except UNREADABLE:
+            raise Refused(_why_malformed(raw)) from None
+        batch.unknown_fields += 1
+        return event
+
+    def _measure(self, outline: Outline) -> None:
+        """See that an event of a known type builds no more than the limits allow. Raises Refused."""
+        limits, counts = self._limits, list_lengths(outline)
+        text_bytes_max = CHARACTER_BYTES_MAX * limits.text_length_max + TEXT_HEADER_BYTES_MAX
+        if (
+            counts["block_hashes"] > limits.hashes_per_event_max
+            or counts["token_ids"] > limits.tokens_per_event_max
+            or longest_plain_field(outline) > text_bytes_max
+        ):
+            raise Refused("event_limit")
+
+    def _spend(self, hashes: int, tokens: int) -> None:
+        """Raises Refused for an event beyond what a batch may hold."""
+        self._hashes_left -= hashes
+        self._tokens_left -= tokens
+        if self._hashes_left < 0 or self._tokens_left < 0:
+            raise Refused("batch_limit")
 
     def _add(self, batch: Batch, event: WireEvent) -> None:
         try:
-            if isinstance(event, StoredMap | StoredArray):
+            if isinstance(event, (StoredMap, StoredArray)):
                 batch.events.append(self._stored(event))
-            elif isinstance(event, RemovedMap | RemovedArray):
+            elif isinstance(event, (RemovedMap, RemovedArray)):
                 if len(event.block_hashes) > self._limits.hashes_per_event_max:
                     raise Refused("event_limit")
+                if self._is_counted:
+                    self._spend(len(event.block_hashes), 0)
                 batch.events.append(Removed(_hashes(event.block_hashes), _tier(event), event.group_idx))
             else:
                 batch.events.append(Cleared())
@@ -233,6 +305,8 @@ class WireDecoder:
         limits = self._limits
         if len(event.block_hashes) > limits.hashes_per_event_max or len(event.token_ids) > limits.tokens_per_event_max:
             raise Refused("event_limit")
+        if self._is_counted:
+            self._spend(len(event.block_hashes), len(event.token_ids))
         if not 0 <= event.block_size <= limits.block_size_max:
             raise Refused("block_size")
         parent = event.parent_block_hash
@@ -249,7 +323,7 @@ class WireDecoder:
                 self.is_simulator = True
         if lora_name is None and event.lora_id is not None:
             lora_name = f"#{event.lora_id}"
-        if max(len(lora_name or ""), len(salt or "")) > limits.text_length_max:
+        if (lora_name or salt) and max(len(lora_name or ""), len(salt or "")) > limits.text_length_max:
             raise Refused("event_limit")
         if event.token_ids and len(event.token_ids) != len(event.block_hashes) * event.block_size:
             raise Refused("unaligned")
@@ -273,19 +347,17 @@ class WireDecoder:
     def _extra_keys(
         self, event: "StoredArray | StoredMap", lora_name: str | None, salt: str | None, *, first_of_prompt: bool
     ) -> dict[int, bytes] | None:
-        folded: dict[int, bytes] = {}
-        announced = event.extra_keys or ()
-        if len(announced) > len(event.block_hashes):
-            raise Refused("extra_keys")
-        if not salt and announced.count(None) == len(announced):
+        encoded = NIL if isinstance(event.extra_keys, UnsetType) else bytes(event.extra_keys)
+        entries = None if encoded in NO_EXTRA_KEYS else self._extra_key_entries(encoded, len(event.block_hashes))
+        if not entries and not salt:
             return None
-        for position, entry in enumerate(announced):
-            if entry is None:
-                continue
-            if not isinstance(entry, list):
+        folded: dict[int, bytes] = {}
+        for position, entry in entries or ():
+            own_and_salt = _anything(entry)
+            if not isinstance(own_and_salt, list):
                 raise Refused("extra_keys")
             first = first_of_prompt and position == 0
-            own, announced_salt = read_extra_keys(entry, lora_name, first=first)
+            own, announced_salt = read_extra_keys(own_and_salt, lora_name, first=first)
             extra = _folded(own, (salt or announced_salt) if first else None)
             if len(extra) > self._limits.extra_keys_bytes_max:
                 raise Refused("event_limit")
@@ -294,6 +366,24 @@ class WireDecoder:
         if salt and first_of_prompt and 0 not in folded:
             folded[0] = fold_extra_keys([], salt)
         return folded or None
+
+    def _extra_key_entries(self, encoded: bytes, blocks: int) -> Iterable[tuple[int, Raw]]:
+        """Blocks' positions in an event with their entries, still encoded; those without any are left out. Raises Refused."""
+        header = array_header(encoded)
+        if header is None:
+            raise Refused("event_malformed")
+        count, header_bytes = header
+        if count > blocks:
+            raise Refused("extra_keys")
+        if len(encoded.rstrip(NIL)) <= header_bytes:
+            return ()  # they are all nil
+        entries = [(position, entry) for position, entry in enumerate(decode_raw_list(encoded)) if bytes(entry) != NIL]
+        if max(len(entry) for _, entry in entries) > self._limits.extra_keys_bytes_max:
+            raise Refused("event_limit")
+        self._extra_keys_bytes_left -= len(encoded)
+        if self._extra_keys_bytes_left < 0:
+            raise Refused("batch_limit")
+        return entries
 
 
 def _decode_raw(payload: bytes) -> tuple[RawBatch | RawBatchAsMap, bool]:
@@ -317,14 +407,9 @@ def _folded(own: list[Any], salt: str | None) -> bytes:
         raise Refused("extra_keys") from None
 
 
-def _array_isolation(position_7: str | dict[str, Any] | None) -> tuple[str | None, str | None]:
+def _array_isolation(position_7: str | SaltMap | None) -> tuple[str | None, str | None]:
     """LoRA name and cache salt from the array position that vLLM and SGLang 0.5.18 use differently."""
-    if not isinstance(position_7, dict):
-        return position_7, None
-    salt = position_7.get("cache_salt")
-    if not isinstance(salt, str | None):
-        raise Refused("event_malformed")
-    return None, salt
+    return (None, position_7.cache_salt) if isinstance(position_7, SaltMap) else (position_7, None)
 
 
 def _tier(event: Any) -> Tier:
@@ -333,12 +418,13 @@ def _tier(event: Any) -> Tier:
         return Tier.REMOTE
     if event.medium is None:
         return Tier.GPU
-    return TIER_OF_MEDIUM.get(event.medium.upper(), Tier.OTHER)
+    tier = TIER_OF_MEDIUM.get(event.medium.upper())
+    return Tier.OTHER if tier is None else tier
 
 
 def _hashes(values: list[Any]) -> list[int]:
     try:
-        if min(values, default=0) >= 0:
+        if not values or min(values) >= 0:
             return values
         return [value & HASH_MASK for value in values]
     except TypeError:
@@ -361,15 +447,29 @@ def _anything(raw: Raw | bytes) -> Any:
         return None
 
 
-def _kind_of(value: Any) -> str | None:
-    """The event's type, None where it has none."""
-    kind = value[0] if isinstance(value, list) and value else value.get("type") if isinstance(value, dict) else None
-    return kind if isinstance(kind, str) else None
+def _number(raw: Raw) -> float | int | None:
+    """The number that this is, None for anything else."""
+    value = _anything(raw) if len(raw) <= NUMBER_BYTES_MAX else None
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _why_malformed(value: Any, *, is_array: bool) -> str:
+def _outline_of(raw: Raw | bytes) -> Outline:
+    """Raises Refused where it has no type."""
+    try:
+        return outline_of(raw)
+    except UNREADABLE:
+        raise Refused("event_malformed") from None
+
+
+def _why_malformed(raw: Raw | bytes) -> str:
     """The reason of a known event that does not have the types it should have."""
-    tokens = (value[3] if len(value) > 3 else None) if is_array else value.get("token_ids")
+    value = _anything(raw) if len(raw) <= LOOKED_INTO_BYTES_MAX else None
+    if isinstance(value, dict):
+        tokens, hashes = value.get("token_ids"), value.get("block_hashes")
+    elif isinstance(value, list):
+        tokens, hashes = value[3] if len(value) > 3 else None, value[1] if len(value) > 1 else None
+    else:
+        return "event_malformed"
     if isinstance(tokens, list):
         if any(isinstance(token, list) for token in tokens):
             return "token_pairs"  # EAGLE under SGLang
@@ -377,7 +477,6 @@ def _why_malformed(value: Any, *, is_array: bool) -> str:
             return "token_text"  # TensorRT-LLM's digests of multimodal content
         if any(not isinstance(token, int) or isinstance(token, bool) for token in tokens):
             return "token_type"
-    hashes = (value[1] if len(value) > 1 else None) if is_array else value.get("block_hashes")
     if isinstance(hashes, list) and any(not isinstance(item, int | bytes) or isinstance(item, bool) for item in hashes):
         return "hash_type"
     return "event_malformed"

@@ -3,12 +3,17 @@
 Array position 0 is the type. Fields that a release does not send have their defaults; UNSET tells "not sent" from "sent as nil".
 """
 
-from typing import Any
-
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 
+class SaltMap(Struct, gc=False):
+    """Where vLLM has the LoRA name, SGLang 0.5.18 and 0.5.19 have a map with the cache salt."""
+
+    cache_salt: str | None = None
+
+
+# Fields whose content nobody knows beforehand stay encoded (Raw): built into objects, they could take 80 times their bytes.
 class StoredArray(Struct, array_like=True, tag="BlockStored", gc=False):
     block_hashes: list[int | bytes]
     parent_block_hash: int | bytes | None
@@ -16,9 +21,8 @@ class StoredArray(Struct, array_like=True, tag="BlockStored", gc=False):
     block_size: int
     lora_id: int | None = None
     medium: str | None = None
-    # SGLang 0.5.18 and 0.5.19 have a map with the cache salt where vLLM has the name.
-    lora_name: str | dict[str, Any] | None = None
-    extra_keys: list[Any] | UnsetType | None = UNSET
+    lora_name: str | SaltMap | None = None
+    extra_keys: Raw | UnsetType = UNSET
     group_idx: int | None = None
     kv_cache_spec_kind: str | None = None
     kv_cache_spec_sliding_window: Raw | UnsetType = UNSET
@@ -42,7 +46,7 @@ class StoredMap(Struct, tag="BlockStored", gc=False):
     lora_id: int | None = None
     medium: str | None = None
     lora_name: str | None = None
-    extra_keys: list[Any] | UnsetType | None = UNSET
+    extra_keys: Raw | UnsetType = UNSET
     group_idx: int | UnsetType | None = UNSET
     kv_cache_spec_kind: str | None = None
     locality: str | None = None
@@ -108,13 +112,13 @@ class MapBatch(Struct, array_like=True, forbid_unknown_fields=True):
 
 class RawBatch(Struct, array_like=True):
     ts: Raw
-    events: list[Raw]
+    events: Raw
     data_parallel_rank: Raw = Raw(b"\xc0")
 
 
 class RawBatchAsMap(Struct):
     ts: Raw
-    events: list[Raw]
+    events: Raw
     data_parallel_rank: Raw = Raw(b"\xc0")
 
 
@@ -136,6 +140,7 @@ decode_array_event = msgspec.msgpack.Decoder(ArrayEvent).decode
 decode_map_event = msgspec.msgpack.Decoder(MapEvent).decode
 decode_lenient_array_event = msgspec.msgpack.Decoder(StoredArray | RemovedArray | ClearedArray).decode
 decode_lenient_map_event = msgspec.msgpack.Decoder(StoredMap | RemovedMap | ClearedMap).decode
+decode_raw_list = msgspec.msgpack.Decoder(list[Raw]).decode
 decode_anything = msgspec.msgpack.Decoder().decode
 
 # What a decoder raises for bytes that are none of its type; text that is not UTF-8 is no DecodeError.

@@ -5,6 +5,7 @@ import asyncio
 import math
 import os
 import re
+import resource
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
@@ -23,6 +24,8 @@ from scorer_api.server import serve
 USAGE_ERROR = 2
 # The receiving thread gets the interpreter so soon after it asks for it.
 SWITCH_INTERVAL_S = 0.001
+# Connections and engines cost open files; many systems allow 1,024 unless a process asks for more. More than this is not asked for.
+OPEN_FILES_MAX = 65_536
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -168,6 +171,10 @@ def _run(act: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> int:
             loop.add_signal_handler(number, stop.set)
         await act(stop)
 
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = OPEN_FILES_MAX if hard == resource.RLIM_INFINITY else min(OPEN_FILES_MAX, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     uvloop.run(with_signals())
     return 0

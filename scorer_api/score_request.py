@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+from msgspec import Raw, Struct
 
 from indexer.block_keys import TOKEN_BYTES, fold_extra_keys, read_extra_keys
 from indexer.errors import field_first
@@ -14,7 +15,23 @@ from scorer_api.schemas import TOKEN_MAX, ScoreRequest, ScoreRequestMsgpack
 from scorer_api.view import Prompt
 
 EXTRA_KEYS_BYTES_MAX = 65_536
+# A body that is no larger is decoded at once; of a larger one it is first looked how much of it is not tokens.
+UNMEASURED_BYTES_MAX = 262_144
+# Of what is not tokens msgspec builds up to 80 times its bytes. This is room for the extra keys of 20,000 blocks, or for the names of 4,000 pods.
+FIELD_BYTES_MAX = {"model": 262_144, "pods": 262_144, "lora_name": 262_144, "cache_salt": 262_144, "block_extra_keys": 2_097_152}
 
+
+class _Outline(Struct):
+    """A request whose fields are still encoded."""
+
+    model: Raw = Raw()
+    pods: Raw = Raw()
+    lora_name: Raw = Raw()
+    cache_salt: Raw = Raw()
+    block_extra_keys: Raw = Raw()
+
+
+_OUTLINE: dict[str, Callable[[bytes], _Outline]] = {JSON: msgspec.json.Decoder(_Outline).decode, MSGPACK: msgspec.msgpack.Decoder(_Outline).decode}
 _DECODE: dict[str, Callable[[bytes], ScoreRequest]] = {
     JSON: msgspec.json.Decoder(ScoreRequest).decode,
     MSGPACK: msgspec.msgpack.Decoder(ScoreRequestMsgpack).decode,
@@ -24,6 +41,8 @@ _DECODE: dict[str, Callable[[bytes], ScoreRequest]] = {
 def decode(body: bytes, media_type: str) -> ScoreRequest:
     """Raises Problem 400 for what is not JSON or msgpack, 422 for what is, with other fields or types than it should have."""
     try:
+        if len(body) > UNMEASURED_BYTES_MAX:
+            _measure(_OUTLINE[media_type](body))
         return _DECODE[media_type](body)
     except msgspec.ValidationError as error:
         raise Problem(422, field_first(str(error))) from None
@@ -31,6 +50,14 @@ def decode(body: bytes, media_type: str) -> ScoreRequest:
         raise Problem(400, f"the body is not valid {media_type}: {error}") from None
     except RecursionError:
         raise Problem(400, "the body is nested too deeply") from None
+
+
+def _measure(outline: _Outline) -> None:
+    """Raises Problem 422 for a field that is larger than it ever needs to be."""
+    for name, bytes_max in FIELD_BYTES_MAX.items():
+        size = len(getattr(outline, name))
+        if size > bytes_max:
+            raise Problem(422, f"{name}: {size} bytes; at most {bytes_max} are taken")
 
 
 def prompt_of(request: ScoreRequest) -> Prompt:

@@ -14,6 +14,7 @@ from indexer.errors import SettingError
 from indexer.service import Service
 from indexer.settings import Settings
 from scorer_api.app import make_embedded
+from scorer_api.connection import Connection
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,8 @@ async def _cancel(*tasks: asyncio.Task[Any]) -> None:
 def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        http=Connection.with_timeout(settings.head_timeout_s),
+        ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -15,6 +15,7 @@ MODULES = {
 PURE_OF_INDEXER = (
     "wire",
     "wire_types",
+    "event_outline",
     "events",
     "sequence",
     "block_keys",

@@ -10,7 +10,7 @@
     {namespace}:1:{model}:incarnation       STRING  the same as above, for what a model's slot holds
     {namespace}:1:{model}:lease:{stream}    HASH    owner, want: who has the stream, and who would like to
     {namespace}:1:{model}:state:{stream}    HASH    gen, fence, number, lengths, head, status: see `records`
-    {namespace}:1:{model}:{part}:{stream}:{generation}  HASH  engine hash → block, for each tier; parked blocks
+    {namespace}:1:{model}:{part}:{stream}:{generation}  HASH  engine hash → block, for each of PARTS
 
 All times are Redis's own, in milliseconds. `{model}` is a digest of the model's name in braces, and `{directory}` stands there as it is: whatever is
 changed by one script lies in one slot of a Cluster. `1` is the version of this layout.
@@ -28,9 +28,8 @@ from indexer.store import StreamKey
 LAYOUT = 1
 NAMESPACE = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
-PARTS = (*(tier.word for tier in Tier), "parked")
-"""What a stream's blocks lie in: a hash per tier, and one for the blocks that wait for their parent."""
-PARKED = len(Tier)
+PARTS = (*(tier.word for tier in Tier), "parked", "removed")
+"""What a stream's blocks lie in: a hash per tier, one for blocks that wait for their parent, one for removed ones that a lower tier may yet name."""
 
 
 def check_namespace(namespace: str, source: str) -> None:

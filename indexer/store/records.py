@@ -24,43 +24,43 @@ from indexer.stream_state import BlockRecord, Traits
 # A change of more blocks goes into the log as `reload`: whoever follows loads the stream instead.
 ENTRY_BLOCKS_MAX = 1_024
 
-_WITH_PARENT = Layout("<BBQQ").pack
-_WITHOUT_PARENT = Layout("<BBQ").pack
+_BLOCK = Layout("<BBQQ")
+_FIELD_AND_BLOCK = Layout("<QBBQQ").pack
+_HASH = Layout("<Q").pack
 
 
 def encode_hash(engine_hash: int) -> bytes:
-    return engine_hash.to_bytes(8, "big")
+    return _HASH(engine_hash)
 
 
 def decode_hash(field: bytes) -> int:
-    return int.from_bytes(field, "big")
+    return int.from_bytes(field, "little")
 
 
-def encode_block(copies: int, parent: int | None, key: int) -> bytes:
-    """A block that covers itself only, as nearly all do."""
-    return _WITHOUT_PARENT(copies, 0, key) if parent is None else _WITH_PARENT(copies, 1, parent, key)
+def encode_plain(engine_hash: int, copies: int, parent: int | None, key: int) -> bytes:
+    """Field and value of a block that covers itself only, as nearly all do: 26 bytes, always."""
+    return _FIELD_AND_BLOCK(engine_hash, copies, 0, 0, key) if parent is None else _FIELD_AND_BLOCK(engine_hash, copies, 1, parent, key)
 
 
 def encode_record(record: BlockRecord) -> bytes:
-    """Any block."""
-    own = encode_block(record.copies, record.parent, record.keys[0])
+    """The value of any block."""
+    parent = record.parent
+    own = _BLOCK.pack(record.copies, parent is not None, parent or 0, record.keys[0])
     return own + pack_keys(record.keys[1:]) if len(record.keys) > 1 else own
 
 
 def decode_block(value: bytes) -> BlockRecord:
     """Raises ValueError for what is no block."""
-    if len(value) < 10:
-        raise ValueError("a block has at least 10 bytes")
-    start = 10 if value[1] else 2
-    keys = unpack_keys(value[start:])
-    if not keys:
-        raise ValueError("a block has a key")
-    return BlockRecord(value[0], int.from_bytes(value[2:10], "little") if value[1] else None, tuple(keys))
+    if len(value) < _BLOCK.size:
+        raise ValueError(f"a block has at least {_BLOCK.size} bytes")
+    copies, has_parent, parent, key = _BLOCK.unpack_from(value)
+    more = unpack_keys(value[_BLOCK.size :]) if len(value) > _BLOCK.size else ()
+    return BlockRecord(copies, parent if has_parent else None, (key, *more))
 
 
 def keys_of_block(value: bytes) -> bytes:
     """The block keys that a block covers, packed."""
-    return value[10 if value[1] else 2 :]
+    return value[10:]
 
 
 def pack_keys(keys: Iterable[int]) -> bytes:

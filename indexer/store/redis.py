@@ -26,11 +26,11 @@ from indexer.orphans import Parked
 from indexer.settings import Settings
 from indexer.store import Point, StreamKey, Trust
 from indexer.store.connection import Client, connect, is_away, masked, why
-from indexer.store.keyspace import PARKED, PARTS, Keyspace
+from indexer.store.keyspace import PARTS, Keyspace
 from indexer.store.records import Head, decode_block, decode_hash, decode_head, decode_parked
 from indexer.store.scripts import Call, call, call_all, pairs
 from indexer.store.writer import Recorded, StreamWriter, random_number
-from indexer.stream_state import BlockRecord, StreamState
+from indexer.stream_state import PARKED, REMOVED, BlockRecord, StreamState
 
 log = logging.getLogger(__name__)
 
@@ -248,7 +248,7 @@ class RedisStore:
             log.warning("blocks missing in redis", extra={"pod": stream.key.pod, "rank": stream.key.rank})
             return False
         try:
-            state.restore(head.traits, [(tier, _blocks(fields[tier])) for tier in Tier])
+            state.restore(head.traits, [(tier, _blocks(fields[tier])) for tier in Tier], _blocks(fields[REMOVED]))
             _park(state, fields[PARKED])
         except (ValueError, msgspec.DecodeError) as error:
             log.warning("blocks in redis not readable", extra={"pod": stream.key.pod, "rank": stream.key.rank, "error": str(error)})

@@ -19,23 +19,23 @@ from indexer.change import Change
 from indexer.events import Tier
 from indexer.settings import Settings
 from indexer.store import Point, StreamKey
-from indexer.store.keyspace import PARKED, PARTS, ModelKeys, stream_id
+from indexer.store.keyspace import PARTS, ModelKeys, stream_id
 from indexer.store.records import (
     ENTRY_BLOCKS_MAX,
     Entry,
     Head,
     Kind,
     ParkedRecord,
-    encode_block,
     encode_entry,
     encode_hash,
     encode_head,
     encode_parked,
+    encode_plain,
     encode_record,
     pack_tiers,
 )
 from indexer.store.scripts import Call, Word
-from indexer.stream_state import StreamState, Touched
+from indexer.stream_state import PARKED, REMOVED, StreamState, Touched
 
 # A call is sealed from so many touched hashes on: one script takes Redis some milliseconds at the most, and its entry fits into the log …
 SEAL_OPERATIONS = 768
@@ -257,23 +257,16 @@ class StreamWriter:
                     copies = {int(tier): count for tier, count in parked.copies.items()}
                     yield encode_hash(engine_hash), encode_parked(ParkedRecord(parked.parent, parked.tokens, parked.extra, since_ms, copies))
             return
-        if part == Tier.GPU:
-            blocks = state.blocks
-            for engine_hash in hashes:
-                block = blocks.get(engine_hash)
-                if block is None or not block.copies:
-                    yield encode_hash(engine_hash), None
-                else:
-                    yield encode_hash(engine_hash), encode_block(block.copies, block.parent, block.key)
-            return
         for engine_hash in hashes:
-            found = state.record(Tier(part), engine_hash)
+            found = state.removed_record(engine_hash) if part == REMOVED else state.record(Tier(part), engine_hash)
             yield encode_hash(engine_hash), None if found is None else encode_record(found)
 
     def hashes(self, part: int) -> list[int]:
         """The engine hashes that a part holds now."""
         state = self.stream.state
-        return list(state.orphans) if part == PARKED else state.hashes(Tier(part))
+        if part == PARKED:
+            return list(state.orphans)
+        return state.removed_hashes() if part == REMOVED else state.hashes(Tier(part))
 
     def switch(self, generation: int, owner: str, incarnation: str) -> Call:
         """The call that makes a generation the stream's, with what changed while it was written."""
@@ -283,7 +276,7 @@ class StreamWriter:
         touched = state.track()
         words, _ = self._words(touched)
         self.expected = [len(self.hashes(part)) for part in range(len(PARTS))]
-        is_empty = not any(self.expected)
+        is_empty = not any(self.expected[tier] for tier in Tier)
         # Two on: an append whose answer never came may have been carried out.
         self._next_number = self._next_number + 2
         entry = self._entry(Kind.DROP if is_empty else Kind.RELOAD, generation, self._next_number, None)
@@ -314,23 +307,34 @@ class StreamWriter:
     # Parts of calls
 
     def _words(self, touched: Touched) -> tuple[list[Word], int]:
-        """What to set and delete, and how many more fields there are afterwards, at the most."""
-        words: list[Word] = []
-        growth = 0
-        for part in range(len(PARTS)):
-            if not touched[part]:
-                words += (0, 0)
-                continue
+        """What to set and delete, as prelude.lua reads it, and how many more fields there are afterwards, at the most."""
+        plain, gone = self._gpu_words(touched[Tier.GPU])
+        words: list[Word] = [b"".join(plain), 0, b"".join(gone)]
+        growth = len(plain) - len(gone)
+        for part in range(1, len(PARTS)):
             sets: list[Word] = []
-            dels: list[Word] = []
+            dels: list[bytes] = []
             for field, value in self.fields(part, touched[part]):
                 if value is None:
                     dels.append(field)
                 else:
                     sets += (field, value)
             growth += len(sets) // 2 - len(dels)
-            words += (len(sets), *sets, len(dels), *dels)
+            words += (b"", len(sets), *sets, b"".join(dels))
         return words, growth
+
+    def _gpu_words(self, touched: Iterable[int]) -> tuple[list[bytes], list[bytes]]:
+        """The same of the gpu's part, which is nearly all that there is."""
+        blocks = self.stream.state.blocks
+        plain: list[bytes] = []
+        gone: list[bytes] = []
+        for engine_hash in touched:
+            block = blocks.get(engine_hash)
+            if block is None or not block.copies:
+                gone.append(encode_hash(engine_hash))
+            else:
+                plain.append(encode_plain(engine_hash, block.copies, block.parent, block.key))
+        return plain, gone
 
     def _limits(self) -> list[Word]:
         lease_ms = int(self._settings.lease_s * 1000)

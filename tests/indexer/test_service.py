@@ -2,15 +2,18 @@
 
 import concurrent.futures
 import random
+import resource
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from indexer.errors import SettingError
 from tests.engine import Engine, stored
-from tests.running import Client, Running
+from tests.running import QUICK, Client, Command, Running
 from tests.waiting import wait_until
 
 FIRST, SECOND = list(range(1, 6)), list(range(101, 106))
@@ -274,3 +277,53 @@ def test_deleting_the_pod_that_is_missing_makes_it_ready() -> None:
         assert readiness(service)[0] == 503
         service.http.delete(f"{service.url}/v1/pods/away")
         wait_until(lambda: readiness(service) == (200, {"status": "ready", "reasons": []}))
+
+
+# Limits
+
+
+def spec_of(ranks: int, port: int = 2_000) -> dict[str, Any]:
+    """A pod of so many ranks, that nobody answers for."""
+    return {"model": "m", "events": f"tcp://127.66.66.66:{port}", "ranks": ranks}
+
+
+def test_no_more_streams_are_followed_than_allowed(engine: Engine) -> None:
+    with Running(engine.spec(), streams_max="4") as service:
+        service.wait_for(sequence=0, trust="live")
+        pods = f"{service.url}/v1/pods"
+        refused = service.http.put(f"{pods}/many", json=spec_of(4))
+        assert refused.status_code == 422
+        assert "5 streams" in refused.json()["detail"]
+        assert "at most 4" in refused.json()["detail"]
+        assert service.http.put(f"{pods}/many", json=spec_of(3)).status_code == 201
+        assert service.http.put(f"{pods}/more", json=spec_of(1)).status_code == 422
+        assert service.http.put(f"{pods}/many", json=spec_of(3, port=3_000)).status_code == 200, "its old streams make room for its new ones"
+        assert service.http.delete(f"{pods}/many").status_code == 204
+        assert service.http.put(f"{pods}/more", json=spec_of(1)).status_code == 201
+        assert service.stream()["trust"] == "live"
+
+
+def test_the_start_stops_where_more_streams_are_given_than_allowed() -> None:
+    with pytest.raises(SettingError, match="at most 2"), Running("pod=p,model=m,events=tcp://127.0.0.1:2000,ranks=3", streams_max="2"):
+        pass
+
+
+def test_where_the_system_allows_no_more_open_files_a_pod_is_refused_as_a_whole(engine: Engine) -> None:
+    """Nothing of it stays, and what was there before is followed on."""
+    words = [word for name, value in {**QUICK, "port": "0"}.items() for word in ("--" + name.replace("_", "-"), value)]
+    with Command("serve", *words, "--engine", engine.spec()) as service:
+        service.wait_url().wait_for(sequence=0, trust="live")
+        open_files = Path(f"/proc/{service.process.pid}/fd")
+        before = len(list(open_files.iterdir()))
+        resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, (before + 100, before + 100))
+        pods = f"{service.url}/v1/pods"
+        refused = service.http.put(f"{pods}/many", json=spec_of(300))
+        assert refused.status_code == 422
+        assert "Too many open files" in refused.json()["detail"]
+        assert [pod["pod"] for pod in service.http.get(pods).json()["pods"]] == ["pod"]
+        # A probe of the engine has sockets of its own for a moment.
+        wait_until(lambda: len(list(open_files.iterdir())) <= before + 2)
+        engine.publish(stored([2], SECOND[:4]), is_lost=True)
+        service.wait_for(sequence=1, trust="live")
+        assert service.http.put(f"{pods}/few", json=spec_of(3)).status_code == 201
+        assert not [line for line in service.lines if "Traceback" in line or "ERROR" in line]

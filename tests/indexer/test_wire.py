@@ -424,11 +424,87 @@ def test_a_batch_of_too_many_events_is_refused_in_every_form() -> None:
         assert refused.value.reason == "batch_events"
 
 
+@pytest.mark.parametrize("limit", [{"hashes_per_batch_max": 4}, {"tokens_per_batch_max": 8}])
+def test_events_beyond_what_a_batch_may_hold_are_refused_and_those_before_are_applied(limit: dict[str, int]) -> None:
+    two_blocks = {"block_hashes": [1, 2], "token_ids": [1, 2, 3, 4]}
+    for events in ([stored_map(**two_blocks)] * 3, [stored_array([1, 2], None, [1, 2, 3, 4])] * 3):
+        batch = decode_events(*events, **limit)
+        assert len(batch.events) == 2
+        assert batch.refused == {"batch_limit": 1}
+    batch = decode_events({"type": "BlockRemoved", "block_hashes": [1, 2, 3, 4, 5]}, hashes_per_batch_max=4)
+    assert (batch.events, batch.refused) == ([], {"batch_limit": 1})
+
+
+def test_extra_keys_beyond_what_a_batch_may_hold_are_refused() -> None:
+    """128 times those of one block: 2,048 bytes here. Each event has 13, and 2,048 is 157 times 13 and 7."""
+    events = [stored_map(extra_keys=[["x" * 10]], parent_block_hash=1)] * 160
+    batch = decode_events(*events, extra_keys_bytes_max=16)
+    assert (len(batch.events), batch.refused) == (157, {"batch_limit": 3})
+
+
+def test_what_a_batch_may_hold_is_counted_anew_for_each() -> None:
+    decoder = WireDecoder(WireLimits(hashes_per_batch_max=1, tokens_per_batch_max=2))
+    for _ in range(3):
+        assert len(decoder.decode(pack([1.5, [stored_map()], 0])).events) == 1
+
+
+@pytest.mark.parametrize(
+    ("large", "reason"),
+    [
+        (stored_map(token_ids=[1, "digest"] * 30_000), "token_text"),
+        (stored_map(block_hashes=["1"] * 66_000), "event_limit"),
+        (stored_map(block_hashes=["1"] * 65_000), "hash_type"),
+        (stored_map(medium="x" * 1_100_000), "event_limit"),
+        (stored_map(token_ids=[1, "digest"] * 150_000), "event_malformed"),
+        (stored_map(token_ids=[1] * 150_000), "unaligned"),
+        (["BlockRemoved", [1] * 66_000], "event_limit"),
+        (["BlockRemoved"], "event_malformed"),
+        ({"type": 5, "x": "x" * 70_000}, "event_malformed"),
+        ({"x": "x" * 70_000}, "event_malformed"),
+        ({"type": ["x"] * 70_000}, "event_malformed"),
+        ("x" * 70_000, "event_malformed"),
+    ],
+)
+def test_a_large_event_is_refused_for_the_reason_of_a_small_one(large: Any, reason: str) -> None:
+    """But for one too large to be looked into."""
+    batch = decode_events(stored_map(), large, stored_map())
+    assert len(batch.events) == 2
+    assert batch.refused == {reason: 1}
+
+
+@pytest.mark.parametrize("filler", [{"x": "x" * 70_000}, {"x": "x" * 1_100_000}, {"type": "x" * 70_000}, {"type": "News", "x": [{}] * 70_000}])
+def test_a_large_event_of_an_unknown_type_or_with_an_unknown_field_is_what_a_small_one_is(filler: dict[str, Any]) -> None:
+    event = filler if "type" in filler else stored_map(**filler)
+    batch = decode_events(stored_map(), event, stored_map())
+    assert not batch.refused
+    assert (len(batch.events), batch.unknown_events, batch.unknown_fields) == ((2, 1, 0) if "type" in filler else (3, 0, 1))
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 15, 16, 17, 192, 300])
+def test_no_extra_keys_are_nil_for_each_block(count: int) -> None:
+    """Whatever the array's header looks like: 192 is 0xc0, which is nil too."""
+    event = only(stored_map(block_hashes=[1] * count, token_ids=[1] * 2 * count, extra_keys=[None] * count))
+    assert event.extra_keys is None
+
+
+@pytest.mark.parametrize("count", [2, 17, 192, 65_536])
+def test_nils_around_a_blocks_extra_keys_do_not_hide_them(count: int) -> None:
+    for at in (0, count // 2, count - 1):
+        for entry in ([None], [[None] * 300], [192]):
+            entries: list[Any] = [None] * count
+            entries[at] = entry
+            (event,) = decode_events(stored_map(block_hashes=[1] * count, token_ids=[1] * 2 * count, extra_keys=entries)).events
+            assert isinstance(event, Stored)
+            assert event.extra_keys is not None
+            assert {position: msgspec.msgpack.decode(folded) for position, folded in event.extra_keys.items()} == {at: [entry, None]}
+
+
 def test_what_the_tests_of_bad_messages_expect_is_every_reason_that_the_wire_has() -> None:
     """The others are the stream's and the listener's; `event_nested` has a test of its own."""
     of_the_stream = {"other_attention", "unknown_hash", "key_conflict", "ambiguous_key", "rank_mismatch"}
     of_the_listener = {"topic", "topic_claimed"}
-    expected = {reason for reason, *_ in BAD_EVENTS} | {reason for reason, _ in BAD_BATCHES} | {"frame_count", "frame_sequence", "batch_events"}
+    expected = {reason for reason, *_ in BAD_EVENTS} | {reason for reason, _ in BAD_BATCHES} | {"frame_count", "frame_sequence"}
+    expected |= {"batch_events", "batch_limit"}
     assert expected == REASONS.keys() - of_the_stream - of_the_listener - {"event_nested"}
 
 

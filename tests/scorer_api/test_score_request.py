@@ -8,7 +8,7 @@ import pytest
 
 from scorer_api.negotiation import JSON, MSGPACK
 from scorer_api.problems import Problem
-from scorer_api.score_request import EXTRA_KEYS_BYTES_MAX, decode, prompt_of
+from scorer_api.score_request import EXTRA_KEYS_BYTES_MAX, FIELD_BYTES_MAX, UNMEASURED_BYTES_MAX, decode, prompt_of
 from scorer_api.view import Prompt
 
 
@@ -170,3 +170,32 @@ def test_packed_tokens_of_an_odd_length_are_refused(length: int) -> None:
 
 def test_packed_tokens_are_no_part_of_json() -> None:
     assert refused(b'{"model": "m", "token_ids": "AAAA"}')[0] == 422
+
+
+@pytest.mark.parametrize("media_type", [JSON, MSGPACK])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model", "m" * 300_000),
+        ("pods", ["pod"] * 100_000),
+        ("cache_salt", "s" * 300_000),
+        ("lora_name", "l" * 300_000),
+        ("block_extra_keys", [[0, [[]] * 2_200_000]]),
+    ],
+)
+def test_a_field_that_is_far_too_large_is_refused_before_it_is_decoded(media_type: str, field: str, value: Any) -> None:
+    status, detail = refused({"model": "m", "token_ids": [1], field: value}, media_type)
+    assert status == 422
+    assert detail.startswith(f"{field}: ")
+    assert str(FIELD_BYTES_MAX[field]) in detail
+
+
+def test_only_tokens_may_fill_a_large_body() -> None:
+    body = msgspec.json.encode({"model": "m", "token_ids": [1] * 200_000, "pods": ["pod"] * 9_000, "block_extra_keys": [[3, [["img", -1]]]]})
+    assert len(body) > UNMEASURED_BYTES_MAX
+    assert prompt_of(decode(body, JSON)).length == 200_000
+
+
+@pytest.mark.parametrize(("body", "status"), [(b"[" + b" " * 300_000 + b"1]", 422), (b"{" + b" " * 300_000, 400), (b'{"x":' + b"[" * 300_000, 400)])
+def test_a_large_body_that_is_no_request_is_refused_as_a_small_one(body: bytes, status: int) -> None:
+    assert refused(body)[0] == status

@@ -15,7 +15,7 @@ if held[2] ~= ARGV[1] then return {0} end
 if held[1] ~= ARGV[3] then return {-2} end
 if held[3] ~= ARGV[2] then return {-3, held[3]} end
 
-local parts = read_parts(14, #KEYS - 3)
+local parts = read_parts(14)
 local grows = ARGV[12] == '1'
 if not grows then
   redis.call('PEXPIRE', KEYS[1], ARGV[8])
@@ -31,7 +31,7 @@ else
   set_parts(parts, 4)
 end
 for part, words in ipairs(parts) do
-  if words[2] >= words[1] then
+  if is_setting(words) then
     redis.call('PEXPIRE', KEYS[part + 3], ARGV[9])
   end
 end

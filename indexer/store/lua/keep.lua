@@ -1,6 +1,6 @@
 -- Keep what an owner has of one model alive, and see whether it still has it.
 --
--- KEYS  1 streams  2 log  3 incarnation, then for each stream: lease, state, the generation's hash of each part (6)
+-- KEYS  1 streams  2 log  3 incarnation, then for each stream: lease, state, the generation's hash of each part (7)
 -- ARGV  1 owner  2 lease, ms  3 state's and 4 blocks' time to live, ms  5 how long streams are vouched for, ms
 --       6 1 where pods are registered, so that the incarnation must outlast everything, then for each stream: name, fence, status,
 --         1 where its engine is connected: else its time to live runs on
@@ -20,9 +20,9 @@ else
 end
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - ARGV[3]))
 local result = {string.format('%.0f', now), redis.call('GET', KEYS[3])}
-local count = (#KEYS - 3) / 8
+local count = (#KEYS - 3) / (2 + PARTS)
 for number = 1, count do
-  local key, at = 4 + (number - 1) * 8, 7 + (number - 1) * 4
+  local key, at = 4 + (number - 1) * (2 + PARTS), 7 + (number - 1) * 4
   local lease = redis.call('HMGET', KEYS[key], 'owner', 'want')
   local state = redis.call('HMGET', KEYS[key + 1], 'gen', 'fence', 'number', 'lengths')
   if (lease[1] and lease[1] ~= ARGV[1]) or (state[2] and state[2] ~= ARGV[at + 1]) then
@@ -38,7 +38,7 @@ for number = 1, count do
       redis.call('HSET', KEYS[key + 1], 'status', ARGV[at + 2])
       if ARGV[at + 3] == '1' then
         redis.call('PEXPIRE', KEYS[key + 1], ARGV[3])
-        for part = key + 2, key + 7 do
+        for part = key + 2, key + 1 + PARTS do
           redis.call('PEXPIRE', KEYS[part], ARGV[4])
         end
       end

@@ -1,7 +1,7 @@
 -- Start a stream's content again: from now on it is what lies in the hashes of a new generation. With nothing in them this drops the stream's blocks,
 -- at a cost that does not depend on how many there were.
 --
--- KEYS  1 state  2 log  3 streams  4 incarnation  5 lease  6–11 the new generation's hash of each part  12–17 the old one's, where there is one
+-- KEYS  1 state  2 log  3 streams  4 incarnation  5 lease  6–12 the new generation's hash of each part  13… those of old ones
 -- ARGV  1 fence  2 owner  3 generation  4 number afterwards  5 head  6 entry of the log  7 entries that the log keeps
 --       8 state's and 9 blocks' time to live, ms  10 how long the stream is vouched for, ms; 0 where it is not  11 the stream's name
 --       12 incarnation to set where there is none  13… what changed since the new hashes were written, see prelude.lua
@@ -17,17 +17,17 @@ elseif redis.call('HGET', KEYS[5], 'owner') ~= ARGV[2] then
 end
 
 redis.call('PEXPIRE', KEYS[1], ARGV[8])
-for old = 12, #KEYS do
+for old = 13, #KEYS do
   redis.call('UNLINK', KEYS[old])
 end
-local parts = read_parts(13, 6)
+local parts = read_parts(13)
 set_parts(parts, 6)
 delete_parts(parts, 6)
 redis.call('SET', KEYS[4], ARGV[12], 'NX')
 local fields = {'gen', ARGV[3], 'fence', ARGV[1], 'number', ARGV[4], 'head', ARGV[5], 'lengths', lengths(6)}
 record(KEYS[1], KEYS[2], KEYS[3], fields, ARGV[6], ARGV[7], ARGV[8], ARGV[11], ARGV[10])
 local result = {1}
-for part = 6, 11 do
+for part = 6, 5 + PARTS do
   redis.call('PEXPIRE', KEYS[part], ARGV[9])
   result[part - 4] = redis.call('HLEN', KEYS[part])
 end

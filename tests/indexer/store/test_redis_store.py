@@ -129,7 +129,7 @@ def in_redis(server: RedisServer, key: StreamKey = KEY) -> dict[str, dict[int, b
     found = {}
     for part, name in zip(PARTS, keys.parts(key, int(generation)), strict=True):
         fields: Any = client.hgetall(name)
-        found[part] = {int.from_bytes(field, "big"): value for field, value in fields.items()}
+        found[part] = {int.from_bytes(field, "little"): value for field, value in fields.items()}
     return found
 
 
@@ -140,16 +140,18 @@ def as_held(state: StreamState) -> dict[str, dict[int, bytes]]:
         for engine_hash in state.hashes(tier):
             record = state.record(tier, engine_hash)
             assert record is not None
-            parent = b"\x00" if record.parent is None else b"\x01" + struct.pack("<Q", record.parent)
+            parent = struct.pack("<BQ", record.parent is not None, record.parent or 0)
             found[tier.word][engine_hash] = bytes([record.copies]) + parent + struct.pack(f"<{len(record.keys)}Q", *record.keys)
     for engine_hash in state.orphans:
         found["parked"][engine_hash] = b"parked"
+    for engine_hash in state.removed_hashes():
+        found["removed"][engine_hash] = b"removed"
     return found
 
 
 def assert_written(server: RedisServer, stream: Owned) -> None:
     written = in_redis(server, stream.key)
-    written["parked"] = dict.fromkeys(written["parked"], b"parked")
+    written |= {part: dict.fromkeys(written[part], part.encode()) for part in ("parked", "removed")}
     assert written == as_held(stream.state)
     state = server.client().hgetall(Keyspace("kvi").model(stream.key.model).state(stream.key))
     assert msgspec.msgpack.decode(state[b"head"])[0] == stream.sequence
@@ -167,6 +169,7 @@ class Load:
         self.random = random.Random(seed)
         self.next_hash = 1
         self.gpu: list[int] = []
+        self.gone: list[int] = []
         self.cpu: list[int] = []
         self.held_back: list[Stored] = []
 
@@ -182,7 +185,11 @@ class Load:
             self.gpu.append(again)
             return moved([again], Tier.GPU)
         if kind < 0.8:
-            return removed([self.gpu.pop(self.random.randrange(len(self.gpu))) for _ in range(min(len(self.gpu), self.random.randint(1, 6)))])
+            self.gone += (going := [self.gpu.pop(self.random.randrange(len(self.gpu))) for _ in range(min(len(self.gpu), self.random.randint(1, 6)))])
+            return removed(going)
+        if kind < 0.83 and self.gone:  # announced below after its removal
+            self.cpu.append(late := self.gone.pop(self.random.randrange(len(self.gone))))
+            return moved([late], Tier.CPU)
         if kind < 0.9:
             self.cpu += (moving := self.random.sample(self.gpu, min(3, len(self.gpu))))
             return moved(moving, Tier.CPU)
@@ -202,7 +209,7 @@ class Load:
     def _store(self, *, is_held_back: bool = False) -> Stored:
         hashes = list(range(self.next_hash, self.next_hash + self.random.randint(1, 8)))
         self.next_hash += len(hashes)
-        parent = self.random.choice(self.gpu) if self.gpu and not is_held_back and self.random.random() < 0.5 else None
+        parent = self.random.choice(self.gpu) if self.gpu and self.random.random() < 0.5 else None
         if not is_held_back:
             self.gpu += hashes
         return stored(hashes, parent, hashes[0] * 1000)
@@ -474,7 +481,7 @@ def test_an_expired_stream_leaves_no_key_and_starts_anew_when_it_returns(server:
             stream.trust = Trust.EXPIRED
             stream.forget()
             store.vouch(KEY, Trust.EXPIRED)
-            await until(lambda: not [name for name in server if b":state:" in name or b":gpu:" in name])
+            await until(lambda: not [name for name in server.keys("kvi:") if b":state:" in name or b":gpu:" in name])
             stream.trust = Trust.LIVE
             store.vouch(KEY, Trust.STALE)
             stream.apply(stored([7], None, 700))
@@ -507,7 +514,7 @@ def test_a_forgotten_pod_is_let_go(server: RedisServer) -> None:
             await store.delete(KEY)
             kept = await store.keep(lambda _: b"{}", ())
             assert kept[KEY].standing is Standing.GONE
-            assert not [name for name in server if b":state:" in name or b":gpu:" in name]
+            assert not [name for name in server.keys("kvi:") if b":state:" in name or b":gpu:" in name]
             assert (await store.beat([])).forgotten == {KEY.pod}
 
     run(scenario())

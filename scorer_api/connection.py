@@ -1,0 +1,64 @@
+"""One HTTP connection: uvicorn's, with what it leaves to a proxy in front of it.
+
+A request's head has to arrive in time. A client that shuts down its writing side once its request is whole still gets its answer.
+"""
+
+import asyncio
+from typing import Any, ClassVar
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+
+class Connection(HttpToolsProtocol):
+    """`Connection.with_timeout(…)` makes the class to give to uvicorn."""
+
+    head_timeout_s: ClassVar[float]
+
+    @classmethod
+    def with_timeout(cls, head_timeout_s: float) -> "type[Connection]":
+        """Connections that are closed when the head of a request takes longer to arrive."""
+        return type("Connection", (cls,), {"head_timeout_s": head_timeout_s})
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._is_in_head = True
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn: it is a Transport
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # Nearly always a head comes in one piece, and costs no timer.
+        if self._is_in_head and self._head_timer is None:
+            self._await_head()
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio looks at what is returned
+        """The client sends no more. True: the connection stays, for the answers that it still waits for."""
+        newest = self.cycle
+        if newest is None or newest.more_body or newest.response_complete:
+            return False
+        newest.keep_alive = False
+        return True
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._is_in_head = True
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(self.head_timeout_s, self.timeout_keep_alive_handler)
+
+    def _stop_waiting(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
