@@ -69,6 +69,7 @@ class StreamStatus(Struct, frozen=True):
     restarts: int
     last_batch_age_s: float | None
     last_error: str | None
+    owner: str | None = None
 
 
 class Stream:

@@ -8,7 +8,6 @@ from typing import Protocol
 from indexer.change import Change
 from indexer.events import Tier
 from indexer.store import Trust
-from indexer.store.keyspace import PARKED
 from indexer.store.reader import START, Place, Reader, Stand
 from indexer.store.records import Entry, change_of, keys_of_block, unpack_keys
 from scorer_api.followed import Followed, Verdict, judge, stand_after
@@ -20,7 +19,7 @@ from scorer_api.view import View
 PIECE_FIELDS = 1_000
 # Entries are applied so long at a stretch before requests have their turn.
 TURN_S = 0.002
-BLOCK_BYTES_MIN = 10
+BLOCK_BYTES_MIN = 18
 
 
 class Surroundings(Protocol):
@@ -69,7 +68,7 @@ class Loading:
         key = self._followed.key
         names = self._reader.keyspace.model(key.model).parts(key, generation)
         claims = Claims()
-        for tier, name in zip(Tier, names[:PARKED], strict=True):
+        for tier, name in zip(Tier, names, strict=False):
             cursor = 0
             while not self._followed.must_load_again:
                 cursor, fields = await self._reader.blocks(name, cursor, PIECE_FIELDS)
@@ -91,13 +90,13 @@ class Loading:
         """The block keys of these blocks. What is no block is counted and passed over."""
         try:
             return unpack_keys(b"".join(map(keys_of_block, blocks)))
-        except (IndexError, ValueError):
+        except ValueError:
             pass
         found: list[int] = []
         for block in blocks:
             try:
                 found += unpack_keys(keys_of_block(block))
-            except (IndexError, ValueError):
+            except ValueError:
                 self._metrics.entries["unreadable"].inc()
         return found
 

@@ -82,7 +82,7 @@ class Reader:
         assert settings.redis is not None, "a shared store is somewhere"
         self._url = settings.redis
         self._up = up
-        self._client: Client = connect(settings.redis, settings.redis_timeout_s)
+        self.client: Client = connect(settings.redis, settings.redis_timeout_s)
         self.keyspace = Keyspace(settings.namespace)
         self.trouble: tuple[str, float] | None = None
         self._refusal: str | None = None
@@ -90,7 +90,7 @@ class Reader:
         """What the log was told of."""
 
     async def aclose(self) -> None:
-        await self._client.aclose()
+        await self.client.aclose()
 
     async def _ask(self, asking: Awaitable[T]) -> T:
         """Raises StoreError. One line in the log for each change of how Redis is."""
@@ -120,7 +120,7 @@ class Reader:
 
     async def _call(self, calls: Sequence[Call]) -> list[Any]:
         async def answers() -> list[Any]:
-            found = await call_all(self._client, calls)
+            found = await call_all(self.client, calls)
             for answer in found:
                 if isinstance(answer, RedisError):
                     raise answer
@@ -131,7 +131,7 @@ class Reader:
     async def directory(self) -> DirectorySeen:
         """Registered pods, and the models that somebody indexes."""
         names = self.keyspace.directory
-        pipeline = self._client.pipeline(transaction=False)
+        pipeline = self.client.pipeline(transaction=False)
         pipeline.time()
         pipeline.get(names.incarnation)
         pipeline.hgetall(names.pods)
@@ -184,12 +184,12 @@ class Reader:
     async def entries(self, model: str, after: Place, count: int, wait_ms: int) -> list[tuple[Place, bytes | None]]:
         """So many entries of the model's log at the most; waits so long for the first, 0 for not at all. None: an entry that is not one of ours."""
         name = self.keyspace.model(model).log
-        answer: Any = await self._ask(self._client.xread({name: f"{after[0]}-{after[1]}"}, count=count, block=wait_ms or None))
+        answer: Any = await self._ask(self.client.xread({name: f"{after[0]}-{after[1]}"}, count=count, block=wait_ms or None))
         return [(place_of(identifier), (fields or {}).get(b"e")) for _, entries in answer or () for identifier, fields in entries]
 
     async def blocks(self, name: str, cursor: int, count: int) -> tuple[int, dict[bytes, bytes]]:
         """A piece of a hash, and where to go on; 0 is the beginning, and the end."""
-        cursor, fields = await self._ask(self._client.hscan(name, cursor, count=count))
+        cursor, fields = await self._ask(self.client.hscan(name, cursor, count=count))
         return cursor, cast(dict[bytes, bytes], fields)
 
 
