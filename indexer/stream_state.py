@@ -357,8 +357,9 @@ class StreamState:
                 self._hold_lower(engine_hash, tier, (key,))
             elif not block.copies:
                 block.copies = 1
-                if held.add(key) and key not in self._ambiguous:
-                    touched[key] = True
+                held.add(key)
+                if key not in self._ambiguous:
+                    touched[key] = True  # also where another hash holds it: see _hold_keys
             elif block.copies < copies_max:
                 block.copies += 1
             parent = engine_hash
@@ -374,8 +375,9 @@ class StreamState:
             return False
         if not self._held[GPU].add_new(touched):
             return False
-        for engine_hash in self._removed.keys() & hashes:
-            self._revive(engine_hash)
+        if self._removed:
+            for engine_hash in self._removed.keys() & hashes:
+                self._revive(engine_hash)
         self._blocks.update(zip(hashes, map(Block, keys, (event.parent, *hashes)), strict=True))
         self._change.touched[GPU].update(touched)
         self.stored[GPU] += len(hashes)
@@ -392,9 +394,11 @@ class StreamState:
         copy.count = min(copy.count + 1, self._copies_max)
 
     def _hold_keys(self, tier: Tier, keys: Iterable[int]) -> None:
+        """A key that another hash holds already is told of again: who reads in pieces, while one takes the place of the other, may see neither."""
         held, touched = self._held[tier], self._change.touched[tier]
         for key in keys:
-            if held.add(key) and key not in self._ambiguous:
+            held.add(key)
+            if key not in self._ambiguous:
                 touched[key] = True
 
     def _release_keys(self, tier: Tier, keys: Iterable[int]) -> None:

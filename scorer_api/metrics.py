@@ -1,12 +1,17 @@
 """The scorer's metrics."""
 
+from functools import partial
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from indexer.store import Trust
 from scorer_api.view import View
 
 PHASE_BUCKETS_S = (0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.2, 1.0)
 OUTCOMES = ("match", "no_match", "malformed", "unknown_model", "too_large", "unsupported_type", "wrong_value", "too_slow", "disconnected", "failed")
 PHASES = ("decode", "look_up", "encode")
+ENTRY_OUTCOMES = ("applied", "known", "kept", "reload", "emptied", "closed", "lost", "unreadable")
+LOAD_REASONS = ("new", "reload", "lost", "survey", "again")
 
 
 class ScorerMetrics:
@@ -23,3 +28,20 @@ class ScorerMetrics:
         holders = Gauge("kv_indexer_index_holders", "Holders of these blocks: (block, tier, rank) triples.", registry=registry)
         blocks.set_function(lambda: sum(index.blocks for index in view.indexes))
         holders.set_function(lambda: sum(index.holders for index in view.indexes))
+
+
+class FollowerMetrics:
+    """All metrics of following the log in Redis, in one registry."""
+
+    def __init__(self, registry: CollectorRegistry, view: View) -> None:
+        entries = Counter("kv_indexer_follower_entries", "Entries of the log read, by what came of them.", ["outcome"], registry=registry)
+        loads = Counter("kv_indexer_follower_loads", "Streams loaded from Redis, by reason.", ["reason"], registry=registry)
+        self.entries = {outcome: entries.labels(outcome) for outcome in ENTRY_OUTCOMES}
+        self.loads = {reason: loads.labels(reason) for reason in LOAD_REASONS}
+        self.loaded_blocks = Counter("kv_indexer_follower_loaded_blocks", "Blocks read while loading streams, once per tier.", registry=registry)
+        self.loading = Gauge("kv_indexer_follower_loading", "Streams that are being loaded, or wait for that.", registry=registry)
+        age = Gauge("kv_indexer_follower_age_seconds", "Age of the newest word of any owner of a stream.", registry=registry)
+        age.set_function(lambda: view.age_s)
+        streams = Gauge("kv_indexer_follower_streams", "Streams that are followed, by trust.", ["trust"], registry=registry)
+        for trust in Trust:
+            streams.labels(str(trust)).set_function(partial(view.count, trust))

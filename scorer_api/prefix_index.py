@@ -46,6 +46,15 @@ class PrefixIndex:
         del self._keys[holder]
         self._free.append(holder)
 
+    def shrink(self, holder: int, blocks_max: int) -> bool:
+        """Let a holder go of so many blocks at the most. Returns whether it holds any more."""
+        bit = 1 << holder
+        for masks, keys in zip(self._masks, self._keys[holder], strict=True):
+            while keys and blocks_max > 0:
+                self._unset(masks, keys.pop(), bit)
+                blocks_max -= 1
+        return any(self._keys[holder])
+
     @property
     def is_empty(self) -> bool:
         """Whether it has no holder at all."""
@@ -70,6 +79,8 @@ class PrefixIndex:
         if change.cleared:
             self._clear(holder, Tier.GPU)
         for masks, keys, touched in zip(self._masks, self._keys[holder], change.touched, strict=True):
+            if not touched:
+                continue
             if len(touched) >= RUN_MIN and False not in touched.values() and masks.keys().isdisjoint(touched):
                 # Blocks that are new to everybody, all at once.
                 masks.update(dict.fromkeys(touched, bit))

@@ -1,8 +1,11 @@
 """What a scorer knows: the models, their pods and streams, and a prefix index per (model, block size).
 
-It is the store of the embedded mode: changes go straight into the index.
+It is the store of the embedded mode: changes go straight into the index. A follower of the log writes to it in the same way, and exchanges what a
+stream holds, once it has loaded it, for what it held before.
 """
 
+import math
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from msgspec import Struct
@@ -11,6 +14,7 @@ from indexer.block_keys import TOKEN_BYTES, chain_keys, root_key
 from indexer.change import Change
 from indexer.settings import Settings
 from indexer.store import StreamKey, Trust
+from scorer_api.holding import Holding
 from scorer_api.prefix_index import PrefixIndex
 from scorer_api.scoring import NO_MATCH, Match, match_of, score_of, usable_blocks
 
@@ -51,9 +55,15 @@ class PodScore(Struct, frozen=True):
 
 
 class _StreamView(Struct):
+    """`trust` counts until `until_s`, by the monotonic clock."""
+
     trust: Trust = Trust.STALE
+    until_s: float = math.inf
     block_size: int | None = None
     holder: int | None = None
+
+    def trust_at(self, now_s: float) -> Trust:
+        return self.trust if now_s < self.until_s or self.trust is Trust.EXPIRED else Trust.STALE
 
 
 class _Model:
@@ -65,11 +75,13 @@ class _Model:
 
 
 class View:
-    """Implements `indexer.store.Store`."""
+    """Implements `indexer.store.Store`. `source`: where its changes come from, as answers say it."""
 
     has_limits = False
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, source: str = "embedded") -> None:
+        self.source = source
+        self._heard_at_s: float | None = None
         self._hash_seed = settings.hash_seed
         self._weights = settings.tier_weights
         self._models: dict[str, _Model] = {}
@@ -96,8 +108,10 @@ class View:
     def drop(self, stream: StreamKey) -> None:
         self._drop(*self._find(stream))
 
-    def vouch(self, stream: StreamKey, trust: Trust) -> None:
-        self._find(stream)[1].trust = trust
+    def vouch(self, stream: StreamKey, trust: Trust, until_s: float = math.inf) -> None:
+        """`until_s`: from then on, by the monotonic clock, the stream is stale."""
+        view = self._find(stream)[1]
+        view.trust, view.until_s = trust, until_s
 
     def close(self, stream: StreamKey) -> None:
         model = self._models.get(stream.model)
@@ -111,6 +125,25 @@ class View:
 
     async def room(self, stream: StreamKey) -> None:
         """Changes are in the index at once."""
+
+    # What a follower needs besides
+
+    def hear(self, at_s: float) -> None:
+        """Some owner gave word at this time of the monotonic clock."""
+        self._heard_at_s = at_s if self._heard_at_s is None else max(self._heard_at_s, at_s)
+
+    def hold_apart(self, stream: StreamKey, block_size: int) -> Holding:
+        """Room in the index for what a stream will hold: in no answer until it is exchanged for what the stream holds now."""
+        return Holding(self._find(stream)[0].indexes, block_size)
+
+    def exchange(self, stream: StreamKey, new: Holding | None) -> Holding | None:
+        """Let the stream hold this, or nothing. Returns what it held, which the caller gives back in pieces: it may be large."""
+        model, view = self._find(stream)
+        held = None
+        if view.block_size is not None and view.holder is not None:
+            held = Holding(model.indexes, view.block_size, view.holder)
+        view.block_size, view.holder = (None, None) if new is None else (new.block_size, new.holder)
+        return held
 
     def _find(self, stream: StreamKey) -> tuple[_Model, _StreamView]:
         model = self._models[stream.model]
@@ -128,6 +161,20 @@ class View:
 
     # Questions
 
+    @property
+    def age_s(self) -> float:
+        """Age of the newest word of any owner."""
+        return 0.0 if self._heard_at_s is None else max(0.0, time.monotonic() - self._heard_at_s)
+
+    def trust(self, stream: StreamKey) -> Trust:
+        """How far the stream's content can be relied on now."""
+        return self._find(stream)[1].trust_at(time.monotonic())
+
+    def count(self, trust: Trust) -> int:
+        """How many streams can be relied on so far, now."""
+        now_s = time.monotonic()
+        return sum(view.trust_at(now_s) is trust for model in self._models.values() for ranks in model.pods.values() for view in ranks.values())
+
     def models(self) -> dict[str, list[str]]:
         """Every model with its pods."""
         return {name: list(model.pods) for name, model in self._models.items()}
@@ -141,12 +188,15 @@ class View:
         """Every pod of the model, or only these, best first, equal ones by name. Raises KeyError for an unknown model."""
         model = self._models[prompt.model]
         pods = {pod: ranks for pod, ranks in model.pods.items() if only is None or pod in only}
+        now_s = time.monotonic()
         matches = {
             block_size: self._matches(prompt, block_size, index, pods.values())
             for block_size, index in model.indexes.items()
         }  # fmt: skip
         scores = [
-            PodScore(pod, sorted((self._rank_score(prompt, rank, view, matches) for rank, view in ranks.items()), key=lambda r: (-r.score, r.rank)))
+            PodScore(
+                pod, sorted((self._rank_score(prompt, rank, view, matches, now_s) for rank, view in ranks.items()), key=lambda r: (-r.score, r.rank))
+            )
             for pod, ranks in pods.items()
         ]
         scores.sort(key=lambda pod: (-pod.ranks[0].score, pod.pod))
@@ -166,12 +216,13 @@ class View:
             yield keys
             key = keys[-1]
 
-    def _rank_score(self, prompt: Prompt, rank: int, view: _StreamView, matches: Mapping[int, Mapping[int, Match]]) -> RankScore:
+    def _rank_score(self, prompt: Prompt, rank: int, view: _StreamView, matches: Mapping[int, Mapping[int, Match]], now_s: float) -> RankScore:
+        trust = view.trust_at(now_s)
         if view.block_size is None or view.holder is None:
-            return RankScore(rank, NO_MATCH, 0.0, None, 0, view.trust)
+            return RankScore(rank, NO_MATCH, 0.0, None, 0, trust)
         match = matches[view.block_size][view.holder]
         score = score_of(match, prompt.length, view.block_size, self._weights)
-        return RankScore(rank, match, score, view.block_size, usable_blocks(prompt.length, view.block_size), view.trust)
+        return RankScore(rank, match, score, view.block_size, usable_blocks(prompt.length, view.block_size), trust)
 
 
 def ranks_by_number(ranks: Sequence[RankScore]) -> dict[str, int]:

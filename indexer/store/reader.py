@@ -1,0 +1,212 @@
+"""What a scorer reads from Redis. Every call raises StoreError where Redis does not answer, or refuses."""
+
+import logging
+import time
+from collections.abc import Awaitable, Iterable, Sequence
+from typing import Any, TypeVar, cast
+
+import msgspec
+from msgspec import Struct
+from prometheus_client import Gauge
+from redis.exceptions import RedisError
+
+from indexer.engine_spec import EngineSpec
+from indexer.errors import StoreError
+from indexer.settings import Settings
+from indexer.store import StreamKey
+from indexer.store.connection import Client, connect, masked, why
+from indexer.store.keyspace import Keyspace, stream_id
+from indexer.store.records import Head, decode_head
+from indexer.store.scripts import Call, call_all, pairs
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# So many states are read by one script: some hundred microseconds of Redis.
+SURVEY_STATES = 200
+
+Place = tuple[int, int]
+"""A place in a log: milliseconds of Redis's clock, and a count within them."""
+START: Place = (0, 0)
+
+
+class Stand(Struct, frozen=True):
+    """Which of a stream's states one is: its `number`-th change under this generation, made by the owner with this fence."""
+
+    generation: int
+    fence: int
+    number: int
+
+
+class Peeked(Struct, frozen=True):
+    """A stream's state, and the place in the log that it belongs to. `stand` is None where there is no state, `head` also where it cannot be read."""
+
+    place: Place
+    stand: Stand | None = None
+    head: Head | None = None
+
+
+class State(Struct, frozen=True):
+    """The same as a survey sees it. `status`: what the stream's owner says of it, in JSON."""
+
+    stand: Stand | None
+    status: bytes | None
+
+
+class Survey(Struct, frozen=True):
+    """Where streams stand, and the place in the log that this belongs to. `vouched`: name of a stream → until when, in milliseconds."""
+
+    now_ms: int
+    place: Place
+    incarnation: bytes | None
+    vouched: dict[str, int]
+    states: dict[str, State]
+
+
+class DirectorySeen(Struct, frozen=True):
+    """What belongs to no model. `models`: those worth looking at."""
+
+    incarnation: bytes | None
+    pods: dict[str, tuple[EngineSpec, ...]]
+    models: frozenset[str]
+
+
+class Reader:
+    """`up`, where this is all that its process wants of Redis, is the gauge that says whether it answers.
+
+    `trouble`: why it does not, and since when, in Unix time.
+    """
+
+    def __init__(self, settings: Settings, up: Gauge | None = None) -> None:
+        assert settings.redis is not None, "a shared store is somewhere"
+        self._url = settings.redis
+        self._up = up
+        self.client: Client = connect(settings.redis, settings.redis_timeout_s)
+        self.keyspace = Keyspace(settings.namespace)
+        self.trouble: tuple[str, float] | None = None
+        self._refusal: str | None = None
+        self._unreadable: set[StreamKey | bytes] = set()
+        """What the log was told of."""
+
+    async def aclose(self) -> None:
+        await self.client.aclose()
+
+    async def _ask(self, asking: Awaitable[T]) -> T:
+        """Raises StoreError. One line in the log for each change of how Redis is."""
+        try:
+            answer = await asking
+        except RedisError as error:
+            self._note(error)
+            raise StoreError(why(error)) from error
+        if self.trouble is not None:
+            if self.trouble[0] != "refusing":  # else the next call may be refused again, and again
+                log.info("redis well again", extra={"trouble": self.trouble[0]})
+            self.trouble = None
+        if self._up is not None:
+            self._up.set(1)
+        return answer
+
+    def _note(self, error: RedisError) -> None:
+        trouble = why(error)
+        is_news = str(error) != self._refusal if trouble == "refusing" else self.trouble is None or self.trouble[0] != trouble
+        if is_news:
+            log.error("redis in trouble", extra={"trouble": trouble, "url": masked(self._url), "error": str(error)})
+        if trouble == "refusing":
+            self._refusal = str(error)
+        self.trouble = trouble, time.time() if self.trouble is None else self.trouble[1]
+        if self._up is not None:
+            self._up.set(0)
+
+    async def _call(self, calls: Sequence[Call]) -> list[Any]:
+        async def answers() -> list[Any]:
+            found = await call_all(self.client, calls)
+            for answer in found:
+                if isinstance(answer, RedisError):
+                    raise answer
+            return found
+
+        return await self._ask(answers())
+
+    async def directory(self) -> DirectorySeen:
+        """Registered pods, and the models that somebody indexes."""
+        names = self.keyspace.directory
+        pipeline = self.client.pipeline(transaction=False)
+        pipeline.time()
+        pipeline.get(names.incarnation)
+        pipeline.hgetall(names.pods)
+        pipeline.zrange(names.models, 0, -1, withscores=True)
+        (seconds, microseconds), incarnation, pods, models = await self._ask(pipeline.execute())
+        now_ms = seconds * 1000 + microseconds // 1000
+        specs = {text_of(pod): self._specs(pod, text) for pod, text in pods.items()}
+        return DirectorySeen(
+            incarnation,
+            {pod: known for pod, known in specs.items() if known},
+            frozenset(text_of(model) for model, until_ms in models if until_ms >= now_ms),
+        )
+
+    def _specs(self, pod: bytes, text: bytes) -> tuple[EngineSpec, ...]:
+        """A registered pod's specs; nothing where they cannot be read: somebody else wrote them."""
+        try:
+            return msgspec.json.decode(text, type=tuple[EngineSpec, ...])
+        except msgspec.MsgspecError:
+            if pod not in self._unreadable:
+                log.error("registered pod in redis not readable", extra={"pod": text_of(pod)})
+            self._unreadable.add(pod)
+            return ()
+
+    async def peek(self, stream: StreamKey) -> Peeked:
+        """One stream's state."""
+        keys = self.keyspace.model(stream.model)
+        ((place, *stand, head),) = await self._call([Call("peek", [keys.state(stream), keys.log])])
+        found = _stand(stand)
+        try:
+            return Peeked(place_of(place), found, None if found is None else decode_head(head))
+        except msgspec.MsgspecError:
+            if stream not in self._unreadable:
+                log.error("state in redis not readable", extra={"model": stream.model, "pod": stream.pod, "rank": stream.rank})
+            self._unreadable.add(stream)
+            return Peeked(place_of(place), found)
+
+    async def survey(self, model: str, streams: Sequence[StreamKey]) -> list[Survey]:
+        """All streams' vouching, and these streams' states; several surveys where there are many of them."""
+        keys = self.keyspace.model(model)
+        pieces = [streams[start : start + SURVEY_STATES] for start in range(0, len(streams), SURVEY_STATES)] or [[]]
+        found = []
+        for piece in pieces:
+            call = Call("survey", [keys.streams, keys.log, keys.incarnation, *map(keys.state, piece)])
+            ((now_ms, place, incarnation, vouched, *states),) = await self._call([call])
+            until = {text_of(name): int(float(until_ms)) for name, until_ms in pairs(vouched)}
+            seen = {stream_id(stream): State(_stand(state[:3]), state[3]) for stream, state in zip(piece, states, strict=True)}
+            found.append(Survey(int(now_ms), place_of(place), incarnation, until, seen))
+        return found
+
+    async def entries(self, model: str, after: Place, count: int, wait_ms: int) -> list[tuple[Place, bytes | None]]:
+        """So many entries of the model's log at the most; waits so long for the first, 0 for not at all. None: an entry that is not one of ours."""
+        name = self.keyspace.model(model).log
+        answer: Any = await self._ask(self.client.xread({name: f"{after[0]}-{after[1]}"}, count=count, block=wait_ms or None))
+        return [(place_of(identifier), (fields or {}).get(b"e")) for _, entries in answer or () for identifier, fields in entries]
+
+    async def blocks(self, name: str, cursor: int, count: int) -> tuple[int, dict[bytes, bytes]]:
+        """A piece of a hash, and where to go on; 0 is the beginning, and the end."""
+        cursor, fields = await self._ask(self.client.hscan(name, cursor, count=count))
+        return cursor, cast(dict[bytes, bytes], fields)
+
+
+def place_of(identifier: bytes) -> Place:
+    """From a log's identifier of an entry."""
+    ms, _, count = identifier.partition(b"-")
+    return int(ms), int(count)
+
+
+def text_of(name: bytes) -> str:
+    """A name in Redis. What is no UTF-8 was not written by us, and fits nothing."""
+    return name.decode(errors="replace")
+
+
+def _stand(words: Iterable[bytes | None]) -> Stand | None:
+    try:
+        generation, fence, number = (int(word or b"") for word in words)
+    except ValueError:
+        return None
+    return Stand(generation, fence, number)

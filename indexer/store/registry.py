@@ -1,0 +1,58 @@
+"""Registering and forgetting pods for everybody. Every call raises StoreError where Redis does not answer, or refuses."""
+
+import secrets
+from typing import Any
+
+import msgspec
+from redis.exceptions import RedisError
+
+from indexer.engine_spec import EngineSpec
+from indexer.errors import StoreError
+from indexer.settings import Settings
+from indexer.store import StreamKey, Trust
+from indexer.store.connection import Client, why
+from indexer.store.keyspace import Keyspace, stream_id
+from indexer.store.records import Entry, Kind, encode_entry
+from indexer.store.scripts import Word, call
+
+
+class Registry:
+    """Needs no ownership of anything."""
+
+    def __init__(self, client: Client, keyspace: Keyspace, settings: Settings) -> None:
+        self._client = client
+        self._keyspace = keyspace
+        self._settings = settings
+
+    async def _call(self, script: str, keys: list[str], *words: Word) -> Any:
+        try:
+            return await call(self._client, script, keys, *words)
+        except RedisError as error:
+            raise StoreError(why(error)) from error
+
+    async def register(self, specs: tuple[EngineSpec, ...]) -> bool:
+        """Make a pod known to all. Returns whether it was not registered."""
+        names = self._keyspace.directory
+        words = (specs[0].pod, msgspec.json.encode(specs), secrets.token_hex(8), 0)
+        return bool(await self._call("register", [names.pods, names.forgotten, names.incarnation], *words))
+
+    async def unregister(self, pod: str) -> bool:
+        """Make all forget a pod. Returns whether it was registered."""
+        names = self._keyspace.directory
+        ttl_ms = int(self._settings.pod_expiry_s * 1000)
+        return bool(await self._call("unregister", [names.pods, names.forgotten, names.incarnation], pod, ttl_ms))
+
+    async def delete(self, stream: StreamKey) -> None:
+        """Delete what there is of a stream, whoever owns it."""
+        keys, name = self._keyspace.model(stream.model), stream_id(stream)
+        generation: int | None = None
+        while True:
+            entry = encode_entry(Entry(name, Kind.GONE, generation or 0, 0, 0, 0, 0, Trust.EXPIRED, None))
+            parts = [] if generation is None else keys.parts(stream, generation)
+            limits = (self._settings.log_entries_max, int(self._settings.pod_expiry_s * 1000))
+            words: tuple[Word, ...] = ("", "" if generation is None else generation, name, entry, *limits)
+            answer = await self._call("delete", [keys.state(stream), keys.log, keys.streams, *parts], *words)
+            if answer[0] == 1:
+                return
+            # It has another generation than we thought: this one.
+            generation = int(answer[1]) if len(answer) > 1 and answer[1] else None

@@ -1,0 +1,123 @@
+"""The pods as replicas share them: registered by anybody for all, and what the owners of their streams say of them."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+import msgspec
+
+from indexer.endpoints import check_endpoints
+from indexer.engine_spec import EngineSpec, check_together
+from indexer.errors import StoreError
+from indexer.settings import Settings
+from indexer.store import StreamKey, Trust
+from indexer.store.registry import Registry
+from indexer.stream import StreamStatus
+from indexer.streams import PodStatus, Readiness
+from scorer_api.followed import Followed
+from scorer_api.follower import Follower
+
+log = logging.getLogger(__name__)
+
+# A deleted pod is gone from the answers within milliseconds; so long it is waited for.
+GONE_S = 2.0
+GONE_POLL_S = 0.005
+
+_decode_status = msgspec.json.Decoder(StreamStatus).decode
+
+
+class Fleet:
+    """What `/v1/pods` and `/readyz` are about. Pods that were registered here are known to all replicas."""
+
+    def __init__(self, settings: Settings, follower: Follower) -> None:
+        self._settings = settings
+        self._follower = follower
+        self._registry = Registry(follower.reader.client, follower.reader.keyspace, settings)
+        self._started_s = time.monotonic()
+        self._ready = False
+
+    # Pods
+
+    def pods(self) -> list[PodStatus]:
+        """Every pod with its streams, the registered ones first."""
+        found: dict[tuple[str, str], list[StreamStatus]] = {(pod, specs[0].model): [] for pod, specs in self._follower.pods.items()}
+        for followed in self._follower.streams():
+            found.setdefault((followed.key.pod, followed.key.model), []).append(self._status(followed))
+        return [PodStatus(pod, model, sorted(streams, key=lambda status: status.rank)) for (pod, model), streams in found.items()]
+
+    def _status(self, followed: Followed) -> StreamStatus:
+        trust = self._follower.view.trust(followed.key)
+        try:
+            status = _decode_status(followed.status or b"")
+        except msgspec.MsgspecError:
+            return StreamStatus(followed.key.rank, None, trust, False, None, {}, 0, 0, 0, 0, None, None)
+        age_s = status.last_batch_age_s
+        if age_s is not None:
+            age_s = round(age_s + time.monotonic() - followed.status_at_s, 3)
+        return msgspec.structs.replace(status, trust=trust, last_batch_age_s=age_s)
+
+    async def register(self, specs: tuple[EngineSpec, ...]) -> bool:
+        """Make one pod what these specs say, for all replicas. Returns whether it is a new pod. Raises SettingError, StoreError."""
+        check_together(specs, "pod")
+        for spec in specs:
+            check_endpoints(spec)
+        pod = specs[0].pod
+        was_known = pod in self._known()
+        is_new = await self._registry.register(specs) and not was_known
+        await self._follower.look()
+        log.info("pod registered", extra={"pod": pod, "model": specs[0].model, "is_new": is_new})
+        return is_new
+
+    async def forget(self, pod: str) -> bool:
+        """Make all replicas drop a pod and all its blocks. Returns whether there was one. Raises StoreError."""
+        await self._follower.look()
+        if pod not in self._known():
+            return False
+        streams = {followed.key for followed in self._follower.streams() if followed.key.pod == pod}
+        streams.update(_streams_of(self._follower.pods.get(pod, ())))
+        await self._registry.unregister(pod)
+        await self._follower.look()
+        for stream in streams:
+            await self._registry.delete(stream)
+        await self._see_gone(pod)
+        log.info("pod forgotten", extra={"pod": pod})
+        return True
+
+    def _known(self) -> set[str]:
+        return self._follower.pods.keys() | {followed.key.pod for followed in self._follower.streams()}
+
+    async def _see_gone(self, pod: str) -> None:
+        """Wait until the deletion has come back by the log."""
+        until_s = time.monotonic() + GONE_S
+        while pod in self._known() and time.monotonic() < until_s:  # noqa: ASYNC110 - the log is read in paces anyway
+            await asyncio.sleep(GONE_POLL_S)
+
+    # Readiness
+
+    def readiness(self) -> Readiness:
+        """Ready once all that there was at first is loaded, or after a while; then for good."""
+        if not self._ready:
+            self._ready = self._follower.is_settled or time.monotonic() - self._started_s >= self._settings.ready_after_s
+        reasons = [*self._troubles(), *(reason for followed in self._follower.streams() if (reason := self._doubt(followed)))]
+        if not self._ready:
+            return Readiness("starting", reasons)
+        return Readiness("degraded" if reasons else "ready", reasons)
+
+    def _troubles(self) -> list[str]:
+        trouble = self._follower.reader.trouble
+        if trouble is None:
+            return []
+        since = datetime.fromtimestamp(trouble[1], UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        return [f"{StoreError(trouble[0])} since {since}"]
+
+    def _doubt(self, followed: Followed) -> str | None:
+        status = self._status(followed)
+        if status.trust is Trust.LIVE or (status.trust is Trust.PARTIAL and not status.last_error):
+            return None
+        return f"pod {followed.key.pod} rank {followed.key.rank} is {status.trust}" + (f": {status.last_error}" if status.last_error else "")
+
+
+def _streams_of(specs: Iterable[EngineSpec]) -> set[StreamKey]:
+    return {StreamKey(spec.model, spec.pod, rank) for spec in specs for rank in spec.stream_ranks}
