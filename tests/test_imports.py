@@ -32,9 +32,11 @@ PURE_OF_INDEXER = (
 PURE = [*(f"indexer.{name}" for name in PURE_OF_INDEXER), "scorer_api.prefix_index", "scorer_api.scoring"]
 IMPURE = {"zmq", "redis", "asyncio", "fastapi", "starlette", "uvicorn", "uvloop", "httpx", "threading", "socket"}
 # They receive, replay, or pass the context on and catch its errors; the demo engine is an engine.
-ZMQ = {f"indexer.{name}" for name in ("subscriber", "subscription", "listening", "replay", "stream", "streams", "demo_engine")} | {"scorer_api.cli"}
+ZMQ = {f"indexer.{name}" for name in ("subscriber", "subscription", "listening", "replay", "endpoints", "stream", "streams", "demo_engine")} | {
+    "scorer_api.cli"
+}
 
-REDIS = {"indexer.store.connection", "indexer.store.scripts", "indexer.store.redis"}
+REDIS = {f"indexer.store.{name}" for name in ("connection", "scripts", "redis", "reader", "registry")}
 
 
 def tree(module: str) -> ast.Module:
