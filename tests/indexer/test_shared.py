@@ -460,6 +460,41 @@ def test_an_outage_is_bridged_in_memory_by_the_same_owner(redis: RedisServer, en
     run(scenario)
 
 
+def test_after_an_outage_nobody_takes_what_its_owner_had_no_time_to_renew(redis: RedisServer, engine: Engine) -> None:
+    async def scenario() -> None:
+        async with replica(redis.url, engine.spec()) as one, replica(redis.url, engine.spec()) as two:
+            publish_chain(engine, 2)
+            await until(lambda: len(one.service._members) == len(two.service._members) == 2)
+            await asyncio.sleep(1.5)
+            owner, other = (one, two) if one.owned else (two, one)
+            await until(lambda: owner.shows(sequence=1) and in_redis(redis) == 2)
+            stream = owner.stream()
+            goes_on, real_round, real_claim = asyncio.Event(), owner.service._round, owner.service.store.claim
+
+            async def late_round() -> None:
+                await goes_on.wait()
+                await real_round()
+
+            async def late_claim(*arguments: Any) -> Any:
+                await goes_on.wait()
+                return await real_claim(*arguments)
+
+            owner.service._round = late_round  # type: ignore[method-assign]
+            owner.service.store.claim = late_claim  # type: ignore[method-assign]
+            redis.kill()
+            await until(lambda: not other.service.store.is_up)
+            redis.start(with_data=False)
+            await until(lambda: other.service._members == (other.service.member,))  # it sees nobody else, and a stream that is free
+            await asyncio.sleep(1.2)
+            assert not other.owned
+            goes_on.set()
+            await until(lambda: in_redis(redis) == 2)
+            assert owner.stream() is stream
+            assert engine.asked.count(0) == 1
+
+    run(scenario)
+
+
 # Pods
 
 
