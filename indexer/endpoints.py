@@ -16,9 +16,9 @@ def check_endpoints(spec: EngineSpec, context: Context | None = None) -> None:
     for key, endpoint in (("events", spec.events), ("replay", spec.replay)):
         if endpoint is None:
             continue
-        with context.socket(zmq.SUB) as probe:
-            probe.linger = 0
-            try:
+        try:
+            with context.socket(zmq.SUB) as probe:
+                probe.linger = 0
                 probe.connect(endpoint)
-            except zmq.ZMQError as error:
-                raise SettingError(key, endpoint, f"should be an endpoint that can be connected to: {error.strerror}") from None
+        except zmq.ZMQError as error:
+            raise SettingError(key, endpoint, f"should be an endpoint that can be connected to: {error.strerror}") from None

@@ -1,7 +1,7 @@
 """Who owns which stream. Every indexer decides for itself, from what all can see in Redis; leases and fences see to it that one decision counts.
 
-Of the living indexers one wins a stream by rendezvous hashing: of the streams each wins an even share, and when one comes or goes only those
-streams move that it wins or won. What an indexer does with a stream, each second anew:
+Of the living indexers one wins a stream by rendezvous hashing, up to an even share each: when one comes or goes hardly more streams move than
+those that it wins or won. What an indexer does with a stream, each second anew:
 
     it has it           hands it over where the winner asks for it, else keeps it
     somebody has it     the winner asks for it; next in line, where the engine offers no replay, keeps the last frames for a takeover
@@ -51,6 +51,22 @@ def ranking(stream: StreamKey, members: Collection[str]) -> list[str]:
     return sorted(members, key=lambda member: (-xxh3_64_intdigest((name + member).encode()), member))
 
 
+def shares(streams: Collection[StreamKey], members: Collection[str]) -> dict[StreamKey, list[str]]:
+    """For each stream the members in the order in which it falls to them.
+
+    Nobody is first for more than an even share, rounded up: where the hash would have it so, the next in line is.
+    """
+    most = -(-len(streams) // max(1, len(members)))
+    left = dict.fromkeys(members, most)
+    orders = {}
+    for stream in sorted(streams, key=lambda stream: (stream.model, stream.pod, stream.rank)):
+        order = ranking(stream, members)
+        winner = next(member for member in order if left[member])
+        left[winner] -= 1
+        orders[stream] = [winner, *(member for member in order if member != winner)]
+    return orders
+
+
 class Owners:
     """One indexer's decisions. `me`: its name among the members. The caller brings the time, in seconds."""
 
@@ -64,7 +80,8 @@ class Owners:
         free = {seen.stream for seen in streams if seen.owner is None and not seen.runs_here}
         self._free_since_s = {stream: self._free_since_s.get(stream, now_s) for stream in free}
         may_take = now_s - outage_ended_s >= self._lease_s
-        return {seen.stream: self._duty(seen, ranking(seen.stream, {*members, self.me}), now_s, may_take=may_take) for seen in streams}
+        orders = shares([seen.stream for seen in streams], {*members, self.me})
+        return {seen.stream: self._duty(seen, orders[seen.stream], now_s, may_take=may_take) for seen in streams}
 
     def _duty(self, seen: Seen, order: list[str], now_s: float, *, may_take: bool) -> Duty:
         winner = order[0]

@@ -24,7 +24,6 @@ from msgspec import Struct
 
 from indexer.engine_spec import EngineSpec, check_together
 from indexer.errors import SettingError, StoreError
-from indexer.inbox import ReceiveLimits
 from indexer.listening import Announced
 from indexer.metrics import IndexerMetrics
 from indexer.owners import Duty, Owners, Pods, Seen
@@ -85,6 +84,9 @@ class SharedService:
     def __init__(self, settings: Settings, metrics: IndexerMetrics) -> None:
         self.member = f"{platform.node()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._settings = settings
+        self._ring_limits = msgspec.structs.replace(
+            settings.receive_limits, inbox_frames_max=settings.ring_frames_max, inbox_bytes_max=settings.ring_bytes_max
+        )
         self._metrics = metrics
         self.store = RedisStore(settings, metrics, self.member)
         self.store.lost = self._lost
@@ -114,19 +116,21 @@ class SharedService:
             await stack.enter_async_context(self.store)
             await stack.enter_async_context(self._streams)
             self._take_up()
-            loops = [self._streams.tasks.create_task(work, name=name) for work, name in ((self._share(), "share"), (self._welcome(), "welcome"))]
-            stack.push_async_callback(self._leave, loops)
+            self._loops = [
+                self._streams.tasks.create_task(work, name=name) for work, name in ((self._share(), "share"), (self._welcome(), "welcome"))
+            ]
+            stack.push_async_callback(self._leave)
             self._stack = stack.pop_all()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self._stack.aclose()
 
-    async def _leave(self, loops: list[asyncio.Task[None]]) -> None:
+    async def _leave(self) -> None:
         """Give everything back at once: the others need not wait for a lease to run out."""
-        for task in loops:
+        for task in self._loops:
             task.cancel()
-        await asyncio.wait(loops)
+        await asyncio.wait(self._loops)
         await self.store.leave()
         for known in list(self._known.values()):
             self._drop(known, Parting.RELEASE)
@@ -343,7 +347,7 @@ class SharedService:
             case Duty.TAKE:
                 known.move = self._start(self._take(known, "free"), "take", known)
             case Duty.STAND_BY if known.stream is None:
-                known.move = self._start(self._stand_by(known), "stand by", known)
+                known.move = self._start(self._open(known), "stand by", known)
             case Duty.NOTHING if known.stream is not None:
                 known.move = self._start(self._stand_down(known), "stand down", known)
             case _:
@@ -354,7 +358,7 @@ class SharedService:
         if known.is_moving or known.key in self._parting or known.key in self._streams.running or time.monotonic() < known.not_before_s:
             return
         if known.stream is None:
-            known.move = self._start(self._open(known, self._settings.receive_limits), "expect", known)
+            known.move = self._start(self._open(known), "expect", known)
         elif known.stream.inbox.connected:
             known.move = self._start(self._take(known, "force"), "take", known)
 
@@ -371,22 +375,18 @@ class SharedService:
 
         return self._streams.tasks.create_task(move(), name=f"{what} {known.key.pod} {known.key.rank}")
 
-    async def _open(self, known: _Known, limits: ReceiveLimits) -> Stream:
+    async def _open(self, known: _Known) -> Stream:
+        """Subscribe. Until the stream runs nobody takes what comes: the last frames are kept."""
         if known.stream is not None:
             return known.stream
         # Known before it is connected: whoever ends this midway has something to close.
-        stream = known.stream = self._streams.make(known.source, limits=limits)
+        stream = known.stream = self._streams.make(known.source, limits=self._ring_limits)
         try:
             await self._streams.connect(known.source, stream)
         except Exception:
             known.stream = None
             raise
         return stream
-
-    async def _stand_by(self, known: _Known) -> None:
-        settings = self._settings
-        limits = msgspec.structs.replace(settings.receive_limits, inbox_frames_max=settings.ring_frames_max, inbox_bytes_max=settings.ring_bytes_max)
-        await self._open(known, limits)
 
     async def _stand_down(self, known: _Known) -> None:
         if known.stream is not None:
@@ -395,7 +395,7 @@ class SharedService:
 
     async def _take(self, known: _Known, how: How) -> None:
         """Raises StoreError."""
-        stream = await self._open(known, self._settings.receive_limits)
+        stream = await self._open(known)
         while isinstance(claim := await self.store.claim(known.key, how), str):
             if how != "want":
                 return

@@ -12,6 +12,7 @@ from typing import Self
 import zmq
 from msgspec import Struct
 
+from indexer.endpoints import check_endpoints
 from indexer.engine_spec import EngineSpec, ListenSpec, replay_of
 from indexer.errors import SettingError
 from indexer.inbox import Inbox, ReceiveLimits
@@ -118,15 +119,7 @@ class Streams:
         """Raises SettingError for endpoints that cannot be connected to."""
         if self._settings.listen is None and spec.events is None:
             raise SettingError("events", None, "is required: without --listen no pod can dial us")
-        for key, endpoint in (("events", spec.events), ("replay", spec.replay)):
-            if endpoint is None:
-                continue
-            try:
-                with self._context.socket(zmq.SUB) as probe:
-                    probe.linger = 0
-                    probe.connect(endpoint)
-            except zmq.ZMQError as error:
-                raise SettingError(key, endpoint, f"should be an endpoint that can be connected to: {error.strerror}") from None
+        check_endpoints(spec, self._context)
 
     def check_count(self, wanted: int, ranks: int) -> None:
         """`wanted`: streams there would be, `ranks` of them new. Raises SettingError for too many."""

@@ -23,12 +23,14 @@ def connect(url: str, timeout_s: float) -> Client:
 
     Raises SettingError for a URL that cannot be used.
     """
+    # A Unix socket has no keepalive.
+    keeps_alive = {} if url.startswith("unix:") else {"socket_keepalive": True}
     try:
         return redis.asyncio.Redis.from_url(
             url,
+            **keeps_alive,
             socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s,
-            socket_keepalive=True,
             retry=Retry(NoBackoff(), 0),
             health_check_interval=0,
             protocol=2,

@@ -241,25 +241,23 @@ class RedisStore:
         state = stream.state
         if (head.counting, head.hash_seed) != (state.counting, self._settings.hash_seed):
             return False
-        parts = self.keyspace.model(stream.key.model).parts(stream.key, claim.generation)
         renewing = asyncio.create_task(self._renew(stream.key), name=f"renew {stream.key.pod} {stream.key.rank}")
         try:
-            fields = [await self._scan(part) for part in parts]
+            fields = [await self._scan(part) for part in self.keyspace.model(stream.key.model).parts(stream.key, claim.generation)]
+            if tuple(map(len, fields)) != claim.lengths:
+                log.warning("blocks missing in redis", extra={"pod": stream.key.pod, "rank": stream.key.rank})
+                return False
+            # A million blocks take seconds: in the event loop the leases of all other streams would run out meanwhile.
+            await asyncio.to_thread(_restore, state, head, fields)
         except RedisError as error:
             self._note(error)
             raise StoreError(why(error)) from error
-        finally:
-            renewing.cancel()
-        if tuple(map(len, fields)) != claim.lengths:
-            log.warning("blocks missing in redis", extra={"pod": stream.key.pod, "rank": stream.key.rank})
-            return False
-        try:
-            state.restore(head.traits, [(tier, _blocks(fields[tier])) for tier in Tier], _blocks(fields[REMOVED]))
-            _park(state, fields[PARKED])
         except (ValueError, msgspec.DecodeError) as error:
             log.warning("blocks in redis not readable", extra={"pod": stream.key.pod, "rank": stream.key.rank, "error": str(error)})
             state.forget()
             return False
+        finally:
+            renewing.cancel()
         stream.resume(head)
         return True
 
@@ -640,6 +638,12 @@ def _specs(text: bytes) -> tuple[EngineSpec, ...]:
 
 def _blocks(fields: dict[bytes, bytes]) -> Iterable[tuple[int, BlockRecord]]:
     return ((decode_hash(field), decode_block(value)) for field, value in fields.items())
+
+
+def _restore(state: StreamState, head: Head, fields: list[dict[bytes, bytes]]) -> None:
+    """Raises ValueError, msgspec.DecodeError for what is not readable."""
+    state.restore(head.traits, [(tier, _blocks(fields[tier])) for tier in Tier], _blocks(fields[REMOVED]))
+    _park(state, fields[PARKED])
 
 
 def _park(state: StreamState, fields: dict[bytes, bytes]) -> None:
