@@ -85,7 +85,7 @@ class Stream:
 
     def held(self) -> dict[Tier, set[int]]:
         """What the stream holds by its own word, once that is seen to be what the index holds."""
-        state = self.applier._state
+        state = self.applier.state
         held = {tier: state.held(tier) for tier in Tier}
         indexed: dict[Tier, set[int]] = {tier: set() for tier in Tier}
         for index in self.view.indexes:
