@@ -14,7 +14,7 @@ from indexer.engine_spec import EngineSpec
 from indexer.errors import StoreError
 from indexer.settings import Settings
 from indexer.store import StreamKey
-from indexer.store.connection import Client, connect, masked, why
+from indexer.store.connection import Client, answer_of, connect, masked, why
 from indexer.store.keyspace import Keyspace, stream_id
 from indexer.store.records import Head, decode_head
 from indexer.store.scripts import Call, call_all, pairs
@@ -95,7 +95,7 @@ class Reader:
     async def _ask(self, asking: Awaitable[T]) -> T:
         """Raises StoreError. One line in the log for each change of how Redis is."""
         try:
-            answer = await asking
+            answer = await answer_of(asking)
         except RedisError as error:
             self._note(error)
             raise StoreError(why(error)) from error
