@@ -9,7 +9,7 @@ ENGINE_PYTHON ?= python3.11
 ENGINE_VENV := .venv-engine
 ENGINE_READY := $(ENGINE_VENV)/.ready
 
-.PHONY: help run test test-mechanisms test-hostile test-engine bench lint types clean
+.PHONY: help run test test-mechanisms test-hostile test-engine test-chaos bench lint types clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -32,13 +32,17 @@ test: $(READY) ## the whole test suite, with branch coverage
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
 
 test-mechanisms: $(READY) ## every recovery test with its mechanism switched off: each has to fail
-	TEST_MECHANISMS_OFF=1 TEST_TIMEOUT_MAX_S=4 $(BIN)/python -m pytest tests/scenarios --no-header -q
+	TEST_MECHANISMS_OFF=1 TEST_TIMEOUT_MAX_S=4 $(BIN)/python -m pytest tests/scenarios --ignore tests/scenarios/redis --no-header -q
+	TEST_MECHANISMS_OFF=1 TEST_TIMEOUT_MAX_S=20 $(BIN)/python -m pytest tests/scenarios/redis --no-header -q
 
 test-engine: $(READY) $(ENGINE_READY) ## compare with a real vLLM on the CPU: 2.4 GB on first use, then 4 minutes and 2 GB of memory
 	$(BIN)/python -m pytest -m engine tests/living_engine --no-header
 
 test-hostile: $(READY) ## hostile frames, requests and a flood of ten seconds, with its figures
 	TEST_FLOOD_S=10 $(BIN)/python -m pytest tests/scenarios/test_flood.py tests/scenarios/test_hostile_frames.py tests/scorer_api/test_hostile_requests.py -rP
+
+test-chaos: $(READY) ## five minutes of faults in a random order; TEST_CHAOS_SEED=N for another one
+	$(BIN)/python -m pytest tests/scenarios/redis/test_chaos.py -m chaos --log-level=INFO -o log_cli=true
 
 bench: $(READY) ## measure on this machine; a table, and build/bench.json
 	$(BIN)/python -m bench

@@ -6,13 +6,16 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from bench import floors, ingest, memory, provenance, report, scoring, visibility
+from bench import floors, ingest, memory, provenance, report, scoring, shared, visibility
 
 MEASUREMENTS: dict[str, tuple[str, Callable[[], Sequence[Struct]]]] = {
     "ingest": ("Ingest, first publish until all is held", ingest.measure),
     "scoring": ("Scores over HTTP, 8 pods, 1,000,000 block copies, every answer verified", scoring.measure),
     "visibility": ("From publish to a score answer that shows it", visibility.measure),
     "memory": ("Memory per block copy", memory.measure),
+    "shared-ingest": ("Ingest through Redis, 64-block events, first publish until Redis has all", shared.measure_ingest),
+    "shared-visibility": ("From publish to an answer of a scorer in another process, through Redis", shared.measure_visibility),
+    "shared-copies": ("1,000,000 block copies in Redis, and a scorer that starts against them", shared.measure_copies),
 }
 
 

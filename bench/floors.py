@@ -6,9 +6,15 @@ from msgspec import Struct
 
 from bench.ingest import Ingest
 from bench.scoring import Scoring
+from bench.shared import SharedCopies, SharedIngest
+from bench.visibility import Visibility
 
 INGEST_BLOCKS_PER_S = 300_000
 SCORING_P50_MS = 2.0
+SHARED_INGEST_BLOCKS_PER_S = 250_000
+SHARED_VISIBLE_P50_MS = 5.0
+SHARED_VISIBLE_P99_MS = 25.0
+SHARED_BYTES_PER_COPY = 120
 
 
 class Floor(Struct, frozen=True):
@@ -32,6 +38,17 @@ def judge(results: Mapping[str, Sequence[Struct]]) -> list[Floor]:
         for row in rows
         if isinstance(row, Scoring) and (row.body, row.blocks, row.connections) == ("json", 512, 1)
     ]
+    for row in rows:
+        if isinstance(row, SharedIngest):
+            text = f"through Redis, 64-block events: at least {SHARED_INGEST_BLOCKS_PER_S:,} blocks/s"
+            floors.append(_floor(text, row.blocks_per_s, row.blocks_per_s >= SHARED_INGEST_BLOCKS_PER_S))
+        if isinstance(row, SharedCopies):
+            text = f"memory of Redis per block copy: at most {SHARED_BYTES_PER_COPY} bytes"
+            floors.append(_floor(text, row.bytes_per_copy, row.bytes_per_copy <= SHARED_BYTES_PER_COPY))
+    for row in results.get("shared-visibility", ()):
+        if isinstance(row, Visibility):
+            text = f"publish to visible through Redis: p50 at most {SHARED_VISIBLE_P50_MS} ms, p99 at most {SHARED_VISIBLE_P99_MS} ms"
+            floors.append(_floor(text, row.p99_ms, row.p50_ms <= SHARED_VISIBLE_P50_MS and row.p99_ms <= SHARED_VISIBLE_P99_MS))
     return floors
 
 

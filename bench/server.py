@@ -29,11 +29,12 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 class Server:
     """`with Server(specs) as server:` it listens. Raises RuntimeError where it does not."""
 
-    def __init__(self, engines: list[str]) -> None:
+    def __init__(self, engines: list[str], role: str = "serve", redis_url: str | None = None) -> None:
         flags = [word for engine in engines for word in ("--engine", engine)]
         env = {key: value for key, value in os.environ.items() if not key.startswith("KV_INDEXER_")}
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the server
-        command = [sys.executable, "-m", "scorer_api.cli", "serve", "--port", "0", *flags]
+        flags += [] if redis_url is None else ["--redis", redis_url]
+        command = [sys.executable, "-m", "scorer_api.cli", role, "--port", "0", *flags]
         self._process = subprocess.Popen(command, cwd=ROOT, env=env, stderr=self._log)  # noqa: S603 - our own command, no input from outside
 
     def __enter__(self) -> Self:
@@ -75,10 +76,29 @@ class Server:
         """Its resident memory."""
         return int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]) * PAGE_BYTES
 
+    def is_ready(self) -> bool:
+        """What /readyz says."""
+        self._http.request("GET", "/readyz")
+        answer = self._http.getresponse()
+        answer.read()
+        return answer.status == http.client.OK
+
+    def _asked(self, path: str) -> bytes:
+        self._http.request("GET", path)
+        return self._http.getresponse().read()
+
+    def models(self) -> Any:
+        """The known models."""
+        return msgspec.json.decode(self._asked("/v1/models"))
+
+    def blocks(self) -> int:
+        """How many blocks its index has."""
+        found = re.search(rb"^kv_indexer_index_blocks (\S+)$", self._asked("/metrics"), re.MULTILINE)
+        return int(float(found[1])) if found else 0
+
     def stream(self, pod: str) -> dict[str, Any]:
         """The status of a pod's only stream."""
-        self._http.request("GET", "/v1/pods")
-        pods = msgspec.json.decode(self._http.getresponse().read())["pods"]
+        pods = msgspec.json.decode(self._asked("/v1/pods"))["pods"]
         status: dict[str, Any] = next(shown["streams"][0] for shown in pods if shown["pod"] == pod)
         return status
 

@@ -5,6 +5,8 @@ One process publishes and asks, so that both time stamps are of one clock; the a
 
 import random
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection as Pipe
 from statistics import median
 
@@ -45,17 +47,22 @@ class Probe(Struct, frozen=True):
 
 
 def measure() -> list[Visibility]:
+    return [measure_with(lambda engine: Server([engine]))]
+
+
+def measure_with(start: Callable[[str], AbstractContextManager[Server]]) -> Visibility:
+    """`start`: given the engine's spec, the service that is asked."""
     ours, theirs = spawning.Pipe()
     prober = spawning.Process(target=_probe_when_told, args=(theirs,), name="prober", daemon=True)
     prober.start()
     theirs.close()
-    with Server([spec("pod", ours.recv())]) as server:
+    with start(spec("pod", ours.recv())) as server:
         ours.send((server.host, server.port))
         blocks_per_s, latencies_s = ours.recv()
     prober.join(TIMEOUT_S)
     latencies_ms = sorted(latency_s * 1000 for latency_s in latencies_s)
     p99_ms = latencies_ms[len(latencies_ms) * 99 // 100]
-    return [Visibility(round(blocks_per_s), len(latencies_ms), round(median(latencies_ms), 2), round(p99_ms, 2), round(latencies_ms[-1], 2))]
+    return Visibility(round(blocks_per_s), len(latencies_ms), round(median(latencies_ms), 2), round(p99_ms, 2), round(latencies_ms[-1], 2))
 
 
 def _probe_when_told(pipe: Pipe) -> None:

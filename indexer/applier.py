@@ -49,6 +49,15 @@ class Applier:
         self._parked_seen = 0
 
     @property
+    def is_simulator(self) -> bool:
+        """Whether the engine is known to count its batches from 1."""
+        return self._decoder.is_simulator
+
+    @is_simulator.setter
+    def is_simulator(self, known: bool) -> None:
+        self._decoder.is_simulator = known
+
+    @property
     def block_size(self) -> int | None:
         """Tokens per block, None before any block was announced."""
         return self.state.block_size

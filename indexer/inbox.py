@@ -57,6 +57,20 @@ class Inbox:
                 self.bytes -= sum(map(len, oldest))
                 self.dropped += 1
 
+    def limit(self, limits: ReceiveLimits) -> None:
+        """Hold as much as this from now on."""
+        self._limits = limits
+
+    def kept(self) -> list[tuple[int, list[bytes]]]:
+        """All messages that wait, oldest first, each with the epoch it came in, left where they are."""
+        with self._lock:
+            return list(self._frames)
+
+    def pass_over(self, message: list[bytes]) -> None:
+        """Throw away this message and all before it."""
+        while (oldest := self.take()) is not None and oldest[1] is not message:
+            pass
+
     def peek(self) -> tuple[int, list[bytes]] | None:
         """The oldest message with the epoch it came in, left where it is."""
         try:

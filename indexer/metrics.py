@@ -72,6 +72,9 @@ class IndexerMetrics:
         )
         self.orphans_parked = Gauge("kv_indexer_orphans_parked", "Blocks that wait for their parent now.", registry=registry)
         self.streams = Gauge("kv_indexer_streams", "Streams, by trust.", ["trust"], registry=registry)
+        self.owned_streams = Gauge("kv_indexer_owned_streams", "Streams that this indexer owns, where replicas share them.", registry=registry)
+        self.takeovers = Counter("kv_indexer_takeovers", "Streams taken up from where a former owner was.", registry=registry)
+        self.fenced = Counter("kv_indexer_fenced", "Streams lost to another indexer, whose fence keeps our writes out.", registry=registry)
         self.last_batches = LastBatches()
         registry.register(self.last_batches)
         self.event_age = Histogram(

@@ -7,6 +7,7 @@ fingerprint of the one that was applied (wire reference, section 6).
 
 from enum import Enum, auto
 
+from msgspec import Struct
 from xxhash import xxh3_128_digest
 
 
@@ -53,6 +54,10 @@ class Sequence:
         """A batch was applied, from wherever it came."""
         self.last = number
         self.fingerprint = xxh3_128_digest(payload)
+
+    def resume(self, last: int | None, fingerprint: bytes | None) -> None:
+        """Go on from what a former owner of the stream recorded."""
+        self.last, self.fingerprint, self._last_live = last, fingerprint, None
 
     def connected(self) -> None:
         """A new connection: numbers heard on the old one say nothing about this one."""
@@ -113,3 +118,43 @@ class ReplayProgress:
     def ended(self) -> Step:
         """What the end marker says: a life that does not know the last applied number is another one."""
         return Step.RESTARTED if self._verify and not self.replies else Step.SKIP
+
+
+class Joint(Enum):
+    """How frames that were kept go on from what a former owner recorded."""
+
+    SAME = auto()
+    """The recorded batch is among them: nothing is missing."""
+    RESTARTED = auto()
+    """They are another life's."""
+    OPEN = auto()
+    """They begin behind the recorded batch: judge the first one as any other."""
+    EARLY = auto()
+    """They end before the recorded batch: it may be on its way, or this is another life."""
+
+
+class Joining(Struct, frozen=True):
+    """`passed`: so many of the frames, from the oldest, are done with."""
+
+    joint: Joint
+    passed: int
+
+
+def join(recorded: Sequence, batches: list[tuple[int, bytes]]) -> Joining:
+    """Find where kept batches, number and payload, oldest first, go on from the recorded one. There is at least one of each.
+
+    Numbers that fall back begin another life: what lies before is done with, where the recorded batch is not among them.
+    """
+    assert recorded.last is not None, "without a recorded batch there is nothing to join"
+    life = 0
+    for position, (number, payload) in enumerate(batches):
+        if position and number <= batches[position - 1][0]:
+            life = position
+        if number == recorded.last and recorded.is_same(payload):
+            return Joining(Joint.SAME, position + 1)
+    if life or any(number == recorded.last for number, _ in batches):
+        return Joining(Joint.RESTARTED, life)
+    if batches[-1][0] < recorded.last:
+        return Joining(Joint.EARLY, 0)
+    behind = next(position for position, (number, _) in enumerate(batches) if number > recorded.last)
+    return Joining(Joint.OPEN, behind)

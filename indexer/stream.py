@@ -13,7 +13,7 @@ import asyncio
 import logging
 import math
 import time
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from enum import Enum
 
 import zmq
@@ -21,12 +21,13 @@ from msgspec import Struct
 
 from indexer.applier import Applier
 from indexer.errors import Refused
-from indexer.inbox import Inbox
+from indexer.inbox import Inbox, ReceiveLimits
 from indexer.metrics import IndexerMetrics
 from indexer.replay import ReplayRequest
-from indexer.sequence import ReplayProgress, Sequence, Step, Verdict
+from indexer.sequence import Joint, ReplayProgress, Sequence, Step, Verdict, join
 from indexer.settings import Settings
 from indexer.store import Point, Store, StreamKey, Trust
+from indexer.store.records import Head
 from indexer.stream_state import Counting, StreamState
 from indexer.subscription import Context
 from indexer.wire import split_frames, split_reply
@@ -89,8 +90,13 @@ class Stream:
         turn: asyncio.Lock,
         dials_us: bool = False,
         guest: Inbox | None = None,
+        limits: ReceiveLimits | None = None,
+        owner: str | None = None,
     ) -> None:
-        """`dials_us`: the engine connects to us. `guest`: the inbox of one that nobody registered; it goes when its pod stays away."""
+        """`dials_us`: the engine connects to us. `guest`: the inbox of one that nobody registered; it goes when its pod stays away.
+
+        `limits`: of what waits until the stream runs, where these are not the settings'. `owner`: this indexer, where several share the streams.
+        """
         self.key = key
         self._context = context
         self._replay_endpoint = replay_endpoint
@@ -101,7 +107,8 @@ class Stream:
         self._woken = asyncio.Event()
         self._dials_us = dials_us
         self._is_guest = guest is not None
-        self.inbox = Inbox(settings.receive_limits) if guest is None else guest
+        self.owner = owner
+        self.inbox = Inbox(limits or settings.receive_limits) if guest is None else guest
         self.inbox.wake = self._woken.set
         self.settled = asyncio.Event()
         """Set once the first replay has ended or failed, or the first connection is up where there is none to ask."""
@@ -116,6 +123,7 @@ class Stream:
         self._lost_at: int | None = None
         self._replayed_to = -1
         self._head: tuple[int, list[bytes]] | None = None
+        self._joins_until_s: float | None = None
         self._expired = False
         self._is_gone = False
         self._was_missed = False
@@ -156,11 +164,14 @@ class Stream:
             restarts=self.restarts,
             last_batch_age_s=age_s,
             last_error=self._last_error or self.inbox.error,
+            owner=self.owner,
         )
+
+    # Where several indexers share the streams
 
     @property
     def state(self) -> StreamState:
-        """What it holds."""
+        """What the stream holds."""
         return self._applier.state
 
     @property
@@ -168,8 +179,22 @@ class Stream:
         return self.inbox.connected
 
     def point(self) -> Point:
-        """Where it stands between two batches."""
-        return Point(self._sequence.last, self._sequence.fingerprint, self._complete, self.trust, self._applier.first_number == 1)
+        """Where the stream stands between two batches."""
+        return Point(self._sequence.last, self._sequence.fingerprint, self._complete, self.trust, self._applier.is_simulator)
+
+    def resume(self, head: Head) -> None:
+        """Go on from where a former owner was; the caller has put what it held into `state`."""
+        self._sequence.resume(head.sequence, head.fingerprint)
+        self._complete = head.complete
+        self._applier.is_simulator = head.is_simulator
+        if head.sequence is not None and self._replay_endpoint is None and not self._dials_us:
+            self._joins_until_s = math.inf
+
+    def begin(self) -> None:
+        """From now on it is run. What was kept for this had limits of its own, and dropping the oldest of it was no loss."""
+        self.inbox.limit(self._settings.receive_limits)
+        self._dropped_seen = self.inbox.dropped
+        self._down_since_s = self._silent_since_s = time.monotonic()
 
     def fail(self) -> None:
         """After an error of ours: hold nothing, and begin again."""
@@ -197,11 +222,14 @@ class Stream:
         newest = self.inbox.epoch
         if newest != self._epoch and self.inbox.connected and self._replay_endpoint is not None:
             return await self._meet(newest)
-        head = self._peek()
+        if self._joins_until_s is not None and self.inbox:
+            return self._join()
+        # While it is to be joined, nothing is taken out of the inbox.
+        head = self._peek() if self._joins_until_s is None else None
         if head is not None and head[0] == self._epoch:
             return await self._apply_turn()
         if newest != self._epoch and self.inbox.connected:
-            return self._meet_unasked(newest)
+            return self._meet_unasked(newest if head is None else head[0])
         if not self.inbox.connected:
             if head is not None and self._replay_endpoint is None:
                 self._begin(head[0])
@@ -221,11 +249,42 @@ class Stream:
         await self._recover()
         return 0.0
 
-    def _meet_unasked(self, newest: int) -> float:
+    def _meet_unasked(self, epoch: int) -> float:
         """A new connection is up and nobody can be asked: what older ones brought still counts, in its order."""
-        head = self._peek()
-        self._begin(head[0] if head is not None else newest)
+        self._begin(epoch)
         self.settled.set()
+        return 0.0
+
+    def _join(self) -> float:
+        """Taken over with nobody to ask: find in what was kept where the former owner was. Returns how long to wait for more."""
+        kept = self.inbox.kept()
+        readable = []
+        for epoch, frames in kept:
+            with suppress(Refused):
+                readable.append((epoch, frames, split_frames(frames)))
+        if not readable:
+            self._joins_until_s = None
+            return 0.0
+        found = join(self._sequence, [numbered for _, _, numbered in readable])
+        if found.joint is Joint.EARLY:
+            now_s = time.monotonic()
+            assert self._joins_until_s is not None, "only a stream that was taken over is joined"
+            self._joins_until_s = min(self._joins_until_s, now_s + OVERTAKEN_S)
+            if now_s < self._joins_until_s:
+                return self._joins_until_s - now_s
+        self._joins_until_s = None
+        complete, number = self._complete, self._sequence.last
+        if found.joint in (Joint.RESTARTED, Joint.EARLY):
+            self._restart()
+        if found.passed:
+            epoch, frames, _ = readable[found.passed - 1]
+            self.inbox.pass_over(frames)
+            self._begin(epoch)
+        if found.joint is Joint.SAME and number is not None:
+            self._sequence.heard(number)
+            self._confirmed, self._complete = True, complete
+        self.settled.set()
+        log.info("stream joined", extra={"pod": self.key.pod, "rank": self.key.rank, "sequence": number, "joint": found.joint.name.lower()})
         return 0.0
 
     def _peek(self) -> tuple[int, list[bytes]] | None:
@@ -344,6 +403,8 @@ class Stream:
         try:
             async with request, aclosing(request.replies(is_wanted)) as chunks:
                 async for replies in chunks:
+                    if self._store.has_limits:
+                        await self._store.room(self.key)
                     async with self._turn:
                         outcome = self._apply_replies(progress, replies, is_probe=is_probe)
                         self._applier.tell()
@@ -409,6 +470,7 @@ class Stream:
 
     def _forget_sequence(self) -> None:
         self._sequence.forget()
+        self._joins_until_s = None
         self._verified = True
         self._complete = False
         self._lost_at = None
@@ -428,6 +490,8 @@ class Stream:
 
     async def _apply_turn(self) -> float:
         """Apply what the inbox holds of this connection, for one turn."""
+        if self._store.has_limits:
+            await self._store.room(self.key)
         async with self._turn:
             until_s = time.monotonic() + TURN_S
             while (head := self._peek()) is not None and head[0] == self._epoch:

@@ -375,8 +375,9 @@ class StreamState:
             return False
         if not self._held[GPU].add_new(touched):
             return False
-        for engine_hash in self._removed.keys() & hashes:
-            self._revive(engine_hash)
+        if self._removed:
+            for engine_hash in self._removed.keys() & hashes:
+                self._revive(engine_hash)
         self._blocks.update(zip(hashes, map(Block, keys, (event.parent, *hashes)), strict=True))
         self._change.touched[GPU].update(touched)
         self.stored[GPU] += len(hashes)

@@ -15,6 +15,7 @@ import uvloop
 import zmq
 
 from indexer import __version__, demo_engine, logs
+from indexer.allocation import share_one_arena
 from indexer.config_file import ConfigFile, read_file
 from indexer.errors import SettingError
 from indexer.settings import PREFIX, Settings, fields, read_settings
@@ -175,6 +176,7 @@ def _run(act: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> int:
     allowed = OPEN_FILES_MAX if hard == resource.RLIM_INFINITY else min(OPEN_FILES_MAX, hard)
     if soft != resource.RLIM_INFINITY and soft < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    share_one_arena()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     uvloop.run(with_signals())
     return 0

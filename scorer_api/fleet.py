@@ -11,11 +11,11 @@ import msgspec
 from indexer.endpoints import check_endpoints
 from indexer.engine_spec import EngineSpec, check_together
 from indexer.errors import StoreError
-from indexer.service import PodStatus, Readiness
 from indexer.settings import Settings
 from indexer.store import StreamKey, Trust
 from indexer.store.registry import Registry
 from indexer.stream import StreamStatus
+from indexer.streams import PodStatus, Readiness
 from scorer_api.followed import Followed
 from scorer_api.follower import Follower
 

@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import PlainTextResponse
 
+from indexer.engine_spec import NAME_LENGTH_MAX
 from scorer_api.negotiation import JSON, MSGPACK
 from scorer_api.problems import MEDIA_TYPE as PROBLEM
 from scorer_api.schemas import COMPONENT, components
@@ -94,3 +95,6 @@ def _set_right(operation: dict[str, Any]) -> None:
         del responses["422"]["content"][JSON]
         if not responses["422"]["content"]:
             del responses["422"]
+    for parameter in operation.get("parameters", ()):
+        if parameter["name"] == "pod":
+            parameter["schema"] |= {"minLength": 1, "maxLength": NAME_LENGTH_MAX}

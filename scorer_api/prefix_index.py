@@ -79,6 +79,8 @@ class PrefixIndex:
         if change.cleared:
             self._clear(holder, Tier.GPU)
         for masks, keys, touched in zip(self._masks, self._keys[holder], change.touched, strict=True):
+            if not touched:
+                continue
             if len(touched) >= RUN_MIN and False not in touched.values() and masks.keys().isdisjoint(touched):
                 # Blocks that are new to everybody, all at once.
                 masks.update(dict.fromkeys(touched, bit))

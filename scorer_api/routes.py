@@ -7,6 +7,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import ClientDisconnect
 
 from indexer.engine_spec import EngineSpec
@@ -24,6 +25,21 @@ from scorer_api.view import PodScore, View, ranks_by_number
 
 OUTCOME_OF_STATUS = {400: "malformed", 404: "unknown_model", 408: "too_slow", 413: "too_large", 415: "unsupported_type", 422: "wrong_value"}
 POD_BYTES_MAX = 65_536
+
+
+class _AnyText(Convertor[str]):
+    """The rest of a path, whatever is in it: the `path` of Starlette's own ends at a line break."""
+
+    regex = r"[\s\S]*"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("any", _AnyText())
 
 
 def make_router(settings: Settings, view: View, service: Service, metrics: ScorerMetrics, registry: CollectorRegistry) -> APIRouter:
@@ -72,7 +88,7 @@ def make_router(settings: Settings, view: View, service: Service, metrics: Score
         """Every registered pod, with the state of its streams."""
         return respond(PodsAnswer(service.pods()))
 
-    @router.put("/v1/pods/{pod:path}", **openapi.PUT_POD)
+    @router.put("/v1/pods/{pod:any}", **openapi.PUT_POD)
     async def put_pod(pod: str, request: Request) -> Response:
         """Register a pod, or replace it. What stays the same keeps its blocks."""
         media_type_of(request, JSON)
@@ -84,7 +100,7 @@ def make_router(settings: Settings, view: View, service: Service, metrics: Score
         status = next(status for status in service.pods() if status.pod == pod)
         return respond(status, status=201 if is_new else 200)
 
-    @router.delete("/v1/pods/{pod:path}", status_code=204, **openapi.DELETE_POD)
+    @router.delete("/v1/pods/{pod:any}", status_code=204, **openapi.DELETE_POD)
     async def delete_pod(pod: str) -> Response:
         """Forget a pod and its blocks at once. One that a flag names comes back at the next start."""
         if not await service.forget(pod):

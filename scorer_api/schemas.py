@@ -6,8 +6,8 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from indexer.engine_spec import EngineSpec
-from indexer.service import PodStatus, Readiness
 from indexer.store import Trust
+from indexer.streams import PodStatus, Readiness
 from scorer_api.problems import ProblemDetails
 
 TOKEN_MAX = 2**32 - 1
@@ -111,6 +111,15 @@ class PodSpec(EngineSpec, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 TYPES: tuple[Any, ...] = (ScoreRequest, ScoreAnswer, PodSpec, PodStatus, PodsAnswer, ModelsAnswer, HealthAnswer, Readiness, ProblemDetails)
 
+_PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+ENDPOINT = {
+    "type": "string",
+    "pattern": rf"^(tcp://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):{_PORT}|ipc://[!-~]{{1,100}})$",
+    "examples": ["tcp://10.0.0.7:5557"],
+}
+
+EXTRA_KEY = [{"type": "string"}, {"type": "integer", "minimum": -(2**63), "maximum": 2**64 - 1}]
+
 COMPONENT = "#/components/schemas/{name}"
 
 
@@ -119,8 +128,13 @@ def components() -> dict[str, Any]:
     _, found = msgspec.json.schema_components(TYPES, ref_template=COMPONENT)
     # The range is checked when the tokens are packed, not one by one while they are decoded; the document has it all the same.
     found["ScoreRequest"]["properties"]["token_ids"]["items"] = {"type": "integer", "minimum": 0, "maximum": TOKEN_MAX}
+    entry = found["ScoreRequest"]["properties"]["block_extra_keys"]["anyOf"][0]["items"]["prefixItems"][1]
+    entry["items"] = {"anyOf": [*EXTRA_KEY, {"type": "array", "items": {"anyOf": EXTRA_KEY}}]}
     # A pod that dials us has no events endpoint; what there is to say of it is where its replays are.
-    found["PodSpec"]["anyOf"] = [{"required": ["events"]}, {"required": ["replay"]}]
+    found["PodSpec"]["anyOf"] = [{"required": [key], "properties": {key: ENDPOINT}} for key in ("events", "replay")]
+    found["PodSpec"]["allOf"] = [{"anyOf": [{"properties": {key: {"type": "null"}}} for key in ("ranks", "rank")]}]
+    for key in ("events", "replay"):
+        found["PodSpec"]["properties"][key]["anyOf"] = [ENDPOINT, {"type": "null"}]
     return {**found, "ScoreRequestMsgpack": _packed(found["ScoreRequest"])}
 
 

@@ -99,9 +99,15 @@ def _extra_keys(request: ScoreRequest) -> dict[int, bytes] | None:
 
 def _folded(number: int, own: list[Any], salt: str | None) -> bytes:
     try:
+        if not all(_is_extra_key(item) or (isinstance(item, list) and all(map(_is_extra_key, item))) for item in own):
+            raise TypeError("no extra key")
         folded = fold_extra_keys(own, salt)
-    except (TypeError, ValueError, OverflowError, RecursionError):
+    except (TypeError, ValueError, OverflowError):
         raise Problem(422, f"block_extra_keys: the keys of block {number} should be texts, bytes, 64-bit integers or lists of these") from None
     if len(folded) > EXTRA_KEYS_BYTES_MAX:
         raise Problem(422, f"block_extra_keys: the keys of block {number} have {len(folded)} bytes; at most {EXTRA_KEYS_BYTES_MAX} are taken")
     return folded
+
+
+def _is_extra_key(item: Any) -> bool:
+    return isinstance(item, str | bytes | int) and not isinstance(item, bool)

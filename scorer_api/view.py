@@ -77,6 +77,8 @@ class _Model:
 class View:
     """Implements `indexer.store.Store`. `source`: where its changes come from, as answers say it."""
 
+    has_limits = False
+
     def __init__(self, settings: Settings, source: str = "embedded") -> None:
         self.source = source
         self._heard_at_s: float | None = None
@@ -120,6 +122,9 @@ class View:
             del model.pods[stream.pod]
         if not model.pods:
             del self._models[stream.model]
+
+    async def room(self, stream: StreamKey) -> None:
+        """Changes are in the index at once."""
 
     # What a follower needs besides
 

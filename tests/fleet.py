@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Self
 
 from tests.engine import Engine
 from tests.proxy import Proxy
-from tests.reference import WEIGHTS, Reference, Text
+from tests.reference import WEIGHTS, Copy, Reference, Text
 from tests.running import Client
 from tests.waiting import wait_until
 from tests.workload import Publisher, make_strangers, make_texts
@@ -42,7 +42,7 @@ class Fleet:
     """So many streams of one model: pod-0 has two ranks, pod-1 counts no copies, the last pod's blocks are twice as long, where there are enough.
 
     `rate`: batches a second of all engines together, may be set at any time. `with_proxies`: `cut` can break a connection to an engine without its
-    noticing. Keywords beyond go to each Publisher.
+    noticing. `uniform`: all streams are alike, each of a pod of its own. Keywords beyond go to each Publisher.
     """
 
     def __init__(
@@ -56,6 +56,8 @@ class Fleet:
         with_proxies: bool = False,
         history_max: int = 10_000,
         texts: Sequence[Text] | None = None,
+        pod_prefix: str = "pod-",
+        uniform: bool = False,
         **more: Any,
     ) -> None:
         self.model = model
@@ -71,7 +73,7 @@ class Fleet:
                 pod, rank, Engine(with_replay=with_replay, history_max=history_max), self.texts,
                 seed=seed, block_size=block_size, counts_copies=counts_copies, **more,
             )
-            for pod, rank, block_size, counts_copies in _layout(streams)
+            for pod, rank, block_size, counts_copies in _layout(streams, pod_prefix, uniform)
         ]  # fmt: skip
         self._proxies: dict[tuple[str, int], Proxy] = {}
         self._lock = threading.RLock()
@@ -157,6 +159,22 @@ class Fleet:
             self._expected.clear()
             publisher = self.publisher(pod, rank)
             return publisher.publish(*deed(publisher), **how)
+
+    def thin(self) -> None:
+        """Every engine evicts one copy of each block: what it holds twice it holds once then, and nothing of the rest."""
+        self._evict(lambda copies: list(dict.fromkeys(copies)))
+
+    def drain(self) -> None:
+        """Every engine evicts all that it holds, copy by copy."""
+        self._evict(list)
+
+    def _evict(self, choose: Callable[[list[Copy]], list[Copy]]) -> None:
+        for publisher in self.publishers:
+            with self._lock:
+                self._expected.clear()
+                copies = choose(publisher.rank.copies)
+                if copies:
+                    publisher.publish(*publisher.remove(copies))
 
     # Faults
 
@@ -284,12 +302,17 @@ class Fleet:
         return wrong
 
 
-def _layout(streams: int) -> list[tuple[str, int, int, bool]]:
+def _layout(streams: int, prefix: str, uniform: bool) -> list[tuple[str, int, int, bool]]:
     """Pod, rank, block size and counting of each stream."""
-    names = [("pod-0", 0), ("pod-0", 1)] if streams > 2 else [("pod-0", 0)]
-    names += [(f"pod-{number}", 0) for number in range(1, streams - len(names) + 1)]
-    last = names[-1][0]
-    return [(pod, rank, 8 if pod == last and streams > 3 else 4, not (pod == "pod-1" and streams > 4)) for pod, rank in names]
+    if uniform:
+        return [(f"{prefix}{number}", 0, 4, True) for number in range(streams)]
+    numbers = [(0, 0), (0, 1)] if streams > 2 else [(0, 0)]
+    numbers += [(number, 0) for number in range(1, streams - len(numbers) + 1)]
+    last = numbers[-1][0]
+    return [
+        (f"{prefix}{pod}", rank, 8 if pod == last and streams > 3 else 4, not (pod == 1 and streams > 4))
+        for pod, rank in numbers
+    ]  # fmt: skip
 
 
 def _isolation(prompt: Text) -> dict[str, Any]:

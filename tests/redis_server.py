@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -237,6 +238,29 @@ class RedisServer:
         calls: Counter[str] = Counter()
         yield calls
         calls.update(self.commands() - before)
+
+    @contextmanager
+    def monitoring(self) -> Iterator[list[str]]:
+        """`with server.monitoring() as seen:` `seen` has, at the end, every command that came meanwhile, those inside scripts included."""
+        seen: list[str] = []
+        end = f"end of {id(seen)}"
+        client = self.client()
+
+        def listen() -> None:
+            for command in monitor.listen():
+                if end in command["command"]:
+                    return
+                if command["command"].split()[0].lower() not in OF_THE_TESTS:
+                    seen.append(command["command"])
+
+        with client.monitor() as monitor:
+            thread = threading.Thread(target=listen, name="redis monitor", daemon=True)
+            thread.start()
+            yield seen
+            with self._asking() as asking:
+                asking.echo(end)
+            thread.join(ANSWER_S)
+            assert not thread.is_alive(), "the monitor did not come to its end"
 
     @contextmanager
     def watching(self, over_ms: float) -> Iterator[list[tuple[float, str]]]:

@@ -18,6 +18,7 @@ PURE_OF_INDEXER = (
     "event_outline",
     "events",
     "sequence",
+    "owners",
     "block_keys",
     "change",
     "held_keys",
@@ -31,7 +32,7 @@ PURE_OF_INDEXER = (
 PURE = [*(f"indexer.{name}" for name in PURE_OF_INDEXER), "scorer_api.prefix_index", "scorer_api.scoring"]
 IMPURE = {"zmq", "redis", "asyncio", "fastapi", "starlette", "uvicorn", "uvloop", "httpx", "threading", "socket"}
 # They receive, replay, or pass the context on and catch its errors; the demo engine is an engine.
-ZMQ = {f"indexer.{name}" for name in ("subscriber", "subscription", "listening", "replay", "stream", "service", "demo_engine")} | {"scorer_api.cli"}
+ZMQ = {f"indexer.{name}" for name in ("subscriber", "subscription", "listening", "replay", "stream", "streams", "demo_engine")} | {"scorer_api.cli"}
 
 REDIS = {"indexer.store.connection", "indexer.store.scripts", "indexer.store.redis"}
 

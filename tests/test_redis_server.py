@@ -137,6 +137,16 @@ def test_commands_are_counted_and_those_inside_scripts_too() -> None:
         assert calls == {"mget": 1, "eval": 1, "incr": 3}
 
 
+def test_commands_are_seen_one_by_one() -> None:
+    with RedisServer() as server:
+        client = server.client()
+        with server.monitoring() as seen:
+            client.set("a", 1)
+            client.eval("redis.call('HSET', KEYS[1], 'f', 1)", 1, "b")
+        client.set("after", 1)
+        assert [command.split()[0].lower() for command in seen] == ["set", "eval", "hset"]
+
+
 def test_what_holds_the_server_up_is_seen() -> None:
     with RedisServer() as server:
         client = server.client()

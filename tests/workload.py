@@ -6,7 +6,7 @@ It shares no code with the product. Everything comes from the seed but the momen
 import hashlib
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from random import Random
 from typing import Any, NamedTuple
 
@@ -40,7 +40,7 @@ class Publisher:
     """Drives one engine, and a rank of the reference with it. Not safe for threads: the fleet has the lock.
 
     `capacity`: how many copies its gpu holds; beyond it the oldest go. `late_offloads`: some blocks are said to lie in a lower tier only in a
-    batch after the one that removed them from the gpu.
+    batch after the one that removed them from the gpu. `without`: what it never does by itself.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class Publisher:
         counts_copies: bool = True,
         capacity: int = 120,
         late_offloads: bool = True,
+        without: Collection[str] = (),
     ) -> None:
         self.pod = pod
         self.number = number
@@ -63,6 +64,7 @@ class Publisher:
         self.counts_copies = counts_copies
         self.capacity = capacity
         self.late_offloads = late_offloads
+        self._weights = {deed: weight for deed, weight in DEEDS.items() if deed not in without}
         self.deeds: Counter[str] = Counter()
         self.batches = 0
         self.lives = 0
@@ -90,7 +92,7 @@ class Publisher:
 
     def step(self) -> None:
         """Do something, and say so in one batch."""
-        kinds = self._random.choices(list(DEEDS), list(DEEDS.values()), k=self._random.randint(1, 3))
+        kinds = self._random.choices(list(self._weights), list(self._weights.values()), k=self._random.randint(1, 3))
         events = [event for kind in kinds for event in self._do(kind)]
         events += self._release_due()
         if events:

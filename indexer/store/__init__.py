@@ -40,7 +40,10 @@ class Point(Struct, frozen=True):
 
 
 class Store(Protocol):
-    """What a stream's owner writes to. No call waits for anything."""
+    """What a stream's owner writes to. No call but `room` waits for anything."""
+
+    has_limits: bool
+    """Whether it may fall behind, so that whoever writes has to await `room` now and then."""
 
     def open(self, stream: StreamKey) -> None:
         """Make the stream known, holding nothing."""
@@ -59,3 +62,6 @@ class Store(Protocol):
 
     def close(self, stream: StreamKey) -> None:
         """Forget the stream. Idempotent."""
+
+    async def room(self, stream: StreamKey) -> None:
+        """Wait, not for long, while too many of the stream's changes wait to be written."""

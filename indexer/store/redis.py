@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from enum import Enum, auto
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, cast
@@ -97,6 +98,8 @@ class RedisStore:
 
     `lost` is called with a stream that was written in vain: it is not ours any more.
     """
+
+    has_limits = True
 
     def __init__(self, settings: Settings, metrics: IndexerMetrics, member: str) -> None:
         assert settings.redis is not None, "a shared store is somewhere"
@@ -239,11 +242,14 @@ class RedisStore:
         if (head.counting, head.hash_seed) != (state.counting, self._settings.hash_seed):
             return False
         parts = self.keyspace.model(stream.key.model).parts(stream.key, claim.generation)
+        renewing = asyncio.create_task(self._renew(stream.key), name=f"renew {stream.key.pod} {stream.key.rank}")
         try:
             fields = [await self._scan(part) for part in parts]
         except RedisError as error:
             self._note(error)
             raise StoreError(why(error)) from error
+        finally:
+            renewing.cancel()
         if tuple(map(len, fields)) != claim.lengths:
             log.warning("blocks missing in redis", extra={"pod": stream.key.pod, "rank": stream.key.rank})
             return False
@@ -256,6 +262,14 @@ class RedisStore:
             return False
         stream.resume(head)
         return True
+
+    async def _renew(self, stream: StreamKey) -> None:
+        """Keep the lease of a stream that is read and not owned yet."""
+        lease = self.keyspace.model(stream.model).lease(stream)
+        while True:
+            with suppress(RedisError):  # whoever reads notices
+                await self._client.pexpire(lease, int(self._settings.lease_s * 1000))
+            await asyncio.sleep(self._settings.lease_s / 3)
 
     async def _scan(self, key: str) -> dict[bytes, bytes]:
         """A whole hash, in pieces."""

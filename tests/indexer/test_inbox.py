@@ -91,3 +91,24 @@ def test_waking_calls_the_stream() -> None:
     woken: list[bool] = []
     Inbox(ReceiveLimits(), lambda: woken.append(True)).wake()
     assert woken == [True]
+
+
+def test_limits_can_be_widened() -> None:
+    box = inbox(inbox_frames_max=1)
+    box.put([b"1"])
+    box.put([b"2"])
+    box.limit(ReceiveLimits(inbox_frames_max=2))
+    box.put([b"3"])
+    assert taken(box) == [(0, [b"2"]), (0, [b"3"])]
+    assert box.dropped == 1
+
+
+def test_what_waits_can_be_looked_at_and_passed_over_up_to_a_message() -> None:
+    box = inbox()
+    messages = [[b"%d" % number] for number in range(4)]
+    for message in messages:
+        box.put(message)
+    assert box.kept() == [(0, message) for message in messages]
+    box.pass_over(messages[2])
+    assert box.kept() == [(0, messages[3])]
+    assert box.bytes == 1

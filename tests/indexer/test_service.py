@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -101,6 +102,14 @@ def test_a_put_with_any_other_key_begins_anew(service: Client, engine: Engine, m
     else:
         service.wait_for(connected=True, sequence=None)
         assert service.matched(FIRST) == 0
+
+
+@pytest.mark.parametrize("path", ["a%0Ab", "%0A", "a%2Fb%2F%2Fc", "%20", "%F0%9F%98%80", "a%00b"])
+def test_a_pod_may_have_any_name(service: Client, engine: Engine, path: str) -> None:
+    assert put(service, engine, pod=path) == 201
+    service.wait_for(pod=unquote(path), sequence=0, trust="live")
+    assert put(service, engine, pod=path) == 200
+    assert service.http.delete(f"{service.url}/v1/pods/{path}").status_code == 204
 
 
 def test_a_pod_may_change_its_model(service: Client, engine: Engine) -> None:

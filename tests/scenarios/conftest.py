@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from tests.running import MECHANISM_OFF
 from tests.scenarios.mechanisms import MECHANISMS
 
 IS_OFF = bool(os.environ.get("TEST_MECHANISMS_OFF"))
@@ -24,3 +25,4 @@ def _mechanism(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     marker = request.node.get_closest_marker("mechanism")
     if marker is not None and IS_OFF:
         MECHANISMS[marker.args[0]](monkeypatch)
+        monkeypatch.setenv(MECHANISM_OFF, marker.args[0])

@@ -71,6 +71,8 @@ def faults(value: Any, schema: dict[str, Any], document: dict[str, Any], where: 
         if all(tries):
             return [f"{where}: fits none: {tries}"]
         schema = {keyword: value for keyword, value in schema.items() if keyword != "anyOf"}
+    if found := [fault for part in schema.get("allOf", []) for fault in faults(value, part, document, where)]:
+        return found
     if "enum" in schema:
         return [] if value in schema["enum"] else [f"{where}: {value!r} is none of {schema['enum']}"]
     kinds: dict[str, Any] = {
@@ -84,7 +86,8 @@ def faults(value: Any, schema: dict[str, Any], document: dict[str, Any], where: 
         known = schema.get("properties", {})
         found += [f"{where}: {name} is missing" for name in schema.get("required", []) if name not in value]
         for name, item in value.items():
-            inner = known.get(name, schema.get("additionalProperties", True if "additionalProperties" in schema else not known))
+            # Without a type it is a part of a schema, which says nothing of other properties.
+            inner = known.get(name, schema.get("additionalProperties", not known or kind is None))
             if isinstance(inner, dict):
                 found += faults(item, inner, document, f"{where}.{name}")
             elif not inner:
@@ -100,6 +103,8 @@ def faults(value: Any, schema: dict[str, Any], document: dict[str, Any], where: 
         found.append(f"{where}: {value} is out of range")
     if isinstance(value, str) and not schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value)):
         found.append(f"{where}: {len(value)} characters")
+    if isinstance(value, str) and not re.search(schema.get("pattern", ""), value):
+        found.append(f"{where}: {value!r} does not match {schema['pattern']}")
     return found
 
 
@@ -205,6 +210,13 @@ def test_the_request_bodies_are_described_msgpack_included(document: dict[str, A
         ({"model": "m", "token_ids": [1], "pods": "pod"}, 422),
         ({"model": "m", "token_ids": [1], "cache_salt": "x" * 5000}, 422),
         ({"model": "m", "token_ids": [1], "block_extra_keys": [[-1, []]]}, 422),
+        ({"model": "m", "token_ids": [1], "block_extra_keys": [[1, ["x", -(2**63), 2**64 - 1, ["y", 1]]]]}, 200),
+        ({"model": "m", "token_ids": [1], "block_extra_keys": [[1, [2**64]]]}, 422),
+        ({"model": "m", "token_ids": [1], "block_extra_keys": [[1, [["x", [1]]]]]}, 422),
+        ({"model": "m", "token_ids": [1], "block_extra_keys": [[1, [{}]]]}, 422),
+        ({"model": "m", "token_ids": [1], "block_extra_keys": [[1, [None]]]}, 422),
+        ({"model": "m", "token_ids": [1], "block_extra_keys": [[1, [True]]]}, 422),
+        ({"model": "m", "token_ids": [1], "block_extra_keys": [[1, [1.5]]]}, 422),
     ],
 )
 def test_the_schema_and_the_service_agree_on_what_a_right_request_is(service: Client, document: dict[str, Any], body: Any, status: int) -> None:
@@ -223,6 +235,14 @@ def test_the_schema_and_the_service_agree_on_what_a_right_request_is(service: Cl
         ({**SPEC, "counting": "other"}, False),
         ({**SPEC, "surplus": 1}, False),
         ({**SPEC, "model": ""}, False),
+        ({**SPEC, "events": "ipc:///tmp/nobody"}, True),
+        ({**SPEC, "events": "tcp://[::1]:20", "replay": None, "ranks": None, "rank": 3}, True),
+        ({**SPEC, "events": None}, False),
+        ({**SPEC, "events": "http://127.0.0.1:9"}, False),
+        ({**SPEC, "events": "tcp://127.0.0.1:0"}, False),
+        ({**SPEC, "events": "tcp://127.0.0.1:65536"}, False),
+        ({**SPEC, "events": "tcp://127.0.0.1:65535"}, True),
+        ({**SPEC, "ranks": 2, "rank": 3}, False),
     ],
 )
 def test_the_schema_and_the_service_agree_on_what_a_right_spec_is(service: Client, document: dict[str, Any], body: Any, is_right: bool) -> None:
