@@ -1,32 +1,60 @@
-"""The embedded service: indexer and scorer in one process, behind one ASGI app."""
+"""The roles that answer scores, each behind one ASGI app."""
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry
 
 from indexer import __version__
-from indexer.metrics import IndexerMetrics
+from indexer.metrics import IndexerMetrics, RedisMetrics
+from indexer.server import Served
 from indexer.service import Service
 from indexer.settings import Settings
+from indexer.shared import SharedService
 from scorer_api import openapi, problems
-from scorer_api.metrics import ScorerMetrics
-from scorer_api.routes import make_router
+from scorer_api.fleet import Fleet
+from scorer_api.follower import Follower
+from scorer_api.metrics import FollowerMetrics, ScorerMetrics
+from scorer_api.routes import Pods, make_router
 from scorer_api.view import View
 
 
-def make_embedded(settings: Settings) -> tuple[FastAPI, Service]:
-    """The app, and the service that it asks, which the caller starts and stops: `async with service: …`."""
+def make_serve(settings: Settings) -> Served:
+    """The `serve` role: indexer and scorer in one process; with Redis they share what they know with others."""
+    if settings.redis is not None:
+        return _make_shared(settings, with_indexer=True)
     registry = CollectorRegistry()
     view = View(settings)
     service = Service(settings, view, IndexerMetrics(registry))
+    return Served(_make_app(settings, view, service, registry), [service], service)
+
+
+def make_api(settings: Settings) -> Served:
+    """The `api` role: a scorer that follows what indexers write to Redis."""
+    return _make_shared(settings, with_indexer=False)
+
+
+def _make_shared(settings: Settings, *, with_indexer: bool) -> Served:
+    registry = CollectorRegistry()
+    view = View(settings, "redis")
+    metrics = FollowerMetrics(registry, view)
+    if with_indexer:
+        service = SharedService(settings, IndexerMetrics(registry))
+        follower = Follower(settings, view, metrics)
+        fleet = Fleet(settings, follower, service)
+        return Served(_make_app(settings, view, fleet, registry), [service, follower], service)
+    follower = Follower(settings, view, metrics, RedisMetrics(registry).up)
+    return Served(_make_app(settings, view, Fleet(settings, follower), registry), [follower])
+
+
+def _make_app(settings: Settings, view: View, pods: Pods, registry: CollectorRegistry) -> FastAPI:
     app = FastAPIOffline(
         title="KV Event Indexer",
         summary="Tells any LLM router which pod already holds the longest prefix of a prompt.",
         version=__version__,
         redoc_url=None,
     )
-    router = make_router(settings, view, service, ScorerMetrics(registry, view), registry)
+    router = make_router(settings, view, pods, ScorerMetrics(registry, view), registry)
     app.include_router(router)
     problems.install(app, router.routes)
     openapi.install(app)
-    return app, service
+    return app

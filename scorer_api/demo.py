@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 
+from indexer.server import listen, serve
 from indexer.settings import Settings
-from scorer_api.server import listen, serve
+from scorer_api.app import make_serve
 
 MODEL = "demo/chat"
 # Each engine's chats; the first of each is its hot one.
@@ -38,7 +39,8 @@ async def run(settings_with: Callable[[Sequence[str]], Settings], stop: asyncio.
         specs = [await _start_engine(stack, pod, chats) for pod, chats in CHATS.items()]
         listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         listening.add_done_callback(partial(_say_what_to_try, specs))
-        await serve(settings_with(specs), stop, listening)
+        settings = settings_with(specs)
+        await serve(settings, lambda: make_serve(settings), stop, listening)
 
 
 async def _start_engine(stack: AsyncExitStack, pod: str, chats: range) -> str:

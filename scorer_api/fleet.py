@@ -12,6 +12,7 @@ from indexer.endpoints import check_endpoints
 from indexer.engine_spec import EngineSpec, check_together
 from indexer.errors import StoreError
 from indexer.settings import Settings
+from indexer.shared import SharedService
 from indexer.store import StreamKey, Trust
 from indexer.store.registry import Registry
 from indexer.stream import StreamStatus
@@ -29,9 +30,10 @@ _decode_status = msgspec.json.Decoder(StreamStatus).decode
 
 
 class Fleet:
-    """What `/v1/pods` and `/readyz` are about. Pods that were registered here are known to all replicas."""
+    """What `/v1/pods` and `/readyz` are about. Pods that were registered here are known to all replicas. `service`: the indexer in this process."""
 
-    def __init__(self, settings: Settings, follower: Follower) -> None:
+    def __init__(self, settings: Settings, follower: Follower, service: SharedService | None = None) -> None:
+        self._service = service
         self._settings = settings
         self._follower = follower
         self._registry = Registry(follower.reader.client, follower.reader.keyspace, settings)
@@ -101,6 +103,10 @@ class Fleet:
         if not self._ready:
             self._ready = self._follower.is_settled or time.monotonic() - self._started_s >= self._settings.ready_after_s
         reasons = [*self._troubles(), *(reason for followed in self._follower.streams() if (reason := self._doubt(followed)))]
+        if self._service is not None:
+            own = self._service.readiness()
+            self._ready = self._ready and own.is_ready
+            reasons += [reason for reason in own.reasons if reason not in reasons]
         if not self._ready:
             return Readiness("starting", reasons)
         return Readiness("degraded" if reasons else "ready", reasons)

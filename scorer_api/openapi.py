@@ -45,10 +45,12 @@ SCORE: dict[str, Any] = {
     "openapi_extra": _body({**_content("ScoreRequest", JSON), **_content("ScoreRequestMsgpack", MSGPACK)}),
 }
 PODS: dict[str, Any] = {"responses": _described("Every registered pod.", "PodsAnswer")}
+UNAVAILABLE = "Redis, which all replicas share, is away or refuses."
 PUT_POD: dict[str, Any] = {
     "responses": {
         **_described("The pod was changed.", "PodStatus", 400, 408, 413, 415, 422),
         201: {"description": "The pod is new.", "content": _content("PodStatus", JSON)},
+        503: {"description": UNAVAILABLE, "content": _content("ProblemDetails", PROBLEM)},
     },
     "openapi_extra": _body(_content("PodSpec", JSON)),
 }
@@ -56,6 +58,7 @@ DELETE_POD: dict[str, Any] = {
     "responses": {
         204: {"description": "The pod is forgotten."},
         404: {"description": PROBLEMS[404], "content": _content("ProblemDetails", PROBLEM)},
+        503: {"description": UNAVAILABLE, "content": _content("ProblemDetails", PROBLEM)},
     }
 }
 MODELS: dict[str, Any] = {"responses": _described("Every known model.", "ModelsAnswer")}

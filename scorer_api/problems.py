@@ -28,10 +28,14 @@ class ProblemDetails(Struct, frozen=True):
 
 
 class Problem(Exception):
-    """The request cannot be answered. Attributes: `status`, an HTTP status; `detail`, for the client; `closes`, whether the connection ends."""
+    """The request cannot be answered.
 
-    def __init__(self, status: int, detail: str, *, closes: bool = False) -> None:
+    Attributes: `status`, an HTTP status; `detail`, for the client; `closes`, whether the connection ends; `retry_after_s`, when to ask again.
+    """
+
+    def __init__(self, status: int, detail: str, *, closes: bool = False, retry_after_s: int | None = None) -> None:
         super().__init__(detail)
+        self.retry_after_s = retry_after_s
         self.status = status
         self.detail = detail
         self.closes = closes
@@ -56,7 +60,10 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
 
     @app.exception_handler(Problem)
     async def on_problem(request: Request, error: Problem) -> Response:
-        return response_of(error.status, error.detail, {"Connection": "close"} if error.closes else None)
+        headers = {"Connection": "close"} if error.closes else {}
+        if error.retry_after_s is not None:
+            headers["Retry-After"] = str(error.retry_after_s)
+        return response_of(error.status, error.detail, headers)
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> Response:

@@ -1,7 +1,7 @@
 """The HTTP routes."""
 
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -11,10 +11,10 @@ from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import ClientDisconnect
 
 from indexer.engine_spec import EngineSpec
-from indexer.errors import SettingError
+from indexer.errors import SettingError, StoreError
 from indexer.events import Tier
-from indexer.service import Service
 from indexer.settings import Settings
+from indexer.streams import PodStatus, Readiness
 from scorer_api import openapi, score_request
 from scorer_api.metrics import ScorerMetrics
 from scorer_api.negotiation import JSON, MSGPACK, accepted_type, media_type_of, read_body, respond
@@ -25,6 +25,22 @@ from scorer_api.view import PodScore, View, ranks_by_number
 
 OUTCOME_OF_STATUS = {400: "malformed", 404: "unknown_model", 408: "too_slow", 413: "too_large", 415: "unsupported_type", 422: "wrong_value"}
 POD_BYTES_MAX = 65_536
+
+
+# A client that was told that Redis is away may ask again so soon.
+RETRY_AFTER_S = 1
+
+
+class Pods(Protocol):
+    """Which pods there are, and whether all is well with them. Where they are shared, changes raise StoreError while Redis is away."""
+
+    def pods(self) -> list[PodStatus]: ...
+
+    async def register(self, specs: tuple[EngineSpec, ...]) -> bool: ...
+
+    async def forget(self, pod: str) -> bool: ...
+
+    def readiness(self) -> Readiness: ...
 
 
 class _AnyText(Convertor[str]):
@@ -42,7 +58,7 @@ class _AnyText(Convertor[str]):
 register_url_convertor("any", _AnyText())
 
 
-def make_router(settings: Settings, view: View, service: Service, metrics: ScorerMetrics, registry: CollectorRegistry) -> APIRouter:
+def make_router(settings: Settings, view: View, pods: Pods, metrics: ScorerMetrics, registry: CollectorRegistry) -> APIRouter:
     """All routes, over these parts."""
     router = APIRouter()
 
@@ -75,7 +91,7 @@ def make_router(settings: Settings, view: View, service: Service, metrics: Score
         except KeyError:
             raise Problem(404, f"model: {asked.model!r} is not known; it is once a pod of it is registered, see /v1/models") from None
         found_s = time.perf_counter()
-        answer = _score_answer(asked, prompt.length, scores)
+        answer = _score_answer(asked, prompt.length, scores, ViewAnswer(view.source, view.age_s))
         response = respond(answer, accepted_type(request, media_type))
         encoded_s = time.perf_counter()
         metrics.seconds["decode"].observe(decoded_s - started_s)
@@ -84,9 +100,9 @@ def make_router(settings: Settings, view: View, service: Service, metrics: Score
         return response, "match" if answer.best is not None else "no_match"
 
     @router.get("/v1/pods", **openapi.PODS)
-    async def pods() -> Response:
+    async def get_pods() -> Response:
         """Every registered pod, with the state of its streams."""
-        return respond(PodsAnswer(service.pods()))
+        return respond(PodsAnswer(pods.pods()))
 
     @router.put("/v1/pods/{pod:any}", **openapi.PUT_POD)
     async def put_pod(pod: str, request: Request) -> Response:
@@ -94,16 +110,22 @@ def make_router(settings: Settings, view: View, service: Service, metrics: Score
         media_type_of(request, JSON)
         spec = _pod_spec(pod, await read_body(request, POD_BYTES_MAX, settings.body_timeout_s))
         try:
-            is_new = await service.register((spec,))
+            is_new = await pods.register((spec,))
         except SettingError as error:
             raise Problem(422, f"{error.key}: {error.allowed}") from None
-        status = next(status for status in service.pods() if status.pod == pod)
+        except StoreError as error:
+            raise _unavailable(error) from None
+        status = next((status for status in pods.pods() if status.pod == pod), PodStatus(pod, spec.model, []))
         return respond(status, status=201 if is_new else 200)
 
     @router.delete("/v1/pods/{pod:any}", status_code=204, **openapi.DELETE_POD)
     async def delete_pod(pod: str) -> Response:
         """Forget a pod and its blocks at once. One that a flag names comes back at the next start."""
-        if not await service.forget(pod):
+        try:
+            was_known = await pods.forget(pod)
+        except StoreError as error:
+            raise _unavailable(error) from None
+        if not was_known:
             raise Problem(404, f"pod: {pod!r} is not registered, see /v1/pods")
         return Response(status_code=204)
 
@@ -122,7 +144,7 @@ def make_router(settings: Settings, view: View, service: Service, metrics: Score
     @router.get("/readyz", **openapi.READY)
     async def readyz() -> Response:
         """Whether answers can be relied on, and what is not as it should be."""
-        readiness = service.readiness()
+        readiness = pods.readiness()
         return respond(readiness, status=200 if readiness.is_ready else 503)
 
     @router.get("/metrics", **openapi.METRICS)
@@ -132,6 +154,10 @@ def make_router(settings: Settings, view: View, service: Service, metrics: Score
         return Response(encode(registry), headers={"Content-Type": content_type})
 
     return router
+
+
+def _unavailable(error: StoreError) -> Problem:
+    return Problem(503, f"{error}: pods cannot be changed now, try again", retry_after_s=RETRY_AFTER_S)
 
 
 def _pod_spec(pod: str, body: bytes) -> EngineSpec:
@@ -152,10 +178,10 @@ def _pod_spec(pod: str, body: bytes) -> EngineSpec:
         raise Problem(422, error.allowed) from None
 
 
-def _score_answer(asked: ScoreRequest, tokens: int, scores: list[PodScore]) -> ScoreAnswer:
+def _score_answer(asked: ScoreRequest, tokens: int, scores: list[PodScore], seen: ViewAnswer) -> ScoreAnswer:
     answers = [_pod_answer(score) for score in scores[: asked.limit]]
     best = answers[0].pod if answers and answers[0].matched_blocks else None
-    answer = ScoreAnswer(asked.model, tokens, best, answers, ViewAnswer("embedded", 0.0))
+    answer = ScoreAnswer(asked.model, tokens, best, answers, seen)
     if asked.pods is None:
         return answer
     known = {score.pod for score in scores}

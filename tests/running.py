@@ -14,8 +14,9 @@ from typing import Any, Self
 
 import httpx
 
+from indexer.server import serve
 from indexer.settings import read_settings
-from scorer_api.server import serve
+from scorer_api.app import make_serve
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -113,7 +114,7 @@ class Running(Client):
             self._stop = asyncio.Event()
             listening: asyncio.Future[str] = self.loop.create_future()
             listening.add_done_callback(self._note_url)
-            await serve(self._settings, self._stop, listening)
+            await serve(self._settings, lambda: make_serve(self._settings), self._stop, listening)
 
         try:
             asyncio.run(run())

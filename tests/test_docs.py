@@ -12,8 +12,8 @@ from indexer.errors import REASONS
 from indexer.metrics import IndexerMetrics
 from indexer.settings import Settings, fields
 from indexer.store import Trust
-from scorer_api.app import make_embedded
-from scorer_api.metrics import ScorerMetrics
+from scorer_api.app import make_serve
+from scorer_api.metrics import FollowerMetrics, ScorerMetrics
 from scorer_api.view import View
 
 ROOT = Path(__file__).parent.parent
@@ -33,12 +33,14 @@ def metric_names() -> list[str]:
     """As Prometheus shows them: a counter ends in _total."""
     registry = CollectorRegistry()
     IndexerMetrics(registry)
-    ScorerMetrics(registry, View(Settings()))
+    view = View(Settings())
+    ScorerMetrics(registry, view)
+    FollowerMetrics(registry, view)
     return [family.name + ("_total" if family.type == "counter" else "") for family in registry.collect()]
 
 
 def route_paths() -> list[str]:
-    app, _ = make_embedded(Settings())
+    app = make_serve(Settings()).app
     return list(get_openapi(title="", version="", routes=app.routes)["paths"])
 
 

@@ -79,7 +79,8 @@ class Stream:
         return Counter({s.labels["reason"]: int(s.value) for s in family.samples if s.name.endswith("_total") and s.value})
 
     def total(self, name: str) -> int:
-        """The sum of a counter's series."""
+        """The sum of a counter's series, as at the end of a turn."""
+        self.applier.tell()
         return int(sum(s.value for f in self.registry.collect() for s in f.samples if s.name == name))
 
     def held(self) -> dict[Tier, set[int]]:

@@ -32,9 +32,11 @@ PURE_OF_INDEXER = (
 PURE = [*(f"indexer.{name}" for name in PURE_OF_INDEXER), "scorer_api.prefix_index", "scorer_api.scoring"]
 IMPURE = {"zmq", "redis", "asyncio", "fastapi", "starlette", "uvicorn", "uvloop", "httpx", "threading", "socket"}
 # They receive, replay, or pass the context on and catch its errors; the demo engine is an engine.
-ZMQ = {f"indexer.{name}" for name in ("subscriber", "subscription", "listening", "replay", "stream", "streams", "demo_engine")} | {"scorer_api.cli"}
+ZMQ = {f"indexer.{name}" for name in ("subscriber", "subscription", "listening", "replay", "stream", "streams", "endpoints", "demo_engine")} | {
+    "scorer_api.cli"
+}
 
-REDIS = {"indexer.store.connection", "indexer.store.scripts", "indexer.store.redis"}
+REDIS = {f"indexer.store.{name}" for name in ("connection", "scripts", "redis", "reader", "registry")}
 
 
 def tree(module: str) -> ast.Module:
@@ -103,7 +105,7 @@ def touches_environment_or_signals(module: str) -> bool:
 
 
 def test_only_the_command_line_reads_the_environment_and_owns_signals() -> None:
-    assert {module for module in MODULES if touches_environment_or_signals(module)} == {"scorer_api.cli"}
+    assert {module for module in MODULES if touches_environment_or_signals(module)} == {"indexer.command"}
 
 
 def test_only_the_store_knows_redis() -> None:

@@ -1,25 +1,38 @@
-"""Serving the app over HTTP until told to stop."""
+"""Serving an app over HTTP, with all that it stands on, until told to stop."""
 
 import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Generator
-from typing import Any
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import Any, Protocol
 
 import uvicorn
-from fastapi import FastAPI
+from msgspec import Struct
 
 from indexer.errors import SettingError
-from indexer.service import Service
+from indexer.http_connection import Connection
 from indexer.settings import Settings
-from scorer_api.app import make_embedded
-from scorer_api.connection import Connection
 
 log = logging.getLogger(__name__)
 
 BACKLOG = 2048
 Changed = Callable[[], Awaitable[Settings]]
+
+
+class Reconfigurable(Protocol):
+    """What follows engines."""
+
+    async def reconfigure(self, before: Settings, after: Settings) -> Settings: ...
+
+
+class Served(Struct, frozen=True):
+    """An ASGI app, what has to run while it is served, in the order of its start, and what follows engines, if anything does."""
+
+    app: Any
+    parts: Sequence[AbstractAsyncContextManager[Any]]
+    service: Reconfigurable | None = None
 
 
 class _Server(uvicorn.Server):
@@ -45,24 +58,32 @@ def listen(settings: Settings) -> socket.socket:
     return listener
 
 
-async def serve(settings: Settings, stop: asyncio.Event, listening: "asyncio.Future[str] | None" = None, changed: Changed | None = None) -> None:
-    """Serve until `stop` is set, then let running requests finish.
+async def serve(
+    settings: Settings,
+    make: Callable[[], Served],
+    stop: asyncio.Event,
+    listening: "asyncio.Future[str] | None" = None,
+    changed: Changed | None = None,
+) -> None:
+    """Serve what `make` makes until `stop` is set, then let running requests finish.
 
     `listening` gets the service's URL; `changed` waits for the settings to change and returns the new ones.
 
     Raises SettingError before it serves anything.
     """
     with contextlib.closing(listen(settings)) as listener:
-        app, service = make_embedded(settings)
-        async with service:
-            server = _Server(_config(app, settings))
+        served = make()
+        async with AsyncExitStack() as stack:
+            for part in served.parts:
+                await stack.enter_async_context(part)
+            server = _Server(_config(served.app, settings))
             serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
             host, port = listener.getsockname()[:2]
             url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
             log.info("listening", extra={"url": url, "engines": len(settings.engines)})
             if listening is not None:
                 listening.set_result(url)
-            reloading = asyncio.create_task(_reload(service, settings, changed), name="reload")
+            reloading = asyncio.create_task(_reload(served.service, settings, changed), name="reload")
             stopping = asyncio.create_task(stop.wait(), name="stop")
             await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
             await _cancel(stopping, reloading)
@@ -71,8 +92,8 @@ async def serve(settings: Settings, stop: asyncio.Event, listening: "asyncio.Fut
             log.info("stopped")
 
 
-async def _reload(service: Service, settings: Settings, changed: Changed | None) -> None:
-    while changed is not None:
+async def _reload(service: Reconfigurable | None, settings: Settings, changed: Changed | None) -> None:
+    while service is not None and changed is not None:
         settings = await service.reconfigure(settings, await changed())
 
 
@@ -84,7 +105,7 @@ async def _cancel(*tasks: asyncio.Task[Any]) -> None:
             log.error("task failed", exc_info=outcome)
 
 
-def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+def _config(app: Any, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=Connection.with_timeout(settings.head_timeout_s),

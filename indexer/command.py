@@ -1,0 +1,124 @@
+"""What the commands have in common, and the one that needs the indexer alone: `python -m indexer`, which is `kv-indexer ingest`."""
+
+import argparse
+import asyncio
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, NoReturn
+
+import uvloop
+
+from indexer import __version__, logs
+from indexer.allocation import share_one_arena
+from indexer.config_file import ConfigFile, read_file
+from indexer.errors import SettingError
+from indexer.server import Served, serve
+from indexer.settings import PREFIX, Settings, fields, read_settings
+from indexer.status_app import make_ingest
+
+USAGE_ERROR = 2
+# The receiving thread gets the interpreter so soon after it asks for it.
+SWITCH_INTERVAL_S = 0.001
+# Connections and engines cost open files; many systems allow 1,024 unless a process asks for more. More than this is not asked for.
+OPEN_FILES_MAX = 65_536
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the command line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE_ERROR, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """A flag for each setting."""
+    for field in fields():
+        shown = f"{field.description} (default: {field.default!r})".replace("%", "%%")
+        parser.add_argument(field.flag, dest=field.name, default=argparse.SUPPRESS, metavar="VALUE", help=shown)
+
+
+def add_config(parser: argparse.ArgumentParser, *, with_engines: bool = True) -> None:
+    """What a command that serves takes: engines, a file, and a flag for each setting."""
+    parser.set_defaults(engine=[])
+    if with_engines:
+        parser.add_argument("--engine", action="append", metavar="SPEC", help="pod=…,model=…,events=tcp://…[,replay=tcp://…]; may be repeated")
+    parser.add_argument("--config", metavar="FILE", help="a TOML file with any of these settings; read again on SIGHUP and when it changes")
+    add_settings(parser)
+
+
+def settings_of(parsed: argparse.Namespace, engines: Sequence[str], config: str | None = None) -> Settings:
+    """From flags, variables and the file; logs go as they say from now on. Raises SettingError."""
+    flags = {field.name: getattr(parsed, field.name) for field in fields() if hasattr(parsed, field.name)}
+    settings = read_settings(flags, engines, os.environ, read_file(config) if config else None)
+    logs.configure(settings.log_format, settings.log_level)
+    return settings
+
+
+def serve_until_stopped(parsed: argparse.Namespace, make: Callable[[Settings], Served], *, needs_redis: bool = False) -> int:
+    """Serve what `make` makes of the settings until SIGTERM or SIGINT. Returns the exit code."""
+    config = parsed.config or os.environ.get(PREFIX + "CONFIG")
+
+    def read() -> Settings:
+        return settings_of(parsed, parsed.engine, config)
+
+    async def until_stopped(stop: asyncio.Event) -> None:
+        settings = read()
+        if needs_redis and settings.redis is None:
+            raise SettingError("--redis", None, "is required: a redis://, rediss:// or unix:// URL; without Redis there is kv-indexer serve")
+        if not config:
+            return await serve(settings, lambda: make(settings), stop)
+        file = ConfigFile(config, read)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, file.asked.set)
+        return await serve(settings, lambda: make(settings), stop, changed=file.changed)
+
+    return run(until_stopped)
+
+
+def run(act: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> int:
+    """Run with a stop event that SIGTERM and SIGINT set. Returns the exit code."""
+
+    async def with_signals() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await act(stop)
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = OPEN_FILES_MAX if hard == resource.RLIM_INFINITY else min(OPEN_FILES_MAX, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    share_one_arena()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    uvloop.run(with_signals())
+    return 0
+
+
+def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
+    """Returns the exit code: 0, 1 where something failed, 2 where the user's words were wrong."""
+    parsed = parser.parse_args(arguments)
+    try:
+        command: Callable[[argparse.Namespace], int] = parsed.command
+        return command(parsed)
+    except SettingError as error:
+        print(f"kv-indexer: {error}", file=sys.stderr)  # noqa: T201 - the one line that says why the start stops
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        return 130
+
+
+def add_ingest(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `ingest`, and what carries it out."""
+    add_config(parser)
+    parser.set_defaults(command=lambda parsed: serve_until_stopped(parsed, make_ingest, needs_redis=True))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m indexer`."""
+    parser = Parser(prog="python -m indexer", description="Follow engines and write what they cache to Redis, as kv-indexer ingest does.")
+    parser.add_argument("--version", action="version", version=f"kv-indexer {__version__}")
+    add_ingest(parser)
+    return run_command(parser, arguments)

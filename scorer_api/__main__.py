@@ -1,0 +1,8 @@
+"""`python -m scorer_api`, which is `kv-indexer api`."""
+
+import sys
+
+from scorer_api.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["api", *sys.argv[1:]]))
