@@ -476,6 +476,24 @@ def test_vouching_runs_out_while_redis_hangs_and_answers_go_on(server: RedisServ
     run(scenario())
 
 
+def test_a_redis_that_says_nothing_is_away_however_long_its_answer_is_waited_for(server: RedisServer) -> None:
+    settings = settings_of(server, redis_timeout_s=600.0)
+
+    async def scenario() -> None:
+        async with scorer_of(settings) as scorer:
+            await until(lambda: scorer.fleet.readiness().status == "ready")
+            server.freeze()
+            try:
+                await until(lambda: scorer.fleet.readiness().status == "degraded")
+                with pytest.raises(StoreError):
+                    await scorer.fleet.register((EngineSpec("a", "m", events="tcp://127.0.0.1:9"),))
+            finally:
+                server.thaw()
+            await until(lambda: scorer.fleet.readiness().status == "ready")
+
+    run(scenario())
+
+
 def test_a_redis_that_comes_back_empty_is_filled_again_while_the_scorer_serves(server: RedisServer) -> None:
     settings = settings_of(server)
 
