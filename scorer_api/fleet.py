@@ -14,6 +14,7 @@ from indexer.errors import StoreError
 from indexer.settings import Settings
 from indexer.shared import SharedService
 from indexer.store import StreamKey, Trust
+from indexer.store.reader import UNREACHABLE
 from indexer.store.registry import Registry
 from indexer.stream import StreamStatus
 from indexer.streams import PodStatus, Readiness
@@ -65,6 +66,7 @@ class Fleet:
         check_together(specs, "pod")
         for spec in specs:
             check_endpoints(spec)
+        self._check_redis()
         pod = specs[0].pod
         was_known = pod in self._known()
         is_new = await self._registry.register(specs) and not was_known
@@ -74,6 +76,7 @@ class Fleet:
 
     async def forget(self, pod: str) -> bool:
         """Make all replicas drop a pod and all its blocks. Returns whether there was one. Raises StoreError."""
+        self._check_redis()
         await self._follower.look()
         if pod not in self._known():
             return False
@@ -86,6 +89,12 @@ class Fleet:
         await self._see_gone(pod)
         log.info("pod forgotten", extra={"pod": pod})
         return True
+
+    def _check_redis(self) -> None:
+        """Nobody has to wait for what is known to be away. Raises StoreError."""
+        trouble = self._follower.reader.trouble
+        if trouble is not None and trouble[0] == UNREACHABLE:
+            raise StoreError(UNREACHABLE)
 
     def _known(self) -> set[str]:
         return self._follower.pods.keys() | {followed.key.pod for followed in self._follower.streams()}

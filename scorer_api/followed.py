@@ -63,6 +63,8 @@ class Followed:
         self.trust = Trust.STALE
         self.is_lost = False
         """Whether what is held may be wrong."""
+        self.is_newer = False
+        """Whether it may be newer than what Redis has, which went back: then its owner will write it again."""
         self.vouched_until_s = float("-inf")
         self.status: bytes | None = None
         self.status_at_s = 0.0
@@ -108,6 +110,13 @@ class Followed:
             return True
         self._doubted = seen
         return seen == doubted
+
+    def is_ahead(self, state: State) -> bool:
+        """Whether what is held is newer than a surveyed state that differs from it: loading that would only make it worse."""
+        seen, held = state.stand, self.stand
+        if not self.is_newer or seen is None or held is None:
+            return False
+        return seen.generation != held.generation or seen.number < held.number
 
     def note_status(self, status: bytes | None, now_s: float) -> None:
         """What the owner says of it."""

@@ -17,7 +17,7 @@ from indexer.errors import StoreError
 from indexer.settings import Settings
 from indexer.store import StreamKey, Trust
 from indexer.store.keyspace import stream_id, stream_of
-from indexer.store.reader import START, Place, Reader, Stand, Survey
+from indexer.store.reader import START, Place, Reader, Stand, State, Survey
 from indexer.store.records import Entry, change_of, decode_entry
 from scorer_api.followed import Followed, Verdict, judge, stand_after
 from scorer_api.holding import Holding
@@ -258,6 +258,7 @@ class ModelFollower:
         for followed in self.streams.values():
             followed.place = min(followed.place, place)
             followed.incarnation = b""
+            followed.is_newer = True
             followed.must_load_again = followed.kept is not None
 
     def _note_time(self, surveys: list[Survey], asked_s: float) -> None:
@@ -281,8 +282,15 @@ class ModelFollower:
                 elif followed.stand is None:
                     self._load(followed, "new")
                 elif followed.differs(state):
-                    self._lose(followed, "survey")
+                    self._doubt(followed, state)
             self._is_compared = True
+
+    def _doubt(self, followed: Followed, state: State) -> None:
+        if followed.is_ahead(state):
+            followed.is_lost = True
+            self._vouch(followed)
+        else:
+            self._lose(followed, "survey")
 
     def _miss(self, followed: Followed, survey: Survey) -> None:
         """There is no state of it: it was deleted, unless that is how a Redis looks that lost everything. Then its owner will write it again."""
@@ -351,7 +359,7 @@ class ModelFollower:
         self._stop_loading(followed)
         self._shared.give_back(self._view.exchange(followed.key, holding))
         followed.stand, followed.place, followed.trust = stand, max(place, followed.place), trust
-        followed.is_lost = False
+        followed.is_lost = followed.is_newer = False
         self._vouch(followed)
 
     def _vanish(self, followed: Followed, place: Place) -> None:

@@ -1,7 +1,9 @@
 """Connecting to Redis, and what its errors mean."""
 
+import asyncio
 import re
-from typing import TypeAlias
+from collections.abc import Awaitable
+from typing import TypeAlias, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import redis.asyncio
@@ -15,6 +17,7 @@ from indexer.errors import SettingError
 
 Client: TypeAlias = "redis.asyncio.Redis"
 
+T = TypeVar("T")
 SCHEMES = ("redis", "rediss", "unix")
 
 
@@ -37,6 +40,26 @@ def connect(url: str, timeout_s: float) -> Client:
         )
     except (ValueError, TypeError) as error:
         raise SettingError("--redis", masked(url), f"cannot be used: {error}") from None
+
+
+async def answer_of(asking: Awaitable[T]) -> T:
+    """Await what a client was asked for.
+
+    The library sends with asyncio.wait_for, which up to Python 3.11 loses a cancellation that comes as the sending ends; and what it cleans up after
+    one may fail. Either way the task would go on as if nobody wanted it to end.
+    """
+    task = asyncio.current_task()
+    assert task is not None, "whoever awaits is a task"
+    before = task.cancelling()
+    try:
+        answer = await asking
+    except RedisError as error:
+        if task.cancelling() > before:
+            raise asyncio.CancelledError from error
+        raise
+    if task.cancelling() > before:
+        raise asyncio.CancelledError
+    return answer
 
 
 def check_url(url: str, source: str) -> None:

@@ -14,7 +14,7 @@ from indexer.engine_spec import EngineSpec
 from indexer.errors import StoreError
 from indexer.settings import Settings
 from indexer.store import StreamKey
-from indexer.store.connection import Client, connect, masked, why
+from indexer.store.connection import Client, answer_of, connect, masked, why
 from indexer.store.keyspace import Keyspace, stream_id
 from indexer.store.records import Head, decode_head
 from indexer.store.scripts import Call, call_all, pairs
@@ -25,6 +25,9 @@ T = TypeVar("T")
 
 # So many states are read by one script: some hundred microseconds of Redis.
 SURVEY_STATES = 200
+UNREACHABLE = "unreachable"
+# It is asked several times a second.
+SILENT_S = 3.0
 
 Place = tuple[int, int]
 """A place in a log: milliseconds of Redis's clock, and a count within them."""
@@ -73,10 +76,7 @@ class DirectorySeen(Struct, frozen=True):
 
 
 class Reader:
-    """`up`, where this is all that its process wants of Redis, is the gauge that says whether it answers.
-
-    `trouble`: why it does not, and since when, in Unix time.
-    """
+    """`up`, where this is all that its process wants of Redis, is the gauge that says whether it answers."""
 
     def __init__(self, settings: Settings, up: Gauge | None = None) -> None:
         assert settings.redis is not None, "a shared store is somewhere"
@@ -84,10 +84,19 @@ class Reader:
         self._up = up
         self.client: Client = connect(settings.redis, settings.redis_timeout_s)
         self.keyspace = Keyspace(settings.namespace)
-        self.trouble: tuple[str, float] | None = None
+        self._trouble: tuple[str, float] | None = None
+        self._answered_s = time.monotonic()
         self._refusal: str | None = None
         self._unreadable: set[StreamKey | bytes] = set()
         """What the log was told of."""
+
+    @property
+    def trouble(self) -> tuple[str, float] | None:
+        """What is wrong with Redis, and since when, in Unix time. One that says nothing is away, however long we may wait for its answer."""
+        silent_s = time.monotonic() - self._answered_s
+        if self._trouble is None and silent_s > SILENT_S:
+            return UNREACHABLE, time.time() - silent_s
+        return self._trouble
 
     async def aclose(self) -> None:
         await self.client.aclose()
@@ -95,26 +104,27 @@ class Reader:
     async def _ask(self, asking: Awaitable[T]) -> T:
         """Raises StoreError. One line in the log for each change of how Redis is."""
         try:
-            answer = await asking
+            answer = await answer_of(asking)
         except RedisError as error:
             self._note(error)
             raise StoreError(why(error)) from error
-        if self.trouble is not None:
-            if self.trouble[0] != "refusing":  # else the next call may be refused again, and again
-                log.info("redis well again", extra={"trouble": self.trouble[0]})
-            self.trouble = None
+        self._answered_s = time.monotonic()
+        if self._trouble is not None:
+            if self._trouble[0] != "refusing":  # else the next call may be refused again, and again
+                log.info("redis well again", extra={"trouble": self._trouble[0]})
+            self._trouble = None
         if self._up is not None:
             self._up.set(1)
         return answer
 
     def _note(self, error: RedisError) -> None:
         trouble = why(error)
-        is_news = str(error) != self._refusal if trouble == "refusing" else self.trouble is None or self.trouble[0] != trouble
+        is_news = str(error) != self._refusal if trouble == "refusing" else self._trouble is None or self._trouble[0] != trouble
         if is_news:
             log.error("redis in trouble", extra={"trouble": trouble, "url": masked(self._url), "error": str(error)})
         if trouble == "refusing":
             self._refusal = str(error)
-        self.trouble = trouble, time.time() if self.trouble is None else self.trouble[1]
+        self._trouble = trouble, time.time() if self._trouble is None else self._trouble[1]
         if self._up is not None:
             self._up.set(0)
 

@@ -26,7 +26,7 @@ from indexer.metrics import IndexerMetrics
 from indexer.orphans import Parked
 from indexer.settings import Settings
 from indexer.store import Point, StreamKey, Trust
-from indexer.store.connection import Client, connect, is_away, masked, why
+from indexer.store.connection import Client, answer_of, connect, is_away, masked, why
 from indexer.store.keyspace import PARTS, Keyspace
 from indexer.store.records import Head, decode_block, decode_hash, decode_head, decode_parked
 from indexer.store.scripts import Call, call, call_all, pairs
@@ -266,7 +266,7 @@ class RedisStore:
         lease = self.keyspace.model(stream.model).lease(stream)
         while True:
             with suppress(RedisError):  # whoever reads notices
-                await self._client.pexpire(lease, int(self._settings.lease_s * 1000))
+                await answer_of(self._client.pexpire(lease, int(self._settings.lease_s * 1000)))
             await asyncio.sleep(self._settings.lease_s / 3)
 
     async def _scan(self, key: str) -> dict[bytes, bytes]:
@@ -274,7 +274,7 @@ class RedisStore:
         found: dict[bytes, bytes] = {}
         cursor = 0
         while True:
-            cursor, piece = await self._client.hscan(key, cursor, count=PIECE_FIELDS)
+            cursor, piece = await answer_of(self._client.hscan(key, cursor, count=PIECE_FIELDS))
             found.update(cast(dict[bytes, bytes], piece))
             if not cursor:
                 return found
@@ -322,7 +322,7 @@ class RedisStore:
         for stream in streams:
             pipeline.hget(self.keyspace.model(stream.model).lease(stream), "owner")
         try:
-            answers = await pipeline.execute()
+            answers = await answer_of(pipeline.execute())
         except RedisError as error:
             self._note(error)
             raise StoreError(why(error)) from error
@@ -377,7 +377,7 @@ class RedisStore:
     async def _missing(self, writer: StreamWriter) -> Standing:
         """There is no state of a stream that was written: its pod was forgotten, or Redis lost it."""
         try:
-            forgotten = await self._client.zscore(self.keyspace.directory.forgotten, writer.key.pod)
+            forgotten = await answer_of(self._client.zscore(self.keyspace.directory.forgotten, writer.key.pod))
         except RedisError as error:
             self._note(error)
             raise StoreError(why(error)) from error
@@ -412,7 +412,7 @@ class RedisStore:
     async def leave(self) -> None:
         """This indexer ends: the others need not wait. Never raises StoreError."""
         try:
-            await self._client.zrem(self.keyspace.directory.members, self.member)
+            await answer_of(self._client.zrem(self.keyspace.directory.members, self.member))
         except RedisError as error:
             log.info("not taken off the members", extra={"error": str(error)})
 
@@ -605,7 +605,7 @@ class RedisStore:
                 if dels:
                     pipeline.execute_command("HDEL", name, *dels)
             pipeline.pexpire(name, writer.ttl_ms[1])
-            await pipeline.execute()
+            await answer_of(pipeline.execute())
         return not writer.needs_all
 
     def _note_well_if_written(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import Struct
 from redis.exceptions import NoScriptError, RedisError
 
-from indexer.store.connection import Client
+from indexer.store.connection import Client, answer_of
 
 _FOLDER = Path(__file__).parent / "lua"
 _PRELUDE = "prelude"
@@ -44,7 +44,7 @@ async def call_all(client: Client, calls: Sequence[Call]) -> list[Any]:
     again = [position for position, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
     if again:
         for name in {calls[position].script for position in again}:
-            await client.script_load(SCRIPTS[name])
+            await answer_of(client.script_load(SCRIPTS[name]))
         for position, answer in zip(again, await _send(client, [calls[position] for position in again]), strict=True):
             answers[position] = answer
     return answers
@@ -54,7 +54,7 @@ async def _send(client: Client, calls: Sequence[Call]) -> list[Any]:
     pipeline = client.pipeline(transaction=False)
     for each in calls:
         pipeline.execute_command("EVALSHA", _DIGESTS[each.script], len(each.keys), *each.keys, *each.words)
-    return await pipeline.execute(raise_on_error=False)
+    return await answer_of(pipeline.execute(raise_on_error=False))
 
 
 def pairs(flat: Sequence[Any]) -> list[tuple[Any, Any]]:

@@ -1,0 +1,153 @@
+"""An indexer without engines: a test says what its streams' engines would, and it writes that to a real Redis as indexers do."""
+
+import asyncio
+import struct
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+from prometheus_client import CollectorRegistry
+from xxhash import xxh3_64_intdigest
+
+from indexer.events import Event, Removed, Stored, Tier
+from indexer.metrics import IndexerMetrics
+from indexer.settings import Settings
+from indexer.store import Point, StreamKey, Trust
+from indexer.store.redis import Claim, RedisStore
+from indexer.stream import StreamStatus
+from indexer.stream_state import StreamState
+from tests.redis_server import RedisServer
+
+SIZE = 4
+KEEP_S = 0.2
+
+
+class OwnedStream:
+    """One stream. Its engine's hashes are numbers, the content of a block is a number too."""
+
+    def __init__(self, owner: "Owner", key: StreamKey) -> None:
+        self.key = key
+        self.state = StreamState(key.model, "")
+        self.is_connected = True
+        self.trust = Trust.LIVE
+        self._owner = owner
+        self._sequence: int | None = None
+
+    def point(self) -> Point:
+        return Point(self._sequence, b"fingerprint", True, self.trust, False)
+
+    def resume(self, head: Any) -> None:
+        self._sequence = head.sequence
+
+    def apply(self, *events: Event) -> None:
+        """One batch."""
+        change = self.state.apply(events, time.monotonic())
+        if change:
+            self._owner.store.append(self.key, SIZE, change)
+        self._sequence = 0 if self._sequence is None else self._sequence + 1
+        self._owner.store.recorded(self.key)
+
+    def vouch(self, trust: Trust) -> None:
+        self.trust = trust
+        self._owner.store.vouch(self.key, trust)
+
+    def forget(self) -> None:
+        """The engine was restarted."""
+        self.state.forget()
+        self._owner.store.drop(self.key)
+
+    async def flushed(self) -> None:
+        """Wait until Redis has everything."""
+        await until(lambda: self._owner.store._writers[self.key].is_settled)  # nobody else has to know
+
+    def status(self) -> bytes:
+        blocks = {tier.word: self.state.count(tier) for tier in Tier if self.state.count(tier)}
+        status = StreamStatus(self.key.rank, self._sequence, self.trust, True, SIZE, blocks, 1, 2, 3, 4, 0.5, None, self._owner.store.member)
+        return msgspec.json.encode(status)
+
+
+class Owner:
+    """Owns streams, keeps them alive, and says which models there are. `is_keeping`: switch off to have it look dead."""
+
+    def __init__(self, store: RedisStore) -> None:
+        self.store = store
+        self.streams: dict[StreamKey, OwnedStream] = {}
+        self.is_keeping = True
+
+    async def own(self, key: StreamKey, how: Any = "free") -> OwnedStream:
+        """A stream, with what Redis has of it."""
+        claim = await self.store.claim(key, how)
+        assert isinstance(claim, Claim), claim
+        stream = self.streams[key] = OwnedStream(self, key)
+        is_loaded = await self.store.load(claim, stream)
+        self.store.own(stream, claim, is_loaded=is_loaded)
+        await stream.flushed()
+        await self.keep()
+        return stream
+
+    async def keep(self) -> None:
+        await self.store.keep(lambda key: self.streams[key].status(), ())
+        await self.store.beat({key.model for key in self.streams})
+
+    async def _keep_again_and_again(self) -> None:
+        while True:
+            await asyncio.sleep(KEEP_S)
+            if self.is_keeping:
+                try:
+                    await self.keep()
+                except Exception:  # noqa: BLE001, S112 - Redis is away, as the test wants it
+                    continue
+
+
+@asynccontextmanager
+async def owner_of(settings: Settings, member: str = "owner") -> AsyncIterator[Owner]:
+    async with RedisStore(settings, IndexerMetrics(CollectorRegistry()), member) as store:
+        owner = Owner(store)
+        keeping = asyncio.create_task(owner._keep_again_and_again(), name="keep")
+        try:
+            yield owner
+        finally:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+
+
+def settings_of(server: RedisServer, **more: Any) -> Settings:
+    return Settings(redis=server.url, **{"redis_timeout_s": 0.5, "pod_expiry_s": 60.0, "lease_s": 1.0, **more})
+
+
+async def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> None:
+    """Wait for it without standing in the way of what brings it about."""
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "it did not come true"
+        await asyncio.sleep(0.005)
+
+
+# What engines say, and what scorers are asked
+
+
+def tokens_of(contents: Iterable[int]) -> bytes:
+    """A prompt of these blocks: the content of a block is a number."""
+    return b"".join(struct.pack("<I", content) * SIZE for content in contents)
+
+
+def stored(
+    hashes: Iterable[int], contents: Iterable[int], parent: int | None = None, tier: Tier = Tier.GPU, *, announces_extra_keys: bool = True
+) -> Stored:
+    return Stored(list(hashes), parent, tokens_of(contents), SIZE, tier, None, None, announces_extra_keys, 0, "full_attention")
+
+
+def removed(hashes: Iterable[int], tier: Tier = Tier.GPU) -> Removed:
+    return Removed(list(hashes), tier, 0)
+
+
+def keys_of(model: str, contents: Iterable[int]) -> list[int]:
+    """The block keys of a prompt of these blocks, by xxhash and msgpack alone."""
+    key = xxh3_64_intdigest(msgspec.msgpack.encode([1, "", model, None]))
+    found = []
+    for content in contents:
+        key = xxh3_64_intdigest(tokens_of([content]), key)
+        found.append(key)
+    return found
