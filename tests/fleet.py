@@ -216,7 +216,7 @@ class Fleet:
     def check(self, client: Client, trust: Sequence[str] = ("live",), prompts: Sequence[Text] | None = None) -> list[str]:
         """Ask about every prompt. Returns where the answers differ from the reference's or have another trust than these."""
         assert not self._going.is_set(), "the reference moves: pause the fleet"
-        return [wrong for prompt in prompts or self.prompts for wrong in self._compare(self.ask(client, prompt), trust)]
+        return [wrong for prompt in prompts or self.prompts for wrong in self._ask_and_compare(client, prompt, trust)]
 
     def settle(self, *clients: Client, timeout_s: float = 30.0, trust: Sequence[str] = ("live",)) -> None:
         """Pause, and wait until every scorer answers what the reference does. Fails with the differences."""
@@ -286,6 +286,13 @@ class Fleet:
     def _raise_failure(self) -> None:
         if self._failure is not None:
             raise self._failure
+
+    def _ask_and_compare(self, client: Client, prompt: Text, trust: Sequence[str]) -> list[str]:
+        try:
+            asked = self.ask(client, prompt)
+        except AssertionError as error:  # it does not know the model so far
+            return [str(error)]
+        return self._compare(asked, trust)
 
     def _compare(self, asked: Asked, trust: Sequence[str]) -> list[str]:
         expected, shown = self.expected(asked.prompt), asked.answer["pods"]

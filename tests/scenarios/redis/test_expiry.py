@@ -11,7 +11,7 @@ from tests.engine import stored
 from tests.fleet import Fleet
 from tests.running import Client, Command
 from tests.scenarios.redis.test_followers import bulk_is_right, bulk_tokens, publish_bulk
-from tests.scenarios.redis.world import World, readiness, wait_owned, wait_ready
+from tests.scenarios.redis.world import World, readiness, wait_ready
 from tests.waiting import wait_until
 
 mechanism = pytest.mark.mechanism
@@ -42,7 +42,6 @@ def test_a_pod_restarts(make_world: MakeWorld) -> None:
     fleet = world.fleet(streams=1)
     world.indexers(2, fleet)
     scorers = world.scorers(2)
-    wait_owned(scorers[0], 1, by=1)
     costs = []
     for copies in (640, 128_000):
         prompts = publish_bulk(fleet, copies)
@@ -73,7 +72,6 @@ def test_a_pod_goes_away_for_good_and_an_idle_one_keeps_everything(make_world: M
     fleet = world.fleet(streams=4)
     world.indexers(2, fleet)
     scorers = world.scorers(2)
-    wait_owned(scorers[0], 4, by=2)
     fleet.play(200)
     fleet.settle(*scorers)
     assert keys_of(world, "pod-1")
@@ -97,7 +95,6 @@ def test_the_owners_die_with_no_successor(make_world: MakeWorld) -> None:
     world = make_world(pod_expiry_s=2 * SHORT_S)
     fleet = world.fleet(streams=4)
     indexers, (scorer,) = world.indexers(2, fleet), world.scorers(1)
-    wait_owned(scorer, 4, by=2)
     fleet.play(200)
     fleet.settle(scorer)
     for indexer in indexers:
@@ -123,7 +120,6 @@ def test_a_stream_whose_owner_cannot_reach_its_engine_is_stale(make_world: MakeW
     fleet = world.fleet(streams=2)
     world.indexers(2, fleet)
     scorers = world.scorers(2)
-    wait_owned(scorers[0], 2, by=2)
     fleet.play(50)
     fleet.settle(*scorers)
     fleet.kill("pod-0")
@@ -157,29 +153,28 @@ def pods_of(client: Client) -> set[str]:
 
 @mechanism("registrations_stay_local")
 def test_a_pod_registered_through_any_replica_is_known_to_all(make_world: MakeWorld) -> None:
-    """Through a scorer or an indexer; and who registers it twice replaces it."""
+    """Through a scorer, or one that is an indexer too; and who registers it twice replaces it."""
     world = make_world(pod_expiry_s=5)
     fleet = world.fleet(streams=2)
-    indexers, scorers = world.indexers(2), world.scorers(2)
-    wait_ready(*indexers, *scorers)
+    indexers, scorers, (sidecar,) = world.indexers(1), world.scorers(2), world.sidecars(1)
+    everybody = (*indexers, *scorers, sidecar)
+    wait_ready(*everybody)
     assert put(scorers[0], fleet, "pod-0") == 201
-    assert put(indexers[1], fleet, "pod-1") == 201
-    wait_owned(scorers[1], 2, by=2)
+    assert put(sidecar, fleet, "pod-1") == 201
+    for client in everybody:
+        wait_until(lambda client=client: pods_of(client) == {"pod-0", "pod-1"}, 20)
     assert put(scorers[1], fleet, "pod-0") == 200
     fleet.play(100)
-    fleet.settle(*scorers)
-    for client in (*indexers, *scorers):
-        wait_until(lambda client=client: pods_of(client) == {"pod-0", "pod-1"}, 20)
+    fleet.settle(*scorers, sidecar)
     assert delete(scorers[1], "pod-0") == 204
-    for client in (*indexers, *scorers):
+    for client in everybody:
         wait_until(lambda client=client: pods_of(client) == {"pod-1"}, 20)
     assert delete(scorers[0], "pod-0") == 404
-    wait_until(lambda: not [name for name in world.redis.keys("kvi:") if b"pod-0" in name], 20, "the deleted pod's keys to go")
-    assert put(indexers[0], fleet, "pod-0") == 201
-    wait_owned(scorers[0], 2, by=2)
-    fleet.settle(*scorers)
-    assert delete(indexers[0], "pod-0") == 204
-    assert delete(indexers[0], "pod-1") == 204
+    wait_until(lambda: keys_of(world, "pod-0") == [], 20, "the deleted pod's keys to go")
+    assert put(sidecar, fleet, "pod-0") == 201
+    fleet.settle(*scorers, sidecar)
+    assert delete(sidecar, "pod-0") == 204
+    assert delete(sidecar, "pod-1") == 204
 
 
 @mechanism("registrations_stay_local")
@@ -191,14 +186,12 @@ def test_registered_pods_survive_a_restart_of_everything_but_redis(make_world: M
     wait_ready(*before)
     for pod in fleet.pods:
         assert put(before[2], fleet, pod) == 201
-    wait_owned(before[2], 2, by=2)
     fleet.play(100)
     fleet.settle(before[2])
     for process in before:
         process.kill()
     fleet.play(50)
     indexers, (scorer,) = world.indexers(2), world.scorers(1)
-    wait_owned(scorer, 2, by=2)
     fleet.settle(scorer)
     for pod in fleet.pods:
         assert delete(scorer, pod) == 204
@@ -214,7 +207,6 @@ def test_a_deleted_pod_that_comes_back_at_once_is_taken_up_again(make_world: Mak
     (scorer,) = world.scorers(1)
     for _ in range(3):
         assert put(scorer, fleet, "pod-0") == 201
-        wait_owned(scorer, 1, by=1)
         fleet.play(20)
         fleet.settle(scorer)
         assert delete(scorer, "pod-0") == 204

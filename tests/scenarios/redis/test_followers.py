@@ -9,7 +9,7 @@ import pytest
 from tests.engine import batch, stored
 from tests.fleet import Fleet
 from tests.running import Client
-from tests.scenarios.redis.world import Explained, World, wait_owned, wait_ready
+from tests.scenarios.redis.world import Explained, World, wait_ready
 from tests.waiting import wait_until
 from tests.workload import make_texts
 
@@ -71,7 +71,6 @@ def test_a_scorer_starts_late_against_a_million_block_copies(make_world: MakeWor
     fleet = world.fleet(streams=STREAMS, rate=100, uniform=True, without=("clear",))
     world.indexers(2, fleet)
     (early,) = world.scorers(1)
-    wait_owned(early, STREAMS, by=2)
     prompts = publish_bulk(fleet, COPIES)
     wait_until(lambda: bulk_is_right(fleet, early, prompts), 240, "the bulk to be indexed")
     fleet.play(200)
@@ -102,7 +101,6 @@ def test_a_key_that_two_hashes_hold_is_still_held_when_one_goes_during_a_load(ma
     fleet = world.fleet(streams=1, texts=make_texts(1, count=100))
     world.indexers(1, fleet)
     (early,) = world.scorers(1)
-    wait_owned(early, 1, by=1)
     prompts = publish_bulk(fleet, 300_000)
     wait_until(lambda: bulk_is_right(fleet, early, prompts), 120, "the bulk to be indexed")
     for name in (0, 1):
@@ -125,7 +123,6 @@ def test_a_scorer_that_falls_behind_the_capped_log_loads_again(world: World) -> 
     fleet = world.fleet(streams=4)
     world.indexers(2, fleet, log_entries_max="200")
     early, slow = world.scorers(2)
-    wait_owned(early, 4, by=2)
     fleet.play(100)
     fleet.settle(early, slow)
     slow.freeze()
@@ -148,7 +145,6 @@ def test_a_lost_last_entry_of_a_silent_engine_is_noticed(make_world: MakeWorld) 
     fleet = world.fleet(streams=6)
     world.indexers(2, fleet)
     early, late = world.scorers(2)
-    wait_owned(early, 6, by=2)
     wait_ready(early, late)
     fleet.play(200)
     fleet.settle(early, late)
@@ -173,7 +169,6 @@ def test_a_scorer_whose_connections_are_cut_finds_back(world: World) -> None:
     """Redis closes them all, as a proxy in between would; what was logged meanwhile is not missed."""
     fleet = world.fleet(streams=4)
     indexers, scorers = world.indexers(2, fleet), world.scorers(2)
-    wait_owned(scorers[0], 4, by=2)
     fleet.resume()
     client = world.redis.client()
     for _ in range(5):
@@ -188,7 +183,6 @@ def test_answers_of_a_scorer_say_how_old_its_view_is(world: World) -> None:
     """With owners about it is young; without them it ages, and what nobody vouches for is stale."""
     fleet = world.fleet(streams=2)
     (indexer,), (scorer,) = world.indexers(1, fleet), world.scorers(1)
-    wait_owned(scorer, 2, by=1)
     fleet.play(50)
     fleet.settle(scorer)
     wait_until(lambda: scorer.score([1], fleet.model)["view"]["age_s"] < 4)

@@ -14,12 +14,10 @@ TAKEOVER_S = 20.0
 
 def one_after_the_other(world: World, fleet: Fleet, scorer: Client) -> tuple[Command, Command, str]:
     """Two indexers that share the streams, and the first one's name."""
-    streams = len(fleet.publishers)
-    (first,) = world.indexers(1, fleet)
-    name = next(iter(wait_owned(scorer, streams, by=1).values()))
-    (second,) = world.indexers(1, fleet)
-    wait_owned(scorer, streams, by=2)
+    first, second = world.sharing_indexers(fleet)
+    wait_owned(scorer, len(fleet.publishers), by=2)
     wait_ready(first, second, scorer)
+    name = next(iter(owners(first).values()))
     assert name is not None
     return first, second, name
 
@@ -110,14 +108,15 @@ def test_an_orphan_parked_before_the_death_is_adopted_after_it(world: World) -> 
 
 @mechanism("no_recorded_removals")
 def test_a_block_removed_before_the_death_is_known_to_the_tier_it_went_to(world: World) -> None:
-    """An engine says that a block went to a lower tier after it removed it from the gpu, and does not say its tokens again."""
+    """An engine that offloads says that a block went to a lower tier after it removed it from the gpu, and does not say its tokens again."""
     fleet = world.fleet(streams=4)
     (scorer,) = world.scorers(1)
     first, _, name = one_after_the_other(world, fleet, scorer)
     pod = a_pod_of(name, scorer)
-    text = fleet.texts[0]
+    text, other = fleet.texts[0], fleet.texts[1]
+    fleet.do(pod, lambda p: [p.store(other, 0, 1), *p.offload(p.rank.copies[:1])])
     fleet.do(pod, lambda p: [p.store(text, 0, p.blocks(text))])
-    gone = list(fleet.publisher(pod).rank.copies)
+    gone = [copy for copy in fleet.publisher(pod).rank.copies if copy.tier == "gpu"]
     fleet.do(pod, lambda p: p.remove(gone))
     fleet.settle(scorer)
     first.kill()
@@ -148,7 +147,7 @@ def test_a_frozen_indexer_that_comes_back_writes_nothing(world: World, redis_is_
     wait_until(lambda: first.metric("kv_indexer_fenced_total") > 0, what="a late write to be refused")
     assert second.metric("kv_indexer_fenced_total") == 0
     settle_to_the_last_copy(fleet, *scorers)
-    wait_owned(scorers[0], 4, by=2)
+    wait_owned(scorers[0], 4, by=2)  # the same two names share as they did
 
 
 @mechanism("no_recorded_sequence")
@@ -156,7 +155,7 @@ def test_when_all_indexers_died_new_ones_resume_from_the_recorded_sequence(world
     """Engines go on meanwhile, and one of them was restarted: that is noticed by its fingerprint, and nobody else is asked for what is known."""
     fleet = world.fleet(streams=5)
     scorers = world.scorers(2)
-    indexers = world.indexers(2, fleet)
+    indexers = world.sharing_indexers(fleet)
     wait_owned(scorers[0], 5, by=2)
     fleet.play(200)
     fleet.settle(*scorers)
@@ -167,7 +166,6 @@ def test_when_all_indexers_died_new_ones_resume_from_the_recorded_sequence(world
     fleet.play(200)
     asked_before = {publisher: len(publisher.engine.asked) for publisher in fleet.publishers}
     successors = world.indexers(2, fleet)
-    wait_owned(scorers[0], 5, by=2)
     settle_to_the_last_copy(fleet, *scorers)
     for publisher, sequence in recorded.items():
         asked = publisher.engine.asked[asked_before[publisher] :]

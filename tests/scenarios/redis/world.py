@@ -19,6 +19,9 @@ NAMESPACE = "kvi"
 # How long keys outlive their owner here: long enough for what a test does to it, short enough to wait for the end.
 POD_EXPIRY_S = 10.0
 LINES_SHOWN = 60
+# A new indexer is heard of, and has got its part, within a second or two.
+SHARED_S = 6.0
+ATTEMPTS_MAX = 20
 
 
 class World:
@@ -49,8 +52,8 @@ class World:
         """Log what the processes said, for whoever reads of a failure."""
         for number, command in enumerate(self.started):
             said = "\n".join(command.lines[-LINES_SHOWN:])
-            log.info("process %s, kv-indexer %s, exit code %s:\n%s", number, command.words[0], command.process.poll(), said)
-        log.info("redis:\n%s", "\n".join(self.redis.log().splitlines()[-15:]))
+            log.warning("process %s, kv-indexer %s, exit code %s:\n%s", number, command.words[0], command.process.poll(), said)
+        log.warning("redis:\n%s", "\n".join(self.redis.log().splitlines()[-15:]))
 
     # Starting
 
@@ -64,6 +67,21 @@ class World:
 
     def scorers(self, count: int, *, url: str | None = None, namespace: str = NAMESPACE, **settings: str) -> list[Command]:
         return self.start(processes.api(url or self.redis.url, namespace=namespace, **self._with_expiry(settings)) for _ in range(count))
+
+    def sharing_indexers(self, *fleets: Fleet, **settings: str) -> list[Command]:
+        """Two indexers that both own some of the streams. Their names decide who gets what: where one gets nothing another takes its place."""
+        streams = sum(len(fleet.publishers) for fleet in fleets)
+        (first,) = self.indexers(1, *fleets, **settings)
+        wait_until(lambda: len(owners(first)) == streams)
+        for _ in range(ATTEMPTS_MAX):
+            (second,) = self.indexers(1, *fleets, **settings)
+            try:
+                wait_until(lambda second=second: 0 < len(owners(second)) < streams == len(owners(first)) + len(owners(second)), SHARED_S)
+            except AssertionError:
+                second.stop()
+            else:
+                return [first, second]
+        raise AssertionError(f"{streams} streams were never shared")
 
     def sidecars(self, count: int, *fleets: Fleet, namespace: str = NAMESPACE, **settings: str) -> list[Command]:
         """Indexer and scorer in one process."""
@@ -103,7 +121,7 @@ def wait_owned(client: Client, streams: int, by: int, timeout_s: float = 20.0) -
         seen.update(owners(client))
         return len(seen) == streams and None not in seen.values() and len(set(seen.values())) == by
 
-    wait_until(is_owned, timeout_s, f"{streams} streams owned by {by}; they are owned so: {seen}")
+    wait_until(is_owned, timeout_s, lambda: f"{streams} streams owned by {by}; they are owned so: {seen}")
     return seen
 
 
