@@ -245,8 +245,7 @@ class SharedService:
         self._act()
 
     async def _keep(self) -> None:
-        registered = {specs[0].model for specs in self._pods.registered.values()}
-        kept = await self.store.keep(self._status, registered)
+        kept = await self.store.keep(self._status)
         self._wanted = {key: each.wanted_by for key, each in kept.items()}
         for key, each in kept.items():
             if each.standing is not Standing.OURS:

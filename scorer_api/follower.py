@@ -113,23 +113,23 @@ class Follower:
                 expected.setdefault(spec.model, []).extend(StreamKey(spec.model, pod, rank) for rank in spec.stream_ranks)
         now_s = time.monotonic()
         for model in self._running.keys() - expected.keys():
-            await self._miss(model, seen, now_s)
+            await self._miss(model, now_s)
         for model, streams in expected.items():
             if model not in self._running:
                 self._start(model)
             follower = self._running[model].follower
-            follower.incarnation, follower.missing_since_s = seen.incarnation, None
+            follower.missing_since_s = None
             follower.expect(streams)
         if self._first is None:
             self._first = [running.follower for running in self._running.values()]
 
-    async def _miss(self, model: str, seen: DirectorySeen, now_s: float) -> None:
-        """Nobody names it any more; or Redis lost everything, and its indexers will name it again."""
+    async def _miss(self, model: str, now_s: float) -> None:
+        """Nobody names it any more; or Redis lost it, or is older than it, and its indexers will name it again."""
         follower = self._running[model].follower
         follower.expect(())
         if follower.missing_since_s is None:
             follower.missing_since_s = now_s
-        if seen.incarnation == follower.incarnation or now_s - follower.missing_since_s > self.settings.pod_expiry_s:
+        if now_s - follower.missing_since_s > self.settings.pod_expiry_s:
             await self._stop(model)
 
     def _start(self, model: str) -> None:

@@ -57,8 +57,6 @@ class ModelFollower:
     def __init__(self, model: str, shared: Shared) -> None:
         self.model = model
         self.streams: dict[str, Followed] = {}
-        self.incarnation: bytes | None = None
-        """What the directory's was when it last named this model."""
         self.missing_since_s: float | None = None
         self._shared = shared
         self._reader, self._view, self._metrics = shared.reader, shared.view, shared.metrics

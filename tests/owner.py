@@ -88,7 +88,7 @@ class Owner:
         return stream
 
     async def keep(self) -> None:
-        await self.store.keep(lambda key: self.streams[key].status(), ())
+        await self.store.keep(lambda key: self.streams[key].status())
         await self.store.beat({key.model for key in self.streams})
 
     async def _keep_again_and_again(self) -> None:

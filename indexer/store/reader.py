@@ -70,7 +70,6 @@ class Survey(Struct, frozen=True):
 class DirectorySeen(Struct, frozen=True):
     """What belongs to no model. `models`: those worth looking at."""
 
-    incarnation: bytes | None
     pods: dict[str, tuple[EngineSpec, ...]]
     models: frozenset[str]
 
@@ -143,14 +142,12 @@ class Reader:
         names = self.keyspace.directory
         pipeline = self.client.pipeline(transaction=False)
         pipeline.time()
-        pipeline.get(names.incarnation)
         pipeline.hgetall(names.pods)
         pipeline.zrange(names.models, 0, -1, withscores=True)
-        (seconds, microseconds), incarnation, pods, models = await self._ask(pipeline.execute())
+        (seconds, microseconds), pods, models = await self._ask(pipeline.execute())
         now_ms = seconds * 1000 + microseconds // 1000
         specs = {text_of(pod): self._specs(pod, text) for pod, text in pods.items()}
         return DirectorySeen(
-            incarnation,
             {pod: known for pod, known in specs.items() if known},
             frozenset(text_of(model) for model, until_ms in models if until_ms >= now_ms),
         )

@@ -328,28 +328,22 @@ class RedisStore:
             raise StoreError(why(error)) from error
         return {stream: None if answer is None else str(answer, "utf-8") for stream, answer in zip(streams, answers, strict=True)}
 
-    async def keep(self, statuses: Callable[[StreamKey], bytes], registered: Iterable[str]) -> dict[StreamKey, Kept]:
-        """Renew what is ours, and see whether it still is.
-
-        `statuses`: a stream's status in JSON; `registered`: models with pods that outlast their indexers. Raises StoreError.
-        """
+    async def keep(self, statuses: Callable[[StreamKey], bytes]) -> dict[StreamKey, Kept]:
+        """Renew what is ours, and see whether it still is. `statuses`: a stream's status in JSON. Raises StoreError."""
         kept: dict[StreamKey, Kept] = {}
-        lasting = frozenset(registered)
         by_model: dict[str, list[StreamWriter]] = {}
         for writer in self._writers.values():
             by_model.setdefault(writer.key.model, []).append(writer)
         for model, writers in by_model.items():
             for start in range(0, len(writers), KEEP_STREAMS):
-                kept |= await self._keep(model, writers[start : start + KEEP_STREAMS], statuses, is_lasting=model in lasting)
+                kept |= await self._keep(model, writers[start : start + KEEP_STREAMS], statuses)
         self._note_well_if_written()
         return kept
 
-    async def _keep(
-        self, model: str, writers: list[StreamWriter], statuses: Callable[[StreamKey], bytes], *, is_lasting: bool
-    ) -> dict[StreamKey, Kept]:
+    async def _keep(self, model: str, writers: list[StreamWriter], statuses: Callable[[StreamKey], bytes]) -> dict[StreamKey, Kept]:
         keys, lease_ms = self.keyspace.model(model), int(self._settings.lease_s * 1000)
         names = [keys.streams, keys.log, keys.incarnation]
-        words: list[Any] = [self.member, lease_ms, *writers[0].ttl_ms, lease_ms, int(is_lasting)]
+        words: list[Any] = [self.member, lease_ms, *writers[0].ttl_ms, lease_ms]
         before = [(writer.generation, writer.number, writer.is_writing_all) for writer in writers]
         for writer in writers:
             names += [keys.lease(writer.key), keys.state(writer.key), *keys.parts(writer.key, writer.generation or 0)]

@@ -2,8 +2,7 @@
 --
 -- KEYS  1 streams  2 log  3 incarnation, then for each stream: lease, state, the generation's hash of each part (7)
 -- ARGV  1 owner  2 lease, ms  3 state's and 4 blocks' time to live, ms  5 how long streams are vouched for, ms
---       6 1 where pods are registered, so that the incarnation must outlast everything, then for each stream: name, fence, status,
---         1 where its engine is connected: else its time to live runs on
+--       then for each stream: name, fence, status, 1 where its engine is connected: else its time to live runs on
 --
 -- Returns {time in ms, incarnation or false, result of each stream …}; a result is {1, generation, number, 1 if its blocks are
 -- all there else 0, who wants it or false},
@@ -13,16 +12,12 @@
 local now = now_ms()
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('PEXPIRE', KEYS[2], ARGV[3])
-if ARGV[6] == '1' then
-  redis.call('PERSIST', KEYS[3])
-else
-  redis.call('PEXPIRE', KEYS[3], ARGV[4])
-end
+redis.call('PEXPIRE', KEYS[3], ARGV[4])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - ARGV[3]))
 local result = {string.format('%.0f', now), redis.call('GET', KEYS[3])}
 local count = (#KEYS - 3) / (2 + PARTS)
 for number = 1, count do
-  local key, at = 4 + (number - 1) * (2 + PARTS), 7 + (number - 1) * 4
+  local key, at = 4 + (number - 1) * (2 + PARTS), 6 + (number - 1) * 4
   local lease = redis.call('HMGET', KEYS[key], 'owner', 'want')
   local state = redis.call('HMGET', KEYS[key + 1], 'gen', 'fence', 'number', 'lengths')
   if (lease[1] and lease[1] ~= ARGV[1]) or (state[2] and state[2] ~= ARGV[at + 1]) then

@@ -274,7 +274,7 @@ def test_a_stream_has_one_owner(server: RedisServer) -> None:
             stream = await owned(a)
             assert await b.claim(KEY, "free") == "a"
             assert await b.claim(KEY, "want") == "a"
-            kept = await a.keep(lambda _: b"{}", ())
+            kept = await a.keep(lambda _: b"{}")
             assert (kept[KEY].standing, kept[KEY].wanted_by) == (Standing.OURS, "b")
             lost: list[tuple[StreamKey, Standing]] = []
             a.lost = lambda key, standing: lost.append((key, standing))
@@ -315,7 +315,7 @@ def test_an_idle_stream_is_written_again_where_redis_lost_it(server: RedisServer
             stream.apply(stored([1, 2], None, 100))
             await settled(store)
             server.client().flushall()
-            await store.keep(lambda _: b"{}", ())
+            await store.keep(lambda _: b"{}")
             await settled(store)
             assert_written(server, stream)
 
@@ -336,7 +336,7 @@ def test_an_older_snapshot_is_noticed_by_its_number(server: RedisServer) -> None
             server.start()
             while True:
                 try:
-                    await store.keep(lambda _: b"{}", ())
+                    await store.keep(lambda _: b"{}")
                     break
                 except StoreError:
                     await asyncio.sleep(0.05)
@@ -356,7 +356,7 @@ def test_a_hash_that_lost_fields_is_written_again(server: RedisServer) -> None:
             generation = server.client().hget(keys.state(KEY), "gen")
             assert generation is not None
             server.client().delete(keys.parts(KEY, int(generation))[0])
-            await store.keep(lambda _: b"{}", ())
+            await store.keep(lambda _: b"{}")
             await settled(store)
             assert_written(server, stream)
 
@@ -394,7 +394,7 @@ def test_a_full_redis_refuses_and_takes_everything_later(server: RedisServer) ->
             client.config_set("maxmemory", 1)
             stream.apply(stored([4, 5], None, 400))
             await until(lambda: store.trouble == "full")
-            kept = await store.keep(lambda _: b"{}", ())
+            kept = await store.keep(lambda _: b"{}")
             assert kept[KEY].standing is Standing.OURS
             assert store.trouble == "full", "a renewal says nothing of what grows"
             assert set(in_redis(server)["gpu"]) == {1, 2, 3}
@@ -498,7 +498,7 @@ def test_nothing_is_left_of_a_stream_that_nobody_keeps(server: RedisServer) -> N
             stream = await owned(store)
             stream.apply(stored([1, 2], None, 100), stored([9], 8, 900))
             await settled(store)
-            await store.keep(lambda _: b"{}", ())
+            await store.keep(lambda _: b"{}")
 
     run(scenario())
     server.wait_empty()
@@ -512,7 +512,7 @@ def test_a_forgotten_pod_is_let_go(server: RedisServer) -> None:
             await settled(store)
             await store.unregister(KEY.pod)
             await store.delete(KEY)
-            kept = await store.keep(lambda _: b"{}", ())
+            kept = await store.keep(lambda _: b"{}")
             assert kept[KEY].standing is Standing.GONE
             assert not [name for name in server.keys("kvi:") if b":state:" in name or b":gpu:" in name]
             assert (await store.beat([])).forgotten == {KEY.pod}
