@@ -111,6 +111,7 @@ class RedisStore:
         self.trouble: str | None = None
         self.outage_ended_s = float("-inf")
         self._client: Client = connect(settings.redis, settings.redis_timeout_s)
+        self._clock_ahead_ms: float | None = None
         self._writers: dict[StreamKey, StreamWriter] = {}
         self._dirty: dict[StreamKey, StreamWriter] = {}
         self._woken = asyncio.Event()
@@ -159,6 +160,16 @@ class RedisStore:
             self.outage_ended_s = time.monotonic()
             self.trouble = None
         self._metrics.redis.up.set(1)
+
+    def _note_time(self, now_ms: bytes) -> None:
+        """Redis's clock showed this a moment ago."""
+        self._clock_ahead_ms = int(now_ms) - time.monotonic() * 1000
+
+    def _vouched_until_ms(self) -> int:
+        """Until when what is vouched for now is, by Redis's clock; 0 where that is not known yet."""
+        if self._clock_ahead_ms is None:
+            return 0
+        return int(time.monotonic() * 1000 + self._clock_ahead_ms + self._settings.lease_s * 1000)
 
     async def _call(self, script: str, keys: Sequence[str], *words: Any) -> Any:
         """Raises StoreError."""
@@ -281,7 +292,7 @@ class RedisStore:
 
     def own(self, stream: Recorded, claim: Claim, *, is_loaded: bool) -> None:
         """From now on what the stream holds is written. `is_loaded`: it holds what Redis has; else that is void."""
-        writer = StreamWriter(stream, self.keyspace.model(stream.key.model), self._settings, claim.fence)
+        writer = StreamWriter(stream, self.keyspace.model(stream.key.model), self._settings, claim.fence, self._vouched_until_ms)
         self._writers[stream.key] = writer
         if claim.generation is not None:
             writer.continue_from(claim.generation, claim.fence_before, claim.number)
@@ -343,12 +354,13 @@ class RedisStore:
     async def _keep(self, model: str, writers: list[StreamWriter], statuses: Callable[[StreamKey], bytes]) -> dict[StreamKey, Kept]:
         keys, lease_ms = self.keyspace.model(model), int(self._settings.lease_s * 1000)
         names = [keys.streams, keys.log, keys.incarnation]
-        words: list[Any] = [self.member, lease_ms, *writers[0].ttl_ms, lease_ms]
+        words: list[Any] = [self.member, lease_ms, *writers[0].ttl_ms, self._vouched_until_ms()]
         before = [(writer.generation, writer.number, writer.is_writing_all) for writer in writers]
         for writer in writers:
             names += [keys.lease(writer.key), keys.state(writer.key), *keys.parts(writer.key, writer.generation or 0)]
             words += [writer.name, writer.fence, statuses(writer.key), int(writer.stream.is_connected)]
-        _, _, *answers = await self._call("keep", names, *words)
+        now_ms, _, *answers = await self._call("keep", names, *words)
+        self._note_time(now_ms)
         kept = {}
         for writer, (generation, number, was_writing), answer in zip(writers, before, answers, strict=True):
             if self._writers.get(writer.key) is not writer:
@@ -394,7 +406,8 @@ class RedisStore:
         names, settings = self.keyspace.directory, self._settings
         keys = [names.members, names.models, names.pods, names.forgotten, names.incarnation]
         words = (self.member, int(settings.lease_s * 1000), int(settings.pod_expiry_s * 1000), f"{random_number():016x}", *models)
-        _, incarnation, members, pods, forgotten = await self._call("beat", keys, *words)
+        now_ms, incarnation, members, pods, forgotten = await self._call("beat", keys, *words)
+        self._note_time(now_ms)
         self._note_well_if_written()
         return Beat(
             str(incarnation, "utf-8"),
@@ -427,7 +440,7 @@ class RedisStore:
         keys = self.keyspace.model(stream.model)
         generation: bytes | None = None
         while True:
-            writer = StreamWriter(_Nobody(stream), keys, self._settings, 0)
+            writer = StreamWriter(_Nobody(stream), keys, self._settings, 0, lambda: 0)
             writer.generation = None if generation is None else int(generation)
             deletion = writer.delete(gone=True)
             answer = await self._call(deletion.script, deletion.keys, *deletion.words)

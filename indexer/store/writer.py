@@ -10,7 +10,7 @@ An answer that never comes leaves nothing undecided: numbers tell whether the ca
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from msgspec import Struct
@@ -76,7 +76,8 @@ def random_number() -> int:
 class StreamWriter:
     """See the module. `needs_all`: what Redis has is void, the whole state has to be written as a new generation."""
 
-    def __init__(self, stream: Recorded, keys: ModelKeys, settings: Settings, fence: int) -> None:
+    def __init__(self, stream: Recorded, keys: ModelKeys, settings: Settings, fence: int, vouched_until_ms: Callable[[], int]) -> None:
+        """`vouched_until_ms`: until when a stream is vouched for that is vouched for now, by Redis's clock."""
         self.stream = stream
         self.key = stream.key
         self.keys = keys
@@ -94,6 +95,7 @@ class StreamWriter:
         self.sealed: deque[Sealed] = deque()
         self.in_flight: list[Sealed] = []
         self._settings = settings
+        self._vouched_until_ms = vouched_until_ms
         self._state_ttl_ms = int(settings.pod_expiry_s * 1000)
         self._blocks_ttl_ms = int((settings.pod_expiry_s + settings.lease_s) * 1000)
         self._base = self._after = (0, 0)
@@ -337,8 +339,7 @@ class StreamWriter:
         return plain, gone
 
     def _limits(self) -> list[Word]:
-        lease_ms = int(self._settings.lease_s * 1000)
-        return [self._settings.log_entries_max, self._state_ttl_ms, self._blocks_ttl_ms, lease_ms]
+        return [self._settings.log_entries_max, self._state_ttl_ms, self._blocks_ttl_ms, self._vouched_until_ms()]
 
     def _head(self) -> bytes:
         point, settings, state = self.stream.point(), self._settings, self.stream.state

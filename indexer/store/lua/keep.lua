@@ -1,7 +1,7 @@
 -- Keep what an owner has of one model alive, and see whether it still has it.
 --
 -- KEYS  1 streams  2 log  3 incarnation, then for each stream: lease, state, the generation's hash of each part (7)
--- ARGV  1 owner  2 lease, ms  3 state's and 4 blocks' time to live, ms  5 how long streams are vouched for, ms
+-- ARGV  1 owner  2 lease, ms  3 state's and 4 blocks' time to live, ms  5 until when streams are vouched for
 --       then for each stream: name, fence, status, 1 where its engine is connected: else its time to live runs on
 --
 -- Returns {time in ms, incarnation or false, result of each stream …}; a result is {1, generation, number, 1 if its blocks are
@@ -37,7 +37,7 @@ for number = 1, count do
           redis.call('PEXPIRE', KEYS[part], ARGV[4])
         end
       end
-      redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[5]), ARGV[at])
+      redis.call('ZADD', KEYS[1], ARGV[5], ARGV[at])
       result[number + 2] = {1, state[1], state[3], lengths(key + 2) == state[4] and 1 or 0, lease[2]}
     end
   end

@@ -76,7 +76,7 @@ local function record(state, log, streams, fields, entry, log_max, state_ttl, st
   redis.call('XADD', log, 'MAXLEN', '~', log_max, '*', 'e', entry)
   redis.call('PEXPIRE', log, state_ttl)
   if vouched ~= '0' then
-    redis.call('ZADD', streams, string.format('%.0f', now_ms() + vouched), stream)
+    redis.call('ZADD', streams, vouched, stream)
     redis.call('PEXPIRE', streams, state_ttl)
   end
 end

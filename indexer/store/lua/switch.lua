@@ -3,7 +3,7 @@
 --
 -- KEYS  1 state  2 log  3 streams  4 incarnation  5 lease  6–12 the new generation's hash of each part  13… those of old ones
 -- ARGV  1 fence  2 owner  3 generation  4 number afterwards  5 head  6 entry of the log  7 entries that the log keeps
---       8 state's and 9 blocks' time to live, ms  10 how long the stream is vouched for, ms; 0 where it is not  11 the stream's name
+--       8 state's and 9 blocks' time to live, ms  10 until when the stream is vouched for; 0 where it is not  11 the stream's name
 --       12 incarnation to set where there is none  13… what changed since the new hashes were written, see prelude.lua
 --
 -- Returns {1, fields of each new hash} done, {0} another owner has the stream: nothing was changed.

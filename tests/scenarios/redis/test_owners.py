@@ -123,7 +123,7 @@ def test_a_block_removed_before_the_death_is_known_to_the_tier_it_went_to(world:
     wait_owned(scorer, 4, by=1, timeout_s=TAKEOVER_S)
     fleet.do(pod, lambda p: p.offload(gone))
     fleet.settle(scorer)
-    assert scorer.matched(text.tokens, pod) == fleet.publisher(pod).blocks(text) * 4
+    assert scorer.matched(text.tokens, pod) == fleet.publisher(pod).blocks(text) * fleet.publisher(pod).block_size
 
 
 @mechanism("no_fence")
