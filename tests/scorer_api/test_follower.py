@@ -578,7 +578,7 @@ def test_a_stream_whose_state_expired_is_forgotten(server: RedisServer) -> None:
 
 
 def test_models_with_any_name_are_followed_and_forgotten(server: RedisServer) -> None:
-    settings = settings_of(server)
+    settings = settings_of(server, pod_expiry_s=3.0)
     models = ["org/a b", "{org}/a:b", "org}{/", "*?[x]", "ü"]
 
     async def scenario() -> None:
