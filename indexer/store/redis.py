@@ -165,11 +165,12 @@ class RedisStore:
         """Redis's clock showed this a moment ago."""
         self._clock_ahead_ms = int(now_ms) - time.monotonic() * 1000
 
-    def _vouched_until_ms(self) -> int:
-        """Until when what is vouched for now is, by Redis's clock; 0 where that is not known yet."""
+    def _vouched_until_ms(self, written_at_s: float | None = None) -> int:
+        """Until when what was all written at this time, or is now, is vouched for, by Redis's clock; 0 where that is not known yet."""
         if self._clock_ahead_ms is None:
             return 0
-        return int(time.monotonic() * 1000 + self._clock_ahead_ms + self._settings.lease_s * 1000)
+        written_at_s = time.monotonic() if written_at_s is None else written_at_s
+        return int(written_at_s * 1000 + self._clock_ahead_ms + self._settings.lease_s * 1000)
 
     async def _call(self, script: str, keys: Sequence[str], *words: Any) -> Any:
         """Raises StoreError."""
@@ -354,11 +355,17 @@ class RedisStore:
     async def _keep(self, model: str, writers: list[StreamWriter], statuses: Callable[[StreamKey], bytes]) -> dict[StreamKey, Kept]:
         keys, lease_ms = self.keyspace.model(model), int(self._settings.lease_s * 1000)
         names = [keys.streams, keys.log, keys.incarnation]
-        words: list[Any] = [self.member, lease_ms, *writers[0].ttl_ms, self._vouched_until_ms()]
+        words: list[Any] = [self.member, lease_ms, *writers[0].ttl_ms]
         before = [(writer.generation, writer.number, writer.is_writing_all) for writer in writers]
         for writer in writers:
             names += [keys.lease(writer.key), keys.state(writer.key), *keys.parts(writer.key, writer.generation or 0)]
-            words += [writer.name, writer.fence, statuses(writer.key), int(writer.stream.is_connected)]
+            words += [
+                writer.name,
+                writer.fence,
+                statuses(writer.key),
+                int(writer.stream.is_connected),
+                self._vouched_until_ms(writer.unwritten_since_s),
+            ]
         now_ms, _, *answers = await self._call("keep", names, *words)
         self._note_time(now_ms)
         kept = {}
@@ -495,6 +502,7 @@ class RedisStore:
                 self._take_back(writer, is_unsure=True)
             raise
         is_well = True
+        grows = any(sealed.grows for writer, _ in batch for sealed in writer.in_flight)
         for (writer, sent), answer in zip(batch, answers, strict=True):
             if self._writers.get(writer.key) is not writer:
                 continue
@@ -506,7 +514,8 @@ class RedisStore:
                 self._deleted(writer, answer)
             else:
                 await self._appended(writer, sent, answer)
-        if is_well:
+        # A full Redis takes what shrinks: that it is full no longer only what grows shows.
+        if is_well and (self.trouble != "full" or grows):
             self._note_well()
         return is_well
 

@@ -60,12 +60,13 @@ class Recorded(Protocol):
 
 
 class Sealed(Struct, frozen=True):
-    """A call, and what it carries."""
+    """A call, and what it carries. `grows`: a full Redis refuses it."""
 
     call: Call
     touched: Touched
     change: Change
     number: int
+    grows: bool
 
 
 def random_number() -> int:
@@ -101,6 +102,7 @@ class StreamWriter:
         self._base = self._after = (0, 0)
         self._next_number = 0
         self._change = Change()
+        self._unwritten_since_s: float | None = None
 
     @property
     def ttl_ms(self) -> tuple[int, int]:
@@ -132,6 +134,18 @@ class StreamWriter:
         """The number that the state is known to have."""
         return self._base[1]
 
+    @property
+    def unwritten_since_s(self) -> float | None:
+        """Since when Redis lacks something, by time.monotonic; None where it lacks nothing."""
+        if self.is_settled:
+            self._unwritten_since_s = None
+        return self._unwritten_since_s
+
+    def _note_unwritten(self) -> None:
+        self.is_dirty = True
+        if self._unwritten_since_s is None:
+            self._unwritten_since_s = time.monotonic()
+
     # What happens to the stream
 
     def note(self, change: Change) -> None:
@@ -147,7 +161,7 @@ class StreamWriter:
 
     def recorded(self) -> None:
         """A batch is done."""
-        self.is_dirty = True
+        self._note_unwritten()
         if self.needs_all or self.is_writing_all:
             return
         operations = self.operations
@@ -159,7 +173,7 @@ class StreamWriter:
     def void(self) -> None:
         """Nothing of what Redis has of the stream counts any more."""
         self.needs_all = True
-        self.is_dirty = True
+        self._note_unwritten()
         self.sealed.clear()
         self._change = Change()
         self.stream.state.untrack()
@@ -188,7 +202,7 @@ class StreamWriter:
         head: list[Word] = [self.fence, before, self.generation, number, self._head(), entry]
         flags: list[Word] = [self.name, int(growth > 0), int(change.cleared)]
         call = Call("append", keys, [*head, *self._limits(), *flags, *words])
-        self.sealed.append(Sealed(call, touched, change, number))
+        self.sealed.append(Sealed(call, touched, change, number, growth > 0))
 
     def take(self) -> list[Sealed]:
         """What to send now."""
@@ -203,6 +217,8 @@ class StreamWriter:
         self.in_flight.remove(sealed)
         self._base = (self.fence, sealed.number)
         self.is_unsure = False
+        if self.is_settled:
+            self._unwritten_since_s = None
 
     def done_unanswered(self, number: int) -> bool:
         """The state has this number. Returns whether that is my own call whose answer never came."""
