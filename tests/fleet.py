@@ -246,7 +246,8 @@ class Fleet:
                 shown = _tiers(pod)
                 states = publisher.during(asked.start_s - window_s, asked.stop_s)
                 if not any(list(rank.match(asked.prompt).values()) == shown for rank in states):
-                    wrong.append(f"{pod['pod']} rank {pod['rank']}: {shown} blocks by tier, in {len(states)} states none: {asked.prompt}")
+                    late_s = publisher.since(lambda rank, shown=shown: list(rank.match(asked.prompt).values()) == shown, asked.start_s)
+                    wrong.append(f"{pod['pod']} rank {pod['rank']}: {shown} blocks by tier, true {late_s} s before: {_named(asked.prompt)}")
         return wrong
 
     # Inside
@@ -296,7 +297,7 @@ class Fleet:
 
     def _compare(self, asked: Asked, trust: Sequence[str]) -> list[str]:
         expected, shown = self.expected(asked.prompt), asked.answer["pods"]
-        named = f"{asked.prompt.tokens[:3]}… of {len(asked.prompt.tokens)} tokens"
+        named = _named(asked.prompt)
         wrong = []
         if [pod for pod, _ in expected] != [pod["pod"] for pod in shown]:
             wrong.append(f"pods {[pod['pod'] for pod in shown]} should be {[pod for pod, _ in expected]}: {named}")
@@ -327,6 +328,10 @@ def _isolation(prompt: Text) -> dict[str, Any]:
     images = [[block, [[image, 0] for image in images]] for block, images in enumerate(prompt.images) if images]
     said = {"lora_name": prompt.lora, "cache_salt": prompt.salt, "block_extra_keys": images or None}
     return {key: value for key, value in said.items() if value is not None}
+
+
+def _named(prompt: Text) -> str:
+    return f"{prompt.tokens[:3]}… of {len(prompt.tokens)} tokens"
 
 
 def _tiers(pod: dict[str, Any]) -> list[int]:

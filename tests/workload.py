@@ -6,7 +6,7 @@ It shares no code with the product. Everything comes from the seed but the momen
 import hashlib
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from random import Random
 from typing import Any, NamedTuple
 
@@ -124,6 +124,15 @@ class Publisher:
                 break
             until_s = moment.since_s
         return found
+
+    def since(self, is_so: Callable[[Rank], bool], now_s: float) -> float | None:
+        """How many seconds ago this was true of what it held for the last time; None where it never was within what is remembered."""
+        until_s = now_s
+        for moment in reversed(self.moments):
+            if is_so(moment.rank):
+                return round(now_s - until_s, 3)
+            until_s = moment.since_s
+        return None
 
     # Deeds: each is done to the reference and returned as the events that say so
 

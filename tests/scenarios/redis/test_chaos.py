@@ -66,7 +66,7 @@ class Questions:
         """Raises what went wrong so far."""
         if self._failure is not None:
             raise self._failure
-        assert self.wrong == []
+        assert self.wrong == [], f"{len(self.wrong)} of {self.asked} answers:\n" + "\n".join(self.wrong[:20])
 
     def _run(self) -> None:
         try:

@@ -24,8 +24,9 @@ COPIES = 1_000_000
 READY_S = 60.0
 NOTICED_S = 20.0
 LIVE_S = 4.0
-# A command that took Redis longer was not given its load in pieces, or the machine took Redis's processor away.
-LONG_MS = 25.0
+# So many blocks take Redis some milliseconds. A command may take longer all the same: the machine took Redis's processor away.
+PIECE_MAX = 4_000
+LONG_MS = 20.0
 
 
 def bulk_tokens(stream: int, number: int) -> list[int]:
@@ -76,7 +77,7 @@ def test_a_scorer_starts_late_against_a_million_block_copies(make_world: MakeWor
     fleet.play(200)
     fleet.settle(early)
     fleet.resume()
-    with world.redis.watching(over_ms=LONG_MS) as slow, world.redis.counting() as calls:
+    with world.redis.watching(LONG_MS) as slow, world.redis.counting() as calls:
         started_s = time.monotonic()
         (late,) = world.scorers(1)
         wait_ready(late, timeout_s=READY_S)
@@ -88,9 +89,9 @@ def test_a_scorer_starts_late_against_a_million_block_copies(make_world: MakeWor
     assert explained.wrong == []
     fleet.settle(late, early)
     assert bulk_is_right(fleet, late, prompts)
-    assert not {"hgetall", "hvals", "hkeys", "keys", "smembers"} & set(calls)
-    assert calls["hscan"] >= STREAMS * 10
-    assert len(slow) < STREAMS, slow
+    assert not {"hvals", "hkeys", "keys", "scan"} & set(calls)
+    assert calls["hscan"] >= COPIES / PIECE_MAX
+    assert len(slow) < calls["hscan"] / 10, slow
 
 
 @mechanism("no_changes_during_loads")
@@ -149,18 +150,21 @@ def test_a_lost_last_entry_of_a_silent_engine_is_noticed(make_world: MakeWorld) 
     fleet.play(200)
     fleet.settle(early, late)
     client, log = world.redis.client(), log_of(world)
-    (last,) = client.xrevrange(log, count=1)
     late.freeze()
     text = fleet.texts[0]
+    # What it waited for when it was frozen has been sent to it already, so that it is not the last.
+    fleet.do("pod-2", lambda p: [p.store(text, 0, 1)])
+    fleet.settle(early)
+    ((last, _),) = client.xrevrange(log, count=1)
     fleet.do("pod-2", lambda p: [p.clear(), p.store(text, 0, 2)])
     fleet.settle(early)
-    lost = [name for name, _ in client.xrange(log, min=b"(" + last[0])]
+    lost = [name for name, _ in client.xrange(log, min=b"(" + last)]
     assert lost
     assert client.xdel(log, *lost) == len(lost)
     with world.redis.monitoring() as seen:
         late.thaw()
         fleet.settle(late, timeout_s=NOTICED_S)
-    loads = [command for command in seen if command.split()[0].upper() in ("HSCAN", "HGETALL", "HVALS")]
+    loads = [command for command in seen if command.split()[0].upper() == "HSCAN"]
     assert loads
     assert all("pod-2" in command for command in loads), loads
 
