@@ -1,4 +1,4 @@
-"""`python -m tests.patched MECHANISM COMMAND …`: the kv-indexer command without one of its mechanisms, see tests/scenarios/mechanisms.py."""
+"""`python -m tests.patched MECHANISM COMMAND …`: the kv-indexer command without one of its mechanisms, see the mechanisms.py of the scenarios."""
 
 import sys
 
@@ -6,8 +6,9 @@ import pytest
 
 from scorer_api.cli import main
 from tests.scenarios.mechanisms import MECHANISMS
+from tests.scenarios.redis.mechanisms import REDIS_MECHANISMS
 
 if __name__ == "__main__":
     with pytest.MonkeyPatch.context() as patch:
-        MECHANISMS[sys.argv[1]](patch)
+        (MECHANISMS | REDIS_MECHANISMS)[sys.argv[1]](patch)
         sys.exit(main(sys.argv[2:]))

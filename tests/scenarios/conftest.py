@@ -6,6 +6,7 @@ import pytest
 
 from tests.running import MECHANISM_OFF
 from tests.scenarios.mechanisms import MECHANISMS
+from tests.scenarios.redis.mechanisms import REDIS_MECHANISMS
 
 IS_OFF = bool(os.environ.get("TEST_MECHANISMS_OFF"))
 
@@ -24,5 +25,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _mechanism(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     marker = request.node.get_closest_marker("mechanism")
     if marker is not None and IS_OFF:
-        MECHANISMS[marker.args[0]](monkeypatch)
+        (MECHANISMS | REDIS_MECHANISMS)[marker.args[0]](monkeypatch)
         monkeypatch.setenv(MECHANISM_OFF, marker.args[0])

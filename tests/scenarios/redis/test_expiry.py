@@ -65,7 +65,7 @@ def shown(scorer: Client, fleet: Fleet) -> dict[str, tuple[str, int]]:
     return {pod["pod"]: (pod["trust"], pod["matched_blocks"]) for pod in fleet.ask(scorer, text).answer["pods"]}
 
 
-@mechanism("idle_or_gone_alike")
+@mechanism("gone_pods_are_kept")
 def test_a_pod_goes_away_for_good_and_an_idle_one_keeps_everything(make_world: MakeWorld) -> None:
     """The keys of the one expire while its owner lives on; the other says nothing for much longer and loses nothing."""
     world = make_world(pod_expiry_s=SHORT_S)

@@ -94,7 +94,7 @@ def test_a_scorer_starts_late_against_a_million_block_copies(make_world: MakeWor
     assert len(slow) < calls["hscan"] / 10, slow
 
 
-@mechanism("no_changes_during_loads")
+@mechanism("one_removal_is_enough")
 @pytest.mark.timeout(240)
 def test_a_key_that_two_hashes_hold_is_still_held_when_one_goes_during_a_load(make_world: MakeWorld) -> None:
     """Which of the two a scorer has already read when the other's removal comes makes no difference."""
@@ -118,7 +118,7 @@ def test_a_key_that_two_hashes_hold_is_still_held_when_one_goes_during_a_load(ma
         fleet.settle(late, early)
 
 
-@mechanism("no_reload_after_trimming")
+@mechanism("no_doubt_of_the_log")
 def test_a_scorer_that_falls_behind_the_capped_log_loads_again(world: World) -> None:
     """Frozen while more is logged than the log keeps, it notices and ends up right; until then nothing that it says is live and wrong."""
     fleet = world.fleet(streams=4)
@@ -183,6 +183,7 @@ def test_a_scorer_whose_connections_are_cut_finds_back(world: World) -> None:
     assert sum(indexer.metric("kv_indexer_fenced_total") for indexer in indexers) == 0
 
 
+@mechanism("vouched_for_ever")
 def test_answers_of_a_scorer_say_how_old_its_view_is(world: World) -> None:
     """With owners about it is young; without them it ages, and what nobody vouches for is stale."""
     fleet = world.fleet(streams=2)

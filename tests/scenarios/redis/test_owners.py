@@ -38,7 +38,7 @@ def settle_to_the_last_copy(fleet: Fleet, *scorers: Client) -> None:
     fleet.settle(*scorers)
 
 
-@mechanism("no_takeover")
+@mechanism("leases_without_end")
 def test_the_streams_of_an_indexer_that_dies_get_new_owners(world: World) -> None:
     """New owners within five seconds; until then the dead one's streams are stale; then nothing was applied twice and nothing is lost."""
     fleet = world.fleet(streams=8)

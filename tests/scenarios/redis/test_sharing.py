@@ -14,6 +14,7 @@ AGREEMENT_S = 0.4
 NEVER_S = 20.0
 
 
+@mechanism("nobody_asks")
 def test_two_indexers_share_the_streams_and_two_scorers_agree_while_events_flow(world: World) -> None:
     """Two indexers share eight streams, both own some, and two scorers agree within 100 ms."""
     fleet = world.fleet(streams=8)
@@ -69,6 +70,7 @@ def test_one_process_can_be_both(world: World) -> None:
 NAMES = ["org/model", "{m}", "a:b:", "with some spaces", "{", "}{", "münchen/模型"]
 
 
+@mechanism("one_model")
 def test_models_with_any_name_share_a_database(world: World) -> None:
     """Braces, colons, slashes and spaces in a model's name are nothing but its name."""
     fleets = [world.fleet(seed=number, streams=1, model=name, pod_prefix=f"{number}:{{p}}/") for number, name in enumerate(NAMES)]
@@ -82,6 +84,7 @@ def test_models_with_any_name_share_a_database(world: World) -> None:
     assert {model["model"]: model["pods"] for model in models} == {fleet.model: fleet.pods for fleet in fleets}
 
 
+@mechanism("one_namespace")
 def test_namespaces_and_foreign_keys_are_left_alone(world: World) -> None:
     """Two services with the same pods and models in one database, and keys of somebody else: nobody touches anyone else's."""
     client = world.redis.client()

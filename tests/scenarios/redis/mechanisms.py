@@ -1,0 +1,267 @@
+"""What replicas that share a Redis rely on, and how to switch it off. The processes of a test run without it, see tests/patched.py."""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from redis.exceptions import RedisError
+
+from indexer.errors import StoreError
+from indexer.held_keys import HeldKeys
+from indexer.owners import Duty, Owners
+from indexer.store import keyspace, scripts
+from indexer.store.keyspace import Keyspace
+from indexer.store.reader import Reader
+from indexer.store.records import encode_hash
+from indexer.store.redis import RedisStore
+from indexer.store.registry import Registry
+from indexer.store.writer import StreamWriter
+from indexer.stream import Stream
+from indexer.stream_state import PARKED, REMOVED
+from scorer_api import model_follower, routes
+from scorer_api.followed import Followed, Verdict
+from scorer_api.model_follower import ModelFollower
+
+Patch = pytest.MonkeyPatch
+
+
+# Owners
+
+
+def nobody_asks(patch: Patch) -> None:
+    """Who has a stream keeps it, whoever comes."""
+    duty = Owners._duty
+
+    def keep(*arguments: Any, **more: Any) -> Duty:
+        found = duty(*arguments, **more)
+        return Duty.NOTHING if found is Duty.ASK and arguments[1].owner is not None else found
+
+    patch.setattr(Owners, "_duty", keep)
+
+
+def leases_without_end(patch: Patch) -> None:
+    """A dead indexer's streams stay its own."""
+    _before_scripts(patch, "if command == 'PEXPIRE' and string.find(key, ':lease:', 1, true) then return 1 end")
+
+
+def no_ring(patch: Patch) -> None:
+    """Nobody listens but the owner."""
+    patch.setattr(Owners, "_is_next", lambda self, seen, order: False)
+
+
+def no_recorded_orphans(patch: Patch) -> None:
+    """Blocks that wait for their parent are known to the owner alone."""
+    _leave_out(patch, PARKED)
+
+
+def no_recorded_removals(patch: Patch) -> None:
+    """Blocks that nothing holds any more are known to the owner alone."""
+    _leave_out(patch, REMOVED)
+
+
+def no_fence(patch: Patch) -> None:
+    """Who once was a stream's owner may write."""
+    _rewrite(patch, "append", "if held[2] ~= ARGV[1] then return {0} end", "")
+    _rewrite(patch, "switch", "if fence ~= ARGV[1] then return {0} end", "")
+    _rewrite(patch, "switch", "~= ARGV[2] then", "== '' then")
+    _rewrite(patch, "keep", "if (lease[1] and lease[1] ~= ARGV[1]) or (state[2] and state[2] ~= ARGV[at + 1]) then", "if false then")
+
+
+def no_recorded_sequence(patch: Patch) -> None:
+    """A new owner knows what is held, and not how far that goes."""
+    resume = Stream.resume
+
+    def forget(self: Stream, head: Any) -> None:
+        resume(self, head)
+        self._sequence.forget()
+
+    patch.setattr(Stream, "resume", forget)
+
+
+# Outages
+
+
+def no_buffering(patch: Patch) -> None:
+    """What Redis did not take is not sent again."""
+
+    def give_up(self: StreamWriter, *, is_unsure: bool) -> None:
+        self.in_flight = []
+        self.sealed.clear()
+        self._go_on_from(*self._base)
+
+    patch.setattr(StreamWriter, "take_back", give_up)
+
+
+def no_full_write(patch: Patch) -> None:
+    """A stream is written as a whole once, when it is new."""
+    void = StreamWriter.void
+    patch.setattr(StreamWriter, "void", lambda self: void(self) if self.generation is None else None)
+
+
+def requests_wait(patch: Patch) -> None:
+    """Redis is asked with each request."""
+    readers: list[Reader] = []
+    begin, read_body = Reader.__init__, routes.read_body
+
+    def remember(self: Reader, *arguments: Any, **more: Any) -> None:
+        begin(self, *arguments, **more)
+        readers.append(self)
+
+    async def ask_first(*arguments: Any) -> bytes:
+        with suppress(StoreError, RedisError):
+            await readers[0].directory()
+        return await read_body(*arguments)
+
+    patch.setattr(Reader, "__init__", remember)
+    patch.setattr(routes, "read_body", ask_first)
+
+
+# Followers
+
+
+def hashes_read_at_once(patch: Patch) -> None:
+    """A stream is loaded in one piece."""
+
+    async def read(self: Reader, name: str, cursor: int, count: int) -> tuple[int, dict[bytes, bytes]]:
+        found: Any = await self.client.hgetall(name)
+        return 0, found
+
+    patch.setattr(Reader, "blocks", read)
+
+
+def one_removal_is_enough(patch: Patch) -> None:
+    """How many engine hashes hold a key is not counted."""
+
+    def remove(self: HeldKeys, key: int) -> bool:
+        self._more.pop(key, None)
+        was_held = key in self.keys
+        self.keys.discard(key)
+        return was_held
+
+    patch.setattr(HeldKeys, "remove", remove)
+
+
+def no_doubt_of_the_log(patch: Patch) -> None:
+    """What the log has is applied, whatever it should follow."""
+    judge = model_follower.judge
+    patch.setattr(model_follower, "judge", lambda *words: Verdict.APPLY if (found := judge(*words)) is Verdict.LOST else found)
+    no_comparing_of_states(patch)
+
+
+def no_comparing_of_states(patch: Patch) -> None:
+    """What is held is compared with entries of the log only."""
+    patch.setattr(Followed, "differs", lambda self, state: False)
+
+
+def vouched_for_ever(patch: Patch) -> None:
+    """A word of an owner holds for good."""
+    vouch = ModelFollower._vouch
+
+    def trust(self: ModelFollower, followed: Followed) -> None:
+        followed.vouched_until_s = math.inf
+        vouch(self, followed)
+
+    patch.setattr(ModelFollower, "_vouch", trust)
+
+
+# What is kept, and for how long
+
+
+def drop_block_by_block(patch: Patch) -> None:
+    """What a stream held goes field by field."""
+    one_by_one = "for _, field in ipairs(redis.call('HKEYS', KEYS[old])) do redis.call('HDEL', KEYS[old], field) end"
+    _rewrite(patch, "switch", "redis.call('UNLINK', KEYS[old])", one_by_one)
+
+
+def gone_pods_are_kept(patch: Patch) -> None:
+    """Whoever has an owner lives on, also without an engine."""
+    _rewrite(patch, "keep", "if ARGV[at + 3] == '1' then", "if true then")
+
+
+def keys_without_end(patch: Patch) -> None:
+    """No key expires."""
+    _before_scripts(patch, "if command == 'PEXPIRE' then return 1 end")
+
+
+def registrations_stay_local(patch: Patch) -> None:
+    """A pod is known to the process that was told of it."""
+
+    async def register(self: object, specs: object, *, keeps_old: bool = False) -> bool:
+        return True
+
+    patch.setattr(Registry, "register", register)
+    patch.setattr(RedisStore, "register", register)
+
+
+def one_namespace(patch: Patch) -> None:
+    """All services have the same names."""
+    begin = Keyspace.__init__
+    patch.setattr(Keyspace, "__init__", lambda self, namespace: begin(self, "kvi"))
+
+
+def one_model(patch: Patch) -> None:
+    """All models have the same names."""
+    patch.setattr(keyspace, "xxh3_128_hexdigest", lambda text: "0" * 32)
+
+
+# How
+
+
+def _rewrite(patch: Patch, script: str, before: str, after: str) -> None:
+    source = scripts.SCRIPTS[script]
+    assert before in source, f"{script}.lua has no {before!r}"
+    _replace(patch, script, source.replace(before, after))
+
+
+def _before_scripts(patch: Patch, statement: str) -> None:
+    """Each script does this first, whenever it calls Redis with a command and its key."""
+    wrapper = f"local call = redis.call\nlocal redis = {{call = function(command, key, ...) {statement} return call(command, key, ...) end}}\n"
+    for script, source in list(scripts.SCRIPTS.items()):
+        _replace(patch, script, wrapper + source)
+
+
+def _replace(patch: Patch, script: str, source: str) -> None:
+    patch.setitem(scripts.SCRIPTS, script, source)
+    patch.setitem(scripts._DIGESTS, script, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+def _leave_out(patch: Patch, left_out: int) -> None:
+    """Nothing of this part is written."""
+    fields, hashes = StreamWriter.fields, StreamWriter.hashes
+
+    def without(self: StreamWriter, part: int, wanted: Iterable[int]) -> Iterator[tuple[bytes, bytes | None]]:
+        return ((encode_hash(engine_hash), None) for engine_hash in wanted) if part == left_out else fields(self, part, wanted)
+
+    patch.setattr(StreamWriter, "fields", without)
+    patch.setattr(StreamWriter, "hashes", lambda self, part: [] if part == left_out else hashes(self, part))
+
+
+REDIS_MECHANISMS: dict[str, Callable[[Patch], None]] = {
+    switch_off.__name__: switch_off
+    for switch_off in (
+        nobody_asks,
+        leases_without_end,
+        no_ring,
+        no_recorded_orphans,
+        no_recorded_removals,
+        no_fence,
+        no_recorded_sequence,
+        no_buffering,
+        no_full_write,
+        requests_wait,
+        hashes_read_at_once,
+        one_removal_is_enough,
+        no_doubt_of_the_log,
+        no_comparing_of_states,
+        vouched_for_ever,
+        drop_block_by_block,
+        gone_pods_are_kept,
+        keys_without_end,
+        registrations_stay_local,
+        one_namespace,
+        one_model,
+    )
+}
