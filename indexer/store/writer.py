@@ -60,7 +60,7 @@ class Recorded(Protocol):
 
 
 class Sealed(Struct, frozen=True):
-    """A call, and what it carries. `grows`: a full Redis refuses it."""
+    """A call, and what it carries. `grows`: a full Redis refuses it; not where the gpu is emptied first."""
 
     call: Call
     touched: Touched
@@ -202,7 +202,7 @@ class StreamWriter:
         head: list[Word] = [self.fence, before, self.generation, number, self._head(), entry]
         flags: list[Word] = [self.name, int(growth > 0), int(change.cleared)]
         call = Call("append", keys, [*head, *self._limits(), *flags, *words])
-        self.sealed.append(Sealed(call, touched, change, number, growth > 0))
+        self.sealed.append(Sealed(call, touched, change, number, growth > 0 and not change.cleared))
 
     def take(self) -> list[Sealed]:
         """What to send now."""
