@@ -66,12 +66,17 @@ class World:
         return self.start(processes.api(url or self.redis.url, namespace=namespace, **self._with_expiry(settings)) for _ in range(count))
 
     def sharing_indexers(self, *fleets: Fleet, **settings: str) -> list[Command]:
-        """Two indexers of which both own some of the streams: the second came when the first had them all."""
+        """Two indexers that share the streams evenly: the second came when the first had them all."""
         streams = sum(len(fleet.publishers) for fleet in fleets)
         (first,) = self.indexers(1, *fleets, **settings)
         wait_until(lambda: len(owners(first)) == streams)
         (second,) = self.indexers(1, *fleets, **settings)
-        wait_until(lambda: 0 < len(owners(second)) < streams == len(owners(first)) + len(owners(second)), what="both to own some streams")
+
+        def is_even() -> bool:
+            theirs, ours = len(owners(first)), len(owners(second))
+            return theirs + ours == streams and abs(theirs - ours) <= 1
+
+        wait_until(is_even, what="both to own an even share of the streams")
         return [first, second]
 
     def sidecars(self, count: int, *fleets: Fleet, namespace: str = NAMESPACE, **settings: str) -> list[Command]:
