@@ -15,6 +15,7 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
+from indexer.engine_spec import EngineSpec
 from indexer.errors import StoreError
 from indexer.events import Cleared, Event, Removed, Stored, Tier
 from indexer.metrics import IndexerMetrics
@@ -427,6 +428,30 @@ def test_a_full_redis_lets_through_what_shrinks(server: RedisServer) -> None:
     run(scenario())
 
 
+def test_a_full_redis_is_seen_to_be_well_again_by_who_has_nothing_to_write(server: RedisServer) -> None:
+    async def scenario() -> None:
+        async with opened(settings_of(server)) as store:
+            stream = await owned(store)
+            stream.apply(stored([1], None, 100))
+            await settled(store)
+            incarnation = (await store.beat(["m"])).incarnation
+            client = server.client()
+            client.config_set("maxmemory", 1)
+            try:
+                with pytest.raises(StoreError, match="full"):
+                    await store.registry.register((EngineSpec("pod", "m", events="tcp://127.0.0.1:9"),))
+                await store.keep(lambda _: b"{}")
+                await store.beat(["m"])
+                assert store.trouble == "full"
+            finally:
+                client.config_set("maxmemory", 0)
+            beat = await store.beat(["m"])
+            assert store.trouble is None
+            assert (beat.incarnation, beat.pods) == (incarnation, {})
+
+    run(scenario())
+
+
 def commands_of_a_restart(server: RedisServer, blocks: int) -> dict[str, int]:
     counted: dict[str, int] = {}
 
@@ -510,8 +535,8 @@ def test_a_forgotten_pod_is_let_go(server: RedisServer) -> None:
             stream = await owned(store)
             stream.apply(stored([1], None, 100))
             await settled(store)
-            await store.unregister(KEY.pod)
-            await store.delete(KEY)
+            await store.registry.unregister(KEY.pod)
+            await store.registry.delete(KEY)
             kept = await store.keep(lambda _: b"{}")
             assert kept[KEY].standing is Standing.GONE
             assert not [name for name in server.keys("kvi:") if b":state:" in name or b":gpu:" in name]
