@@ -38,7 +38,6 @@ class Fleet:
         self._settings = settings
         self._follower = follower
         self._registry = Registry(follower.reader.client, follower.reader.keyspace, settings)
-        self._started_s = time.monotonic()
         self._ready = False
 
     # Pods
@@ -108,9 +107,8 @@ class Fleet:
     # Readiness
 
     def readiness(self) -> Readiness:
-        """Ready once all that there was at first is loaded, or after a while; then for good."""
-        if not self._ready:
-            self._ready = self._follower.is_settled or time.monotonic() - self._started_s >= self._settings.ready_after_s
+        """Ready once all that there was at first is loaded; then for good. Before that answers would be wrong, however long it takes."""
+        self._ready = self._ready or self._follower.is_settled
         reasons = [*self._troubles(), *(reason for followed in self._follower.streams() if (reason := self._doubt(followed)))]
         if self._service is not None:
             own = self._service.readiness()
