@@ -10,7 +10,7 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from indexer.errors import SettingError
@@ -88,8 +88,9 @@ def why(error: RedisError) -> str:
     text = str(error)
     if is_away(error):
         return "unreachable"
-    if text.startswith("OOM") or "OOM command not allowed" in text:
+    # The library makes some errors a class and takes the word for it off their text; older servers tell what a script met in a text of the script's.
+    if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in text:
         return "full"
-    if "READONLY" in text or "MISCONF" in text:
+    if isinstance(error, ReadOnlyError) or "READONLY" in text or "MISCONF" in text:
         return "read-only"
     return "refusing"
