@@ -151,7 +151,7 @@ class SharedService:
         self._streams.check_count(sum(key.pod != pod for key in self._known) + ranks, ranks)
         async with self._learning:
             was_known = pod in self._pods.all()
-            is_new = await self.store.register(specs) and not was_known
+            is_new = await self.store.registry.register(specs) and not was_known
             self._pods.register(specs)
             self._take_up()
         self._soon.set()
@@ -165,7 +165,7 @@ class SharedService:
                 await self._learn()
             if pod not in self._pods.all():
                 return False
-            await self.store.unregister(pod)
+            await self.store.registry.unregister(pod)
             keys = [key for key in self._known if key.pod == pod]
             self._pods.forget(pod)
             self._take_up()
@@ -173,7 +173,7 @@ class SharedService:
         if ours:
             await asyncio.wait(ours)
         for key in keys:
-            await self.store.delete(key)  # whoever else owns it sees it
+            await self.store.registry.delete(key)  # whoever else owns it sees it
         self._soon.set()
         log.info("pod forgotten", extra={"pod": pod})
         return True
@@ -266,7 +266,7 @@ class SharedService:
         # A pod that was forgotten is remembered as such for as long as pods are: that it is in neither list means something only within that time.
         if is_other or (self._heard_s is not None and now_s - self._heard_s < self._settings.pod_expiry_s):
             for specs in self._pods.lost(beat.pods, beat.forgotten).values():
-                await self.store.register(specs, keeps_old=True)
+                await self.store.registry.register(specs, keeps_old=True)
                 beat.pods.setdefault(specs[0].pod, specs)
         if is_other:
             log.warning("redis has other data than before", extra={"registered": len(beat.pods)})
@@ -474,7 +474,7 @@ class SharedService:
             await asyncio.wait(waits_for)
         if parting is Parting.DELETE:
             try:
-                await self.store.delete(key)
+                await self.store.registry.delete(key)
             except StoreError as error:
                 log.info("stream not deleted", extra={"pod": key.pod, "rank": key.rank, "error": str(error)})
         if parting is not Parting.LOST:

@@ -50,6 +50,11 @@ def stream_of(model: str, name: str | bytes) -> StreamKey:
     return StreamKey(model, pod, int(rank))
 
 
+def text_of(name: bytes) -> str:
+    """A name in Redis. What is no UTF-8 was not written by us, and fits nothing."""
+    return name.decode(errors="replace")
+
+
 class Directory(Struct, frozen=True):
     """The keys that belong to no model."""
 

@@ -15,8 +15,9 @@ from indexer.errors import StoreError
 from indexer.settings import Settings
 from indexer.store import StreamKey
 from indexer.store.connection import Client, answer_of, connect, masked, why
-from indexer.store.keyspace import Keyspace, stream_id
+from indexer.store.keyspace import Keyspace, stream_id, text_of
 from indexer.store.records import Head, decode_head
+from indexer.store.registry import RegisteredPods
 from indexer.store.scripts import Call, call_all, pairs
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,8 @@ class Reader:
         self._trouble: tuple[str, float] | None = None
         self._answered_s = time.monotonic()
         self._refusal: str | None = None
-        self._unreadable: set[StreamKey | bytes] = set()
+        self._pods = RegisteredPods()
+        self._unreadable: set[StreamKey] = set()
         """What the log was told of."""
 
     @property
@@ -146,21 +148,7 @@ class Reader:
         pipeline.zrange(names.models, 0, -1, withscores=True)
         (seconds, microseconds), pods, models = await self._ask(pipeline.execute())
         now_ms = seconds * 1000 + microseconds // 1000
-        specs = {text_of(pod): self._specs(pod, text) for pod, text in pods.items()}
-        return DirectorySeen(
-            {pod: known for pod, known in specs.items() if known},
-            frozenset(text_of(model) for model, until_ms in models if until_ms >= now_ms),
-        )
-
-    def _specs(self, pod: bytes, text: bytes) -> tuple[EngineSpec, ...]:
-        """A registered pod's specs; nothing where they cannot be read: somebody else wrote them."""
-        try:
-            return msgspec.json.decode(text, type=tuple[EngineSpec, ...])
-        except msgspec.MsgspecError:
-            if pod not in self._unreadable:
-                log.error("registered pod in redis not readable", extra={"pod": text_of(pod)})
-            self._unreadable.add(pod)
-            return ()
+        return DirectorySeen(self._pods.read(pods.items()), frozenset(text_of(model) for model, until_ms in models if until_ms >= now_ms))
 
     async def peek(self, stream: StreamKey) -> Peeked:
         """One stream's state."""
@@ -204,11 +192,6 @@ def place_of(identifier: bytes) -> Place:
     """From a log's identifier of an entry."""
     ms, _, count = identifier.partition(b"-")
     return int(ms), int(count)
-
-
-def text_of(name: bytes) -> str:
-    """A name in Redis. What is no UTF-8 was not written by us, and fits nothing."""
-    return name.decode(errors="replace")
 
 
 def _stand(words: Iterable[bytes | None]) -> Stand | None:

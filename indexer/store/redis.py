@@ -25,10 +25,11 @@ from indexer.events import Tier
 from indexer.metrics import IndexerMetrics
 from indexer.orphans import Parked
 from indexer.settings import Settings
-from indexer.store import Point, StreamKey, Trust
+from indexer.store import StreamKey, Trust
 from indexer.store.connection import Client, answer_of, connect, is_away, masked, why
-from indexer.store.keyspace import PARTS, Keyspace
+from indexer.store.keyspace import PARTS, Keyspace, text_of
 from indexer.store.records import Head, decode_block, decode_hash, decode_head, decode_parked
+from indexer.store.registry import RegisteredPods, Registry
 from indexer.store.scripts import Call, call, call_all, pairs
 from indexer.store.writer import Recorded, StreamWriter, random_number
 from indexer.stream_state import PARKED, REMOVED, BlockRecord, StreamState
@@ -112,6 +113,8 @@ class RedisStore:
         self.outage_ended_s = float("-inf")
         self._client: Client = connect(settings.redis, settings.redis_timeout_s)
         self._clock_ahead_ms: float | None = None
+        self.registry = Registry(self._client, self.keyspace, settings, self._note)
+        self._registered = RegisteredPods()
         self._writers: dict[StreamKey, StreamWriter] = {}
         self._dirty: dict[StreamKey, StreamWriter] = {}
         self._woken = asyncio.Event()
@@ -418,9 +421,9 @@ class RedisStore:
         self._note_well_if_written()
         return Beat(
             str(incarnation, "utf-8"),
-            tuple(str(member, "utf-8") for member in members),
-            {str(pod, "utf-8"): specs for pod, text in pairs(pods) if (specs := _specs(text))},
-            frozenset(str(pod, "utf-8") for pod in forgotten),
+            tuple(text_of(member) for member in members),
+            self._registered.read(pairs(pods)),
+            frozenset(text_of(pod) for pod in forgotten),
         )
 
     async def leave(self) -> None:
@@ -429,31 +432,6 @@ class RedisStore:
             await answer_of(self._client.zrem(self.keyspace.directory.members, self.member))
         except RedisError as error:
             log.info("not taken off the members", extra={"error": str(error)})
-
-    async def register(self, specs: tuple[EngineSpec, ...], *, keeps_old: bool = False) -> bool:
-        """Make a pod known to all. Returns whether it was not. Raises StoreError."""
-        names = self.keyspace.directory
-        words = (specs[0].pod, msgspec.json.encode(specs), f"{random_number():016x}", int(keeps_old))
-        return bool(await self._call("register", [names.pods, names.forgotten, names.incarnation], *words))
-
-    async def unregister(self, pod: str) -> bool:
-        """Make all forget a pod. Returns whether it was registered. Raises StoreError."""
-        names = self.keyspace.directory
-        ttl_ms = int(self._settings.pod_expiry_s * 1000)
-        return bool(await self._call("unregister", [names.pods, names.forgotten, names.incarnation], pod, ttl_ms))
-
-    async def delete(self, stream: StreamKey) -> None:
-        """Delete what Redis has of a stream, whoever owns it. Raises StoreError."""
-        keys = self.keyspace.model(stream.model)
-        generation: bytes | None = None
-        while True:
-            writer = StreamWriter(_Nobody(stream), keys, self._settings, 0, lambda: 0)
-            writer.generation = None if generation is None else int(generation)
-            deletion = writer.delete(gone=True)
-            answer = await self._call(deletion.script, deletion.keys, *deletion.words)
-            if answer[0] == 1:
-                return
-            generation = answer[1] if len(answer) > 1 else None
 
     # The writing task
 
@@ -487,7 +465,7 @@ class RedisStore:
                 continue  # its end marks it again
             if writer.is_absent:
                 if writer.generation is not None:
-                    batch.append((writer, writer.delete(gone=False)))
+                    batch.append((writer, writer.delete()))
             elif writer.needs_all:
                 writer.is_writing_all = True
                 self._start(self._write_all(writer), f"write all of {writer.key.pod} {writer.key.rank}")
@@ -628,28 +606,6 @@ class RedisStore:
         """Redis answered. That it takes writes again only a write shows."""
         if self.trouble == "unreachable" or self.trouble is None:
             self._note_well()
-
-
-class _Nobody:
-    """Stands for a stream that is deleted by somebody who does not own it."""
-
-    is_connected = False
-
-    def __init__(self, key: StreamKey) -> None:
-        self.key = key
-        self.state = StreamState(key.model, "")
-
-    def point(self) -> Point:
-        return Point(None, None, False, Trust.EXPIRED, False)
-
-
-def _specs(text: bytes) -> tuple[EngineSpec, ...]:
-    """A registered pod's specs; nothing where they cannot be read: somebody else wrote them."""
-    try:
-        return msgspec.json.decode(text, type=tuple[EngineSpec, ...])
-    except msgspec.MsgspecError:
-        log.warning("a registered pod in redis is not readable")
-        return ()
 
 
 def _blocks(fields: dict[bytes, bytes]) -> Iterable[tuple[int, BlockRecord]]:

@@ -1,6 +1,8 @@
-"""Registering and forgetting pods for everybody. Every call raises StoreError where Redis does not answer, or refuses."""
+"""The pods that are registered for everybody: reading, registering and forgetting them."""
 
+import logging
 import secrets
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -11,29 +13,34 @@ from indexer.errors import StoreError
 from indexer.settings import Settings
 from indexer.store import StreamKey, Trust
 from indexer.store.connection import Client, why
-from indexer.store.keyspace import Keyspace, stream_id
+from indexer.store.keyspace import Keyspace, stream_id, text_of
 from indexer.store.records import Entry, Kind, encode_entry
 from indexer.store.scripts import Word, call
 
+log = logging.getLogger(__name__)
+
 
 class Registry:
-    """Needs no ownership of anything."""
+    """Needs no ownership of anything. Every call raises StoreError where Redis does not answer, or refuses; `note` is told why before."""
 
-    def __init__(self, client: Client, keyspace: Keyspace, settings: Settings) -> None:
+    def __init__(self, client: Client, keyspace: Keyspace, settings: Settings, note: Callable[[RedisError], None] | None = None) -> None:
         self._client = client
         self._keyspace = keyspace
         self._settings = settings
+        self._note = note
 
     async def _call(self, script: str, keys: list[str], *words: Word) -> Any:
         try:
             return await call(self._client, script, keys, *words)
         except RedisError as error:
+            if self._note is not None:
+                self._note(error)
             raise StoreError(why(error)) from error
 
-    async def register(self, specs: tuple[EngineSpec, ...]) -> bool:
-        """Make a pod known to all. Returns whether it was not registered."""
+    async def register(self, specs: tuple[EngineSpec, ...], *, keeps_old: bool = False) -> bool:
+        """Make a pod known to all. Returns whether it was not registered. `keeps_old`: one that is stays as it is."""
         names = self._keyspace.directory
-        words = (specs[0].pod, msgspec.json.encode(specs), secrets.token_hex(8), 0)
+        words = (specs[0].pod, msgspec.json.encode(specs), secrets.token_hex(8), int(keeps_old))
         return bool(await self._call("register", [names.pods, names.forgotten, names.incarnation], *words))
 
     async def unregister(self, pod: str) -> bool:
@@ -56,3 +63,24 @@ class Registry:
                 return
             # It has another generation than we thought: this one.
             generation = int(answer[1]) if len(answer) > 1 and answer[1] else None
+
+
+class RegisteredPods:
+    """Reads what was registered. What cannot be read somebody else wrote: it is passed over, and the log is told once."""
+
+    def __init__(self) -> None:
+        self._unreadable: set[bytes] = set()
+
+    def read(self, pods: Iterable[tuple[bytes, bytes]]) -> dict[str, tuple[EngineSpec, ...]]:
+        """From the fields of the hash of pods."""
+        specs = {text_of(pod): self._specs(pod, text) for pod, text in pods}
+        return {pod: known for pod, known in specs.items() if known}
+
+    def _specs(self, pod: bytes, text: bytes) -> tuple[EngineSpec, ...]:
+        try:
+            return msgspec.json.decode(text, type=tuple[EngineSpec, ...])
+        except msgspec.MsgspecError:
+            if pod not in self._unreadable:
+                log.error("registered pod in redis not readable", extra={"pod": text_of(pod)})
+            self._unreadable.add(pod)
+            return ()

@@ -313,13 +313,13 @@ class StreamWriter:
         self.is_unsure = False
         self.is_absent = False
 
-    def delete(self, *, gone: bool) -> Call:
-        """The call that deletes the stream."""
+    def delete(self) -> Call:
+        """The call that deletes the stream, unless another owner has it."""
         generation = self.generation
         entry = self._entry(Kind.GONE, generation or 0, self._next_number + 1, None)
         parts = [] if generation is None else self.keys.parts(self.key, generation)
         keys = [self.keys.state(self.key), self.keys.log, self.keys.streams, *parts]
-        words: list[Word] = ["" if gone else self.fence, "" if generation is None else generation, self.name, entry]
+        words: list[Word] = [self.fence, "" if generation is None else generation, self.name, entry]
         return Call("delete", keys, [*words, self._settings.log_entries_max, self._state_ttl_ms])
 
     # Parts of calls

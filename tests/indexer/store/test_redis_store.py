@@ -510,8 +510,8 @@ def test_a_forgotten_pod_is_let_go(server: RedisServer) -> None:
             stream = await owned(store)
             stream.apply(stored([1], None, 100))
             await settled(store)
-            await store.unregister(KEY.pod)
-            await store.delete(KEY)
+            await store.registry.unregister(KEY.pod)
+            await store.registry.delete(KEY)
             kept = await store.keep(lambda _: b"{}")
             assert kept[KEY].standing is Standing.GONE
             assert not [name for name in server.keys("kvi:") if b":state:" in name or b":gpu:" in name]

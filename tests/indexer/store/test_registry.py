@@ -1,0 +1,110 @@
+"""Pods that are registered for everybody, in a real Redis."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+
+import msgspec
+import pytest
+from redis.exceptions import RedisError
+
+from indexer.engine_spec import EngineSpec
+from indexer.errors import StoreError
+from indexer.settings import Settings
+from indexer.store import StreamKey
+from indexer.store.connection import connect
+from indexer.store.keyspace import Keyspace
+from indexer.store.records import Kind, decode_entry
+from indexer.store.registry import RegisteredPods, Registry
+from tests.redis_server import RedisServer
+
+KEYS = Keyspace("kvi")
+ONE = (EngineSpec("pod", "m", events="tcp://127.0.0.1:9"),)
+OTHER = (EngineSpec("pod", "other", events="tcp://127.0.0.1:10"),)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with RedisServer() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _empty(server: RedisServer) -> None:
+    if not server.is_running:
+        server.start(with_data=False)
+    server.client().flushall()
+
+
+def with_registry(server: RedisServer, act: Callable[[Registry], Awaitable[None]], note: Callable[[RedisError], None] | None = None) -> None:
+    async def main() -> None:
+        async with connect(server.url, 0.5) as client:
+            await act(Registry(client, KEYS, Settings(redis=server.url), note))
+
+    asyncio.run(main())
+
+
+def registered(server: RedisServer) -> dict[str, tuple[EngineSpec, ...]]:
+    return RegisteredPods().read(server.client().hgetall(KEYS.directory.pods).items())
+
+
+def test_a_pod_is_registered_replaced_kept_and_forgotten(server: RedisServer) -> None:
+    async def act(registry: Registry) -> None:
+        assert await registry.register(ONE)
+        assert registered(server) == {"pod": ONE}
+        assert not await registry.register(OTHER)
+        assert registered(server) == {"pod": OTHER}
+        assert not await registry.register(ONE, keeps_old=True)
+        assert registered(server) == {"pod": OTHER}
+        assert await registry.unregister("pod")
+        assert registered(server) == {}
+        assert server.client().zscore(KEYS.directory.forgotten, "pod") is not None
+        assert not await registry.unregister("pod")
+        assert await registry.register(ONE, keeps_old=True)
+        assert registered(server) == {"pod": ONE}
+        assert server.client().zscore(KEYS.directory.forgotten, "pod") is None
+
+    with_registry(server, act)
+
+
+def test_a_stream_is_deleted_whatever_its_generation(server: RedisServer) -> None:
+    keys, stream = KEYS.model("m"), StreamKey("m", "pod", 0)
+    client = server.client()
+    client.hset(keys.state(stream), mapping={"gen": 77, "fence": 5})
+    client.hset(keys.parts(stream, 77)[0], "block", "value")
+    client.zadd(keys.streams, {"0:pod": 1, "0:another": 1})
+
+    async def act(registry: Registry) -> None:
+        await registry.delete(stream)
+        await registry.delete(stream)
+
+    with_registry(server, act)
+    assert server.keys() == sorted([keys.streams.encode(), keys.log.encode()])
+    assert client.zrange(keys.streams, 0, -1) == [b"0:another"]
+    entries = [decode_entry(fields[b"e"]) for _, fields in client.xrange(keys.log)]
+    assert [(entry.stream, entry.kind, entry.generation) for entry in entries] == [("0:pod", Kind.GONE, 77), ("0:pod", Kind.GONE, 0)]
+
+
+def test_what_redis_does_not_do_is_told_to_whoever_asks_and_noted(server: RedisServer) -> None:
+    noted: list[RedisError] = []
+
+    async def act(registry: Registry) -> None:
+        for call in (lambda: registry.register(ONE), lambda: registry.unregister("pod"), lambda: registry.delete(StreamKey("m", "pod", 0))):
+            with pytest.raises(StoreError, match="unreachable"):
+                await call()
+
+    server.kill()
+    with_registry(server, act, noted.append)
+    assert len(noted) == 3
+    with_registry(server, act)
+
+
+def test_pods_that_cannot_be_read_are_passed_over_and_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    fields = [
+        *((b"good", msgspec.json.encode(ONE)), (b"text", b"nonsense"), (b"other", b'[{"pod": "x", "surplus": 1}]'), (b"none", b"[]")),
+        (b"\xff", b"{}"),
+    ]
+    pods = RegisteredPods()
+    with caplog.at_level(logging.ERROR):
+        assert [pods.read(fields) for _ in range(3)] == [{"good": ONE}] * 3
+    assert sorted(record.__dict__["pod"] for record in caplog.records) == ["other", "text", "\ufffd"]
