@@ -419,6 +419,8 @@ class RedisStore:
         now_ms, incarnation, members, pods, forgotten = await self._call("beat", keys, *words)
         self._note_time(now_ms)
         self._note_well_if_written()
+        if self.trouble is not None and all(writer.is_settled for writer in self._writers.values()):
+            await self._try_writing()
         return Beat(
             str(incarnation, "utf-8"),
             tuple(text_of(member) for member in members),
@@ -605,6 +607,15 @@ class RedisStore:
     def _note_well_if_written(self) -> None:
         """Redis answered. That it takes writes again only a write shows."""
         if self.trouble == "unreachable" or self.trouble is None:
+            self._note_well()
+
+    async def _try_writing(self) -> None:
+        """Nothing waits to be written that would show whether Redis takes writes again. This changes nothing, and is refused as they are."""
+        try:
+            await answer_of(self._client.set(self.keyspace.directory.incarnation, f"{random_number():016x}", nx=True))
+        except RedisError as error:
+            self._note(error)
+        else:
             self._note_well()
 
 

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
+from indexer.engine_spec import EngineSpec
 from indexer.errors import StoreError
 from indexer.events import Cleared, Event, Removed, Stored, Tier
 from indexer.metrics import IndexerMetrics
@@ -423,6 +424,30 @@ def test_a_full_redis_lets_through_what_shrinks(server: RedisServer) -> None:
                 assert not in_redis(server)["gpu"]
             finally:
                 client.config_set("maxmemory", 0)
+
+    run(scenario())
+
+
+def test_a_full_redis_is_seen_to_be_well_again_by_who_has_nothing_to_write(server: RedisServer) -> None:
+    async def scenario() -> None:
+        async with opened(settings_of(server)) as store:
+            stream = await owned(store)
+            stream.apply(stored([1], None, 100))
+            await settled(store)
+            incarnation = (await store.beat(["m"])).incarnation
+            client = server.client()
+            client.config_set("maxmemory", 1)
+            try:
+                with pytest.raises(StoreError, match="full"):
+                    await store.registry.register((EngineSpec("pod", "m", events="tcp://127.0.0.1:9"),))
+                await store.keep(lambda _: b"{}")
+                await store.beat(["m"])
+                assert store.trouble == "full"
+            finally:
+                client.config_set("maxmemory", 0)
+            beat = await store.beat(["m"])
+            assert store.trouble is None
+            assert (beat.incarnation, beat.pods) == (incarnation, {})
 
     run(scenario())
 
