@@ -13,11 +13,11 @@ import uvloop
 
 from indexer import __version__, logs
 from indexer.allocation import share_one_arena
+from indexer.app import make_ingest
 from indexer.config_file import ConfigFile, read_file
 from indexer.errors import SettingError
-from indexer.server import Served, serve
+from indexer.http.server import Served, serve
 from indexer.settings import PREFIX, Settings, fields, read_settings
-from indexer.status_app import make_ingest
 
 USAGE_ERROR = 2
 # The receiving thread gets the interpreter so soon after it asks for it.

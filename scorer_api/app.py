@@ -1,21 +1,23 @@
 """The roles that answer scores, each behind one ASGI app."""
 
 from fastapi import FastAPI
-from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry
 
-from indexer import __version__
+from indexer.http.app import make_app
+from indexer.http.routes import Pods
+from indexer.http.server import Served
 from indexer.metrics import IndexerMetrics, RedisMetrics
-from indexer.server import Served
 from indexer.service import Service
 from indexer.settings import Settings
 from indexer.shared import SharedService
-from scorer_api import openapi, problems
 from scorer_api.fleet import Fleet
 from scorer_api.follower import Follower
 from scorer_api.metrics import FollowerMetrics, ScorerMetrics
-from scorer_api.routes import Pods, make_router
+from scorer_api.routes import make_router
+from scorer_api.schemas import components
 from scorer_api.view import View
+
+SUMMARY = "Tells any LLM router which pod already holds the longest prefix of a prompt."
 
 
 def make_serve(settings: Settings) -> Served:
@@ -47,14 +49,4 @@ def _make_shared(settings: Settings, *, with_indexer: bool) -> Served:
 
 
 def _make_app(settings: Settings, view: View, pods: Pods, registry: CollectorRegistry) -> FastAPI:
-    app = FastAPIOffline(
-        title="KV Event Indexer",
-        summary="Tells any LLM router which pod already holds the longest prefix of a prompt.",
-        version=__version__,
-        redoc_url=None,
-    )
-    router = make_router(settings, view, pods, ScorerMetrics(registry, view), registry)
-    app.include_router(router)
-    problems.install(app, router.routes)
-    openapi.install(app)
-    return app
+    return make_app(SUMMARY, make_router(settings, view, pods, ScorerMetrics(registry, view), registry), components())

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 
-from indexer.server import listen, serve
+from indexer.http.server import listen, serve
 from indexer.settings import Settings
 from scorer_api.app import make_serve
 

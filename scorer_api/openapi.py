@@ -1,103 +1,12 @@
-"""What the OpenAPI document says of each route beyond its name."""
+"""What the OpenAPI document says of the routes that answer from the prefix index, beyond their names."""
 
 from typing import Any
 
-from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
-from fastapi.responses import PlainTextResponse
-
-from indexer.engine_spec import NAME_LENGTH_MAX
-from scorer_api.negotiation import JSON, MSGPACK
-from scorer_api.problems import MEDIA_TYPE as PROBLEM
-from scorer_api.schemas import COMPONENT, components
-
-PROBLEMS = {
-    400: "The body, or the request, is malformed.",
-    404: "There is no such thing.",
-    408: "The body took too long.",
-    413: "The body is over the limit.",
-    415: "The body is of another type.",
-    422: "A value is wrong; `detail` says which field and what would be right.",
-    503: "The service is starting.",
-}
-
-
-def _ref(name: str) -> dict[str, Any]:
-    return {"$ref": COMPONENT.format(name=name)}
-
-
-def _content(name: str, *media_types: str) -> dict[str, Any]:
-    return {media_type: {"schema": _ref(name)} for media_type in media_types}
-
-
-def _described(answer: str, name: str, *problems: int, media_types: tuple[str, ...] = (JSON,)) -> dict[int | str, dict[str, Any]]:
-    described: dict[int | str, dict[str, Any]] = {200: {"description": answer, "content": _content(name, *media_types)}}
-    described.update({status: {"description": PROBLEMS[status], "content": _content("ProblemDetails", PROBLEM)} for status in problems})
-    return described
-
-
-def _body(content: dict[str, Any]) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "content": content}}
-
+from indexer.http.negotiation import JSON, MSGPACK
+from indexer.http.openapi import body, content, described
 
 SCORE: dict[str, Any] = {
-    "responses": _described("Every pod of the model, best first.", "ScoreAnswer", 400, 404, 408, 413, 415, 422, media_types=(JSON, MSGPACK)),
-    "openapi_extra": _body({**_content("ScoreRequest", JSON), **_content("ScoreRequestMsgpack", MSGPACK)}),
+    "responses": described("Every pod of the model, best first.", "ScoreAnswer", 400, 404, 408, 413, 415, 422, media_types=(JSON, MSGPACK)),
+    "openapi_extra": body({**content("ScoreRequest", JSON), **content("ScoreRequestMsgpack", MSGPACK)}),
 }
-PODS: dict[str, Any] = {"responses": _described("Every registered pod.", "PodsAnswer")}
-UNAVAILABLE = "Redis, which all replicas share, is away or refuses."
-PUT_POD: dict[str, Any] = {
-    "responses": {
-        **_described("The pod was changed.", "PodStatus", 400, 408, 413, 415, 422),
-        201: {"description": "The pod is new.", "content": _content("PodStatus", JSON)},
-        503: {"description": UNAVAILABLE, "content": _content("ProblemDetails", PROBLEM)},
-    },
-    "openapi_extra": _body(_content("PodSpec", JSON)),
-}
-DELETE_POD: dict[str, Any] = {
-    "responses": {
-        204: {"description": "The pod is forgotten."},
-        404: {"description": PROBLEMS[404], "content": _content("ProblemDetails", PROBLEM)},
-        503: {"description": UNAVAILABLE, "content": _content("ProblemDetails", PROBLEM)},
-    }
-}
-MODELS: dict[str, Any] = {"responses": _described("Every known model.", "ModelsAnswer")}
-HEALTH: dict[str, Any] = {"responses": _described("The process lives.", "HealthAnswer")}
-READY: dict[str, Any] = {
-    "responses": {
-        **_described("Ready, or ready and degraded.", "Readiness"),
-        503: {"description": PROBLEMS[503], "content": _content("Readiness", JSON)},
-    }
-}
-METRICS: dict[str, Any] = {
-    "response_class": PlainTextResponse,
-    "responses": {200: {"description": "Metrics in the text format of Prometheus.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
-}
-
-
-def install(app: FastAPI) -> None:
-    """Have the app's document name our own types, once made."""
-
-    def document() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            made = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-            made["components"] = {"schemas": components()}
-            for operations in made["paths"].values():
-                for operation in operations.values():
-                    _set_right(operation)
-            app.openapi_schema = made
-        return app.openapi_schema
-
-    app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to replace the document
-
-
-def _set_right(operation: dict[str, Any]) -> None:
-    """Drop what FastAPI adds for its own kind of errors, which no route here answers with."""
-    responses = operation["responses"]
-    if responses.get("422", {}).get("content", {}).get(JSON) is not None:
-        del responses["422"]["content"][JSON]
-        if not responses["422"]["content"]:
-            del responses["422"]
-    for parameter in operation.get("parameters", ()):
-        if parameter["name"] == "pod":
-            parameter["schema"] |= {"minLength": 1, "maxLength": NAME_LENGTH_MAX}
+MODELS: dict[str, Any] = {"responses": described("Every known model.", "ModelsAnswer")}

@@ -1,14 +1,11 @@
-"""What requests and answers look like."""
+"""What requests about scores and models, and their answers, look like."""
 
 from typing import Annotated, Any
 
-import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from indexer.engine_spec import EngineSpec
+from indexer.http import schemas
 from indexer.store import Trust
-from indexer.streams import PodStatus, Readiness
-from scorer_api.problems import ProblemDetails
 
 TOKEN_MAX = 2**32 - 1
 TEXT_LENGTH_MAX = 4_096
@@ -78,12 +75,6 @@ class ScoreAnswer(Struct, frozen=True):
     unknown_pods: list[str] | UnsetType = UNSET
 
 
-class PodsAnswer(Struct, frozen=True):
-    """Every registered pod."""
-
-    pods: list[PodStatus]
-
-
 class ModelAnswer(Struct, frozen=True):
     """A model is known when a pod of it is registered."""
 
@@ -97,44 +88,16 @@ class ModelsAnswer(Struct, frozen=True):
     models: list[ModelAnswer]
 
 
-class HealthAnswer(Struct, frozen=True):
-    """The process lives."""
-
-    status: str
-
-
-class PodSpec(EngineSpec, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where a pod's events come from. `pod`, if given, must be the name in the path."""
-
-    pod: str | None = None  # type: ignore[assignment]  # the path has the name
-
-
-TYPES: tuple[Any, ...] = (ScoreRequest, ScoreAnswer, PodSpec, PodStatus, PodsAnswer, ModelsAnswer, HealthAnswer, Readiness, ProblemDetails)
-
-_PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
-ENDPOINT = {
-    "type": "string",
-    "pattern": rf"^(tcp://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):{_PORT}|ipc://[!-~]{{1,100}})$",
-    "examples": ["tcp://10.0.0.7:5557"],
-}
-
 EXTRA_KEY = [{"type": "string"}, {"type": "integer", "minimum": -(2**63), "maximum": 2**64 - 1}]
-
-COMPONENT = "#/components/schemas/{name}"
 
 
 def components() -> dict[str, Any]:
-    """The JSON schemas of all these, by name, for the OpenAPI document."""
-    _, found = msgspec.json.schema_components(TYPES, ref_template=COMPONENT)
+    """The JSON schemas of these and of the common types, by name, for the OpenAPI document."""
+    found = schemas.components(ScoreRequest, ScoreAnswer, ModelsAnswer)
     # The range is checked when the tokens are packed, not one by one while they are decoded; the document has it all the same.
     found["ScoreRequest"]["properties"]["token_ids"]["items"] = {"type": "integer", "minimum": 0, "maximum": TOKEN_MAX}
     entry = found["ScoreRequest"]["properties"]["block_extra_keys"]["anyOf"][0]["items"]["prefixItems"][1]
     entry["items"] = {"anyOf": [*EXTRA_KEY, {"type": "array", "items": {"anyOf": EXTRA_KEY}}]}
-    # A pod that dials us has no events endpoint; what there is to say of it is where its replays are.
-    found["PodSpec"]["anyOf"] = [{"required": [key], "properties": {key: ENDPOINT}} for key in ("events", "replay")]
-    found["PodSpec"]["allOf"] = [{"anyOf": [{"properties": {key: {"type": "null"}}} for key in ("ranks", "rank")]}]
-    for key in ("events", "replay"):
-        found["PodSpec"]["properties"][key]["anyOf"] = [ENDPOINT, {"type": "null"}]
     return {**found, "ScoreRequestMsgpack": _packed(found["ScoreRequest"])}
 
 

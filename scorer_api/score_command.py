@@ -8,9 +8,9 @@ import httpx
 import msgspec
 
 from indexer.errors import SettingError
+from indexer.http.negotiation import MSGPACK
+from indexer.http.problems import ProblemDetails
 from indexer.wire import pack_tokens
-from scorer_api.negotiation import MSGPACK
-from scorer_api.problems import ProblemDetails
 from scorer_api.schemas import ScoreAnswer
 
 TIMEOUT_S = 30.0

@@ -8,9 +8,9 @@ from msgspec import Raw, Struct
 
 from indexer.block_keys import TOKEN_BYTES, fold_extra_keys, read_extra_keys
 from indexer.errors import field_first
+from indexer.http.negotiation import JSON, MSGPACK
+from indexer.http.problems import Problem
 from indexer.wire import pack_tokens
-from scorer_api.negotiation import JSON, MSGPACK
-from scorer_api.problems import Problem
 from scorer_api.schemas import TOKEN_MAX, ScoreRequest, ScoreRequestMsgpack
 from scorer_api.view import Prompt
 

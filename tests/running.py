@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import httpx
 
-from indexer.server import serve
+from indexer.http.server import serve
 from indexer.settings import read_settings
 from scorer_api.app import make_serve
 from tests.waiting import wait_until

@@ -10,7 +10,7 @@ import schemathesis
 from schemathesis import GenerationMode
 from schemathesis.transport.serialization import Binary
 
-from scorer_api.schemas import ENDPOINT
+from indexer.http.schemas import ENDPOINT
 
 MODEL, POD = os.environ["TEST_MODEL"], os.environ["TEST_POD"]
 # In the loopback network, where nobody listens: what the service dials never leaves this machine.

@@ -35,7 +35,11 @@ IMPURE = {"zmq", "redis", "asyncio", "fastapi", "starlette", "uvicorn", "uvloop"
 ZMQ = {f"indexer.{name}" for name in ("subscriber", "subscription", "listening", "replay", "stream", "streams", "endpoints", "demo_engine")} | {
     "scorer_api.cli"
 }
-
+WEB = {f"indexer.http.{name}" for name in ("app", "connection", "negotiation", "openapi", "problems", "routes", "server")} | {
+    "indexer.app",
+    "scorer_api.app",
+    "scorer_api.routes",
+}
 REDIS = {f"indexer.store.{name}" for name in ("connection", "scripts", "redis", "reader", "registry")}
 
 
@@ -110,6 +114,10 @@ def test_only_the_command_line_reads_the_environment_and_owns_signals() -> None:
 
 def test_only_the_store_knows_redis() -> None:
     assert {module for module in MODULES if third_party(module) & {"redis", "valkey", "aioredis", "coredis", "glide", "hiredis"}} == REDIS
+
+
+def test_only_what_serves_http_knows_a_web_framework() -> None:
+    assert {module for module in MODULES if third_party(module) & {"fastapi", "fastapi_offline", "starlette", "uvicorn", "httptools"}} == WEB
 
 
 def test_no_two_modules_import_each_other() -> None:

@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from scorer_api.negotiation import JSON, MSGPACK
-from scorer_api.problems import Problem
+from indexer.http.negotiation import JSON, MSGPACK
+from indexer.http.problems import Problem
 from scorer_api.score_request import EXTRA_KEYS_BYTES_MAX, FIELD_BYTES_MAX, UNMEASURED_BYTES_MAX, decode, prompt_of
 from scorer_api.view import Prompt
 

@@ -12,7 +12,7 @@ import uvicorn
 from msgspec import Struct
 
 from indexer.errors import SettingError
-from indexer.http_connection import Connection
+from indexer.http.connection import Connection
 from indexer.settings import Settings
 
 log = logging.getLogger(__name__)

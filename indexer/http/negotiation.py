@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from fastapi import Request, Response
 
-from scorer_api.problems import Problem
+from indexer.http.problems import Problem
 
 # Up to so many times the limit, a body that is refused is still read to its end.
 FAR_OVER = 4

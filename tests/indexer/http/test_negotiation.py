@@ -93,9 +93,9 @@ def test_problems_are_json_whatever_was_asked_for(service: Client) -> None:
     assert response.json()["status"] == 400
 
 
-def test_a_pod_is_put_as_json_only(service: Client) -> None:
+def test_a_pod_is_put_as_json_only(anywhere: Client) -> None:
     body = msgspec.msgpack.encode({"model": "m", "events": "tcp://127.0.0.1:9"})
-    response = service.http.put(f"{service.url}/v1/pods/x", content=body, headers={"Content-Type": MSGPACK})
+    response = anywhere.http.put(f"{anywhere.url}/v1/pods/x", content=body, headers={"Content-Type": MSGPACK})
     assert response.status_code == 415
     assert JSON in response.json()["detail"]
     assert MSGPACK not in response.json()["detail"].split("not")[0]

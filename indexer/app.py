@@ -1,0 +1,23 @@
+"""The role that indexes only, behind an ASGI app: pods, health, readiness and metrics."""
+
+from fastapi import APIRouter
+from prometheus_client import CollectorRegistry
+
+from indexer.http.app import make_app
+from indexer.http.routes import add_routes
+from indexer.http.schemas import components
+from indexer.http.server import Served
+from indexer.metrics import IndexerMetrics
+from indexer.settings import Settings
+from indexer.shared import SharedService
+
+SUMMARY = "Follows engines and writes what they cache to Redis, where scorers read it."
+
+
+def make_ingest(settings: Settings) -> Served:
+    """The `ingest` role: an indexer that shares the streams with others."""
+    registry = CollectorRegistry()
+    service = SharedService(settings, IndexerMetrics(registry))
+    router = APIRouter()
+    add_routes(router, settings, service, registry)
+    return Served(make_app(SUMMARY, router, components()), [service], service)

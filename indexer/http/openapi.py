@@ -1,0 +1,102 @@
+"""What the OpenAPI document says of each route beyond its name."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import PlainTextResponse
+
+from indexer.engine_spec import NAME_LENGTH_MAX
+from indexer.http.negotiation import JSON
+from indexer.http.problems import MEDIA_TYPE as PROBLEM
+from indexer.http.schemas import COMPONENT
+
+PROBLEMS = {
+    400: "The body, or the request, is malformed.",
+    404: "There is no such thing.",
+    408: "The body took too long.",
+    413: "The body is over the limit.",
+    415: "The body is of another type.",
+    422: "A value is wrong; `detail` says which field and what would be right.",
+    503: "The service is starting.",
+}
+
+
+def content(name: str, *media_types: str) -> dict[str, Any]:
+    """A body of the type with this name, in each of these media types."""
+    return {media_type: {"schema": {"$ref": COMPONENT.format(name=name)}} for media_type in media_types}
+
+
+def body(content: dict[str, Any]) -> dict[str, Any]:
+    """A request that has to have this content."""
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def described(answer: str, name: str, *problems: int, media_types: tuple[str, ...] = (JSON,)) -> dict[int | str, dict[str, Any]]:
+    """The answer of status 200, and these problems."""
+    responses: dict[int | str, dict[str, Any]] = {200: {"description": answer, "content": content(name, *media_types)}}
+    responses.update({status: problem(PROBLEMS[status]) for status in problems})
+    return responses
+
+
+def problem(description: str) -> dict[str, Any]:
+    """An answer that is a problem."""
+    return {"description": description, "content": content("ProblemDetails", PROBLEM)}
+
+
+PODS: dict[str, Any] = {"responses": described("Every registered pod.", "PodsAnswer")}
+UNAVAILABLE = "Redis, which all replicas share, is away or refuses."
+PUT_POD: dict[str, Any] = {
+    "responses": {
+        **described("The pod was changed.", "PodStatus", 400, 408, 413, 415, 422),
+        201: {"description": "The pod is new.", "content": content("PodStatus", JSON)},
+        503: problem(UNAVAILABLE),
+    },
+    "openapi_extra": body(content("PodSpec", JSON)),
+}
+DELETE_POD: dict[str, Any] = {
+    "responses": {
+        204: {"description": "The pod is forgotten."},
+        404: problem(PROBLEMS[404]),
+        503: problem(UNAVAILABLE),
+    }
+}
+HEALTH: dict[str, Any] = {"responses": described("The process lives.", "HealthAnswer")}
+READY: dict[str, Any] = {
+    "responses": {
+        **described("Ready, or ready and degraded.", "Readiness"),
+        503: {"description": PROBLEMS[503], "content": content("Readiness", JSON)},
+    }
+}
+METRICS: dict[str, Any] = {
+    "response_class": PlainTextResponse,
+    "responses": {200: {"description": "Metrics in the text format of Prometheus.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
+}
+
+
+def install(app: FastAPI, components: dict[str, Any]) -> None:
+    """Have the app's document name our own types, once made. `components`: their JSON schemas by name."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            made = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+            made["components"] = {"schemas": components}
+            for operations in made["paths"].values():
+                for operation in operations.values():
+                    _set_right(operation)
+            app.openapi_schema = made
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to replace the document
+
+
+def _set_right(operation: dict[str, Any]) -> None:
+    """Drop what FastAPI adds for its own kind of errors, which no route here answers with."""
+    responses = operation["responses"]
+    if responses.get("422", {}).get("content", {}).get(JSON) is not None:
+        del responses["422"]["content"][JSON]
+        if not responses["422"]["content"]:
+            del responses["422"]
+    for parameter in operation.get("parameters", ()):
+        if parameter["name"] == "pod":
+            parameter["schema"] |= {"minLength": 1, "maxLength": NAME_LENGTH_MAX}

@@ -1,0 +1,51 @@
+"""What requests and answers of the routes that all roles have look like."""
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from indexer.engine_spec import EngineSpec
+from indexer.http.problems import ProblemDetails
+from indexer.streams import PodStatus, Readiness
+
+
+class PodsAnswer(Struct, frozen=True):
+    """Every registered pod."""
+
+    pods: list[PodStatus]
+
+
+class HealthAnswer(Struct, frozen=True):
+    """The process lives."""
+
+    status: str
+
+
+class PodSpec(EngineSpec, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where a pod's events come from. `pod`, if given, must be the name in the path."""
+
+    pod: str | None = None  # type: ignore[assignment]  # the path has the name
+
+
+TYPES: tuple[Any, ...] = (PodSpec, PodStatus, PodsAnswer, HealthAnswer, Readiness, ProblemDetails)
+
+_PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+ENDPOINT = {
+    "type": "string",
+    "pattern": rf"^(tcp://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):{_PORT}|ipc://[!-~]{{1,100}})$",
+    "examples": ["tcp://10.0.0.7:5557"],
+}
+
+COMPONENT = "#/components/schemas/{name}"
+
+
+def components(*more: Any) -> dict[str, Any]:
+    """The JSON schemas of all these and of `more`, by name, for the OpenAPI document."""
+    _, found = msgspec.json.schema_components((*more, *TYPES), ref_template=COMPONENT)
+    # A pod that dials us has no events endpoint; what there is to say of it is where its replays are.
+    found["PodSpec"]["anyOf"] = [{"required": [key], "properties": {key: ENDPOINT}} for key in ("events", "replay")]
+    found["PodSpec"]["allOf"] = [{"anyOf": [{"properties": {key: {"type": "null"}}} for key in ("ranks", "rank")]}]
+    for key in ("events", "replay"):
+        found["PodSpec"]["properties"][key]["anyOf"] = [ENDPOINT, {"type": "null"}]
+    return found
