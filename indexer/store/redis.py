@@ -612,7 +612,8 @@ class RedisStore:
     async def _try_writing(self) -> None:
         """Nothing waits to be written that would show whether Redis takes writes again. This changes nothing, and is refused as they are."""
         try:
-            await answer_of(self._client.set(self.keyspace.directory.incarnation, f"{random_number():016x}", nx=True))
+            ttl_ms = int(self._settings.pod_expiry_s * 1000)
+            await answer_of(self._client.set(self.keyspace.directory.incarnation, f"{random_number():016x}", nx=True, px=ttl_ms))
         except RedisError as error:
             self._note(error)
         else:
