@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from enum import Enum, auto
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self, cast
+from typing import Any, Literal, Protocol, Self
 
 import msgspec
 from msgspec import Struct
@@ -21,18 +21,17 @@ from redis.exceptions import RedisError
 from indexer.change import Change
 from indexer.engine_spec import EngineSpec
 from indexer.errors import StoreError
-from indexer.events import Tier
 from indexer.metrics import IndexerMetrics
-from indexer.orphans import Parked
 from indexer.settings import Settings
 from indexer.store import StreamKey, Trust
 from indexer.store.connection import Client, answer_of, connect, is_away, masked, why
-from indexer.store.keyspace import PARTS, Keyspace, text_of
-from indexer.store.records import Head, decode_block, decode_hash, decode_head, decode_parked
+from indexer.store.keyspace import Keyspace, text_of
+from indexer.store.records import Head, decode_head
 from indexer.store.registry import RegisteredPods, Registry
+from indexer.store.restoring import read_hash, restore
+from indexer.store.rewriting import write_generation
 from indexer.store.scripts import Call, call, call_all, pairs
 from indexer.store.writer import Recorded, StreamWriter, random_number
-from indexer.stream_state import PARKED, REMOVED, BlockRecord, StreamState
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +40,6 @@ How = Literal["free", "want", "force"]
 # Pauses while Redis is away or refuses.
 RETRY_S = 0.1
 RETRY_MAX_S = 1.0
-# Fields written or read by one command: well below a millisecond of Redis.
-PIECE_FIELDS = 500
-PIECES_PER_ROUND = 8
 KEEP_STREAMS = 50
 # So many streams may be written anew at a time.
 WRITING_ALL_MAX = 2
@@ -258,12 +254,12 @@ class RedisStore:
             return False
         renewing = asyncio.create_task(self._renew(stream.key), name=f"renew {stream.key.pod} {stream.key.rank}")
         try:
-            fields = [await self._scan(part) for part in self.keyspace.model(stream.key.model).parts(stream.key, claim.generation)]
+            fields = [await read_hash(self._client, part) for part in self.keyspace.model(stream.key.model).parts(stream.key, claim.generation)]
             if tuple(map(len, fields)) != claim.lengths:
                 log.warning("blocks missing in redis", extra={"pod": stream.key.pod, "rank": stream.key.rank})
                 return False
             # A million blocks take seconds: in the event loop the leases of all other streams would run out meanwhile.
-            await asyncio.to_thread(_restore, state, head, fields)
+            await asyncio.to_thread(restore, state, head, fields)
         except RedisError as error:
             self._note(error)
             raise StoreError(why(error)) from error
@@ -283,16 +279,6 @@ class RedisStore:
             with suppress(RedisError):  # whoever reads notices
                 await answer_of(self._client.pexpire(lease, int(self._settings.lease_s * 1000)))
             await asyncio.sleep(self._settings.lease_s / 3)
-
-    async def _scan(self, key: str) -> dict[bytes, bytes]:
-        """A whole hash, in pieces."""
-        found: dict[bytes, bytes] = {}
-        cursor = 0
-        while True:
-            cursor, piece = await answer_of(self._client.hscan(key, cursor, count=PIECE_FIELDS))
-            found.update(cast(dict[bytes, bytes], piece))
-            if not cursor:
-                return found
 
     def own(self, stream: Recorded, claim: Claim, *, is_loaded: bool) -> None:
         """From now on what the stream holds is written. `is_loaded`: it holds what Redis has; else that is void."""
@@ -553,17 +539,10 @@ class RedisStore:
             self._progress.set()
 
     async def _write_generation(self, writer: StreamWriter) -> None:
-        """Write all that the stream holds into hashes of a new generation, then make that the stream's. Raises RedisError, StoreError."""
-        generation = writer.begin_all()
-        names = writer.keys.parts(writer.key, generation)
-        for part in range(len(PARTS)):
-            if not await self._write_fields(writer, names[part], part, writer.hashes(part)):
-                return
-        while writer.operations > PIECE_FIELDS * PIECES_PER_ROUND:
-            touched = writer.stream.state.track()
-            for part in range(len(PARTS)):
-                if not await self._write_fields(writer, names[part], part, list(touched[part])):
-                    return
+        """Write all that the stream holds as a new generation, then make that the stream's. Raises RedisError, StoreError."""
+        generation = await write_generation(self._client, writer, lambda: self._writers.get(writer.key) is writer)
+        if generation is None:
+            return
         switch = writer.switch(generation, self.member, f"{random_number():016x}")
         answer = await call(self._client, switch.script, switch.keys, *switch.words)
         if answer[0] == 0:
@@ -574,35 +553,11 @@ class RedisStore:
                 self._lose(writer, Standing.LOST)
             else:
                 writer.fence = claim.fence
-            return
-        if [int(length) for length in answer[1:]] != writer.expected:
+        elif [int(length) for length in answer[1:]] != writer.expected:
             writer.void()
-            return
-        writer.switched(generation)
-        self._metrics.redis.appends.inc()
-
-    async def _write_fields(self, writer: StreamWriter, name: str, part: int, hashes: list[int]) -> bool:
-        """Returns whether that still makes sense."""
-        step = PIECE_FIELDS * PIECES_PER_ROUND
-        for start in range(0, len(hashes), step):
-            if writer.needs_all or writer.is_absent or self._writers.get(writer.key) is not writer:
-                return False
-            pipeline = self._client.pipeline(transaction=False)
-            for first in range(start, min(start + step, len(hashes)), PIECE_FIELDS):
-                sets: list[bytes] = []
-                dels: list[bytes] = []
-                for field, value in writer.fields(part, hashes[first : first + PIECE_FIELDS]):
-                    if value is None:
-                        dels.append(field)
-                    else:
-                        sets += (field, value)
-                if sets:
-                    pipeline.execute_command("HSET", name, *sets)
-                if dels:
-                    pipeline.execute_command("HDEL", name, *dels)
-            pipeline.pexpire(name, writer.ttl_ms[1])
-            await answer_of(pipeline.execute())
-        return not writer.needs_all
+        else:
+            writer.switched(generation)
+            self._metrics.redis.appends.inc()
 
     def _note_well_if_written(self) -> None:
         """Redis answered. That it takes writes again only a write shows."""
@@ -618,24 +573,6 @@ class RedisStore:
             self._note(error)
         else:
             self._note_well()
-
-
-def _blocks(fields: dict[bytes, bytes]) -> Iterable[tuple[int, BlockRecord]]:
-    return ((decode_hash(field), decode_block(value)) for field, value in fields.items())
-
-
-def _restore(state: StreamState, head: Head, fields: list[dict[bytes, bytes]]) -> None:
-    """Raises ValueError, msgspec.DecodeError for what is not readable."""
-    state.restore(head.traits, [(tier, _blocks(fields[tier])) for tier in Tier], _blocks(fields[REMOVED]))
-    _park(state, fields[PARKED])
-
-
-def _park(state: StreamState, fields: dict[bytes, bytes]) -> None:
-    now_s, now_ms = time.monotonic(), time.time() * 1000
-    records = sorted(((decode_hash(field), decode_parked(value)) for field, value in fields.items()), key=lambda item: item[1].since_ms)
-    for engine_hash, record in records:
-        parked: Parked = state.orphans.park(engine_hash, record.parent, record.tokens, record.extra, now_s - (now_ms - record.since_ms) / 1000)
-        parked.copies.update({Tier(tier): count for tier, count in record.copies.items()})
 
 
 def _nobody(stream: StreamKey, standing: Standing) -> None:
