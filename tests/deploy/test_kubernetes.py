@@ -13,7 +13,8 @@ from tests.deploy.network import pod, reaches
 
 COMPONENT = "app.kubernetes.io/component"
 OURS = {"app.kubernetes.io/name": "kv-indexer"}
-KUBERNETES_VERSION = "1.37"
+# The oldest that the chart takes, and the newest whose schemas there are.
+KUBERNETES_VERSIONS = ("1.30", "1.37")
 # Kinds of the Prometheus operator, whose schemas Kubernetes does not have.
 CUSTOM = {"ServiceMonitor", "PrometheusRule"}
 SENT_TO_ENGINES = (5557, 5558)
@@ -24,10 +25,11 @@ def kustomizations() -> list[tuple[Path, Document]]:
 
 
 def validate(document: Document) -> None:
-    """Against Kubernetes's own schema, with nothing in it that the schema does not know."""
+    """Against Kubernetes's own schemas, with nothing in it that they do not know."""
     import kubernetes_validate
 
-    kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
+    for version in KUBERNETES_VERSIONS:
+        kubernetes_validate.validate(document, version, strict=True)
 
 
 # As it is written
