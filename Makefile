@@ -4,12 +4,13 @@ PORT ?= 8080
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEPLOY_READY := $(VENV)/.deploy-ready
 # vLLM has one of its own, of the Python that its pinned packages are for.
 ENGINE_PYTHON ?= python3.11
 ENGINE_VENV := .venv-engine
 ENGINE_READY := $(ENGINE_VENV)/.ready
 
-.PHONY: help run test test-mechanisms test-hostile test-engine test-chaos bench lint types clean
+.PHONY: help run test test-mechanisms test-hostile test-engine test-chaos test-deploy bench lint types clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -18,6 +19,10 @@ $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+$(DEPLOY_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,deploy]'
 	@touch $@
 
 $(ENGINE_READY): tests/living_engine/requirements.txt
@@ -40,6 +45,9 @@ test-engine: $(READY) $(ENGINE_READY) ## compare with a real vLLM on the CPU: 2.
 
 test-hostile: $(READY) ## hostile frames, requests and a flood of ten seconds, with its figures
 	TEST_FLOOD_S=10 $(BIN)/python -m pytest tests/scenarios/test_flood.py tests/scenarios/test_hostile_frames.py tests/scorer_api/test_hostile_requests.py -rP
+
+test-deploy: $(DEPLOY_READY) ## check deploy/ with the tools that it is for, and carry out the image's steps: 150 MB on first use, then half a minute
+	$(BIN)/python -m pytest -m deploy tests/deploy --no-header
 
 test-chaos: $(READY) ## five minutes of faults in a random order; TEST_CHAOS_SEED=N for another one
 	$(BIN)/python -m pytest tests/scenarios/redis/test_chaos.py -m chaos --log-level=INFO -o log_cli=true

@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from socket import gethostname
 
 import msgspec
 import zmq
@@ -23,6 +24,8 @@ CHAT_TOKENS_MAX = 800
 HISTORY_BATCHES = 1_000
 # Served at once, so that there is something to see from the start.
 WARM_UP_REQUESTS = 24
+LOOPBACK = "127.0.0.1"
+EVERY_ADDRESS = ("0.0.0.0", "*")  # noqa: S104 - what a user may ask for, never a default
 
 Event = dict[str, object]
 
@@ -90,19 +93,19 @@ def chat_workload(chats: list[int], rng: random.Random) -> Iterator[list[int]]:
 
 
 class Publisher:
-    """PUB and ROUTER on loopback ports, free ones where 0 is given, with a bounded history for replays.
+    """PUB and ROUTER on ports of one address, free ones where 0 is given, with a bounded history for replays.
 
-    Raises zmq.ZMQError for a port that is taken.
+    Raises zmq.ZMQError for an address that is not this machine's, or a port that is taken.
     """
 
-    def __init__(self, context: zmq.asyncio.Context, topic: bytes, events_port: int, replay_port: int) -> None:
+    def __init__(self, context: zmq.asyncio.Context, topic: bytes, host: str, events_port: int, replay_port: int) -> None:
         self._topic = topic
         self._pub = context.socket(zmq.PUB)
         self._router = context.socket(zmq.ROUTER)
         self._pub.sndhwm = 0
         self._router.sndhwm = 0
-        self.events_port = _bind(self._pub, events_port)
-        self.replay_port = _bind(self._router, replay_port)
+        self.events_port = _bind(self._pub, host, events_port)
+        self.replay_port = _bind(self._router, host, replay_port)
         self._history: deque[tuple[bytes, bytes]] = deque(maxlen=HISTORY_BATCHES)
         self._next = 0
 
@@ -126,19 +129,27 @@ class Publisher:
         return [item for item in self._history if item[0] >= start]
 
 
-def _bind(socket: zmq.asyncio.Socket, port: int) -> int:
+def _bind(socket: zmq.asyncio.Socket, host: str, port: int) -> int:
     if not port:
-        return socket.bind_to_random_port("tcp://127.0.0.1")
-    socket.bind(f"tcp://127.0.0.1:{port}")
+        return socket.bind_to_random_port(f"tcp://{host}")
+    socket.bind(f"tcp://{host}:{port}")
     return port
 
 
-async def run(pod: str, model: str, chats: list[int], capacity: int, requests_per_s: float, events_port: int = 0, replay_port: int = 0) -> None:
-    """Print the engine's spec, then serve until cancelled."""
+def dialled(host: str) -> str:
+    """What others dial to reach what listens there: every address is none that can be dialled, the machine's name is."""
+    return gethostname() if host in EVERY_ADDRESS else host
+
+
+async def run(
+    pod: str, model: str, chats: list[int], capacity: int, requests_per_s: float, host: str = LOOPBACK, events_port: int = 0, replay_port: int = 0
+) -> None:
+    """Print the engine's spec, then serve until cancelled. Raises zmq.ZMQError where it cannot listen."""
     with zmq.asyncio.Context() as context:
         context.linger = 0
-        publisher = Publisher(context, f"kv@{pod}@{model}".encode(), events_port, replay_port)
-        spec = f"pod={pod},model={model},events=tcp://127.0.0.1:{publisher.events_port},replay=tcp://127.0.0.1:{publisher.replay_port}"
+        publisher = Publisher(context, f"kv@{pod}@{model}".encode(), host, events_port, replay_port)
+        reached_at = dialled(host)
+        spec = f"pod={pod},model={model},events=tcp://{reached_at}:{publisher.events_port},replay=tcp://{reached_at}:{publisher.replay_port}"
         print(spec, flush=True)  # noqa: T201 - the command's output: what to give to --engine
         try:
             async with asyncio.TaskGroup() as tasks:

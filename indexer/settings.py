@@ -27,8 +27,8 @@ Seconds = Annotated[float, Meta(ge=0.001, le=10**6)]
 Count = Annotated[int, Meta(ge=1, le=2**40)]
 Weight = Annotated[float, Meta(ge=0, le=1)]
 
-# What Kubernetes puts into the environment of every pod beside a service called kv-indexer: not ours.
-_SERVICE_LINK = re.compile(r"KV_INDEXER_(SERVICE_(HOST|PORT)\w*|PORT_\d+_\w+)")
+# What Kubernetes puts into the environment of every pod beside a service called kv-indexer, or kv-indexer-anything: not ours.
+_SERVICE_LINK = re.compile(r"KV_INDEXER_(\w+_)?(SERVICE_(HOST|PORT)\w*|PORT_\d+_\w+)")
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -220,4 +220,4 @@ def _converted(field: Field, source: str, value: Any, *, strict: bool = False) -
 
 
 def _is_service_link(variable: str, text: str) -> bool:
-    return _SERVICE_LINK.fullmatch(variable) is not None or (variable == PREFIX + "PORT" and text.startswith(("tcp://", "udp://")))
+    return _SERVICE_LINK.fullmatch(variable) is not None or (variable.endswith("_PORT") and text.startswith(("tcp://", "udp://")))

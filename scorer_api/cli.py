@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     engine.add_argument("--model", default=demo.MODEL)
     engine.add_argument("--chats", default="1,2,3,4,5,6,7,8", metavar="N,N,…", type=_numbers, help="numbers of the chats that it serves")
     engine.add_argument("--blocks", default=128, type=_positive(int), help="how many blocks it caches")
+    engine.add_argument("--host", default=demo_engine.LOOPBACK, help="address that it listens on; 0.0.0.0 for every one of this machine's")
     engine.add_argument("--events-port", default=0, type=_port, help="default: a free one")
     engine.add_argument("--replay-port", default=0, type=_port, help="default: a free one")
     engine.add_argument("--with-parent", action="store_true", help="stop when standard input ends, as it does when the parent dies")
@@ -91,8 +92,8 @@ def _demo_engine(parsed: argparse.Namespace) -> int:
     async def until_stopped(stop: asyncio.Event) -> None:
         if parsed.with_parent:
             asyncio.get_running_loop().add_reader(sys.stdin.fileno(), stop.set)
-        ports = parsed.events_port, parsed.replay_port
-        serving = demo_engine.run(parsed.pod, parsed.model, parsed.chats, parsed.blocks, parsed.requests_per_s, *ports)
+        address = parsed.host, parsed.events_port, parsed.replay_port
+        serving = demo_engine.run(parsed.pod, parsed.model, parsed.chats, parsed.blocks, parsed.requests_per_s, *address)
         engine = asyncio.create_task(serving, name="demo engine")
         stopping = asyncio.create_task(stop.wait(), name="stop")
         await asyncio.wait([engine, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -100,7 +101,7 @@ def _demo_engine(parsed: argparse.Namespace) -> int:
         stopping.cancel()
         for outcome in await asyncio.gather(engine, stopping, return_exceptions=True):
             if isinstance(outcome, zmq.ZMQError):
-                raise SettingError("--events-port and --replay-port", ports, f"cannot listen there: {outcome.strerror}")
+                raise SettingError("--host, --events-port and --replay-port", address, f"cannot listen there: {outcome.strerror}")
             if isinstance(outcome, Exception):
                 raise outcome
 

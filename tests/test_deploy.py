@@ -81,6 +81,11 @@ def test_prometheus_accepts_the_rules() -> None:
 
 
 @needs_promtool
+def test_prometheus_accepts_its_configuration() -> None:
+    promtool("check", "config", "--syntax-only", str(ROOT / "deploy/prometheus/prometheus.yml"))
+
+
+@needs_promtool
 def test_each_alert_fires_on_what_it_is_about_and_on_nothing_else() -> None:
     promtool("test", "rules", str(RULES_TEST))
 

@@ -64,16 +64,17 @@ def test_other_variables_are_not_ours() -> None:
     assert read_settings({}, (), {"PORT": "x", "KV_INDEX_PORT": "x", "kv_indexer_port": "x", "XKV_INDEXER_PORT": "x"}) == Settings()
 
 
-def test_what_kubernetes_says_of_a_service_of_our_name_is_not_ours() -> None:
+@pytest.mark.parametrize("service", ["KV_INDEXER", "KV_INDEXER_REDIS"])
+def test_what_kubernetes_says_of_a_service_of_our_name_is_not_ours(service: str) -> None:
     links = {
-        "KV_INDEXER_SERVICE_HOST": "10.0.0.1",
-        "KV_INDEXER_SERVICE_PORT": "8080",
-        "KV_INDEXER_SERVICE_PORT_HTTP": "8080",
-        "KV_INDEXER_PORT": "tcp://10.0.0.1:8080",
-        "KV_INDEXER_PORT_8080_TCP": "tcp://10.0.0.1:8080",
-        "KV_INDEXER_PORT_8080_TCP_PROTO": "tcp",
-        "KV_INDEXER_PORT_8080_TCP_PORT": "8080",
-        "KV_INDEXER_PORT_8080_TCP_ADDR": "10.0.0.1",
+        f"{service}_SERVICE_HOST": "10.0.0.1",
+        f"{service}_SERVICE_PORT": "8080",
+        f"{service}_SERVICE_PORT_HTTP": "8080",
+        f"{service}_PORT": "tcp://10.0.0.1:8080",
+        f"{service}_PORT_8080_TCP": "tcp://10.0.0.1:8080",
+        f"{service}_PORT_8080_TCP_PROTO": "tcp",
+        f"{service}_PORT_8080_TCP_PORT": "8080",
+        f"{service}_PORT_8080_TCP_ADDR": "10.0.0.1",
     }
     assert read_settings({}, (), links) == Settings()
 

@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from indexer.demo_engine import BLOCK_SIZE, CHAT_TOKENS_MAX, SYSTEM_PROMPT, TURN_TOKENS, BlockCache, chat_workload
-from tests.running import ROOT, Client
+from indexer.demo_engine import BLOCK_SIZE, CHAT_TOKENS_MAX, SYSTEM_PROMPT, TURN_TOKENS, BlockCache, chat_workload, dialled
+from tests.running import ROOT, Client, Running
 from tests.waiting import wait_until
 
 PROMPT = [*range(1, 65), *range(11001, 11066)]
@@ -179,6 +180,31 @@ def test_a_demo_engine_prints_its_spec_and_stops_on_sigterm() -> None:
         _, err = process.communicate(timeout=20)
     assert re.fullmatch(r"pod=p/1,model=x/y,events=tcp://127\.0\.0\.1:\d+,replay=tcp://127\.0\.0\.1:\d+", spec)
     assert (process.returncode, err) == (0, "")
+
+
+def test_a_demo_engine_listens_where_it_is_told_to() -> None:
+    words = [sys.executable, "-m", "scorer_api.cli", "demo-engine", "--host", "127.0.0.2", "--chats", "3"]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            spec = process.stdout.readline().strip()
+            assert spec.count("tcp://127.0.0.2:") == 2
+            with Running(spec) as service:
+                service.wait_for(pod="demo-0", trust="live")
+        finally:
+            process.kill()
+
+
+def test_a_demo_engine_that_listens_everywhere_is_dialled_by_its_machine_s_name() -> None:
+    assert [dialled(host) for host in ("0.0.0.0", "*", "10.0.0.7")] == [socket.gethostname(), socket.gethostname(), "10.0.0.7"]  # noqa: S104
+
+
+def test_a_demo_engine_says_where_it_cannot_listen() -> None:
+    words = [sys.executable, "-m", "scorer_api.cli", "demo-engine", "--host", "192.0.2.1", "--events-port", "5557"]
+    ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    assert ran.returncode == 2
+    assert "--host" in ran.stderr
+    assert "192.0.2.1" in ran.stderr
 
 
 # The cache

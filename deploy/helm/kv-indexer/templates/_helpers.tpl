@@ -1,0 +1,231 @@
+{{- define "kv-indexer.fullname" -}}
+{{- if contains .Chart.Name .Release.Name -}}{{ .Release.Name | trunc 50 | trimSuffix "-" }}{{- else -}}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 50 | trimSuffix "-" }}{{- end -}}
+{{- end -}}
+
+{{/* What chooses the pods of one component: (list $ "api") */}}
+{{- define "kv-indexer.selector" -}}
+app.kubernetes.io/name: {{ (index . 0).Chart.Name }}
+app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end -}}
+
+{{- define "kv-indexer.labels" -}}
+{{ include "kv-indexer.selector" . }}
+app.kubernetes.io/version: {{ (index . 0).Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Version }}
+{{- end -}}
+
+{{/* A value as text. A chart's numbers are floats, and large ones would read 1e+06. */}}
+{{- define "kv-indexer.value" -}}
+{{- if and (not (kindIs "string" .)) (eq (float64 (int64 .)) (float64 .)) -}}{{ int64 . }}{{- else -}}{{ . }}{{- end -}}
+{{- end -}}
+
+{{- define "kv-indexer.enginesConfigMap" -}}
+{{ .Values.enginesConfigMap | default (printf "%s-engines" (include "kv-indexer.fullname" .)) }}
+{{- end -}}
+
+{{/* The pod's spec of one component: (list $ "ingest" $values (list "ingest" "--config" …)) */}}
+{{- define "kv-indexer.podSpec" -}}
+{{- $root := index . 0 -}}
+{{- $component := index . 1 -}}
+{{- $values := index . 2 -}}
+{{- $arguments := index . 3 -}}
+{{- $followsEngines := has "--config" $arguments -}}
+serviceAccountName: {{ include "kv-indexer.fullname" $root }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+# Longer than the pause before SIGTERM and --shutdown-s together.
+terminationGracePeriodSeconds: {{ add 17 (ceil (($root.Values.settings).shutdown_s | default 3)) }}
+{{- with $root.Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 10001
+  runAsGroup: 10001
+  seccompProfile: {type: RuntimeDefault}
+topologySpreadConstraints:
+  {{- range list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
+  - topologyKey: {{ . }}
+    maxSkew: 1
+    whenUnsatisfiable: ScheduleAnyway
+    labelSelector:
+      matchLabels:
+        {{- include "kv-indexer.selector" (list $root $component) | nindent 8 }}
+  {{- end }}
+{{- with $values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+containers:
+  - name: kv-indexer
+    image: {{ printf "%s:%s" $root.Values.image.repository ($root.Values.image.tag | default $root.Chart.AppVersion) }}
+    imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+    args:
+      {{- toYaml (concat $arguments $values.extraArgs) | nindent 6 }}
+    env:
+      {{- range $name, $value := $root.Values.settings }}
+      - name: KV_INDEXER_{{ upper $name }}
+        value: {{ include "kv-indexer.value" $value | quote }}
+      {{- end }}
+      {{- if and (has "api" $arguments) (not (hasKey $root.Values.settings "ready_after_s")) }}
+      # As long as others answer, one that has not loaded the index yet has nothing to say.
+      - name: KV_INDEXER_READY_AFTER_S
+        value: "600"
+      {{- end }}
+      {{- if eq $root.Values.mode "shared" }}
+      - name: KV_INDEXER_REDIS
+        valueFrom:
+          secretKeyRef:
+            name: {{ $root.Values.redis.existingSecret }}
+            key: url
+      {{- end }}
+    ports:
+      - {name: http, containerPort: 8080}
+    resources:
+      {{- toYaml $values.resources | nindent 6 }}
+    livenessProbe:
+      httpGet: {path: /healthz, port: http}
+      periodSeconds: 10
+      timeoutSeconds: 3
+    readinessProbe:
+      httpGet: {path: /readyz, port: http}
+      periodSeconds: 2
+      timeoutSeconds: 2
+    {{- if eq $component "api" }}
+    # Until every proxy has heard that it goes.
+    lifecycle:
+      preStop:
+        sleep: {seconds: 5}
+    {{- end }}
+    securityContext:
+      allowPrivilegeEscalation: false
+      readOnlyRootFilesystem: true
+      capabilities: {drop: [ALL]}
+    {{- if or $followsEngines $root.Values.extraVolumeMounts }}
+    volumeMounts:
+      {{- if $followsEngines }}
+      # The directory, not the file: only so a changed map comes through.
+      - {name: engines, mountPath: /etc/kv-indexer, readOnly: true}
+      {{- end }}
+      {{- with $root.Values.extraVolumeMounts }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
+    {{- end }}
+{{- if or $followsEngines $root.Values.extraVolumes }}
+volumes:
+  {{- if $followsEngines }}
+  - name: engines
+    configMap:
+      name: {{ include "kv-indexer.enginesConfigMap" $root }}
+  {{- end }}
+  {{- with $root.Values.extraVolumes }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* The Deployment of one component: (list $ "ingest" $values (list "ingest" …) replicas), replicas 0 where an autoscaler says how many. */}}
+{{- define "kv-indexer.deployment" -}}
+{{- $root := index . 0 -}}
+{{- $component := index . 1 -}}
+{{- $values := index . 2 -}}
+{{- $replicas := index . 4 -}}
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: {{ include "kv-indexer.fullname" $root }}-{{ $component }}
+  labels:
+    {{- include "kv-indexer.labels" (list $root $component) | nindent 4 }}
+spec:
+  {{- if $replicas }}
+  replicas: {{ $replicas }}
+  {{- end }}
+  strategy:
+    rollingUpdate: {maxSurge: 1, maxUnavailable: 0}
+  selector:
+    matchLabels:
+      {{- include "kv-indexer.selector" (list $root $component) | nindent 6 }}
+  template:
+    metadata:
+      labels:
+        {{- include "kv-indexer.labels" (list $root $component) | nindent 8 }}
+      {{- with $values.podAnnotations }}
+      annotations:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+    spec:
+      {{- include "kv-indexer.podSpec" (list $root $component $values (index . 3)) | nindent 6 }}
+{{- end -}}
+
+{{- define "kv-indexer.disruptionBudget" -}}
+{{- $root := index . 0 -}}
+{{- $component := index . 1 -}}
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata:
+  name: {{ include "kv-indexer.fullname" $root }}-{{ $component }}
+  labels:
+    {{- include "kv-indexer.labels" (list $root $component) | nindent 4 }}
+spec:
+  maxUnavailable: 1
+  selector:
+    matchLabels:
+      {{- include "kv-indexer.selector" (list $root $component) | nindent 6 }}
+{{- end -}}
+
+{{/* Ways out, for network policies. */}}
+{{- define "kv-indexer.wayToRedis" }}
+{{- if .Values.redis.enabled }}
+- to:
+    - podSelector:
+        matchLabels:
+          {{- include "kv-indexer.selector" (list . "redis") | nindent 10 }}
+  ports:
+    - {protocol: TCP, port: 6379}
+{{- else }}
+- to:
+    - ipBlock:
+        cidr: {{ required "networkPolicy.externalRedis.cidr: where is the Redis? (or networkPolicy.enabled=false)" .Values.networkPolicy.externalRedis.cidr | quote }}
+  ports:
+    - {protocol: TCP, port: {{ .Values.networkPolicy.externalRedis.port }}}
+{{- end }}
+{{- end }}
+
+{{- define "kv-indexer.wayToEngines" }}
+- to:
+    - namespaceSelector:
+        matchLabels:
+          {{- toYaml .Values.networkPolicy.engines | nindent 10 }}
+  ports:
+    {{- range .Values.networkPolicy.enginePorts }}
+    - protocol: TCP
+      port: {{ .port }}
+      {{- with .endPort }}
+      endPort: {{ . }}
+      {{- end }}
+    {{- end }}
+{{- end }}
+
+{{- define "kv-indexer.wayToNames" }}
+- to:
+    - namespaceSelector:
+        matchLabels: {kubernetes.io/metadata.name: kube-system}
+      podSelector:
+        matchLabels: {k8s-app: kube-dns}
+  ports:
+    - {protocol: UDP, port: 53}
+    - {protocol: TCP, port: 53}
+{{- end }}

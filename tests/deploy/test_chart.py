@@ -1,0 +1,199 @@
+"""deploy/helm/kv-indexer: as it is written, and, in `make test-deploy`, as Helm makes it."""
+
+import json
+import re
+import tomllib
+from typing import Any
+
+import pytest
+
+from indexer.engine_spec import EngineSpec
+from indexer.settings import read_settings
+from scorer_api.demo import MODEL
+from tests.deploy.checks import check_all_of_ours, check_confined, check_references
+from tests.deploy.manifests import CHART, DEPLOY, ROOT, Document, containers, load, named, templated
+from tests.deploy.network import pod, reaches
+from tests.deploy.test_kubernetes import CUSTOM, validate
+
+ENGINES = [
+    {"pod": "a:8000", "model": MODEL, "events": "tcp://a:5557", "replay": "tcp://a:5657", "ranks": 2, "counting": "set"},
+    {"pod": 'b"\\:8000', "model": "x/y{}: z", "events": "ipc:///run/b"},
+]
+ELSEWHERE = {"redis": {"enabled": False}, "networkPolicy": {"externalRedis": {"cidr": "10.0.0.0/8", "port": 6380}}}
+EVERYTHING: Document = {
+    "engines": ENGINES,
+    "image": {"tag": "2.0.0", "pullSecrets": ["registry"]},
+    "settings": {"log_entries_max": 1_000_000, "weight_cpu": 0.25, "pod_expiry_s": 120, "hash_seed": "1e3"},
+    "ingest": {"replicas": 3, "extraArgs": ["--lease-s", "5"], "nodeSelector": {"a": "b"}, "tolerations": [{"operator": "Exists"}], "affinity": {}},
+    "api": {"autoscaling": {"enabled": False}, "replicas": 4, "podAnnotations": {"a": "b"}, "service": {"type": "LoadBalancer", "port": 80}},
+    "extraVolumes": [{"name": "more", "emptyDir": {}}],
+    "extraVolumeMounts": [{"name": "more", "mountPath": "/more"}],
+    "redis": {"storageClass": "fast", "maxmemory": "2gb"},
+    "networkPolicy": {"enginePorts": [{"port": 5557, "endPort": 5564}, {"port": 5657, "endPort": 5664}]},
+    "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+    "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
+}
+WAYS: dict[str, Document] = {
+    "as it comes": {},
+    "everything": EVERYTHING,
+    "redis elsewhere": ELSEWHERE,
+    "embedded": {"mode": "embedded", "engines": ENGINES},
+    "bare": {"networkPolicy": {"enabled": False}, "podDisruptionBudget": {"enabled": False}, "enginesConfigMap": "mine"},
+}
+
+
+# As it is written
+
+
+def test_its_version_is_the_project_s() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    chart = load(CHART / "Chart.yaml")
+    assert chart["appVersion"] == version
+    assert f'image.version="{version}"' in (DEPLOY / "Dockerfile").read_text()
+
+
+def test_the_alerts_in_it_are_the_same() -> None:
+    assert (CHART / "files/kv-indexer-rules.yml").read_bytes() == (DEPLOY / "prometheus/kv-indexer-rules.yml").read_bytes()
+
+
+def keys(values: Document, schema: Document, path: str = "") -> list[str]:
+    """Where the values and their schema name different keys."""
+    properties = schema.get("properties")
+    if properties is None or not isinstance(values, dict):
+        return []
+    wrong = [f"{path}.{key}" for key in (properties.keys() ^ values.keys()) - {"global"}]
+    return wrong + [found for key in properties.keys() & values.keys() for found in keys(values[key], properties[key], f"{path}.{key}")]
+
+
+def test_every_value_has_a_schema_and_a_default() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert keys(load(CHART / "values.yaml"), schema) == []
+    assert keys({"mode": 1, "more": 1}, {"properties": {"mode": {}, "less": {}}}) != []
+
+
+def test_the_schema_of_an_engine_has_the_keys_of_a_spec() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert set(schema["definitions"]["engine"]["properties"]) == set(EngineSpec.__struct_fields__)
+
+
+# As Helm makes it
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def way(request: pytest.FixtureRequest) -> tuple[str, list[Document]]:
+    return request.param, templated(WAYS[request.param])
+
+
+@pytest.mark.deploy
+def test_helm_finds_nothing_to_object_to() -> None:
+    from helm_python import chart
+
+    for values in WAYS.values():
+        found = chart.lint(CHART, values, strict=True)
+        assert found["errors"] == []
+        assert {message["error"] for message in found["messages"]} <= {"icon is recommended"}
+
+
+@pytest.mark.deploy
+def test_kubernetes_takes_every_manifest(way: tuple[str, list[Document]]) -> None:
+    _, documents = way
+    for document in documents:
+        if document["kind"] not in CUSTOM:
+            validate(document)
+
+
+@pytest.mark.deploy
+def test_everything_that_is_named_is_there(way: tuple[str, list[Document]]) -> None:
+    name, documents = way
+    check_references(documents, outside={"mine"} if name == "bare" else set())
+    names = [(document["kind"], document["metadata"]["name"]) for document in documents]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.deploy
+@pytest.mark.parametrize("name", [name for name in WAYS if name != "bare"])
+def test_every_container_of_ours_is_started_as_the_real_command_wants_it(name: str) -> None:
+    roles = sorted(line.partition(": ")[2].split()[0] for line in check_all_of_ours(templated(WAYS[name])))
+    assert roles == (["serve"] if name == "embedded" else ["api", "ingest"])
+
+
+@pytest.mark.deploy
+def test_engines_and_settings_arrive_as_they_were_said() -> None:
+    documents = templated(EVERYTHING)
+    file = tomllib.loads(named(documents, "ConfigMap")["kv-indexer-engines"]["data"]["kv-indexer.toml"])
+    assert file["engines"] == ENGINES
+    (ingest,) = [container for container in containers(documents) if container.name.startswith("kv-indexer-ingest")]
+    settings = read_settings({}, (), ingest.variables, file)
+    assert (settings.log_entries_max, settings.weight_cpu, settings.pod_expiry_s, settings.hash_seed) == (1_000_000, 0.25, 120.0, "1e3")
+    assert ingest.spec["image"] == "kv-indexer:2.0.0"
+    assert named(documents, "Deployment")["kv-indexer-ingest"]["spec"]["replicas"] == 3
+    assert named(documents, "Deployment")["kv-indexer-api"]["spec"]["replicas"] == 4
+    (redis,) = [container for container in containers(documents) if container.spec["image"].startswith("redis:")]
+    assert redis.spec["command"][3] == "2gb"
+    assert named(documents, "Service")["kv-indexer-api"]["spec"]["ports"][0]["port"] == 80
+
+
+@pytest.mark.deploy
+def test_a_longer_end_of_running_requests_is_waited_for() -> None:
+    documents = templated({"settings": {"shutdown_s": 40.5}})
+    assert named(documents, "Deployment")["kv-indexer-api"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 58
+    check_all_of_ours(documents)
+
+
+@pytest.mark.deploy
+def test_redis_comes_with_the_file_and_is_confined() -> None:
+    documents = templated()
+    (redis,) = [container for container in containers(documents) if container.spec["image"].startswith("redis:")]
+    check_confined(redis)
+    assert named(documents, "ConfigMap")["kv-indexer-redis"]["data"]["redis.conf"].strip() == (DEPLOY / "redis.conf").read_text().strip()
+
+
+@pytest.mark.deploy
+def test_the_alerts_arrive_untouched() -> None:
+    rule = named(templated(EVERYTHING), "PrometheusRule")["kv-indexer"]
+    assert rule["spec"] == load(DEPLOY / "prometheus/kv-indexer-rules.yml")
+
+
+@pytest.mark.deploy
+@pytest.mark.parametrize("release", ["kv-indexer", "prod"])
+def test_who_reaches_whom(release: str) -> None:
+    policies = list(named(templated(release=release), "NetworkPolicy").values())
+    for policy in policies:
+        policy["metadata"]["namespace"] = "kv-indexer"  # where Helm installs it
+
+    def of(component: str, instance: str = release) -> Any:
+        labels = {"name": "kv-indexer", "instance": instance, "component": component}
+        return pod("kv-indexer", {f"app.kubernetes.io/{key}": value for key, value in labels.items()})
+
+    engine, router, prometheus = pod("models"), pod("gateways", **{"kv-indexer/client": "true"}), pod("monitoring")
+    assert reaches(policies, of("ingest"), of("redis"), 6379)
+    assert reaches(policies, of("api"), of("redis"), 6379)
+    assert not reaches(policies, router, of("redis"), 6379)
+    assert not reaches(policies, of("api", "another"), of("redis"), 6379)
+    assert reaches(policies, of("ingest"), engine, 5558)
+    assert not reaches(policies, of("api"), engine, 5558)
+    assert reaches(policies, router, of("api"), 8080)
+    assert not reaches(policies, router, of("ingest"), 8080)
+    assert reaches(policies, prometheus, of("ingest"), 8080)
+    assert not reaches(policies, pod("elsewhere"), of("api"), 8080)
+
+
+@pytest.mark.deploy
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"mode": "both"}, "/mode"),
+        ({"engine": []}, "engine"),
+        ({"settings": {"redis": "redis://:secret@r"}}, "'redis'"),
+        ({"settings": {"pod-expiry-s": 1}}, "'pod-expiry-s'"),
+        ({"engines": [{"pod": "a"}]}, "model"),
+        ({"engines": [{"pod": "a", "model": "m", "events": "a:5557"}]}, "events"),
+        ({"redis": {"existingSecret": ""}}, "existingSecret"),
+        ({"redis": {"enabled": False}}, "externalRedis.cidr"),
+    ],
+)
+def test_a_wrong_value_is_named(values: Document, said: str) -> None:
+    from helm_python import HelmError
+
+    with pytest.raises(HelmError, match=re.escape(said)):
+        templated(values)
