@@ -1,6 +1,7 @@
 """Who may import whom. Walks the sources, and imports none of them."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,7 @@ def tree(module: str) -> ast.Module:
     return ast.parse(MODULES[module].read_text(encoding="utf-8"))
 
 
+@cache
 def imports(module: str) -> set[str]:
     """Every name that a module imports, anywhere in it; `from a import b` counts as a and as a.b."""
     found: set[str] = set()

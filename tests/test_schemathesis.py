@@ -2,13 +2,16 @@
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 from tests.engine import Engine, stored
-from tests.running import QUICK, ROOT, Command
+from tests.ports import free_port
+from tests.processes import ingest, serve
+from tests.redis_server import RedisServer
+from tests.running import ROOT, Command
+from tests.waiting import wait_until
 
 MODEL, POD = "a/model", "the/pod:8000"
 BLOCKS = 8
@@ -16,30 +19,44 @@ BLOCKS = 8
 
 def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
     """All of its checks and phases, always the same requests; what is asked for is a real model, whose pod holds what many prompts begin with."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        listen = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-    words = [word for name, value in {**QUICK, "port": "0", "listen": listen}.items() for word in ("--" + name.replace("_", "-"), value)]
-    with Engine() as engine, Command("serve", *words, "--engine", engine.spec(POD, MODEL)) as service:
+    with Engine() as engine, serve(None, engine.spec(POD, MODEL), listen=f"tcp://127.0.0.1:{free_port()}") as service:
         number = engine.publish(stored(range(1, BLOCKS + 1), range(4 * BLOCKS)))
         service.wait_url().wait_for(pod=POD, sequence=number, trust="live")
-
-        run = [sys.executable, "-m", "schemathesis.cli", "run", f"{service.url}/openapi.json"]
-        options = ["--checks", "all", "--phases", "examples,coverage,fuzzing,stateful", "--max-examples", "30", "--continue-on-failure", "--no-color"]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "SCHEMATHESIS_HOOKS": "tests.schemathesis_hooks", "TEST_MODEL": MODEL, "TEST_POD": POD}
-        done = subprocess.run(
-            [*run, *options, "--generation-deterministic"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=110, check=False
-        )
-        said = done.stdout + done.stderr
-        assert done.returncode == 0, said
-        assert "WARNINGS" not in said, said
-        (made,) = re.findall(r"(\d+) generated", said)
-        assert int(made) > 500, said
+        assert requests_made(service, tmp_path) > 500
 
         outcomes = {name: service.metric("kv_indexer_score_requests_total", outcome=name) for name in ("match", "no_match", "wrong_value", "failed")}
         assert min(outcomes["match"], outcomes["no_match"], outcomes["wrong_value"]) > 0
         assert outcomes["failed"] == 0
         assert service.matched(range(4 * BLOCKS + 1), pod=POD, model=MODEL) == 4 * BLOCKS
-        for pod in service.http.get(f"{service.url}/v1/pods").json()["pods"]:
-            for stream in pod["streams"]:
-                assert stream["connected"] == (pod["pod"] == POD), "no other engine was there to be dialled"
-        assert not [line for line in service.lines if "Traceback" in line or "ERROR" in line]
+        check_nothing_went_wrong(service)
+
+
+def test_schemathesis_finds_nothing_at_an_indexer_either(tmp_path: Path) -> None:
+    """The same where pods are shared, and nobody asks for scores."""
+    with RedisServer() as redis, Engine() as engine, ingest(redis.url, engine.spec(POD, MODEL), listen=f"tcp://127.0.0.1:{free_port()}") as service:
+        service.wait_url()
+        wait_until(lambda: service.http.get(f"{service.url}/readyz").json()["status"] == "ready")
+        assert requests_made(service, tmp_path) > 100
+        check_nothing_went_wrong(service)
+
+
+def requests_made(service: Command, folder: Path) -> int:
+    """How many requests schemathesis made, without finding anything."""
+    run = [sys.executable, "-m", "schemathesis.cli", "run", f"{service.url}/openapi.json"]
+    options = ["--checks", "all", "--phases", "examples,coverage,fuzzing,stateful", "--max-examples", "30", "--continue-on-failure", "--no-color"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SCHEMATHESIS_HOOKS": "tests.schemathesis_hooks", "TEST_MODEL": MODEL, "TEST_POD": POD}
+    done = subprocess.run(
+        [*run, *options, "--generation-deterministic"], cwd=folder, env=environment, capture_output=True, text=True, timeout=110, check=False
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert "WARNINGS" not in said, said
+    (made,) = re.findall(r"(\d+) generated", said)
+    return int(made)
+
+
+def check_nothing_went_wrong(service: Command) -> None:
+    for pod in service.http.get(f"{service.url}/v1/pods").json()["pods"]:
+        for stream in pod["streams"]:
+            assert stream["connected"] == (pod["pod"] == POD), "no other engine was there to be dialled"
+    assert not [line for line in service.lines if "Traceback" in line or "ERROR" in line]
