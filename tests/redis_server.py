@@ -256,10 +256,12 @@ class RedisServer:
         with client.monitor() as monitor:
             thread = threading.Thread(target=listen, name="redis monitor", daemon=True)
             thread.start()
-            yield seen
-            with self._asking() as asking:
-                asking.echo(end)
-            thread.join(ANSWER_S)
+            try:
+                yield seen
+            finally:
+                with self._asking() as asking:
+                    asking.echo(end)
+                thread.join(ANSWER_S)
             assert not thread.is_alive(), "the monitor did not come to its end"
 
     @contextmanager

@@ -178,6 +178,7 @@ def drop_block_by_block(patch: Patch) -> None:
 
 def gone_pods_are_kept(patch: Patch) -> None:
     """Whoever has an owner lives on, also without an engine."""
+    patch.setattr(Stream, "_mourn", lambda self: math.inf)
     _rewrite(patch, "keep", "if ARGV[at + 3] == '1' then", "if true then")
 
 
@@ -218,7 +219,7 @@ def _rewrite(patch: Patch, script: str, before: str, after: str) -> None:
 
 def _before_scripts(patch: Patch, statement: str) -> None:
     """Each script does this first, whenever it calls Redis with a command and its key."""
-    wrapper = f"local call = redis.call\nlocal redis = {{call = function(command, key, ...) {statement} return call(command, key, ...) end}}\n"
+    wrapper = f"local call = redis.call\nlocal redis = {{call = function(command, ...) local key = ... {statement} return call(command, ...) end}}\n"
     for script, source in list(scripts.SCRIPTS.items()):
         _replace(patch, script, wrapper + source)
 

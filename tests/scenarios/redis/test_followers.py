@@ -184,8 +184,9 @@ def test_a_scorer_whose_connections_are_cut_finds_back(world: World) -> None:
 
 
 @mechanism("vouched_for_ever")
-def test_answers_of_a_scorer_say_how_old_its_view_is(world: World) -> None:
+def test_answers_of_a_scorer_say_how_old_its_view_is(make_world: MakeWorld) -> None:
     """With owners about it is young; without them it ages, and what nobody vouches for is stale."""
+    world = make_world(pod_expiry_s=60)
     fleet = world.fleet(streams=2)
     (indexer,), (scorer,) = world.indexers(1, fleet), world.scorers(1)
     fleet.play(50)
