@@ -6,7 +6,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from bench import floors, ingest, memory, provenance, report, scoring, shared, visibility
+from bench import against, floors, ingest, memory, provenance, report, scoring, shared, visibility
 
 MEASUREMENTS: dict[str, tuple[str, Callable[[], Sequence[Struct]]]] = {
     "ingest": ("Ingest, first publish until all is held", ingest.measure),
@@ -16,6 +16,7 @@ MEASUREMENTS: dict[str, tuple[str, Callable[[], Sequence[Struct]]]] = {
     "shared-ingest": ("Ingest through Redis, 64-block events, first publish until Redis has all", shared.measure_ingest),
     "shared-visibility": ("From publish to an answer of a scorer in another process, through Redis", shared.measure_visibility),
     "shared-copies": ("1,000,000 block copies in Redis, and a scorer that starts against them", shared.measure_copies),
+    "against-llmd": ("Against llm-d's index in Redis, both with the same events and answers", against.measure),
 }
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
+from bench.against import IN_MEMORY, IN_REDIS, INGEST, LOOK_UP_450, Against
 from bench.ingest import Ingest
 from bench.scoring import Scoring
 from bench.shared import SharedCopies, SharedIngest
@@ -15,6 +16,7 @@ SHARED_INGEST_BLOCKS_PER_S = 250_000
 SHARED_VISIBLE_P50_MS = 5.0
 SHARED_VISIBLE_P99_MS = 25.0
 SHARED_BYTES_PER_COPY = 120
+AGAINST_RATIOS = {(INGEST, IN_REDIS): 5, (LOOK_UP_450, IN_MEMORY): 50}
 
 
 class Floor(Struct, frozen=True):
@@ -45,6 +47,8 @@ def judge(results: Mapping[str, Sequence[Struct]]) -> list[Floor]:
         if isinstance(row, SharedCopies):
             text = f"memory of Redis per block copy: at most {SHARED_BYTES_PER_COPY} bytes"
             floors.append(_floor(text, row.bytes_per_copy, row.bytes_per_copy <= SHARED_BYTES_PER_COPY))
+        if isinstance(row, Against) and (ratio := AGAINST_RATIOS.get((row.what, row.of))) is not None:
+            floors.append(_floor(f"against llm-d's index in Redis, {row.what}: at least {ratio} times better", row.ratio, row.ratio >= ratio))
     for row in results.get("shared-visibility", ()):
         if isinstance(row, Visibility):
             text = f"publish to visible through Redis: p50 at most {SHARED_VISIBLE_P50_MS} ms, p99 at most {SHARED_VISIBLE_P99_MS} ms"

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from bench.cost import redis_cpu_s
 from bench.publisher import Published, Publisher
 from bench.server import APPLIED_TIMEOUT_S, POLL_S, Server
 from bench.visibility import Visibility, measure_with
@@ -108,7 +109,7 @@ def _ingest() -> SharedIngest:
         _wait_written(redis, "pod", warmed_up)
         client = redis.client()
         client.config_resetstat()
-        cpu_before_s, redis_before_s = server.cpu_s(), _cpu_s(client)
+        cpu_before_s, redis_before_s = server.cpu_s(), redis_cpu_s(client)
         publisher.start(1 - WARM_UP_SHARE)
         published = publisher.finish()
         seen_s = _wait_written(redis, "pod", published)
@@ -123,7 +124,7 @@ def _ingest() -> SharedIngest:
             slowest=rate,
             fastest=rate,
             indexer_us_per_block=round((server.cpu_s() - cpu_before_s) / blocks * 1e6, 2),
-            redis_us_per_block=round((_cpu_s(client) - redis_before_s) / blocks * 1e6, 2),
+            redis_us_per_block=round((redis_cpu_s(client) - redis_before_s) / blocks * 1e6, 2),
             batches_per_append=round((published.sequence - warmed_up.sequence) / entries, 1),
             commands_per_append=round(inside / entries, 1),
             script_us_per_append=round(scripts["usec"] / entries),
@@ -159,8 +160,3 @@ def _wait_written(redis: RedisServer, pod: str, published: Published) -> float:
 
 def _used_bytes(redis: RedisServer) -> int:
     return int(redis.client().info("memory")["used_memory"])
-
-
-def _cpu_s(client: Any) -> float:
-    found = client.info("cpu")
-    return float(found["used_cpu_user"] + found["used_cpu_sys"])

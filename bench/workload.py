@@ -58,7 +58,7 @@ def payloads(plan: Plan) -> Iterator[Payload]:
 
 def encoded(events: list[Event]) -> Payload:
     """One batch of these events."""
-    blocks = sum(len(event["block_hashes"]) for event in events if isinstance(event["block_hashes"], list))
+    blocks = sum(len(hashes) for event in events if isinstance(hashes := event.get("block_hashes"), list))
     return Payload(msgspec.msgpack.encode([time.time(), events, 0]), blocks)
 
 
@@ -77,6 +77,16 @@ def stored(hashes: list[int], parent: int | None, tokens: list[int]) -> Event:
         "group_idx": 0,
         "kv_cache_spec_kind": "full_attention",
     }
+
+
+def removed(hashes: list[int]) -> Event:
+    """A BlockRemoved of vLLM."""
+    return {"type": "BlockRemoved", "block_hashes": hashes, "medium": "GPU", "group_idx": 0}
+
+
+def cleared() -> Event:
+    """An AllBlocksCleared."""
+    return {"type": "AllBlocksCleared"}
 
 
 def _sequence(rng: random.Random, blocks_per_event: int) -> Iterator[Event]:
