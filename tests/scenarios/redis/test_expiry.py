@@ -42,6 +42,8 @@ def test_a_pod_restarts(make_world: MakeWorld) -> None:
     fleet = world.fleet(streams=1)
     world.indexers(2, fleet)
     scorers = world.scorers(2)
+    for scorer in scorers:
+        wait_owned(scorer, 1, by=1)
     costs = []
     for copies in (640, 128_000):
         prompts = publish_bulk(fleet, copies)
