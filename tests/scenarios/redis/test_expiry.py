@@ -11,7 +11,7 @@ from tests.engine import stored
 from tests.fleet import Fleet
 from tests.running import Client, Command
 from tests.scenarios.redis.test_followers import bulk_is_right, bulk_tokens, publish_bulk
-from tests.scenarios.redis.world import World, readiness, wait_ready
+from tests.scenarios.redis.world import World, readiness, wait_owned, wait_ready
 from tests.waiting import wait_until
 
 mechanism = pytest.mark.mechanism
