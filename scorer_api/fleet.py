@@ -38,6 +38,7 @@ class Fleet:
         self._settings = settings
         self._follower = follower
         self._registry = Registry(follower.reader.client, follower.reader.keyspace, settings)
+        self._started_s = time.monotonic()
         self._ready = False
 
     # Pods
@@ -107,8 +108,10 @@ class Fleet:
     # Readiness
 
     def readiness(self) -> Readiness:
-        """Ready once all that there was at first is loaded; then for good. Before that answers would be wrong, however long it takes."""
-        self._ready = self._ready or self._follower.is_settled
+        """Ready once all that there was at first is loaded, however long that takes; where there is nothing, after a while. Then for good."""
+        if not self._ready:
+            has_waited = time.monotonic() - self._started_s >= self._settings.ready_after_s
+            self._ready = self._follower.is_settled or (self._follower.is_bare and has_waited)
         reasons = [*self._troubles(), *(reason for followed in self._follower.streams() if (reason := self._doubt(followed)))]
         if self._service is not None:
             own = self._service.readiness()

@@ -55,7 +55,8 @@ class Follower:
         self._looking = asyncio.Lock()
         self._given_back: asyncio.Queue[Holding] = asyncio.Queue()
         self._running: dict[str, _Running] = {}
-        self._first: list[ModelFollower] | None = None
+        self._first: list[ModelFollower] = []
+        self._has_looked = False
 
     async def __aenter__(self) -> Self:
         self.view.hear(time.monotonic())
@@ -81,8 +82,13 @@ class Follower:
 
     @property
     def is_settled(self) -> bool:
-        """Whether everything that there was at first is loaded."""
-        return self._first is not None and all(model.is_settled for model in self._first)
+        """Whether everything that there was at first is loaded, and there was something."""
+        return bool(self._first) and all(model.is_settled and model.streams for model in self._first)
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether Redis says that there is nothing: nobody indexes anything yet, or it has just lost everything."""
+        return self._has_looked and self.reader.trouble is None and not any(self.streams())
 
     def streams(self) -> Iterator[Followed]:
         """Every stream that is followed."""
@@ -120,8 +126,9 @@ class Follower:
             follower = self._running[model].follower
             follower.missing_since_s = None
             follower.expect(streams)
-        if self._first is None:
+        if not self._first:
             self._first = [running.follower for running in self._running.values()]
+        self._has_looked = True
 
     async def _miss(self, model: str, now_s: float) -> None:
         """Nobody names it any more; or Redis lost it, or is older than it, and its indexers will name it again."""

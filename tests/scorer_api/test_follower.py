@@ -908,6 +908,23 @@ def test_readiness_waits_for_what_there_was_at_first(server: RedisServer) -> Non
     run(scenario())
 
 
+def test_a_scorer_that_finds_nothing_waits_for_somebody_to_write(server: RedisServer) -> None:
+    """A Redis that has just lost everything looks like one that nobody has used yet."""
+
+    async def scenario() -> None:
+        async with scorer_of(settings_of(server, ready_after_s=60.0)) as scorer, scorer_of(settings_of(server, ready_after_s=0.001)) as hasty:
+            await until(lambda: scorer.follower.is_bare and hasty.follower.is_bare)
+            assert hasty.fleet.readiness().status == "ready"
+            assert scorer.fleet.readiness().status == "starting"
+            async with owner_of(settings_of(server)) as owner:
+                stream = await owner.own(A)
+                stream.apply(stored([1], [1]))
+                await until(lambda: scorer.fleet.readiness().status == "ready")
+                assert scorer.matched(A, [1]) == 1
+
+    run(scenario())
+
+
 def test_a_scorer_that_could_load_nothing_is_not_ready_and_says_why() -> None:
     settings = Settings(redis="redis://127.0.0.1:1/0", ready_after_s=0.001)
 
