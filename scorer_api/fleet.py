@@ -59,7 +59,8 @@ class Fleet:
         age_s = status.last_batch_age_s
         if age_s is not None:
             age_s = round(age_s + time.monotonic() - followed.status_at_s, 3)
-        return msgspec.structs.replace(status, trust=trust, last_batch_age_s=age_s)
+        owner = status.owner if followed.vouched_until_s > time.monotonic() else None
+        return msgspec.structs.replace(status, trust=trust, last_batch_age_s=age_s, owner=owner)
 
     async def register(self, specs: tuple[EngineSpec, ...]) -> bool:
         """Make one pod what these specs say, for all replicas. Returns whether it is a new pod. Raises SettingError, StoreError."""

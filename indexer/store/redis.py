@@ -397,11 +397,12 @@ class RedisStore:
 
     # Pods
 
-    async def beat(self, models: Iterable[str]) -> Beat:
-        """Say that this indexer lives, and hear of the others. Raises StoreError."""
+    async def beat(self, models: Iterable[str], *, is_candidate: bool = True) -> Beat:
+        """Say that this indexer lives, and whether it is a candidate for streams, and hear of the others. Raises StoreError."""
         names, settings = self.keyspace.directory, self._settings
         keys = [names.members, names.models, names.pods, names.forgotten, names.incarnation]
-        words = (self.member, int(settings.lease_s * 1000), int(settings.pod_expiry_s * 1000), f"{random_number():016x}", *models)
+        alive_ms = int(settings.lease_s * 1000) if is_candidate else 0
+        words = (self.member, alive_ms, int(settings.pod_expiry_s * 1000), f"{random_number():016x}", *models)
         now_ms, incarnation, members, pods, forgotten = await self._call("beat", keys, *words)
         self._note_time(now_ms)
         self._note_well_if_written()

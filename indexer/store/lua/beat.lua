@@ -1,7 +1,7 @@
 -- An indexer's sign of life, answered with all that it has to know of the others.
 --
 -- KEYS  1 members  2 models  3 pods  4 forgotten  5 incarnation
--- ARGV  1 who  2 how long it counts as alive, ms  3 time to live of the rest, ms  4 incarnation to set where there is none  5… its models
+-- ARGV  1 who  2 how long it counts as alive, ms; 0 where it has nothing that it could own  3 time to live of the rest, ms  4 incarnation to set where there is none  5… its models
 --
 -- Returns {time in ms, incarnation, living members, pod, specs, pod, specs …, forgotten pods} as five lists or texts.
 
@@ -9,8 +9,12 @@ local now = now_ms()
 local text = string.format('%.0f', now)
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', text)
-redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[2]), ARGV[1])
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
+if ARGV[2] == '0' then
+  redis.call('ZREM', KEYS[1], ARGV[1])
+else
+  redis.call('ZADD', KEYS[1], string.format('%.0f', now + ARGV[2]), ARGV[1])
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+end
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', text)
 for model = 5, #ARGV do
   redis.call('ZADD', KEYS[2], string.format('%.0f', now + ARGV[3]), ARGV[model])

@@ -529,6 +529,17 @@ def test_nothing_is_left_of_a_stream_that_nobody_keeps(server: RedisServer) -> N
     server.wait_empty()
 
 
+def test_an_indexer_with_nothing_to_own_is_no_member(server: RedisServer) -> None:
+    async def scenario() -> None:
+        async with opened(settings_of(server), "a") as a, opened(settings_of(server), "b") as b:
+            assert (await a.beat([])).members == ("a",)
+            assert (await b.beat([])).members == ("a", "b")
+            assert (await a.beat([], is_candidate=False)).members == ("b",)
+            assert (await b.beat([])).members == ("b",)
+
+    run(scenario())
+
+
 def test_a_forgotten_pod_is_let_go(server: RedisServer) -> None:
     async def scenario() -> None:
         async with opened(settings_of(server)) as store:

@@ -9,7 +9,7 @@ import pytest
 from tests.engine import batch, stored
 from tests.fleet import Fleet
 from tests.running import Client
-from tests.scenarios.redis.world import Explained, World, wait_ready
+from tests.scenarios.redis.world import Explained, World, owners, wait_ready
 from tests.waiting import wait_until
 from tests.workload import make_texts
 
@@ -195,5 +195,6 @@ def test_answers_of_a_scorer_say_how_old_its_view_is(make_world: MakeWorld) -> N
     assert scorer.score([1], fleet.model)["view"]["source"] == "redis"
     indexer.kill()
     wait_until(lambda: {pod["trust"] for pod in scorer.score([1], fleet.model)["pods"]} == {"stale"}, NOTICED_S)
+    wait_until(lambda: set(owners(scorer).values()) == {None})
     age_s = scorer.score([1], fleet.model)["view"]["age_s"]
     wait_until(lambda: scorer.score([1], fleet.model)["view"]["age_s"] > age_s)
