@@ -34,6 +34,7 @@ WAIT_MS = 500
 # Entries are applied so long at a stretch before requests have their turn.
 TURN_S = 0.002
 SURVEY_S = 1.0
+NEVER = float("-inf")
 # Pause while Redis does not answer.
 RETRY_S = 0.1
 
@@ -65,6 +66,10 @@ class ModelFollower:
         self._life = 0
         """Counts how often the log turned out to be another one."""
         self._surveys: list[Survey] = []
+        self._vouched: dict[str, float] = {}
+        """Until when each stream is vouched for, by the surveys above, …"""
+        self._in_force: dict[str, float] = {}
+        """… and by those up to whose place the log has been read: only then what is held is what was vouched for."""
         self._clock_s: float | None = None
         self._survey_due = asyncio.Event()
         self._begun = asyncio.Event()
@@ -109,7 +114,7 @@ class ModelFollower:
         was_away = False
         wait_ms = min(WAIT_MS, int(self._shared.settings.redis_timeout_s * 500))
         while True:
-            surveys, life = self._surveys, self._life
+            surveys, vouched, life = self._surveys, self._vouched, self._life
             try:
                 entries = await self._reader.entries(self.model, self._place, ENTRIES_MAX, 0 if surveys else wait_ms)
             except StoreError:
@@ -120,7 +125,7 @@ class ModelFollower:
                 was_away = False
                 self._survey_due.set()
             if await self._take(entries, life) and surveys and len(entries) < ENTRIES_MAX:
-                self._compare(surveys)
+                self._compare(surveys, vouched)
             await asyncio.sleep(PACE_S)
 
     async def _take(self, entries: list[tuple[Place, bytes | None]], life: int) -> bool:
@@ -242,9 +247,11 @@ class ModelFollower:
                     followed.incarnation, followed.missing_since_s = survey.incarnation, None
         vouched = surveys[-1].vouched
         assert self._clock_s is not None, "a survey tells the time"
+        self._vouched = {name: self._clock_s + until_ms / 1000 for name, until_ms in vouched.items()}
         for name, followed in self.streams.items():
-            followed.vouched_until_s = self._clock_s + vouched[name] / 1000 if name in vouched else float("-inf")
-            self._vouch(followed)
+            if (until_s := self._vouched.get(name, NEVER)) < followed.vouched_until_s:
+                followed.vouched_until_s = until_s
+                self._vouch(followed)
         self._surveys = surveys
         self._begun.set()
 
@@ -265,7 +272,7 @@ class ModelFollower:
         lease_ms = int(self._shared.settings.lease_s * 1000)
         self._hear(max([surveys[0].place[0], *(until_ms - lease_ms for until_ms in surveys[-1].vouched.values())]))
 
-    def _compare(self, surveys: list[Survey]) -> None:
+    def _compare(self, surveys: list[Survey], vouched: dict[str, float]) -> None:
         """All that was in the log when these surveys were made has been read."""
         if self._surveys is surveys:
             self._surveys = []
@@ -281,7 +288,12 @@ class ModelFollower:
                     self._load(followed, "new")
                 elif followed.differs(state):
                     self._doubt(followed, state)
-            self._is_compared = True
+        self._is_compared = True
+        self._in_force = vouched
+        for name, followed in self.streams.items():
+            if name not in self._loads:
+                followed.vouched_until_s = vouched.get(name, NEVER)
+                self._vouch(followed)
 
     def _doubt(self, followed: Followed, state: State) -> None:
         if followed.is_ahead(state):
