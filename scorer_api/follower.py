@@ -57,6 +57,7 @@ class Follower:
         self._running: dict[str, _Running] = {}
         self._first: list[ModelFollower] = []
         self._has_looked = False
+        self._is_settled = False
 
     async def __aenter__(self) -> Self:
         self.view.hear(time.monotonic())
@@ -83,7 +84,12 @@ class Follower:
     @property
     def is_settled(self) -> bool:
         """Whether everything that there was at first is loaded, and there was something."""
-        return bool(self._first) and all(model.is_settled and model.streams for model in self._first)
+        self._note_settled()
+        return self._is_settled
+
+    def _note_settled(self) -> None:
+        """Once settled it is for good, whether anybody asks in time or not."""
+        self._is_settled = self._is_settled or (bool(self._first) and all(model.is_settled and model.streams for model in self._first))
 
     @property
     def is_bare(self) -> bool:
@@ -109,6 +115,7 @@ class Follower:
     async def look(self) -> None:
         """Read the directory, and follow what it names. Raises StoreError."""
         async with self._looking:
+            self._note_settled()
             await self._follow(await self.reader.directory())
 
     async def _follow(self, seen: DirectorySeen) -> None:

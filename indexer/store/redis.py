@@ -392,6 +392,8 @@ class RedisStore:
     def _void(self, writer: StreamWriter, reason: str) -> None:
         log.warning("redis does not have the stream as it was written", extra={"pod": writer.key.pod, "rank": writer.key.rank, "reason": reason})
         self._metrics.redis.full_writes.labels(reason).inc()
+        # A restart between two calls shows no other sign: others may not have had the time to renew what they own.
+        self.outage_ended_s = time.monotonic()
         writer.void()
         self._mark(writer)
 
