@@ -18,6 +18,7 @@ from indexer.config_file import ConfigFile, read_file
 from indexer.errors import SettingError
 from indexer.http.server import Served, serve
 from indexer.settings import PREFIX, Settings, fields, read_settings
+from indexer.masking import masked
 
 USAGE_ERROR = 2
 # The receiving thread gets the interpreter so soon after it asks for it.
@@ -27,10 +28,19 @@ OPEN_FILES_MAX = 65_536
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with the command line."""
+    """Says in one line what is wrong with the command line, without what may be secret in it."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
+        """argparse would repeat the values of flags that there are not."""
+        parsed: argparse.Namespace
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+            self.error(f"unrecognized arguments: {' '.join(flags) or f'{len(unknown)} words that belong to no flag'}")
+        return parsed
 
     def error(self, message: str) -> NoReturn:
-        self.exit(USAGE_ERROR, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(USAGE_ERROR, f"{self.prog}: {masked(message)}; see {self.prog} --help\n")
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:

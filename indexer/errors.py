@@ -6,6 +6,8 @@ IndexerError
 └── Refused             a frame, a batch or an event from the network is not usable: counted and skipped
 """
 
+from indexer.masking import masked
+
 
 class IndexerError(Exception):
     """Something in the indexer went wrong."""
@@ -17,11 +19,11 @@ class IndexerError(Exception):
 class SettingError(IndexerError):
     """A setting is wrong.
 
-    Attributes: `key` and `value` as the user gave them, `allowed` what would be right, in words.
+    Attributes: `key` and `value` as the user gave them, `allowed` what would be right, in words. The message shows no password.
     """
 
     def __init__(self, key: str, value: object, allowed: str) -> None:
-        super().__init__(f"{key}={value!r}: {allowed}")
+        super().__init__(f"{key}={masked(repr(value))}: {allowed}")
         self.key = key
         self.value = value
         self.allowed = allowed

@@ -8,12 +8,19 @@ from typing import Any
 
 import msgspec
 
+from indexer.masking import masked
+
 # What every record has anyway; everything else on it is a field of ours.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
     return {key: value for key, value in vars(record).items() if key not in _STANDARD and value is not None}
+
+
+def without_secrets(text: str) -> str:
+    """What libraries say, without passwords in URLs and without what a Redis that knows no AUTH repeats of its arguments."""
+    return "\n".join(masked(line.partition(", with args beginning with:")[0]) for line in text.splitlines())
 
 
 def _time(record: logging.LogRecord) -> str:
@@ -28,6 +35,10 @@ class TextFormatter(logging.Formatter):
         line = f"{_time(record)} {record.levelname} {record.getMessage()}{fields}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
+    def formatException(self, ei: Any) -> str:
+        """What an error says may repeat what was sent, an AUTH's password included."""
+        return without_secrets(super().formatException(ei))
+
 
 def _shown(value: Any) -> str:
     text = str(value)
@@ -40,7 +51,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {"time": _time(record), "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage(), **_fields(record)}
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = without_secrets(self.formatException(record.exc_info))
         return msgspec.json.encode(line, enc_hook=str).decode()
 
 

@@ -14,6 +14,7 @@ from indexer.engine_spec import EngineSpec, ListenSpec, check_replay_template, c
 from indexer.errors import SettingError
 from indexer.inbox import ReceiveLimits
 from indexer.replay import ReplayLimits
+from indexer.masking import HIDDEN
 from indexer.store.connection import check_url
 from indexer.store.keyspace import check_namespace
 from indexer.stream_state import StateLimits
@@ -160,7 +161,7 @@ def read_settings(flags: Mapping[str, str], engines: Sequence[str], environ: Map
         field = known.get(variable.removeprefix(PREFIX).lower())
         if field is None or field.variable != variable:
             allowed = f"unknown variable; known are {', '.join(NOT_FIELDS)} and {PREFIX}* for each flag of kv-indexer serve --help"
-            raise SettingError(variable, text, allowed)
+            raise SettingError(variable, HIDDEN, allowed)
         values[field.name] = _converted(field, variable, text)
     for name, text in flags.items():
         values[name] = _converted(known[name], known[name].flag, text)
@@ -188,7 +189,7 @@ def _file_values(file: Mapping[str, Any], known: Mapping[str, Field]) -> dict[st
         if key == "engines":
             continue
         if key not in known:
-            raise SettingError(key, value, f"unknown entry; known are engines, {', '.join(known)}")
+            raise SettingError(key, HIDDEN, f"unknown entry; known are engines, {', '.join(known)}")
         values[key] = _converted(known[key], key, value, strict=True)
     return values
 

@@ -26,6 +26,7 @@ PURE_OF_INDEXER = (
     "stream_state",
     "orphans",
     "errors",
+    "masking",
     "store",
     "store.keyspace",
     "store.records",

@@ -1,10 +1,9 @@
 """Connecting to Redis, and what its errors mean."""
 
 import asyncio
-import re
 from collections.abc import Awaitable
 from typing import TypeAlias, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import redis.asyncio
 from redis.asyncio.retry import Retry
@@ -14,11 +13,13 @@ from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from indexer.errors import SettingError
+from indexer.masking import masked
 
 Client: TypeAlias = "redis.asyncio.Redis"
 
 T = TypeVar("T")
 SCHEMES = ("redis", "rediss", "unix")
+SHAPE = "it should be redis://user:password@host:port/database, with / @ : # ? and % in the password written as %2F %40 %3A %23 %3F and %25"
 
 
 def connect(url: str, timeout_s: float) -> Client:
@@ -38,8 +39,9 @@ def connect(url: str, timeout_s: float) -> Client:
             health_check_interval=0,
             protocol=2,
         )
-    except (ValueError, TypeError) as error:
-        raise SettingError("--redis", masked(url), f"cannot be used: {error}") from None
+    except (ValueError, TypeError):
+        # What the error says may be a piece of the password.
+        raise SettingError("--redis", masked(url), f"cannot be used: {SHAPE}") from None
 
 
 async def answer_of(asking: Awaitable[T]) -> T:
@@ -64,18 +66,17 @@ async def answer_of(asking: Awaitable[T]) -> T:
 
 def check_url(url: str, source: str) -> None:
     """Raises SettingError."""
-    scheme = urlsplit(url).scheme
+    try:
+        scheme = urlsplit(url).scheme
+    except ValueError:
+        raise SettingError(source, masked(url), f"is no URL: {SHAPE}") from None
     if scheme not in SCHEMES:
         raise SettingError(source, masked(url), f"should be a URL that begins with {', '.join(f'{known}://' for known in SCHEMES)}")
 
 
-def masked(url: str) -> str:
-    """The URL without its password."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return re.sub(r"(password=)[^&]*", r"\1***", url)
-    user, _, host = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:***@{host}"))
+def said(error: RedisError) -> str:
+    """What an error says, without what was sent: a Redis that knows no AUTH repeats its arguments."""
+    return masked(str(error).partition(", with args beginning with:")[0])
 
 
 def is_away(error: RedisError) -> bool:

@@ -12,9 +12,10 @@ from redis.exceptions import RedisError
 
 from indexer.engine_spec import EngineSpec
 from indexer.errors import StoreError
+from indexer.masking import masked
 from indexer.settings import Settings
 from indexer.store import StreamKey
-from indexer.store.connection import Client, answer_of, connect, masked, why
+from indexer.store.connection import Client, answer_of, connect, said, why
 from indexer.store.keyspace import Keyspace, stream_id, text_of
 from indexer.store.records import Head, decode_head
 from indexer.store.registry import RegisteredPods
@@ -122,7 +123,7 @@ class Reader:
         trouble = why(error)
         is_news = str(error) != self._refusal if trouble == "refusing" else self._trouble is None or self._trouble[0] != trouble
         if is_news:
-            log.error("redis in trouble", extra={"trouble": trouble, "url": masked(self._url), "error": str(error)})
+            log.error("redis in trouble", extra={"trouble": trouble, "url": masked(self._url), "error": said(error)})
         if trouble == "refusing":
             self._refusal = str(error)
         self._trouble = trouble, time.time() if self._trouble is None else self._trouble[1]

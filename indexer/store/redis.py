@@ -21,10 +21,11 @@ from redis.exceptions import RedisError
 from indexer.change import Change
 from indexer.engine_spec import EngineSpec
 from indexer.errors import StoreError
+from indexer.masking import masked
 from indexer.metrics import IndexerMetrics
 from indexer.settings import Settings
 from indexer.store import StreamKey, Trust
-from indexer.store.connection import Client, answer_of, connect, is_away, masked, why
+from indexer.store.connection import Client, answer_of, connect, is_away, said, why
 from indexer.store.keyspace import Keyspace, text_of
 from indexer.store.records import Head, decode_head
 from indexer.store.registry import RegisteredPods, Registry
@@ -149,7 +150,7 @@ class RedisStore:
         trouble = why(error)
         if trouble != self.trouble:
             assert self._settings.redis is not None, "a shared store is somewhere"
-            log.error("redis in trouble", extra={"trouble": trouble, "url": masked(self._settings.redis), "error": str(error)})
+            log.error("redis in trouble", extra={"trouble": trouble, "url": masked(self._settings.redis), "error": said(error)})
         self.trouble = trouble
         self._metrics.redis.up.set(0)
 
@@ -422,7 +423,7 @@ class RedisStore:
         try:
             await answer_of(self._client.zrem(self.keyspace.directory.members, self.member))
         except RedisError as error:
-            log.info("not taken off the members", extra={"error": str(error)})
+            log.info("not taken off the members", extra={"error": said(error)})
 
     # The writing task
 

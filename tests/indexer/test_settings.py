@@ -82,8 +82,9 @@ def test_what_kubernetes_says_of_a_service_of_our_name_is_not_ours(service: str)
 @pytest.mark.parametrize("variable", ["KV_INDEXER_COLOR", "KV_INDEXER_port", "KV_INDEXER_", "KV_INDEXER_ENGINE", "KV_INDEXER_PORTS"])
 def test_an_unknown_variable_stops_the_start(variable: str) -> None:
     error = refused(environ={variable: "red"})
-    assert (error.key, error.value) == (variable, "red")
+    assert error.key == variable
     assert "unknown variable" in str(error)
+    assert "red" not in str(error).partition(":")[0], "what nobody knows may be a secret"
 
 
 def test_a_wrong_flag_is_named_with_its_value_and_what_is_allowed() -> None:

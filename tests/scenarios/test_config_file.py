@@ -121,7 +121,7 @@ def test_every_setting_can_be_in_the_file() -> None:
 @pytest.mark.parametrize(
     ("file", "said"),
     [
-        ({"colour": "red"}, ["colour", "'red'", "unknown entry", "pod_expiry_s"]),
+        ({"colour": "red"}, ["colour=***", "unknown entry", "pod_expiry_s"]),
         ({"port": "8080"}, ["port", "'8080'", "int"]),
         ({"log_format": "xml"}, ["log_format", "'xml'", "text or json"]),
         ({"engines": "pod=a"}, ["engines", "'pod=a'", "[[engines]]"]),
