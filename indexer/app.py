@@ -3,11 +3,12 @@
 from fastapi import APIRouter
 from prometheus_client import CollectorRegistry
 
+from indexer.http.access import Access
 from indexer.http.app import make_app
 from indexer.http.routes import add_routes
 from indexer.http.schemas import components
 from indexer.http.server import Served
-from indexer.metrics import IndexerMetrics
+from indexer.metrics import HttpMetrics, IndexerMetrics
 from indexer.settings import Settings
 from indexer.shared import SharedService
 
@@ -18,6 +19,7 @@ def make_ingest(settings: Settings) -> Served:
     """The `ingest` role: an indexer that shares the streams with others."""
     registry = CollectorRegistry()
     service = SharedService(settings, IndexerMetrics(registry))
+    access = Access(settings, HttpMetrics(registry))
     router = APIRouter()
-    add_routes(router, settings, service, registry)
-    return Served(make_app(SUMMARY, router, components()), [service], service)
+    add_routes(router, settings, service, registry, access)
+    return Served(make_app(SUMMARY, router, components(), settings, access), [service], access, service)

@@ -16,9 +16,10 @@ from indexer.allocation import share_one_arena
 from indexer.app import make_ingest
 from indexer.config_file import ConfigFile, read_file
 from indexer.errors import SettingError
+from indexer.file_watch import Asking
 from indexer.http.server import Served, serve
-from indexer.settings import PREFIX, Settings, fields, read_settings
 from indexer.masking import masked
+from indexer.settings import PREFIX, Settings, fields, read_settings
 
 USAGE_ERROR = 2
 # The receiving thread gets the interpreter so soon after it asks for it.
@@ -78,11 +79,11 @@ def serve_until_stopped(parsed: argparse.Namespace, make: Callable[[Settings], S
         settings = read()
         if needs_redis and settings.redis is None:
             raise SettingError("--redis", None, "is required: a redis://, rediss:// or unix:// URL; without Redis there is kv-indexer serve")
-        if not config:
-            return await serve(settings, lambda: make(settings), stop)
-        file = ConfigFile(config, read)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, file.asked.set)
-        return await serve(settings, lambda: make(settings), stop, changed=file.changed)
+        asking = Asking()
+        if config or settings.api_token_file or settings.admin_token_file or settings.tls_cert:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, asking.ask)
+        changed = ConfigFile(config, read, asking).changed if config else None
+        return await serve(settings, lambda: make(settings), stop, changed=changed, asking=asking)
 
     return run(until_stopped)
 

@@ -10,21 +10,17 @@ events = "tcp://10.0.0.7:5557"
 replay = "tcp://10.0.0.7:5558"
 """
 
-import asyncio
 import logging
-import os
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from indexer.errors import SettingError
+from indexer.file_watch import Asking, FileWatch
 from indexer.settings import Settings
 
 log = logging.getLogger(__name__)
-
-# A change is noticed so soon; a look costs one stat.
-LOOK_S = 1.0
 
 
 def read_file(path: str) -> dict[str, Any]:
@@ -38,42 +34,19 @@ def read_file(path: str) -> dict[str, Any]:
 
 
 class ConfigFile:
-    """Waits for the settings to change. `read` makes them anew; setting `asked` has them read at once."""
+    """Waits for the settings to change. `read` makes them anew; `asking` has them read at once."""
 
-    def __init__(self, path: str, read: Callable[[], Settings]) -> None:
-        self._path = path
+    def __init__(self, path: str, read: Callable[[], Settings], asking: Asking | None = None) -> None:
         self._read = read
-        self._seen = self._look()
-        self.asked = asyncio.Event()
-
-    def _look(self) -> tuple[int, int, int] | None:
-        """What tells one state of the file from another, also where a link is turned to another file."""
-        try:
-            found = os.stat(self._path)
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_ino, found.st_size
+        self._watch = FileWatch(path, asking=asking)
 
     async def changed(self) -> Settings:
         """The new settings, once there are any. A file with a mistake is told of and otherwise ignored."""
         while True:
-            await self._wait()
+            await self._watch.changed()
             try:
                 settings = self._read()
             except SettingError as error:
                 log.error("settings not read again", extra={"error": str(error)})
             else:
                 return settings
-
-    async def _wait(self) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(LOOK_S):
-                    await self.asked.wait()
-            except TimeoutError:
-                pass
-            was_asked = self.asked.is_set()
-            self.asked.clear()
-            before, self._seen = self._seen, self._look()
-            if was_asked or (self._seen is not None and self._seen != before):
-                return

@@ -34,6 +34,14 @@ class LastBatches:
         yield family
 
 
+class HttpMetrics:
+    """What every role tells of its HTTP."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        denied = Counter("kv_indexer_denied", "Requests refused for want of a token that is good for them, by reason.", ["reason"], registry=registry)
+        self.denied = {reason: denied.labels(reason) for reason in ("no_token", "wrong_token", "not_admin")}
+
+
 class RedisMetrics:
     """What every role that uses Redis tells of it."""
 

@@ -13,8 +13,8 @@ from msgspec import Meta, Struct
 from indexer.engine_spec import EngineSpec, ListenSpec, check_replay_template, check_together
 from indexer.errors import SettingError
 from indexer.inbox import ReceiveLimits
-from indexer.replay import ReplayLimits
 from indexer.masking import HIDDEN
+from indexer.replay import ReplayLimits
 from indexer.store.connection import check_url
 from indexer.store.keyspace import check_namespace
 from indexer.stream_state import StateLimits
@@ -38,6 +38,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     engines: tuple[EngineSpec, ...] = ()
     host: Annotated[str, Meta(description="Address that the HTTP service listens on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Port that the HTTP service listens on; 0 takes a free one.")] = 8080
+    api_token_file: Annotated[str | None, Meta(description="File of bearer tokens, one a line: every request but health needs one.")] = None
+    admin_token_file: Annotated[str | None, Meta(description="The same for changing pods; other tokens are not enough for that then.")] = None
+    tls_cert: Annotated[str | None, Meta(description="PEM file of a certificate and its chain: the HTTP service speaks TLS.")] = None
+    tls_key: Annotated[str | None, Meta(description="PEM file of the certificate's private key.")] = None
     log_format: Annotated[Literal["text", "json"], Meta(description="Form of the log lines on stderr: text or json.")] = "text"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least severity logged: debug, info, warning or error.")] = (
         "info"
@@ -174,6 +178,9 @@ def _check_texts(settings: Settings) -> None:
     check_namespace(settings.namespace, "--namespace")
     if settings.redis is not None:
         check_url(settings.redis, "--redis")
+    for given, value, other in (("--tls-cert", settings.tls_cert, "--tls-key"), ("--tls-key", settings.tls_key, "--tls-cert")):
+        if value is not None and None in (settings.tls_cert, settings.tls_key):
+            raise SettingError(given, value, f"needs {other} too: TLS takes both")
     if settings.listen is not None:
         ListenSpec.from_text(settings.listen)
     if settings.listen_replay is not None:

@@ -1,12 +1,14 @@
 """The roles that answer scores, each behind one ASGI app."""
 
-from fastapi import FastAPI
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry
 
+from indexer.http.access import Access
 from indexer.http.app import make_app
 from indexer.http.routes import Pods
-from indexer.http.server import Served
-from indexer.metrics import IndexerMetrics, RedisMetrics
+from indexer.http.server import Part, Reconfigurable, Served
+from indexer.metrics import HttpMetrics, IndexerMetrics, RedisMetrics
 from indexer.service import Service
 from indexer.settings import Settings
 from indexer.shared import SharedService
@@ -27,7 +29,7 @@ def make_serve(settings: Settings) -> Served:
     registry = CollectorRegistry()
     view = View(settings)
     service = Service(settings, view, IndexerMetrics(registry))
-    return Served(_make_app(settings, view, service, registry), [service], service)
+    return _served(settings, view, service, registry, [service], service)
 
 
 def make_api(settings: Settings) -> Served:
@@ -43,10 +45,14 @@ def _make_shared(settings: Settings, *, with_indexer: bool) -> Served:
         service = SharedService(settings, IndexerMetrics(registry))
         follower = Follower(settings, view, metrics)
         fleet = Fleet(settings, follower, service)
-        return Served(_make_app(settings, view, fleet, registry), [service, follower], service)
+        return _served(settings, view, fleet, registry, [service, follower], service)
     follower = Follower(settings, view, metrics, RedisMetrics(registry).up)
-    return Served(_make_app(settings, view, Fleet(settings, follower), registry), [follower])
+    return _served(settings, view, Fleet(settings, follower), registry, [follower])
 
 
-def _make_app(settings: Settings, view: View, pods: Pods, registry: CollectorRegistry) -> FastAPI:
-    return make_app(SUMMARY, make_router(settings, view, pods, ScorerMetrics(registry, view), registry), components())
+def _served(
+    settings: Settings, view: View, pods: Pods, registry: CollectorRegistry, parts: Sequence[Part], service: Reconfigurable | None = None
+) -> Served:
+    access = Access(settings, HttpMetrics(registry))
+    router = make_router(settings, view, pods, ScorerMetrics(registry, view), registry, access)
+    return Served(make_app(SUMMARY, router, components(), settings, access), parts, access, service)

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 from starlette.requests import ClientDisconnect
 
 from indexer.events import Tier
+from indexer.http.access import Access
 from indexer.http.negotiation import JSON, MSGPACK, accepted_type, media_type_of, read_body, respond
 from indexer.http.problems import Problem
 from indexer.http.routes import Pods, add_routes
@@ -21,7 +22,7 @@ from scorer_api.view import PodScore, View, ranks_by_number
 OUTCOME_OF_STATUS = {400: "malformed", 404: "unknown_model", 408: "too_slow", 413: "too_large", 415: "unsupported_type", 422: "wrong_value"}
 
 
-def make_router(settings: Settings, view: View, pods: Pods, metrics: ScorerMetrics, registry: CollectorRegistry) -> APIRouter:
+def make_router(settings: Settings, view: View, pods: Pods, metrics: ScorerMetrics, registry: CollectorRegistry, access: Access) -> APIRouter:
     """All routes of such a role, over these parts."""
     router = APIRouter()
 
@@ -67,7 +68,7 @@ def make_router(settings: Settings, view: View, pods: Pods, metrics: ScorerMetri
         """Every known model, with its pods."""
         return respond(ModelsAnswer([ModelAnswer(name, names) for name, names in view.models().items()]))
 
-    add_routes(router, settings, pods, registry)
+    add_routes(router, settings, pods, registry, access)
     return router
 
 

@@ -1,6 +1,7 @@
 """`kv-indexer score`: ask a running service, print a table."""
 
 import argparse
+import ssl
 import sys
 from pathlib import Path
 
@@ -10,10 +11,13 @@ import msgspec
 from indexer.errors import SettingError
 from indexer.http.negotiation import MSGPACK
 from indexer.http.problems import ProblemDetails
+from indexer.masking import masked
+from indexer.tokens import read_tokens as read_bearer_tokens
 from indexer.wire import pack_tokens
 from scorer_api.schemas import ScoreAnswer
 
 TIMEOUT_S = 30.0
+HINTS = {401: ", see --token-file"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,13 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokens-file", required=True, metavar="FILE", help="the prompt's tokens: a JSON list or white-space separated ints; - for standard input"
     )
+    parser.add_argument("--token-file", metavar="FILE", help="the service's bearer token, if it wants one: the first in this file")
+    parser.add_argument("--ca-file", metavar="FILE", help="PEM file of the authority that an https service's certificate is to be from")
     parser.add_argument("--lora-name")
     parser.add_argument("--cache-salt")
     parser.add_argument("--limit", type=int)
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Returns the exit code. Raises SettingError for a file that holds no tokens."""
+    """Returns the exit code. Raises SettingError for a file that cannot be used."""
     asked = {
         "model": parsed.model,
         "token_ids": read_tokens(parsed.tokens_file),
@@ -37,18 +43,22 @@ def run(parsed: argparse.Namespace) -> int:
         "cache_salt": parsed.cache_salt,
         "limit": parsed.limit,
     }
+    headers = {"Content-Type": MSGPACK}
+    if parsed.token_file is not None:
+        headers["Authorization"] = f"Bearer {read_bearer_tokens(parsed.token_file, '--token-file')[0]}"
+    url, verify = masked(parsed.url), True if parsed.ca_file is None else trusting(parsed.ca_file)
     try:
         response = httpx.post(
-            parsed.url.rstrip("/") + "/v1/score", content=msgspec.msgpack.encode(asked), headers={"Content-Type": MSGPACK}, timeout=TIMEOUT_S
+            parsed.url.rstrip("/") + "/v1/score", content=msgspec.msgpack.encode(asked), headers=headers, timeout=TIMEOUT_S, verify=verify
         )
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return _fail(f"no answer from {parsed.url}: {error}")
+        return _fail(f"no answer from {url}: {masked(str(error))}")
     try:
         if response.status_code != 200:
-            return _fail(msgspec.json.decode(response.content, type=ProblemDetails).detail)
+            return _fail(msgspec.json.decode(response.content, type=ProblemDetails).detail + HINTS.get(response.status_code, ""))
         answer = msgspec.msgpack.decode(response.content, type=ScoreAnswer)
     except msgspec.MsgspecError:
-        return _fail(f"{parsed.url} answered {response.status_code} with something that no kv-indexer says; is it the service's address?")
+        return _fail(f"{url} answered {response.status_code} with something that no kv-indexer says; is it the service's address?")
     print(table(answer))  # noqa: T201 - the command's output
     return 0
 
@@ -56,6 +66,15 @@ def run(parsed: argparse.Namespace) -> int:
 def _fail(why: str) -> int:
     print(f"kv-indexer: {why}", file=sys.stderr)  # noqa: T201 - the command's one line of error
     return 1
+
+
+def trusting(ca_file: str) -> ssl.SSLContext:
+    """For talking to services whose certificate this file vouches for. Raises SettingError."""
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as error:
+        why = f"cannot be read: {error.strerror}" if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError) else "is no PEM file"
+        raise SettingError("--ca-file", ca_file, f"{why}; it should hold certificates in PEM form") from None
 
 
 def read_tokens(file: str) -> bytes:

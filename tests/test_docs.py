@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from indexer.engine_spec import EngineSpec
 from indexer.errors import REASONS
-from indexer.metrics import IndexerMetrics
+from indexer.metrics import HttpMetrics, IndexerMetrics
 from indexer.settings import Settings, fields
 from indexer.store import Trust
 from scorer_api.app import make_serve
@@ -33,6 +33,7 @@ def metric_names() -> list[str]:
     """As Prometheus shows them: a counter ends in _total."""
     registry = CollectorRegistry()
     IndexerMetrics(registry)
+    HttpMetrics(registry)
     view = View(Settings())
     ScorerMetrics(registry, view)
     FollowerMetrics(registry, view)

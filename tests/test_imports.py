@@ -37,9 +37,8 @@ IMPURE = {"zmq", "redis", "asyncio", "fastapi", "starlette", "uvicorn", "uvloop"
 ZMQ = {f"indexer.{name}" for name in ("subscriber", "subscription", "listening", "replay", "stream", "streams", "endpoints", "demo_engine")} | {
     "scorer_api.cli"
 }
-WEB = {f"indexer.http.{name}" for name in ("app", "connection", "negotiation", "openapi", "problems", "routes", "server")} | {
+WEB = {f"indexer.http.{name}" for name in ("access", "app", "connection", "negotiation", "openapi", "problems", "routes", "server")} | {
     "indexer.app",
-    "scorer_api.app",
     "scorer_api.routes",
 }
 REDIS = {f"indexer.store.{name}" for name in ("connection", "scripts", "redis", "reader", "registry")}

@@ -14,6 +14,7 @@ from tests.running import ROOT, Command
 from tests.waiting import wait_until
 
 MODEL, POD = "a/model", "the/pod:8000"
+OF_AN_ADMIN = "a-token-for-everything"
 BLOCKS = 8
 
 
@@ -40,10 +41,34 @@ def test_schemathesis_finds_nothing_at_an_indexer_either(tmp_path: Path) -> None
         check_nothing_went_wrong(service)
 
 
-def requests_made(service: Command, folder: Path) -> int:
-    """How many requests schemathesis made, without finding anything."""
+def test_schemathesis_finds_nothing_where_tokens_are_needed(tmp_path: Path) -> None:
+    """It has one that is good for everything, and asks without one and with wrong ones too."""
+    for name, token in (("api", "a-token-for-scores"), ("admin", OF_AN_ADMIN)):
+        (tmp_path / name).write_text(token)
+    files = {"api_token_file": str(tmp_path / "api"), "admin_token_file": str(tmp_path / "admin")}
+    with Engine() as engine, serve(None, engine.spec(POD, MODEL), listen=f"tcp://127.0.0.1:{free_port()}", **files) as service:
+        service.http.headers["Authorization"] = f"Bearer {OF_AN_ADMIN}"
+        number = engine.publish(stored(range(1, BLOCKS + 1), range(4 * BLOCKS)))
+        service.wait_url().wait_for(pod=POD, sequence=number, trust="live")
+        assert requests_made(service, tmp_path, "--max-examples", "10", "-H", f"Authorization: Bearer {OF_AN_ADMIN}") > 200
+        assert min(service.metric("kv_indexer_denied_total", reason=reason) for reason in ("no_token", "wrong_token")) > 0
+        check_nothing_went_wrong(service)
+
+
+def requests_made(service: Command, folder: Path, *more: str) -> int:
+    """How many requests schemathesis made, without finding anything. `more`: options of it."""
     run = [sys.executable, "-m", "schemathesis.cli", "run", f"{service.url}/openapi.json"]
-    options = ["--checks", "all", "--phases", "examples,coverage,fuzzing,stateful", "--max-examples", "30", "--continue-on-failure", "--no-color"]
+    options = [
+        "--checks",
+        "all",
+        "--phases",
+        "examples,coverage,fuzzing,stateful",
+        "--max-examples",
+        "30",
+        "--continue-on-failure",
+        "--no-color",
+        *more,
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "SCHEMATHESIS_HOOKS": "tests.schemathesis_hooks", "TEST_MODEL": MODEL, "TEST_POD": POD}
     done = subprocess.run(
         [*run, *options, "--generation-deterministic"], cwd=folder, env=environment, capture_output=True, text=True, timeout=110, check=False

@@ -41,6 +41,8 @@ class Connection(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio looks at what is returned
         """The client sends no more. True: the connection stays, for the answers that it still waits for."""
         newest = self.cycle
+        if self.scheme == "https":
+            return False  # TLS has no half of a connection
         if newest is None or newest.more_body or newest.response_complete:
             return False
         newest.keep_alive = False
@@ -54,6 +56,12 @@ class Connection(HttpToolsProtocol):
         self._is_in_head = False
         self._stop_waiting()
         super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """What is left of a body that nobody takes, and the next head, have to come in time too."""
+        super().on_response_complete()
+        if self.cycle.response_complete and self.cycle.more_body and not self.transport.is_closing() and self._head_timer is None:
+            self._await_head()
 
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(self.head_timeout_s, self.timeout_keep_alive_handler)

@@ -7,12 +7,16 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import PlainTextResponse
 
 from indexer.engine_spec import NAME_LENGTH_MAX
+from indexer.http.access import OPEN_PATHS, Access
 from indexer.http.negotiation import JSON
 from indexer.http.problems import MEDIA_TYPE as PROBLEM
 from indexer.http.schemas import COMPONENT
 
+SCHEME = "token"
 PROBLEMS = {
     400: "The body, or the request, is malformed.",
+    401: "A bearer token is missing, or is not good.",
+    403: "This token is not good for changing pods.",
     404: "There is no such thing.",
     408: "The body took too long.",
     413: "The body is over the limit.",
@@ -74,20 +78,34 @@ METRICS: dict[str, Any] = {
 }
 
 
-def install(app: FastAPI, components: dict[str, Any]) -> None:
-    """Have the app's document name our own types, once made. `components`: their JSON schemas by name."""
+def install(app: FastAPI, components: dict[str, Any], access: Access) -> None:
+    """Have the app's document name our own types, once made. `components`: their JSON schemas by name. `access`: what takes a token."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
             made = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
             made["components"] = {"schemas": components}
-            for operations in made["paths"].values():
-                for operation in operations.values():
+            for path, operations in made["paths"].items():
+                for method, operation in operations.items():
                     _set_right(operation)
+                    _secure(operation, path, access, is_change=method in ("put", "delete"))
+            if access.changes_need_token:
+                made["components"]["securitySchemes"] = {SCHEME: {"type": "http", "scheme": "bearer"}}
             app.openapi_schema = made
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to replace the document
+
+
+def _secure(operation: dict[str, Any], path: str, access: Access, *, is_change: bool) -> None:
+    """Say where a token is needed."""
+    if path in OPEN_PATHS or not (access.needs_token or (is_change and access.changes_need_token)):
+        return
+    operation["security"] = [{SCHEME: []}]
+    challenge = {"WWW-Authenticate": {"schema": {"type": "string"}}}
+    operation["responses"]["401"] = {**problem(PROBLEMS[401]), "headers": challenge}
+    if is_change and access.needs_token and access.knows_admins:
+        operation["responses"]["403"] = problem(PROBLEMS[403])
 
 
 def _set_right(operation: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import http
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from fastapi import FastAPI, Request
@@ -30,11 +30,15 @@ class ProblemDetails(Struct, frozen=True):
 class Problem(Exception):
     """The request cannot be answered.
 
-    Attributes: `status`, an HTTP status; `detail`, for the client; `closes`, whether the connection ends; `retry_after_s`, when to ask again.
+    Attributes: `status`, an HTTP status; `detail`, for the client; `closes`, whether the connection ends; `retry_after_s`, when to ask again;
+    `headers`, of the answer.
     """
 
-    def __init__(self, status: int, detail: str, *, closes: bool = False, retry_after_s: int | None = None) -> None:
+    def __init__(
+        self, status: int, detail: str, *, closes: bool = False, retry_after_s: int | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(detail)
+        self.headers = dict(headers or {})
         self.retry_after_s = retry_after_s
         self.status = status
         self.detail = detail
@@ -60,7 +64,7 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
 
     @app.exception_handler(Problem)
     async def on_problem(request: Request, error: Problem) -> Response:
-        headers = {"Connection": "close"} if error.closes else {}
+        headers = error.headers | ({"Connection": "close"} if error.closes else {})
         if error.retry_after_s is not None:
             headers["Retry-After"] = str(error.retry_after_s)
         return response_of(error.status, error.detail, headers)

@@ -11,6 +11,7 @@ from starlette.convertors import Convertor, register_url_convertor
 from indexer.engine_spec import EngineSpec
 from indexer.errors import SettingError, StoreError
 from indexer.http import openapi
+from indexer.http.access import Access
 from indexer.http.negotiation import JSON, media_type_of, read_body, respond
 from indexer.http.problems import Problem
 from indexer.http.schemas import HealthAnswer, PodsAnswer
@@ -49,13 +50,13 @@ class _AnyText(Convertor[str]):
 register_url_convertor("any", _AnyText())
 
 
-def add_routes(router: APIRouter, settings: Settings, pods: Pods, registry: CollectorRegistry) -> None:
-    """Add them to the router of a role. `registry`: the metrics of that role."""
-    _add_pods(router, settings, pods)
+def add_routes(router: APIRouter, settings: Settings, pods: Pods, registry: CollectorRegistry, access: Access) -> None:
+    """Add them to the router of a role. `registry`: the metrics of that role. `access`: who may change pods."""
+    _add_pods(router, settings, pods, access)
     _add_health(router, pods, registry)
 
 
-def _add_pods(router: APIRouter, settings: Settings, pods: Pods) -> None:
+def _add_pods(router: APIRouter, settings: Settings, pods: Pods, access: Access) -> None:
     @router.get("/v1/pods", **openapi.PODS)
     async def get_pods() -> Response:
         """Every registered pod, with the state of its streams."""
@@ -64,6 +65,7 @@ def _add_pods(router: APIRouter, settings: Settings, pods: Pods) -> None:
     @router.put("/v1/pods/{pod:any}", **openapi.PUT_POD)
     async def put_pod(pod: str, request: Request) -> Response:
         """Register a pod, or replace it. What stays the same keeps its blocks."""
+        access.check_change(request)
         media_type_of(request, JSON)
         spec = _pod_spec(pod, await read_body(request, POD_BYTES_MAX, settings.body_timeout_s))
         try:
@@ -76,8 +78,9 @@ def _add_pods(router: APIRouter, settings: Settings, pods: Pods) -> None:
         return respond(status, status=201 if is_new else 200)
 
     @router.delete("/v1/pods/{pod:any}", status_code=204, **openapi.DELETE_POD)
-    async def delete_pod(pod: str) -> Response:
+    async def delete_pod(pod: str, request: Request) -> Response:
         """Forget a pod and its blocks at once. One that a flag names comes back at the next start."""
+        access.check_change(request)
         try:
             was_known = await pods.forget(pod)
         except StoreError as error:

@@ -6,19 +6,23 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import uvicorn
 from msgspec import Struct
 
 from indexer.errors import SettingError
+from indexer.file_watch import Asking
+from indexer.http.access import Access
 from indexer.http.connection import Connection
+from indexer.http.tls import Certificate
 from indexer.settings import Settings
 
 log = logging.getLogger(__name__)
 
 BACKLOG = 2048
 Changed = Callable[[], Awaitable[Settings]]
+Part: TypeAlias = AbstractAsyncContextManager[Any]
 
 
 class Reconfigurable(Protocol):
@@ -28,10 +32,11 @@ class Reconfigurable(Protocol):
 
 
 class Served(Struct, frozen=True):
-    """An ASGI app, what has to run while it is served, in the order of its start, and what follows engines, if anything does."""
+    """An ASGI app, what has to run while it is served, in the order of its start, who may ask it, and what follows engines, if anything does."""
 
     app: Any
-    parts: Sequence[AbstractAsyncContextManager[Any]]
+    parts: Sequence[Part]
+    access: Access
     service: Reconfigurable | None = None
 
 
@@ -64,29 +69,37 @@ async def serve(
     stop: asyncio.Event,
     listening: "asyncio.Future[str] | None" = None,
     changed: Changed | None = None,
+    asking: Asking | None = None,
 ) -> None:
     """Serve what `make` makes until `stop` is set, then let running requests finish.
 
-    `listening` gets the service's URL; `changed` waits for the settings to change and returns the new ones.
+    `listening` gets the service's URL; `changed` waits for the settings to change and returns the new ones; `asking` has tokens and certificate
+    read again at once.
 
     Raises SettingError before it serves anything.
     """
     with contextlib.closing(listen(settings)) as listener:
+        certificate = Certificate.of(settings)
         served = make()
         async with AsyncExitStack() as stack:
             for part in served.parts:
                 await stack.enter_async_context(part)
-            server = _Server(_config(served.app, settings))
+            server = _Server(_config(served.app, settings, certificate))
             serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
             host, port = listener.getsockname()[:2]
-            url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            url = f"http{'' if certificate is None else 's'}://{f'[{host}]' if ':' in host else host}:{port}"
             log.info("listening", extra={"url": url, "engines": len(settings.engines)})
             if listening is not None:
                 listening.set_result(url)
-            reloading = asyncio.create_task(_reload(served.service, settings, changed), name="reload")
+            reloading = [
+                asyncio.create_task(_reload(served.service, settings, changed), name="reload"),
+                asyncio.create_task(served.access.follow(asking), name="tokens"),
+            ]
+            if certificate is not None:
+                reloading.append(asyncio.create_task(certificate.follow(asking), name="certificate"))
             stopping = asyncio.create_task(stop.wait(), name="stop")
             await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
-            await _cancel(stopping, reloading)
+            await _cancel(stopping, *reloading)
             server.should_exit = True
             await serving
             log.info("stopped")
@@ -105,8 +118,8 @@ async def _cancel(*tasks: asyncio.Task[Any]) -> None:
             log.error("task failed", exc_info=outcome)
 
 
-def _config(app: Any, settings: Settings) -> uvicorn.Config:
-    return uvicorn.Config(
+def _config(app: Any, settings: Settings, certificate: Certificate | None) -> uvicorn.Config:
+    config = uvicorn.Config(
         app,
         http=Connection.with_timeout(settings.head_timeout_s),
         ws="none",
@@ -117,3 +130,6 @@ def _config(app: Any, settings: Settings) -> uvicorn.Config:
         backlog=BACKLOG,
         timeout_graceful_shutdown=max(1, int(settings.shutdown_s)),
     )
+    config.load()
+    config.ssl = None if certificate is None else certificate.context
+    return config

@@ -1,0 +1,137 @@
+"""Who may ask for what: bearer tokens, one kind for all but health, and one for changing pods.
+
+--api-token-file    --admin-token-file      scores, pods, metrics …     changing pods
+-                   -                       everybody                   everybody
+given               -                       either kind of token        an api token
+-                   given                   everybody                   an admin token
+given               given                   either kind of token        an admin token
+"""
+
+import logging
+from typing import Any
+
+from fastapi import Request
+
+from indexer.errors import SettingError
+from indexer.file_watch import Asking, FileWatch
+from indexer.http.problems import Problem, response_of
+from indexer.metrics import HttpMetrics
+from indexer.settings import Settings
+from indexer.tokens import TokenFile
+
+log = logging.getLogger(__name__)
+
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+"""What probes ask for, who have no token."""
+CHALLENGE = {"WWW-Authenticate": "Bearer"}
+WITHOUT = "Authorization should be Bearer and a token"
+UNKNOWN = "the token in Authorization is not a good one"
+NOT_ADMIN = "changing pods takes a token of --admin-token-file"
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class Access:
+    """Raises SettingError for a file of tokens that cannot be used."""
+
+    def __init__(self, settings: Settings, metrics: HttpMetrics) -> None:
+        self._metrics = metrics
+        given = {"--api-token-file": settings.api_token_file, "--admin-token-file": settings.admin_token_file}
+        self._files = {source: TokenFile(path, source) for source, path in given.items() if path is not None}
+        self._api = self._files.get("--api-token-file")
+        self._admin = self._files.get("--admin-token-file")
+        self._told: dict[str, str] = {}
+
+    @property
+    def needs_token(self) -> bool:
+        """Whether everything but health does."""
+        return self._api is not None
+
+    @property
+    def changes_need_token(self) -> bool:
+        """Whether changing pods does."""
+        return bool(self._files)
+
+    @property
+    def knows_admins(self) -> bool:
+        """Whether some tokens are not enough for changing pods."""
+        return self._admin is not None
+
+    def refusal(self, headers: Headers) -> str | None:
+        """Why these headers may not ask for anything, if that is so."""
+        assert self._api is not None, "asked only where everything needs a token"
+        token = _token(headers)
+        if token is None:
+            return self._deny("no_token", WITHOUT)
+        if self._api.admits(token) or (self._admin is not None and self._admin.admits(token)):
+            return None
+        return self._deny("wrong_token", UNKNOWN)
+
+    def check_change(self, request: Request) -> None:
+        """Whether a request may change pods, if it may ask at all. Raises Problem."""
+        if self._admin is None:
+            return
+        token = _token(request.scope["headers"])
+        if token is not None and self._admin.admits(token):
+            return
+        if self._api is not None:  # it has one of these, or it would not have come so far
+            raise Problem(403, self._deny("not_admin", NOT_ADMIN))
+        why = self._deny("no_token", WITHOUT) if token is None else self._deny("wrong_token", UNKNOWN)
+        raise Problem(401, why, headers=CHALLENGE)
+
+    def _deny(self, reason: str, why: str) -> str:
+        self._metrics.denied[reason].inc()
+        return why
+
+    async def follow(self, asking: Asking | None = None) -> None:
+        """Read the files again when they change. One that cannot be used is told of once, and what it held before stays good."""
+        if not self._files:
+            return
+        watch = FileWatch(*(file.path for file in self._files.values()), asking=asking)
+        while True:
+            self._read_again()
+            await watch.changed()
+
+    def _read_again(self) -> None:
+        for source, file in self._files.items():
+            try:
+                file.read()
+            except SettingError as error:
+                if self._told.get(source) != str(error):
+                    log.error("tokens not read again", extra={"error": str(error)})
+                self._told[source] = str(error)
+            else:
+                if self._told.pop(source, None) is not None:
+                    log.info("tokens read again", extra={"file": file.path})
+
+
+class Gate:
+    """An ASGI app that lets through to another one what may ask."""
+
+    def __init__(self, app: Any, access: Access, body_bytes_max: int) -> None:
+        self._app = app
+        self._refusal = access.refusal
+        self._body_bytes_max = body_bytes_max
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or (why := self._refusal(scope["headers"])) is None:
+            await self._app(scope, receive, send)
+            return
+        headers = CHALLENGE if self._is_short(scope["headers"]) else {**CHALLENGE, "Connection": "close"}
+        await response_of(401, why, headers)(scope, receive, send)
+
+    def _is_short(self, headers: Headers) -> bool:
+        """Whether the body, of which nobody takes anything, may be thrown away as it comes: the client sees the answer, and the connection stays."""
+        sizes = [value for name, value in headers if name == b"content-length"]
+        if any(name == b"transfer-encoding" for name, _ in headers):
+            return False
+        return all(size.isdigit() and int(size) <= self._body_bytes_max for size in sizes)
+
+
+def _token(headers: Headers) -> bytes | None:
+    """The only bearer token among them."""
+    given = [value for name, value in headers if name == b"authorization"]
+    if len(given) != 1:
+        return None
+    scheme, _, token = given[0].strip().partition(b" ")
+    return token.strip() if scheme.lower() == b"bearer" and token else None

@@ -1,0 +1,74 @@
+"""The certificate that the HTTP service shows, and TLS 1.2 or newer with it."""
+
+import logging
+import ssl
+from pathlib import Path
+from typing import Self
+
+from indexer.errors import SettingError
+from indexer.file_watch import Asking, FileWatch
+from indexer.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Certificate:
+    """`context`: for the connections of now and later. Raises SettingError for files that cannot be used.
+
+    A context that was given another certificate would keep the first one where their keys are of different kinds. So each state of the files gets a
+    context of its own, and a handshake goes over to the newest: OpenSSL asks for that with every hello, one that names no server included.
+    """
+
+    def __init__(self, cert: str, key: str) -> None:
+        self._cert = cert
+        self._key = key
+        self.context = self._newest = self._read()
+        self.context.sni_callback = self._go_over
+
+    def _go_over(self, connection: ssl.SSLSocket | ssl.SSLObject, server_name: str | None, context: ssl.SSLContext) -> None:
+        connection.context = self._newest
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self | None:
+        """None where the service speaks no TLS. Raises SettingError."""
+        if settings.tls_cert is None or settings.tls_key is None:
+            return None
+        return cls(settings.tls_cert, settings.tls_key)
+
+    def _read(self) -> ssl.SSLContext:
+        """Raises SettingError."""
+        for source, path in (("--tls-cert", self._cert), ("--tls-key", self._key)):
+            try:
+                Path(path).open("rb").close()
+            except OSError as error:
+                raise SettingError(source, path, f"cannot be read: {error.strerror or error}") from None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        try:
+            # With a password given, if only an empty one, nobody is asked for it on the terminal.
+            context.load_cert_chain(self._cert, self._key, password="")
+        except ssl.SSLError as error:
+            if error.reason in ("KEY_VALUES_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):
+                raise SettingError("--tls-key", self._key, f"is not the key of the certificate in --tls-cert {self._cert}") from None
+            what = f"should be PEM files, a certificate with its chain and its unencrypted private key: {error.reason or error}"
+            raise SettingError("--tls-cert and --tls-key", f"{self._cert} and {self._key}", what) from None
+        except OSError as error:
+            raise SettingError("--tls-cert and --tls-key", f"{self._cert} and {self._key}", f"cannot be read: {error.strerror or error}") from None
+        return context
+
+    async def follow(self, asking: Asking | None = None) -> None:
+        """Show the new certificate when the files change. Files that cannot be used are told of once, and change nothing."""
+        watch = FileWatch(self._cert, self._key, asking=asking)
+        told: str | None = None
+        while True:
+            try:
+                self._newest = self._read()
+            except SettingError as error:
+                if str(error) != told:
+                    log.error("certificate not read again", extra={"error": str(error)})
+                told = str(error)
+            else:
+                if told is not None:
+                    log.info("certificate read again")
+                told = None
+            await watch.changed()
