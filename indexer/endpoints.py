@@ -2,19 +2,27 @@
 
 import zmq
 
-from indexer.engine_spec import EngineSpec
+from indexer.engine_networks import EngineNetworks, endpoints_of
+from indexer.engine_spec import EngineSpec, host_of
 from indexer.errors import SettingError
 from indexer.subscription import Context
 
 
-def check_endpoints(spec: EngineSpec, context: Context | None = None) -> None:
+def check_registration(spec: EngineSpec, networks: EngineNetworks, context: Context | None = None) -> None:
+    """The same for one that came over HTTP. Raises SettingError also for an endpoint outside the networks where such engines may be."""
+    networks.check(spec)
+    # To try a tcp endpoint is to dial it, and what its name means now was not looked at.
+    check_endpoints(spec, context, dials_tcp=False)
+
+
+def check_endpoints(spec: EngineSpec, context: Context | None = None, *, dials_tcp: bool = True) -> None:
     """Raises SettingError that names the endpoint and what is wrong with it."""
     if context is None:
         with zmq.Context() as own:
-            check_endpoints(spec, own)
+            check_endpoints(spec, own, dials_tcp=dials_tcp)
         return
-    for key, endpoint in (("events", spec.events), ("replay", spec.replay)):
-        if endpoint is None:
+    for key, endpoint in endpoints_of(spec):
+        if host_of(endpoint) is not None and not dials_tcp:
             continue
         try:
             with context.socket(zmq.SUB) as probe:

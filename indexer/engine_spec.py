@@ -144,6 +144,19 @@ def shifted(endpoint: str | None, offset: int) -> str | None:
     return endpoint if tcp is None else f"tcp://{tcp['host']}:{int(tcp['port']) + offset}"
 
 
+def host_of(endpoint: str) -> str | None:
+    """The host of a tcp endpoint, without brackets."""
+    tcp = _TCP.fullmatch(endpoint)
+    return None if tcp is None else tcp["host"].strip("[]")
+
+
+def at_address(endpoint: str, address: str) -> str:
+    """The tcp endpoint with an address in place of its host."""
+    tcp = _TCP.fullmatch(endpoint)
+    assert tcp is not None, "only tcp has a host"
+    return f"tcp://[{address}]:{tcp['port']}" if ":" in address else f"tcp://{address}:{tcp['port']}"
+
+
 def check_together(specs: Iterable[EngineSpec], source: str) -> None:
     """Several specs may name one pod, with different ranks and the same model. Raises SettingError."""
     models: dict[str, str] = {}

@@ -45,7 +45,7 @@ class Service:
             welcoming = self._streams.tasks.create_task(self._welcome_guests(), name="welcome")
             stack.callback(welcoming.cancel)
             for specs in by_pod(self._settings.engines).values():
-                await self.register(specs)
+                await self._register(specs, is_limited=False)
             self._configured = list(self._streams.running)
             self._stack = stack.pop_all()
 
@@ -55,14 +55,17 @@ class Service:
     # Pods
 
     async def register(self, specs: tuple[EngineSpec, ...]) -> bool:
-        """Make one pod what these specs say; streams that stay the same keep what they hold. Returns whether it is a new pod.
+        """Make one pod what these specs, which came over HTTP, say; streams that stay the same keep what they hold. Returns whether it is a new pod.
 
         Raises SettingError.
         """
+        return await self._register(specs, is_limited=True)
+
+    async def _register(self, specs: tuple[EngineSpec, ...], *, is_limited: bool) -> bool:
         check_together(specs, "pod")
         for spec in specs:
-            self._streams.check(spec)
-        sources = sources_of(specs)
+            self._streams.check(spec, is_limited=is_limited)
+        sources = sources_of(specs, is_limited=is_limited)
         pod = specs[0].pod
         async with self._changing:
             before = {key: running for key, running in self._streams.running.items() if key.pod == pod}
@@ -104,7 +107,7 @@ class Service:
         for pod, specs in new.items():
             if old.get(pod) != specs:
                 try:
-                    await self.register(specs)
+                    await self._register(specs, is_limited=False)
                 except SettingError as error:
                     log.error("pod not registered", extra={"pod": pod, "error": str(error)})
         log.info("settings read again", extra={"engines": len(after.engines)})

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import msgspec
 from msgspec import Meta, Struct
 
+from indexer.engine_networks import DEFAULT_NETWORKS, EngineNetworks
 from indexer.engine_spec import EngineSpec, ListenSpec, check_replay_template, check_together
 from indexer.errors import SettingError
 from indexer.inbox import ReceiveLimits
@@ -42,6 +43,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     admin_token_file: Annotated[str | None, Meta(description="The same for changing pods; other tokens are not enough for that then.")] = None
     tls_cert: Annotated[str | None, Meta(description="PEM file of a certificate and its chain: the HTTP service speaks TLS.")] = None
     tls_key: Annotated[str | None, Meta(description="PEM file of the certificate's private key.")] = None
+    allowed_engine_networks: Annotated[
+        str, Meta(description="Networks in which pods registered over HTTP may be, by commas; ipc allows ipc:// too.")
+    ] = DEFAULT_NETWORKS
     log_format: Annotated[Literal["text", "json"], Meta(description="Form of the log lines on stderr: text or json.")] = "text"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least severity logged: debug, info, warning or error.")] = (
         "info"
@@ -113,6 +117,10 @@ class Settings(Struct, frozen=True, kw_only=True):
         return self._part(StateLimits)
 
     @property
+    def engine_networks(self) -> EngineNetworks:
+        return EngineNetworks.from_text(self.allowed_engine_networks)
+
+    @property
     def tier_weights(self) -> tuple[float, float, float, float]:
         """In the order of the tiers; remote is nobody's own and has none."""
         return self.weight_gpu, self.weight_cpu, self.weight_disk, self.weight_other
@@ -178,6 +186,7 @@ def _check_texts(settings: Settings) -> None:
     check_namespace(settings.namespace, "--namespace")
     if settings.redis is not None:
         check_url(settings.redis, "--redis")
+    EngineNetworks.from_text(settings.allowed_engine_networks)
     for given, value, other in (("--tls-cert", settings.tls_cert, "--tls-key"), ("--tls-key", settings.tls_key, "--tls-cert")):
         if value is not None and None in (settings.tls_cert, settings.tls_key):
             raise SettingError(given, value, f"needs {other} too: TLS takes both")

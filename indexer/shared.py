@@ -101,7 +101,7 @@ class SharedService:
         self._incarnation: str | None = None
         self._incarnated_s = float("-inf")
         self._heard_s: float | None = None
-        self._usable: dict[EngineSpec, bool] = {}
+        self._usable: dict[tuple[EngineSpec, bool], bool] = {}
         self._learning = asyncio.Lock()
         self._soon = asyncio.Event()
         self._excess = 0
@@ -146,7 +146,7 @@ class SharedService:
         """
         check_together(specs, "pod")
         for spec in specs:
-            self._streams.check(spec)
+            self._streams.check(spec, is_limited=True)
         pod, ranks = specs[0].pod, len(sources_of(specs))
         self._streams.check_count(sum(key.pod != pod for key in self._known) + ranks, ranks)
         async with self._learning:
@@ -279,7 +279,14 @@ class SharedService:
     def _take_up(self) -> None:
         """Know the streams that the pods have now, and no others."""
         pods = self._pods.all()
-        sources = sources_of(spec for specs in pods.values() for spec in specs if self._can_use(spec))
+        sources: dict[StreamKey, Source] = {}
+        for pod, specs in pods.items():
+            # Any replica may have registered it, and each has networks of its own where engines may be.
+            registered = self._pods.registered.get(pod, ())
+            for spec in specs:
+                is_limited = spec in registered
+                if self._can_use(spec, is_limited=is_limited):
+                    sources |= sources_of([spec], is_limited=is_limited)
         for key, known in list(self._known.items()):
             is_named = key in sources
             if known.is_guest and not self._pods.has_guest(key):
@@ -298,17 +305,18 @@ class SharedService:
             log.error("too many streams", extra={"streams": count, "streams_max": self._settings.streams_max})
         self._excess = excess
 
-    def _can_use(self, spec: EngineSpec) -> bool:
-        """What another replica registered need not be of use to us: it may dial those that listen."""
-        if spec not in self._usable:
+    def _can_use(self, spec: EngineSpec, *, is_limited: bool) -> bool:
+        """What another replica registered need not be of use to us: it may dial those that listen, or be where ours may not."""
+        known = spec, is_limited
+        if known not in self._usable:
             try:
-                self._streams.check(spec)
+                self._streams.check(spec, is_limited=is_limited)
             except SettingError as error:
                 log.warning("pod cannot be followed from here", extra={"pod": spec.pod, "error": str(error)})
-                self._usable[spec] = False
+                self._usable[known] = False
             else:
-                self._usable[spec] = True
-        return self._usable[spec]
+                self._usable[known] = True
+        return self._usable[known]
 
     @property
     def _outage_ended_s(self) -> float:

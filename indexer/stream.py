@@ -100,6 +100,8 @@ class Stream:
         self.key = key
         self._context = context
         self._replay_endpoint = replay_endpoint
+        self.replay_address = replay_endpoint
+        """What is dialled for replays; None as long as nobody knows the address that their endpoint's name has."""
         self._settings = settings
         self._store = store
         self._metrics = metrics
@@ -393,9 +395,12 @@ class Stream:
     async def _replay(self, *, is_probe: bool = False) -> Outcome:
         """One request, applied as its replies come in. A probe applies nothing, and gives way to live frames."""
         assert self._replay_endpoint is not None, "only a stream with a replay endpoint recovers"
+        if self.replay_address is None:
+            self._metrics.replays.labels(Outcome.UNANSWERED.value).inc()
+            return Outcome.UNANSWERED
         epoch = self._epoch
         progress = ReplayProgress(self._sequence, verify=not self._verified)
-        request = ReplayRequest(self._context, self._replay_endpoint, progress.start, self._settings.replay_limits)
+        request = ReplayRequest(self._context, self.replay_address, progress.start, self._settings.replay_limits)
 
         def is_wanted() -> bool:
             return self.inbox.connected and self.inbox.epoch == epoch and not (is_probe and self.inbox)

@@ -12,7 +12,9 @@ from typing import Self
 import zmq
 from msgspec import Struct
 
-from indexer.endpoints import check_endpoints
+from indexer.dialling import Dialling
+from indexer.endpoints import check_endpoints, check_registration
+from indexer.engine_networks import has_name
 from indexer.engine_spec import EngineSpec, ListenSpec, replay_of
 from indexer.errors import SettingError
 from indexer.inbox import Inbox, ReceiveLimits
@@ -54,7 +56,10 @@ class Readiness(Struct, frozen=True):
 
 
 class Source(Struct, frozen=True):
-    """Where one stream comes from; two streams with equal ones are the same. Without `events` the engine dials us."""
+    """Where one stream comes from; two streams with equal ones are the same. Without `events` the engine dials us.
+
+    `is_looked_up`: what is dialled is not the engine's name but an address of it that was found to be in the networks where engines may be.
+    """
 
     key: StreamKey
     events: str | None
@@ -62,6 +67,7 @@ class Source(Struct, frozen=True):
     topic: str
     counting: Counting
     offload_block_size: int | None
+    is_looked_up: bool = False
 
 
 class Running(Struct):
@@ -85,6 +91,8 @@ class Streams:
         self._metrics = metrics
         self._owner = owner
         self._turn = asyncio.Lock()
+        self._dialling: dict[Stream, asyncio.Task[None]] = {}
+        self._networks = settings.engine_networks
         self.running: dict[StreamKey, Running] = {}
         self.announced: asyncio.Queue[Announced] = asyncio.Queue()
         for trust in Trust:
@@ -112,14 +120,19 @@ class Streams:
     def _cancel_all(self) -> None:
         for running in self.running.values():
             running.task.cancel()
+        for dialling in self._dialling.values():
+            dialling.cancel()
 
     # Checks
 
-    def check(self, spec: EngineSpec) -> None:
-        """Raises SettingError for endpoints that cannot be connected to."""
+    def check(self, spec: EngineSpec, *, is_limited: bool = False) -> None:
+        """`is_limited`: it came over HTTP. Raises SettingError for endpoints that cannot, or must not, be connected to."""
         if self._settings.listen is None and spec.events is None:
             raise SettingError("events", None, "is required: without --listen no pod can dial us")
-        check_endpoints(spec, self._context)
+        if is_limited:
+            check_registration(spec, self._networks, self._context)
+        else:
+            check_endpoints(spec, self._context)
 
     def check_count(self, wanted: int, ranks: int) -> None:
         """`wanted`: streams there would be, `ranks` of them new. Raises SettingError for too many."""
@@ -176,12 +189,31 @@ class Streams:
         """Have the engine's frames put into the stream's inbox. Raises zmq.ZMQError."""
         if source.events is None:
             await self._subscriber.expect(source.key.pod, source.key.model, source.key.rank, stream.inbox)
-        else:
-            await self._subscriber.add(source.events, source.topic.encode(), stream.inbox, self._settings.receive_limits)
+        elif not source.is_looked_up:
+            await self._dial(source, stream, source.events)
+        if source.is_looked_up:
+            self._dialling[stream] = self.tasks.create_task(self._look_up(source, stream).run(), name=f"dialling {source.key.pod} {source.key.rank}")
+
+    async def _dial(self, source: Source, stream: Stream, events: str) -> None:
+        await self._subscriber.add(events, source.topic.encode(), stream.inbox, self._settings.receive_limits)
+
+    def _look_up(self, source: Source, stream: Stream) -> Dialling:
+        async def connect(events: str | None, replay: str | None) -> None:
+            stream.replay_address = replay
+            if events is not None:
+                await self._subscriber.remove(stream.inbox)
+                stream.inbox.error = None
+                await self._dial(source, stream, events)
+
+        def tell(trouble: str) -> None:
+            stream.inbox.error = trouble
+            log.warning("engine not dialled", extra={"pod": source.key.pod, "rank": source.key.rank, "error": trouble})
+
+        return Dialling(self._networks, source.events, source.replay, is_due=lambda: not stream.inbox.connected, connect=connect, tell=tell)
 
     def make(self, source: Source, guest: Inbox | None = None, limits: ReceiveLimits | None = None) -> Stream:
         """A stream that is not connected. `guest`: an inbox that is filled already. `limits`: of what waits until it runs."""
-        return Stream(
+        stream = Stream(
             source.key,
             context=self._context,
             replay_endpoint=source.replay,
@@ -196,6 +228,9 @@ class Streams:
             limits=limits,
             owner=self._owner,
         )
+        if source.is_looked_up:
+            stream.replay_address = None
+        return stream
 
     def attach(self, source: Source, stream: Stream, ended: Callable[[Stream], object]) -> None:
         """Run it. `ended` is called where it ends by itself: a guest stayed away."""
@@ -216,6 +251,9 @@ class Streams:
 
     async def close(self, stream: Stream) -> None:
         """Disconnect a stream that nobody runs."""
+        if (dialling := self._dialling.pop(stream, None)) is not None:
+            dialling.cancel()
+            await asyncio.wait([dialling])
         await self._subscriber.remove(stream.inbox)
         stream.close()
 
@@ -265,13 +303,15 @@ def by_pod(specs: Iterable[EngineSpec]) -> dict[str, tuple[EngineSpec, ...]]:
     return found
 
 
-def sources_of(specs: Iterable[EngineSpec]) -> dict[StreamKey, Source]:
-    """Every stream that these specs name."""
+def sources_of(specs: Iterable[EngineSpec], *, is_limited: bool = False) -> dict[StreamKey, Source]:
+    """Every stream that these specs name. `is_limited`: they came over HTTP."""
     found: dict[StreamKey, Source] = {}
     for spec in specs:
         for rank in spec.stream_ranks:
             key = StreamKey(spec.model, spec.pod, rank)
-            found[key] = Source(key, *spec.endpoints(rank), spec.topic, spec.counting, spec.offload_block_size)
+            events, replay = spec.endpoints(rank)
+            is_looked_up = is_limited and (has_name(events) or has_name(replay))
+            found[key] = Source(key, events, replay, spec.topic, spec.counting, spec.offload_block_size, is_looked_up)
     return found
 
 

@@ -55,4 +55,4 @@ def _served(
 ) -> Served:
     access = Access(settings, HttpMetrics(registry))
     router = make_router(settings, view, pods, ScorerMetrics(registry, view), registry, access)
-    return Served(make_app(SUMMARY, router, components(), settings, access), parts, access, service)
+    return Served(make_app(SUMMARY, router, components(allows_ipc=settings.engine_networks.allows_ipc), settings, access), parts, access, service)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from indexer.endpoints import check_endpoints
+from indexer.endpoints import check_registration
 from indexer.engine_spec import EngineSpec, check_together
 from indexer.errors import StoreError
 from indexer.settings import Settings
@@ -66,7 +66,7 @@ class Fleet:
         """Make one pod what these specs say, for all replicas. Returns whether it is a new pod. Raises SettingError, StoreError."""
         check_together(specs, "pod")
         for spec in specs:
-            check_endpoints(spec)
+            check_registration(spec, self._settings.engine_networks)
         self._check_redis()
         pod = specs[0].pod
         was_known = pod in self._known()

@@ -91,9 +91,9 @@ class ModelsAnswer(Struct, frozen=True):
 EXTRA_KEY = [{"type": "string"}, {"type": "integer", "minimum": -(2**63), "maximum": 2**64 - 1}]
 
 
-def components() -> dict[str, Any]:
-    """The JSON schemas of these and of the common types, by name, for the OpenAPI document."""
-    found = schemas.components(ScoreRequest, ScoreAnswer, ModelsAnswer)
+def components(*, allows_ipc: bool) -> dict[str, Any]:
+    """The JSON schemas of these and of the common types, by name, for the OpenAPI document. `allows_ipc`: whether a pod may be at ipc://."""
+    found = schemas.components(ScoreRequest, ScoreAnswer, ModelsAnswer, allows_ipc=allows_ipc)
     # The range is checked when the tokens are packed, not one by one while they are decoded; the document has it all the same.
     found["ScoreRequest"]["properties"]["token_ids"]["items"] = {"type": "integer", "minimum": 0, "maximum": TOKEN_MAX}
     entry = found["ScoreRequest"]["properties"]["block_extra_keys"]["anyOf"][0]["items"]["prefixItems"][1]

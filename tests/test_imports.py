@@ -27,6 +27,7 @@ PURE_OF_INDEXER = (
     "orphans",
     "errors",
     "masking",
+    "engine_networks",
     "store",
     "store.keyspace",
     "store.records",

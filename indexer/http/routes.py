@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.convertors import Convertor, register_url_convertor
 
+from indexer.dialling import check_names
 from indexer.engine_spec import EngineSpec
 from indexer.errors import SettingError, StoreError
 from indexer.http import openapi
@@ -57,6 +58,8 @@ def add_routes(router: APIRouter, settings: Settings, pods: Pods, registry: Coll
 
 
 def _add_pods(router: APIRouter, settings: Settings, pods: Pods, access: Access) -> None:
+    networks = settings.engine_networks
+
     @router.get("/v1/pods", **openapi.PODS)
     async def get_pods() -> Response:
         """Every registered pod, with the state of its streams."""
@@ -69,6 +72,7 @@ def _add_pods(router: APIRouter, settings: Settings, pods: Pods, access: Access)
         media_type_of(request, JSON)
         spec = _pod_spec(pod, await read_body(request, POD_BYTES_MAX, settings.body_timeout_s))
         try:
+            await check_names(spec, networks)
             is_new = await pods.register((spec,))
         except SettingError as error:
             raise Problem(422, f"{error.key}: {error.allowed}") from None

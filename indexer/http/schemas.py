@@ -31,21 +31,20 @@ class PodSpec(EngineSpec, frozen=True, forbid_unknown_fields=True, kw_only=True)
 TYPES: tuple[Any, ...] = (PodSpec, PodStatus, PodsAnswer, HealthAnswer, Readiness, ProblemDetails)
 
 _PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
-ENDPOINT = {
-    "type": "string",
-    "pattern": rf"^(tcp://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):{_PORT}|ipc://[!-~]{{1,100}})$",
-    "examples": ["tcp://10.0.0.7:5557"],
-}
+_TCP = rf"tcp://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):{_PORT}"
+ENDPOINT = {"type": "string", "pattern": f"^{_TCP}$", "examples": ["tcp://10.0.0.7:5557"]}
+ENDPOINT_OR_IPC = {**ENDPOINT, "pattern": f"^({_TCP}|ipc://[!-~]{{1,100}})$"}
 
 COMPONENT = "#/components/schemas/{name}"
 
 
-def components(*more: Any) -> dict[str, Any]:
-    """The JSON schemas of all these and of `more`, by name, for the OpenAPI document."""
+def components(*more: Any, allows_ipc: bool = False) -> dict[str, Any]:
+    """The JSON schemas of all these and of `more`, by name, for the OpenAPI document. `allows_ipc`: whether a pod may be at ipc://."""
+    endpoint = ENDPOINT_OR_IPC if allows_ipc else ENDPOINT
     _, found = msgspec.json.schema_components((*more, *TYPES), ref_template=COMPONENT)
     # A pod that dials us has no events endpoint; what there is to say of it is where its replays are.
-    found["PodSpec"]["anyOf"] = [{"required": [key], "properties": {key: ENDPOINT}} for key in ("events", "replay")]
+    found["PodSpec"]["anyOf"] = [{"required": [key], "properties": {key: endpoint}} for key in ("events", "replay")]
     found["PodSpec"]["allOf"] = [{"anyOf": [{"properties": {key: {"type": "null"}}} for key in ("ranks", "rank")]}]
     for key in ("events", "replay"):
-        found["PodSpec"]["properties"][key]["anyOf"] = [ENDPOINT, {"type": "null"}]
+        found["PodSpec"]["properties"][key]["anyOf"] = [endpoint, {"type": "null"}]
     return found
