@@ -78,6 +78,7 @@ def pair() -> Iterator[Pair]:
             assert not [line for line in service.lines if "Traceback" in line or "ERROR" in line]
 
 
+@pytest.mark.rule("E1")
 def test_frames_of_a_hundred_megabytes_end_the_connection_and_nothing_else(pair: Pair) -> None:
     """The engine keeps them in its history too: each replay is refused the same way, until the stream goes on without."""
     subscribed = pair.hostile.subscriptions()
@@ -109,6 +110,7 @@ def test_a_frame_just_within_the_limit_is_taken(pair: Pair) -> None:
     assert pair.growth() < GROWTH_MAX
 
 
+@pytest.mark.rule("E1")
 def test_batches_of_a_million_events_are_refused_by_reason_and_within_memory(pair: Pair) -> None:
     million = [
         batch([{"type": "AllBlocksCleared"}] * 10**6),
@@ -195,6 +197,7 @@ def test_what_is_nested_too_deeply_costs_its_event_or_its_batch(pair: Pair, leve
     assert pair.growth() < GROWTH_MAX
 
 
+@pytest.mark.rule("E1")
 def test_messages_of_a_wrong_shape_are_counted_and_passed_over(pair: Pair) -> None:
     for frames in ([b""], [b"", bytes(8)], [b"", bytes(8), b"", b""], [b"x"] * 2000):
         pair.hostile.send(frames)

@@ -143,6 +143,7 @@ def test_a_registration_without_events_needs_somebody_who_listens() -> None:
         assert "--listen" in response.json()["detail"]
 
 
+@pytest.mark.rule("E2")
 def test_two_publishers_that_claim_one_topic_are_noticed() -> None:
     """The first keeps it as long as it is connected."""
     port = free_ports()
@@ -160,6 +161,7 @@ def test_two_publishers_that_claim_one_topic_are_noticed() -> None:
         assert (service.matched(PROMPT), service.matched(OTHER)) == (0, 4)
 
 
+@pytest.mark.rule("E2")
 def test_a_topic_cannot_take_the_name_of_an_engine_that_we_dial() -> None:
     port = free_ports()
     with Engine() as dialled, Running(dialled.spec(), listen=f"tcp://127.0.0.1:{port}") as service, dialler(port) as claiming:

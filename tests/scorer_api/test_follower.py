@@ -625,6 +625,7 @@ def test_two_namespaces_and_foreign_keys_share_a_database(server: RedisServer) -
     run(scenario())
 
 
+@pytest.mark.rule("R3")
 def test_what_nobody_can_read_costs_itself_only(server: RedisServer) -> None:
     settings = settings_of(server)
     keys = Keyspace(settings.namespace).model(MODEL)

@@ -140,6 +140,7 @@ def test_a_body_at_the_limit_is_answered(service: Command) -> None:
     assert (response.status_code, matched_in(response.content)) == (200, 5 * BLOCK_SIZE)
 
 
+@pytest.mark.rule("C8")
 def test_a_body_over_the_limit_is_refused_and_read_to_its_end(service: Command) -> None:
     with closing(Wire(service.url)) as wire:
         wire.send(request(asked(5).ljust(BODY_BYTES_MAX + 1)) + request(asked(6), "Connection: close"))
@@ -154,6 +155,7 @@ def test_a_body_far_over_the_limit_is_refused_before_it_comes(service: Command) 
     assert status == 413
 
 
+@pytest.mark.rule("C8")
 def test_an_endless_body_is_refused_at_the_limit_and_not_kept(service: Command) -> None:
     before = memory_bytes("VmHWM", service.process.pid)
     chunk = b"100000\r\n" + b" " * MIB + b"\r\n"
@@ -195,6 +197,7 @@ BODIES = {
 }
 
 
+@pytest.mark.rule("C8")
 @pytest.mark.parametrize("name", BODIES)
 def test_whatever_fills_a_body_takes_no_more_than_twenty_times_its_size(service: Command, name: str) -> None:
     body, media_type, status = BODIES[name]
@@ -207,6 +210,7 @@ def test_whatever_fills_a_body_takes_no_more_than_twenty_times_its_size(service:
 # Slow senders and idle connections
 
 
+@pytest.mark.rule("C8")
 @pytest.mark.parametrize(
     ("start", "status"), [(request(b"", length=1000), 408), (b"POST /v1/score HTTP/1.1\r\nHost: x\r\nX-Slow: ", None)], ids=["body", "head"]
 )

@@ -99,6 +99,7 @@ def test_what_redis_does_not_do_is_told_to_whoever_asks_and_noted(server: RedisS
     with_registry(server, act)
 
 
+@pytest.mark.rule("R3")
 def test_pods_that_cannot_be_read_are_passed_over_and_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
     fields = [
         *((b"good", msgspec.json.encode(ONE)), (b"text", b"nonsense"), (b"other", b'[{"pod": "x", "surplus": 1}]'), (b"none", b"[]")),

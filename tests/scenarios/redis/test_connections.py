@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import pytest
+
 from tests.redis_server import User
 from tests.running import Command
 from tests.scenarios.redis.world import World, readiness, wait_owned
@@ -32,6 +34,7 @@ def test_tls(world: World) -> None:
         assert front.connections > 0
 
 
+@pytest.mark.rule("R1")
 def test_a_certificate_that_nobody_vouches_for_is_refused(world: World) -> None:
     """The scorer is not ready, and says why."""
     with TlsFront(world.redis.port) as front:
@@ -45,12 +48,14 @@ def test_a_password(make_world: MakeWorld) -> None:
     works(world, world.redis.url)
 
 
+@pytest.mark.rule("R2")
 def test_a_user_who_may_do_only_what_is_needed(make_world: MakeWorld) -> None:
     """The keys of the namespace, and none of the commands that Redis itself calls dangerous."""
     world = make_world(users=[User("admin", "secret"), User("kvi", "p:w", FEW_RIGHTS)])
     works(world, world.redis.url_of(world.redis.users[1]))
 
 
+@pytest.mark.rule("C14")
 def test_a_wrong_password_is_said_and_not_shown(make_world: MakeWorld) -> None:
     """The log says that Redis refuses us; no log line has the password."""
     world = make_world(requirepass="right")
