@@ -13,8 +13,15 @@ import zmq
 from indexer import __version__, demo_engine
 from indexer.command import Parser, add_config, add_ingest, add_settings, run, run_command, serve_until_stopped, settings_of
 from indexer.errors import SettingError
-from scorer_api import demo, score_command
+from scorer_api import demo, explain_command, pods_command, score_command
 from scorer_api.app import make_api, make_serve
+
+# Commands of a module each: it adds its arguments and says what carries it out.
+ASKING = (
+    ("score", score_command, "ask a running service for the scores of a prompt"),
+    ("explain", explain_command, "ask a running service why each pod's match of a prompt ends where it does"),
+    ("pods", pods_command, "ask a running service for its pods and their streams"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,9 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     add_config(answering, with_engines=False)
     answering.set_defaults(command=lambda parsed: serve_until_stopped(parsed, make_api, needs_redis=True))
 
-    scoring = commands.add_parser("score", help="ask a running service for the scores of a prompt", allow_abbrev=False)
-    score_command.add_arguments(scoring)
-    scoring.set_defaults(command=score_command.run)
+    for name, module, told in ASKING:
+        module.add_arguments(commands.add_parser(name, help=told, allow_abbrev=False))
 
     demonstrating = commands.add_parser("demo", help="serve two demo engines, so that there is something to see", allow_abbrev=False)
     add_settings(demonstrating)
