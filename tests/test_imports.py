@@ -28,6 +28,8 @@ PURE_OF_INDEXER = (
     "stream_state",
     "orphans",
     "errors",
+    "capture",
+    "msgpack_split",
     "masking",
     "engine_networks",
     "store",
@@ -36,10 +38,11 @@ PURE_OF_INDEXER = (
 )
 PURE = [*(f"indexer.{name}" for name in PURE_OF_INDEXER), "scorer_api.prefix_index", "scorer_api.scoring"]
 IMPURE = {"zmq", "redis", "asyncio", "fastapi", "starlette", "uvicorn", "uvloop", "httpx", "threading", "socket"}
+PLAYING = ("publisher", "playing", "recording")
 # They receive, replay, or pass the context on and catch its errors; the demo engine is an engine.
-ZMQ = {f"indexer.{name}" for name in ("subscriber", "subscription", "listening", "replay", "stream", "streams", "endpoints", "demo_engine")} | {
-    "scorer_api.cli"
-}
+ZMQ = {
+    f"indexer.{name}" for name in ("subscriber", "subscription", "listening", "replay", "stream", "streams", "endpoints", "demo_engine", *PLAYING)
+} | {"scorer_api.cli"}
 WEB = {f"indexer.http.{name}" for name in ("access", "app", "connection", "negotiation", "openapi", "problems", "routes", "server")} | {
     "indexer.app",
     "scorer_api.routes",
