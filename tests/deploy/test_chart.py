@@ -10,7 +10,7 @@ import pytest
 from indexer.engine_spec import EngineSpec
 from indexer.settings import read_settings
 from scorer_api.demo import MODEL
-from tests.deploy.checks import check_all_of_ours, check_confined, check_references
+from tests.deploy.checks import check_all_of_ours, check_confined, check_references, check_tokens_and_tls, containers_of_ours
 from tests.deploy.manifests import CHART, DEPLOY, ROOT, Document, containers, load, named, templated
 from tests.deploy.network import pod, reaches
 from tests.deploy.test_kubernetes import CUSTOM, validate
@@ -30,7 +30,14 @@ EVERYTHING: Document = {
     "extraVolumeMounts": [{"name": "more", "mountPath": "/more"}],
     "redis": {"storageClass": "fast", "maxmemory": "2gb"},
     "networkPolicy": {"enginePorts": [{"port": 5557, "endPort": 5564}, {"port": 5657, "endPort": 5664}]},
-    "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+    "tokens": {"existingSecret": "tokens", "adminKey": "admin-tokens"},
+    "tls": {"existingSecret": "certificate"},
+    "serviceMonitor": {
+        "enabled": True,
+        "labels": {"release": "prometheus"},
+        "credentials": {"name": "token-of-prometheus"},
+        "tlsConfig": {"ca": {"secret": {"name": "certificate", "key": "ca.crt"}}},
+    },
     "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
 }
 WAYS: dict[str, Document] = {
@@ -134,6 +141,27 @@ def test_engines_and_settings_arrive_as_they_were_said() -> None:
 
 
 @pytest.mark.deploy
+def test_tokens_and_a_certificate_reach_every_container_of_ours_and_prometheus() -> None:
+    documents = templated(EVERYTHING)
+    ours = containers_of_ours(documents)
+    assert len(ours) == 2
+    for container in ours:
+        check_tokens_and_tls(container)
+    (endpoint,) = named(documents, "ServiceMonitor")["kv-indexer"]["spec"]["endpoints"]
+    assert endpoint["scheme"] == "https"
+    assert endpoint["authorization"] == {"credentials": {"name": "token-of-prometheus", "key": "token"}}
+    assert endpoint["tlsConfig"] == {"ca": {"secret": {"name": "certificate", "key": "ca.crt"}}}
+
+
+@pytest.mark.deploy
+def test_one_kind_of_token_is_enough() -> None:
+    for values, name in (({}, "API_TOKEN_FILE"), ({"apiKey": "", "adminKey": "admins"}, "ADMIN_TOKEN_FILE")):
+        (api,) = [each for each in containers_of_ours(templated({"tokens": {"existingSecret": "s", **values}})) if "api" in each.name]
+        assert [variable for variable in api.variables if variable.endswith("TOKEN_FILE")] == [f"KV_INDEXER_{name}"]
+        assert api.spec["livenessProbe"]["httpGet"]["scheme"] == "HTTP"
+
+
+@pytest.mark.deploy
 def test_a_longer_end_of_running_requests_is_waited_for() -> None:
     documents = templated({"settings": {"shutdown_s": 40.5}})
     assert named(documents, "Deployment")["kv-indexer-api"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 58
@@ -190,6 +218,8 @@ def test_who_reaches_whom(release: str) -> None:
         ({"engines": [{"pod": "a", "model": "m", "events": "a:5557"}]}, "events"),
         ({"redis": {"existingSecret": ""}}, "existingSecret"),
         ({"redis": {"enabled": False}}, "externalRedis.cidr"),
+        ({"settings": {"api_token_file": "/tokens"}}, "'api_token_file'"),
+        ({"tokens": {"existingSecret": "s", "apiKey": ""}}, "tokens.adminKey"),
     ],
 )
 def test_a_wrong_value_is_named(values: Document, said: str) -> None:
