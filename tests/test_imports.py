@@ -46,6 +46,7 @@ ZMQ = {
 WEB = {f"indexer.http.{name}" for name in ("access", "app", "connection", "negotiation", "openapi", "problems", "routes", "server")} | {
     "indexer.app",
     "scorer_api.routes",
+    "scorer_api.answers",
 }
 REDIS = {f"indexer.store.{name}" for name in ("connection", "scripts", "redis", "reader", "registry")}
 
