@@ -33,13 +33,27 @@ class Member(RedisServer):
     """One node. `id`: its name in the Cluster."""
 
     def __init__(self, **options: str) -> None:
-        super().__init__(cluster_enabled="yes", cluster_config_file="nodes.conf", cluster_node_timeout=str(NODE_TIMEOUT_MS), **options)
+        super().__init__(**{"cluster_enabled": "yes", "cluster_config_file": "nodes.conf", "cluster_node_timeout": str(NODE_TIMEOUT_MS), **options})
         self.id = ""
+        self.is_frozen = False
 
     def _free_port(self) -> int:
         while not is_free((port := free_port(LOWEST, HIGHEST)) + BUS):
             pass
         return port
+
+    @property
+    def answers(self) -> bool:
+        """Whether it can be asked anything."""
+        return self.is_running and not self.is_frozen
+
+    def freeze(self) -> None:
+        super().freeze()
+        self.is_frozen = True
+
+    def thaw(self) -> None:
+        super().thaw()
+        self.is_frozen = False
 
     def ask(self, *words: Any) -> Any:
         """One command's answer."""
@@ -82,7 +96,8 @@ class RedisCluster:
 
     @property
     def living(self) -> list[Member]:
-        return [member for member in self.members if member.is_running]
+        """Those that answer."""
+        return [member for member in self.members if member.answers]
 
     @property
     def url(self) -> str:
@@ -148,7 +163,7 @@ class RedisCluster:
     def replica_of(self, member: Member) -> Member:
         """The living replica of a node."""
         lines = [line.split() for line in self._nodes(member).splitlines()]
-        return next(other for line in lines if line[3] == member.id and (other := self.member(line[0])).is_running)
+        return next(other for line in lines if line[3] == member.id and (other := self.member(line[0])).answers)
 
     def client_of(self, key: str) -> redis.Redis:
         """A connection to the node that has the key now."""

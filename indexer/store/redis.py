@@ -28,7 +28,7 @@ from indexer.metrics import IndexerMetrics
 from indexer.settings import Settings
 from indexer.store import StreamKey, Trust
 from indexer.store.connection import Client, answer_of, connect, is_away, node_of, said, slot_of, why
-from indexer.store.keyspace import Keyspace, text_of
+from indexer.store.keyspace import Keyspace, incarnation_beside, text_of
 from indexer.store.records import Head, decode_head
 from indexer.store.registry import RegisteredPods, Registry
 from indexer.store.restoring import read_hash, restore
@@ -142,7 +142,7 @@ class RedisStore:
         number = slot_of(self._client, key)
         slot = self._slots.get(number)
         if slot is None:
-            slot = self._slots[number] = Slot(number, key)
+            slot = self._slots[number] = Slot(number, incarnation_beside(key))
             self._start(self._write(slot), f"redis writer {number}")
         return slot
 
