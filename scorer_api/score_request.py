@@ -60,9 +60,11 @@ def _measure(outline: _Outline) -> None:
             raise Problem(422, f"{name}: {size} bytes; at most {bytes_max} are taken")
 
 
-def prompt_of(request: ScoreRequest) -> Prompt:
-    """Raises Problem 422 for values that no prompt can have."""
-    return Prompt(request.model, _packed_tokens(request.token_ids), request.lora_name or None, _extra_keys(request))
+def prompt_of(request: ScoreRequest, tokens: bytes | None = None) -> Prompt:
+    """`tokens`: where they are not the request's own. Raises Problem 422 for values that no prompt can have."""
+    if tokens is None:
+        tokens = _packed_tokens(request.token_ids or [])
+    return Prompt(request.model, tokens, request.lora_name or None, _extra_keys(request))
 
 
 def _packed_tokens(token_ids: list[int] | bytes) -> bytes:

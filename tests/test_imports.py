@@ -41,6 +41,7 @@ ZMQ = {f"indexer.{name}" for name in ("subscriber", "subscription", "listening",
 WEB = {f"indexer.http.{name}" for name in ("access", "app", "connection", "negotiation", "openapi", "problems", "routes", "server")} | {
     "indexer.app",
     "scorer_api.routes",
+    "scorer_api.answers",
 }
 REDIS = {f"indexer.store.{name}" for name in ("connection", "scripts", "redis", "reader", "registry")}
 

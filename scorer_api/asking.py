@@ -1,0 +1,34 @@
+"""What a decoded request asks of the view, wherever its tokens come from. Scores, batches and explanations all ask in this way."""
+
+from msgspec import Struct
+
+from indexer.http.problems import Problem
+from scorer_api.schemas import SOURCES, ScoreRequest
+from scorer_api.score_request import prompt_of
+from scorer_api.view import Prompt
+
+
+class Asked(Struct, frozen=True):
+    """A request, and what is looked for. `source`: the field that its tokens came from, one of SOURCES."""
+
+    request: ScoreRequest
+    source: str
+    prompt: Prompt
+
+
+class Asking:
+    """Holds what it takes to find out what a request asks for."""
+
+    async def ask(self, request: ScoreRequest) -> Asked:
+        """Raises Problem where it asks for nothing that there could be."""
+        source = source_of(request)
+        return Asked(request, source, prompt_of(request))
+
+
+def source_of(request: ScoreRequest) -> str:
+    """The one source of tokens that a request has. Raises Problem 422 where it has none or several."""
+    given = [name for name in SOURCES if getattr(request, name) is not None]
+    if len(given) == 1:
+        return given[0]
+    allowed = SOURCES[0] if len(SOURCES) == 1 else f"exactly one of {', '.join(SOURCES)}"
+    raise Problem(422, f"the prompt should be given as {allowed}, not as {' and '.join(given) or 'none of them'}")
