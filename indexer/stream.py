@@ -71,6 +71,7 @@ class StreamStatus(Struct, frozen=True):
     last_batch_age_s: float | None
     last_error: str | None
     owner: str | None = None
+    adapters: tuple[str, ...] = ()
 
 
 class ToldStatus(StreamStatus, frozen=True, kw_only=True):
@@ -173,6 +174,7 @@ class Stream:
             last_batch_age_s=age_s,
             last_error=self._last_error or self.inbox.error,
             owner=self.owner,
+            adapters=tuple(self.state.adapters),
         )
 
     # Where several indexers share the streams

@@ -43,6 +43,9 @@ class StateLimits(Struct, frozen=True):
     parked_max_s: float = 600.0
     roots_max: int = 4_096
     groups_max: int = 256
+    # They go with each batch to Redis.
+    adapters_max: int = 128
+    adapter_length_max: int = 256
 
 
 class Block(Struct, gc=False):
@@ -74,8 +77,8 @@ class BlockRecord(Struct, frozen=True, gc=False):
     keys: tuple[int, ...]
 
 
-class Traits(Struct, frozen=True):
-    """What reading a stream's events depends on, besides the blocks that it holds."""
+class Traits(Struct, frozen=True, omit_defaults=True):
+    """What reading a stream's events depends on, besides the blocks that it holds. `adapters`: names of LoRA adapters that were announced."""
 
     block_size: int | None
     block_size_is_gpu: bool
@@ -83,6 +86,7 @@ class Traits(Struct, frozen=True):
     indexed_group: int | None
     groups: dict[int, bool]
     offloads: bool
+    adapters: tuple[str, ...] = ()
 
 
 class StreamState:
@@ -117,6 +121,8 @@ class StreamState:
         self._indexed_group: int | None = None
         self._groups: dict[int, bool] = {}
         self._roots: dict[str | None, int] = {}
+        self.adapters: dict[str, None] = {}
+        """Names of LoRA adapters that were announced, the oldest first."""
         self._blocks: dict[int, Block] = {}
         self._lower: tuple[dict[int, LowerCopy], ...] = tuple({} for _ in Tier)
         self._held: tuple[HeldKeys, ...] = tuple(HeldKeys() for _ in Tier)
@@ -148,6 +154,7 @@ class StreamState:
         """Start again from nothing: the engine was restarted."""
         self._removed.clear()
         self._offloads = False
+        self.adapters = {}
         self._reset()
 
     def lose(self) -> None:
@@ -227,7 +234,8 @@ class StreamState:
 
     def traits(self) -> Traits:
         """What reading further events depends on, besides the blocks."""
-        return Traits(self.block_size, self._block_size_is_gpu, self._announces_extra_keys, self._indexed_group, dict(self._groups), self._offloads)
+        groups, adapters = dict(self._groups), tuple(self.adapters)
+        return Traits(self.block_size, self._block_size_is_gpu, self._announces_extra_keys, self._indexed_group, groups, self._offloads, adapters)
 
     def restore(
         self, traits: Traits, tiers: Iterable[tuple[Tier, Iterable[tuple[int, BlockRecord]]]], removed: Iterable[tuple[int, BlockRecord]] = ()
@@ -240,6 +248,7 @@ class StreamState:
             traits.announces_extra_keys,
         )
         self._indexed_group, self._groups, self._offloads = traits.indexed_group, dict(traits.groups), traits.offloads
+        self.adapters = dict.fromkeys(traits.adapters)
         self._removed.update((engine_hash, Block(record.keys[0], record.parent, 0)) for engine_hash, record in removed)
         for tier, records in tiers:
             for engine_hash, record in records:
@@ -262,6 +271,8 @@ class StreamState:
             raise Refused("other_attention")
         if event.announces_extra_keys:
             self._announces_extra_keys = True
+        if event.lora_name is not None:
+            self._note_adapter(event.lora_name)
         if not event.hashes:
             return
         if self.touched is not None:
@@ -308,14 +319,21 @@ class StreamState:
             self._block_size_is_gpu = event.tier is GPU
         elif event.tier is GPU and not self._block_size_is_gpu:
             # What a lower tier called a block was a run of them: its keys were of the wrong length.
-            groups, indexed_group = self._groups, self._indexed_group
+            groups, indexed_group, adapters = self._groups, self._indexed_group, self.adapters
             self.forget()
-            self._groups, self._indexed_group = groups, indexed_group
+            self._groups, self._indexed_group, self.adapters = groups, indexed_group, adapters
             self.block_size, self._block_size_is_gpu = event.block_size, True
             self._announces_extra_keys = event.announces_extra_keys
             self._change.reload = True
         else:
             raise Refused("block_size")
+
+    def _note_adapter(self, name: str) -> None:
+        if name in self.adapters or len(name) > self._limits.adapter_length_max:
+            return
+        if len(self.adapters) >= self._limits.adapters_max:
+            del self.adapters[next(iter(self.adapters))]
+        self.adapters[name] = None
 
     def _root(self, lora_name: str | None) -> int:
         root = self._roots.get(lora_name)

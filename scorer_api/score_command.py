@@ -4,6 +4,7 @@ import argparse
 import ssl
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -17,6 +18,7 @@ from indexer.wire import pack_tokens
 from scorer_api.schemas import ScoreAnswer
 
 TIMEOUT_S = 30.0
+CHAT = ("messages", "tools", "chat_template_kwargs", "add_generation_prompt")
 HINTS = {401: ", see --token-file"}
 
 
@@ -24,8 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
     parser.add_argument("--url", default="http://127.0.0.1:8080", help="where the service is (default: %(default)s)")
     parser.add_argument("--model", required=True)
-    parser.add_argument(
-        "--tokens-file", required=True, metavar="FILE", help="the prompt's tokens: a JSON list or white-space separated ints; - for standard input"
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--tokens-file", metavar="FILE", help="the prompt's tokens: a JSON list or white-space separated ints; - for standard input")
+    prompt.add_argument("--prompt", metavar="TEXT", help="the prompt as text; an engine of the model tokenizes it, or the service does")
+    prompt.add_argument(
+        "--messages-file", metavar="FILE", help=f"the prompt as a chat, in JSON: a list of messages, or an object with {', '.join(CHAT)}"
     )
     parser.add_argument("--token-file", metavar="FILE", help="the service's bearer token, if it wants one: the first in this file")
     parser.add_argument("--ca-file", metavar="FILE", help="PEM file of the authority that an https service's certificate is to be from")
@@ -38,7 +43,7 @@ def run(parsed: argparse.Namespace) -> int:
     """Returns the exit code. Raises SettingError for a file that cannot be used."""
     asked = {
         "model": parsed.model,
-        "token_ids": read_tokens(parsed.tokens_file),
+        **source_of(parsed),
         "lora_name": parsed.lora_name,
         "cache_salt": parsed.cache_salt,
         "limit": parsed.limit,
@@ -77,12 +82,36 @@ def trusting(ca_file: str) -> ssl.SSLContext:
         raise SettingError("--ca-file", ca_file, f"{why}; it should hold certificates in PEM form") from None
 
 
+def source_of(parsed: argparse.Namespace) -> dict[str, Any]:
+    """The fields of the request that say what the prompt is. Raises SettingError."""
+    if parsed.prompt is not None:
+        return {"prompt": parsed.prompt}
+    return {"token_ids": read_tokens(parsed.tokens_file)} if parsed.messages_file is None else read_chat(parsed.messages_file)
+
+
+def read_chat(file: str) -> dict[str, Any]:
+    """A file's messages, and what else belongs to the chat. Raises SettingError."""
+    allowed = f"should hold JSON: a list of messages, or an object with {', '.join(CHAT)}"
+    try:
+        found = msgspec.json.decode(_text_of(file, "--messages-file"))
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise SettingError("--messages-file", file, f"{allowed}: {error}") from None
+    chat = {"messages": found} if isinstance(found, list) else found
+    if not isinstance(chat, dict) or not isinstance(chat.get("messages"), list) or not chat.keys() <= set(CHAT):
+        raise SettingError("--messages-file", file, allowed)
+    return chat
+
+
+def _text_of(file: str, flag: str) -> str:
+    try:
+        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(flag, file, f"cannot be read: {error}") from None
+
+
 def read_tokens(file: str) -> bytes:
     """A file's tokens, packed. Raises SettingError."""
-    try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingError("--tokens-file", file, f"cannot be read: {error}") from None
+    text = _text_of(file, "--tokens-file")
     try:
         tokens = msgspec.json.decode(text, type=list[int]) if text.lstrip().startswith("[") else [int(word) for word in text.split()]
         return pack_tokens(tokens)

@@ -170,6 +170,17 @@ class View:
         """How far the stream's content can be relied on now."""
         return self._find(stream)[1].trust_at(time.monotonic())
 
+    def has_model(self, model: str) -> bool:
+        """Whether a pod of it is registered."""
+        return model in self._models
+
+    def trusts(self, model: str) -> dict[str, Trust]:
+        """How far each pod of a model can be relied on now, by its best rank. Raises KeyError for an unknown model."""
+        now_s = time.monotonic()
+        order = list(Trust)
+        pods = self._models[model].pods.items()
+        return {pod: min((view.trust_at(now_s) for view in ranks.values()), key=order.index) for pod, ranks in pods}
+
     def count(self, trust: Trust) -> int:
         """How many streams can be relied on so far, now."""
         now_s = time.monotonic()
