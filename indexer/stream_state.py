@@ -10,6 +10,8 @@ An engine announces per physical block, so the same hash can be stored twice and
 not hold (SGLang), one removal is enough ("set").
 """
 
+import sys
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
@@ -30,6 +32,13 @@ GPU = Tier.GPU
 
 # Shorter runs are faster one by one.
 RUN_MIN = 4
+
+# All tokens are looked at until there were so many, then those of every so many-th event: the highest one is for explanations only.
+SAMPLED_TOKENS_MIN = 4_096
+SAMPLED_EVENTS = 64
+# Names of adapters that are told of, and the longest of them.
+ADAPTERS_MAX = 64
+ADAPTER_LENGTH_MAX = 256
 
 MAIN_ATTENTION = frozenset({"full_attention", "mla_attention", "sink_full_attention"})
 
@@ -104,6 +113,10 @@ class StreamState:
         self.stored: Counter[Tier] = Counter()
         self.removed: Counter[Tier] = Counter()
         self._removed: dict[int, Block] = {}
+        self.highest_token: int | None = None
+        """The highest token announced, about: of a sample."""
+        self._sampled_tokens = 0
+        self._until_sample = 1
         self._offloads = False
         """Whether any tier below the gpu was seen: then a removed block may yet be announced there."""
         self.touched: Touched | None = None
@@ -112,6 +125,8 @@ class StreamState:
 
     def _reset(self) -> None:
         self.block_size: int | None = None
+        self.other_block_size: int | None = None
+        """Of blocks that were passed over since the stream's are of another size."""
         self._block_size_is_gpu = False
         self._announces_extra_keys = False
         self._indexed_group: int | None = None
@@ -134,6 +149,11 @@ class StreamState:
     def ambiguous(self) -> int:
         """How many keys are not indexed because two engine hashes claim them and nothing tells their content apart."""
         return len(self._ambiguous)
+
+    def adapters(self) -> tuple[str, ...]:
+        """Some of the LoRA adapters that were announced since the engine's start, by name."""
+        names = [name for name in self._roots if name is not None and len(name) <= ADAPTER_LENGTH_MAX] if len(self._roots) > 1 else []
+        return tuple(sorted(names)[:ADAPTERS_MAX])
 
     def count(self, tier: Tier) -> int:
         """How many block keys are held in a tier, as the index should show them."""
@@ -270,6 +290,9 @@ class StreamState:
             self._store_known(event)
             return
         self._settle_block_size(event)
+        self._until_sample -= 1
+        if not self._until_sample:
+            self._sample(event.tokens)
         parent_key = self._root(event.lora_name) if event.parent is None else self._key_of(event.parent)
         if parent_key is not None:
             keys = chain_keys(parent_key, event.tokens, event.block_size, event.extra_keys)
@@ -315,7 +338,17 @@ class StreamState:
             self._announces_extra_keys = event.announces_extra_keys
             self._change.reload = True
         else:
+            self.other_block_size = event.block_size
             raise Refused("block_size")
+
+    def _sample(self, tokens: bytes) -> None:
+        """Look for the highest token."""
+        packed = array("I", tokens)
+        if sys.byteorder == "big":
+            packed.byteswap()
+        self.highest_token = max(self.highest_token or 0, max(packed))
+        self._sampled_tokens += len(packed)
+        self._until_sample = 1 if self._sampled_tokens < SAMPLED_TOKENS_MIN else SAMPLED_EVENTS
 
     def _root(self, lora_name: str | None) -> int:
         root = self._roots.get(lora_name)
