@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
-from indexer.engine_spec import EngineSpec, check_together
+from indexer.engine_spec import EngineSpec, check_together, http_base
 from indexer.errors import SettingError
 from indexer.listening import Announced
 from indexer.metrics import IndexerMetrics
@@ -115,7 +115,7 @@ class Service:
 
     def pods(self) -> list[PodStatus]:
         """Every pod with its streams, in the order of their registration."""
-        return [PodStatus(pod, specs[0].model, self._streams.statuses(pod)) for pod, specs in self._specs.items()]
+        return [PodStatus(pod, specs[0].model, self._streams.statuses(pod), http_base(specs)) for pod, specs in self._specs.items()]
 
     def readiness(self) -> Readiness:
         """Ready once every configured stream has connected and its first replay has ended or failed, or after a while; then for good."""

@@ -76,6 +76,12 @@ class StreamStatus(Struct, frozen=True):
     other_block_size: int | None = None
 
 
+class ToldStatus(StreamStatus, frozen=True, kw_only=True):
+    """The same as its owner writes it for all replicas. `http`: where the pod's own API begins."""
+
+    http: str | None = None
+
+
 class Stream:
     """Follows one rank of one pod. The task that runs `run` owns everything in here but the inbox."""
 

@@ -42,6 +42,8 @@ class PodStatus(Struct, frozen=True):
     pod: str
     model: str
     streams: list[StreamStatus]
+    http: str = ""
+    """Where its own API begins."""
 
 
 class Readiness(Struct, frozen=True):

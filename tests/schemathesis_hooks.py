@@ -10,7 +10,7 @@ import schemathesis
 from schemathesis import GenerationMode
 from schemathesis.transport.serialization import Binary
 
-from indexer.http.schemas import ENDPOINT
+from indexer.http.schemas import ENDPOINT, HTTP_BASE
 
 MODEL, POD = os.environ["TEST_MODEL"], os.environ["TEST_POD"]
 # In the loopback network, where nobody listens: what the service dials never leaves this machine.
@@ -105,4 +105,6 @@ def of_a_pod(body: dict[str, Any]) -> dict[str, Any]:
         if isinstance(body.get(key), str) and body[key].startswith(("tcp://", "ipc://")):
             is_right = re.fullmatch(ENDPOINT["pattern"], body[key])
             body[key] = f"tcp://{NOWHERE}:{port if is_right else 0}"
+    if isinstance(body.get("http"), str) and body["http"].startswith(("http://", "https://")):
+        body["http"] = f"http://{NOWHERE}:{4000 if re.fullmatch(HTTP_BASE['pattern'], body['http']) else 0}"
     return body
