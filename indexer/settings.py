@@ -94,6 +94,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     reconnect_s: Annotated[Seconds, Meta(description="Interval of attempts to connect to an engine.")] = 0.1
     copies_max: Annotated[int, Meta(ge=1, le=255, description="Cap of the copies counted per block.")] = 255
     removed_max: Annotated[Count, Meta(description="Removed blocks per stream whose keys are remembered.")] = 65_536
+    explain_removals_max: Annotated[
+        int, Meta(ge=0, le=2**31, description="Blocks per stream of the last changes with removals, kept for /v1/explain; 0 for none.")
+    ] = 1_024
     parked_max: Annotated[Count, Meta(description="Blocks per stream that may wait for their parent.")] = 65_536
     parked_max_s: Annotated[Seconds, Meta(description="How long a block may wait for its parent.")] = 600.0
     events_per_batch_max: Annotated[Count, Meta(description="Most events in a batch; a larger one is refused.")] = 100_000

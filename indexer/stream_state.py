@@ -10,6 +10,8 @@ An engine announces per physical block, so the same hash can be stored twice and
 not hold (SGLang), one removal is enough ("set").
 """
 
+import sys
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
@@ -31,6 +33,13 @@ GPU = Tier.GPU
 # Shorter runs are faster one by one.
 RUN_MIN = 4
 
+# All tokens are looked at until there were so many, then those of every so many-th event: the highest one is for explanations only.
+SAMPLED_TOKENS_MIN = 4_096
+SAMPLED_EVENTS = 64
+# Names of adapters that are remembered, and the longest of them. They go with each batch to Redis.
+ADAPTERS_MAX = 128
+ADAPTER_LENGTH_MAX = 256
+
 MAIN_ATTENTION = frozenset({"full_attention", "mla_attention", "sink_full_attention"})
 
 
@@ -43,9 +52,6 @@ class StateLimits(Struct, frozen=True):
     parked_max_s: float = 600.0
     roots_max: int = 4_096
     groups_max: int = 256
-    # They go with each batch to Redis.
-    adapters_max: int = 128
-    adapter_length_max: int = 256
 
 
 class Block(Struct, gc=False):
@@ -108,6 +114,10 @@ class StreamState:
         self.stored: Counter[Tier] = Counter()
         self.removed: Counter[Tier] = Counter()
         self._removed: dict[int, Block] = {}
+        self.highest_token: int | None = None
+        """The highest token announced, about: of a sample."""
+        self._sampled_tokens = 0
+        self._until_sample = 1
         self._offloads = False
         """Whether any tier below the gpu was seen: then a removed block may yet be announced there."""
         self.touched: Touched | None = None
@@ -116,6 +126,8 @@ class StreamState:
 
     def _reset(self) -> None:
         self.block_size: int | None = None
+        self.other_block_size: int | None = None
+        """Of blocks that were passed over since the stream's are of another size."""
         self._block_size_is_gpu = False
         self._announces_extra_keys = False
         self._indexed_group: int | None = None
@@ -281,6 +293,9 @@ class StreamState:
             self._store_known(event)
             return
         self._settle_block_size(event)
+        self._until_sample -= 1
+        if not self._until_sample:
+            self._sample(event.tokens)
         parent_key = self._root(event.lora_name) if event.parent is None else self._key_of(event.parent)
         if parent_key is not None:
             keys = chain_keys(parent_key, event.tokens, event.block_size, event.extra_keys)
@@ -326,14 +341,24 @@ class StreamState:
             self._announces_extra_keys = event.announces_extra_keys
             self._change.reload = True
         else:
+            self.other_block_size = event.block_size
             raise Refused("block_size")
 
     def _note_adapter(self, name: str) -> None:
-        if name in self.adapters or len(name) > self._limits.adapter_length_max:
+        if name in self.adapters or len(name) > ADAPTER_LENGTH_MAX:
             return
-        if len(self.adapters) >= self._limits.adapters_max:
+        if len(self.adapters) >= ADAPTERS_MAX:
             del self.adapters[next(iter(self.adapters))]
         self.adapters[name] = None
+
+    def _sample(self, tokens: bytes) -> None:
+        """Look for the highest token."""
+        packed = array("I", tokens)
+        if sys.byteorder == "big":
+            packed.byteswap()
+        self.highest_token = max(self.highest_token or 0, max(packed))
+        self._sampled_tokens += len(packed)
+        self._until_sample = 1 if self._sampled_tokens < SAMPLED_TOKENS_MIN else SAMPLED_EVENTS
 
     def _root(self, lora_name: str | None) -> int:
         root = self._roots.get(lora_name)

@@ -3,11 +3,12 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import msgspec
 from msgspec import Raw
+from prometheus_client import Counter
 from starlette.requests import ClientDisconnect
 
 from indexer.events import Tier
@@ -37,6 +38,22 @@ TIER_WORDS = [Tier(tier).word for tier in OWN_TIERS]
 AT_ONCE = 8
 
 
+@contextmanager
+def counted(requests: Mapping[str, Counter]) -> Iterator[None]:
+    """Count what goes wrong with one request, by outcome. What is answered counts itself."""
+    try:
+        yield
+    except Problem as problem:
+        requests[OUTCOME_OF_STATUS[problem.status]].inc()
+        raise
+    except ClientDisconnect:
+        requests["disconnected"].inc()
+        raise
+    except Exception:
+        requests["failed"].inc()
+        raise
+
+
 class Answers:
     """Answers score requests from the view."""
 
@@ -44,22 +61,6 @@ class Answers:
         self._view = view
         self._asking = asking
         self._metrics = metrics
-
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        """Count what goes wrong with one request. What is answered counts itself."""
-        requests = self._metrics.requests
-        try:
-            yield
-        except Problem as problem:
-            requests[OUTCOME_OF_STATUS[problem.status]].inc()
-            raise
-        except ClientDisconnect:
-            requests["disconnected"].inc()
-            raise
-        except Exception:
-            requests["failed"].inc()
-            raise
 
     async def score(self, body: bytes, media_type: str, accepted: str) -> bytes:
         """The answer to one request. Raises Problem."""
@@ -110,7 +111,7 @@ class Answers:
     async def _answer_in_turn(self, body: bytes, media_type: str, accepted: str, turn: asyncio.Lock) -> bytes:
         """One answer or problem. Whoever has the turn does one piece of work; then everything else in this process has its own."""
         try:
-            with self.counted():
+            with counted(self._metrics.requests):
                 async with turn:
                     began_s = time.perf_counter()
                     request = decode(body, media_type)

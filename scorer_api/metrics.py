@@ -38,6 +38,8 @@ class ScorerMetrics:
             "kv_indexer_score_seconds", "Time spent on a score request, by phase.", ["phase"], buckets=PHASE_BUCKETS_S, registry=registry
         )
         self.requests = {outcome: requests.labels(outcome) for outcome in OUTCOMES}
+        explanations = Counter("kv_indexer_explain_requests", "Requests for explanations, by outcome.", ["outcome"], registry=registry)
+        self.explanations = {outcome: explanations.labels(outcome) for outcome in ("answered", *OUTCOMES[2:])}
         self.seconds = {phase: latency.labels(phase) for phase in PHASES}
         blocks = Gauge("kv_indexer_index_blocks", "Blocks in the prefix index that anybody holds, counted once per tier.", registry=registry)
         holders = Gauge("kv_indexer_index_holders", "Holders of these blocks: (block, tier, rank) triples.", registry=registry)

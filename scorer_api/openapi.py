@@ -15,4 +15,8 @@ BATCH: dict[str, Any] = {
     ),
     "openapi_extra": body({**content("BatchRequest", JSON), **content("BatchRequestMsgpack", MSGPACK)}),
 }
+EXPLAIN: dict[str, Any] = {
+    "responses": described("Why each pod matches as it does.", "ExplainAnswer", 400, 404, 408, 413, 415, 422, 502, media_types=(JSON, MSGPACK)),
+    "openapi_extra": SCORE["openapi_extra"],
+}
 MODELS: dict[str, Any] = {"responses": described("Every known model.", "ModelsAnswer")}

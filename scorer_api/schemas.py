@@ -7,6 +7,8 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from indexer.http import schemas
 from indexer.http.problems import ProblemDetails
 from indexer.store import Trust
+from scorer_api.explaining import About, PodExplained
+from scorer_api.hints import Hint
 
 TOKEN_MAX = 2**32 - 1
 TEXT_LENGTH_MAX = 4_096
@@ -98,6 +100,19 @@ class BatchProblem(Struct, frozen=True):
     problem: ProblemDetails
 
 
+class ExplainAnswer(Struct, frozen=True):
+    """Why each pod holds as much of a prompt as it does; every known pod of the model, best first."""
+
+    model: str
+    tokens: int
+    source: Annotated[str, Meta(description="The field that the tokens came from.")]
+    pods: list[PodExplained]
+    about: About
+    hints: list[Hint]
+    view: ViewAnswer
+    unknown_pods: list[str] | UnsetType = UNSET
+
+
 class ModelAnswer(Struct, frozen=True):
     """A model is known when a pod of it is registered."""
 
@@ -126,7 +141,7 @@ EXTRA_KEY = [{"type": "string"}, {"type": "integer", "minimum": -(2**63), "maxim
 
 def components(*, allows_ipc: bool) -> dict[str, Any]:
     """The JSON schemas of these and of the common types, by name, for the OpenAPI document. `allows_ipc`: whether a pod may be at ipc://."""
-    found = schemas.components(ScoreRequest, ScoreAnswer, BatchProblem, ModelsAnswer, allows_ipc=allows_ipc)
+    found = schemas.components(ScoreRequest, ScoreAnswer, BatchProblem, ExplainAnswer, ModelsAnswer, allows_ipc=allows_ipc)
     request = found["ScoreRequest"]
     # The range is checked when the tokens are packed, not one by one while they are decoded; the document has it all the same.
     _given(request, "token_ids")["items"] = {"type": "integer", "minimum": 0, "maximum": TOKEN_MAX}
@@ -154,7 +169,9 @@ def _packed(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _batch_of(name: str) -> dict[str, Any]:
     """The schema of a batch: what is no request is taken too, and gets a problem of its own."""
-    item = {"anyOf": [{"$ref": schemas.COMPONENT.format(name=name)}, {"description": "Anything else gets a problem of its own."}]}
+    item: dict[str, Any] = {"description": f"A {name}; anything else gets a problem of its own."}
+    if name == "ScoreRequest":  # a reference to what has bin in it would say of bin what no validator can check
+        item["anyOf"] = [{"$ref": schemas.COMPONENT.format(name=name)}, {}]
     requests = {"type": "array", "items": item, "maxItems": BATCH_REQUESTS_MAX, "description": "The requests, answered in this order."}
     return {"title": name.replace("Score", "Batch"), "type": "object", "properties": {"requests": requests}, "required": ["requests"]} | {
         "additionalProperties": False

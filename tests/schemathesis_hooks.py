@@ -77,6 +77,8 @@ def changed(value: Any, change: Any) -> Any:
 def about_the_model(body: dict[str, Any], *, is_right: bool) -> dict[str, Any]:
     """Ask for the model that there is; every other prompt begins with what its pod holds."""
     body = dict(body)
+    if isinstance(body.get("requests"), list):
+        body["requests"] = [about_the_model(one, is_right=is_right) if isinstance(one, dict) else one for one in body["requests"]]
     if isinstance(body.get("model"), str) and body["model"]:
         body["model"] = MODEL
     tokens, extra_keys = body.get("token_ids"), body.get("block_extra_keys")
