@@ -72,5 +72,5 @@ export function showAnswer(answer) {
     by("matches").children[FIRST].querySelector("summary").focus();
   };
   by("answer").hidden = false;
-  say(by("said"), best ? `${best.pod} holds most of it: ${figures(best)}, score ${best.score.toFixed(4)}.` : `No pod holds the beginning of it.`);
+  say(by("said"), best ? `${best.pod} is the best: ${figures(best)}, score ${best.score.toFixed(4)}.` : `No pod holds the beginning of it.`);
 }

@@ -26,7 +26,6 @@ function newRow() {
 function show(cell, name, text) {
   if (cell.dataset.text === text) return;
   cell.dataset.text = text;
-  cell.classList.toggle("none", text === "");
   cell.replaceChildren(name === "Trust" && text ? trusted(text) : NAMES.has(name) && text ? named(text) : text || "–");
 }
 

@@ -1,6 +1,8 @@
 // Asking the service, with the token that the user gave. Paths are relative: the page may stand below a prefix.
 const KEY = "kv-indexer-token";
-const TIMEOUT_MS = 10_000;
+const GET_TIMEOUT_MS = 10_000;
+// Engines may have to be asked for tokens first.
+const POST_TIMEOUT_MS = 60_000;
 
 export const token = {
   get: () => sessionStorage.getItem(KEY),
@@ -23,7 +25,8 @@ export async function ask(path, body, signal) {
   const used = token.get();
   if (used) headers.Authorization = `Bearer ${used}`;
   if (body) headers["Content-Type"] = "application/json";
-  const limit = AbortSignal.timeout(TIMEOUT_MS);
+  const timeout = body ? POST_TIMEOUT_MS : GET_TIMEOUT_MS;
+  const limit = AbortSignal.timeout(timeout);
   const options = { headers, method: body ? "POST" : "GET", body: body && JSON.stringify(body), cache: "no-store", redirect: "error", credentials: "same-origin" };
   let response, answer;
   try {
@@ -34,7 +37,7 @@ export async function ask(path, body, signal) {
     });
   } catch (error) {
     if (signal?.aborted) throw error;
-    throw new Refusal(0, limit.aborted ? `The service did not answer within ${TIMEOUT_MS / 1000} s` : "The service cannot be reached", "");
+    throw new Refusal(0, limit.aborted ? `The service did not answer within ${timeout / 1000} s` : "The service cannot be reached", "");
   }
   if (response.ok && answer !== null) return answer;
   if (response.ok) throw new Refusal(0, "What answers here is not the service", "");
