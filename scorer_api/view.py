@@ -15,6 +15,7 @@ from indexer.change import Change
 from indexer.settings import Settings
 from indexer.store import StreamKey, Trust
 from scorer_api.holding import Holding
+from scorer_api.loads import Loads
 from scorer_api.prefix_index import PrefixIndex
 from scorer_api.scoring import NO_MATCH, Match, matches_of, score_of, usable_blocks
 
@@ -85,6 +86,7 @@ class View:
         self._hash_seed = settings.hash_seed
         self._weights = settings.tier_weights
         self._models: dict[str, _Model] = {}
+        self.loads = Loads()
 
     # The store
 
