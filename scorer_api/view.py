@@ -122,6 +122,7 @@ class View:
         self._drop(model, model.pods[stream.pod].pop(stream.rank))
         if not model.pods[stream.pod]:
             del model.pods[stream.pod]
+            self.loads.forget(stream.model, stream.pod)
         if not model.pods:
             del self._models[stream.model]
 
