@@ -17,7 +17,7 @@ from indexer.errors import StoreError
 from indexer.settings import Settings
 from indexer.store import StreamKey, Trust
 from indexer.store.keyspace import stream_id, stream_of
-from indexer.store.reader import START, Place, Reader, Stand, State, Survey
+from indexer.store.reader import START, UNREACHABLE, Place, Reader, Stand, State, Survey
 from indexer.store.records import Entry, change_of, decode_entry
 from scorer_api.followed import Followed, Verdict, judge, stand_after
 from scorer_api.holding import Holding
@@ -65,9 +65,13 @@ class ModelFollower:
         self._place: Place = START
         self._life = 0
         """Counts how often the log turned out to be another one."""
+        self._server = 0
+        """The reader's life to which all below belongs."""
         self._surveys: list[Survey] = []
         self._vouched: dict[str, float] = {}
         """Until when each stream is vouched for, by the surveys above, …"""
+        self._inherited: dict[str, int] = {}
+        """Vouched for by the clock of the server that was Redis before: it counts once its owner says it anew."""
         self._in_force: dict[str, float] = {}
         """… and by those up to whose place the log has been read: only then what is held is what was vouched for."""
         self._clock_s: float | None = None
@@ -115,6 +119,10 @@ class ModelFollower:
         wait_ms = min(WAIT_MS, int(self._shared.settings.redis_timeout_s * 500))
         while True:
             surveys, vouched, life = self._surveys, self._vouched, self._life
+            if self._reader.life != self._server:
+                self._survey_due.set()  # it finds out where this server's log is
+                await asyncio.sleep(RETRY_S)
+                continue
             try:
                 entries = await self._reader.entries(self.model, self._place, ENTRIES_MAX, 0 if surveys else wait_ms)
             except StoreError:
@@ -124,6 +132,8 @@ class ModelFollower:
             if was_away:
                 was_away = False
                 self._survey_due.set()
+            if self._reader.life != self._server:
+                continue
             if await self._take(entries, life) and surveys and len(entries) < ENTRIES_MAX:
                 self._compare(surveys, vouched)
             await asyncio.sleep(PACE_S)
@@ -223,16 +233,21 @@ class ModelFollower:
                 pass
 
     async def _survey(self) -> None:
-        place, asked_s = self._place, time.monotonic()
+        place, asked_s, server = self._place, time.monotonic(), self._reader.life
         surveys = await self._reader.survey(self.model, [followed.key for followed in self.streams.values()])
         new = _streams(self.model, surveys[-1].vouched.keys() - self.streams.keys())
         if new:
             surveys += await self._reader.survey(self.model, new)
+        if server != self._reader.life:
+            raise StoreError(UNREACHABLE)  # of two servers, which have two clocks
         if not self._begun.is_set():
-            self._place = surveys[0].place
+            self._place, self._server = surveys[0].place, server
+        elif server != self._server:
+            self._move(server, surveys[0].place, surveys[-1].vouched)
         elif surveys[0].place < place:
             self._begin_again(surveys[0].place)
-        self._note_time(surveys, asked_s)
+        vouched = self._said_anew(surveys[-1].vouched)
+        self._note_time(surveys[0], vouched, asked_s)
         now_s = time.monotonic()
         for survey in surveys:
             for name, state in survey.states.items():
@@ -245,7 +260,6 @@ class ModelFollower:
                 followed.note_status(state.status, now_s)
                 if state.stand is not None:
                     followed.incarnation, followed.missing_since_s = survey.incarnation, None
-        vouched = surveys[-1].vouched
         assert self._clock_s is not None, "a survey tells the time"
         self._vouched = {name: self._clock_s + until_ms / 1000 for name, until_ms in vouched.items()}
         for name, followed in self.streams.items():
@@ -258,19 +272,39 @@ class ModelFollower:
     def _begin_again(self, place: Place) -> None:
         """The log ends before the place that was reached: Redis is older than what was read, or empty."""
         log.warning("log went back", extra={"model": self.model})
+        self._go_to(place)
+        for followed in self.streams.values():
+            followed.is_newer = True
+
+    def _move(self, server: int, place: Place, vouched: dict[str, int]) -> None:
+        """Another server is Redis now. Its log may lack the end of the former's, and go on in its own way: places in one say nothing of the other."""
+        self._server = server
+        self._inherited = vouched
+        self._surveys = []
+        log.warning("log is another server's", extra={"model": self.model})
+        self._go_to(place)
+        for followed in self.streams.values():
+            followed.has_moved = True
+
+    def _go_to(self, place: Place) -> None:
+        """Read on from this place of what is another log."""
         self._place = place
         self._life += 1
         for followed in self.streams.values():
             followed.place = min(followed.place, place)
             followed.incarnation = b""
-            followed.is_newer = True
             followed.must_load_again = followed.kept is not None
 
-    def _note_time(self, surveys: list[Survey], asked_s: float) -> None:
+    def _said_anew(self, vouched: dict[str, int]) -> dict[str, int]:
+        """Without what was said to the server before this one."""
+        self._inherited = {name: until_ms for name, until_ms in self._inherited.items() if vouched.get(name) == until_ms}
+        return {name: until_ms for name, until_ms in vouched.items() if name not in self._inherited}
+
+    def _note_time(self, survey: Survey, vouched: dict[str, int], asked_s: float) -> None:
         """By the clock as it was when we asked: what is vouched for is never taken to last longer than it does."""
-        self._clock_s = asked_s - surveys[0].now_ms / 1000
+        self._clock_s = asked_s - survey.now_ms / 1000
         lease_ms = int(self._shared.settings.lease_s * 1000)
-        self._hear(max([surveys[0].place[0], *(until_ms - lease_ms for until_ms in surveys[-1].vouched.values())]))
+        self._hear(max([survey.place[0], *(until_ms - lease_ms for until_ms in vouched.values())]))
 
     def _compare(self, surveys: list[Survey], vouched: dict[str, float]) -> None:
         """All that was in the log when these surveys were made has been read."""
@@ -369,7 +403,7 @@ class ModelFollower:
         self._stop_loading(followed)
         self._shared.give_back(self._view.exchange(followed.key, holding))
         followed.stand, followed.place, followed.trust = stand, max(place, followed.place), trust
-        followed.is_lost = followed.is_newer = False
+        followed.is_lost = followed.is_newer = followed.has_moved = False
         self._vouch(followed)
 
     def _vanish(self, followed: Followed, place: Place) -> None:

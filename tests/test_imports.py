@@ -43,7 +43,7 @@ WEB = {f"indexer.http.{name}" for name in ("access", "app", "connection", "negot
     "scorer_api.routes",
     "scorer_api.answers",
 }
-REDIS = {f"indexer.store.{name}" for name in ("connection", "scripts", "redis", "reader", "registry")}
+REDIS = {f"indexer.store.{name}" for name in ("connection", "scripts", "redis", "reader", "registry", "sentinel")}
 
 
 def tree(module: str) -> ast.Module:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 import redis.asyncio
@@ -14,12 +14,14 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from indexer.errors import SettingError
 from indexer.masking import masked
+from indexer.store import sentinel
 
 Client: TypeAlias = "redis.asyncio.Redis"
 
 T = TypeVar("T")
-SCHEMES = ("redis", "rediss", "unix")
+SCHEMES = ("redis", "rediss", "unix", *sentinel.SCHEMES)
 SHAPE = "it should be redis://user:password@host:port/database, with / @ : # ? and % in the password written as %2F %40 %3A %23 %3F and %25"
+SENTINEL_SHAPE = SHAPE.replace("redis://user:password@host:port/database", sentinel.SHAPE)
 
 
 def connect(url: str, timeout_s: float) -> Client:
@@ -27,21 +29,26 @@ def connect(url: str, timeout_s: float) -> Client:
 
     Raises SettingError for a URL that cannot be used.
     """
-    # A Unix socket has no keepalive.
-    keeps_alive = {} if url.startswith("unix:") else {"socket_keepalive": True}
+    options: dict[str, Any] = {
+        # A Unix socket has no keepalive.
+        **({} if url.startswith("unix:") else {"socket_keepalive": True}),
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        "retry": Retry(NoBackoff(), 0),
+        "health_check_interval": 0,
+        "protocol": 2,
+    }
+    is_sentinel = sentinel.is_sentinel(url)
     try:
-        return redis.asyncio.Redis.from_url(
-            url,
-            **keeps_alive,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            health_check_interval=0,
-            protocol=2,
-        )
+        return sentinel.connect(url, timeout_s, options) if is_sentinel else redis.asyncio.Redis.from_url(url, **options)
     except (ValueError, TypeError):
         # What the error says may be a piece of the password.
-        raise SettingError("--redis", masked(url), f"cannot be used: {SHAPE}") from None
+        raise SettingError("--redis", masked(url), f"cannot be used: {SENTINEL_SHAPE if is_sentinel else SHAPE}") from None
+
+
+def life_of(client: Client) -> int:
+    """Counts how often the client's Redis became another server: what was known of the former's clock and log says nothing of it."""
+    return client.life if isinstance(client, sentinel.SentinelClient) else 0
 
 
 async def answer_of(asking: Awaitable[T]) -> T:
@@ -72,6 +79,11 @@ def check_url(url: str, source: str) -> None:
         raise SettingError(source, masked(url), f"is no URL: {SHAPE}") from None
     if scheme not in SCHEMES:
         raise SettingError(source, masked(url), f"should be a URL that begins with {', '.join(f'{known}://' for known in SCHEMES)}")
+    if sentinel.is_sentinel(url):
+        try:
+            sentinel.parse(url)
+        except ValueError as error:
+            raise SettingError(source, masked(url), f"{error}: {SENTINEL_SHAPE}") from None
 
 
 def said(error: RedisError) -> str:
@@ -85,7 +97,7 @@ def is_away(error: RedisError) -> bool:
 
 
 def why(error: RedisError) -> str:
-    """One of: unreachable, full, read-only, refusing."""
+    """One of: unreachable, full, read-only, short of replicas, refusing."""
     text = str(error)
     if is_away(error):
         return "unreachable"
@@ -94,4 +106,6 @@ def why(error: RedisError) -> str:
         return "full"
     if isinstance(error, ReadOnlyError) or "READONLY" in text or "MISCONF" in text:
         return "read-only"
+    if "NOREPLICAS" in text:
+        return "short of replicas"
     return "refusing"

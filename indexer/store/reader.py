@@ -15,7 +15,7 @@ from indexer.errors import StoreError
 from indexer.masking import masked
 from indexer.settings import Settings
 from indexer.store import StreamKey
-from indexer.store.connection import Client, answer_of, connect, said, why
+from indexer.store.connection import Client, answer_of, connect, life_of, said, why
 from indexer.store.keyspace import Keyspace, stream_id, text_of
 from indexer.store.records import Head, decode_head
 from indexer.store.registry import RegisteredPods
@@ -99,6 +99,11 @@ class Reader:
         if self._trouble is None and silent_s > SILENT_S:
             return UNREACHABLE, time.time() - silent_s
         return self._trouble
+
+    @property
+    def life(self) -> int:
+        """Counts how often Redis became another server. What was asked for and answered within one is of one server."""
+        return life_of(self.client)
 
     async def aclose(self) -> None:
         await self.client.aclose()

@@ -25,7 +25,7 @@ from indexer.masking import masked
 from indexer.metrics import IndexerMetrics
 from indexer.settings import Settings
 from indexer.store import StreamKey, Trust
-from indexer.store.connection import Client, answer_of, connect, is_away, said, why
+from indexer.store.connection import Client, answer_of, connect, is_away, life_of, said, why
 from indexer.store.keyspace import Keyspace, text_of
 from indexer.store.records import Head, decode_head
 from indexer.store.registry import RegisteredPods, Registry
@@ -110,6 +110,7 @@ class RedisStore:
         self.outage_ended_s = float("-inf")
         self._client: Client = connect(settings.redis, settings.redis_timeout_s)
         self._clock_ahead_ms: float | None = None
+        self._life = self._sealed_life = life_of(self._client)
         self.registry = Registry(self._client, self.keyspace, settings, self._note)
         self._registered = RegisteredPods()
         self._writers: dict[StreamKey, StreamWriter] = {}
@@ -161,13 +162,24 @@ class RedisStore:
             self.trouble = None
         self._metrics.redis.up.set(1)
 
-    def _note_time(self, now_ms: bytes) -> None:
-        """Redis's clock showed this a moment ago."""
-        self._clock_ahead_ms = int(now_ms) - time.monotonic() * 1000
+    def _note_time(self, now_ms: bytes | int, life: int) -> None:
+        """Redis's clock showed this a moment ago, in this life of it."""
+        if life == life_of(self._client):
+            self._clock_ahead_ms = int(now_ms) - time.monotonic() * 1000
+
+    def _note_life(self) -> int:
+        """Another server may be Redis now, with a clock of its own and without what the former did not pass on in time: the same as after an outage.
+        Returns which life this is."""
+        life = life_of(self._client)
+        if life != self._life:
+            self._life = life
+            self._clock_ahead_ms = None
+            self.outage_ended_s = time.monotonic()
+        return life
 
     def _vouched_until_ms(self, written_at_s: float | None = None) -> int:
         """Until when what was all written at this time, or is now, is vouched for, by Redis's clock; 0 where that is not known yet."""
-        if self._clock_ahead_ms is None:
+        if self._clock_ahead_ms is None or self._life != life_of(self._client):
             return 0
         written_at_s = time.monotonic() if written_at_s is None else written_at_s
         return int(written_at_s * 1000 + self._clock_ahead_ms + self._settings.lease_s * 1000)
@@ -253,9 +265,12 @@ class RedisStore:
         state = stream.state
         if (head.counting, head.hash_seed) != (state.counting, self._settings.hash_seed):
             return False
+        life = life_of(self._client)
         renewing = asyncio.create_task(self._renew(stream.key), name=f"renew {stream.key.pod} {stream.key.rank}")
         try:
             fields = [await read_hash(self._client, part) for part in self.keyspace.model(stream.key.model).parts(stream.key, claim.generation)]
+            if life != life_of(self._client):
+                raise StoreError("unreachable")  # what was read may be half of one server and half of another
             if tuple(map(len, fields)) != claim.lengths:
                 log.warning("blocks missing in redis", extra={"pod": stream.key.pod, "rank": stream.key.rank})
                 return False
@@ -332,6 +347,9 @@ class RedisStore:
 
     async def keep(self, statuses: Callable[[StreamKey], bytes]) -> dict[StreamKey, Kept]:
         """Renew what is ours, and see whether it still is. `statuses`: a stream's status in JSON. Raises StoreError."""
+        life = self._note_life()
+        if self._clock_ahead_ms is None:
+            self._note_time(await self._now_ms(), life)
         kept: dict[StreamKey, Kept] = {}
         by_model: dict[str, list[StreamWriter]] = {}
         for writer in self._writers.values():
@@ -341,6 +359,15 @@ class RedisStore:
                 kept |= await self._keep(model, writers[start : start + KEEP_STREAMS], statuses)
         self._note_well_if_written()
         return kept
+
+    async def _now_ms(self) -> int:
+        """What Redis's clock shows. Raises StoreError."""
+        try:
+            seconds, microseconds = await answer_of(self._client.time())
+        except RedisError as error:
+            self._note(error)
+            raise StoreError(why(error)) from error
+        return int(seconds * 1000 + microseconds // 1000)
 
     async def _keep(self, model: str, writers: list[StreamWriter], statuses: Callable[[StreamKey], bytes]) -> dict[StreamKey, Kept]:
         keys, lease_ms = self.keyspace.model(model), int(self._settings.lease_s * 1000)
@@ -355,9 +382,12 @@ class RedisStore:
                 statuses(writer.key),
                 int(writer.stream.is_connected),
                 self._vouched_until_ms(writer.unwritten_since_s),
+                "" if writer.generation is None else writer.generation,
+                writer.number,
             ]
+        life = self._note_life()
         now_ms, _, *answers = await self._call("keep", names, *words)
-        self._note_time(now_ms)
+        self._note_time(now_ms, life)
         kept = {}
         for writer, (generation, number, was_writing), answer in zip(writers, before, answers, strict=True):
             if self._writers.get(writer.key) is not writer:
@@ -406,8 +436,9 @@ class RedisStore:
         keys = [names.members, names.models, names.pods, names.forgotten, names.incarnation, names.specs]
         alive_ms = int(settings.lease_s * 1000) if is_candidate else 0
         words = (self.member, alive_ms, int(settings.pod_expiry_s * 1000), f"{random_number():016x}", *models)
+        life = self._note_life()
         now_ms, incarnation, members, pods, forgotten, specs = await self._call("beat", keys, *words)
-        self._note_time(now_ms)
+        self._note_time(now_ms, life)
         self._note_well_if_written()
         if self.trouble is not None and all(writer.is_settled for writer in self._writers.values()):
             await self._try_writing()
@@ -450,6 +481,11 @@ class RedisStore:
 
     async def _round(self) -> bool:
         """Send all that is pending, in one round trip. Returns whether Redis took it. Raises RedisError where it did not answer."""
+        life = self._note_life()
+        if life != self._sealed_life:
+            self._sealed_life = life
+            for writer in self._writers.values():
+                writer.take_back(is_unsure=False)  # what is sealed says until when it is vouched for by another clock
         due, self._dirty = self._dirty, {}
         batch: list[tuple[StreamWriter, Call]] = []
         for writer in due.values():

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 
-from indexer.store.connection import Client, answer_of
+from indexer.store.connection import Client, answer_of, life_of
 
 _FOLDER = Path(__file__).parent / "lua"
 _PRELUDE = "prelude"
@@ -40,11 +41,14 @@ async def call_all(client: Client, calls: Sequence[Call]) -> list[Any]:
 
     Raises redis.exceptions.RedisError where nothing can be said of any of them.
     """
+    life = life_of(client)
     answers = await _send(client, calls)
     again = [position for position, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
     if again:
         for name in {calls[position].script for position in again}:
             await answer_of(client.script_load(SCRIPTS[name]))
+        if life != life_of(client):
+            raise RedisConnectionError("Redis is another server than these calls were made for")
         for position, answer in zip(again, await _send(client, [calls[position] for position in again]), strict=True):
             answers[position] = answer
     return answers

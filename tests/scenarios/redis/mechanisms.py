@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from indexer.errors import StoreError
 from indexer.held_keys import HeldKeys
 from indexer.owners import Duty, Owners
-from indexer.store import keyspace, scripts
+from indexer.store import keyspace, scripts, sentinel
 from indexer.store.keyspace import Keyspace
 from indexer.store.reader import Reader
 from indexer.store.records import encode_hash
@@ -117,6 +117,11 @@ def requests_wait(patch: Patch) -> None:
 
     patch.setattr(Reader, "__init__", remember)
     patch.setattr(routes, "read_body", ask_first)
+
+
+def sentinels_asked_when_something_fails(patch: Patch) -> None:
+    """Who answers is taken for the master as long as it does."""
+    patch.setattr(sentinel, "POLL_S", math.inf)
 
 
 # Followers
@@ -252,6 +257,7 @@ REDIS_MECHANISMS: dict[str, Callable[[Patch], None]] = {
         no_recorded_sequence,
         no_buffering,
         no_full_write,
+        sentinels_asked_when_something_fails,
         requests_wait,
         hashes_read_at_once,
         one_removal_is_enough,

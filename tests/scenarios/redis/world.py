@@ -24,9 +24,10 @@ LINES_SHOWN = 60
 class World:
     """Settings given to `indexers`, `scorers` and `sidecar` become flags; `pod_expiry_s` is the same for all processes of a world."""
 
-    def __init__(self, pod_expiry_s: float = POD_EXPIRY_S, **redis_options: str) -> None:
+    def __init__(self, pod_expiry_s: float = POD_EXPIRY_S, redis: Any = None, **redis_options: str) -> None:
+        """`redis`: several servers that look like one, in place of one with these options."""
         self.pod_expiry_s = pod_expiry_s
-        self.redis = RedisServer(**redis_options)
+        self.redis = redis or RedisServer(**redis_options)
         self.started: list[Command] = []
         self._processes = ExitStack()
         self._fleets = ExitStack()
