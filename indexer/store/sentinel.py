@@ -139,6 +139,9 @@ class MasterPool(ConnectionPool):
         self._client = client
         self.is_left = False
 
+    def __repr__(self) -> str:
+        return f"<MasterPool {self.connection_kwargs.get('host')}:{self.connection_kwargs.get('port')}>"
+
     def name(self, address: Address) -> None:
         """From now on it is known where to connect to."""
         self.connection_kwargs["host"], self.connection_kwargs["port"] = address
@@ -280,9 +283,12 @@ class SentinelClient(redis.asyncio.Redis):
         # While a failover goes on only the former tells the new address, and only the latter the epoch.
         pipeline.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._watched.service)
         pipeline.execute_command("SENTINEL", "MASTER", self._watched.service)
-        address, facts = await pipeline.execute()
+        address, facts = await pipeline.execute(raise_on_error=False)
         if address is None:
             raise ValueError("knows no such master")
+        for answer in (address, facts):
+            if isinstance(answer, RedisError):
+                raise answer
         host, port = address
         epoch = dict(zip(facts[::2], facts[1::2], strict=True)).get(b"config-epoch", b"")
         return Named((str(host, "utf-8"), int(port)), int(epoch))
