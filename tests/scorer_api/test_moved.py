@@ -1,6 +1,7 @@
 """Redis becomes another server, with a clock and a log of its own: what owners say to it and what scorers take from it. Real servers, two of them."""
 
 import asyncio
+import time
 from collections.abc import Coroutine, Iterator
 from typing import Any
 
@@ -53,9 +54,10 @@ def test_owners_vouch_by_the_clock_of_the_server_that_is_redis_now(moving: Movin
             moving.promote()
             # From the move on everything that the second server holds is looked at, as often as it goes.
             inherited = vouched_until_ms(moving, A)
-            stream.apply(stored([2], [2], 1))
+            stream.apply(stored(range(2, 1000), range(2, 1000), 1))
+            assert owner.store._writers[A].sealed, "it is sealed, and says until when it is vouched for"
             moving.move(client(owner))
-            for content in range(3, 60):
+            for content in range(1000, 1060):
                 stream.apply(stored([content], [content], content - 1))
                 said.append((vouched_until_ms(moving, A), moving.now_ms(moving.second)))
                 await asyncio.sleep(0.02)
@@ -154,10 +156,13 @@ def test_a_move_counts_as_an_outage(moving: Moving) -> None:
     async def scenario() -> None:
         async with owner_of(settings_of(moving)) as owner:
             moving.begin(client(owner))
-            await owner.own(A)
-            before_s = owner.store.outage_ended_s
+            stream = await owner.own(A)
+            await stream.flushed()
+            owner.is_keeping = False
             moving.promote()
             moving.move(client(owner))
-            await until(lambda: owner.store.outage_ended_s > before_s)
+            now_s = time.monotonic()
+            await owner.keep()
+            assert owner.store.outage_ended_s >= now_s
 
     run(scenario())
