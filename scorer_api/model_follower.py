@@ -46,7 +46,9 @@ class Shared(Protocol):
     view: View
     settings: Settings
     metrics: FollowerMetrics
-    loads: asyncio.Semaphore
+
+    def loads_of(self, model: str) -> asyncio.Semaphore:
+        """How many streams may be loaded at a time."""
 
     def give_back(self, holding: Holding | None) -> None:
         """What a stream held is not needed any more."""
@@ -70,11 +72,12 @@ class ModelFollower:
         self._surveys: list[Survey] = []
         self._vouched: dict[str, float] = {}
         """Until when each stream is vouched for, by the surveys above, …"""
-        self._inherited: dict[str, int] = {}
-        """Vouched for by the clock of the server that was Redis before: it counts once its owner says it anew."""
         self._in_force: dict[str, float] = {}
         """… and by those up to whose place the log has been read: only then what is held is what was vouched for."""
         self._clock_s: float | None = None
+        self._node = ""
+        self._of_another_clock: dict[str, int] = {}
+        """What the first survey of this node said of vouching: it may be by the clock of the node before. It counts once it was renewed."""
         self._survey_due = asyncio.Event()
         self._begun = asyncio.Event()
         self._loads: dict[str, asyncio.Task[None]] = {}
@@ -240,14 +243,17 @@ class ModelFollower:
             surveys += await self._reader.survey(self.model, new)
         if server != self._reader.life:
             raise StoreError(UNREACHABLE)  # of two servers, which have two clocks
+        if any(survey.node != surveys[0].node for survey in surveys):
+            self._survey_due.set()  # the model has just moved to another node
+            return
         if not self._begun.is_set():
             self._place, self._server = surveys[0].place, server
         elif server != self._server:
-            self._move(server, surveys[0].place, surveys[-1].vouched)
+            self._move(server, surveys[0].place)
         elif surveys[0].place < place:
             self._begin_again(surveys[0].place)
-        vouched = self._said_anew(surveys[-1].vouched)
-        self._note_time(surveys[0], vouched, asked_s)
+        vouched = self._by_this_clock(surveys[-1])
+        self._note_time(surveys, vouched, asked_s)
         now_s = time.monotonic()
         for survey in surveys:
             for name, state in survey.states.items():
@@ -276,10 +282,9 @@ class ModelFollower:
         for followed in self.streams.values():
             followed.is_newer = True
 
-    def _move(self, server: int, place: Place, vouched: dict[str, int]) -> None:
+    def _move(self, server: int, place: Place) -> None:
         """Another server is Redis now. Its log may lack the end of the former's, and go on in its own way: places in one say nothing of the other."""
         self._server = server
-        self._inherited = vouched
         self._surveys = []
         log.warning("log is another server's", extra={"model": self.model})
         self._go_to(place)
@@ -295,16 +300,18 @@ class ModelFollower:
             followed.incarnation = b""
             followed.must_load_again = followed.kept is not None
 
-    def _said_anew(self, vouched: dict[str, int]) -> dict[str, int]:
-        """Without what was said to the server before this one."""
-        self._inherited = {name: until_ms for name, until_ms in self._inherited.items() if vouched.get(name) == until_ms}
-        return {name: until_ms for name, until_ms in vouched.items() if name not in self._inherited}
+    def _by_this_clock(self, survey: Survey) -> dict[str, int]:
+        """What is vouched for by the clock of the node that was asked."""
+        if survey.node != self._node:
+            self._node, self._of_another_clock = survey.node, survey.vouched
+        self._of_another_clock = {name: until_ms for name, until_ms in self._of_another_clock.items() if survey.vouched.get(name) == until_ms}
+        return {name: until_ms for name, until_ms in survey.vouched.items() if name not in self._of_another_clock}
 
-    def _note_time(self, survey: Survey, vouched: dict[str, int], asked_s: float) -> None:
+    def _note_time(self, surveys: list[Survey], vouched: dict[str, int], asked_s: float) -> None:
         """By the clock as it was when we asked: what is vouched for is never taken to last longer than it does."""
-        self._clock_s = asked_s - survey.now_ms / 1000
+        self._clock_s = asked_s - surveys[0].now_ms / 1000
         lease_ms = int(self._shared.settings.lease_s * 1000)
-        self._hear(max([survey.place[0], *(until_ms - lease_ms for until_ms in vouched.values())]))
+        self._hear(max([surveys[0].place[0], *(until_ms - lease_ms for until_ms in vouched.values())]))
 
     def _compare(self, surveys: list[Survey], vouched: dict[str, float]) -> None:
         """All that was in the log when these surveys were made has been read."""
@@ -374,7 +381,7 @@ class ModelFollower:
 
     async def _load_once(self, followed: Followed) -> bool:
         """Returns whether that is done; if not, something came in between."""
-        async with self._shared.loads:
+        async with self._shared.loads_of(self.model):
             loading = Loading(followed, self._shared)
             try:
                 await loading.read()
@@ -386,6 +393,8 @@ class ModelFollower:
             # Nothing waits from the last entry to the exchange.
             if loading.is_whole and loading.stand is not None:
                 self._settle(followed, loading.holding, loading.stand, loading.place, loading.trust)
+                if loading.hash_seed is not None:
+                    self._view.note_seed(followed.key, loading.hash_seed)
             elif loading.is_missing and followed.stand is None and stream_id(followed.key) not in self._registered:
                 self._close(followed)
             return loading.is_whole

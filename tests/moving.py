@@ -15,7 +15,6 @@ from typing import Any, Self
 import pytest
 
 from indexer.store import scripts
-from indexer.store.redis import RedisStore
 from indexer.store.sentinel import Address, Named, SentinelClient
 from tests.redis_server import RedisServer
 from tests.scenarios.redis.mechanisms import _rewrite
@@ -66,12 +65,6 @@ class Moving:
         """The second server's clock is ahead by so much, as far as scripts tell the time."""
         for name in list(scripts.SCRIPTS):
             _rewrite(monkeypatch, name, "return time[1] * 1000 +", f"return (tonumber(redis.call('GET', '{SKEW}') or '0')) + time[1] * 1000 +")
-        now_ms = RedisStore._now_ms
-
-        async def skewed(store: RedisStore) -> int:
-            return await now_ms(store) + int(await store._client.get(SKEW) or 0)
-
-        monkeypatch.setattr(RedisStore, "_now_ms", skewed)
         self.second.client().set(SKEW, ms)
 
     def now_ms(self, server: RedisServer) -> int:

@@ -163,6 +163,6 @@ def test_a_move_counts_as_an_outage(moving: Moving) -> None:
             moving.move(client(owner))
             now_s = time.monotonic()
             await owner.keep()
-            assert owner.store.outage_ended_s >= now_s
+            assert owner.store.outage_ended_s() >= now_s
 
     run(scenario())

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -165,18 +166,26 @@ def test_calls_made_for_one_master_are_not_sent_to_the_next(watched: WatchedRedi
     """They say until when streams are vouched for, by the former's clock: also where the former did not know their script yet."""
 
     async def act(client: SentinelClient) -> None:
-        load = client.script_load
+        make = client.pipeline
 
-        async def load_and_move(source: str) -> object:
-            answer = await load(source)
-            client.life += 1
-            return answer
+        def move_after_the_first(*arguments: Any, **options: Any) -> Any:
+            pipeline = make(*arguments, **options)
+            execute = pipeline.execute
 
-        monkeypatch.setattr(client, "script_load", load_and_move)
+            async def execute_and_move(*how: Any, **further: Any) -> Any:
+                answers = await execute(*how, **further)
+                client.life += 1
+                return answers
+
+            monkeypatch.undo()
+            pipeline.execute = execute_and_move
+            return pipeline
+
+        monkeypatch.setattr(client, "pipeline", move_after_the_first)
         calls = [Call("peek", ["state", "log"])]
         with pytest.raises(RedisConnectionError, match="another server"):
             await call_all(client, calls)
-        assert await call(client, "peek", ["state", "log"]), "now it knows the script"
+        assert await call(client, "peek", ["state", "log"]), "and here is one made for this one"
 
     with_client(watched.url, act)
 

@@ -26,7 +26,7 @@ POD_EXPIRY_S = 24.0
 
 @pytest.fixture
 def world(make_world: MakeWorld) -> World:
-    return make_world(pod_expiry_s=POD_EXPIRY_S, redis=WatchedRedis(replicas=1))
+    return make_world(pod_expiry_s=POD_EXPIRY_S, make_redis=WatchedRedis)
 
 
 def watched(world: World) -> WatchedRedis:
@@ -155,7 +155,7 @@ def replica_left_behind(redis: WatchedRedis) -> Iterator[None]:
 
 def test_redis_and_sentinels_ask_for_passwords(make_world: MakeWorld) -> None:
     """Both are given by the URL, and no process shows one."""
-    world = make_world(pod_expiry_s=POD_EXPIRY_S, redis=WatchedRedis(replicas=1, sentinel_word="t0p:s/e"))
+    world = make_world(pod_expiry_s=POD_EXPIRY_S, make_redis=WatchedRedis, sentinel_word="t0p:s/e")
     redis = watched(world)
     fleet = world.fleet(streams=2)
     (indexer,), (scorer,) = world.indexers(1, fleet), world.scorers(1)
