@@ -50,7 +50,7 @@ WEB = {f"indexer.http.{name}" for name in ("access", "app", "connection", "negot
     "scorer_api.routes",
     "scorer_api.answers",
 }
-REDIS = {f"indexer.store.{name}" for name in ("cluster", "connection", "loads", "scripts", "redis", "reader", "registry")}
+REDIS = {f"indexer.store.{name}" for name in ("cluster", "connection", "loads", "scripts", "redis", "reader", "registry", "sentinel")}
 
 
 def tree(module: str) -> ast.Module:

@@ -16,7 +16,7 @@ from indexer.load import Load
 from indexer.masking import masked
 from indexer.settings import Settings
 from indexer.store import StreamKey, loads
-from indexer.store.connection import Client, answer_of, connect, node_of, said, slot_of, why
+from indexer.store.connection import Client, answer_of, connect, life_of, node_of, said, slot_of, why
 from indexer.store.keyspace import Keyspace, stream_id, text_of
 from indexer.store.records import Head, decode_head
 from indexer.store.registry import RegisteredPods
@@ -119,6 +119,11 @@ class Reader:
         asked = {slot_of(self.client, self.keyspace.directory.pods), *map(self.slot_of, others)}
         if self.slot_of(model) not in asked:
             self._troubles.pop(self.slot_of(model), None)
+
+    @property
+    def life(self) -> int:
+        """Counts how often Redis became another server. What was asked for and answered within one is of one server."""
+        return life_of(self.client)
 
     async def aclose(self) -> None:
         await self.client.aclose()
