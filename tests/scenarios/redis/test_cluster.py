@@ -236,7 +236,7 @@ def test_acknowledged_writes_that_a_failover_lost_are_written_again(make_world: 
         wait_ready(*two.indexers, *two.scorers)
         (late,) = two.world.scorers(1)
         two.settle(late)
-        assert sum(indexer.metric("kv_indexer_full_writes_total", reason="went_back") for indexer in two.indexers) >= 1
+        assert sum(indexer.metric("kv_indexer_redis_full_writes_total", reason="went_back") for indexer in two.indexers) >= 1
         two.first.play(100)
         two.settle(late)
 
