@@ -182,3 +182,34 @@ def test_what_a_dead_owner_vouched_for_by_another_clock_is_not_believed(cluster:
             await owner.store.registry.delete(key)
 
     run(scenario())
+
+
+def test_a_change_that_is_written_before_the_new_nodes_time_is_known_vouches_for_nothing(
+    cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = cluster.masters[:2]
+    clocks(monkeypatch, source)
+    key = StreamKey(model_on(cluster, source, "before"), "pod", 0)
+
+    async def scenario() -> None:
+        async with owner_of(settings_of(cluster)) as owner:
+            stream = await owner.own(key)
+            owner.is_keeping = False
+            await asyncio.sleep(0.3)
+            await asyncio.to_thread(cluster.migrate, log_of(key.model), target)
+
+            def vouched_until_ms() -> float:
+                ((_, until_ms),) = target.client().zrange(KEYS.model(key.model).streams, 0, -1, withscores=True)
+                return float(until_ms)
+
+            before_ms = vouched_until_ms()
+            assert await owner.store.owners([key]) == {key: "owner"}  # from now on it is known where the slot lies
+            stream.apply(stored([1], [1]))
+            await stream.flushed()
+            assert vouched_until_ms() == before_ms
+            await owner.keep()
+            assert abs(vouched_until_ms() - time.time() * 1000 - LEASE_S * 1000) < LEASE_S * 1000
+            await owner.store.let_go(key)
+            await owner.store.registry.delete(key)
+
+    run(scenario())
