@@ -2,7 +2,7 @@
 
 import zmq
 
-from indexer.engine_networks import EngineNetworks, endpoints_of
+from indexer.engine_networks import EngineNetworks, sockets_of
 from indexer.engine_spec import EngineSpec, host_of
 from indexer.errors import SettingError
 from indexer.subscription import Context
@@ -21,7 +21,7 @@ def check_endpoints(spec: EngineSpec, context: Context | None = None, *, dials_t
         with zmq.Context() as own:
             check_endpoints(spec, own, dials_tcp=dials_tcp)
         return
-    for key, endpoint in endpoints_of(spec):
+    for key, endpoint in sockets_of(spec):
         if host_of(endpoint) is not None and not dials_tcp:
             continue
         try:

@@ -63,9 +63,14 @@ class EngineNetworks(Struct, frozen=True):
         return f"{', '.join(words) or 'none'} (--allowed-engine-networks)"
 
 
-def endpoints_of(spec: EngineSpec) -> list[tuple[str, str]]:
-    """What is dialled for a pod, with the key that says so; each rank has a port of its own there."""
+def sockets_of(spec: EngineSpec) -> list[tuple[str, str]]:
+    """Where a pod publishes, with the key that says so; each rank has a port of its own there."""
     return [(key, endpoint) for key, endpoint in (("events", spec.events), ("replay", spec.replay)) if endpoint is not None]
+
+
+def endpoints_of(spec: EngineSpec) -> list[tuple[str, str]]:
+    """The same with its API, where the spec names one."""
+    return sockets_of(spec) + ([] if spec.http is None else [("http", spec.http)])
 
 
 def literal(host: str) -> Address | None:

@@ -8,10 +8,13 @@ import msgspec
 from msgspec import Meta, Struct
 
 from indexer.errors import SettingError, field_first
+from indexer.masking import masked
 from indexer.stream_state import Counting
 
 _TCP = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.]+(%\w+)?\]|[^:/\[\]*\s]+):(?P<port>\d{1,5})")
 _IPC = re.compile(r"ipc://\S+")
+_HTTP = re.compile(r"(?P<scheme>https?)://(?P<host>\[[0-9A-Fa-f:.]+\]|[^:/\[\]@?#*\s]+)(?::(?P<port>\d{1,5}))?(?P<path>/[!-~]*)?")
+HTTP_LENGTH_MAX = 2_048
 NAME_LENGTH_MAX = 512
 
 Name = Annotated[str, Meta(min_length=1, max_length=NAME_LENGTH_MAX)]
@@ -23,7 +26,7 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
 
     `events` and `replay` are `tcp://host:port` or `ipc://path`; without `events` the pod dials us. `ranks=N`: ranks 0 to N - 1, rank r at both
     ports + r; `rank`: one stream, of that rank. `topic`: subscription prefix. `offload_block_size`: tokens per block of an offloading
-    connector that announces none.
+    connector that announces none. `http`: where the pod's own API begins, `http://<pod>` unless it is said.
     """
 
     pod: Name
@@ -35,6 +38,7 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     topic: Annotated[str, Meta(max_length=NAME_LENGTH_MAX)] = ""
     counting: Counting = "copies"
     offload_block_size: Annotated[int, Meta(ge=1, le=2**20)] | None = None
+    http: Annotated[str, Meta(max_length=HTTP_LENGTH_MAX)] | None = None
 
     @classmethod
     def from_text(cls, text: str, source: str = "--engine") -> Self:
@@ -86,6 +90,10 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
                 raise SettingError(source, shown, f"{key} should be tcp://host:port where ranks > 1, since rank r is at port + r")
             if tcp is not None and not 1 <= int(tcp["port"]) <= 65536 - (self.ranks or 1):
                 raise SettingError(source, shown, f"the port of {key} should be between 1 and 65535, for every rank")
+        if self.http is not None and not is_http_base(self.http):
+            raise SettingError(
+                source, shown, f"http should be http://host[:port][/path] or https://…, without a user or a query, not {masked(self.http)!r}"
+            )
         events = {self.endpoints(rank)[0] for rank in self.stream_ranks}
         replays = {self.endpoints(rank)[1] for rank in self.stream_ranks}
         if both := (events & replays) - {None}:
@@ -145,23 +153,50 @@ def shifted(endpoint: str | None, offset: int) -> str | None:
 
 
 def host_of(endpoint: str) -> str | None:
-    """The host of a tcp endpoint, without brackets."""
-    tcp = _TCP.fullmatch(endpoint)
-    return None if tcp is None else tcp["host"].strip("[]")
+    """The host of a tcp endpoint or of an API base, without brackets."""
+    found = _TCP.fullmatch(endpoint) or _HTTP.fullmatch(endpoint)
+    return None if found is None else found["host"].strip("[]")
 
 
 def at_address(endpoint: str, address: str) -> str:
-    """The tcp endpoint with an address in place of its host."""
-    tcp = _TCP.fullmatch(endpoint)
-    assert tcp is not None, "only tcp has a host"
-    return f"tcp://[{address}]:{tcp['port']}" if ":" in address else f"tcp://{address}:{tcp['port']}"
+    """The tcp endpoint, or the API base, with an address in place of its host."""
+    found = _TCP.fullmatch(endpoint) or _HTTP.fullmatch(endpoint)
+    assert found is not None, "only tcp and http have a host"
+    start, end = found.span("host")
+    return f"{endpoint[:start]}{f'[{address}]' if ':' in address else address}{endpoint[end:]}"
+
+
+def is_http_base(text: str) -> bool:
+    """Whether it is `http://host[:port][/path]`, or the same with https."""
+    found = _HTTP.fullmatch(text)
+    return found is not None and not set("?#") & set(found["path"] or "") and (found["port"] is None or 1 <= int(found["port"]) <= 65535)
+
+
+def http_base_of(pod: str) -> str:
+    """Where a pod's own API begins, if nobody says: its name is what a router can send requests to, in most cases."""
+    return f"http://{pod}"
+
+
+def http_base(specs: Iterable[EngineSpec]) -> str:
+    """Where the API of a pod with these specs begins; they agree, see `check_together`."""
+    pod = ""
+    for spec in specs:
+        pod = spec.pod
+        if spec.http is not None:
+            return spec.http
+    return http_base_of(pod)
 
 
 def check_together(specs: Iterable[EngineSpec], source: str) -> None:
     """Several specs may name one pod, with different ranks and the same model. Raises SettingError."""
     models: dict[str, str] = {}
+    bases: dict[str, str] = {}
     ranks: set[tuple[str, int]] = set()
     for spec in specs:
+        if spec.http is not None and bases.setdefault(spec.pod, spec.http) != spec.http:
+            raise SettingError(
+                source, spec.pod, f"this pod is given with two values of http, {bases[spec.pod]!r} and {spec.http!r}; a pod has one API"
+            )
         if models.setdefault(spec.pod, spec.model) != spec.model:
             raise SettingError(source, spec.pod, f"this pod is given with two models, {models[spec.pod]!r} and {spec.model!r}; a pod serves one")
         for rank in spec.stream_ranks:

@@ -125,6 +125,14 @@ class Pods:
             named[pod] = (*named.get(pod, ()), *guests)
         return named
 
+    def of(self, pod: str) -> tuple[EngineSpec, ...]:
+        """One pod's specs, none where there is no such pod."""
+        return (*(self.registered.get(pod) or self.flagged(pod)), *self._guests.get(pod, ()))
+
+    def flagged(self, pod: str) -> tuple[EngineSpec, ...]:
+        """What flags say of a pod, unless it was forgotten or registered since."""
+        return () if pod in self._dropped or pod in self.registered else self._flags.get(pod, ())
+
     def lost(self, registered: Collection[str], forgotten: Collection[str]) -> dict[str, tuple[EngineSpec, ...]]:
         """Those that were registered and that Redis knows nothing of any more, not even that they were forgotten."""
         return {pod: specs for pod, specs in self.registered.items() if pod not in registered and pod not in forgotten}

@@ -9,14 +9,15 @@ from datetime import UTC, datetime
 import msgspec
 
 from indexer.endpoints import check_registration
-from indexer.engine_spec import EngineSpec, check_together
+from indexer.engine_api import EngineApi
+from indexer.engine_spec import EngineSpec, check_together, http_base, http_base_of, is_http_base
 from indexer.errors import StoreError
 from indexer.settings import Settings
 from indexer.shared import SharedService
 from indexer.store import StreamKey, Trust
 from indexer.store.reader import UNREACHABLE
 from indexer.store.registry import Registry
-from indexer.stream import StreamStatus
+from indexer.stream import StreamStatus, ToldStatus
 from indexer.streams import PodStatus, Readiness
 from scorer_api.followed import Followed
 from scorer_api.follower import Follower
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 GONE_S = 2.0
 GONE_POLL_S = 0.005
 
-_decode_status = msgspec.json.Decoder(StreamStatus).decode
+_decode_status = msgspec.json.Decoder(ToldStatus).decode
 
 
 class Fleet:
@@ -46,21 +47,49 @@ class Fleet:
     def pods(self) -> list[PodStatus]:
         """Every pod with its streams, the registered ones first."""
         found: dict[tuple[str, str], list[StreamStatus]] = {(pod, specs[0].model): [] for pod, specs in self._follower.pods.items()}
+        bases = {(pod, specs[0].model): http_base(specs) for pod, specs in self._follower.pods.items()}
         for followed in self._follower.streams():
-            found.setdefault((followed.key.pod, followed.key.model), []).append(self._status(followed))
-        return [PodStatus(pod, model, sorted(streams, key=lambda status: status.rank)) for (pod, model), streams in found.items()]
+            name = (followed.key.pod, followed.key.model)
+            told = told_by(followed)
+            found.setdefault(name, []).append(self._status(followed, told))
+            if told is not None and told.http is not None:
+                bases.setdefault(name, told.http)
+        return [
+            PodStatus(pod, model, sorted(streams, key=lambda status: status.rank), bases.get((pod, model)) or http_base_of(pod))
+            for (pod, model), streams in found.items()
+        ]
 
-    def _status(self, followed: Followed) -> StreamStatus:
+    def _status(self, followed: Followed, told: ToldStatus | None) -> StreamStatus:
         trust = self._follower.view.trust(followed.key)
-        try:
-            status = _decode_status(followed.status or b"")
-        except msgspec.MsgspecError:
+        if told is None:
             return StreamStatus(followed.key.rank, None, trust, False, None, {}, 0, 0, 0, 0, None, None)
+        status = StreamStatus(*(getattr(told, name) for name in StreamStatus.__struct_fields__))
         age_s = status.last_batch_age_s
         if age_s is not None:
             age_s = round(age_s + time.monotonic() - followed.status_at_s, 3)
         owner = status.owner if followed.vouched_until_s > time.monotonic() else None
         return msgspec.structs.replace(status, trust=trust, last_batch_age_s=age_s, owner=owner)
+
+    def models_with(self, adapter: str) -> set[str]:
+        """The models for which an adapter of this name was announced, as the owners of streams say."""
+        told = ((followed.key.model, told_by(followed)) for followed in self._follower.streams())
+        return {model for model, each in told if each is not None and adapter in each.adapters}
+
+    def adapters(self, model: str) -> set[str]:
+        """Names of the adapters that were announced for a model."""
+        told = (told_by(followed) for followed in self._follower.streams() if followed.key.model == model)
+        return {name for each in told if each is not None for name in each.adapters}
+
+    def api(self, pod: str, model: str) -> EngineApi:
+        """Where a pod's own API is. What came from Redis is limited, as that which the owner of a stream says is."""
+        if self._service is not None and not (own := self._service.api(pod, model)).is_limited:
+            return own
+        specs = self._follower.pods.get(pod, ())
+        if specs and specs[0].http is not None:
+            return EngineApi(pod, specs[0].http, is_limited=True)
+        told = (told_by(followed) for followed in self._follower.streams() if (followed.key.pod, followed.key.model) == (pod, model))
+        bases = (each.http for each in told if each is not None and each.http is not None)
+        return EngineApi(pod, next(bases, http_base_of(pod)), is_limited=True)
 
     async def register(self, specs: tuple[EngineSpec, ...]) -> bool:
         """Make one pod what these specs say, for all replicas. Returns whether it is a new pod. Raises SettingError, StoreError."""
@@ -130,10 +159,25 @@ class Fleet:
         return [f"{StoreError(trouble[0])} since {since}"]
 
     def _doubt(self, followed: Followed) -> str | None:
-        status = self._status(followed)
+        status = self._status(followed, told_by(followed))
         if status.trust is Trust.LIVE or (status.trust is Trust.PARTIAL and not status.last_error):
             return None
         return f"pod {followed.key.pod} rank {followed.key.rank} is {status.trust}" + (f": {status.last_error}" if status.last_error else "")
+
+
+def told_by(followed: Followed) -> ToldStatus | None:
+    """What the owner of a stream says of it, None where nobody said anything that can be read."""
+    if followed.told_in is not followed.status:
+        followed.told_in, followed.told = followed.status, _told(followed.status)
+    return followed.told
+
+
+def _told(status: bytes | None) -> ToldStatus | None:
+    try:
+        told = _decode_status(status or b"")
+    except msgspec.MsgspecError:
+        return None
+    return told if told.http is None or is_http_base(told.http) else msgspec.structs.replace(told, http=None)
 
 
 def _streams_of(specs: Iterable[EngineSpec]) -> set[StreamKey]:

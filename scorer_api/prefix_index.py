@@ -9,7 +9,8 @@ AND per block serve all ranks at once; only where a mask changes is a step recor
 index per (model, block size).
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from itertools import groupby
 
 from indexer.change import Change
 from indexer.events import Tier
@@ -59,6 +60,14 @@ class PrefixIndex:
     def is_empty(self) -> bool:
         """Whether it has no holder at all."""
         return not self._keys
+
+    def holds(self, holder: int, tier: Tier, key: int) -> bool:
+        """Whether a holder has a block in a tier."""
+        return key in self._keys[holder][tier]
+
+    def held(self, holder: int, tier: Tier) -> Collection[int]:
+        """The block keys that a holder has in a tier; to read at once, not to keep."""
+        return self._keys[holder][tier]
 
     @property
     def blocks(self) -> int:
@@ -121,14 +130,14 @@ class PrefixIndex:
         position = 0
         before = -1
         for keys in runs:
-            for key in keys:
-                alive &= gpu.get(key, 0)
+            for mask, same in groupby(map(gpu.get, keys)):
+                alive &= mask or 0
                 if alive != before:
                     steps.append((position, (alive, 0, 0, 0)))
                     if not alive:
                         return steps
                     before = alive
-                position += 1
+                position += len(list(same))
         steps.append((position, (0, 0, 0, 0)))
         return steps
 

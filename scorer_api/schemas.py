@@ -2,13 +2,20 @@
 
 from typing import Annotated, Any
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from indexer.http import schemas
+from indexer.http.problems import ProblemDetails
 from indexer.store import Trust
+from scorer_api.explaining import About, PodExplained
+from scorer_api.hints import Hint
 
 TOKEN_MAX = 2**32 - 1
 TEXT_LENGTH_MAX = 4_096
+BATCH_REQUESTS_MAX = 256
+
+SOURCES = ("token_ids", "prompt", "messages")
+"""The fields that a prompt's tokens can come from: a request has exactly one of them."""
 
 Text = Annotated[str, Meta(max_length=TEXT_LENGTH_MAX)]
 BlockExtraKeys = Annotated[
@@ -28,18 +35,24 @@ class ScoreRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """Which pods hold the longest prefix of this prompt?"""
 
     model: Annotated[str, Meta(description="The model that the pods serve.")]
-    token_ids: TokenIds
+    token_ids: TokenIds | None = None
     pods: Annotated[list[str] | None, Meta(description="Only these pods; unknown names are ignored and returned under unknown_pods.")] = None
     lora_name: Annotated[Text | None, Meta(description="The LoRA adapter of the request.")] = None
     cache_salt: Annotated[Text | None, Meta(description="The cache salt of the request.")] = None
     block_extra_keys: BlockExtraKeys | None = None
     limit: Annotated[int, Meta(ge=1, description="Only the first so many pods.")] | None = None
+    prompt: Annotated[str, Meta(description="The prompt as text; the engine, or --tokenizer, says what its tokens are.")] | None = None
+    # In JSON, also in a request in msgpack once it is decoded: it is passed on as it is.
+    messages: Raw | UnsetType = UNSET
+    tools: Raw | UnsetType = UNSET
+    chat_template_kwargs: Raw | UnsetType = UNSET
+    add_generation_prompt: Annotated[bool, Meta(description="Whether the answer's beginning is part of the chat (default true).")] | None = None
 
 
 class ScoreRequestMsgpack(ScoreRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The same in msgpack, where the tokens may also be packed."""
 
-    token_ids: list[int] | bytes  # type: ignore[assignment]  # wider than in JSON, on purpose
+    token_ids: list[int] | bytes | None = None  # type: ignore[assignment]  # wider than in JSON, on purpose
 
 
 class PodAnswer(Struct, frozen=True):
@@ -75,6 +88,31 @@ class ScoreAnswer(Struct, frozen=True):
     unknown_pods: list[str] | UnsetType = UNSET
 
 
+class BatchAnswer(Struct, frozen=True):
+    """The answers to the requests of a batch, encoded, in their order."""
+
+    answers: list[Raw]
+
+
+class BatchProblem(Struct, frozen=True):
+    """What stands in place of an answer to a request of a batch that has none."""
+
+    problem: ProblemDetails
+
+
+class ExplainAnswer(Struct, frozen=True):
+    """Why each pod holds as much of a prompt as it does; every known pod of the model, best first."""
+
+    model: str
+    tokens: int
+    source: Annotated[str, Meta(description="The field that the tokens came from.")]
+    pods: list[PodExplained]
+    about: About
+    hints: list[Hint]
+    view: ViewAnswer
+    unknown_pods: list[str] | UnsetType = UNSET
+
+
 class ModelAnswer(Struct, frozen=True):
     """A model is known when a pod of it is registered."""
 
@@ -88,21 +126,59 @@ class ModelsAnswer(Struct, frozen=True):
     models: list[ModelAnswer]
 
 
+_OBJECTS = {"type": "array", "items": {"type": "object"}}
+CHAT: dict[str, Any] = {
+    "messages": {
+        "anyOf": [{**_OBJECTS, "examples": [[{"role": "user", "content": "Hello"}]]}, {"type": "null"}],
+        "description": "The chat, as the engine's chat completions take it; its chat template makes a prompt of it.",
+        "default": None,
+    },
+    "tools": {"anyOf": [_OBJECTS, {"type": "null"}], "description": "The tools of the chat.", "default": None},
+    "chat_template_kwargs": {"anyOf": [{"type": "object"}, {"type": "null"}], "description": "More for the chat template.", "default": None},
+}
 EXTRA_KEY = [{"type": "string"}, {"type": "integer", "minimum": -(2**63), "maximum": 2**64 - 1}]
 
 
 def components(*, allows_ipc: bool) -> dict[str, Any]:
     """The JSON schemas of these and of the common types, by name, for the OpenAPI document. `allows_ipc`: whether a pod may be at ipc://."""
-    found = schemas.components(ScoreRequest, ScoreAnswer, ModelsAnswer, allows_ipc=allows_ipc)
+    found = schemas.components(ScoreRequest, ScoreAnswer, BatchProblem, ExplainAnswer, ModelsAnswer, allows_ipc=allows_ipc)
+    request = found["ScoreRequest"]
     # The range is checked when the tokens are packed, not one by one while they are decoded; the document has it all the same.
-    found["ScoreRequest"]["properties"]["token_ids"]["items"] = {"type": "integer", "minimum": 0, "maximum": TOKEN_MAX}
-    entry = found["ScoreRequest"]["properties"]["block_extra_keys"]["anyOf"][0]["items"]["prefixItems"][1]
+    _given(request, "token_ids")["items"] = {"type": "integer", "minimum": 0, "maximum": TOKEN_MAX}
+    entry = _given(request, "block_extra_keys")["items"]["prefixItems"][1]
+    request["properties"] |= CHAT
     entry["items"] = {"anyOf": [*EXTRA_KEY, {"type": "array", "items": {"anyOf": EXTRA_KEY}}]}
-    return {**found, "ScoreRequestMsgpack": _packed(found["ScoreRequest"])}
+    request["oneOf"] = [{"required": [name], "properties": {name: {"type": ["array", "string"]}}} for name in SOURCES]
+    found["ScoreRequestMsgpack"] = _packed(request)
+    found["BatchAnswer"] = _batch_answer()
+    return {**found, "BatchRequest": _batch_of("ScoreRequest"), "BatchRequestMsgpack": _batch_of("ScoreRequestMsgpack")}
+
+
+def _given(schema: dict[str, Any], name: str) -> dict[str, Any]:
+    """The schema of a field that may be null, where it is not."""
+    given: dict[str, Any] = schema["properties"][name]["anyOf"][0]
+    return given
 
 
 def _packed(schema: dict[str, Any]) -> dict[str, Any]:
     """The request's schema in msgpack. JSON schema has no word for bin; OpenAPI's is a string of format binary."""
-    as_list = schema["properties"]["token_ids"]
+    as_list, null = schema["properties"]["token_ids"]["anyOf"]
     as_bin = {"type": "string", "format": "binary", "description": "bin: little-endian uint32, 4 bytes a token."}
-    return {**schema, "properties": {**schema["properties"], "token_ids": {"anyOf": [as_list, as_bin]}}}
+    return {**schema, "properties": {**schema["properties"], "token_ids": {**schema["properties"]["token_ids"], "anyOf": [as_list, as_bin, null]}}}
+
+
+def _batch_of(name: str) -> dict[str, Any]:
+    """The schema of a batch: what is no request is taken too, and gets a problem of its own."""
+    item: dict[str, Any] = {"description": f"A {name}; anything else gets a problem of its own."}
+    if name == "ScoreRequest":  # a reference to what has bin in it would say of bin what no validator can check
+        item["anyOf"] = [{"$ref": schemas.COMPONENT.format(name=name)}, {}]
+    requests = {"type": "array", "items": item, "maxItems": BATCH_REQUESTS_MAX, "description": "The requests, answered in this order."}
+    return {"title": name.replace("Score", "Batch"), "type": "object", "properties": {"requests": requests}, "required": ["requests"]} | {
+        "additionalProperties": False
+    }
+
+
+def _batch_answer() -> dict[str, Any]:
+    item = {"anyOf": [{"$ref": schemas.COMPONENT.format(name=name)} for name in ("ScoreAnswer", "BatchProblem")]}
+    answers = {"type": "array", "items": item, "maxItems": BATCH_REQUESTS_MAX, "description": "One for each request, in their order."}
+    return {"title": "BatchAnswer", "type": "object", "properties": {"answers": answers}, "required": ["answers"]}

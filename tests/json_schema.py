@@ -51,6 +51,8 @@ def faults(value: Any, schema: dict[str, Any], document: dict[str, Any], where: 
         if all(tries):
             return [f"{where}: fits none: {tries}"]
         schema = {keyword: value for keyword, value in schema.items() if keyword != "anyOf"}
+    if "oneOf" in schema and (fitting := sum(not faults(value, option, document, where) for option in schema["oneOf"])) != 1:
+        return [f"{where}: fits {fitting} of what it should fit one of"]
     if found := [fault for part in schema.get("allOf", []) for fault in faults(value, part, document, where)]:
         return found
     if "enum" in schema:
@@ -59,6 +61,8 @@ def faults(value: Any, schema: dict[str, Any], document: dict[str, Any], where: 
         **{"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "boolean": bool, "null": type(None)}
     }
     kind = schema.get("type")
+    if isinstance(kind, list):
+        return [] if any(isinstance(value, kinds[one]) for one in kind) else [f"{where}: {value!r} is none of {kind}"]
     if kind is not None and (not isinstance(value, kinds[kind]) or (kind != "boolean" and isinstance(value, bool))):
         return [f"{where}: {value!r} is no {kind}"]
     found = []

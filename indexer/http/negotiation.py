@@ -72,6 +72,11 @@ async def _read_at_most(request: Request, bytes_max: int) -> bytes:
     return b"".join(chunks)
 
 
+def encode(answer: Any, media_type: str) -> bytes:
+    """An answer's bytes in the given type."""
+    return _ENCODE[media_type](answer)
+
+
 def respond(answer: Any, media_type: str = JSON, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """An answer in the given type."""
     return Response(_ENCODE[media_type](answer), status, headers, media_type)

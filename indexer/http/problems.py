@@ -45,10 +45,14 @@ class Problem(Exception):
         self.closes = closes
 
 
+def details_of(status: int, detail: str) -> ProblemDetails:
+    """What a client is told of a problem."""
+    return ProblemDetails("about:blank", http.HTTPStatus(status).phrase, status, detail)
+
+
 def response_of(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
     """The response that tells a client of a problem."""
-    details = ProblemDetails("about:blank", http.HTTPStatus(status).phrase, status, detail)
-    return Response(msgspec.json.encode(details), status, headers, MEDIA_TYPE)
+    return Response(msgspec.json.encode(details_of(status, detail)), status, headers, MEDIA_TYPE)
 
 
 def _methods_at(request: Request, routes: Sequence[BaseRoute]) -> list[str]:

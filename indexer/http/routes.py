@@ -9,7 +9,8 @@ from prometheus_client.exposition import choose_encoder
 from starlette.convertors import Convertor, register_url_convertor
 
 from indexer.dialling import check_names
-from indexer.engine_spec import EngineSpec
+from indexer.engine_api import EngineApi
+from indexer.engine_spec import EngineSpec, http_base
 from indexer.errors import SettingError, StoreError
 from indexer.http import openapi
 from indexer.http.access import Access
@@ -34,6 +35,12 @@ class Pods(Protocol):
     async def forget(self, pod: str) -> bool: ...
 
     def readiness(self) -> Readiness: ...
+
+    def api(self, pod: str, model: str) -> EngineApi: ...
+
+    def models_with(self, adapter: str) -> set[str]: ...
+
+    def adapters(self, model: str) -> set[str]: ...
 
 
 class _AnyText(Convertor[str]):
@@ -78,7 +85,7 @@ def _add_pods(router: APIRouter, settings: Settings, pods: Pods, access: Access)
             raise Problem(422, f"{error.key}: {error.allowed}") from None
         except StoreError as error:
             raise _unavailable(error) from None
-        status = next((status for status in pods.pods() if status.pod == pod), PodStatus(pod, spec.model, []))
+        status = next((status for status in pods.pods() if status.pod == pod), PodStatus(pod, spec.model, [], http_base((spec,))))
         return respond(status, status=201 if is_new else 200)
 
     @router.delete("/v1/pods/{pod:any}", status_code=204, **openapi.DELETE_POD)

@@ -33,6 +33,11 @@ TYPES: tuple[Any, ...] = (PodSpec, PodStatus, PodsAnswer, HealthAnswer, Readines
 _PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 _TCP = rf"tcp://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):{_PORT}"
 ENDPOINT = {"type": "string", "pattern": f"^{_TCP}$", "examples": ["tcp://10.0.0.7:5557"]}
+HTTP_BASE = {
+    "type": "string",
+    "pattern": rf"^https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:{_PORT})?(/[A-Za-z0-9._~/-]{{0,100}})?$",
+    "examples": ["http://10.0.0.7:8000"],
+}
 ENDPOINT_OR_IPC = {**ENDPOINT, "pattern": f"^({_TCP}|ipc://[!-~]{{1,100}})$"}
 
 COMPONENT = "#/components/schemas/{name}"
@@ -47,4 +52,5 @@ def components(*more: Any, allows_ipc: bool = False) -> dict[str, Any]:
     found["PodSpec"]["allOf"] = [{"anyOf": [{"properties": {key: {"type": "null"}}} for key in ("ranks", "rank")]}]
     for key in ("events", "replay"):
         found["PodSpec"]["properties"][key]["anyOf"] = [endpoint, {"type": "null"}]
+    found["PodSpec"]["properties"]["http"]["anyOf"] = [HTTP_BASE, {"type": "null"}]
     return found

@@ -166,10 +166,13 @@ class Reader:
         pipeline = self.client.pipeline(transaction=False)
         pipeline.time()
         pipeline.hgetall(names.pods)
+        pipeline.hgetall(names.specs)
         pipeline.zrange(names.models, 0, -1, withscores=True)
-        (seconds, microseconds), pods, models = await self._ask(pipeline.execute(), names.pods)
+        (seconds, microseconds), pods, specs, models = await self._ask(pipeline.execute(), names.pods)
         now_ms = seconds * 1000 + microseconds // 1000
-        return DirectorySeen(self._pods.read(pods.items()), frozenset(text_of(model) for model, until_ms in models if until_ms >= now_ms))
+        return DirectorySeen(
+            self._pods.read(pods.items(), specs.items()), frozenset(text_of(model) for model, until_ms in models if until_ms >= now_ms)
+        )
 
     async def peek(self, stream: StreamKey) -> Peeked:
         """One stream's state."""

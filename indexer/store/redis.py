@@ -468,10 +468,10 @@ class RedisStore:
     async def beat(self, models: Iterable[str], *, is_candidate: bool = True) -> Beat:
         """Say that this indexer lives, and whether it is a candidate for streams, and hear of the others. Raises StoreError."""
         names, settings = self.keyspace.directory, self._settings
-        keys = [names.members, names.models, names.pods, names.forgotten, names.incarnation]
+        keys = [names.members, names.models, names.pods, names.forgotten, names.incarnation, names.specs]
         alive_ms = int(settings.lease_s * 1000) if is_candidate else 0
         words = (self.member, alive_ms, int(settings.pod_expiry_s * 1000), f"{random_number():016x}", *models)
-        now_ms, incarnation, members, pods, forgotten = await self._call("beat", keys, *words)
+        now_ms, incarnation, members, pods, forgotten, specs = await self._call("beat", keys, *words)
         self._note_time(names.members, now_ms)
         self._note_well_if_written(self._slot(names.members))
         unsettled = {self.slot_of(writer.key.model) for writer in self._writers.values() if not writer.is_settled}
@@ -479,7 +479,7 @@ class RedisStore:
         return Beat(
             str(incarnation, "utf-8"),
             tuple(text_of(member) for member in members),
-            self._registered.read(pairs(pods)),
+            self._registered.read(pairs(pods), pairs(specs)),
             frozenset(text_of(pod) for pod in forgotten),
         )
 

@@ -1,4 +1,8 @@
-"""The pods that are registered for everybody: reading, registering and forgetting them."""
+"""The pods that are registered for everybody: reading, registering and forgetting them.
+
+Replicas of older versions refuse a spec with a key that they do not know. So `pods` has the specs without such keys, and `specs` has the whole ones
+of pods that have any. What is in `specs` counts while it is about the specs in `pods`: an older replica that replaces a pod leaves it as it was.
+"""
 
 import logging
 import secrets
@@ -8,7 +12,7 @@ from typing import Any
 import msgspec
 from redis.exceptions import RedisError
 
-from indexer.engine_spec import EngineSpec
+from indexer.engine_spec import EngineSpec, is_http_base
 from indexer.errors import StoreError
 from indexer.settings import Settings
 from indexer.store import StreamKey, Trust
@@ -40,14 +44,16 @@ class Registry:
     async def register(self, specs: tuple[EngineSpec, ...], *, keeps_old: bool = False) -> bool:
         """Make a pod known to all. Returns whether it was not registered. `keeps_old`: one that is stays as it is."""
         names = self._keyspace.directory
-        words = (specs[0].pod, msgspec.json.encode(specs), secrets.token_hex(8), int(keeps_old))
-        return bool(await self._call("register", [names.pods, names.forgotten, names.incarnation], *words))
+        plain = _plain(specs)
+        whole = b"" if plain == specs else msgspec.json.encode(specs)
+        words = (specs[0].pod, msgspec.json.encode(plain), secrets.token_hex(8), int(keeps_old), whole)
+        return bool(await self._call("register", [names.pods, names.forgotten, names.incarnation, names.specs], *words))
 
     async def unregister(self, pod: str) -> bool:
         """Make all forget a pod. Returns whether it was registered."""
         names = self._keyspace.directory
         ttl_ms = int(self._settings.pod_expiry_s * 1000)
-        return bool(await self._call("unregister", [names.pods, names.forgotten, names.incarnation], pod, ttl_ms))
+        return bool(await self._call("unregister", [names.pods, names.forgotten, names.incarnation, names.specs], pod, ttl_ms))
 
     async def delete(self, stream: StreamKey) -> None:
         """Delete what there is of a stream, whoever owns it."""
@@ -65,16 +71,33 @@ class Registry:
             generation = int(answer[1]) if len(answer) > 1 and answer[1] else None
 
 
+def _plain(specs: tuple[EngineSpec, ...]) -> tuple[EngineSpec, ...]:
+    """As all versions can read them."""
+    return tuple(msgspec.structs.replace(spec, http=None) for spec in specs)
+
+
 class RegisteredPods:
     """Reads what was registered. What cannot be read somebody else wrote: it is passed over, and the log is told once."""
 
     def __init__(self) -> None:
         self._unreadable: set[bytes] = set()
 
-    def read(self, pods: Iterable[tuple[bytes, bytes]]) -> dict[str, tuple[EngineSpec, ...]]:
-        """From the fields of the hash of pods."""
-        specs = {text_of(pod): self._specs(pod, text) for pod, text in pods}
-        return {pod: known for pod, known in specs.items() if known}
+    def read(self, pods: Iterable[tuple[bytes, bytes]], specs: Iterable[tuple[bytes, bytes]] = ()) -> dict[str, tuple[EngineSpec, ...]]:
+        """From the fields of the hashes `pods` and `specs`."""
+        whole = dict(specs)
+        found = {text_of(pod): self._whole(self._specs(pod, text), whole.get(pod)) for pod, text in pods}
+        return {pod: known for pod, known in found.items() if known}
+
+    @staticmethod
+    def _whole(plain: tuple[EngineSpec, ...], text: bytes | None) -> tuple[EngineSpec, ...]:
+        """With what `specs` adds. What cannot be read there a newer version wrote: the rest counts all the same."""
+        if text is None:
+            return plain
+        try:
+            whole = msgspec.json.decode(text, type=tuple[EngineSpec, ...])
+        except msgspec.MsgspecError:
+            return plain
+        return whole if _plain(whole) == plain and all(spec.http is None or is_http_base(spec.http) for spec in whole) else plain
 
     def _specs(self, pod: bytes, text: bytes) -> tuple[EngineSpec, ...]:
         try:

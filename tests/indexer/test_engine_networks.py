@@ -82,6 +82,16 @@ def test_an_endpoint_outside_is_named_with_what_is_allowed(key: str, endpoint: s
     assert [word for word in (endpoint, "10.0.0.0/8", "fc00::/7", "--allowed-engine-networks") if word not in raised.value.allowed] == []
 
 
+@pytest.mark.rule("C9")
+@pytest.mark.parametrize("http", ["http://8.8.8.8", "https://8.8.8.8:8000/v1", "http://[2001:db8::1]:80", "http://169.254.169.254/latest/meta-data"])
+def test_so_is_an_api_outside(http: str) -> None:
+    with pytest.raises(SettingError) as raised:
+        DEFAULT.check(EngineSpec("p", "m", events="tcp://10.0.0.1:1", http=http))
+    assert raised.value.key == "http"
+    assert f"{http} is outside the networks where engines may be: 10.0.0.0/8" in raised.value.allowed
+    DEFAULT.check(EngineSpec("p", "m", events="tcp://10.0.0.1:1", http="http://10.0.0.1:8000"))
+
+
 @pytest.mark.parametrize(
     ("endpoint", "named"),
     [
@@ -93,6 +103,8 @@ def test_an_endpoint_outside_is_named_with_what_is_allowed(key: str, endpoint: s
         ("tcp://[::1]:1", False),
         ("tcp://[fd00::1%eth0]:1", False),
         ("ipc://h", False),
+        ("http://h:8000", True),
+        ("http://10.0.0.1:8000", False),
         (None, False),
     ],
 )

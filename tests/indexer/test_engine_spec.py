@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from indexer.engine_spec import EngineSpec, check_together
+from indexer.engine_spec import EngineSpec, at_address, check_together, host_of, http_base
 from indexer.errors import SettingError
 
 HEAD = "pod=a,model=m,"
@@ -23,9 +23,9 @@ def test_a_short_spec() -> None:
 
 
 def test_every_key() -> None:
-    text = "pod=a,model=m,events=tcp://h:5557,replay=tcp://h:6557,ranks=4,topic=kv,counting=set,offload_block_size=64"
+    text = "pod=a,model=m,events=tcp://h:5557,replay=tcp://h:6557,ranks=4,topic=kv,counting=set,offload_block_size=64,http=https://h:8000/api"
     assert EngineSpec.from_text(text) == EngineSpec(
-        "a", "m", "tcp://h:5557", replay="tcp://h:6557", ranks=4, topic="kv", counting="set", offload_block_size=64
+        "a", "m", "tcp://h:5557", replay="tcp://h:6557", ranks=4, topic="kv", counting="set", offload_block_size=64, http="https://h:8000/api"
     )
 
 
@@ -170,3 +170,54 @@ def test_one_pod_and_rank_twice_or_one_pod_with_two_models_do_not(first: str, se
         check_together(specs(first, second), "--engine")
     assert (raised.value.key, raised.value.value) == ("--engine", "a")
     assert word in raised.value.allowed
+
+
+@pytest.mark.parametrize(
+    ("http", "host"),
+    [
+        ("http://h", "h"),
+        ("http://h/", "h"),
+        ("https://h:8443", "h"),
+        ("http://10.0.0.7:8000/vllm/v1", "10.0.0.7"),
+        ("http://[::1]:8000", "::1"),
+        ("https://[fd00::1]/x", "fd00::1"),
+        ("http://h:65535", "h"),
+    ],
+)
+def test_api_bases_that_are_right(http: str, host: str) -> None:
+    spec = EngineSpec.from_text(f"{HEAD}events=tcp://h:1,http={http}")
+    assert (spec.http, http_base([spec]), host_of(http)) == (http, http, host)
+
+
+@pytest.mark.parametrize(
+    "http",
+    [
+        *("h", "h:8000", "tcp://h:8000", "http://", "http://:8000", "http://h:0", "http://h:65536", "http://h:x", "http://*:1", "HTTP://h"),
+        *("http://h/?a", "http://h/#a", "http://h?a", "http://u:secret@h:1", "http://u@h", "http://h/a b", "ftp://h", "http://a:1:2"),
+    ],
+)
+def test_api_bases_that_are_wrong(http: str) -> None:
+    error = refused(f"{HEAD}events=tcp://h:1,http={http}")
+    assert "http should be http://host[:port][/path] or https://" in error.allowed
+    assert "secret" not in str(error)
+
+
+def test_without_one_the_pods_name_is_its_api_base() -> None:
+    assert http_base([EngineSpec.from_text("pod=10.0.0.7:8000,model=m,events=tcp://h:1")]) == "http://10.0.0.7:8000"
+
+
+def test_one_of_a_pods_specs_says_its_api_base_and_no_two_say_different_ones() -> None:
+    first, second = (
+        EngineSpec.from_text(f"pod=a,model=m,events=tcp://h:{5557 + rank},rank={rank}{more}") for rank, more in ((0, ""), (1, ",http=http://h"))
+    )
+    check_together([first, second], "--engine")
+    assert http_base([first, second]) == "http://h"
+    third = EngineSpec.from_text("pod=a,model=m,events=tcp://h:1,rank=2,http=http://other")
+    with pytest.raises(SettingError, match="values of http, 'http://h' and 'http://other'; a pod has one API"):
+        check_together([second, third], "--engine")
+
+
+def test_an_address_takes_the_place_of_the_host_alone() -> None:
+    assert at_address("https://h:8000/h", "10.0.0.1") == "https://10.0.0.1:8000/h"
+    assert at_address("http://h", "::1") == "http://[::1]"
+    assert at_address("tcp://[::1]:5557", "10.0.0.1") == "tcp://10.0.0.1:5557"

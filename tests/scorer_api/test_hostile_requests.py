@@ -131,8 +131,8 @@ def matched_in(body: bytes) -> int:
 # Bodies at, over and far over the limit
 
 
-def post(service: Command, body: bytes, media_type: str = "application/json") -> httpx.Response:
-    return service.http.post(f"{service.url}/v1/score", content=body, headers={"Content-Type": media_type})
+def post(service: Command, body: bytes, media_type: str = "application/json", path: str = "/v1/score") -> httpx.Response:
+    return service.http.post(f"{service.url}{path}", content=body, headers={"Content-Type": media_type})
 
 
 def test_a_body_at_the_limit_is_answered(service: Command) -> None:
@@ -195,6 +195,27 @@ BODIES = {
     "an unknown field": (*in_msgpack(b"\x83\xa5model\xa1m\xa9token_ids\x90\xa4news", EMPTY_ARRAY), 422),
     "nesting": (*in_json(b'{"model":"m","token_ids":[],"block_extra_keys":', b"[", b""), 400),
 }
+
+
+# Not so large that it would be measured, and every byte of it an object.
+EXTRA_KEYS = b'{"model":"m","token_ids":[1],"block_extra_keys":[[0,[' + b"{}," * 86_000 + b"9]]]}"
+BATCHES = {
+    "requests that are none": (*in_json(b'{"requests":[', b"0,", b"9]}"), 422),
+    "requests in msgpack": (*in_msgpack(b"\x81\xa8requests", EMPTY_MAP), 422),
+    "one request of tokens": (*in_json(b'{"requests":[{"model":"m","token_ids":[', b"999,", b"9]}]}"), 200),
+    "one request of extra keys": (*in_json(b'{"requests":[{"model":"m","token_ids":[1],"block_extra_keys":[[0,[', b"{},", b"9]]]}]}"), 200),
+    "requests of extra keys": (b'{"requests":[' + b",".join([EXTRA_KEYS] * 60) + b"]}", "application/json", 200),
+    "nesting": (*in_json(b'{"requests":[', b"[", b""), 400),
+}
+
+
+@pytest.mark.rule("C8")
+@pytest.mark.parametrize("name", BATCHES)
+def test_whatever_fills_a_batch_takes_no_more_than_twenty_times_its_size_either(service: Command, name: str) -> None:
+    body, media_type, status = BATCHES[name]
+    before = memory_bytes("VmRSS", service.process.pid)
+    assert post(service, body, media_type, "/v1/score/batch").status_code == status
+    assert memory_bytes("VmHWM", service.process.pid) - before < 20 * BODY_BYTES_MAX
 
 
 @pytest.mark.rule("C8")

@@ -110,9 +110,11 @@ def test_a_body_nested_too_deeply_is_malformed_and_no_crash(media_type: str) -> 
         ({"token_ids": [True]}, ["token_ids[0]", "int", "bool"]),
         ({"token_ids": ["1"]}, ["token_ids[0]", "int", "str"]),
         ({"token_ids": "AQAAAA=="}, ["token_ids", "array"]),
-        ({"token_ids": None}, ["token_ids", "array", "null"]),
         ({"model": 1}, ["model", "str", "int"]),
-        ({"prompt": "hello"}, ["prompt", "unknown"]),
+        ({"text": "hello"}, ["text", "unknown"]),
+        ({"prompt": ["hello"]}, ["prompt", "str"]),
+        ({"add_generation_prompt": 1}, ["add_generation_prompt", "bool"]),
+        ({"messages": "hello"}, ["messages", "a list of messages"]),
         ({"limit": 0}, ["limit", ">= 1"]),
         ({"limit": -1}, ["limit", ">= 1"]),
         ({"limit": "1"}, ["limit", "int"]),
@@ -143,13 +145,10 @@ def _json_with_big_ints(asked: dict[str, Any]) -> bytes:
     return json.dumps(asked).encode()
 
 
-@pytest.mark.parametrize("missing", ["model", "token_ids"])
-def test_a_missing_field_is_named(missing: str) -> None:
-    asked: dict[str, Any] = {"model": "m", "token_ids": [1]}
-    del asked[missing]
-    status, detail = refused(asked)
+def test_a_missing_model_is_named() -> None:
+    status, detail = refused({"token_ids": [1]})
     assert status == 422
-    assert missing in detail
+    assert "model" in detail
 
 
 @pytest.mark.parametrize("body", [b"[]", b"1", b"null", b'"x"'])

@@ -72,15 +72,20 @@ def narrow(request: pytest.FixtureRequest) -> Iterator[Command]:
 def test_a_registration_outside_is_refused_with_what_is_allowed_and_nobody_is_dialled(narrow: Command) -> None:
     with Listener() as listener, Listener() as other:
         outside = f"tcp://127.0.0.1:{listener.port}"
-        for spec in ({"events": outside}, {"events": "tcp://10.255.255.1:9", "replay": outside}, {"events": outside, "ranks": 2}):
+        api = f"http://127.0.0.1:{listener.port}/v1"
+        inside = "tcp://10.255.255.1:9"
+        specs: list[dict[str, Any]] = [{"events": outside}, {"events": inside, "replay": outside}, {"events": outside, "ranks": 2}]
+        for spec in (*specs, {"events": inside, "http": api}):
             refused = put(narrow, "x", **spec)
             assert (refused.status_code, refused.headers["content-type"]) == (422, "application/problem+json")
             detail = refused.json()["detail"]
-            key = "replay" if "replay" in spec else "events"
-            assert detail == f"{key}: {outside} is outside the networks where engines may be: 10.0.0.0/8 (--allowed-engine-networks)"
+            key = next(key for key in ("http", "replay", "events") if key in spec)
+            assert detail == f"{key}: {spec[key]} is outside the networks where engines may be: 10.0.0.0/8 (--allowed-engine-networks)"
         named = put(narrow, "x", events=f"tcp://localhost:{other.port}")
         assert named.status_code == 422
         assert f"events: tcp://localhost:{other.port} is at 127.0.0.1, which is outside" in named.json()["detail"]
+        named = put(narrow, "x", events=inside, http=f"http://localhost:{other.port}")
+        assert f"http: http://localhost:{other.port} is at 127.0.0.1, which is outside" in named.json()["detail"]
         assert narrow.http.get(f"{narrow.url}/v1/pods").json() == {"pods": []}
         assert not listener.was_dialled()
         assert not other.was_dialled()

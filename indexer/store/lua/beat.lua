@@ -1,9 +1,9 @@
 -- An indexer's sign of life, answered with all that it has to know of the others.
 --
--- KEYS  1 members  2 models  3 pods  4 forgotten  5 incarnation
+-- KEYS  1 members  2 models  3 pods  4 forgotten  5 incarnation  6 specs
 -- ARGV  1 who  2 how long it counts as alive, ms; 0 where it has nothing that it could own  3 time to live of the rest, ms  4 incarnation to set where there is none  5… its models
 --
--- Returns {time in ms, incarnation, living members, pod, specs, pod, specs …, forgotten pods} as five lists or texts.
+-- Returns {time in ms, incarnation, living members, pod, specs, pod, specs …, forgotten pods, pod, specs with all keys …} as six lists or texts.
 
 local now = now_ms()
 local text = string.format('%.0f', now)
@@ -28,4 +28,4 @@ if #pods > 0 then
 else
   redis.call('PEXPIRE', KEYS[5], ARGV[3])
 end
-return {text, redis.call('GET', KEYS[5]), redis.call('ZRANGE', KEYS[1], 0, -1), pods, redis.call('ZRANGE', KEYS[4], 0, -1)}
+return {text, redis.call('GET', KEYS[5]), redis.call('ZRANGE', KEYS[1], 0, -1), pods, redis.call('ZRANGE', KEYS[4], 0, -1), redis.call('HGETALL', KEYS[6])}

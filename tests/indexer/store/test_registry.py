@@ -45,7 +45,8 @@ def with_registry(server: RedisServer, act: Callable[[Registry], Awaitable[None]
 
 
 def registered(server: RedisServer) -> dict[str, tuple[EngineSpec, ...]]:
-    return RegisteredPods().read(server.client().hgetall(KEYS.directory.pods).items())
+    client = server.client()
+    return RegisteredPods().read(client.hgetall(KEYS.directory.pods).items(), client.hgetall(KEYS.directory.specs).items())
 
 
 def test_a_pod_is_registered_replaced_kept_and_forgotten(server: RedisServer) -> None:
@@ -109,3 +110,60 @@ def test_pods_that_cannot_be_read_are_passed_over_and_told_of_once(caplog: pytes
     with caplog.at_level(logging.ERROR):
         assert [pods.read(fields) for _ in range(3)] == [{"good": ONE}] * 3
     assert sorted(record.__dict__["pod"] for record in caplog.records) == ["other", "text", "\ufffd"]
+
+
+WITH_HTTP = (EngineSpec("pod", "m", events="tcp://127.0.0.1:9", http="http://127.0.0.1:8000"),)
+
+
+def as_older_replicas_read(server: RedisServer) -> dict[str, tuple[EngineSpec, ...]]:
+    """They refuse keys that they do not know, and know nothing of the hash `specs`."""
+    for text in server.client().hgetall(KEYS.directory.pods).values():
+        known = {"pod", "model", "events", "replay", "ranks", "rank", "topic", "counting", "offload_block_size"}
+        assert [key for spec in msgspec.json.decode(text) for key in spec if key not in known] == []
+    return RegisteredPods().read(server.client().hgetall(KEYS.directory.pods).items())
+
+
+def test_what_older_replicas_cannot_read_lies_where_they_do_not_look(server: RedisServer) -> None:
+    async def act(registry: Registry) -> None:
+        await registry.register(WITH_HTTP)
+        assert (registered(server), as_older_replicas_read(server)) == ({"pod": WITH_HTTP}, {"pod": ONE})
+        await registry.register(ONE)
+        assert registered(server) == {"pod": ONE}
+        assert not server.client().exists(KEYS.directory.specs)
+        await registry.register(WITH_HTTP)
+        await registry.unregister("pod")
+        assert registered(server) == {}
+        assert not server.client().exists(KEYS.directory.specs)
+
+    with_registry(server, act)
+
+
+def test_what_an_older_replica_replaced_or_forgot_counts_as_it_left_it(server: RedisServer) -> None:
+    async def act(registry: Registry) -> None:
+        await registry.register(WITH_HTTP)
+        server.client().hset(KEYS.directory.pods, "pod", msgspec.json.encode(OTHER))
+        assert registered(server) == {"pod": OTHER}
+        server.client().hdel(KEYS.directory.pods, "pod")
+        assert registered(server) == {}
+
+    with_registry(server, act)
+
+
+@pytest.mark.parametrize("text", [b"", b"null", b'[{"pod": "pod", "model": "m", "events": "tcp://127.0.0.1:9", "newer": 1}]', b'[{"pod": 1}]'])
+def test_what_a_newer_replica_adds_and_cannot_be_read_costs_nothing_else(server: RedisServer, text: bytes) -> None:
+    async def act(registry: Registry) -> None:
+        await registry.register(ONE)
+        server.client().hset(KEYS.directory.specs, "pod", text)
+        assert registered(server) == {"pod": ONE}
+
+    with_registry(server, act)
+
+
+def test_an_api_base_in_redis_that_is_none_is_passed_over(server: RedisServer) -> None:
+    async def act(registry: Registry) -> None:
+        await registry.register(ONE)
+        specs = msgspec.json.encode([msgspec.structs.replace(ONE[0], http="http://user@127.0.0.1/?x")])
+        server.client().hset(KEYS.directory.specs, "pod", specs)
+        assert registered(server) == {"pod": ONE}
+
+    with_registry(server, act)

@@ -1,0 +1,157 @@
+"""Score requests, from their bytes to the bytes of their answers, one by one or many at once. Each is counted by its outcome."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import msgspec
+from msgspec import Raw
+from prometheus_client import Counter
+from starlette.requests import ClientDisconnect
+
+from indexer.events import Tier
+from indexer.http.negotiation import encode
+from indexer.http.problems import Problem, details_of
+from scorer_api import batch
+from scorer_api.asking import Asked, Asking, unknown_model
+from scorer_api.metrics import ScorerMetrics
+from scorer_api.prefix_index import OWN_TIERS
+from scorer_api.schemas import BatchAnswer, BatchProblem, PodAnswer, ScoreAnswer, ScoreRequest, ViewAnswer
+from scorer_api.score_request import decode
+from scorer_api.view import PodScore, View, ranks_by_number
+
+log = logging.getLogger(__name__)
+
+OUTCOME_OF_STATUS = {
+    400: "malformed",
+    404: "unknown_model",
+    408: "too_slow",
+    413: "too_large",
+    415: "unsupported_type",
+    422: "wrong_value",
+    502: "no_tokens",
+}
+TIER_WORDS = [Tier(tier).word for tier in OWN_TIERS]
+# So many requests of a batch are at work at once: those whose tokens have to be asked for wait for them together.
+AT_ONCE = 8
+
+
+@contextmanager
+def counted(requests: Mapping[str, Counter]) -> Iterator[None]:
+    """Count what goes wrong with one request, by outcome. What is answered counts itself."""
+    try:
+        yield
+    except Problem as problem:
+        requests[OUTCOME_OF_STATUS[problem.status]].inc()
+        raise
+    except ClientDisconnect:
+        requests["disconnected"].inc()
+        raise
+    except Exception:
+        requests["failed"].inc()
+        raise
+
+
+class Answers:
+    """Answers score requests from the view."""
+
+    def __init__(self, view: View, asking: Asking, metrics: ScorerMetrics) -> None:
+        self._view = view
+        self._asking = asking
+        self._metrics = metrics
+
+    async def score(self, body: bytes, media_type: str, accepted: str) -> bytes:
+        """The answer to one request. Raises Problem."""
+        started_s = time.perf_counter()
+        request = decode(body, media_type)
+        decoded_s = time.perf_counter()
+        asked = await self._asking.ask(request)
+        self._note_decoded(asked, started_s, decoded_s, decoded_s)
+        return self._answer(asked, accepted)
+
+    def _note_decoded(self, asked: Asked, began_s: float, decoded_s: float, asks_s: float) -> None:
+        """What tokens had to be waited for is counted with them."""
+        packed_s = time.perf_counter() - asks_s if asked.source == "token_ids" else 0.0
+        self._metrics.seconds["decode"].observe(decoded_s - began_s + packed_s)
+
+    def _answer(self, asked: Asked, accepted: str) -> bytes:
+        request = asked.request
+        began_s = time.perf_counter()
+        try:
+            scores = self._view.score(asked.prompt, None if request.pods is None else frozenset(request.pods))
+        except KeyError:
+            raise unknown_model(asked.prompt.model) from None
+        found_s = time.perf_counter()
+        answer = _score_answer(request, asked.prompt.length, scores, ViewAnswer(self._view.source, self._view.age_s))
+        content = encode(answer, accepted)
+        encoded_s = time.perf_counter()
+        self._metrics.seconds["look_up"].observe(found_s - began_s)
+        self._metrics.seconds["encode"].observe(encoded_s - found_s)
+        self._metrics.requests["match" if answer.best is not None else "no_match"].inc()
+        return content
+
+    async def batch(self, body: bytes, media_type: str, accepted: str) -> bytes:
+        """The answers to all requests of a batch, in its order. Raises Problem for what is no batch."""
+        requests = batch.split(body, media_type)
+        found = [b""] * len(requests)
+        left = iter(enumerate(requests))
+        turn = asyncio.Lock()
+
+        async def work() -> None:
+            for number, request in left:
+                found[number] = await self._answer_in_turn(request, media_type, accepted, turn)
+
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(min(AT_ONCE, len(requests))):
+                tasks.create_task(work(), name=f"batch {number}")
+        return encode(BatchAnswer(list(map(Raw, found))), accepted)
+
+    async def _answer_in_turn(self, body: bytes, media_type: str, accepted: str, turn: asyncio.Lock) -> bytes:
+        """One answer or problem. Whoever has the turn does one piece of work; then everything else in this process has its own."""
+        try:
+            with counted(self._metrics.requests):
+                async with turn:
+                    began_s = time.perf_counter()
+                    request = decode(body, media_type)
+                    decoded_s = time.perf_counter()
+                    await asyncio.sleep(0)
+                asks_s = time.perf_counter()
+                asked = await self._asking.ask(request)
+                self._note_decoded(asked, began_s, decoded_s, asks_s)
+                async with turn:
+                    answer = self._answer(asked, accepted)
+                    await asyncio.sleep(0)
+                return answer
+        except Problem as problem:
+            return encode(BatchProblem(details_of(problem.status, problem.detail)), accepted)
+        except Exception:
+            log.exception("request of a batch failed")
+            return encode(BatchProblem(details_of(500, "an internal error; the service's log says more")), accepted)
+
+
+def _score_answer(asked: ScoreRequest, tokens: int, scores: list[PodScore], seen: ViewAnswer) -> ScoreAnswer:
+    answers = [_pod_answer(score) for score in scores[: asked.limit]]
+    best = answers[0].pod if answers and answers[0].matched_blocks else None
+    answer = ScoreAnswer(asked.model, tokens, best, answers, seen)
+    if asked.pods is None:
+        return answer
+    known = {score.pod for score in scores}
+    return msgspec.structs.replace(answer, unknown_pods=[pod for pod in dict.fromkeys(asked.pods) if pod not in known])
+
+
+def _pod_answer(score: PodScore) -> PodAnswer:
+    best = score.ranks[0]
+    return PodAnswer(
+        pod=score.pod,
+        score=best.score,
+        matched_tokens=best.match.matched_blocks * (best.block_size or 0),
+        matched_blocks=best.match.matched_blocks,
+        usable_blocks=best.usable_blocks,
+        block_size=best.block_size,
+        tiers={TIER_WORDS[tier]: count for tier, count in enumerate(best.match.tiers) if count},
+        rank=best.rank,
+        ranks=ranks_by_number(score.ranks),
+        trust=best.trust,
+    )

@@ -1,0 +1,32 @@
+"""What a decoded request asks for."""
+
+import asyncio
+
+import pytest
+
+from indexer.http.problems import Problem
+from indexer.settings import Settings
+from scorer_api.asking import Asked
+from scorer_api.schemas import SOURCES, ScoreRequest
+from scorer_api.view import Prompt, View
+from tests.tokenizing import asking
+
+
+def asked(request: ScoreRequest) -> Asked:
+    return asyncio.run(asking(View(Settings())).ask(request))
+
+
+def test_token_ids_are_asked_for_as_they_are() -> None:
+    request = ScoreRequest("m", [1, 2], lora_name="l")
+    assert asked(request) == Asked(request, "token_ids", Prompt("m", b"\x01\0\0\0\x02\0\0\0", "l", None))
+
+
+def test_no_tokens_are_tokens_too() -> None:
+    assert asked(ScoreRequest("m", [])).prompt.length == 0
+
+
+def test_a_request_without_a_source_of_tokens_is_told_of_them_all() -> None:
+    with pytest.raises(Problem) as raised:
+        asked(ScoreRequest("m"))
+    assert raised.value.status == 422
+    assert [name for name in SOURCES if name not in raised.value.detail] == []
