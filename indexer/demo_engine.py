@@ -17,6 +17,8 @@ import msgspec
 import zmq
 import zmq.asyncio
 
+from indexer import demo_api
+
 SYSTEM_PROMPT = range(1, 65)
 BLOCK_SIZE = 16
 TURN_TOKENS = 80
@@ -142,15 +144,23 @@ def dialled(host: str) -> str:
 
 
 async def run(
-    pod: str, model: str, chats: list[int], capacity: int, requests_per_s: float, host: str = LOOPBACK, events_port: int = 0, replay_port: int = 0
+    pod: str,
+    model: str,
+    chats: list[int],
+    capacity: int,
+    requests_per_s: float,
+    host: str = LOOPBACK,
+    events_port: int = 0,
+    replay_port: int = 0,
+    http_port: int = 0,
 ) -> None:
-    """Print the engine's spec, then serve until cancelled. Raises zmq.ZMQError where it cannot listen."""
-    with zmq.asyncio.Context() as context:
+    """Print the engine's spec, then serve until cancelled. Raises zmq.ZMQError, and OSError, where it cannot listen."""
+    with zmq.asyncio.Context() as context, demo_api.serving("" if host in EVERY_ADDRESS else host, http_port) as http_port:
         context.linger = 0
         publisher = Publisher(context, f"kv@{pod}@{model}".encode(), host, events_port, replay_port)
         reached_at = dialled(host)
         spec = f"pod={pod},model={model},events=tcp://{reached_at}:{publisher.events_port},replay=tcp://{reached_at}:{publisher.replay_port}"
-        print(spec, flush=True)  # noqa: T201 - the command's output: what to give to --engine
+        print(f"{spec},http=http://{reached_at}:{http_port}", flush=True)  # noqa: T201 - the command's output: what to give to --engine
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(publisher.serve_replays(), name="replays")
