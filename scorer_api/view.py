@@ -20,7 +20,7 @@ from scorer_api.explaining import PodSeen, RankSeen
 from scorer_api.holding import Holding
 from scorer_api.prefix_index import PrefixIndex, Step
 from scorer_api.removals import Removals
-from scorer_api.scoring import NO_MATCH, Match, match_of, runs_of, score_of, usable_blocks
+from scorer_api.scoring import NO_MATCH, Match, match_of, matches_of, runs_of, score_of, usable_blocks
 
 # Keys are computed so many at a time: a cold prompt costs one run only.
 RUN_BLOCKS = 64
@@ -224,18 +224,13 @@ class View:
     def score(self, prompt: Prompt, only: Collection[str] | None = None) -> list[PodScore]:
         """Every pod of the model, or only these, best first, equal ones by name. Raises KeyError for an unknown model."""
         model = self._models[prompt.model]
-        pods = {pod: ranks for pod, ranks in model.pods.items() if only is None or pod in only}
+        pods = model.pods if only is None else {pod: ranks for pod, ranks in model.pods.items() if pod in only}
         now_s = time.monotonic()
         matches = {
             block_size: self._matches(prompt, block_size, index, pods.values())
             for block_size, index in model.indexes.items()
         }  # fmt: skip
-        scores = [
-            PodScore(
-                pod, sorted((self._rank_score(prompt, rank, view, matches, now_s) for rank, view in ranks.items()), key=lambda r: (-r.score, r.rank))
-            )
-            for pod, ranks in pods.items()
-        ]
+        scores = [PodScore(pod, self._ranks(prompt, ranks, matches, now_s)) for pod, ranks in pods.items()]
         scores.sort(key=lambda pod: (-pod.ranks[0].score, pod.pod))
         model.asked += 1
         model.unmatched = 0 if scores and scores[0].ranks[0].match.matched_blocks else model.unmatched + 1
@@ -290,7 +285,7 @@ class View:
         """Holder → match, for every stream of these pods with this block size."""
         holders = [view.holder for ranks in pods for view in ranks.values() if view.block_size == block_size and view.holder is not None]
         steps = index.walk(sum(1 << holder for holder in holders), self._runs(prompt, block_size))
-        return {holder: match_of(holder, steps) for holder in holders}
+        return matches_of(holders, steps)
 
     def _runs(self, prompt: Prompt, block_size: int) -> Iterator[list[int]]:
         blocks = usable_blocks(prompt.length, block_size)
@@ -300,13 +295,20 @@ class View:
             yield keys
             key = keys[-1]
 
-    def _rank_score(self, prompt: Prompt, rank: int, view: _StreamView, matches: Mapping[int, Mapping[int, Match]], now_s: float) -> RankScore:
-        trust = view.trust_at(now_s)
-        if view.block_size is None or view.holder is None:
-            return RankScore(rank, NO_MATCH, 0.0, None, 0, trust)
-        match = matches[view.block_size][view.holder]
-        score = score_of(match, prompt.length, view.block_size, self._weights)
-        return RankScore(rank, match, score, view.block_size, usable_blocks(prompt.length, view.block_size), trust)
+    def _ranks(self, prompt: Prompt, ranks: Mapping[int, _StreamView], matches: Mapping[int, Mapping[int, Match]], now_s: float) -> list[RankScore]:
+        """Those of one pod, best first."""
+        found = []
+        for rank, view in ranks.items():
+            trust, block_size, holder = view.trust_at(now_s), view.block_size, view.holder
+            if block_size is None or holder is None:
+                found.append(RankScore(rank, NO_MATCH, 0.0, None, 0, trust))
+                continue
+            match = matches[block_size][holder]
+            score = score_of(match, prompt.length, block_size, self._weights)
+            found.append(RankScore(rank, match, score, block_size, usable_blocks(prompt.length, block_size), trust))
+        if len(found) > 1:
+            found.sort(key=lambda rank: (-rank.score, rank.rank))
+        return found
 
 
 def ranks_by_number(ranks: Sequence[RankScore]) -> dict[str, int]:
