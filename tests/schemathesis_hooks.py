@@ -85,8 +85,11 @@ def about_the_model(body: dict[str, Any], *, is_right: bool) -> dict[str, Any]:
     if isinstance(tokens, Binary):
         size = len(tokens.data) // 4 * 4
         body["token_ids"] = Binary(tokens.data[:size] if is_right else bytes(size + 1))
-    elif isinstance(tokens, list) and len(tokens) % 2:
-        body["token_ids"] = [*range(len(tokens)), *tokens]
+    elif isinstance(tokens, list) and (len(tokens) % 2 or not tokens):
+        body["token_ids"] = [*range(9 + len(tokens)), *tokens]
+        if is_right:
+            body |= dict.fromkeys(("lora_name", "cache_salt", "block_extra_keys"))
+            return body
     if is_right and isinstance(extra_keys, list):
         # Each block once, and no second salt.
         body["block_extra_keys"] = list({entry[0]: entry for entry in extra_keys}.values())
