@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
@@ -51,6 +52,11 @@ class Service:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self._stack.aclose()
+
+    def names_of(self, key: StreamKey) -> Callable[[int], int | None] | None:
+        """Which block keys the engine hashes of a stream stand for; None for a stream that does not run here."""
+        running = self._streams.running.get(key)
+        return None if running is None else running.stream.state.key_of
 
     # Pods
 

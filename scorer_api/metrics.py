@@ -8,9 +8,30 @@ from indexer.store import Trust
 from scorer_api.view import View
 
 PHASE_BUCKETS_S = (0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.2, 1.0)
-OUTCOMES = ("match", "no_match", "malformed", "unknown_model", "too_large", "unsupported_type", "wrong_value", "too_slow", "disconnected", "failed")
+OUTCOMES = (
+    "match",
+    "no_match",
+    "malformed",
+    "unknown_model",
+    "too_large",
+    "unsupported_type",
+    "wrong_value",
+    "too_slow",
+    "no_engine_hashes",
+    "disconnected",
+    "failed",
+)
 PHASES = ("decode", "look_up", "encode")
-ENTRY_OUTCOMES = ("applied", "known", "kept", "reload", "emptied", "closed", "lost", "unreadable")
+ENTRY_OUTCOMES = (
+    "applied",
+    "known",
+    "kept",
+    "reload",
+    "emptied",
+    "closed",
+    "lost",
+    "unreadable",
+)
 LOAD_REASONS = ("new", "reload", "lost", "survey", "again")
 
 

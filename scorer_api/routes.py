@@ -19,7 +19,7 @@ from scorer_api.view import View
 def make_router(settings: Settings, view: View, pods: Pods, metrics: ScorerMetrics, registry: CollectorRegistry, access: Access) -> APIRouter:
     """All routes of such a role, over these parts."""
     router = APIRouter()
-    asking = Asking()
+    asking = Asking(view)
     answers = Answers(view, asking, metrics)
     explanations = Explanations(view, asking, pods, metrics)
 

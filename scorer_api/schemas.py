@@ -14,7 +14,7 @@ TOKEN_MAX = 2**32 - 1
 TEXT_LENGTH_MAX = 4_096
 BATCH_REQUESTS_MAX = 256
 
-SOURCES = ("token_ids",)
+SOURCES = ("token_ids", "block_hashes")
 """The fields that a prompt's tokens can come from: a request has exactly one of them."""
 
 Text = Annotated[str, Meta(max_length=TEXT_LENGTH_MAX)]
@@ -31,6 +31,16 @@ TokenIds = Annotated[
 ]
 
 
+# At 16 tokens a block these are four million tokens.
+BLOCK_HASHES_MAX = 262_144
+HexDigits = Annotated[str, Meta(pattern="^([0-9a-fA-F]{2}){8,64}$")]
+BLOCK_HASHES = Meta(
+    description="The engine's own hashes of the prompt's blocks, from the first: unsigned 64-bit integers or hexadecimal digits; in msgpack bin.",
+    max_length=BLOCK_HASHES_MAX,
+    examples=[[1, 2, 3], ["9f86d081884c7d65"]],
+)
+
+
 class ScoreRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """Which pods hold the longest prefix of this prompt?"""
 
@@ -41,12 +51,14 @@ class ScoreRequest(Struct, frozen=True, forbid_unknown_fields=True):
     cache_salt: Annotated[Text | None, Meta(description="The cache salt of the request.")] = None
     block_extra_keys: BlockExtraKeys | None = None
     limit: Annotated[int, Meta(ge=1, description="Only the first so many pods.")] | None = None
+    block_hashes: Annotated[list[int | HexDigits], BLOCK_HASHES] | None = None
 
 
 class ScoreRequestMsgpack(ScoreRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The same in msgpack, where the tokens may also be packed."""
 
     token_ids: list[int] | bytes | None = None  # type: ignore[assignment]  # wider than in JSON, on purpose
+    block_hashes: Annotated[list[int | bytes], BLOCK_HASHES] | None = None  # type: ignore[assignment]  # likewise
 
 
 class PodAnswer(Struct, frozen=True):
@@ -120,6 +132,7 @@ class ModelsAnswer(Struct, frozen=True):
     models: list[ModelAnswer]
 
 
+HASH = {"type": "integer", "minimum": 0, "maximum": 2**64 - 1}
 EXTRA_KEY = [{"type": "string"}, {"type": "integer", "minimum": -(2**63), "maximum": 2**64 - 1}]
 
 
@@ -131,6 +144,8 @@ def components(*, allows_ipc: bool) -> dict[str, Any]:
     _given(request, "token_ids")["items"] = {"type": "integer", "minimum": 0, "maximum": TOKEN_MAX}
     entry = _given(request, "block_extra_keys")["items"]["prefixItems"][1]
     entry["items"] = {"anyOf": [*EXTRA_KEY, {"type": "array", "items": {"anyOf": EXTRA_KEY}}]}
+    digits = next(item for item in _given(request, "block_hashes")["items"]["anyOf"] if item["type"] == "string")
+    _given(request, "block_hashes")["items"] = {"anyOf": [HASH, digits]}
     request["oneOf"] = [{"required": [name], "properties": {name: {"type": ["array", "string"]}}} for name in SOURCES]
     found["ScoreRequestMsgpack"] = _packed(request)
     found["BatchAnswer"] = _batch_answer()
@@ -145,9 +160,13 @@ def _given(schema: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _packed(schema: dict[str, Any]) -> dict[str, Any]:
     """The request's schema in msgpack. JSON schema has no word for bin; OpenAPI's is a string of format binary."""
-    as_list, null = schema["properties"]["token_ids"]["anyOf"]
+    properties = schema["properties"]
+    as_list, null = properties["token_ids"]["anyOf"]
     as_bin = {"type": "string", "format": "binary", "description": "bin: little-endian uint32, 4 bytes a token."}
-    return {**schema, "properties": {**schema["properties"], "token_ids": {**schema["properties"]["token_ids"], "anyOf": [as_list, as_bin, null]}}}
+    tokens = {**properties["token_ids"], "anyOf": [as_list, as_bin, null]}
+    # Each may be bin, too, which the description says: a list of what no validator can check would be no list to any.
+    hashes = {**properties["block_hashes"], "anyOf": [{**_given(schema, "block_hashes"), "items": HASH, "examples": [[1, 2, 3]]}, null]}
+    return {**schema, "properties": {**properties, "token_ids": tokens, "block_hashes": hashes}}
 
 
 def _batch_of(name: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ PURE_OF_INDEXER = (
     "store.keyspace",
     "store.records",
 )
-PURE_OF_SCORER = ("prefix_index", "scoring", "removals", "explaining", "hints")
+PURE_OF_SCORER = ("prefix_index", "scoring", "removals", "explaining", "hints", "engine_hashes")
 PURE = [*(f"indexer.{name}" for name in PURE_OF_INDEXER), *(f"scorer_api.{name}" for name in PURE_OF_SCORER)]
 IMPURE = {"zmq", "redis", "asyncio", "fastapi", "starlette", "uvicorn", "uvloop", "httpx", "threading", "socket"}
 # They receive, replay, or pass the context on and catch its errors; the demo engine is an engine.

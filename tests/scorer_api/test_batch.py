@@ -164,7 +164,7 @@ def test_others_have_their_turn_between_the_requests_of_a_batch() -> None:
     async def run() -> None:
         nonlocal turns
         body = msgspec.json.encode({"requests": [{"model": "m", "token_ids": list(range(4_000))}] * 256})
-        task = asyncio.create_task(Answers(view, Asking(), ScorerMetrics(CollectorRegistry(), view)).batch(body, JSON, JSON))
+        task = asyncio.create_task(Answers(view, Asking(view), ScorerMetrics(CollectorRegistry(), view)).batch(body, JSON, JSON))
         while not task.done():
             turns += 1
             await asyncio.sleep(0)
