@@ -10,7 +10,9 @@ bytes behind them can only be extra keys. Engine hashes differ from release to r
 need only the tokens (wire reference, section 5).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from struct import Struct
 from typing import Any
 
 import msgspec
@@ -18,6 +20,8 @@ from xxhash import xxh3_64_intdigest
 
 KEY_SCHEME = 1
 TOKEN_BYTES = 4
+# So many blocks are cut out of a prompt at a time.
+PIECE_BLOCKS = 64
 
 _canonical = msgspec.msgpack.Encoder(order="deterministic")
 
@@ -39,15 +43,23 @@ def chain_keys(
         if len(tokens) == width and not start and not extra_keys:
             return [xxh3_64_intdigest(tokens, parent)]  # what an engine announces while it generates
         stop = len(tokens) // width
-    keys = []
     key = parent
-    if extra_keys:
-        for number in range(start, stop):
-            key = xxh3_64_intdigest(tokens[number * width : (number + 1) * width] + extra_keys.get(number, b""), key)
-            keys.append(key)
-    else:
-        keys = [key := xxh3_64_intdigest(tokens[offset : offset + width], key) for offset in range(start * width, stop * width, width)]
+    keys: list[int] = []
+    for first in range(start, stop, PIECE_BLOCKS):
+        blocks = _cutter(width, min(PIECE_BLOCKS, stop - first))(tokens, first * width)
+        if extra_keys:
+            for number, block in enumerate(blocks, first):
+                key = xxh3_64_intdigest(block + extra_keys.get(number, b""), key)
+                keys.append(key)
+        else:
+            keys += [key := xxh3_64_intdigest(block, key) for block in blocks]
     return keys
+
+
+@lru_cache(maxsize=1024)
+def _cutter(width: int, count: int) -> Callable[[bytes, int], tuple[bytes, ...]]:
+    """Cuts so many blocks out of tokens, from an offset on: at a quarter of the cost of a slice for each."""
+    return Struct(f"{width}s" * count).unpack_from
 
 
 def read_extra_keys(entry: Sequence[Any] | None, lora_name: str | None, *, first: bool) -> tuple[list[Any], str | None]:

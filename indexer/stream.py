@@ -177,7 +177,7 @@ class Stream:
             last_error=self._last_error or self.inbox.error,
             owner=self.owner,
             highest_token=self._applier.state.highest_token,
-            adapters=self._applier.state.adapters(),
+            adapters=tuple(self._applier.state.adapters),
             other_block_size=self._applier.state.other_block_size,
         )
 

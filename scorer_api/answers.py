@@ -15,7 +15,7 @@ from indexer.events import Tier
 from indexer.http.negotiation import encode
 from indexer.http.problems import Problem, details_of
 from scorer_api import batch
-from scorer_api.asking import Asked, Asking
+from scorer_api.asking import Asked, Asking, unknown_model
 from scorer_api.metrics import ScorerMetrics
 from scorer_api.prefix_index import OWN_TIERS
 from scorer_api.schemas import BatchAnswer, BatchProblem, PodAnswer, ScoreAnswer, ScoreRequest, ViewAnswer
@@ -32,6 +32,7 @@ OUTCOME_OF_STATUS = {
     415: "unsupported_type",
     422: "wrong_value",
     501: "no_engine_hashes",
+    502: "no_tokens",
 }
 TIER_WORDS = [Tier(tier).word for tier in OWN_TIERS]
 # So many requests of a batch are at work at once: those whose tokens have to be asked for wait for them together.
@@ -65,9 +66,16 @@ class Answers:
     async def score(self, body: bytes, media_type: str, accepted: str) -> bytes:
         """The answer to one request. Raises Problem."""
         started_s = time.perf_counter()
-        asked = await self._asking.ask(decode(body, media_type))
-        self._metrics.seconds["decode"].observe(time.perf_counter() - started_s)
+        request = decode(body, media_type)
+        decoded_s = time.perf_counter()
+        asked = await self._asking.ask(request)
+        self._note_decoded(asked, started_s, decoded_s, decoded_s)
         return self._answer(asked, accepted)
+
+    def _note_decoded(self, asked: Asked, began_s: float, decoded_s: float, asks_s: float) -> None:
+        """What tokens had to be waited for is counted with them."""
+        packed_s = time.perf_counter() - asks_s if asked.source == "token_ids" else 0.0
+        self._metrics.seconds["decode"].observe(decoded_s - began_s + packed_s)
 
     def _answer(self, asked: Asked, accepted: str) -> bytes:
         request = asked.request
@@ -75,7 +83,7 @@ class Answers:
         try:
             scores = self._view.score(asked.prompt, None if request.pods is None else frozenset(request.pods))
         except KeyError:
-            raise unknown_model(asked) from None
+            raise unknown_model(asked.prompt.model) from None
         found_s = time.perf_counter()
         length = length_of(asked, scores[0].ranks[0].block_size if scores else None)
         answer = _score_answer(request, length, scores, ViewAnswer(self._view.source, self._view.age_s))
@@ -113,7 +121,7 @@ class Answers:
                     await asyncio.sleep(0)
                 asks_s = time.perf_counter()
                 asked = await self._asking.ask(request)
-                self._metrics.seconds["decode"].observe(decoded_s - began_s + time.perf_counter() - asks_s)
+                self._note_decoded(asked, began_s, decoded_s, asks_s)
                 async with turn:
                     answer = self._answer(asked, accepted)
                     await asyncio.sleep(0)
@@ -128,11 +136,6 @@ class Answers:
 def length_of(asked: Asked, block_size: int | None) -> int:
     """Of what is looked for, in tokens. `block_size`: the best pod's; by it engine hashes are taken to stand for tokens."""
     return asked.prompt.length if isinstance(asked.prompt, Prompt) else len(asked.prompt.hashes) * (block_size or 0)
-
-
-def unknown_model(asked: Asked) -> Problem:
-    """There is no such model."""
-    return Problem(404, f"model: {asked.prompt.model!r} is not known; it is once a pod of it is registered, see /v1/models")
 
 
 def _score_answer(asked: ScoreRequest, tokens: int, scores: list[PodScore], seen: ViewAnswer) -> ScoreAnswer:

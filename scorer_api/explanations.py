@@ -11,8 +11,9 @@ from indexer.http.negotiation import encode
 from indexer.http.routes import Pods
 from indexer.stream import StreamStatus
 from indexer.stream_state import ADAPTERS_MAX
-from scorer_api.answers import counted, length_of, unknown_model
-from scorer_api.asking import Asked, Asking
+from scorer_api.adapters import Adapters
+from scorer_api.answers import counted, length_of
+from scorer_api.asking import Asked, Asking, unknown_model
 from scorer_api.explaining import PromptSeen, StreamSeen, about, explained
 from scorer_api.hints import hints
 from scorer_api.metrics import ScorerMetrics
@@ -24,10 +25,11 @@ from scorer_api.view import EMBEDDED, Prompt, View
 class Explanations:
     """Says why pods match as they do. `pods`: where what is known of their streams comes from."""
 
-    def __init__(self, view: View, asking: Asking, pods: Pods, metrics: ScorerMetrics) -> None:
+    def __init__(self, view: View, asking: Asking, pods: Pods, adapters: Adapters, metrics: ScorerMetrics) -> None:
         self._view = view
         self._asking = asking
         self._pods = pods
+        self._adapters = adapters
         self._metrics = metrics
 
     async def explain(self, body: bytes, media_type: str, accepted: str) -> bytes:
@@ -43,11 +45,11 @@ class Explanations:
             seen = self._view.trace(asked.prompt)
             counts = self._view.asked(model)
         except KeyError:
-            raise unknown_model(asked) from None
+            raise unknown_model(model) from None
         statuses = [(pod.pod, status) for pod in self._pods.pods() if pod.model == model for status in pod.streams]
         streams = [self._stream_seen(pod, status) for pod, status in statuses]
         length = length_of(asked, seen[0].ranks[0].block_size if seen else None)
-        prompt = _prompt_seen(asked, length, [status for _, status in statuses], *counts)
+        prompt = _prompt_seen(asked, length, [status for _, status in statuses], self._adapters.of(model), *counts)
         of_pod: dict[str, dict[int, StreamSeen]] = {}
         for stream in streams:
             of_pod.setdefault(stream.pod, {})[stream.rank] = stream
@@ -83,13 +85,13 @@ class Explanations:
         )
 
 
-def _prompt_seen(asked: Asked, length: int, statuses: Sequence[StreamStatus], prompts: int, unmatched: int) -> PromptSeen:
+def _prompt_seen(asked: Asked, length: int, statuses: Sequence[StreamStatus], adapters: Sequence[str], prompts: int, unmatched: int) -> PromptSeen:
     return PromptSeen(
         source=asked.source,
         tokens=length,
         highest_token=_highest(asked.prompt.tokens) if isinstance(asked.prompt, Prompt) else None,
         lora_name=asked.prompt.lora_name if isinstance(asked.prompt, Prompt) else None,
-        adapters=frozenset(name for status in statuses for name in status.adapters),
+        adapters=frozenset(adapters),
         knows_adapters=all(len(status.adapters) < ADAPTERS_MAX for status in statuses),
         asked=prompts,
         unmatched=unmatched,

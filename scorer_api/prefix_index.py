@@ -10,6 +10,7 @@ index per (model, block size).
 """
 
 from collections.abc import Collection, Iterable
+from itertools import groupby
 
 from indexer.change import Change
 from indexer.events import Tier
@@ -129,14 +130,14 @@ class PrefixIndex:
         position = 0
         before = -1
         for keys in runs:
-            for key in keys:
-                alive &= gpu.get(key, 0)
+            for mask, same in groupby(map(gpu.get, keys)):
+                alive &= mask or 0
                 if alive != before:
                     steps.append((position, (alive, 0, 0, 0)))
                     if not alive:
                         return steps
                     before = alive
-                position += 1
+                position += len(list(same))
         steps.append((position, (0, 0, 0, 0)))
         return steps
 

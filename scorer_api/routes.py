@@ -6,22 +6,27 @@ from prometheus_client import CollectorRegistry
 from indexer.http.access import Access
 from indexer.http.negotiation import JSON, MSGPACK, accepted_type, media_type_of, read_body, respond
 from indexer.http.routes import Pods, add_routes
-from indexer.settings import Settings
+from indexer.settings import Settings, read_pairs
 from scorer_api import openapi
+from scorer_api.adapters import Adapters
 from scorer_api.answers import Answers, counted
 from scorer_api.asking import Asking
 from scorer_api.explanations import Explanations
 from scorer_api.metrics import ScorerMetrics
 from scorer_api.schemas import ModelAnswer, ModelsAnswer
+from scorer_api.tokens.texts import Texts
 from scorer_api.view import View
 
 
-def make_router(settings: Settings, view: View, pods: Pods, metrics: ScorerMetrics, registry: CollectorRegistry, access: Access) -> APIRouter:
+def make_router(
+    settings: Settings, view: View, pods: Pods, texts: Texts, metrics: ScorerMetrics, registry: CollectorRegistry, access: Access
+) -> APIRouter:
     """All routes of such a role, over these parts."""
     router = APIRouter()
-    asking = Asking(view)
+    adapters = Adapters(read_pairs(settings.lora, "--lora"), pods)
+    asking = Asking(view, texts, adapters)
     answers = Answers(view, asking, metrics)
-    explanations = Explanations(view, asking, pods, metrics)
+    explanations = Explanations(view, asking, pods, adapters, metrics)
 
     async def read(request: Request) -> tuple[bytes, str, str]:
         """A request's body, its type, and the type of the answer."""

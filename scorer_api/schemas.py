@@ -14,7 +14,7 @@ TOKEN_MAX = 2**32 - 1
 TEXT_LENGTH_MAX = 4_096
 BATCH_REQUESTS_MAX = 256
 
-SOURCES = ("token_ids", "block_hashes")
+SOURCES = ("token_ids", "prompt", "messages", "block_hashes")
 """The fields that a prompt's tokens can come from: a request has exactly one of them."""
 
 Text = Annotated[str, Meta(max_length=TEXT_LENGTH_MAX)]
@@ -51,6 +51,12 @@ class ScoreRequest(Struct, frozen=True, forbid_unknown_fields=True):
     cache_salt: Annotated[Text | None, Meta(description="The cache salt of the request.")] = None
     block_extra_keys: BlockExtraKeys | None = None
     limit: Annotated[int, Meta(ge=1, description="Only the first so many pods.")] | None = None
+    prompt: Annotated[str, Meta(description="The prompt as text; the engine, or --tokenizer, says what its tokens are.")] | None = None
+    # In JSON, also in a request in msgpack once it is decoded: it is passed on as it is.
+    messages: Raw | UnsetType = UNSET
+    tools: Raw | UnsetType = UNSET
+    chat_template_kwargs: Raw | UnsetType = UNSET
+    add_generation_prompt: Annotated[bool, Meta(description="Whether the answer's beginning is part of the chat (default true).")] | None = None
     block_hashes: Annotated[list[int | HexDigits], BLOCK_HASHES] | None = None
 
 
@@ -133,6 +139,16 @@ class ModelsAnswer(Struct, frozen=True):
 
 
 HASH = {"type": "integer", "minimum": 0, "maximum": 2**64 - 1}
+_OBJECTS = {"type": "array", "items": {"type": "object"}}
+CHAT: dict[str, Any] = {
+    "messages": {
+        "anyOf": [{**_OBJECTS, "examples": [[{"role": "user", "content": "Hello"}]]}, {"type": "null"}],
+        "description": "The chat, as the engine's chat completions take it; its chat template makes a prompt of it.",
+        "default": None,
+    },
+    "tools": {"anyOf": [_OBJECTS, {"type": "null"}], "description": "The tools of the chat.", "default": None},
+    "chat_template_kwargs": {"anyOf": [{"type": "object"}, {"type": "null"}], "description": "More for the chat template.", "default": None},
+}
 EXTRA_KEY = [{"type": "string"}, {"type": "integer", "minimum": -(2**63), "maximum": 2**64 - 1}]
 
 
@@ -143,6 +159,7 @@ def components(*, allows_ipc: bool) -> dict[str, Any]:
     # The range is checked when the tokens are packed, not one by one while they are decoded; the document has it all the same.
     _given(request, "token_ids")["items"] = {"type": "integer", "minimum": 0, "maximum": TOKEN_MAX}
     entry = _given(request, "block_extra_keys")["items"]["prefixItems"][1]
+    request["properties"] |= CHAT
     entry["items"] = {"anyOf": [*EXTRA_KEY, {"type": "array", "items": {"anyOf": EXTRA_KEY}}]}
     digits = next(item for item in _given(request, "block_hashes")["items"]["anyOf"] if item["type"] == "string")
     _given(request, "block_hashes")["items"] = {"anyOf": [HASH, digits]}

@@ -1,7 +1,8 @@
 """From the steps of a walk to a rank's score."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from operator import mul
 
 from msgspec import Struct
 
@@ -17,11 +18,29 @@ class Match(Struct, frozen=True):
 
 
 NO_MATCH = Match(0, (0,) * len(OWN_TIERS))
+_NO_LOWER = (0,) * (len(OWN_TIERS) - 1)
 
 
 def usable_blocks(tokens: int, block_size: int) -> int:
     """How many blocks of a prompt of so many tokens an engine can take from its cache: it never reuses the whole prompt."""
     return max(0, tokens - 1) // block_size
+
+
+def matches_of(holders: Iterable[int], steps: Sequence[Step]) -> dict[int, Match]:
+    """Every one of these holders' match, from the steps of a walk that they took part in."""
+    if any(masks[1:] != _NO_LOWER for _, masks in steps):
+        return {holder: match_of(holder, steps) for holder in holders}
+    # On the gpu only, as nearly always: those that a step ends match equally far.
+    matches = dict.fromkeys(holders, NO_MATCH)
+    alive = steps[0][1][0]
+    for position, masks in steps[1:]:
+        gone = alive & ~masks[0]
+        alive = masks[0]
+        match = Match(position, (position, *_NO_LOWER))
+        while gone:
+            matches[gone.bit_length() - 1] = match
+            gone &= ~(1 << gone.bit_length() - 1)
+    return matches
 
 
 def match_of(holder: int, steps: Sequence[Step]) -> Match:
@@ -53,5 +72,5 @@ def score_of(match: Match, tokens: int, block_size: int, weights: Sequence[float
     """The tier-weighted matched tokens, as a part of the `tokens - 1` that could match. Between 0 and 1."""
     if tokens <= 1:
         return 0.0
-    weighted = sum(count * weight for count, weight in zip(match.tiers, weights, strict=True))
+    weighted: float = sum(map(mul, match.tiers, weights))
     return weighted * block_size / (tokens - 1)

@@ -21,7 +21,7 @@ from scorer_api.explaining import PodSeen, RankSeen
 from scorer_api.holding import Holding
 from scorer_api.prefix_index import PrefixIndex, Step
 from scorer_api.removals import Removals
-from scorer_api.scoring import NO_MATCH, Match, match_of, runs_of, score_of, usable_blocks
+from scorer_api.scoring import NO_MATCH, Match, match_of, matches_of, runs_of, score_of, usable_blocks
 
 # Keys are computed so many at a time: a cold prompt costs one run only.
 RUN_BLOCKS = 64
@@ -213,6 +213,17 @@ class View:
         """How far the stream's content can be relied on now."""
         return self._find(stream)[1].trust_at(time.monotonic())
 
+    def has_model(self, model: str) -> bool:
+        """Whether a pod of it is registered."""
+        return model in self._models
+
+    def trusts(self, model: str) -> dict[str, Trust]:
+        """How far each pod of a model can be relied on now, by its best rank. Raises KeyError for an unknown model."""
+        now_s = time.monotonic()
+        order = list(Trust)
+        pods = self._models[model].pods.items()
+        return {pod: min((view.trust_at(now_s) for view in ranks.values()), key=order.index) for pod, ranks in pods}
+
     def count(self, trust: Trust) -> int:
         """How many streams can be relied on so far, now."""
         now_s = time.monotonic()
@@ -230,7 +241,7 @@ class View:
     def score(self, prompt: Prompt | EngineHashes, only: Collection[str] | None = None) -> list[PodScore]:
         """Every pod of the model, or only these, best first, equal ones by name. Raises KeyError for an unknown model."""
         model = self._models[prompt.model]
-        pods = {pod: ranks for pod, ranks in model.pods.items() if only is None or pod in only}
+        pods = model.pods if only is None else {pod: ranks for pod, ranks in model.pods.items() if pod in only}
         now_s = time.monotonic()
         if isinstance(prompt, EngineHashes):
             return self._score_hashes(prompt, model, pods, now_s)
@@ -238,12 +249,7 @@ class View:
             block_size: self._matches(prompt, block_size, index, pods.values())
             for block_size, index in model.indexes.items()
         }  # fmt: skip
-        scores = [
-            PodScore(
-                pod, sorted((self._rank_score(prompt, rank, view, matches, now_s) for rank, view in ranks.items()), key=lambda r: (-r.score, r.rank))
-            )
-            for pod, ranks in pods.items()
-        ]
+        scores = [PodScore(pod, self._ranks(prompt, ranks, matches, now_s)) for pod, ranks in pods.items()]
         scores.sort(key=lambda pod: (-pod.ranks[0].score, pod.pod))
         model.asked += 1
         model.unmatched = 0 if scores and scores[0].ranks[0].match.matched_blocks else model.unmatched + 1
@@ -337,7 +343,7 @@ class View:
         """Holder → match, for every stream of these pods with this block size."""
         holders = [view.holder for ranks in pods for view in ranks.values() if view.block_size == block_size and view.holder is not None]
         steps = index.walk(sum(1 << holder for holder in holders), self._runs(prompt, block_size))
-        return {holder: match_of(holder, steps) for holder in holders}
+        return matches_of(holders, steps)
 
     def _runs(self, prompt: Prompt, block_size: int) -> Iterator[list[int]]:
         blocks = usable_blocks(prompt.length, block_size)
@@ -347,13 +353,20 @@ class View:
             yield keys
             key = keys[-1]
 
-    def _rank_score(self, prompt: Prompt, rank: int, view: _StreamView, matches: Mapping[int, Mapping[int, Match]], now_s: float) -> RankScore:
-        trust = view.trust_at(now_s)
-        if view.block_size is None or view.holder is None:
-            return RankScore(rank, NO_MATCH, 0.0, None, 0, trust)
-        match = matches[view.block_size][view.holder]
-        score = score_of(match, prompt.length, view.block_size, self._weights)
-        return RankScore(rank, match, score, view.block_size, usable_blocks(prompt.length, view.block_size), trust)
+    def _ranks(self, prompt: Prompt, ranks: Mapping[int, _StreamView], matches: Mapping[int, Mapping[int, Match]], now_s: float) -> list[RankScore]:
+        """Those of one pod, best first."""
+        found = []
+        for rank, view in ranks.items():
+            trust, block_size, holder = view.trust_at(now_s), view.block_size, view.holder
+            if block_size is None or holder is None:
+                found.append(RankScore(rank, NO_MATCH, 0.0, None, 0, trust))
+                continue
+            match = matches[block_size][holder]
+            score = score_of(match, prompt.length, block_size, self._weights)
+            found.append(RankScore(rank, match, score, block_size, usable_blocks(prompt.length, block_size), trust))
+        if len(found) > 1:
+            found.sort(key=lambda rank: (-rank.score, rank.rank))
+        return found
 
 
 def ranks_by_number(ranks: Sequence[RankScore]) -> dict[str, int]:

@@ -88,8 +88,10 @@ def about_the_model(body: dict[str, Any], *, is_right: bool) -> dict[str, Any]:
     elif isinstance(tokens, list) and (len(tokens) % 2 or not tokens):
         body["token_ids"] = [*range(9 + len(tokens)), *tokens]
         if is_right:
-            body |= dict.fromkeys(("lora_name", "cache_salt", "block_extra_keys"))
-            return body
+            body |= dict.fromkeys(("lora_name", "cache_salt"))
+            extra_keys = body["block_extra_keys"] = None
+    if is_right and not isinstance(body.get("messages"), list):
+        body = {name: value for name, value in body.items() if name not in ("tools", "chat_template_kwargs", "add_generation_prompt")}
     if is_right and isinstance(extra_keys, list):
         # Each block once, and no second salt.
         body["block_extra_keys"] = list({entry[0]: entry for entry in extra_keys}.values())

@@ -89,6 +89,21 @@ def check_confined(container: Container) -> None:
     assert {"cpu", "memory"} <= set(container.spec["resources"]["requests"]), container.name
 
 
+def check_tokens_and_tls(container: Container) -> None:
+    """Every file that a setting names comes from a secret, and the probes speak as the service then does."""
+    volumes = {volume["name"]: volume for volume in container.pod["volumes"]}
+    mounted = {
+        mount["mountPath"]: volumes[mount["name"]]["secret"]["secretName"]
+        for mount in container.spec["volumeMounts"]
+        if "secret" in volumes[mount["name"]]
+    }
+    files = {name: value for name, value in container.variables.items() if name.endswith(("_TOKEN_FILE", "_TLS_CERT", "_TLS_KEY"))}
+    assert {name.removeprefix("KV_INDEXER_") for name in files} == {"API_TOKEN_FILE", "ADMIN_TOKEN_FILE", "TLS_CERT", "TLS_KEY"}, container.name
+    assert {path.rpartition("/")[0] for path in files.values()} == set(mounted), container.name
+    assert len(set(mounted.values())) == 2, container.name
+    assert {container.spec[name]["httpGet"]["scheme"] for name in ("livenessProbe", "readinessProbe")} == {"HTTPS"}, container.name
+
+
 def check_references(documents: list[Document], outside: set[str]) -> None:
     """Everything that one document names is there, or is one of `outside`, which somebody else makes."""
     maps, accounts = named(documents, "ConfigMap"), named(documents, "ServiceAccount")

@@ -70,7 +70,8 @@ class Container(NamedTuple):
 
     @property
     def is_ours(self) -> bool:
-        return str(self.spec["image"]).rpartition("/")[2].partition(":")[0] == "kv-indexer"
+        # A patch of one names no image.
+        return str(self.spec.get("image", "")).rpartition("/")[2].partition(":")[0] == "kv-indexer"
 
     @property
     def variables(self) -> dict[str, str]:

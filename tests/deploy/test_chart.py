@@ -10,13 +10,13 @@ import pytest
 from indexer.engine_spec import EngineSpec
 from indexer.settings import read_settings
 from scorer_api.demo import MODEL
-from tests.deploy.checks import check_all_of_ours, check_confined, check_references
+from tests.deploy.checks import check_all_of_ours, check_confined, check_references, check_tokens_and_tls, containers_of_ours
 from tests.deploy.manifests import CHART, DEPLOY, ROOT, Document, containers, load, named, templated
 from tests.deploy.network import pod, reaches
 from tests.deploy.test_kubernetes import CUSTOM, validate
 
 ENGINES = [
-    {"pod": "a:8000", "model": MODEL, "events": "tcp://a:5557", "replay": "tcp://a:5657", "ranks": 2, "counting": "set"},
+    {"pod": "a:8000", "model": MODEL, "events": "tcp://a:5557", "replay": "tcp://a:5657", "ranks": 2, "counting": "set", "http": "http://a/v"},
     {"pod": 'b"\\:8000', "model": "x/y{}: z", "events": "ipc:///run/b"},
 ]
 ELSEWHERE = {"redis": {"enabled": False}, "networkPolicy": {"externalRedis": {"cidr": "10.0.0.0/8", "port": 6380}}}
@@ -30,7 +30,14 @@ EVERYTHING: Document = {
     "extraVolumeMounts": [{"name": "more", "mountPath": "/more"}],
     "redis": {"storageClass": "fast", "maxmemory": "2gb"},
     "networkPolicy": {"enginePorts": [{"port": 5557, "endPort": 5564}, {"port": 5657, "endPort": 5664}]},
-    "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+    "tokens": {"existingSecret": "tokens", "adminKey": "admin-tokens"},
+    "tls": {"existingSecret": "certificate"},
+    "serviceMonitor": {
+        "enabled": True,
+        "labels": {"release": "prometheus"},
+        "credentials": {"name": "token-of-prometheus"},
+        "tlsConfig": {"ca": {"secret": {"name": "certificate", "key": "ca.crt"}}},
+    },
     "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
 }
 WAYS: dict[str, Document] = {
@@ -134,6 +141,27 @@ def test_engines_and_settings_arrive_as_they_were_said() -> None:
 
 
 @pytest.mark.deploy
+def test_tokens_and_a_certificate_reach_every_container_of_ours_and_prometheus() -> None:
+    documents = templated(EVERYTHING)
+    ours = containers_of_ours(documents)
+    assert len(ours) == 2
+    for container in ours:
+        check_tokens_and_tls(container)
+    (endpoint,) = named(documents, "ServiceMonitor")["kv-indexer"]["spec"]["endpoints"]
+    assert endpoint["scheme"] == "https"
+    assert endpoint["authorization"] == {"credentials": {"name": "token-of-prometheus", "key": "token"}}
+    assert endpoint["tlsConfig"] == {"ca": {"secret": {"name": "certificate", "key": "ca.crt"}}}
+
+
+@pytest.mark.deploy
+def test_one_kind_of_token_is_enough() -> None:
+    for values, name in (({}, "API_TOKEN_FILE"), ({"apiKey": "", "adminKey": "admins"}, "ADMIN_TOKEN_FILE")):
+        (api,) = [each for each in containers_of_ours(templated({"tokens": {"existingSecret": "s", **values}})) if "api" in each.name]
+        assert [variable for variable in api.variables if variable.endswith("TOKEN_FILE")] == [f"KV_INDEXER_{name}"]
+        assert api.spec["livenessProbe"]["httpGet"]["scheme"] == "HTTP"
+
+
+@pytest.mark.deploy
 def test_a_longer_end_of_running_requests_is_waited_for() -> None:
     documents = templated({"settings": {"shutdown_s": 40.5}})
     assert named(documents, "Deployment")["kv-indexer-api"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 58
@@ -172,6 +200,7 @@ def test_who_reaches_whom(release: str) -> None:
     assert not reaches(policies, of("api", "another"), of("redis"), 6379)
     assert reaches(policies, of("ingest"), engine, 5558)
     assert not reaches(policies, of("api"), engine, 5558)
+    assert reaches(policies, of("api"), engine, 8000)
     assert reaches(policies, router, of("api"), 8080)
     assert not reaches(policies, router, of("ingest"), 8080)
     assert reaches(policies, prometheus, of("ingest"), 8080)
@@ -190,6 +219,9 @@ def test_who_reaches_whom(release: str) -> None:
         ({"engines": [{"pod": "a", "model": "m", "events": "a:5557"}]}, "events"),
         ({"redis": {"existingSecret": ""}}, "existingSecret"),
         ({"redis": {"enabled": False}}, "externalRedis.cidr"),
+        ({"engines": [{"pod": "a", "model": "m", "events": "tcp://a:5557", "http": "a:8000"}]}, "http"),
+        ({"settings": {"api_token_file": "/tokens"}}, "'api_token_file'"),
+        ({"tokens": {"existingSecret": "s", "apiKey": ""}}, "tokens.adminKey"),
     ],
 )
 def test_a_wrong_value_is_named(values: Document, said: str) -> None:

@@ -18,6 +18,7 @@ from tests.engine import Engine, stored
 from tests.ports import free_port
 from tests.redis_server import RedisServer
 from tests.running import Client
+from tests.tls import TlsFront
 from tests.waiting import wait_until
 
 DOCKERFILE = DEPLOY / "Dockerfile"
@@ -131,6 +132,14 @@ def test_the_health_check_fails_in_one_line_where_nobody_answers() -> None:
     assert ran.returncode == 1
     assert "ConnectionRefusedError" in ran.stderr
     assert ran.stderr.count("\n") == 1
+
+
+def test_the_health_check_speaks_tls_where_the_service_does(answering: type[Answering]) -> None:
+    with TlsFront(int(answering.port)) as front:  # type: ignore[attr-defined]
+        ran = healthy(KV_INDEXER_PORT=str(front.port), KV_INDEXER_TLS_CERT="/tls/tls.crt")
+        assert (ran.returncode, ran.stderr) == (0, "")
+        assert front.connections == 1
+        assert healthy(KV_INDEXER_PORT=str(front.port)).returncode == 1
 
 
 # Carried out

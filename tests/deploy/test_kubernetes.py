@@ -1,5 +1,6 @@
 """deploy/kubernetes: as it is written, and, in `make test-deploy`, as kustomize makes it."""
 
+import os
 import tomllib
 from pathlib import Path
 
@@ -7,8 +8,16 @@ import pytest
 import yaml
 
 from indexer.settings import Settings
-from tests.deploy.checks import check_all_of_ours, check_command, check_confined, check_references, containers_of_ours, routes
-from tests.deploy.manifests import DEPLOY, KUBERNETES, OVERLAYS, Document, containers, copy, kustomized, named, written
+from tests.deploy.checks import (
+    check_all_of_ours,
+    check_command,
+    check_confined,
+    check_references,
+    check_tokens_and_tls,
+    containers_of_ours,
+    routes,
+)
+from tests.deploy.manifests import DEPLOY, KUBERNETES, OVERLAYS, Document, containers, copy, kustomized, load_all, named, tool, written
 from tests.deploy.network import pod, reaches
 
 COMPONENT = "app.kubernetes.io/component"
@@ -38,7 +47,7 @@ def validate(document: Document) -> None:
 def test_every_file_that_a_kustomization_names_is_there_and_every_file_is_named() -> None:
     named_files = {path for path, _ in kustomizations()}
     for path, document in kustomizations():
-        for entry in [*document["resources"], *document.get("components", [])]:
+        for entry in [*document.get("resources", []), *document.get("components", [])]:
             target = (path.parent / entry).resolve()
             named_files.add(target)
             assert target.is_file() or (target / "kustomization.yaml").is_file(), f"{path}: {entry}"
@@ -129,6 +138,20 @@ def test_every_container_of_ours_is_started_as_the_real_command_wants_it(overlay
 
 
 @pytest.mark.deploy
+@pytest.mark.parametrize("name", ["shared", "external-redis"])
+def test_tokens_and_a_certificate_reach_every_container_of_ours(name: str, tmp_path: Path) -> None:
+    relative = os.path.relpath(KUBERNETES, tmp_path)
+    wanted = {"resources": [f"{relative}/overlays/{name}"], "components": [f"{relative}/tokens-and-tls"]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(wanted))
+    documents = load_all(tool("kubectl", "kustomize", str(tmp_path)))
+    assert len(check_all_of_ours(documents)) == 2
+    check_references(documents, outside=set())
+    for container in containers_of_ours(documents):
+        check_tokens_and_tls(container)
+        validate(named(documents, "Deployment")[container.name.partition("/")[0]])
+
+
+@pytest.mark.deploy
 def test_redis_is_confined_too_and_reads_the_file() -> None:
     documents = kustomized("overlays/shared")
     (redis,) = [container for container in containers(documents) if container.spec["image"].startswith("redis:")]
@@ -195,7 +218,7 @@ def test_who_reaches_whom() -> None:
     assert who_reaches(ingest, 8080) == {"prometheus"}
     for port in SENT_TO_ENGINES:
         assert who_reaches(engine, port) == {"ingest", "sidecar"}
-    assert who_reaches(engine, 8000) == {"router", "sidecar"}
+    assert who_reaches(engine, 8000) == {"router", "sidecar", "api"}
     assert {"ingest", "api"} <= who_reaches(names, 53, "UDP")
     assert "redis" not in who_reaches(stranger, 443)
 

@@ -27,6 +27,17 @@ def test_keys_chain_as_the_scheme_says() -> None:
     assert chain_keys(ROOT, TOKENS[:24], 2, {1: b"image"}) == [first, second, third]
 
 
+@pytest.mark.parametrize("extra_keys", [None, {0: b"a", 63: b"b", 64: b"c", 149: b"d"}])
+def test_long_prompts_chain_like_short_ones(extra_keys: dict[int, bytes] | None) -> None:
+    tokens = packed(*range(450))
+    expected, key = [], ROOT
+    for number in range(150):
+        key = xxh3_64_intdigest(packed(3 * number, 3 * number + 1, 3 * number + 2) + (extra_keys or {}).get(number, b""), key)
+        expected.append(key)
+    assert chain_keys(ROOT, tokens, 3, extra_keys) == expected
+    assert chain_keys(expected[60], tokens, 3, extra_keys, 61, 140) == expected[61:140]
+
+
 def test_roots_fold_in_scheme_seed_model_and_lora_name() -> None:
     """msgpack of [1, hash seed, model, LoRA name or nil]."""
     assert root_key("m", None, "") == xxh3_64_intdigest(b"\x94\x01\xa0\xa1m\xc0")

@@ -69,6 +69,7 @@ def test_the_request_bodies_are_described_msgpack_included(document: dict[str, A
     assert {option["type"] for option in in_json["properties"]["token_ids"]["anyOf"]} == {"array", "null"}
     assert {option["type"] for option in in_msgpack["properties"]["token_ids"]["anyOf"]} == {"array", "string", "null"}
     fields = {"model", "token_ids", "block_hashes", "pods", "lora_name", "cache_salt", "block_extra_keys", "limit"}
+    fields |= {"prompt", "messages", "tools", "chat_template_kwargs", "add_generation_prompt"}
     assert set(in_json["properties"]) == set(in_msgpack["properties"]) == fields
 
 

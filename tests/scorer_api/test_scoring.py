@@ -2,7 +2,7 @@
 
 import pytest
 
-from scorer_api.scoring import NO_MATCH, Match, match_of, score_of, usable_blocks
+from scorer_api.scoring import NO_MATCH, Match, match_of, matches_of, score_of, usable_blocks
 
 WEIGHTS = (1.0, 0.8, 0.5, 0.3)
 STEPS = [(0, (0b011, 0b100, 0, 0)), (3, (0b001, 0b011, 0, 0)), (5, (0, 0, 0b001, 0b010)), (9, (0, 0, 0, 0))]
@@ -45,6 +45,14 @@ def test_a_match_that_ended_does_not_begin_again() -> None:
 def test_whoever_is_not_in_the_steps_has_no_match() -> None:
     assert match_of(7, STEPS) == NO_MATCH == Match(0, (0, 0, 0, 0))
     assert match_of(0, [(0, (0, 0, 0, 0))]) == NO_MATCH
+
+
+def test_all_matches_at_once_are_those_of_each_by_itself() -> None:
+    assert matches_of([0, 1, 2, 7], STEPS) == {0: Match(9, (5, 0, 4, 0)), 1: Match(9, (3, 2, 0, 4)), 2: Match(3, (0, 3, 0, 0)), 7: NO_MATCH}
+    on_the_gpu = [(0, (0b10111, 0, 0, 0)), (1, (0b10010, 0, 0, 0)), (4, (0b10000, 0, 0, 0)), (70, (0, 0, 0, 0))]
+    one, four, seventy = Match(1, (1, 0, 0, 0)), Match(4, (4, 0, 0, 0)), Match(70, (70, 0, 0, 0))
+    assert matches_of([0, 1, 2, 3, 4], on_the_gpu) == {0: one, 1: four, 2: one, 3: NO_MATCH, 4: seventy}
+    assert matches_of([0], [(0, (0, 0, 0, 0))]) == {0: NO_MATCH}
 
 
 def test_the_score_of_the_designs_example() -> None:

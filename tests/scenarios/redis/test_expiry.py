@@ -155,7 +155,7 @@ def pods_of(client: Client) -> set[str]:
 
 @mechanism("registrations_stay_local")
 def test_a_pod_registered_through_any_replica_is_known_to_all(make_world: MakeWorld) -> None:
-    """Through a scorer, or one that is an indexer too; and who registers it twice replaces it."""
+    """Through a scorer, an indexer, or one that is both; and who registers it twice replaces it."""
     world = make_world(pod_expiry_s=5)
     fleet = world.fleet(streams=2)
     indexers, scorers, (sidecar,) = world.indexers(1), world.scorers(2), world.sidecars(1)
@@ -165,7 +165,7 @@ def test_a_pod_registered_through_any_replica_is_known_to_all(make_world: MakeWo
     assert put(sidecar, fleet, "pod-1") == 201
     for client in everybody:
         wait_until(lambda client=client: pods_of(client) == {"pod-0", "pod-1"}, 20)
-    assert put(scorers[1], fleet, "pod-0") == 200
+    assert put(scorers[1], fleet, "pod-0") == put(indexers[0], fleet, "pod-0") == 200
     fleet.play(100)
     fleet.settle(*scorers, sidecar)
     assert delete(scorers[1], "pod-0") == 204
@@ -173,9 +173,9 @@ def test_a_pod_registered_through_any_replica_is_known_to_all(make_world: MakeWo
         wait_until(lambda client=client: pods_of(client) == {"pod-1"}, 20)
     assert delete(scorers[0], "pod-0") == 404
     wait_until(lambda: keys_of(world, "pod-0") == [], 20, "the deleted pod's keys to go")
-    assert put(sidecar, fleet, "pod-0") == 201
+    assert put(indexers[0], fleet, "pod-0") == 201
     fleet.settle(*scorers, sidecar)
-    assert delete(sidecar, "pod-0") == 204
+    assert delete(indexers[0], "pod-0") == 204
     assert delete(sidecar, "pod-1") == 204
 
 

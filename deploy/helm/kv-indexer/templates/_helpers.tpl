@@ -25,6 +25,45 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 {{ .Values.enginesConfigMap | default (printf "%s-engines" (include "kv-indexer.fullname" .)) }}
 {{- end -}}
 
+{{/* Directories of files that one asks for or shows oneself with: volumes, mounts and variables, each a list in YAML */}}
+{{- define "kv-indexer.secretVolumes" -}}
+{{- if .Values.tokens.existingSecret }}
+- name: tokens
+  secret: {secretName: {{ .Values.tokens.existingSecret }}}
+{{- end }}
+{{- if .Values.tls.existingSecret }}
+- name: tls
+  secret: {secretName: {{ .Values.tls.existingSecret }}}
+{{- end }}
+{{- end -}}
+
+{{- define "kv-indexer.secretMounts" -}}
+{{- if .Values.tokens.existingSecret }}
+- {name: tokens, mountPath: /etc/kv-indexer-tokens, readOnly: true}
+{{- end }}
+{{- if .Values.tls.existingSecret }}
+- {name: tls, mountPath: /etc/kv-indexer-tls, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{- define "kv-indexer.secretVariables" -}}
+{{- if .Values.tokens.existingSecret }}
+{{- if not (or .Values.tokens.apiKey .Values.tokens.adminKey) }}
+{{- fail "tokens.apiKey, tokens.adminKey: one of them should name a key of tokens.existingSecret" }}
+{{- end }}
+{{- with .Values.tokens.apiKey }}
+- {name: KV_INDEXER_API_TOKEN_FILE, value: {{ printf "/etc/kv-indexer-tokens/%s" . | quote }}}
+{{- end }}
+{{- with .Values.tokens.adminKey }}
+- {name: KV_INDEXER_ADMIN_TOKEN_FILE, value: {{ printf "/etc/kv-indexer-tokens/%s" . | quote }}}
+{{- end }}
+{{- end }}
+{{- if .Values.tls.existingSecret }}
+- {name: KV_INDEXER_TLS_CERT, value: /etc/kv-indexer-tls/tls.crt}
+- {name: KV_INDEXER_TLS_KEY, value: /etc/kv-indexer-tls/tls.key}
+{{- end }}
+{{- end -}}
+
 {{/* The pod's spec of one component: (list $ "ingest" $values (list "ingest" "--config" …)) */}}
 {{- define "kv-indexer.podSpec" -}}
 {{- $root := index . 0 -}}
@@ -32,6 +71,8 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 {{- $values := index . 2 -}}
 {{- $arguments := index . 3 -}}
 {{- $followsEngines := has "--config" $arguments -}}
+{{- $secretVolumes := include "kv-indexer.secretVolumes" $root | trim -}}
+{{- $scheme := ternary "HTTPS" "HTTP" (ne $root.Values.tls.existingSecret "") -}}
 serviceAccountName: {{ include "kv-indexer.fullname" $root }}
 automountServiceAccountToken: false
 enableServiceLinks: false
@@ -85,6 +126,9 @@ containers:
       - name: KV_INDEXER_READY_AFTER_S
         value: "600"
       {{- end }}
+      {{- with include "kv-indexer.secretVariables" $root | trim }}
+      {{- . | nindent 6 }}
+      {{- end }}
       {{- if eq $root.Values.mode "shared" }}
       - name: KV_INDEXER_REDIS
         valueFrom:
@@ -97,11 +141,11 @@ containers:
     resources:
       {{- toYaml $values.resources | nindent 6 }}
     livenessProbe:
-      httpGet: {path: /healthz, port: http}
+      httpGet: {path: /healthz, port: http, scheme: {{ $scheme }}}
       periodSeconds: 10
       timeoutSeconds: 3
     readinessProbe:
-      httpGet: {path: /readyz, port: http}
+      httpGet: {path: /readyz, port: http, scheme: {{ $scheme }}}
       periodSeconds: 2
       timeoutSeconds: 2
     {{- if eq $component "api" }}
@@ -114,22 +158,28 @@ containers:
       allowPrivilegeEscalation: false
       readOnlyRootFilesystem: true
       capabilities: {drop: [ALL]}
-    {{- if or $followsEngines $root.Values.extraVolumeMounts }}
+    {{- if or $followsEngines $secretVolumes $root.Values.extraVolumeMounts }}
     volumeMounts:
       {{- if $followsEngines }}
       # The directory, not the file: only so a changed map comes through.
       - {name: engines, mountPath: /etc/kv-indexer, readOnly: true}
       {{- end }}
+      {{- with include "kv-indexer.secretMounts" $root | trim }}
+      {{- . | nindent 6 }}
+      {{- end }}
       {{- with $root.Values.extraVolumeMounts }}
       {{- toYaml . | nindent 6 }}
       {{- end }}
     {{- end }}
-{{- if or $followsEngines $root.Values.extraVolumes }}
+{{- if or $followsEngines $secretVolumes $root.Values.extraVolumes }}
 volumes:
   {{- if $followsEngines }}
   - name: engines
     configMap:
       name: {{ include "kv-indexer.enginesConfigMap" $root }}
+  {{- end }}
+  {{- with $secretVolumes }}
+  {{- . | nindent 2 }}
   {{- end }}
   {{- with $root.Values.extraVolumes }}
   {{- toYaml . | nindent 2 }}
@@ -204,13 +254,14 @@ spec:
 {{- end }}
 {{- end }}
 
+{{/* To engines, by these ports: (list $ .Values.networkPolicy.enginePorts) */}}
 {{- define "kv-indexer.wayToEngines" }}
 - to:
     - namespaceSelector:
         matchLabels:
-          {{- toYaml .Values.networkPolicy.engines | nindent 10 }}
+          {{- toYaml (index . 0).Values.networkPolicy.engines | nindent 10 }}
   ports:
-    {{- range .Values.networkPolicy.enginePorts }}
+    {{- range index . 1 }}
     - protocol: TCP
       port: {{ .port }}
       {{- with .endPort }}
