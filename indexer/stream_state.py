@@ -166,17 +166,16 @@ class StreamState:
         """Start again from nothing: the engine was restarted."""
         self._removed.clear()
         self._offloads = False
-        self.adapters = {}
         self._reset()
 
     def lose(self) -> None:
         """Hold nothing any more, but remember which hash had which key: the same engine goes on, but what it removed was missed."""
-        block_size, by_gpu, announces = self.block_size, self._block_size_is_gpu, self._announces_extra_keys
+        block_size, by_gpu, announces, adapters = self.block_size, self._block_size_is_gpu, self._announces_extra_keys, self.adapters
         for engine_hash, block in self._blocks.items():
             block.copies = 0
             self._remember(engine_hash, block)
         self._reset()
-        self.block_size, self._block_size_is_gpu, self._announces_extra_keys = block_size, by_gpu, announces
+        self.block_size, self._block_size_is_gpu, self._announces_extra_keys, self.adapters = block_size, by_gpu, announces, adapters
 
     def apply(self, events: Iterable[Event], now_s: float) -> Change:
         """Apply one batch. Never raises for what a network can send: what cannot be used is tallied."""

@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     engine.add_argument("--host", default=LOOPBACK, help="address that it listens on; 0.0.0.0 for every one of this machine's")
     engine.add_argument("--events-port", default=0, type=port, help="default: a free one")
     engine.add_argument("--replay-port", default=0, type=port, help="default: a free one")
+    engine.add_argument("--http-port", default=0, type=port, help="where it tokenizes prompts; default: a free one")
     engine.add_argument("--with-parent", action="store_true", help="stop when standard input ends, as it does when the parent dies")
     engine.add_argument("--requests-per-s", default=4.0, type=positive(float))
     engine.set_defaults(command=_demo_engine)
@@ -81,7 +82,7 @@ def _demo_engine(parsed: argparse.Namespace) -> int:
     async def until_stopped(stop: asyncio.Event) -> None:
         if parsed.with_parent:
             asyncio.get_running_loop().add_reader(sys.stdin.fileno(), stop.set)
-        address = parsed.host, parsed.events_port, parsed.replay_port
+        address = parsed.host, parsed.events_port, parsed.replay_port, parsed.http_port
         serving = demo_engine.run(parsed.pod, parsed.model, parsed.chats, parsed.blocks, parsed.requests_per_s, *address)
         engine = asyncio.create_task(serving, name="demo engine")
         stopping = asyncio.create_task(stop.wait(), name="stop")
@@ -89,8 +90,8 @@ def _demo_engine(parsed: argparse.Namespace) -> int:
         engine.cancel()
         stopping.cancel()
         for outcome in await asyncio.gather(engine, stopping, return_exceptions=True):
-            if isinstance(outcome, zmq.ZMQError):
-                raise SettingError("--host, --events-port and --replay-port", address, f"cannot listen there: {outcome.strerror}")
+            if isinstance(outcome, zmq.ZMQError | OSError):
+                raise SettingError("--host, --events-port, --replay-port and --http-port", address, f"cannot listen there: {outcome.strerror}")
             if isinstance(outcome, Exception):
                 raise outcome
 

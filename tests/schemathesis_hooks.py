@@ -90,6 +90,9 @@ def about_the_model(body: dict[str, Any], *, is_right: bool) -> dict[str, Any]:
         if is_right:
             body |= dict.fromkeys(("lora_name", "cache_salt"))
             extra_keys = body["block_extra_keys"] = None
+    if is_right and body.get("token_ids") is not None:
+        # What is bin is nothing that schemathesis knows the type of: there may be another source besides.
+        body |= dict.fromkeys(("prompt", "messages", "block_hashes"))
     if is_right and not isinstance(body.get("messages"), list):
         body = {name: value for name, value in body.items() if name not in ("tools", "chat_template_kwargs", "add_generation_prompt")}
     if is_right and isinstance(extra_keys, list):
