@@ -72,6 +72,11 @@ class Service:
         for pod, specs in self._specs.items():
             yield (specs[0].model, pod), self.api(pod, specs[0].model)
 
+    def names_of(self, key: StreamKey) -> Callable[[int], int | None] | None:
+        """Which block keys the engine hashes of a stream stand for; None for a stream that does not run here."""
+        running = self._streams.running.get(key)
+        return None if running is None else running.stream.state.key_of
+
     # Pods
 
     async def register(self, specs: tuple[EngineSpec, ...]) -> bool:

@@ -371,6 +371,15 @@ class StreamState:
     def _known(self, engine_hash: int) -> Block | None:
         return self._blocks.get(engine_hash) or self._removed.get(engine_hash)
 
+    def name_of(self, engine_hash: int) -> int | None:
+        """The block key of an engine hash, for whoever keeps both: of what is held, and of what a lower tier may yet name."""
+        block = self._blocks.get(engine_hash) or (self._removed.get(engine_hash) if self._offloads else None)
+        return None if block is None else block.key
+
+    def key_of(self, engine_hash: int) -> int | None:
+        """The block key of an engine hash, held or remembered."""
+        return self._key_of(engine_hash)
+
     def _key_of(self, engine_hash: int) -> int | None:
         block = self._known(engine_hash)
         return None if block is None else block.key

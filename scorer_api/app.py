@@ -32,6 +32,7 @@ def make_serve(settings: Settings) -> Served:
     registry = CollectorRegistry()
     view = View(settings)
     service = Service(settings, view, IndexerMetrics(registry), view.loads.note)
+    view.names_of = service.names_of
     return _served(settings, view, service, registry, [service], service)
 
 
