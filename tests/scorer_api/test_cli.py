@@ -176,6 +176,13 @@ def test_a_file_without_tokens_exits_with_2_and_one_line(service: Client, text: 
     assert "JSON list" in err
 
 
+@pytest.mark.parametrize("text", ["hello", '"hi"', '{"role": "user"}', '{"messages": {}}', '{"messages": [], "more": 1}', "[" * 100_000])
+def test_a_file_without_a_chat_exits_with_2_and_one_line(text: str) -> None:
+    code, out, err = run("score", "--model", "m", "--messages-file", "-", stdin=text)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "should hold JSON: a list of messages, or an object with messages, tools" in err
+
+
 def test_a_file_that_is_not_there_exits_with_2_and_names_it(service: Client) -> None:
     code, out, err = run("score", "--url", service.url, "--model", "m", "--tokens-file", "/no/such/file")
     assert (code, out, len(err.splitlines())) == (2, "", 1)
