@@ -100,7 +100,7 @@ class Fleet:
 
     def _check_redis(self) -> None:
         """Nobody has to wait for what is known to be away. Raises StoreError."""
-        trouble = self._follower.reader.trouble
+        trouble = self._follower.reader.directory_trouble
         if trouble is not None and trouble[0] == UNREACHABLE:
             raise StoreError(UNREACHABLE)
 

@@ -35,6 +35,7 @@ PURE_OF_INDEXER = (
     "store",
     "store.keyspace",
     "store.records",
+    "store.clock",
 )
 PURE = [*(f"indexer.{name}" for name in PURE_OF_INDEXER), "scorer_api.prefix_index", "scorer_api.scoring"]
 IMPURE = {"zmq", "redis", "asyncio", "fastapi", "starlette", "uvicorn", "uvloop", "httpx", "threading", "socket"}
@@ -48,7 +49,7 @@ WEB = {f"indexer.http.{name}" for name in ("access", "app", "connection", "negot
     "scorer_api.routes",
     "scorer_api.answers",
 }
-REDIS = {f"indexer.store.{name}" for name in ("connection", "scripts", "redis", "reader", "registry")}
+REDIS = {f"indexer.store.{name}" for name in ("cluster", "connection", "scripts", "redis", "reader", "registry")}
 
 
 def tree(module: str) -> ast.Module:
