@@ -25,7 +25,8 @@ from typing import Any, Self
 import msgspec
 from msgspec import Struct
 
-from indexer.engine_spec import EngineSpec, check_together, http_base
+from indexer.engine_api import EngineApi
+from indexer.engine_spec import EngineSpec, check_together, http_base, http_base_of
 from indexer.errors import SettingError, StoreError
 from indexer.listening import Announced
 from indexer.metrics import IndexerMetrics
@@ -198,6 +199,19 @@ class SharedService:
     def pods(self) -> list[PodStatus]:
         """Every pod, with those of its streams that this indexer owns."""
         return [PodStatus(pod, specs[0].model, self._streams.statuses(pod), http_base(specs)) for pod, specs in self._pods.all().items()]
+
+    def models_with(self, adapter: str) -> set[str]:
+        """The models for which an adapter of this name was announced."""
+        return self._streams.models_with(adapter)
+
+    def adapters(self, model: str) -> set[str]:
+        """Names of the adapters that were announced for a model."""
+        return self._streams.adapters(model)
+
+    def api(self, pod: str, model: str) -> EngineApi:
+        """Where a pod's own API is. Only what the operator named here is not limited."""
+        specs = self._pods.of(pod)
+        return EngineApi(pod, http_base(specs) if specs else http_base_of(pod), not self._pods.flagged(pod))
 
     def readiness(self) -> Readiness:
         """Ready once each stream has an owner and each of our own is connected and its first replay has ended or failed, or after a while; then for

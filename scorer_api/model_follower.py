@@ -367,6 +367,8 @@ class ModelFollower:
             # Nothing waits from the last entry to the exchange.
             if loading.is_whole and loading.stand is not None:
                 self._settle(followed, loading.holding, loading.stand, loading.place, loading.trust)
+                if loading.hash_seed is not None:
+                    self._view.note_seed(followed.key, loading.hash_seed)
             elif loading.is_missing and followed.stand is None and stream_id(followed.key) not in self._registered:
                 self._close(followed)
             return loading.is_whole

@@ -5,7 +5,7 @@ import ssl
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import msgspec
 
@@ -56,7 +56,9 @@ def add_prompt(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--tokens-file", metavar="FILE", help="the prompt's tokens: a JSON list or white-space separated ints; - for standard input")
     source.add_argument("--prompt", metavar="TEXT", help="the prompt as text, which the service turns into tokens")
-    source.add_argument("--messages-file", metavar="FILE", help=f"a chat in JSON: a list of messages, or an object with {', '.join(CHAT)}")
+    source.add_argument(
+        "--messages-file", metavar="FILE", help=f"a chat in JSON: a list of messages, or an object with {', '.join(CHAT)}; - for standard input"
+    )
     parser.add_argument("--lora-name")
     parser.add_argument("--cache-salt")
     parser.add_argument("--limit", type=int, help="only the first so many pods")
@@ -66,7 +68,7 @@ def prompt_of(parsed: argparse.Namespace) -> tuple[bytes | None, Asked]:
     """The tokens, packed, and the rest of the request. Raises SettingError for a file that cannot be used."""
     asked: Asked = {"lora_name": parsed.lora_name, "cache_salt": parsed.cache_salt, "limit": parsed.limit, "prompt": parsed.prompt}
     if parsed.messages_file is not None:
-        asked.update(read_chat(parsed.messages_file))
+        asked |= read_chat(parsed.messages_file)
     return None if parsed.tokens_file is None else read_tokens(parsed.tokens_file), asked
 
 
@@ -87,7 +89,7 @@ def read_chat(file: str) -> Asked:
         found = msgspec.json.decode(_read(file, "--messages-file"))
     except (msgspec.DecodeError, RecursionError) as error:
         raise SettingError("--messages-file", file, f"{allowed}: {error}") from None
-    chat: dict[str, Any] = {"messages": found} if isinstance(found, list) else found
+    chat = {"messages": found} if isinstance(found, list) else found
     if not isinstance(chat, dict) or not isinstance(chat.get("messages"), list) or not chat.keys() <= set(CHAT):
         raise SettingError("--messages-file", file, allowed)
     return cast(Asked, chat)

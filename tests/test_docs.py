@@ -13,7 +13,7 @@ from indexer.metrics import HttpMetrics, IndexerMetrics
 from indexer.settings import Settings, fields
 from indexer.store import Trust
 from scorer_api.app import make_serve
-from scorer_api.metrics import FollowerMetrics, ScorerMetrics
+from scorer_api.metrics import FollowerMetrics, ScorerMetrics, TokenMetrics
 from scorer_api.view import View
 
 ROOT = Path(__file__).parent.parent
@@ -36,6 +36,7 @@ def metric_names() -> list[str]:
     HttpMetrics(registry)
     view = View(Settings())
     ScorerMetrics(registry, view)
+    TokenMetrics(registry)
     FollowerMetrics(registry, view)
     return [family.name + ("_total" if family.type == "counter" else "") for family in registry.collect()]
 
@@ -59,7 +60,7 @@ def test_the_default_of_every_setting_is_documented_on_its_line(documentation: s
     wrong = []
     for field in fields():
         lines = [line for line in documentation.splitlines() if not missing([field.flag], line)]
-        default = "none" if field.default is None else field.default
+        default = "none" if field.default in (None, ()) else field.default
         shown = {str(default), f"{default:g}" if isinstance(default, float) else f"{default}"}
         if isinstance(field.default, int):
             shown |= {f"{field.default:,}"}

@@ -37,7 +37,8 @@ PURE_OF_INDEXER = (
     "store.records",
     "store.clock",
 )
-PURE = [*(f"indexer.{name}" for name in PURE_OF_INDEXER), "scorer_api.prefix_index", "scorer_api.scoring"]
+PURE_OF_SCORER = ("prefix_index", "scoring", "removals", "explaining", "hints", "tokens.wording", "tokens.cache")
+PURE = [*(f"indexer.{name}" for name in PURE_OF_INDEXER), *(f"scorer_api.{name}" for name in PURE_OF_SCORER)]
 IMPURE = {"zmq", "redis", "asyncio", "fastapi", "starlette", "uvicorn", "uvloop", "httpx", "threading", "socket"}
 PLAYING = ("publisher", "playing", "recording")
 # They receive, replay, or pass the context on and catch its errors; the demo engine is an engine.

@@ -120,6 +120,8 @@ def test_a_port_that_is_taken_stops_the_start_with_one_line(command: str) -> Non
         (["score"], "--model"),
         (["explain", "--model", "m"], "--tokens-file --prompt --messages-file"),
         (["score", "--model", "m", "--prompt", "x", "--tokens-file", "-"], "--tokens-file"),
+        (["score", "--model", "m"], "--tokens-file --prompt --messages-file is required"),
+        (["score", "--model", "m", "--prompt", "a", "--tokens-file", "-"], "not allowed with"),
         (["demo-engine", "--blocks", "0"], "'0' should be a number above 0"),
         (["demo-engine", "--chats", "1,x"], "'1,x' should be numbers"),
     ],
