@@ -71,6 +71,9 @@ class StreamStatus(Struct, frozen=True):
     last_batch_age_s: float | None
     last_error: str | None
     owner: str | None = None
+    events: str | None = None
+    replay: str | None = None
+    topic: str = ""
 
 
 class ToldStatus(StreamStatus, frozen=True, kw_only=True):
@@ -94,17 +97,21 @@ class Stream:
         store: Store,
         metrics: IndexerMetrics,
         turn: asyncio.Lock,
+        events: str | None = None,
+        topic: str = "",
         dials_us: bool = False,
         guest: Inbox | None = None,
         limits: ReceiveLimits | None = None,
         owner: str | None = None,
     ) -> None:
-        """`dials_us`: the engine connects to us. `guest`: the inbox of one that nobody registered; it goes when its pod stays away.
+        """`events`, `topic`: for its status, where it is dialled and what is subscribed to. `dials_us`: the engine connects to us. `guest`: the inbox of one that nobody registered; it goes when its pod stays away.
 
         `limits`: of what waits until the stream runs, where these are not the settings'. `owner`: this indexer, where several share the streams.
         """
         self.key = key
         self._context = context
+        self._events = events
+        self._topic = topic
         self._replay_endpoint = replay_endpoint
         self.replay_address = replay_endpoint
         """What is dialled for replays; None as long as nobody knows the address that their endpoint's name has."""
@@ -173,6 +180,9 @@ class Stream:
             last_batch_age_s=age_s,
             last_error=self._last_error or self.inbox.error,
             owner=self.owner,
+            events=self._events,
+            replay=self._replay_endpoint,
+            topic=self._topic,
         )
 
     # Where several indexers share the streams
