@@ -104,7 +104,8 @@ class Stream:
         limits: ReceiveLimits | None = None,
         owner: str | None = None,
     ) -> None:
-        """`events`, `topic`: for its status, where it is dialled and what is subscribed to. `dials_us`: the engine connects to us. `guest`: the inbox of one that nobody registered; it goes when its pod stays away.
+        """`events`, `topic`: what its status says of where it is dialled. `dials_us`: the engine connects to us. `guest`: the inbox of one that
+        nobody registered; it goes when its pod stays away.
 
         `limits`: of what waits until the stream runs, where these are not the settings'. `owner`: this indexer, where several share the streams.
         """

@@ -13,7 +13,7 @@ import zmq
 from indexer import __version__, demo_engine
 from indexer.command import Parser, add_config, add_ingest, add_settings, run, run_command, serve_until_stopped, settings_of
 from indexer.errors import SettingError
-from scorer_api import demo, score_command
+from scorer_api import demo, doctor_command, score_command
 from scorer_api.app import make_api, make_serve
 
 
@@ -40,6 +40,10 @@ def _parser() -> argparse.ArgumentParser:
     scoring = commands.add_parser("score", help="ask a running service for the scores of a prompt", allow_abbrev=False)
     score_command.add_arguments(scoring)
     scoring.set_defaults(command=score_command.run)
+
+    examining = commands.add_parser("doctor", help="find out why scores are zero, or what else is wrong, and how to mend it", allow_abbrev=False)
+    doctor_command.add_arguments(examining)
+    examining.set_defaults(command=doctor_command.execute)
 
     demonstrating = commands.add_parser("demo", help="serve two demo engines, so that there is something to see", allow_abbrev=False)
     add_settings(demonstrating)
