@@ -4,7 +4,7 @@ import asyncio
 import time
 from typing import Any
 
-from redis.exceptions import BusyLoadingError, RedisError
+from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, RedisError
 
 from indexer.store.condition import ModelCondition, RedisCondition
 from indexer.store.connection import Client, answer_of, connect, is_away, said
@@ -27,6 +27,8 @@ async def inspect(url: str, namespace: str, timeout_s: float) -> RedisCondition:
         return RedisCondition(trouble="unreachable", error=f"no answers within {4 * timeout_s:g} s")
     except BusyLoadingError as error:
         return RedisCondition(trouble="loading", error=said(error))
+    except (AuthenticationError, AuthorizationError) as error:  # the library counts them among what keeps it from connecting
+        return RedisCondition(trouble="refusing", error=said(error))
     except RedisError as error:
         return RedisCondition(trouble="unreachable" if is_away(error) else "refusing", error=said(error))
     finally:

@@ -13,6 +13,7 @@ from typing import TypeVar
 import zmq
 from msgspec import Struct
 
+from indexer.masking import masked
 from indexer.store.inspection import inspect
 from scorer_api.doctor.clock_checks import Clock, judge_clocks
 from scorer_api.doctor.engine_api import look_at
@@ -101,7 +102,7 @@ class _Examination:
         """The pods that are to be looked at."""
         wanted = self._wanted
         seen = await self._service.look_at()
-        self._findings += judge_service(seen, refusals(seen.metrics.body), wanted.token is not None, self._service.url)
+        self._findings += judge_service(seen, refusals(seen.metrics.body), wanted.token is not None, masked(self._service.url))
         if seen.health.skew_s is not None:
             self._clocks.append(Clock("service", "service_clock_off", seen.health.skew_s))
         pods = seen.pods or []

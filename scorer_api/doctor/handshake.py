@@ -98,9 +98,10 @@ def properties(ready: bytes) -> dict[str, str]:
         return found
     rest = ready[6:]
     while rest:
-        name, rest = rest[1 : 1 + rest[0]], rest[1 + rest[0] :]
+        length = rest[0]
+        name, rest = rest[1 : 1 + length], rest[1 + length :]
         size = int.from_bytes(rest[:4], "big")
         value, rest = rest[4 : 4 + size], rest[4 + size :]
-        if len(value) == size:
+        if name and len(name) == length and len(value) == size:
             found[name.decode(errors="replace").lower()] = value.decode(errors="replace")
     return found

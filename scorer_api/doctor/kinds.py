@@ -291,7 +291,7 @@ _PROMPT = {
     "prompt_refused": Kind(WARNING, "the service refuses the question about the prompt", "do what its answer says"),
     "prompt_no_tokens": Kind(WARNING, "nobody turns the prompt into tokens", "see that a pod's /tokenize can be reached from here"),
     "explained": Kind(NOTE, "why a pod's match of the prompt ends where it does"),
-    "hint": Kind(WARNING, "what the service itself takes for wrong with the model's pods, or with the prompt"),
+    "hint": Kind(WARNING, "what the service itself takes for wrong with the model's pods, or with the prompt", "do what it says"),
 }
 _PROBE = {
     "probe_well": Kind(OK, "the blocks of a new prompt appeared in the service, and the engine's own count agrees"),

@@ -111,8 +111,8 @@ def _events_socket(subject: str, stream: StreamSeen, events: Handshake, engine: 
         yield finding("zmq_secured", subject, f"{where} asks for {events.mechanism}")
     elif events.socket_type == ROUTER:
         yield finding("events_is_replay", subject, f"{where} is a replay socket (ROUTER), no PUB")
-    elif events.socket_type not in (*PUBLISHERS, None):
-        yield finding("events_not_pub", subject, f"{where} is a {events.socket_type} socket, no PUB")
+    elif events.socket_type not in PUBLISHERS:
+        yield finding("events_not_pub", subject, f"{where} is {_kind(events)}, no PUB")
 
 
 def _replay_socket(subject: str, stream: StreamSeen, replay: Handshake) -> Iterator[Finding]:
@@ -127,8 +127,12 @@ def _replay_socket(subject: str, stream: StreamSeen, replay: Handshake) -> Itera
         yield finding("zmq_secured", subject, f"{where} asks for {replay.mechanism}")
     elif replay.socket_type in PUBLISHERS:
         yield finding("replay_is_events", subject, f"{where} is a socket of events ({replay.socket_type}), no ROUTER")
-    elif replay.socket_type not in (ROUTER, None):
-        yield finding("replay_not_router", subject, f"{where} is a {replay.socket_type} socket, no ROUTER")
+    elif replay.socket_type != ROUTER:
+        yield finding("replay_not_router", subject, f"{where} is {_kind(replay)}, no ROUTER")
+
+
+def _kind(socket: Handshake) -> str:
+    return f"a {socket.socket_type} socket" if socket.socket_type else "a socket that does not say what it is"
 
 
 def _spoke(socket: Handshake) -> str:

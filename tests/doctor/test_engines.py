@@ -121,12 +121,17 @@ def test_an_engine_without_tokenize_and_metrics() -> None:
 
 
 def test_engines_whose_tokenizers_differ() -> None:
-    with Engine() as a, Engine() as b, EngineApi(a) as api_a, EngineApi(b, vocabulary="w") as api_b:
-        with Running(a.spec("a", http=api_a.url), b.spec("b", http=api_b.url)) as service:
-            for engine, pod in ((a, "a"), (b, "b")):
-                engine.publish(stored([1], range(1, 5)))
-                service.wait_for(pod=pod, sequence=0, trust="live")
-            found = Examined(service.url, model="m", prompt="one two three four five")
+    with (
+        Engine() as a,
+        Engine() as b,
+        EngineApi(a) as api_a,
+        EngineApi(b, vocabulary="w") as api_b,
+        Running(a.spec("a", http=api_a.url), b.spec("b", http=api_b.url)) as service,
+    ):
+        for engine, pod in ((a, "a"), (b, "b")):
+            engine.publish(stored([1], range(1, 5)))
+            service.wait_for(pod=pod, sequence=0, trust="live")
+        found = Examined(service.url, model="m", prompt="one two three four five")
     assert found.bad() == {"tokenizers_differ", "prompt_unmatched"}
     assert found.exit_code == 1
 
@@ -145,9 +150,11 @@ def test_events_disabled_where_the_engine_cannot_say_so() -> None:
 
 
 def test_events_disabled_by_the_engine_s_own_word() -> None:
-    with EngineApi(answers={"/kv_event_sources": []}) as api:
-        with Running(f"pod=pod,model=m,events=tcp://127.0.0.1:{free_port()},http={api.url}") as service:
-            found = Examined(service.url)
+    with (
+        EngineApi(answers={"/kv_event_sources": []}) as api,
+        Running(f"pod=pod,model=m,events=tcp://127.0.0.1:{free_port()},http={api.url}") as service,
+    ):
+        found = Examined(service.url)
     assert "events_disabled" in found.bad()
     assert found.exit_code == 3
 
@@ -155,9 +162,11 @@ def test_events_disabled_by_the_engine_s_own_word() -> None:
 def test_a_wrong_port_and_the_engine_says_the_right_one() -> None:
     with Engine() as engine:
         sources = [{"data_parallel_rank": 0, "endpoint": f"tcp://*:{engine.events_port}", "replay_endpoint": None, "topic": ""}]
-        with EngineApi(answers={"/kv_event_sources": sources}) as api:
-            with Running(f"pod=pod,model=m,events=tcp://127.0.0.1:{free_port()},http={api.url}") as service:
-                found = Examined(service.url)
+        with (
+            EngineApi(answers={"/kv_event_sources": sources}) as api,
+            Running(f"pod=pod,model=m,events=tcp://127.0.0.1:{free_port()},http={api.url}") as service,
+        ):
+            found = Examined(service.url)
     assert f"at port {engine.events_port}" in found.the("events_port_differs").detail
     assert {"events_port_closed", "events_port_differs"} <= found.bad()
     assert found.exit_code == 3
@@ -239,18 +248,24 @@ def test_a_replay_socket_that_does_not_answer() -> None:
 
 
 def test_a_replay_port_where_nobody_listens() -> None:
-    with Engine(with_replay=False) as engine, EngineApi(engine) as api:
-        with Running(engine.spec(http=api.url, replay=f"tcp://127.0.0.1:{free_port()}")) as service:
-            service.wait_for(connected=True)
-            found = Examined(service.url)
+    with (
+        Engine(with_replay=False) as engine,
+        EngineApi(engine) as api,
+        Running(engine.spec(http=api.url, replay=f"tcp://127.0.0.1:{free_port()}")) as service,
+    ):
+        service.wait_for(connected=True)
+        found = Examined(service.url)
     assert "replay_unreachable" in found.bad()
 
 
 def test_the_api_s_port_for_the_replays() -> None:
-    with Engine(with_replay=False) as engine, EngineApi(engine) as api:
-        with Running(engine.spec(http=api.url, replay=f"tcp://127.0.0.1:{api.port}")) as service:
-            service.wait_for(connected=True)
-            found = Examined(service.url)
+    with (
+        Engine(with_replay=False) as engine,
+        EngineApi(engine) as api,
+        Running(engine.spec(http=api.url, replay=f"tcp://127.0.0.1:{api.port}")) as service,
+    ):
+        service.wait_for(connected=True)
+        found = Examined(service.url)
     assert "replay_not_zmq" in found.bad()
 
 
