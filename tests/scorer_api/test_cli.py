@@ -18,6 +18,7 @@ from indexer import __version__
 from scorer_api.cli import main
 from tests.engine import Engine, stored
 from tests.running import ROOT, Client, Command, Running
+from tests.tokenizing import TokenizingEngine
 from tests.waiting import wait_until
 
 ASKED = b'{"model": "m", "token_ids": [1, 2, 3, 4, 5]}'
@@ -188,6 +189,25 @@ def test_pods_prints_every_stream(service: Client) -> None:
 def test_score_passes_on_what_parts_prompts(service: Client, more: list[str]) -> None:
     code, out, _ = run("score", "--url", service.url, "--model", "m", "--tokens-file", "-", *more, stdin="1 2 3 4 5 6 7 8 9")
     assert (code, out.splitlines()[0]) == (0, "model m, 9 tokens, best: none, nothing matches")
+
+
+CHAT = [{"role": "user", "content": "hello"}]
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+
+
+def test_score_takes_a_prompt_and_a_chat(tmp_path: Path) -> None:
+    with TokenizingEngine() as api, Engine() as engine, Running(engine.spec(http=api.http)) as service:
+        service.wait_for(connected=True)
+        ask = ("score", "--url", service.url, "--model", "m")
+        code, out, _ = run(*ask, "--prompt", "hello there")
+        assert (code, out.splitlines()[0]) == (0, "model m, 11 tokens, best: none, nothing matches")
+        assert api.asked[-1] == {"model": "m", "prompt": "hello there", "add_special_tokens": True}
+        file = tmp_path / "chat.json"
+        file.write_text(json.dumps({"messages": CHAT, "tools": TOOLS, "add_generation_prompt": False}))
+        assert run(*ask, "--messages-file", str(file))[0] == 0
+        assert (api.asked[-1]["messages"], api.asked[-1]["tools"], api.asked[-1]["add_generation_prompt"]) == (CHAT, TOOLS, False)
+        assert run(*ask, "--messages-file", "-", stdin=json.dumps(CHAT))[0] == 0
+        assert api.asked[-1]["messages"] == CHAT
 
 
 @pytest.mark.parametrize("text", ["one two", "[1, 2", '["1"]', "[1.5]", "-1", "4294967296", '{"token_ids": [1]}', "1,2,3"])
