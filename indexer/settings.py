@@ -62,7 +62,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     hash_seed: Annotated[str, Meta(max_length=256, description="Folded into every block key; equal on all replicas.")] = ""
     listen: Annotated[str | None, Meta(description="Where engines dial us, tcp://*:5557[,ranks=N]: rank r at port + r.")] = None
     listen_replay: Annotated[str | None, Meta(description="Replay endpoint of such engines, tcp://{host}:5558: rank r at port + r.")] = None
-    redis: Annotated[str | None, Meta(description="Redis that replicas share, redis://, rediss:// or unix://; without it nothing is shared.")] = None
+    redis: Annotated[
+        str | None, Meta(description="Redis that replicas share, redis://, rediss://, unix:// or redis+cluster://; without it nothing is shared.")
+    ] = None
     namespace: Annotated[str, Meta(description="Beginning of every key in Redis.")] = "kvi"
     lease_s: Annotated[Seconds, Meta(description="How long an indexer owns its streams without renewing that.")] = 3.0
     redis_timeout_s: Annotated[Seconds, Meta(description="Longest wait for an answer of Redis.")] = 1.0
