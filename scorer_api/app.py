@@ -31,7 +31,8 @@ def make_serve(settings: Settings) -> Served:
         return _make_shared(settings, with_indexer=True)
     registry = CollectorRegistry()
     view = View(settings)
-    service = Service(settings, view, IndexerMetrics(registry))
+    service = Service(settings, view, IndexerMetrics(registry), view.loads.note)
+    view.names_of = service.names_of
     return _served(settings, view, service, registry, [service], service)
 
 

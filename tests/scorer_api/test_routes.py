@@ -297,6 +297,16 @@ def test_each_answered_score_is_timed_by_phase(service: Client) -> None:
     assert after == {phase: count + 1 for phase, count in before.items()}
 
 
+def test_metrics_count_the_tokens_asked_about_and_those_that_the_best_pod_holds(service: Client) -> None:
+    names = "kv_indexer_prompt_tokens_total", "kv_indexer_matched_tokens_total"
+    before = [service.metric(name) for name in names]
+    service.score(NINE)
+    service.score(NINE, limit=1)
+    service.score([7] * 9)
+    service.http.post(f"{service.url}/v1/score", json={"model": "ghost", "token_ids": NINE})
+    assert [service.metric(name) - known for name, known in zip(names, before, strict=True)] == [27, 16]
+
+
 def test_metrics_show_what_is_held_and_how_far_it_can_be_trusted(service: Client) -> None:
     # m: block 1 and 2 on the gpu, block 2 on the cpu. The other model: 2. Images: two blocks for each of its three prompts.
     assert service.metric("kv_indexer_index_blocks") == 3 + 2 + 6
