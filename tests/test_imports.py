@@ -47,6 +47,7 @@ ZMQ = {
 } | {"scorer_api.cli"}
 WEB = {f"indexer.http.{name}" for name in ("access", "app", "connection", "negotiation", "openapi", "problems", "routes", "server")} | {
     "indexer.app",
+    "scorer_api.page",
     "scorer_api.routes",
     "scorer_api.answers",
 }

@@ -14,7 +14,7 @@ from indexer.load import Load
 from indexer.load_scraping import BYTES_MAX, LoadScraper
 from indexer.metrics import IndexerMetrics
 from indexer.settings import Settings
-from tests.engine_api import EngineHttp
+from tests.engine_http import EngineHttp
 from tests.owner import until
 from tests.ports import free_port
 

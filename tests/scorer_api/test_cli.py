@@ -210,14 +210,6 @@ def test_score_takes_a_prompt_and_a_chat(tmp_path: Path) -> None:
         assert api.asked[-1]["messages"] == CHAT
 
 
-@pytest.mark.parametrize("text", ["", "hello", "{}", '{"messages": 1}', '{"messages": [], "model": "m"}', "7"])
-def test_a_file_without_a_chat_exits_with_2_and_one_line(service: Client, text: str) -> None:
-    code, out, err = run("score", "--url", service.url, "--model", "m", "--messages-file", "-", stdin=text)
-    assert (code, out, len(err.splitlines())) == (2, "", 1)
-    assert "--messages-file" in err
-    assert "a list of messages" in err
-
-
 @pytest.mark.parametrize("text", ["one two", "[1, 2", '["1"]', "[1.5]", "-1", "4294967296", '{"token_ids": [1]}', "1,2,3"])
 def test_a_file_without_tokens_exits_with_2_and_one_line(service: Client, text: str) -> None:
     code, out, err = run("score", "--url", service.url, "--model", "m", "--tokens-file", "-", stdin=text)

@@ -4,7 +4,7 @@ from contextlib import ExitStack
 
 from indexer.store.keyspace import Keyspace
 from tests.engine import Engine
-from tests.engine_api import EngineHttp
+from tests.engine_http import EngineHttp
 from tests.processes import ingest
 from tests.redis_server import RedisServer
 from tests.running import Client
