@@ -16,6 +16,7 @@ from indexer.errors import SettingError
 from indexer.store import StreamKey
 from indexer.store.cluster import SLOTS, Cluster, parse_url, slot_of_key
 from indexer.store.connection import answer_of, check_url, connect, node_of, slot_of, why
+from indexer.store.inspection import inspect
 from indexer.store.keyspace import Keyspace, incarnation_beside
 from indexer.store.scripts import Call, call_all
 from tests.redis_cluster import Member, RedisCluster
@@ -157,6 +158,19 @@ def test_what_has_no_key_goes_where_the_first_key_is(cluster: RedisCluster) -> N
         assert found == {}
 
     run(cluster, scenario)
+
+
+def test_what_is_about_a_server_goes_to_the_one_that_has_the_directory(cluster: RedisCluster) -> None:
+    async def scenario(client: Cluster) -> None:
+        assert await client.ping()
+        assert (await client.info("server"))["tcp_port"] == cluster.owner_of("{directory}").port
+
+    run(cluster, scenario)
+
+
+def test_the_doctor_can_look_at_a_cluster(cluster: RedisCluster) -> None:
+    seen = asyncio.run(inspect(cluster.url, "kvi", TIMEOUT_S))
+    assert (seen.trouble, seen.error, seen.is_empty, seen.role) == (None, "", True, "master")
 
 
 def test_a_script_is_loaded_where_it_is_needed(cluster: RedisCluster) -> None:
