@@ -48,8 +48,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     """A flag for each setting."""
     for field in fields():
         shown = f"{field.description} (default: {field.default!r})".replace("%", "%%")
-        action = "append" if field.is_list else "store"
-        parser.add_argument(field.flag, dest=field.name, default=argparse.SUPPRESS, metavar="VALUE", help=shown, action=action)
+        more: dict[str, Any] = {"action": "append"} if field.is_list else {"nargs": "?", "const": "true"} if field.is_switch else {}
+        parser.add_argument(field.flag, dest=field.name, default=argparse.SUPPRESS, metavar="VALUE", help=shown, **more)
 
 
 def add_config(parser: argparse.ArgumentParser, *, with_engines: bool = True) -> None:

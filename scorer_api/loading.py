@@ -2,14 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-from indexer.change import Change
+from indexer.change import Change, Names
 from indexer.events import Tier
 from indexer.store import Trust
 from indexer.store.reader import START, Place, Reader, Stand
-from indexer.store.records import Entry, change_of, keys_of_block, unpack_keys
+from indexer.store.records import Entry, change_of, decode_hash, keys_of_block, unpack_keys
+from indexer.stream_state import REMOVED
 from scorer_api.followed import Followed, Verdict, judge, stand_after
 from scorer_api.holding import Holding
 from scorer_api.metrics import FollowerMetrics
@@ -77,17 +78,39 @@ class Loading:
                 cursor, fields = await self._reader.blocks(name, cursor, PIECE_FIELDS)
                 change = Change()
                 change.touched[tier].update(dict.fromkeys(self._keys(fields.values()), True))
+                change.names = self._names(holding, fields)
                 holding.apply(change)
                 self._metrics.loaded_blocks.inc(len(fields))
                 if may_be_ambiguous:
                     claims.add(fields)
                 if not cursor:
                     break
+        if holding.names is not None:
+            await self._read_removed(holding, names[REMOVED])
         if claims.ambiguous:
             change = Change()
             for touched in change.touched:
                 touched.update(dict.fromkeys(claims.ambiguous, False))
             holding.apply(change)
+
+    async def _read_removed(self, holding: Holding, name: str) -> None:
+        """The engine hashes of blocks that a lower tier may yet name."""
+        cursor = 0
+        while not self._followed.must_load_again:
+            cursor, fields = await self._reader.blocks(name, cursor, PIECE_FIELDS)
+            change = Change()
+            change.names = self._names(holding, fields)
+            holding.apply(change)
+            if not cursor:
+                return
+
+    @staticmethod
+    def _names(holding: Holding, fields: Mapping[bytes, bytes]) -> Names | None:
+        """Which block keys these fields' engine hashes stand for; None where nobody wants to know."""
+        if holding.names is None:
+            return None
+        found = {decode_hash(field): keys_of_block(block)[:8] for field, block in fields.items() if len(block) >= BLOCK_BYTES_MIN}
+        return Names({name: int.from_bytes(key, "little") for name, key in found.items()}, [])
 
     def _keys(self, blocks: Iterable[bytes]) -> list[int]:
         """The block keys of these blocks. What is no block is counted and passed over."""

@@ -225,6 +225,7 @@ class ModelFollower:
             self._survey_due.clear()
             try:
                 await self._survey()
+                await self._read_loads()
             except StoreError:
                 await asyncio.sleep(RETRY_S)
                 continue
@@ -274,6 +275,12 @@ class ModelFollower:
                 self._vouch(followed)
         self._surveys = surveys
         self._begun.set()
+
+    async def _read_loads(self) -> None:
+        asked_s = time.monotonic()
+        pods = list(dict.fromkeys(followed.key.pod for followed in self.streams.values()))
+        for pod, (load, age_s) in (await self._reader.loads(self.model, pods)).items():
+            self._view.loads.note(self.model, pod, load, asked_s - age_s)
 
     def _begin_again(self, place: Place) -> None:
         """The log ends before the place that was reached: Redis is older than what was read, or empty."""

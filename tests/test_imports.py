@@ -37,7 +37,7 @@ PURE_OF_INDEXER = (
     "store.records",
     "store.clock",
 )
-PURE_OF_SCORER = ("prefix_index", "scoring", "removals", "explaining", "hints", "tokens.wording", "tokens.cache")
+PURE_OF_SCORER = ("prefix_index", "scoring", "removals", "explaining", "hints", "engine_hashes", "tokens.wording", "tokens.cache")
 PURE = [*(f"indexer.{name}" for name in PURE_OF_INDEXER), *(f"scorer_api.{name}" for name in PURE_OF_SCORER)]
 IMPURE = {"zmq", "redis", "asyncio", "fastapi", "starlette", "uvicorn", "uvloop", "httpx", "threading", "socket"}
 PLAYING = ("publisher", "playing", "recording")
@@ -47,10 +47,11 @@ ZMQ = {
 } | {"scorer_api.cli"}
 WEB = {f"indexer.http.{name}" for name in ("access", "app", "connection", "negotiation", "openapi", "problems", "routes", "server")} | {
     "indexer.app",
+    "scorer_api.page",
     "scorer_api.routes",
     "scorer_api.answers",
 }
-REDIS = {f"indexer.store.{name}" for name in ("cluster", "connection", "scripts", "redis", "reader", "registry", "sentinel")}
+REDIS = {f"indexer.store.{name}" for name in ("cluster", "connection", "loads", "scripts", "redis", "reader", "registry", "sentinel")}
 
 
 def tree(module: str) -> ast.Module:

@@ -29,6 +29,7 @@ from indexer.settings import Settings
 from indexer.store import StreamKey, Trust
 from indexer.store.connection import Client, answer_of, connect, is_away, life_of, node_of, said, slot_of, why
 from indexer.store.keyspace import Keyspace, incarnation_beside, text_of
+from indexer.store.loads import LoadWriter
 from indexer.store.records import Head, decode_head
 from indexer.store.registry import RegisteredPods, Registry
 from indexer.store.restoring import read_hash, restore
@@ -110,6 +111,7 @@ class RedisStore:
         self._client: Client = connect(settings.redis, settings.redis_timeout_s)
         self._slots: dict[int, Slot[StreamWriter]] = {}
         self._life = self._sealed_life = life_of(self._client)
+        self.loads = LoadWriter(self._client, self.keyspace)
         self.registry = Registry(self._client, self.keyspace, settings, self._note)
         self._registered = RegisteredPods()
         self._writers: dict[StreamKey, StreamWriter] = {}
@@ -118,6 +120,7 @@ class RedisStore:
 
     async def __aenter__(self) -> Self:
         self._slot(self.keyspace.directory.incarnation)
+        self._start(self.loads.run(), "loads")
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
