@@ -79,7 +79,11 @@ def serve_until_stopped(parsed: argparse.Namespace, make: Callable[[Settings], S
     async def until_stopped(stop: asyncio.Event) -> None:
         settings = read()
         if needs_redis and settings.redis is None:
-            raise SettingError("--redis", None, "is required: a redis://, rediss:// or unix:// URL; without Redis there is kv-indexer serve")
+            raise SettingError(
+                "--redis",
+                None,
+                "is required: a redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// URL; without Redis there is kv-indexer serve",
+            )
         asking = Asking()
         if config or settings.api_token_file or settings.admin_token_file or settings.tls_cert:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, asking.ask)

@@ -74,6 +74,9 @@ class StreamStatus(Struct, frozen=True):
     highest_token: int | None = None
     adapters: tuple[str, ...] = ()
     other_block_size: int | None = None
+    events: str | None = None
+    replay: str | None = None
+    topic: str = ""
 
 
 class ToldStatus(StreamStatus, frozen=True, kw_only=True):
@@ -97,17 +100,22 @@ class Stream:
         store: Store,
         metrics: IndexerMetrics,
         turn: asyncio.Lock,
+        events: str | None = None,
+        topic: str = "",
         dials_us: bool = False,
         guest: Inbox | None = None,
         limits: ReceiveLimits | None = None,
         owner: str | None = None,
     ) -> None:
-        """`dials_us`: the engine connects to us. `guest`: the inbox of one that nobody registered; it goes when its pod stays away.
+        """`events`, `topic`: what its status says of where it is dialled. `dials_us`: the engine connects to us. `guest`: the inbox of one that
+        nobody registered; it goes when its pod stays away.
 
         `limits`: of what waits until the stream runs, where these are not the settings'. `owner`: this indexer, where several share the streams.
         """
         self.key = key
         self._context = context
+        self._events = events
+        self._topic = topic
         self._replay_endpoint = replay_endpoint
         self.replay_address = replay_endpoint
         """What is dialled for replays; None as long as nobody knows the address that their endpoint's name has."""
@@ -179,6 +187,9 @@ class Stream:
             highest_token=self._applier.state.highest_token,
             adapters=tuple(self._applier.state.adapters),
             other_block_size=self._applier.state.other_block_size,
+            events=self._events,
+            replay=self._replay_endpoint,
+            topic=self._topic,
         )
 
     # Where several indexers share the streams

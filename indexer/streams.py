@@ -225,6 +225,8 @@ class Streams:
             store=self._store,
             metrics=self._metrics,
             turn=self._turn,
+            events=source.events,
+            topic=source.topic,
             dials_us=source.events is None,
             guest=guest,
             limits=limits,

@@ -92,6 +92,9 @@ class Answers:
         self._metrics.seconds["look_up"].observe(found_s - began_s)
         self._metrics.seconds["encode"].observe(encoded_s - found_s)
         self._metrics.requests["match" if answer.best is not None else "no_match"].inc()
+        self._metrics.prompt_tokens.inc(answer.tokens)
+        if answer.best is not None:
+            self._metrics.matched_tokens.inc(answer.pods[0].matched_tokens)
         return content
 
     async def batch(self, body: bytes, media_type: str, accepted: str) -> bytes:

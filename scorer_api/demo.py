@@ -29,7 +29,7 @@ Try, in another terminal:
 
 The engines, for a second service: {engines}
 
-or look at {url}/docs in a browser. Stop with Ctrl-C.
+or look at {url}/ui and {url}/docs in a browser. Stop with Ctrl-C.
 """
 
 

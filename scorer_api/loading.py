@@ -52,7 +52,7 @@ class Loading:
 
     async def read(self) -> None:
         """Raises StoreError."""
-        followed = self._followed
+        followed, life = self._followed, self._reader.life
         followed.begin_keeping()
         peeked = await self._reader.peek(followed.key)
         self.place = peeked.place
@@ -65,7 +65,8 @@ class Loading:
                 await self._read_blocks(self.holding, peeked.stand.generation, may_be_ambiguous=not traits.announces_extra_keys)
             if not await self._catch_up():
                 return
-        self.is_whole = not followed.must_load_again
+        # Else it may be half of one server and half of another.
+        self.is_whole = not followed.must_load_again and life == self._reader.life
 
     async def _read_blocks(self, holding: Holding, generation: int, *, may_be_ambiguous: bool) -> None:
         key = self._followed.key

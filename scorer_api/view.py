@@ -19,6 +19,7 @@ from indexer.store import StreamKey, Trust
 from scorer_api.engine_hashes import EngineHashes, KeyOf, NamedBlocks, keys_of
 from scorer_api.explaining import PodSeen, RankSeen
 from scorer_api.holding import Holding
+from scorer_api.loads import Loads
 from scorer_api.prefix_index import PrefixIndex, Step
 from scorer_api.removals import Removals
 from scorer_api.scoring import NO_MATCH, Match, match_of, matches_of, runs_of, score_of, usable_blocks
@@ -110,6 +111,7 @@ class View:
         self._weights = settings.tier_weights
         self._removals_max = settings.explain_removals_max
         self._models: dict[str, _Model] = {}
+        self.loads = Loads()
         self._keeps_names = settings.engine_hashes and source != EMBEDDED
         self.names_of: Callable[[StreamKey], KeyOf | None] | None = None
         """Where the streams run in this process: which blocks their engine hashes stand for. Else the view remembers that, if it is to."""
@@ -153,6 +155,7 @@ class View:
         self._drop(model, model.pods[stream.pod].pop(stream.rank))
         if not model.pods[stream.pod]:
             del model.pods[stream.pod]
+            self.loads.forget(stream.model, stream.pod)
         if not model.pods:
             del self._models[stream.model]
 

@@ -84,7 +84,7 @@ def test_every_metric_is_documented(documentation: str) -> None:
 
 
 def test_every_route_is_documented(documentation: str) -> None:
-    assert missing([*route_paths(), "/docs", "/openapi.json"], documentation) == []
+    assert missing([*route_paths(), "/ui", "/docs", "/openapi.json"], documentation) == []
 
 
 def test_every_reason_of_a_refusal_is_documented(documentation: str) -> None:

@@ -47,10 +47,11 @@ ZMQ = {
 } | {"scorer_api.cli"}
 WEB = {f"indexer.http.{name}" for name in ("access", "app", "connection", "negotiation", "openapi", "problems", "routes", "server")} | {
     "indexer.app",
+    "scorer_api.page",
     "scorer_api.routes",
     "scorer_api.answers",
 }
-REDIS = {f"indexer.store.{name}" for name in ("cluster", "connection", "scripts", "redis", "reader", "registry")}
+REDIS = {f"indexer.store.{name}" for name in ("cluster", "connection", "loads", "scripts", "redis", "reader", "registry", "sentinel")}
 
 
 def tree(module: str) -> ast.Module:
