@@ -11,6 +11,7 @@ import pytest
 
 from indexer.engine_spec import EngineSpec
 from indexer.events import Cleared
+from indexer.load import Load
 from indexer.store import StreamKey, Trust, scripts
 from indexer.store.cluster import slot_of_key
 from indexer.store.keyspace import Keyspace
@@ -73,6 +74,8 @@ def test_every_script_keeps_to_one_slot(cluster: RedisCluster, monkeypatch: pyte
                     stream.forget()
                     stream.apply(stored([5], [5]))
                     await scorer.holds(stream.key, [5], 1)
+                for key in (one, other):
+                    owner.store.loads.note(key.model, key.pod, Load(1, 2), time.monotonic())
                 async with scorer_of(settings) as late:
                     await late.holds(one, [5], 1)
                     await late.holds(other, [5], 1)
