@@ -44,14 +44,14 @@ PLAYING = ("publisher", "playing", "recording")
 # They receive, replay, or pass the context on and catch its errors; the demo engine is an engine.
 ZMQ = {
     f"indexer.{name}" for name in ("subscriber", "subscription", "listening", "replay", "stream", "streams", "endpoints", "demo_engine", *PLAYING)
-} | {"scorer_api.cli"}
+} | {"scorer_api.cli", "scorer_api.doctor.examination", "scorer_api.doctor.wire_probe"}
 WEB = {f"indexer.http.{name}" for name in ("access", "app", "connection", "negotiation", "openapi", "problems", "routes", "server")} | {
     "indexer.app",
     "scorer_api.page",
     "scorer_api.routes",
     "scorer_api.answers",
 }
-REDIS = {f"indexer.store.{name}" for name in ("cluster", "connection", "loads", "scripts", "redis", "reader", "registry", "sentinel")}
+REDIS = {f"indexer.store.{name}" for name in ("cluster", "connection", "inspection", "loads", "scripts", "redis", "reader", "registry", "sentinel")}
 
 
 def tree(module: str) -> ast.Module:
