@@ -7,14 +7,15 @@ class Change:
     """Final values, not steps: applying a change twice is the same as applying it once.
 
     `reload`: all that the stream held is void. `cleared`: the gpu tier is emptied. Both come before `touched`: per tier, block key → held
-    afterwards or not.
+    afterwards or not. `sequence`: of the engine's batch, where that is known.
     """
 
-    __slots__ = ("cleared", "reload", "touched")
+    __slots__ = ("cleared", "reload", "sequence", "touched")
 
     def __init__(self) -> None:
         self.reload = False
         self.cleared = False
+        self.sequence: int | None = None
         self.touched: tuple[dict[int, bool], ...] = ({}, {}, {}, {}, {})  # one per tier, written out: made for every batch
 
     def clear_gpu(self) -> None:

@@ -48,7 +48,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     """A flag for each setting."""
     for field in fields():
         shown = f"{field.description} (default: {field.default!r})".replace("%", "%%")
-        parser.add_argument(field.flag, dest=field.name, default=argparse.SUPPRESS, metavar="VALUE", help=shown)
+        action = "append" if field.is_list else "store"
+        parser.add_argument(field.flag, dest=field.name, default=argparse.SUPPRESS, metavar="VALUE", help=shown, action=action)
 
 
 def add_config(parser: argparse.ArgumentParser, *, with_engines: bool = True) -> None:

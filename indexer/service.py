@@ -7,7 +7,8 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
-from indexer.engine_spec import EngineSpec, check_together, http_base
+from indexer.engine_api import EngineApi
+from indexer.engine_spec import EngineSpec, check_together, http_base, http_base_of
 from indexer.errors import SettingError
 from indexer.listening import Announced
 from indexer.metrics import IndexerMetrics
@@ -27,6 +28,8 @@ class Service:
         self._store = store
         self._streams = Streams(settings, store, metrics)
         self._specs: dict[str, tuple[EngineSpec, ...]] = {}
+        self._named: set[str] = set()
+        """Those that the operator named."""
         self._changing = asyncio.Lock()
         self._ready = False
 
@@ -75,6 +78,7 @@ class Service:
             # Nobody sees a pod without its streams: nothing waits from here to the end of the exchange.
             is_new = pod not in self._specs
             self._specs[pod] = specs
+            (self._named.discard if is_limited else self._named.add)(pod)
             detached = [self._detach(key) for key in gone]
             for source, stream in opened:
                 self._attach(source, stream)
@@ -87,6 +91,7 @@ class Service:
         """Drop a pod and all its blocks. Returns whether there was one."""
         async with self._changing:
             was_known = self._specs.pop(pod, None) is not None
+            self._named.discard(pod)
             detached = [self._detach(key) for key in list(self._streams.running) if key.pod == pod]
             for running in detached:
                 await self._streams.dispose(running)
@@ -116,6 +121,18 @@ class Service:
     def pods(self) -> list[PodStatus]:
         """Every pod with its streams, in the order of their registration."""
         return [PodStatus(pod, specs[0].model, self._streams.statuses(pod), http_base(specs)) for pod, specs in self._specs.items()]
+
+    def models_with(self, adapter: str) -> set[str]:
+        """The models for which an adapter of this name was announced."""
+        return self._streams.models_with(adapter)
+
+    def adapters(self, model: str) -> set[str]:
+        """Names of the adapters that were announced for a model."""
+        return self._streams.adapters(model)
+
+    def api(self, pod: str, model: str) -> EngineApi:
+        """Where a pod's own API is. Only what the operator named is not limited."""
+        return EngineApi(pod, http_base(self._specs.get(pod, ())) if pod in self._specs else http_base_of(pod), pod not in self._named)
 
     def readiness(self) -> Readiness:
         """Ready once every configured stream has connected and its first replay has ended or failed, or after a while; then for good."""

@@ -27,6 +27,8 @@ NOT_FIELDS = (PREFIX + "ENGINES", PREFIX + "CONFIG")
 # One Meta may set a bound and another the description, but no two the same bound.
 Seconds = Annotated[float, Meta(ge=0.001, le=10**6)]
 Count = Annotated[int, Meta(ge=1, le=2**40)]
+Room = Annotated[int, Meta(ge=0, le=2**40)]
+Words = tuple[str, ...]
 Weight = Annotated[float, Meta(ge=0, le=1)]
 
 # What Kubernetes puts into the environment of every pod beside a service called kv-indexer, or kv-indexer-anything: not ours.
@@ -46,6 +48,13 @@ class Settings(Struct, frozen=True, kw_only=True):
     allowed_engine_networks: Annotated[
         str, Meta(description="Networks in which pods registered over HTTP may be, by commas; ipc allows ipc:// too.")
     ] = DEFAULT_NETWORKS
+    engine_api_key_file: Annotated[str | None, Meta(description="File with the key that the engines' own API wants, sent as a bearer token.")] = None
+    tokenizer: Annotated[Words, Meta(description="my/model=DIR: tokenize this model here and ask no engine; may be repeated.")] = ()
+    lora: Annotated[Words, Meta(description="name=my/model: a LoRA adapter of that model, before any engine announces it; may be repeated.")] = ()
+    tokenize_timeout_s: Annotated[Seconds, Meta(description="Longest wait for an engine's tokens, or our own tokenizer's.")] = 2.0
+    tokenize_answer_bytes_max: Annotated[Count, Meta(description="Largest answer of an engine's that is read for them.")] = 16 * 2**20
+    tokenize_cache_entries_max: Annotated[Room, Meta(description="Prompts and chats whose tokens are remembered; 0 for none.")] = 10_000
+    tokenize_cache_bytes_max: Annotated[Room, Meta(description="The same in bytes.")] = 64 * 2**20
     log_format: Annotated[Literal["text", "json"], Meta(description="Form of the log lines on stderr: text or json.")] = "text"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least severity logged: debug, info, warning or error.")] = (
         "info"
@@ -85,6 +94,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     reconnect_s: Annotated[Seconds, Meta(description="Interval of attempts to connect to an engine.")] = 0.1
     copies_max: Annotated[int, Meta(ge=1, le=255, description="Cap of the copies counted per block.")] = 255
     removed_max: Annotated[Count, Meta(description="Removed blocks per stream whose keys are remembered.")] = 65_536
+    explain_removals_max: Annotated[
+        int, Meta(ge=0, le=2**31, description="Blocks per stream of the last changes with removals, kept for /v1/explain; 0 for none.")
+    ] = 1_024
     parked_max: Annotated[Count, Meta(description="Blocks per stream that may wait for their parent.")] = 65_536
     parked_max_s: Annotated[Seconds, Meta(description="How long a block may wait for its parent.")] = 600.0
     events_per_batch_max: Annotated[Count, Meta(description="Most events in a batch; a larger one is refused.")] = 100_000
@@ -142,6 +154,11 @@ class Field(Struct, frozen=True):
         return "--" + self.name.replace("_", "-")
 
     @property
+    def is_list(self) -> bool:
+        """Whether it may be repeated: as a flag, between `;` in a variable, as a list in the file."""
+        return isinstance(self.default, tuple)
+
+    @property
     def variable(self) -> str:
         return PREFIX + self.name.upper()
 
@@ -160,7 +177,9 @@ def _description(hint: Any) -> str:
     return next((meta.description for meta in get_args(hint)[1:] if isinstance(meta, Meta) and meta.description), "")
 
 
-def read_settings(flags: Mapping[str, str], engines: Sequence[str], environ: Mapping[str, str], file: Mapping[str, Any] | None = None) -> Settings:
+def read_settings(
+    flags: Mapping[str, str | list[str]], engines: Sequence[str], environ: Mapping[str, str], file: Mapping[str, Any] | None = None
+) -> Settings:
     """Make the settings from flags (field name → text), `--engine` texts, the environment's variables and a file's entries.
 
     Raises SettingError that names the flag, variable or entry, the value and what is allowed.
@@ -175,8 +194,8 @@ def read_settings(flags: Mapping[str, str], engines: Sequence[str], environ: Map
             allowed = f"unknown variable; known are {', '.join(NOT_FIELDS)} and {PREFIX}* for each flag of kv-indexer serve --help"
             raise SettingError(variable, HIDDEN, allowed)
         values[field.name] = _converted(field, variable, text)
-    for name, text in flags.items():
-        values[name] = _converted(known[name], known[name].flag, text)
+    for name, given in flags.items():
+        values[name] = _converted(known[name], known[name].flag, given)
     settings = Settings(engines=_engines(engines, environ, file or {}), **values)
     _check_texts(settings)
     return settings
@@ -190,6 +209,8 @@ def _check_texts(settings: Settings) -> None:
     for given, value, other in (("--tls-cert", settings.tls_cert, "--tls-key"), ("--tls-key", settings.tls_key, "--tls-cert")):
         if value is not None and None in (settings.tls_cert, settings.tls_key):
             raise SettingError(given, value, f"needs {other} too: TLS takes both")
+    for flag, pairs in (("--tokenizer", settings.tokenizer), ("--lora", settings.lora)):
+        read_pairs(pairs, flag)
     if settings.listen is not None:
         ListenSpec.from_text(settings.listen)
     if settings.listen_replay is not None:
@@ -197,6 +218,19 @@ def _check_texts(settings: Settings) -> None:
     for spec in settings.engines:
         if spec.events is None and settings.listen is None:
             raise SettingError("--engine", spec.pod, "events is required: without --listen no pod can dial us")
+
+
+def read_pairs(words: Sequence[str], source: str) -> dict[str, str]:
+    """`name=value` of each; a value may hold `=` too. Raises SettingError."""
+    found: dict[str, str] = {}
+    for word in words:
+        name, _, value = (part.strip() for part in word.partition("="))
+        if not name or not value:
+            raise SettingError(source, word, f"should be {'my/model=DIR' if source == '--tokenizer' else 'name=my/model'}")
+        if name in found:
+            raise SettingError(source, word, f"{name} is given twice")
+        found[name] = value
+    return found
 
 
 def _file_values(file: Mapping[str, Any], known: Mapping[str, Field]) -> dict[str, Any]:
@@ -229,10 +263,13 @@ def _engines(texts: Sequence[str], environ: Mapping[str, str], file: Mapping[str
 
 
 def _converted(field: Field, source: str, value: Any, *, strict: bool = False) -> Any:
+    if field.is_list and isinstance(value, str) and not strict:
+        value = [word.strip() for word in value.split(";") if word.strip()]
     try:
         return msgspec.convert(value, field.type, strict=strict)
     except msgspec.ValidationError as error:
-        choices = get_args(get_args(field.type)[0])
+        plain = get_args(field.type)[0]
+        choices = get_args(plain) if get_origin(plain) is Literal else ()
         raise SettingError(source, value, f"should be {' or '.join(choices)}" if choices else str(error)) from None
 
 

@@ -71,6 +71,9 @@ class StreamStatus(Struct, frozen=True):
     last_batch_age_s: float | None
     last_error: str | None
     owner: str | None = None
+    highest_token: int | None = None
+    adapters: tuple[str, ...] = ()
+    other_block_size: int | None = None
     events: str | None = None
     replay: str | None = None
     topic: str = ""
@@ -181,6 +184,9 @@ class Stream:
             last_batch_age_s=age_s,
             last_error=self._last_error or self.inbox.error,
             owner=self.owner,
+            highest_token=self._applier.state.highest_token,
+            adapters=tuple(self._applier.state.adapters),
+            other_block_size=self._applier.state.other_block_size,
             events=self._events,
             replay=self._replay_endpoint,
             topic=self._topic,
@@ -624,7 +630,7 @@ class Stream:
 
     def _apply(self, number: int, payload: bytes, *, is_live: bool) -> None:
         """Apply one batch, readable or not: its number is done with either way."""
-        applied = self._applier.apply(payload, is_live=is_live)
+        applied = self._applier.apply(payload, number, is_live=is_live)
         if applied.cleared:
             self._complete = True
         self._note_refused(applied.lossy)

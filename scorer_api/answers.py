@@ -3,18 +3,19 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import msgspec
 from msgspec import Raw
+from prometheus_client import Counter
 from starlette.requests import ClientDisconnect
 
 from indexer.events import Tier
 from indexer.http.negotiation import encode
 from indexer.http.problems import Problem, details_of
 from scorer_api import batch
-from scorer_api.asking import Asked, Asking
+from scorer_api.asking import Asked, Asking, unknown_model
 from scorer_api.metrics import ScorerMetrics
 from scorer_api.prefix_index import OWN_TIERS
 from scorer_api.schemas import BatchAnswer, BatchProblem, PodAnswer, ScoreAnswer, ScoreRequest, ViewAnswer
@@ -23,10 +24,34 @@ from scorer_api.view import PodScore, View, ranks_by_number
 
 log = logging.getLogger(__name__)
 
-OUTCOME_OF_STATUS = {400: "malformed", 404: "unknown_model", 408: "too_slow", 413: "too_large", 415: "unsupported_type", 422: "wrong_value"}
+OUTCOME_OF_STATUS = {
+    400: "malformed",
+    404: "unknown_model",
+    408: "too_slow",
+    413: "too_large",
+    415: "unsupported_type",
+    422: "wrong_value",
+    502: "no_tokens",
+}
 TIER_WORDS = [Tier(tier).word for tier in OWN_TIERS]
 # So many requests of a batch are at work at once: those whose tokens have to be asked for wait for them together.
 AT_ONCE = 8
+
+
+@contextmanager
+def counted(requests: Mapping[str, Counter]) -> Iterator[None]:
+    """Count what goes wrong with one request, by outcome. What is answered counts itself."""
+    try:
+        yield
+    except Problem as problem:
+        requests[OUTCOME_OF_STATUS[problem.status]].inc()
+        raise
+    except ClientDisconnect:
+        requests["disconnected"].inc()
+        raise
+    except Exception:
+        requests["failed"].inc()
+        raise
 
 
 class Answers:
@@ -37,28 +62,19 @@ class Answers:
         self._asking = asking
         self._metrics = metrics
 
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        """Count what goes wrong with one request. What is answered counts itself."""
-        requests = self._metrics.requests
-        try:
-            yield
-        except Problem as problem:
-            requests[OUTCOME_OF_STATUS[problem.status]].inc()
-            raise
-        except ClientDisconnect:
-            requests["disconnected"].inc()
-            raise
-        except Exception:
-            requests["failed"].inc()
-            raise
-
     async def score(self, body: bytes, media_type: str, accepted: str) -> bytes:
         """The answer to one request. Raises Problem."""
         started_s = time.perf_counter()
-        asked = await self._asking.ask(decode(body, media_type))
-        self._metrics.seconds["decode"].observe(time.perf_counter() - started_s)
+        request = decode(body, media_type)
+        decoded_s = time.perf_counter()
+        asked = await self._asking.ask(request)
+        self._note_decoded(asked, started_s, decoded_s, decoded_s)
         return self._answer(asked, accepted)
+
+    def _note_decoded(self, asked: Asked, began_s: float, decoded_s: float, asks_s: float) -> None:
+        """What tokens had to be waited for is counted with them."""
+        packed_s = time.perf_counter() - asks_s if asked.source == "token_ids" else 0.0
+        self._metrics.seconds["decode"].observe(decoded_s - began_s + packed_s)
 
     def _answer(self, asked: Asked, accepted: str) -> bytes:
         request = asked.request
@@ -66,7 +82,7 @@ class Answers:
         try:
             scores = self._view.score(asked.prompt, None if request.pods is None else frozenset(request.pods))
         except KeyError:
-            raise unknown_model(asked) from None
+            raise unknown_model(asked.prompt.model) from None
         found_s = time.perf_counter()
         answer = _score_answer(request, asked.prompt.length, scores, ViewAnswer(self._view.source, self._view.age_s))
         content = encode(answer, accepted)
@@ -95,7 +111,7 @@ class Answers:
     async def _answer_in_turn(self, body: bytes, media_type: str, accepted: str, turn: asyncio.Lock) -> bytes:
         """One answer or problem. Whoever has the turn does one piece of work; then everything else in this process has its own."""
         try:
-            with self.counted():
+            with counted(self._metrics.requests):
                 async with turn:
                     began_s = time.perf_counter()
                     request = decode(body, media_type)
@@ -103,7 +119,7 @@ class Answers:
                     await asyncio.sleep(0)
                 asks_s = time.perf_counter()
                 asked = await self._asking.ask(request)
-                self._metrics.seconds["decode"].observe(decoded_s - began_s + time.perf_counter() - asks_s)
+                self._note_decoded(asked, began_s, decoded_s, asks_s)
                 async with turn:
                     answer = self._answer(asked, accepted)
                     await asyncio.sleep(0)
@@ -113,11 +129,6 @@ class Answers:
         except Exception:
             log.exception("request of a batch failed")
             return encode(BatchProblem(details_of(500, "an internal error; the service's log says more")), accepted)
-
-
-def unknown_model(asked: Asked) -> Problem:
-    """There is no such model."""
-    return Problem(404, f"model: {asked.prompt.model!r} is not known; it is once a pod of it is registered, see /v1/models")
 
 
 def _score_answer(asked: ScoreRequest, tokens: int, scores: list[PodScore], seen: ViewAnswer) -> ScoreAnswer:

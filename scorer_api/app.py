@@ -10,13 +10,16 @@ from indexer.http.routes import Pods
 from indexer.http.server import Part, Reconfigurable, Served
 from indexer.metrics import HttpMetrics, IndexerMetrics, RedisMetrics
 from indexer.service import Service
-from indexer.settings import Settings
+from indexer.settings import Settings, read_pairs
 from indexer.shared import SharedService
 from scorer_api.fleet import Fleet
 from scorer_api.follower import Follower
-from scorer_api.metrics import FollowerMetrics, ScorerMetrics
+from scorer_api.metrics import FollowerMetrics, ScorerMetrics, TokenMetrics
 from scorer_api.routes import make_router
 from scorer_api.schemas import components
+from scorer_api.tokens.engine_tokenizer import EngineTokenizer
+from scorer_api.tokens.local_tokenizer import read_tokenizers
+from scorer_api.tokens.texts import Texts
 from scorer_api.view import View
 
 SUMMARY = "Tells any LLM router which pod already holds the longest prefix of a prompt."
@@ -54,5 +57,9 @@ def _served(
     settings: Settings, view: View, pods: Pods, registry: CollectorRegistry, parts: Sequence[Part], service: Reconfigurable | None = None
 ) -> Served:
     access = Access(settings, HttpMetrics(registry))
-    router = make_router(settings, view, pods, ScorerMetrics(registry, view), registry, access)
-    return Served(make_app(SUMMARY, router, components(allows_ipc=settings.engine_networks.allows_ipc), settings, access), parts, access, service)
+    tokens = TokenMetrics(registry)
+    own = read_tokenizers(read_pairs(settings.tokenizer, "--tokenizer"), settings.tokenize_timeout_s)
+    texts = Texts(settings, EngineTokenizer(settings, view, pods, tokens), own, tokens)
+    router = make_router(settings, view, pods, texts, ScorerMetrics(registry, view), registry, access)
+    app = make_app(SUMMARY, router, components(allows_ipc=settings.engine_networks.allows_ipc), settings, access)
+    return Served(app, [*parts, texts], access, service)

@@ -6,6 +6,7 @@ from enum import Enum, auto
 from indexer.store import StreamKey, Trust
 from indexer.store.reader import START, Place, Stand, State
 from indexer.store.records import Entry, Kind
+from indexer.stream import ToldStatus
 
 # Entries that wait while their stream is loaded; beyond this it is loaded again.
 KEPT_BYTES_MAX = 32 * 2**20
@@ -68,6 +69,9 @@ class Followed:
         self.vouched_until_s = float("-inf")
         self.status: bytes | None = None
         self.status_at_s = 0.0
+        self.told_in: bytes | None = None
+        self.told: ToldStatus | None = None
+        """What was read of a status, and which."""
         self.incarnation: bytes | None = None
         """What the model's was when the stream's state was last seen; empty where that is known to be another Redis's."""
         self.missing_since_s: float | None = None

@@ -42,6 +42,8 @@ class Loading:
         self.stand: Stand | None = None
         self.place: Place = START
         self.trust = Trust.STALE
+        self.hash_seed: str | None = None
+        """What the block keys are made with; None where that cannot be read."""
         self.is_missing = False
         self.is_whole = False
         self._followed = followed
@@ -55,7 +57,7 @@ class Loading:
         self.place = peeked.place
         self.is_missing = peeked.stand is None
         if peeked.stand is not None and peeked.head is not None:
-            self.stand, self.trust = peeked.stand, peeked.head.trust
+            self.stand, self.trust, self.hash_seed = peeked.stand, peeked.head.trust, peeked.head.hash_seed
             traits = peeked.head.traits
             if traits.block_size is not None:
                 self.holding = self._view.hold_apart(followed.key, traits.block_size)

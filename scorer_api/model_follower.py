@@ -46,7 +46,9 @@ class Shared(Protocol):
     view: View
     settings: Settings
     metrics: FollowerMetrics
-    loads: asyncio.Semaphore
+
+    def loads_of(self, model: str) -> asyncio.Semaphore:
+        """How many streams may be loaded at a time."""
 
     def give_back(self, holding: Holding | None) -> None:
         """What a stream held is not needed any more."""
@@ -71,6 +73,9 @@ class ModelFollower:
         self._in_force: dict[str, float] = {}
         """… and by those up to whose place the log has been read: only then what is held is what was vouched for."""
         self._clock_s: float | None = None
+        self._node = ""
+        self._of_another_clock: dict[str, int] = {}
+        """What the first survey of this node said of vouching: it may be by the clock of the node before. It counts once it was renewed."""
         self._survey_due = asyncio.Event()
         self._begun = asyncio.Event()
         self._loads: dict[str, asyncio.Task[None]] = {}
@@ -228,11 +233,15 @@ class ModelFollower:
         new = _streams(self.model, surveys[-1].vouched.keys() - self.streams.keys())
         if new:
             surveys += await self._reader.survey(self.model, new)
+        if any(survey.node != surveys[0].node for survey in surveys):
+            self._survey_due.set()  # the model has just moved to another node
+            return
         if not self._begun.is_set():
             self._place = surveys[0].place
         elif surveys[0].place < place:
             self._begin_again(surveys[0].place)
-        self._note_time(surveys, asked_s)
+        vouched = self._by_this_clock(surveys[-1])
+        self._note_time(surveys, vouched, asked_s)
         now_s = time.monotonic()
         for survey in surveys:
             for name, state in survey.states.items():
@@ -245,7 +254,6 @@ class ModelFollower:
                 followed.note_status(state.status, now_s)
                 if state.stand is not None:
                     followed.incarnation, followed.missing_since_s = survey.incarnation, None
-        vouched = surveys[-1].vouched
         assert self._clock_s is not None, "a survey tells the time"
         self._vouched = {name: self._clock_s + until_ms / 1000 for name, until_ms in vouched.items()}
         for name, followed in self.streams.items():
@@ -266,11 +274,18 @@ class ModelFollower:
             followed.is_newer = True
             followed.must_load_again = followed.kept is not None
 
-    def _note_time(self, surveys: list[Survey], asked_s: float) -> None:
+    def _by_this_clock(self, survey: Survey) -> dict[str, int]:
+        """What is vouched for by the clock of the node that was asked."""
+        if survey.node != self._node:
+            self._node, self._of_another_clock = survey.node, survey.vouched
+        self._of_another_clock = {name: until_ms for name, until_ms in self._of_another_clock.items() if survey.vouched.get(name) == until_ms}
+        return {name: until_ms for name, until_ms in survey.vouched.items() if name not in self._of_another_clock}
+
+    def _note_time(self, surveys: list[Survey], vouched: dict[str, int], asked_s: float) -> None:
         """By the clock as it was when we asked: what is vouched for is never taken to last longer than it does."""
         self._clock_s = asked_s - surveys[0].now_ms / 1000
         lease_ms = int(self._shared.settings.lease_s * 1000)
-        self._hear(max([surveys[0].place[0], *(until_ms - lease_ms for until_ms in surveys[-1].vouched.values())]))
+        self._hear(max([surveys[0].place[0], *(until_ms - lease_ms for until_ms in vouched.values())]))
 
     def _compare(self, surveys: list[Survey], vouched: dict[str, float]) -> None:
         """All that was in the log when these surveys were made has been read."""
@@ -340,7 +355,7 @@ class ModelFollower:
 
     async def _load_once(self, followed: Followed) -> bool:
         """Returns whether that is done; if not, something came in between."""
-        async with self._shared.loads:
+        async with self._shared.loads_of(self.model):
             loading = Loading(followed, self._shared)
             try:
                 await loading.read()
@@ -352,6 +367,8 @@ class ModelFollower:
             # Nothing waits from the last entry to the exchange.
             if loading.is_whole and loading.stand is not None:
                 self._settle(followed, loading.holding, loading.stand, loading.place, loading.trust)
+                if loading.hash_seed is not None:
+                    self._view.note_seed(followed.key, loading.hash_seed)
             elif loading.is_missing and followed.stand is None and stream_id(followed.key) not in self._registered:
                 self._close(followed)
             return loading.is_whole

@@ -9,7 +9,7 @@ AND per block serve all ranks at once; only where a mask changes is a step recor
 index per (model, block size).
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import groupby
 
 from indexer.change import Change
@@ -60,6 +60,14 @@ class PrefixIndex:
     def is_empty(self) -> bool:
         """Whether it has no holder at all."""
         return not self._keys
+
+    def holds(self, holder: int, tier: Tier, key: int) -> bool:
+        """Whether a holder has a block in a tier."""
+        return key in self._keys[holder][tier]
+
+    def held(self, holder: int, tier: Tier) -> Collection[int]:
+        """The block keys that a holder has in a tier; to read at once, not to keep."""
+        return self._keys[holder][tier]
 
     @property
     def blocks(self) -> int:

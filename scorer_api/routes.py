@@ -6,19 +6,27 @@ from prometheus_client import CollectorRegistry
 from indexer.http.access import Access
 from indexer.http.negotiation import JSON, MSGPACK, accepted_type, media_type_of, read_body, respond
 from indexer.http.routes import Pods, add_routes
-from indexer.settings import Settings
+from indexer.settings import Settings, read_pairs
 from scorer_api import openapi
-from scorer_api.answers import Answers
+from scorer_api.adapters import Adapters
+from scorer_api.answers import Answers, counted
 from scorer_api.asking import Asking
+from scorer_api.explanations import Explanations
 from scorer_api.metrics import ScorerMetrics
 from scorer_api.schemas import ModelAnswer, ModelsAnswer
+from scorer_api.tokens.texts import Texts
 from scorer_api.view import View
 
 
-def make_router(settings: Settings, view: View, pods: Pods, metrics: ScorerMetrics, registry: CollectorRegistry, access: Access) -> APIRouter:
+def make_router(
+    settings: Settings, view: View, pods: Pods, texts: Texts, metrics: ScorerMetrics, registry: CollectorRegistry, access: Access
+) -> APIRouter:
     """All routes of such a role, over these parts."""
     router = APIRouter()
-    answers = Answers(view, Asking(), metrics)
+    adapters = Adapters(read_pairs(settings.lora, "--lora"), pods)
+    asking = Asking(view, texts, adapters)
+    answers = Answers(view, asking, metrics)
+    explanations = Explanations(view, asking, pods, adapters, metrics)
 
     async def read(request: Request) -> tuple[bytes, str, str]:
         """A request's body, its type, and the type of the answer."""
@@ -28,7 +36,7 @@ def make_router(settings: Settings, view: View, pods: Pods, metrics: ScorerMetri
     @router.post("/v1/score", **openapi.SCORE)
     async def score(request: Request) -> Response:
         """Which pods hold the longest prefix of this prompt?"""
-        with answers.counted():
+        with counted(metrics.requests):
             body, media_type, accepted = await read(request)
             return Response(await answers.score(body, media_type, accepted), media_type=accepted)
 
@@ -37,6 +45,12 @@ def make_router(settings: Settings, view: View, pods: Pods, metrics: ScorerMetri
         """The same for many prompts, answered in their order."""
         body, media_type, accepted = await read(request)
         return Response(await answers.batch(body, media_type, accepted), media_type=accepted)
+
+    @router.post("/v1/explain", **openapi.EXPLAIN)
+    async def explain(request: Request) -> Response:
+        """Why does each pod hold as much of this prompt as it does, and no more?"""
+        body, media_type, accepted = await read(request)
+        return Response(await explanations.explain(body, media_type, accepted), media_type=accepted)
 
     @router.get("/v1/models", **openapi.MODELS)
     async def models() -> Response:

@@ -7,12 +7,14 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from indexer.http import schemas
 from indexer.http.problems import ProblemDetails
 from indexer.store import Trust
+from scorer_api.explaining import About, PodExplained
+from scorer_api.hints import Hint
 
 TOKEN_MAX = 2**32 - 1
 TEXT_LENGTH_MAX = 4_096
 BATCH_REQUESTS_MAX = 256
 
-SOURCES = ("token_ids",)
+SOURCES = ("token_ids", "prompt", "messages")
 """The fields that a prompt's tokens can come from: a request has exactly one of them."""
 
 Text = Annotated[str, Meta(max_length=TEXT_LENGTH_MAX)]
@@ -39,6 +41,12 @@ class ScoreRequest(Struct, frozen=True, forbid_unknown_fields=True):
     cache_salt: Annotated[Text | None, Meta(description="The cache salt of the request.")] = None
     block_extra_keys: BlockExtraKeys | None = None
     limit: Annotated[int, Meta(ge=1, description="Only the first so many pods.")] | None = None
+    prompt: Annotated[str, Meta(description="The prompt as text; the engine, or --tokenizer, says what its tokens are.")] | None = None
+    # In JSON, also in a request in msgpack once it is decoded: it is passed on as it is.
+    messages: Raw | UnsetType = UNSET
+    tools: Raw | UnsetType = UNSET
+    chat_template_kwargs: Raw | UnsetType = UNSET
+    add_generation_prompt: Annotated[bool, Meta(description="Whether the answer's beginning is part of the chat (default true).")] | None = None
 
 
 class ScoreRequestMsgpack(ScoreRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -92,6 +100,19 @@ class BatchProblem(Struct, frozen=True):
     problem: ProblemDetails
 
 
+class ExplainAnswer(Struct, frozen=True):
+    """Why each pod holds as much of a prompt as it does; every known pod of the model, best first."""
+
+    model: str
+    tokens: int
+    source: Annotated[str, Meta(description="The field that the tokens came from.")]
+    pods: list[PodExplained]
+    about: About
+    hints: list[Hint]
+    view: ViewAnswer
+    unknown_pods: list[str] | UnsetType = UNSET
+
+
 class ModelAnswer(Struct, frozen=True):
     """A model is known when a pod of it is registered."""
 
@@ -105,16 +126,27 @@ class ModelsAnswer(Struct, frozen=True):
     models: list[ModelAnswer]
 
 
+_OBJECTS = {"type": "array", "items": {"type": "object"}}
+CHAT: dict[str, Any] = {
+    "messages": {
+        "anyOf": [{**_OBJECTS, "examples": [[{"role": "user", "content": "Hello"}]]}, {"type": "null"}],
+        "description": "The chat, as the engine's chat completions take it; its chat template makes a prompt of it.",
+        "default": None,
+    },
+    "tools": {"anyOf": [_OBJECTS, {"type": "null"}], "description": "The tools of the chat.", "default": None},
+    "chat_template_kwargs": {"anyOf": [{"type": "object"}, {"type": "null"}], "description": "More for the chat template.", "default": None},
+}
 EXTRA_KEY = [{"type": "string"}, {"type": "integer", "minimum": -(2**63), "maximum": 2**64 - 1}]
 
 
 def components(*, allows_ipc: bool) -> dict[str, Any]:
     """The JSON schemas of these and of the common types, by name, for the OpenAPI document. `allows_ipc`: whether a pod may be at ipc://."""
-    found = schemas.components(ScoreRequest, ScoreAnswer, BatchProblem, ModelsAnswer, allows_ipc=allows_ipc)
+    found = schemas.components(ScoreRequest, ScoreAnswer, BatchProblem, ExplainAnswer, ModelsAnswer, allows_ipc=allows_ipc)
     request = found["ScoreRequest"]
     # The range is checked when the tokens are packed, not one by one while they are decoded; the document has it all the same.
     _given(request, "token_ids")["items"] = {"type": "integer", "minimum": 0, "maximum": TOKEN_MAX}
     entry = _given(request, "block_extra_keys")["items"]["prefixItems"][1]
+    request["properties"] |= CHAT
     entry["items"] = {"anyOf": [*EXTRA_KEY, {"type": "array", "items": {"anyOf": EXTRA_KEY}}]}
     request["oneOf"] = [{"required": [name], "properties": {name: {"type": ["array", "string"]}}} for name in SOURCES]
     found["ScoreRequestMsgpack"] = _packed(request)
@@ -137,7 +169,9 @@ def _packed(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _batch_of(name: str) -> dict[str, Any]:
     """The schema of a batch: what is no request is taken too, and gets a problem of its own."""
-    item = {"anyOf": [{"$ref": schemas.COMPONENT.format(name=name)}, {"description": "Anything else gets a problem of its own."}]}
+    item: dict[str, Any] = {"description": f"A {name}; anything else gets a problem of its own."}
+    if name == "ScoreRequest":  # a reference to what has bin in it would say of bin what no validator can check
+        item["anyOf"] = [{"$ref": schemas.COMPONENT.format(name=name)}, {}]
     requests = {"type": "array", "items": item, "maxItems": BATCH_REQUESTS_MAX, "description": "The requests, answered in this order."}
     return {"title": name.replace("Score", "Batch"), "type": "object", "properties": {"requests": requests}, "required": ["requests"]} | {
         "additionalProperties": False

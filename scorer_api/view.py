@@ -7,16 +7,20 @@ stream holds, once it has loaded it, for what it held before.
 import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain, islice
 
 from msgspec import Struct
 
 from indexer.block_keys import TOKEN_BYTES, chain_keys, root_key
 from indexer.change import Change
+from indexer.events import Tier
 from indexer.settings import Settings
 from indexer.store import StreamKey, Trust
+from scorer_api.explaining import PodSeen, RankSeen
 from scorer_api.holding import Holding
-from scorer_api.prefix_index import PrefixIndex
-from scorer_api.scoring import NO_MATCH, Match, matches_of, score_of, usable_blocks
+from scorer_api.prefix_index import PrefixIndex, Step
+from scorer_api.removals import Removals
+from scorer_api.scoring import NO_MATCH, Match, match_of, matches_of, runs_of, score_of, usable_blocks
 
 # Keys are computed so many at a time: a cold prompt costs one run only.
 RUN_BLOCKS = 64
@@ -55,15 +59,25 @@ class PodScore(Struct, frozen=True):
 
 
 class _StreamView(Struct):
-    """`trust` counts until `until_s`, by the monotonic clock."""
+    """`trust` counts until `until_s`, by the monotonic clock. `has_other_seed`: whoever follows it makes its block keys with another hash seed."""
 
+    removals: Removals
     trust: Trust = Trust.STALE
     until_s: float = math.inf
     block_size: int | None = None
     holder: int | None = None
+    has_other_seed: bool = False
 
     def trust_at(self, now_s: float) -> Trust:
         return self.trust if now_s < self.until_s or self.trust is Trust.EXPIRED else Trust.STALE
+
+
+class _Trace(Struct, frozen=True):
+    """A walk, and the block keys up to its end."""
+
+    index: PrefixIndex
+    steps: list[Step]
+    keys: list[int]
 
 
 class _Model:
@@ -72,6 +86,8 @@ class _Model:
     def __init__(self) -> None:
         self.pods: dict[str, dict[int, _StreamView]] = {}
         self.indexes: dict[int, PrefixIndex] = {}
+        self.asked = self.unmatched = 0
+        """Prompts that were looked for, and how many of them since the last one that anybody held a part of."""
 
 
 class View:
@@ -84,6 +100,7 @@ class View:
         self._heard_at_s: float | None = None
         self._hash_seed = settings.hash_seed
         self._weights = settings.tier_weights
+        self._removals_max = settings.explain_removals_max
         self._models: dict[str, _Model] = {}
 
     # The store
@@ -91,7 +108,7 @@ class View:
     def open(self, stream: StreamKey) -> None:
         self.close(stream)
         model = self._models.setdefault(stream.model, _Model())
-        model.pods.setdefault(stream.pod, {})[stream.rank] = _StreamView()
+        model.pods.setdefault(stream.pod, {})[stream.rank] = _StreamView(Removals(self._removals_max))
 
     def append(self, stream: StreamKey, block_size: int, change: Change) -> None:
         model, view = self._find(stream)
@@ -100,7 +117,10 @@ class View:
             view.block_size = block_size
             view.holder = model.indexes.setdefault(block_size, PrefixIndex()).add_holder()
         assert view.holder is not None, "a stream with a block size has a holder"
-        model.indexes[block_size].apply(view.holder, change)
+        index = model.indexes[block_size]
+        if self._removals_max:
+            view.removals.note(change, index.held(view.holder, Tier.GPU) if change.cleared else ())
+        index.apply(view.holder, change)
 
     def recorded(self, stream: StreamKey) -> None:
         """Nothing to do: the sequence of a stream is no part of any answer."""
@@ -143,7 +163,12 @@ class View:
         if view.block_size is not None and view.holder is not None:
             held = Holding(model.indexes, view.block_size, view.holder)
         view.block_size, view.holder = (None, None) if new is None else (new.block_size, new.holder)
+        view.removals.forget()
         return held
+
+    def note_seed(self, stream: StreamKey, hash_seed: str) -> None:
+        """What the block keys of a stream are made with, by whoever makes them."""
+        self._find(stream)[1].has_other_seed = hash_seed != self._hash_seed
 
     def _find(self, stream: StreamKey) -> tuple[_Model, _StreamView]:
         model = self._models[stream.model]
@@ -151,6 +176,7 @@ class View:
 
     @staticmethod
     def _drop(model: _Model, view: _StreamView) -> None:
+        view.removals.forget()
         if view.block_size is None or view.holder is None:
             return
         index = model.indexes[view.block_size]
@@ -169,6 +195,17 @@ class View:
     def trust(self, stream: StreamKey) -> Trust:
         """How far the stream's content can be relied on now."""
         return self._find(stream)[1].trust_at(time.monotonic())
+
+    def has_model(self, model: str) -> bool:
+        """Whether a pod of it is registered."""
+        return model in self._models
+
+    def trusts(self, model: str) -> dict[str, Trust]:
+        """How far each pod of a model can be relied on now, by its best rank. Raises KeyError for an unknown model."""
+        now_s = time.monotonic()
+        order = list(Trust)
+        pods = self._models[model].pods.items()
+        return {pod: min((view.trust_at(now_s) for view in ranks.values()), key=order.index) for pod, ranks in pods}
 
     def count(self, trust: Trust) -> int:
         """How many streams can be relied on so far, now."""
@@ -195,7 +232,54 @@ class View:
         }  # fmt: skip
         scores = [PodScore(pod, self._ranks(prompt, ranks, matches, now_s)) for pod, ranks in pods.items()]
         scores.sort(key=lambda pod: (-pod.ranks[0].score, pod.pod))
+        model.asked += 1
+        model.unmatched = 0 if scores and scores[0].ranks[0].match.matched_blocks else model.unmatched + 1
         return scores
+
+    def asked(self, model: str) -> tuple[int, int]:
+        """How many scores were asked for, and how many since the last with a match. Raises KeyError for an unknown model."""
+        return self._models[model].asked, self._models[model].unmatched
+
+    def trace(self, prompt: Prompt) -> list[PodSeen]:
+        """Every pod of the model like `score`, and what is known of the block at which each rank's match ends. Raises KeyError."""
+        model = self._models[prompt.model]
+        now_s = time.monotonic()
+        traces = {block_size: self._trace(prompt, block_size, index, model.pods.values()) for block_size, index in model.indexes.items()}
+        pods = [
+            PodSeen(
+                pod,
+                sorted(
+                    (self._rank_seen(prompt, rank, view, traces, now_s) for rank, view in ranks.items()), key=lambda seen: (-seen.score, seen.rank)
+                ),
+            )
+            for pod, ranks in model.pods.items()
+        ]
+        return sorted(pods, key=lambda pod: (-pod.ranks[0].score, pod.pod))
+
+    def _trace(self, prompt: Prompt, block_size: int, index: PrefixIndex, pods: Collection[Mapping[int, _StreamView]]) -> _Trace:
+        holders = [view.holder for ranks in pods for view in ranks.values() if view.block_size == block_size and view.holder is not None]
+        steps = index.walk(sum(1 << holder for holder in holders), self._runs(prompt, block_size))
+        keys = list(islice(chain.from_iterable(self._runs(prompt, block_size)), steps[-1][0] + 1))
+        return _Trace(index, steps, keys)
+
+    def _rank_seen(self, prompt: Prompt, rank: int, view: _StreamView, traces: Mapping[int, _Trace], now_s: float) -> RankSeen:
+        trust = view.trust_at(now_s)
+        if view.block_size is None or view.holder is None:
+            return RankSeen(rank, trust, None, 0, [], 0.0, has_other_seed=view.has_other_seed)
+        trace = traces[view.block_size]
+        match = match_of(view.holder, trace.steps)
+        key = trace.keys[match.matched_blocks] if match.matched_blocks < len(trace.keys) else None
+        return RankSeen(
+            rank,
+            trust,
+            view.block_size,
+            usable_blocks(prompt.length, view.block_size),
+            [(tier.word, blocks) for tier, blocks in runs_of(view.holder, trace.steps)],
+            score_of(match, prompt.length, view.block_size, self._weights),
+            is_remote=key is not None and trace.index.holds(view.holder, Tier.REMOTE, key),
+            removal=None if key is None else view.removals.find(key),
+            has_other_seed=view.has_other_seed,
+        )
 
     def _matches(self, prompt: Prompt, block_size: int, index: PrefixIndex, pods: Collection[Mapping[int, _StreamView]]) -> dict[int, Match]:
         """Holder → match, for every stream of these pods with this block size."""

@@ -91,7 +91,7 @@ class RedisServer:
         self.folder = Path(self._folder.name)
         self._snapshots = 0
         for attempt in range(1, ATTEMPTS_MAX + 1):
-            self.port = free_port()
+            self.port = self._free_port()
             self._configure()
             if self._launch():
                 return self
@@ -280,6 +280,9 @@ class RedisServer:
                 client.config_set(key, value)
 
     # Inside
+
+    def _free_port(self) -> int:
+        return free_port()
 
     def _configure(self) -> None:
         lines = {"port": str(self.port), "bind": "127.0.0.1", "unixsocket": str(self.socket), "dir": str(self.folder), **self._options}

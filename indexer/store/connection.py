@@ -8,18 +8,21 @@ from urllib.parse import urlsplit
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ClusterDownError, OutOfMemoryError, ReadOnlyError, RedisError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from indexer.errors import SettingError
 from indexer.masking import masked
+from indexer.store import cluster
+from indexer.store.cluster import Cluster
 
 Client: TypeAlias = "redis.asyncio.Redis"
 
 T = TypeVar("T")
-SCHEMES = ("redis", "rediss", "unix")
+SCHEMES = ("redis", "rediss", "unix", *cluster.SCHEMES)
 SHAPE = "it should be redis://user:password@host:port/database, with / @ : # ? and % in the password written as %2F %40 %3A %23 %3F and %25"
+CLUSTER_SHAPE = SHAPE.replace("redis://user:password@host:port/database", "redis+cluster://user:password@host:port,host:port")
 
 
 def connect(url: str, timeout_s: float) -> Client:
@@ -27,21 +30,42 @@ def connect(url: str, timeout_s: float) -> Client:
 
     Raises SettingError for a URL that cannot be used.
     """
-    # A Unix socket has no keepalive.
-    keeps_alive = {} if url.startswith("unix:") else {"socket_keepalive": True}
     try:
-        return redis.asyncio.Redis.from_url(
-            url,
-            **keeps_alive,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            health_check_interval=0,
-            protocol=2,
-        )
+        if is_cluster(url):
+            return Cluster(cluster.parse_url(url), lambda node: _connect(node, timeout_s))
+        return _connect(url, timeout_s)
     except (ValueError, TypeError):
         # What the error says may be a piece of the password.
-        raise SettingError("--redis", masked(url), f"cannot be used: {SHAPE}") from None
+        raise SettingError("--redis", masked(url), f"cannot be used: {CLUSTER_SHAPE if is_cluster(url) else SHAPE}") from None
+
+
+def _connect(url: str, timeout_s: float) -> redis.asyncio.Redis:
+    """A client of one server. Raises ValueError, TypeError."""
+    # A Unix socket has no keepalive.
+    keeps_alive = {} if url.startswith("unix:") else {"socket_keepalive": True}
+    return redis.asyncio.Redis.from_url(
+        url,
+        **keeps_alive,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        retry=Retry(NoBackoff(), 0),
+        health_check_interval=0,
+        protocol=2,
+    )
+
+
+def is_cluster(url: str) -> bool:
+    return urlsplit(url).scheme in cluster.SCHEMES
+
+
+def slot_of(client: Client, key: str) -> int:
+    """The slot of a Cluster in which a key lies. A Redis that is no Cluster is one slot: it answers as a whole, or not at all."""
+    return cluster.slot_of_key(key) if isinstance(client, Cluster) else 0
+
+
+def node_of(client: Client, key: str) -> str:
+    """The node of a Cluster that answers for a key: its clock counts. Empty where none is known, and where there is one Redis only."""
+    return client.node_of(key) if isinstance(client, Cluster) else ""
 
 
 async def answer_of(asking: Awaitable[T]) -> T:
@@ -68,8 +92,10 @@ def check_url(url: str, source: str) -> None:
     """Raises SettingError."""
     try:
         scheme = urlsplit(url).scheme
+        if scheme in cluster.SCHEMES:
+            cluster.parse_url(url)
     except ValueError:
-        raise SettingError(source, masked(url), f"is no URL: {SHAPE}") from None
+        raise SettingError(source, masked(url), f"is no URL: {CLUSTER_SHAPE if '+cluster:' in url else SHAPE}") from None
     if scheme not in SCHEMES:
         raise SettingError(source, masked(url), f"should be a URL that begins with {', '.join(f'{known}://' for known in SCHEMES)}")
 
@@ -87,7 +113,8 @@ def is_away(error: RedisError) -> bool:
 def why(error: RedisError) -> str:
     """One of: unreachable, full, read-only, refusing."""
     text = str(error)
-    if is_away(error):
+    # A slot without a node, one whose keys are on their way to another node, and a wait that ended since its slot did.
+    if is_away(error) or isinstance(error, ClusterDownError | TryAgainError) or text.startswith("UNBLOCKED"):
         return "unreachable"
     # The library makes some errors a class and takes the word for it off their text; older servers tell what a script met in a text of the script's.
     if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in text:

@@ -56,6 +56,11 @@ def text_of(name: bytes) -> str:
     return name.decode(errors="replace")
 
 
+def incarnation_beside(key: str) -> str:
+    """The incarnation that lies in the same slot of a Cluster as one of these keys: that of the model, or of the directory."""
+    return key[: key.index("}") + 2] + "incarnation"
+
+
 class Directory(Struct, frozen=True):
     """The keys that belong to no model."""
 

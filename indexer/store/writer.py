@@ -100,7 +100,7 @@ class StreamWriter:
         self._state_ttl_ms = int(settings.pod_expiry_s * 1000)
         self._blocks_ttl_ms = int((settings.pod_expiry_s + settings.lease_s) * 1000)
         self._base = self._after = (0, 0)
-        self._next_number = 0
+        self._next_number = self._last_number = 0
         self._change = Change()
         self._unwritten_since_s: float | None = None
 
@@ -128,6 +128,13 @@ class StreamWriter:
     def _go_on_from(self, fence: int, number: int) -> None:
         self._base = self._after = (fence, number)
         self._next_number = number
+
+    def _new_number(self) -> int:
+        """One that names nothing else. An append whose answer never came may have been carried out, and then lost: who read it from the log must not
+        take what is written instead for the same."""
+        self._last_number = max(self._last_number, self._next_number) + 1
+        self._next_number = self._last_number
+        return self._next_number
 
     @property
     def number(self) -> int:
@@ -192,8 +199,8 @@ class StreamWriter:
         touched = self.stream.state.track()
         change, self._change = self._change, Change()
         self.is_dirty = False
-        before, number = self._next_number, self._next_number + 1
-        self._next_number = number
+        before = self._next_number
+        number = self._new_number()
         words, growth = self._words(touched)
         is_large = sum(map(len, change.touched)) > ENTRY_BLOCKS_MAX
         entry = self._entry(Kind.RELOAD if is_large else Kind.CHANGE, self.generation, number, None if is_large else change)
@@ -295,9 +302,7 @@ class StreamWriter:
         words, _ = self._words(touched)
         self.expected = [len(self.hashes(part)) for part in range(len(PARTS))]
         is_empty = not any(self.expected[tier] for tier in Tier)
-        # Two on: an append whose answer never came may have been carried out.
-        self._next_number = self._next_number + 2
-        entry = self._entry(Kind.DROP if is_empty else Kind.RELOAD, generation, self._next_number, None)
+        entry = self._entry(Kind.DROP if is_empty else Kind.RELOAD, generation, self._new_number(), None)
         self._after = (self.fence, self._next_number)
         old = [number for number in (*self.outdated, self.generation) if number is not None and number != generation]
         keys = [self.keys.state(self.key), self.keys.log, self.keys.streams, self.keys.incarnation, self.keys.lease(self.key)]
@@ -316,7 +321,7 @@ class StreamWriter:
     def delete(self) -> Call:
         """The call that deletes the stream, unless another owner has it."""
         generation = self.generation
-        entry = self._entry(Kind.GONE, generation or 0, self._next_number + 1, None)
+        entry = self._entry(Kind.GONE, generation or 0, self._new_number(), None)
         parts = [] if generation is None else self.keys.parts(self.key, generation)
         keys = [self.keys.state(self.key), self.keys.log, self.keys.streams, *parts]
         words: list[Word] = [self.fence, "" if generation is None else generation, self.name, entry]

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
-from scorer_api.doctor.fetching import Reply
 from scorer_api.doctor.findings import Finding, finding
+from scorer_api.doctor.reply import Reply
 
 PROMPT = "prompt"
 PODS_MAX = 8

@@ -3,7 +3,8 @@
 import asyncio
 import re
 
-from scorer_api.doctor.fetching import Asker, Reply
+from scorer_api.doctor.fetching import Asker
+from scorer_api.doctor.reply import Reply
 from scorer_api.doctor.seen import PodSeen, PodsSeen, ServiceSeen
 
 REFUSED = re.compile(rb'^kv_indexer_refused_total\{reason="(\w+)"\} (\S+)$', re.MULTILINE)

@@ -16,7 +16,7 @@ from tests.deploy.network import pod, reaches
 from tests.deploy.test_kubernetes import CUSTOM, validate
 
 ENGINES = [
-    {"pod": "a:8000", "model": MODEL, "events": "tcp://a:5557", "replay": "tcp://a:5657", "ranks": 2, "counting": "set"},
+    {"pod": "a:8000", "model": MODEL, "events": "tcp://a:5557", "replay": "tcp://a:5657", "ranks": 2, "counting": "set", "http": "http://a/v"},
     {"pod": 'b"\\:8000', "model": "x/y{}: z", "events": "ipc:///run/b"},
 ]
 ELSEWHERE = {"redis": {"enabled": False}, "networkPolicy": {"externalRedis": {"cidr": "10.0.0.0/8", "port": 6380}}}
@@ -200,6 +200,7 @@ def test_who_reaches_whom(release: str) -> None:
     assert not reaches(policies, of("api", "another"), of("redis"), 6379)
     assert reaches(policies, of("ingest"), engine, 5558)
     assert not reaches(policies, of("api"), engine, 5558)
+    assert reaches(policies, of("api"), engine, 8000)
     assert reaches(policies, router, of("api"), 8080)
     assert not reaches(policies, router, of("ingest"), 8080)
     assert reaches(policies, prometheus, of("ingest"), 8080)
@@ -218,6 +219,7 @@ def test_who_reaches_whom(release: str) -> None:
         ({"engines": [{"pod": "a", "model": "m", "events": "a:5557"}]}, "events"),
         ({"redis": {"existingSecret": ""}}, "existingSecret"),
         ({"redis": {"enabled": False}}, "externalRedis.cidr"),
+        ({"engines": [{"pod": "a", "model": "m", "events": "tcp://a:5557", "http": "a:8000"}]}, "http"),
         ({"settings": {"api_token_file": "/tokens"}}, "'api_token_file'"),
         ({"tokens": {"existingSecret": "s", "apiKey": ""}}, "tokens.adminKey"),
     ],

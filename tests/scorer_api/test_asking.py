@@ -5,13 +5,15 @@ import asyncio
 import pytest
 
 from indexer.http.problems import Problem
-from scorer_api.asking import Asked, Asking
+from indexer.settings import Settings
+from scorer_api.asking import Asked
 from scorer_api.schemas import SOURCES, ScoreRequest
-from scorer_api.view import Prompt
+from scorer_api.view import Prompt, View
+from tests.tokenizing import asking
 
 
 def asked(request: ScoreRequest) -> Asked:
-    return asyncio.run(Asking().ask(request))
+    return asyncio.run(asking(View(Settings())).ask(request))
 
 
 def test_token_ids_are_asked_for_as_they_are() -> None:

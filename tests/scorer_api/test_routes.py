@@ -195,7 +195,8 @@ def test_pods_shows_each_stream(service: Client) -> None:
     assert re.fullmatch(r"tcp://127\.0\.0\.1:\d+ tcp://127\.0\.0\.1:\d+", f"{stream.pop('events')} {stream.pop('replay')}")
     assert stream == {
         **{"rank": 0, "sequence": 1, "trust": "live", "connected": True, "block_size": 4, "blocks": {"gpu": 1, "cpu": 1}},
-        **{"batches": 2, "gaps": 0, "replayed": 2, "restarts": 0, "last_error": None, "owner": None, "topic": ""},
+        **{"batches": 2, "gaps": 0, "replayed": 2, "restarts": 0, "last_error": None, "owner": None},
+        **{"highest_token": 8, "adapters": [], "other_block_size": None, "topic": ""},
     }
 
 

@@ -254,13 +254,14 @@ spec:
 {{- end }}
 {{- end }}
 
+{{/* To engines, by these ports: (list $ .Values.networkPolicy.enginePorts) */}}
 {{- define "kv-indexer.wayToEngines" }}
 - to:
     - namespaceSelector:
         matchLabels:
-          {{- toYaml .Values.networkPolicy.engines | nindent 10 }}
+          {{- toYaml (index . 0).Values.networkPolicy.engines | nindent 10 }}
   ports:
-    {{- range .Values.networkPolicy.enginePorts }}
+    {{- range index . 1 }}
     - protocol: TCP
       port: {{ .port }}
       {{- with .endPort }}
