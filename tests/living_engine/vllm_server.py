@@ -94,7 +94,7 @@ class VllmServer:
 
     def spec(self) -> str:
         """What to give to --engine."""
-        return f"pod={self.pod},model={MODEL},events={self.events},replay={self.replay}"
+        return f"pod={self.pod},model={MODEL},events={self.events},replay={self.replay},http=http://127.0.0.1:{self.port}"
 
     def publish_at(self, endpoint: str, *, topic: str, replay: str) -> None:
         """From the next start on, dial this endpoint instead of binding one."""
