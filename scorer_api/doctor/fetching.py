@@ -48,9 +48,7 @@ class Asker:
         except TimeoutError:
             return Reply(error=f"no answer within {timeout_s:g} s")
         except httpx.HTTPError as error:
-            return Reply(
-                error=masked(_why(error)), is_tls_error=_is(error, ssl.SSLError), is_certificate_error=_is(error, ssl.SSLCertVerificationError)
-            )
+            return Reply(error=masked(_why(error)), is_tls_error=_is(error, ssl.SSLError))
         except (httpx.InvalidURL, ValueError, OSError) as error:
             return Reply(error=masked(str(error) or type(error).__name__))
 

@@ -16,7 +16,6 @@ class Reply(Struct, frozen=True):
     skew_s: float | None = None
     error: str = ""
     is_tls_error: bool = False
-    is_certificate_error: bool = False
 
     @property
     def is_ok(self) -> bool:
