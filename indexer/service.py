@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
@@ -11,6 +12,8 @@ from indexer.engine_api import EngineApi
 from indexer.engine_spec import EngineSpec, check_together, http_base, http_base_of
 from indexer.errors import SettingError
 from indexer.listening import Announced
+from indexer.load import Load
+from indexer.load_scraping import LoadScraper
 from indexer.metrics import IndexerMetrics
 from indexer.settings import Settings
 from indexer.store import Store, StreamKey
@@ -21,10 +24,17 @@ log = logging.getLogger(__name__)
 
 
 class Service:
-    """`async with Service(settings, store, metrics) as service:` connects to the settings' engines and follows them."""
+    """`async with Service(settings, store, metrics) as service:` connects to the settings' engines and follows them.
 
-    def __init__(self, settings: Settings, store: Store, metrics: IndexerMetrics) -> None:
+    `note_load`, where somebody wants to know, is told how busy each pod is: model, pod, load, when that was measured.
+    """
+
+    def __init__(
+        self, settings: Settings, store: Store, metrics: IndexerMetrics, note_load: Callable[[str, str, Load, float], None] | None = None
+    ) -> None:
         self._settings = settings
+        self._metrics = metrics
+        self._note_load = note_load
         self._store = store
         self._streams = Streams(settings, store, metrics)
         self._specs: dict[str, tuple[EngineSpec, ...]] = {}
@@ -50,10 +60,22 @@ class Service:
             for specs in by_pod(self._settings.engines).values():
                 await self._register(specs, is_limited=False)
             self._configured = list(self._streams.running)
+            if self._note_load is not None and self._settings.load_interval_s:
+                await stack.enter_async_context(LoadScraper(self._settings, self._measured, self._note_load, self._metrics))
             self._stack = stack.pop_all()
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self._stack.aclose()
+
+    def _measured(self) -> Iterator[tuple[tuple[str, str], EngineApi]]:
+        """The pods whose load is to be measured."""
+        for pod, specs in self._specs.items():
+            yield (specs[0].model, pod), self.api(pod, specs[0].model)
+
+    def names_of(self, key: StreamKey) -> Callable[[int], int | None] | None:
+        """Which block keys the engine hashes of a stream stand for; None for a stream that does not run here."""
+        running = self._streams.running.get(key)
+        return None if running is None else running.stream.state.key_of
 
     # Pods
 

@@ -59,10 +59,18 @@ class Settings(Struct, frozen=True, kw_only=True):
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least severity logged: debug, info, warning or error.")] = (
         "info"
     )
+    load_interval_s: Annotated[
+        float, Meta(ge=0, le=3600, description="How often each pod's own /metrics are asked how busy it is, for /v1/route; 0: never.")
+    ] = 1.0
     hash_seed: Annotated[str, Meta(max_length=256, description="Folded into every block key; equal on all replicas.")] = ""
     listen: Annotated[str | None, Meta(description="Where engines dial us, tcp://*:5557[,ranks=N]: rank r at port + r.")] = None
     listen_replay: Annotated[str | None, Meta(description="Replay endpoint of such engines, tcp://{host}:5558: rank r at port + r.")] = None
-    redis: Annotated[str | None, Meta(description="Redis that replicas share, redis://, rediss:// or unix://; without it nothing is shared.")] = None
+    redis: Annotated[
+        str | None,
+        Meta(
+            description="Redis that replicas share: redis://, rediss://, unix://, redis+sentinel://, redis+cluster://; without it nothing is shared."
+        ),
+    ] = None
     namespace: Annotated[str, Meta(description="Beginning of every key in Redis.")] = "kvi"
     lease_s: Annotated[Seconds, Meta(description="How long an indexer owns its streams without renewing that.")] = 3.0
     redis_timeout_s: Annotated[Seconds, Meta(description="Longest wait for an answer of Redis.")] = 1.0
@@ -94,6 +102,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     reconnect_s: Annotated[Seconds, Meta(description="Interval of attempts to connect to an engine.")] = 0.1
     copies_max: Annotated[int, Meta(ge=1, le=255, description="Cap of the copies counted per block.")] = 255
     removed_max: Annotated[Count, Meta(description="Removed blocks per stream whose keys are remembered.")] = 65_536
+    engine_hashes: Annotated[
+        bool, Meta(description="Keep engine hashes beside Redis too, for block_hashes in requests: indexers log them, scorers remember them.")
+    ] = False
     explain_removals_max: Annotated[
         int, Meta(ge=0, le=2**31, description="Blocks per stream of the last changes with removals, kept for /v1/explain; 0 for none.")
     ] = 1_024
@@ -152,6 +163,11 @@ class Field(Struct, frozen=True):
     @property
     def flag(self) -> str:
         return "--" + self.name.replace("_", "-")
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether the flag alone says yes."""
+        return isinstance(self.default, bool)
 
     @property
     def is_list(self) -> bool:

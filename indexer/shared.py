@@ -15,7 +15,7 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from contextlib import AsyncExitStack
 from enum import Enum, auto
 from functools import partial
@@ -29,6 +29,7 @@ from indexer.engine_api import EngineApi
 from indexer.engine_spec import EngineSpec, check_together, http_base, http_base_of
 from indexer.errors import SettingError, StoreError
 from indexer.listening import Announced
+from indexer.load_scraping import LoadScraper
 from indexer.metrics import IndexerMetrics
 from indexer.owners import Duty, Owners, Pods, Seen
 from indexer.service import applies
@@ -121,6 +122,9 @@ class SharedService:
             await stack.enter_async_context(self.store)
             await stack.enter_async_context(self._streams)
             self._take_up()
+            if self._settings.load_interval_s:
+                scraper = LoadScraper(self._settings, self._measured, self.store.loads.note, self._metrics)
+                await stack.enter_async_context(scraper)
             self._loops = [
                 self._streams.tasks.create_task(work, name=name) for work, name in ((self._share(), "share"), (self._welcome(), "welcome"))
             ]
@@ -234,6 +238,13 @@ class SharedService:
     def _has_owner(self, key: StreamKey) -> bool:
         return key in self._streams.running or self._owned_by.get(key) not in (None, self.member)
 
+    def _measured(self) -> Iterator[tuple[tuple[str, str], EngineApi]]:
+        """The pods whose load is for us to measure: those of whose ranks we own the lowest."""
+        for pod, specs in self._pods.all().items():
+            model = specs[0].model
+            if StreamKey(model, pod, min(spec.stream_ranks[0] for spec in specs)) in self._streams.running:
+                yield (model, pod), self.api(pod, model)
+
     # Rounds
 
     async def _share(self) -> None:
@@ -319,7 +330,10 @@ class SharedService:
         """Say that we live, and hear who else does and which pods there are. Raises StoreError."""
         models = {specs[0].model for specs in self._pods.all().values()}
         # One that knows no stream, such as a gateway's own scorer, must not win any: the others would wait for it.
+        await self.store.registry.write_again()
+        asked_s, node = time.monotonic(), self.store.registry.node
         beat = await self.store.beat(models, is_candidate=any(not known.dials for known in self._known.values()))
+        self.store.registry.hear(beat.pods, node, asked_s)
         now_s = time.monotonic()
         is_other = self._incarnation not in (None, beat.incarnation)
         # A pod that was forgotten is remembered as such for as long as pods are: that it is in neither list means something only within that time.

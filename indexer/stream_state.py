@@ -166,17 +166,16 @@ class StreamState:
         """Start again from nothing: the engine was restarted."""
         self._removed.clear()
         self._offloads = False
-        self.adapters = {}
         self._reset()
 
     def lose(self) -> None:
         """Hold nothing any more, but remember which hash had which key: the same engine goes on, but what it removed was missed."""
-        block_size, by_gpu, announces = self.block_size, self._block_size_is_gpu, self._announces_extra_keys
+        block_size, by_gpu, announces, adapters = self.block_size, self._block_size_is_gpu, self._announces_extra_keys, self.adapters
         for engine_hash, block in self._blocks.items():
             block.copies = 0
             self._remember(engine_hash, block)
         self._reset()
-        self.block_size, self._block_size_is_gpu, self._announces_extra_keys = block_size, by_gpu, announces
+        self.block_size, self._block_size_is_gpu, self._announces_extra_keys, self.adapters = block_size, by_gpu, announces, adapters
 
     def apply(self, events: Iterable[Event], now_s: float) -> Change:
         """Apply one batch. Never raises for what a network can send: what cannot be used is tallied."""
@@ -371,6 +370,15 @@ class StreamState:
 
     def _known(self, engine_hash: int) -> Block | None:
         return self._blocks.get(engine_hash) or self._removed.get(engine_hash)
+
+    def name_of(self, engine_hash: int) -> int | None:
+        """The block key of an engine hash, for whoever keeps both: of what is held, and of what a lower tier may yet name."""
+        block = self._blocks.get(engine_hash) or (self._removed.get(engine_hash) if self._offloads else None)
+        return None if block is None else block.key
+
+    def key_of(self, engine_hash: int) -> int | None:
+        """The block key of an engine hash, held or remembered."""
+        return self._key_of(engine_hash)
 
     def _key_of(self, engine_hash: int) -> int | None:
         block = self._known(engine_hash)

@@ -20,7 +20,7 @@ from scorer_api.metrics import ScorerMetrics
 from scorer_api.prefix_index import OWN_TIERS
 from scorer_api.schemas import BatchAnswer, BatchProblem, PodAnswer, ScoreAnswer, ScoreRequest, ViewAnswer
 from scorer_api.score_request import decode
-from scorer_api.view import PodScore, View, ranks_by_number
+from scorer_api.view import PodScore, Prompt, View, ranks_by_number
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ OUTCOME_OF_STATUS = {
     413: "too_large",
     415: "unsupported_type",
     422: "wrong_value",
+    501: "no_engine_hashes",
     502: "no_tokens",
 }
 TIER_WORDS = [Tier(tier).word for tier in OWN_TIERS]
@@ -84,12 +85,16 @@ class Answers:
         except KeyError:
             raise unknown_model(asked.prompt.model) from None
         found_s = time.perf_counter()
-        answer = _score_answer(request, asked.prompt.length, scores, ViewAnswer(self._view.source, self._view.age_s))
+        length = length_of(asked, scores[0].ranks[0].block_size if scores else None)
+        answer = _score_answer(request, length, scores, ViewAnswer(self._view.source, self._view.age_s))
         content = encode(answer, accepted)
         encoded_s = time.perf_counter()
         self._metrics.seconds["look_up"].observe(found_s - began_s)
         self._metrics.seconds["encode"].observe(encoded_s - found_s)
         self._metrics.requests["match" if answer.best is not None else "no_match"].inc()
+        self._metrics.prompt_tokens.inc(answer.tokens)
+        if answer.best is not None:
+            self._metrics.matched_tokens.inc(answer.pods[0].matched_tokens)
         return content
 
     async def batch(self, body: bytes, media_type: str, accepted: str) -> bytes:
@@ -129,6 +134,11 @@ class Answers:
         except Exception:
             log.exception("request of a batch failed")
             return encode(BatchProblem(details_of(500, "an internal error; the service's log says more")), accepted)
+
+
+def length_of(asked: Asked, block_size: int | None) -> int:
+    """Of what is looked for, in tokens. `block_size`: the best pod's; by it engine hashes are taken to stand for tokens."""
+    return asked.prompt.length if isinstance(asked.prompt, Prompt) else len(asked.prompt.hashes) * (block_size or 0)
 
 
 def _score_answer(asked: ScoreRequest, tokens: int, scores: list[PodScore], seen: ViewAnswer) -> ScoreAnswer:

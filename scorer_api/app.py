@@ -12,6 +12,7 @@ from indexer.metrics import HttpMetrics, IndexerMetrics, RedisMetrics
 from indexer.service import Service
 from indexer.settings import Settings, read_pairs
 from indexer.shared import SharedService
+from scorer_api import page
 from scorer_api.fleet import Fleet
 from scorer_api.follower import Follower
 from scorer_api.metrics import FollowerMetrics, ScorerMetrics, TokenMetrics
@@ -31,7 +32,8 @@ def make_serve(settings: Settings) -> Served:
         return _make_shared(settings, with_indexer=True)
     registry = CollectorRegistry()
     view = View(settings)
-    service = Service(settings, view, IndexerMetrics(registry))
+    service = Service(settings, view, IndexerMetrics(registry), view.loads.note)
+    view.names_of = service.names_of
     return _served(settings, view, service, registry, [service], service)
 
 
@@ -61,5 +63,5 @@ def _served(
     own = read_tokenizers(read_pairs(settings.tokenizer, "--tokenizer"), settings.tokenize_timeout_s)
     texts = Texts(settings, EngineTokenizer(settings, view, pods, tokens), own, tokens)
     router = make_router(settings, view, pods, texts, ScorerMetrics(registry, view), registry, access)
-    app = make_app(SUMMARY, router, components(allows_ipc=settings.engine_networks.allows_ipc), settings, access)
+    app = make_app(SUMMARY, router, components(allows_ipc=settings.engine_networks.allows_ipc), settings, access, page.PATHS)
     return Served(app, [*parts, texts], access, service)

@@ -4,6 +4,7 @@ from msgspec import UNSET, Struct
 
 from indexer.http.problems import Problem
 from scorer_api.adapters import Adapters
+from scorer_api.engine_hashes import EngineHashes, normalised
 from scorer_api.schemas import SOURCES, ScoreRequest
 from scorer_api.score_request import prompt_of, wording_of
 from scorer_api.tokens.texts import Texts
@@ -15,7 +16,7 @@ class Asked(Struct, frozen=True):
 
     request: ScoreRequest
     source: str
-    prompt: Prompt
+    prompt: Prompt | EngineHashes
 
 
 class Asking:
@@ -31,12 +32,27 @@ class Asking:
         source = source_of(request)
         # What is looked for is the base model's; the answer says what was asked.
         meant = request if self._view.has_model(request.model) else self._adapters.resolved(request)
+        if source == "block_hashes":
+            return Asked(request, source, self._hashes_of(meant))
         wording = wording_of(meant)
         if source == "token_ids":
             return Asked(request, source, prompt_of(meant))
         if not self._view.has_model(meant.model):
             raise unknown_model(meant.model)
         return Asked(request, source, prompt_of(meant, await self._texts.tokens(meant.model, wording)))
+
+    def _hashes_of(self, request: ScoreRequest) -> EngineHashes:
+        try:
+            hashes = EngineHashes(request.model, normalised(request.block_hashes or ()))
+        except ValueError as error:
+            raise Problem(422, str(error)) from None
+        try:
+            why_not = self._view.why_no_hashes(request.model)
+        except KeyError:
+            return hashes  # that there is no such model is said by whoever looks
+        if why_not is not None:
+            raise Problem(501, f"block_hashes: {why_not}; or ask with token_ids")
+        return hashes
 
 
 def source_of(request: ScoreRequest) -> str:

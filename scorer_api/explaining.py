@@ -184,7 +184,8 @@ def _unknown(seen: RankSeen, prompt: PromptSeen, stream: StreamSeen | None) -> E
         return End(Reason.STREAM_STALE, block, f"block {block} is not known, and the stream is not confirmed at present{_because(last_error)}")
     if seen.trust is Trust.PARTIAL:
         return End(Reason.STREAM_PARTIAL, block, f"block {block} is not known; some of what the engine announced is missing{_because(last_error)}")
-    return End(Reason.NEVER_STORED, block, f"block {block} was never announced with these tokens, as far as is remembered")
+    what = "under this hash" if prompt.source == "block_hashes" else "with these tokens"
+    return End(Reason.NEVER_STORED, block, f"block {block} was never announced {what}, as far as is remembered")
 
 
 def _because(error: str | None) -> str:

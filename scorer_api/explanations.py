@@ -12,14 +12,14 @@ from indexer.http.routes import Pods
 from indexer.stream import StreamStatus
 from indexer.stream_state import ADAPTERS_MAX
 from scorer_api.adapters import Adapters
-from scorer_api.answers import counted
+from scorer_api.answers import counted, length_of
 from scorer_api.asking import Asked, Asking, unknown_model
 from scorer_api.explaining import PromptSeen, StreamSeen, about, explained
 from scorer_api.hints import hints
 from scorer_api.metrics import ScorerMetrics
 from scorer_api.schemas import ExplainAnswer, ViewAnswer
 from scorer_api.score_request import decode
-from scorer_api.view import View
+from scorer_api.view import EMBEDDED, Prompt, View
 
 
 class Explanations:
@@ -48,7 +48,8 @@ class Explanations:
             raise unknown_model(model) from None
         statuses = [(pod.pod, status) for pod in self._pods.pods() if pod.model == model for status in pod.streams]
         streams = [self._stream_seen(pod, status) for pod, status in statuses]
-        prompt = _prompt_seen(asked, [status for _, status in statuses], self._adapters.of(model), *counts)
+        length = length_of(asked, seen[0].ranks[0].block_size if seen else None)
+        prompt = _prompt_seen(asked, length, [status for _, status in statuses], self._adapters.of(model), *counts)
         of_pod: dict[str, dict[int, StreamSeen]] = {}
         for stream in streams:
             of_pod.setdefault(stream.pod, {})[stream.rank] = stream
@@ -56,7 +57,7 @@ class Explanations:
         known = {pod.pod for pod in seen}
         return ExplainAnswer(
             model=request.model,
-            tokens=asked.prompt.length,
+            tokens=prompt.tokens,
             source=asked.source,
             pods=[explained(pod, prompt, of_pod.get(pod.pod, {})) for pod in wanted[: request.limit]],
             about=about(seen, streams, prompt),
@@ -80,16 +81,16 @@ class Explanations:
             last_error=status.last_error,
             highest_token=status.highest_token,
             other_block_size=status.other_block_size,
-            is_followed=self._view.source == "embedded" or status.owner is not None,
+            is_followed=self._view.source == EMBEDDED or status.owner is not None,
         )
 
 
-def _prompt_seen(asked: Asked, statuses: Sequence[StreamStatus], adapters: Sequence[str], prompts: int, unmatched: int) -> PromptSeen:
+def _prompt_seen(asked: Asked, length: int, statuses: Sequence[StreamStatus], adapters: Sequence[str], prompts: int, unmatched: int) -> PromptSeen:
     return PromptSeen(
         source=asked.source,
-        tokens=asked.prompt.length,
-        highest_token=_highest(asked.prompt.tokens),
-        lora_name=asked.prompt.lora_name,
+        tokens=length,
+        highest_token=_highest(asked.prompt.tokens) if isinstance(asked.prompt, Prompt) else None,
+        lora_name=asked.prompt.lora_name if isinstance(asked.prompt, Prompt) else None,
         adapters=frozenset(adapters),
         knows_adapters=all(len(status.adapters) < ADAPTERS_MAX for status in statuses),
         asked=prompts,

@@ -66,6 +66,8 @@ class Followed:
         """Whether what is held may be wrong."""
         self.is_newer = False
         """Whether it may be newer than what Redis has, which went back: then its owner will write it again."""
+        self.has_moved = False
+        """Whether it was read from another server than is Redis now, which may lack the last of it."""
         self.vouched_until_s = float("-inf")
         self.status: bytes | None = None
         self.status_at_s = 0.0
@@ -118,7 +120,11 @@ class Followed:
     def is_ahead(self, state: State) -> bool:
         """Whether what is held is newer than a surveyed state that differs from it: loading that would only make it worse."""
         seen, held = state.stand, self.stand
-        if not self.is_newer or seen is None or held is None:
+        if seen is None or held is None:
+            return False
+        if self.has_moved and (seen.generation, seen.fence) == (held.generation, held.fence):
+            return seen.number < held.number
+        if not self.is_newer:
             return False
         return seen.generation != held.generation or seen.number < held.number
 

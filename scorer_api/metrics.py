@@ -17,6 +17,7 @@ OUTCOMES = (
     "unsupported_type",
     "wrong_value",
     "too_slow",
+    "no_engine_hashes",
     "no_tokens",
     "disconnected",
     "failed",
@@ -41,6 +42,10 @@ class ScorerMetrics:
         explanations = Counter("kv_indexer_explain_requests", "Requests for explanations, by outcome.", ["outcome"], registry=registry)
         self.explanations = {outcome: explanations.labels(outcome) for outcome in ("answered", *OUTCOMES[2:])}
         self.seconds = {phase: latency.labels(phase) for phase in PHASES}
+        self.prompt_tokens = Counter("kv_indexer_prompt_tokens", "Tokens of the prompts that scores were given for.", registry=registry)
+        self.matched_tokens = Counter(
+            "kv_indexer_matched_tokens", "Tokens of these prompts that the first pod of the answer holds.", registry=registry
+        )
         blocks = Gauge("kv_indexer_index_blocks", "Blocks in the prefix index that anybody holds, counted once per tier.", registry=registry)
         holders = Gauge("kv_indexer_index_holders", "Holders of these blocks: (block, tier, rank) triples.", registry=registry)
         blocks.set_function(lambda: sum(index.blocks for index in view.indexes))

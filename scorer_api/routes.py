@@ -13,6 +13,7 @@ from scorer_api.answers import Answers, counted
 from scorer_api.asking import Asking
 from scorer_api.explanations import Explanations
 from scorer_api.metrics import ScorerMetrics
+from scorer_api.page import add_page
 from scorer_api.schemas import ModelAnswer, ModelsAnswer
 from scorer_api.tokens.texts import Texts
 from scorer_api.view import View
@@ -57,5 +58,6 @@ def make_router(
         """Every known model, with its pods."""
         return respond(ModelsAnswer([ModelAnswer(name, names) for name, names in view.models().items()]))
 
+    add_page(router)
     add_routes(router, settings, pods, registry, access)
     return router

@@ -14,7 +14,7 @@ TOKEN_MAX = 2**32 - 1
 TEXT_LENGTH_MAX = 4_096
 BATCH_REQUESTS_MAX = 256
 
-SOURCES = ("token_ids", "prompt", "messages")
+SOURCES = ("token_ids", "prompt", "messages", "block_hashes")
 """The fields that a prompt's tokens can come from: a request has exactly one of them."""
 
 Text = Annotated[str, Meta(max_length=TEXT_LENGTH_MAX)]
@@ -29,6 +29,16 @@ TokenIds = Annotated[
         examples=[[1, 2, 3]],
     ),
 ]
+
+
+# At 16 tokens a block these are four million tokens.
+BLOCK_HASHES_MAX = 262_144
+HexDigits = Annotated[str, Meta(pattern="^([0-9a-fA-F]{2}){8,64}$")]
+BLOCK_HASHES = Meta(
+    description="The engine's own hashes of the prompt's blocks, from the first: unsigned 64-bit integers or hexadecimal digits; in msgpack bin.",
+    max_length=BLOCK_HASHES_MAX,
+    examples=[[1, 2, 3], ["9f86d081884c7d65"]],
+)
 
 
 class ScoreRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,12 +57,14 @@ class ScoreRequest(Struct, frozen=True, forbid_unknown_fields=True):
     tools: Raw | UnsetType = UNSET
     chat_template_kwargs: Raw | UnsetType = UNSET
     add_generation_prompt: Annotated[bool, Meta(description="Whether the answer's beginning is part of the chat (default true).")] | None = None
+    block_hashes: Annotated[list[int | HexDigits], BLOCK_HASHES] | None = None
 
 
 class ScoreRequestMsgpack(ScoreRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The same in msgpack, where the tokens may also be packed."""
 
     token_ids: list[int] | bytes | None = None  # type: ignore[assignment]  # wider than in JSON, on purpose
+    block_hashes: Annotated[list[int | bytes], BLOCK_HASHES] | None = None  # type: ignore[assignment]  # likewise
 
 
 class PodAnswer(Struct, frozen=True):
@@ -126,6 +138,7 @@ class ModelsAnswer(Struct, frozen=True):
     models: list[ModelAnswer]
 
 
+HASH = {"type": "integer", "minimum": 0, "maximum": 2**64 - 1}
 _OBJECTS = {"type": "array", "items": {"type": "object"}}
 CHAT: dict[str, Any] = {
     "messages": {
@@ -148,6 +161,8 @@ def components(*, allows_ipc: bool) -> dict[str, Any]:
     entry = _given(request, "block_extra_keys")["items"]["prefixItems"][1]
     request["properties"] |= CHAT
     entry["items"] = {"anyOf": [*EXTRA_KEY, {"type": "array", "items": {"anyOf": EXTRA_KEY}}]}
+    digits = next(item for item in _given(request, "block_hashes")["items"]["anyOf"] if item["type"] == "string")
+    _given(request, "block_hashes")["items"] = {"anyOf": [HASH, digits]}
     request["oneOf"] = [{"required": [name], "properties": {name: {"type": ["array", "string"]}}} for name in SOURCES]
     found["ScoreRequestMsgpack"] = _packed(request)
     found["BatchAnswer"] = _batch_answer()
@@ -162,9 +177,13 @@ def _given(schema: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _packed(schema: dict[str, Any]) -> dict[str, Any]:
     """The request's schema in msgpack. JSON schema has no word for bin; OpenAPI's is a string of format binary."""
-    as_list, null = schema["properties"]["token_ids"]["anyOf"]
+    properties = schema["properties"]
+    as_list, null = properties["token_ids"]["anyOf"]
     as_bin = {"type": "string", "format": "binary", "description": "bin: little-endian uint32, 4 bytes a token."}
-    return {**schema, "properties": {**schema["properties"], "token_ids": {**schema["properties"]["token_ids"], "anyOf": [as_list, as_bin, null]}}}
+    tokens = {**properties["token_ids"], "anyOf": [as_list, as_bin, null]}
+    # Each may be bin, too, which the description says: a list of what no validator can check would be no list to any.
+    hashes = {**properties["block_hashes"], "anyOf": [{**_given(schema, "block_hashes"), "items": HASH, "examples": [[1, 2, 3]]}, null]}
+    return {**schema, "properties": {**properties, "token_ids": tokens, "block_hashes": hashes}}
 
 
 def _batch_of(name: str) -> dict[str, Any]:

@@ -127,8 +127,13 @@ def told(error: ClientError, url: str) -> str:
     return masked(str(error))
 
 
+def printable(text: str) -> str:
+    """A text from elsewhere without what would move a terminal's cursor, or worse."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+
+
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Columns as wide as what is in them."""
-    lines = [heads, *rows]
+    lines = [heads, *([printable(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)

@@ -6,7 +6,7 @@ stream holds, once it has loaded it, for what it held before.
 
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import chain, islice
 
 from msgspec import Struct
@@ -16,14 +16,17 @@ from indexer.change import Change
 from indexer.events import Tier
 from indexer.settings import Settings
 from indexer.store import StreamKey, Trust
+from scorer_api.engine_hashes import EngineHashes, KeyOf, NamedBlocks, keys_of
 from scorer_api.explaining import PodSeen, RankSeen
 from scorer_api.holding import Holding
+from scorer_api.loads import Loads
 from scorer_api.prefix_index import PrefixIndex, Step
 from scorer_api.removals import Removals
 from scorer_api.scoring import NO_MATCH, Match, match_of, matches_of, runs_of, score_of, usable_blocks
 
 # Keys are computed so many at a time: a cold prompt costs one run only.
 RUN_BLOCKS = 64
+EMBEDDED = "embedded"
 
 
 class Prompt(Struct, frozen=True):
@@ -38,6 +41,11 @@ class Prompt(Struct, frozen=True):
     def length(self) -> int:
         """In tokens."""
         return len(self.tokens) // TOKEN_BYTES
+
+
+def tokens_at(prompt: Prompt | EngineHashes, block_size: int) -> int:
+    """The length of what is looked for: of engine hashes all may match, so it is that of their blocks and one token more."""
+    return prompt.length if isinstance(prompt, Prompt) else len(prompt.hashes) * block_size + 1
 
 
 class RankScore(Struct, frozen=True):
@@ -67,6 +75,7 @@ class _StreamView(Struct):
     block_size: int | None = None
     holder: int | None = None
     has_other_seed: bool = False
+    names: NamedBlocks | None = None
 
     def trust_at(self, now_s: float) -> Trust:
         return self.trust if now_s < self.until_s or self.trust is Trust.EXPIRED else Trust.STALE
@@ -95,20 +104,24 @@ class View:
 
     has_limits = False
 
-    def __init__(self, settings: Settings, source: str = "embedded") -> None:
+    def __init__(self, settings: Settings, source: str = EMBEDDED) -> None:
         self.source = source
         self._heard_at_s: float | None = None
         self._hash_seed = settings.hash_seed
         self._weights = settings.tier_weights
         self._removals_max = settings.explain_removals_max
         self._models: dict[str, _Model] = {}
+        self.loads = Loads()
+        self._keeps_names = settings.engine_hashes and source != EMBEDDED
+        self.names_of: Callable[[StreamKey], KeyOf | None] | None = None
+        """Where the streams run in this process: which blocks their engine hashes stand for. Else the view remembers that, if it is to."""
 
     # The store
 
     def open(self, stream: StreamKey) -> None:
         self.close(stream)
         model = self._models.setdefault(stream.model, _Model())
-        model.pods.setdefault(stream.pod, {})[stream.rank] = _StreamView(Removals(self._removals_max))
+        model.pods.setdefault(stream.pod, {})[stream.rank] = _StreamView(Removals(self._removals_max), names=self._new_names())
 
     def append(self, stream: StreamKey, block_size: int, change: Change) -> None:
         model, view = self._find(stream)
@@ -121,6 +134,8 @@ class View:
         if self._removals_max:
             view.removals.note(change, index.held(view.holder, Tier.GPU) if change.cleared else ())
         index.apply(view.holder, change)
+        if view.names is not None:
+            view.names.apply(change, index, view.holder)
 
     def recorded(self, stream: StreamKey) -> None:
         """Nothing to do: the sequence of a stream is no part of any answer."""
@@ -140,6 +155,7 @@ class View:
         self._drop(model, model.pods[stream.pod].pop(stream.rank))
         if not model.pods[stream.pod]:
             del model.pods[stream.pod]
+            self.loads.forget(stream.model, stream.pod)
         if not model.pods:
             del self._models[stream.model]
 
@@ -154,7 +170,7 @@ class View:
 
     def hold_apart(self, stream: StreamKey, block_size: int) -> Holding:
         """Room in the index for what a stream will hold: in no answer until it is exchanged for what the stream holds now."""
-        return Holding(self._find(stream)[0].indexes, block_size)
+        return Holding(self._find(stream)[0].indexes, block_size, names=self._new_names())
 
     def exchange(self, stream: StreamKey, new: Holding | None) -> Holding | None:
         """Let the stream hold this, or nothing. Returns what it held, which the caller gives back in pieces: it may be large."""
@@ -163,6 +179,7 @@ class View:
         if view.block_size is not None and view.holder is not None:
             held = Holding(model.indexes, view.block_size, view.holder)
         view.block_size, view.holder = (None, None) if new is None else (new.block_size, new.holder)
+        view.names = self._new_names() if new is None else new.names
         view.removals.forget()
         return held
 
@@ -174,9 +191,12 @@ class View:
         model = self._models[stream.model]
         return model, model.pods[stream.pod][stream.rank]
 
-    @staticmethod
-    def _drop(model: _Model, view: _StreamView) -> None:
+    def _new_names(self) -> NamedBlocks | None:
+        return NamedBlocks() if self._keeps_names else None
+
+    def _drop(self, model: _Model, view: _StreamView) -> None:
         view.removals.forget()
+        view.names = self._new_names()
         if view.block_size is None or view.holder is None:
             return
         index = model.indexes[view.block_size]
@@ -221,11 +241,13 @@ class View:
         """Every index there is."""
         return (index for model in self._models.values() for index in model.indexes.values())
 
-    def score(self, prompt: Prompt, only: Collection[str] | None = None) -> list[PodScore]:
+    def score(self, prompt: Prompt | EngineHashes, only: Collection[str] | None = None) -> list[PodScore]:
         """Every pod of the model, or only these, best first, equal ones by name. Raises KeyError for an unknown model."""
         model = self._models[prompt.model]
         pods = model.pods if only is None else {pod: ranks for pod, ranks in model.pods.items() if pod in only}
         now_s = time.monotonic()
+        if isinstance(prompt, EngineHashes):
+            return self._score_hashes(prompt, model, pods, now_s)
         matches = {
             block_size: self._matches(prompt, block_size, index, pods.values())
             for block_size, index in model.indexes.items()
@@ -240,21 +262,60 @@ class View:
         """How many scores were asked for, and how many since the last with a match. Raises KeyError for an unknown model."""
         return self._models[model].asked, self._models[model].unmatched
 
-    def trace(self, prompt: Prompt) -> list[PodSeen]:
+    def trace(self, prompt: Prompt | EngineHashes) -> list[PodSeen]:
         """Every pod of the model like `score`, and what is known of the block at which each rank's match ends. Raises KeyError."""
         model = self._models[prompt.model]
         now_s = time.monotonic()
-        traces = {block_size: self._trace(prompt, block_size, index, model.pods.values()) for block_size, index in model.indexes.items()}
-        pods = [
-            PodSeen(
-                pod,
-                sorted(
-                    (self._rank_seen(prompt, rank, view, traces, now_s) for rank, view in ranks.items()), key=lambda seen: (-seen.score, seen.rank)
-                ),
-            )
-            for pod, ranks in model.pods.items()
-        ]
+        traces: dict[int, _Trace] = {}
+        if isinstance(prompt, Prompt):
+            traces = {block_size: self._trace(prompt, block_size, index, model.pods.values()) for block_size, index in model.indexes.items()}
+        pods = []
+        for pod, ranks in model.pods.items():
+            found = []
+            for rank, view in ranks.items():
+                trace = traces.get(view.block_size or 0) or self._trace_hashes(prompt, model, pod, rank, view)
+                found.append(self._rank_seen(prompt, rank, view, trace, now_s))
+            pods.append(PodSeen(pod, sorted(found, key=lambda seen: (-seen.score, seen.rank))))
         return sorted(pods, key=lambda pod: (-pod.ranks[0].score, pod.pod))
+
+    # By engine hashes
+
+    def why_no_hashes(self, model: str) -> str | None:
+        """Why this model cannot be asked about by engine hashes, in words; None where it can. Raises KeyError for an unknown model."""
+        if self.names_of is not None:
+            return None
+        if not self._keeps_names:
+            return "this service keeps no engine hashes: start it with --engine-hashes"
+        pods = self._models[model].pods
+        partial = [pod for pod, ranks in pods.items() if any(view.names is not None and not view.names.is_whole for view in ranks.values())]
+        return f"the indexer of {partial[0]} does not log engine hashes: start indexers with --engine-hashes too" if partial else None
+
+    def _score_hashes(self, asked: EngineHashes, model: _Model, pods: Mapping[str, Mapping[int, _StreamView]], now_s: float) -> list[PodScore]:
+        scores = []
+        for pod, ranks in pods.items():
+            found = []
+            for rank, view in ranks.items():
+                trace = self._trace_hashes(asked, model, pod, rank, view)
+                if trace is None or view.holder is None or view.block_size is None:
+                    found.append(RankScore(rank, NO_MATCH, 0.0, None, 0, view.trust_at(now_s)))
+                    continue
+                match = match_of(view.holder, trace.steps)
+                score = score_of(match, tokens_at(asked, view.block_size), view.block_size, self._weights)
+                found.append(RankScore(rank, match, score, view.block_size, len(asked.hashes), view.trust_at(now_s)))
+            scores.append(PodScore(pod, sorted(found, key=lambda r: (-r.score, r.rank))))
+        return sorted(scores, key=lambda pod: (-pod.ranks[0].score, pod.pod))
+
+    def _trace_hashes(self, asked: Prompt | EngineHashes, model: _Model, pod: str, rank: int, view: _StreamView) -> _Trace | None:
+        """The walk of one stream by its own names."""
+        if view.block_size is None or view.holder is None or isinstance(asked, Prompt):
+            return None
+        if view.names is not None:
+            key_of: KeyOf | None = view.names.keys.get
+        else:
+            key_of = None if self.names_of is None else self.names_of(StreamKey(asked.model, pod, rank))
+        keys = [] if key_of is None else keys_of(asked.hashes, key_of)
+        index = model.indexes[view.block_size]
+        return _Trace(index, index.walk(1 << view.holder, [keys]), keys)
 
     def _trace(self, prompt: Prompt, block_size: int, index: PrefixIndex, pods: Collection[Mapping[int, _StreamView]]) -> _Trace:
         holders = [view.holder for ranks in pods for view in ranks.values() if view.block_size == block_size and view.holder is not None]
@@ -262,20 +323,20 @@ class View:
         keys = list(islice(chain.from_iterable(self._runs(prompt, block_size)), steps[-1][0] + 1))
         return _Trace(index, steps, keys)
 
-    def _rank_seen(self, prompt: Prompt, rank: int, view: _StreamView, traces: Mapping[int, _Trace], now_s: float) -> RankSeen:
+    def _rank_seen(self, prompt: Prompt | EngineHashes, rank: int, view: _StreamView, trace: _Trace | None, now_s: float) -> RankSeen:
         trust = view.trust_at(now_s)
-        if view.block_size is None or view.holder is None:
+        if trace is None or view.block_size is None or view.holder is None:
             return RankSeen(rank, trust, None, 0, [], 0.0, has_other_seed=view.has_other_seed)
-        trace = traces[view.block_size]
+        length = tokens_at(prompt, view.block_size)
         match = match_of(view.holder, trace.steps)
         key = trace.keys[match.matched_blocks] if match.matched_blocks < len(trace.keys) else None
         return RankSeen(
             rank,
             trust,
             view.block_size,
-            usable_blocks(prompt.length, view.block_size),
+            usable_blocks(length, view.block_size),
             [(tier.word, blocks) for tier, blocks in runs_of(view.holder, trace.steps)],
-            score_of(match, prompt.length, view.block_size, self._weights),
+            score_of(match, length, view.block_size, self._weights),
             is_remote=key is not None and trace.index.holds(view.holder, Tier.REMOTE, key),
             removal=None if key is None else view.removals.find(key),
             has_other_seed=view.has_other_seed,

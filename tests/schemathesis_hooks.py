@@ -85,8 +85,14 @@ def about_the_model(body: dict[str, Any], *, is_right: bool) -> dict[str, Any]:
     if isinstance(tokens, Binary):
         size = len(tokens.data) // 4 * 4
         body["token_ids"] = Binary(tokens.data[:size] if is_right else bytes(size + 1))
-    elif isinstance(tokens, list) and len(tokens) % 2:
-        body["token_ids"] = [*range(len(tokens)), *tokens]
+    elif isinstance(tokens, list) and (len(tokens) % 2 or not tokens):
+        body["token_ids"] = [*range(9 + len(tokens)), *tokens]
+        if is_right:
+            body |= dict.fromkeys(("lora_name", "cache_salt"))
+            extra_keys = body["block_extra_keys"] = None
+    if is_right and body.get("token_ids") is not None:
+        # What is bin is nothing that schemathesis knows the type of: there may be another source besides.
+        body |= dict.fromkeys(("prompt", "messages", "block_hashes"))
     if is_right and not isinstance(body.get("messages"), list):
         body = {name: value for name, value in body.items() if name not in ("tools", "chat_template_kwargs", "add_generation_prompt")}
     if is_right and isinstance(extra_keys, list):

@@ -63,7 +63,9 @@ def test_the_default_of_every_setting_is_documented_on_its_line(documentation: s
         lines = [line for line in documentation.splitlines() if not missing([field.flag], line)]
         default = "none" if field.default in (None, ()) else field.default
         shown = {str(default), f"{default:g}" if isinstance(default, float) else f"{default}"}
-        if isinstance(field.default, int):
+        if isinstance(field.default, bool):
+            shown = {str(field.default).lower()}
+        elif isinstance(field.default, int):
             shown |= {f"{field.default:,}"}
         if lines and field.default != "" and not any(not missing([text], line) for line in lines for text in shown):
             wrong.append(f"{field.flag}: none of {sorted(shown)}")
@@ -83,7 +85,7 @@ def test_every_metric_is_documented(documentation: str) -> None:
 
 
 def test_every_route_is_documented(documentation: str) -> None:
-    assert missing([*route_paths(), "/docs", "/openapi.json"], documentation) == []
+    assert missing([*route_paths(), "/ui", "/docs", "/openapi.json"], documentation) == []
 
 
 def test_every_reason_of_a_refusal_is_documented(documentation: str) -> None:

@@ -1,6 +1,7 @@
 """Every name in Redis, made in this one place.
 
     {namespace}:1:{directory}:pods          HASH    pod → its specs as JSON: the pods that were registered over HTTP
+    {namespace}:1:{directory}:marks         HASH    pod → which registration of it that is, a random value
     {namespace}:1:{directory}:specs         HASH    the same with keys that older replicas cannot read, for pods that have any: see `registry`
     {namespace}:1:{directory}:forgotten     ZSET    pod → until when it stays deleted, so that nobody takes up again what a flag of theirs names
     {namespace}:1:{directory}:members       ZSET    indexer → until when it counts as alive
@@ -11,6 +12,7 @@
     {namespace}:1:{model}:incarnation       STRING  the same as above, for what a model's slot holds
     {namespace}:1:{model}:lease:{stream}    HASH    owner, want: who has the stream, and who would like to
     {namespace}:1:{model}:state:{stream}    HASH    gen, fence, number, lengths, head, status: see `records`
+    {namespace}:1:{model}:load:{pod}        STRING  when the pod's load was measured, and the load, see `loads`
     {namespace}:1:{model}:{part}:{stream}:{generation}  HASH  engine hash → block, for each of PARTS
 
 All times are Redis's own, in milliseconds. `{model}` is a digest of the model's name in braces, and `{directory}` stands there as it is: whatever is
@@ -66,6 +68,7 @@ class Directory(Struct, frozen=True):
 
     pods: str
     specs: str
+    marks: str
     forgotten: str
     members: str
     models: str
@@ -85,6 +88,9 @@ class ModelKeys(Struct, frozen=True):
 
     def state(self, stream: StreamKey) -> str:
         return f"{self.prefix}state:{stream_id(stream)}"
+
+    def load(self, pod: str) -> str:
+        return f"{self.prefix}load:{pod}"
 
     def parts(self, stream: StreamKey, generation: int) -> list[str]:
         """The hashes of a generation's blocks, in the order of PARTS."""

@@ -12,10 +12,11 @@ from redis.exceptions import RedisError
 
 from indexer.engine_spec import EngineSpec
 from indexer.errors import StoreError
+from indexer.load import Load
 from indexer.masking import masked
 from indexer.settings import Settings
-from indexer.store import StreamKey
-from indexer.store.connection import Client, answer_of, connect, node_of, said, slot_of, why
+from indexer.store import StreamKey, loads
+from indexer.store.connection import Client, answer_of, connect, life_of, node_of, said, slot_of, why
 from indexer.store.keyspace import Keyspace, stream_id, text_of
 from indexer.store.records import Head, decode_head
 from indexer.store.registry import RegisteredPods
@@ -119,6 +120,11 @@ class Reader:
         if self.slot_of(model) not in asked:
             self._troubles.pop(self.slot_of(model), None)
 
+    @property
+    def life(self) -> int:
+        """Counts how often Redis became another server. What was asked for and answered within one is of one server."""
+        return life_of(self.client)
+
     async def aclose(self) -> None:
         await self.client.aclose()
 
@@ -205,6 +211,11 @@ class Reader:
         name = self.keyspace.model(model).log
         answer: Any = await self._ask(self.client.xread({name: f"{after[0]}-{after[1]}"}, count=count, block=wait_ms or None), name)
         return [(place_of(identifier), (fields or {}).get(b"e")) for _, entries in answer or () for identifier, fields in entries]
+
+    async def loads(self, model: str, pods: Sequence[str]) -> dict[str, tuple[Load, float]]:
+        """Pod → how busy it is, and how many seconds ago that was measured; without those of whom nobody says so."""
+        asked = loads.calls(self.keyspace, model, pods)
+        return loads.decode(pods, await self._call(asked)) if asked else {}
 
     async def blocks(self, name: str, cursor: int, count: int) -> tuple[int, dict[bytes, bytes]]:
         """A piece of a hash, and where to go on; 0 is the beginning, and the end."""

@@ -27,8 +27,9 @@ from indexer.masking import masked
 from indexer.metrics import IndexerMetrics
 from indexer.settings import Settings
 from indexer.store import StreamKey, Trust
-from indexer.store.connection import Client, answer_of, connect, is_away, node_of, said, slot_of, why
+from indexer.store.connection import Client, answer_of, connect, is_away, life_of, node_of, said, slot_of, why
 from indexer.store.keyspace import Keyspace, incarnation_beside, text_of
+from indexer.store.loads import LoadWriter
 from indexer.store.records import Head, decode_head
 from indexer.store.registry import RegisteredPods, Registry
 from indexer.store.restoring import read_hash, restore
@@ -109,6 +110,8 @@ class RedisStore:
         self.lost: Callable[[StreamKey, Standing], None] = _nobody
         self._client: Client = connect(settings.redis, settings.redis_timeout_s)
         self._slots: dict[int, Slot[StreamWriter]] = {}
+        self._life = self._sealed_life = life_of(self._client)
+        self.loads = LoadWriter(self._client, self.keyspace)
         self.registry = Registry(self._client, self.keyspace, settings, self._note)
         self._registered = RegisteredPods()
         self._writers: dict[StreamKey, StreamWriter] = {}
@@ -117,6 +120,7 @@ class RedisStore:
 
     async def __aenter__(self) -> Self:
         self._slot(self.keyspace.directory.incarnation)
+        self._start(self.loads.run(), "loads")
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -185,9 +189,19 @@ class RedisStore:
         if self.trouble is None:
             self._metrics.redis.up.set(1)
 
-    def _note_time(self, key: str, now_ms: bytes) -> None:
-        """The clock of the node that holds this key showed this a moment ago."""
-        self._slot(key).clock.note(node_of(self._client, key), int(now_ms), time.monotonic())
+    def _note_life(self) -> int:
+        """Another server may be Redis now, without what the former did not pass on in time: as after an outage. Returns which life this is."""
+        life = life_of(self._client)
+        if life != self._life:
+            self._life = life
+            for slot in self._slots.values():
+                slot.outage_ended_s = time.monotonic()
+        return life
+
+    def _note_time(self, key: str, now_ms: bytes, life: int) -> None:
+        """The clock of the node that holds this key showed this a moment ago, in answer to who asked in this life of Redis."""
+        if life == life_of(self._client):
+            self._slot(key).clock.note(node_of(self._client, key), int(now_ms), time.monotonic())
 
     def _vouched_until_ms(self, key: str, written_at_s: float | None = None) -> int:
         """Until when what was all written at this time, or is now, is vouched for, by the clock of the node that holds this key; 0 where that is not
@@ -286,10 +300,12 @@ class RedisStore:
         state = stream.state
         if (head.counting, head.hash_seed) != (state.counting, self._settings.hash_seed):
             return False
-        parts = self.keyspace.model(stream.key.model).parts(stream.key, claim.generation)
+        parts, life = self.keyspace.model(stream.key.model).parts(stream.key, claim.generation), life_of(self._client)
         renewing = asyncio.create_task(self._renew(stream.key), name=f"renew {stream.key.pod} {stream.key.rank}")
         try:
             fields = [await read_hash(self._client, part) for part in parts]
+            if life != life_of(self._client):
+                raise StoreError("unreachable")  # what was read may be half of one server and half of another
             if tuple(map(len, fields)) != claim.lengths:
                 log.warning("blocks missing in redis", extra={"pod": stream.key.pod, "rank": stream.key.rank})
                 return False
@@ -399,7 +415,8 @@ class RedisStore:
     async def _know_time(self, key: str) -> None:
         """Ask the node that holds this key for its time, unless that is known. Raises StoreError."""
         if not self._slot(key).clock.knows(node_of(self._client, key)):
-            self._note_time(key, await self._call("clock", [key]))
+            life = self._note_life()
+            self._note_time(key, await self._call("clock", [key]), life)
 
     async def _keep(self, model: str, writers: list[StreamWriter], statuses: Callable[[StreamKey], bytes]) -> dict[StreamKey, Kept]:
         key = self.keyspace.model(model).streams
@@ -421,8 +438,10 @@ class RedisStore:
             names += [keys.lease(writer.key), keys.state(writer.key), *keys.parts(writer.key, writer.generation or 0)]
             until_ms = self._vouched_until_ms(keys.streams, writer.unwritten_since_s)
             words += [writer.name, writer.fence, statuses(writer.key), int(writer.stream.is_connected), until_ms]
+            words += ["" if writer.generation is None else writer.generation, writer.number]
+        life = self._note_life()
         now_ms, _, *answers = await self._call("keep", names, *words)
-        self._note_time(keys.streams, now_ms)
+        self._note_time(keys.streams, now_ms, life)
         kept = {}
         for writer, (generation, number, was_writing), answer in zip(writers, before, answers, strict=True):
             if self._writers.get(writer.key) is not writer:
@@ -471,8 +490,9 @@ class RedisStore:
         keys = [names.members, names.models, names.pods, names.forgotten, names.incarnation, names.specs]
         alive_ms = int(settings.lease_s * 1000) if is_candidate else 0
         words = (self.member, alive_ms, int(settings.pod_expiry_s * 1000), f"{random_number():016x}", *models)
+        life = self._note_life()
         now_ms, incarnation, members, pods, forgotten, specs = await self._call("beat", keys, *words)
-        self._note_time(names.members, now_ms)
+        self._note_time(names.members, now_ms, life)
         self._note_well_if_written(self._slot(names.members))
         unsettled = {self.slot_of(writer.key.model) for writer in self._writers.values() if not writer.is_settled}
         await asyncio.gather(*(self._try_writing(slot) for slot in self._slots.values() if slot.trouble is not None and slot.number not in unsettled))
@@ -517,6 +537,11 @@ class RedisStore:
 
     async def _round(self, slot: Slot[StreamWriter]) -> bool:
         """Send all that is pending, in one round trip. Returns whether Redis took it. Raises RedisError where it did not answer, StoreError."""
+        life = self._note_life()
+        if life != self._sealed_life:
+            self._sealed_life = life
+            for writer in self._writers.values():
+                self._take_back(writer, is_unsure=False)  # what is sealed says until when it is vouched for by another clock
         due, slot.due = slot.due, {}
         batch: list[tuple[StreamWriter, Call]] = []
         for writer in due.values():

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from indexer.change import Change
+from indexer.change import Change, Names
 from indexer.events import Tier
 from indexer.settings import Settings
 from indexer.store import Point, StreamKey
@@ -32,6 +32,7 @@ from indexer.store.records import (
     encode_parked,
     encode_plain,
     encode_record,
+    pack_names,
     pack_tiers,
 )
 from indexer.store.scripts import Call, Word
@@ -202,7 +203,9 @@ class StreamWriter:
         before = self._next_number
         number = self._new_number()
         words, growth = self._words(touched)
-        is_large = sum(map(len, change.touched)) > ENTRY_BLOCKS_MAX
+        change.names = self._names(touched) if self._settings.engine_hashes else None
+        names = 0 if change.names is None else len(change.names.keys) + len(change.names.gone)
+        is_large = max(sum(map(len, change.touched)), names) > ENTRY_BLOCKS_MAX
         entry = self._entry(Kind.RELOAD if is_large else Kind.CHANGE, self.generation, number, None if is_large else change)
         self._after = (self.fence, number)
         keys = [self.keys.state(self.key), self.keys.log, self.keys.streams, *self.keys.parts(self.key, self.generation)]
@@ -359,6 +362,18 @@ class StreamWriter:
                 plain.append(encode_plain(engine_hash, block.copies, block.parent, block.key))
         return plain, gone
 
+    def _names(self, touched: Touched) -> Names:
+        """What became of these engine hashes, as it is now."""
+        state, keys, gone = self.stream.state, {}, []
+        for part in (*Tier, REMOVED):
+            for engine_hash in touched[part]:
+                key = state.name_of(engine_hash)
+                if key is None:
+                    gone.append(engine_hash)
+                else:
+                    keys[engine_hash] = key
+        return Names(keys, gone)
+
     def _limits(self) -> list[Word]:
         return [self._settings.log_entries_max, self._state_ttl_ms, self._blocks_ttl_ms, self._vouched_until_ms()]
 
@@ -373,7 +388,8 @@ class StreamWriter:
         tiers = () if change is None else pack_tiers(change.touched)
         cleared = change is not None and change.cleared
         trust = self.stream.point().trust
-        return encode_entry(Entry(self.name, kind, generation, self.fence, number, *self._after, trust, block_size, cleared, tiers))
+        names, nameless = (None, None) if change is None or change.names is None else pack_names(change.names)
+        return encode_entry(Entry(self.name, kind, generation, self.fence, number, *self._after, trust, block_size, cleared, tiers, names, nameless))
 
 
 def merge(older: Change, newer: Change) -> None:

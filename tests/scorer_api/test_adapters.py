@@ -124,7 +124,7 @@ def test_scorers_know_what_indexers_heard_also_after_a_takeover() -> None:
             service.wait_url()
             wait_until(lambda service=service: ask(service, "ad").status_code == 200 and matched(ask(service, "ad")) == {"pod": 4})
         # Whichever of the two has the stream dies; nothing is announced since, so that the other has it from the former owner.
-        owner = scorer.stream()["owner"]
+        owner = wait_until(lambda: str(scorer.stream()["owner"] or ""))
         owning, other = (first, both) if f":{first.process.pid}:" in owner else (both, first)
         owning.kill()
         wait_until(lambda: f":{other.process.pid}:" in str(scorer.stream()["owner"]), 60)

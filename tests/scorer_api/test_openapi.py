@@ -68,7 +68,7 @@ def test_the_request_bodies_are_described_msgpack_included(document: dict[str, A
     in_json, in_msgpack = (resolved(score["content"][f"application/{kind}"]["schema"]["$ref"], document) for kind in ("json", "msgpack"))
     assert {option["type"] for option in in_json["properties"]["token_ids"]["anyOf"]} == {"array", "null"}
     assert {option["type"] for option in in_msgpack["properties"]["token_ids"]["anyOf"]} == {"array", "string", "null"}
-    fields = {"model", "token_ids", "pods", "lora_name", "cache_salt", "block_extra_keys", "limit"}
+    fields = {"model", "token_ids", "block_hashes", "pods", "lora_name", "cache_salt", "block_extra_keys", "limit"}
     fields |= {"prompt", "messages", "tools", "chat_template_kwargs", "add_generation_prompt"}
     assert set(in_json["properties"]) == set(in_msgpack["properties"]) == fields
 
@@ -79,6 +79,12 @@ def test_the_request_bodies_are_described_msgpack_included(document: dict[str, A
         ({"model": "m", "token_ids": [1, 2], "block_extra_keys": [[0, [["img", -1]]]], "limit": 3, "pods": None}, 200),
         ({"model": "m"}, 422),
         ({"model": "m", "token_ids": None}, 422),
+        ({"model": "m", "block_hashes": [0, 2**64 - 1, "0123456789abcdef"]}, 200),
+        ({"model": "m", "block_hashes": [], "token_ids": None}, 200),
+        ({"model": "m", "block_hashes": [], "token_ids": []}, 422),
+        ({"model": "m", "block_hashes": [-1]}, 422),
+        ({"model": "m", "block_hashes": [2**64]}, 422),
+        ({"model": "m", "block_hashes": ["0123456789abcde"]}, 422),
         ({"model": "m", "token_ids": [1], "surplus": 1}, 422),
         ({"model": "m", "token_ids": [1], "limit": 0}, 422),
         ({"model": "m", "token_ids": [-1]}, 422),

@@ -137,7 +137,7 @@ def test_empty_and_other_than_english_prompts(world: World) -> None:
     ("asked", "said"),
     [
         ({}, "exactly one of token_ids, prompt, messages"),
-        ({"prompt": None, "messages": None}, "exactly one of token_ids, prompt, messages, not as none of them"),
+        ({"prompt": None, "messages": None}, "not as none of them"),
         ({"prompt": "a", "messages": []}, "not as prompt and messages"),
         ({"prompt": "a", "token_ids": [1]}, "not as token_ids and prompt"),
         ({"prompt": 1}, "prompt: "),

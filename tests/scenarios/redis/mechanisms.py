@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from indexer.errors import StoreError
 from indexer.held_keys import HeldKeys
 from indexer.owners import Duty, Owners
-from indexer.store import keyspace, scripts
+from indexer.store import keyspace, scripts, sentinel
 from indexer.store import redis as redis_store
 from indexer.store.cluster import Cluster
 from indexer.store.keyspace import Keyspace
@@ -20,6 +20,7 @@ from indexer.store.reader import Reader
 from indexer.store.records import encode_hash
 from indexer.store.redis import RedisStore
 from indexer.store.registry import Registry
+from indexer.store.remembered import Remembered
 from indexer.store.writer import StreamWriter
 from indexer.stream import Stream
 from indexer.stream_state import PARKED, REMOVED
@@ -119,6 +120,16 @@ def requests_wait(patch: Patch) -> None:
 
     patch.setattr(Reader, "__init__", remember)
     patch.setattr(routes, "read_body", ask_first)
+
+
+def sentinels_asked_when_something_fails(patch: Patch) -> None:
+    """Who answers is taken for the master as long as it does."""
+    patch.setattr(sentinel, "POLL_S", math.inf)
+
+
+def deeds_are_not_remembered(patch: Patch) -> None:
+    """What was done to a pod is done once."""
+    patch.setattr(Remembered, "note", lambda *words: None)
 
 
 # Clusters
@@ -286,6 +297,8 @@ REDIS_MECHANISMS: dict[str, Callable[[Patch], None]] = {
         no_recorded_sequence,
         no_buffering,
         no_full_write,
+        sentinels_asked_when_something_fails,
+        deeds_are_not_remembered,
         requests_wait,
         slots_are_read_once,
         no_redirections,

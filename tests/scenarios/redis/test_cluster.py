@@ -22,6 +22,7 @@ KEYS = Keyspace(NAMESPACE)
 DIRECTORY = KEYS.directory.pods
 # Longer than a lease, and than a stream is vouched for.
 OUTAGE_S = 8.0
+HANG_S = 4.0
 MOVING_S = 2.0
 
 
@@ -44,15 +45,15 @@ def models_apart(cluster: RedisCluster) -> tuple[str, str]:
 class Two:
     """A world with two models on two nodes of a Cluster, two indexers and two scorers, all settled."""
 
-    def __init__(self, make_world: MakeWorld, *, settings: dict[str, str] | None = None, **options: str) -> None:
+    def __init__(self, make_world: MakeWorld, *, settings: dict[str, str] | None = None, redis_timeout_s: float = 1.0, **options: str) -> None:
         self.world = make_world(pod_expiry_s=30, make_redis=RedisCluster, **options)
         self.cluster: RedisCluster = self.world.redis
         self.first, self.second = (
             self.world.fleet(seed, streams=3, model=model, pod_prefix=f"{seed}-") for seed, model in enumerate(models_apart(self.cluster), 1)
         )
         self.fleets = (self.first, self.second)
-        self.indexers: list[Command] = self.world.sharing_indexers(*self.fleets, **(settings or {}))
-        self.scorers: list[Command] = self.world.scorers(2)
+        self.indexers: list[Command] = self.world.sharing_indexers(*self.fleets, redis_timeout_s=str(redis_timeout_s), **(settings or {}))
+        self.scorers: list[Command] = self.world.scorers(2, redis_timeout_s=str(redis_timeout_s))
         wait_owned(self.scorers[0], 6, by=2)
         wait_ready(*self.indexers, *self.scorers)
         for fleet in self.fleets:
@@ -143,7 +144,7 @@ def hang(member: Member) -> Callable[[], object]:
     return member.thaw
 
 
-@mechanism("slots_are_read_once")
+@mechanism("no_redirections")
 @pytest.mark.parametrize("fail", [kill, hang], ids=["killed", "hangs, and comes back"])
 @pytest.mark.parametrize("of", ["a model", "the directory"])
 def test_a_node_fails_and_its_replica_is_promoted(make_world: MakeWorld, of: str, fail: Callable[[Member], Callable[[], object]]) -> None:
@@ -165,8 +166,9 @@ def test_a_node_fails_and_its_replica_is_promoted(make_world: MakeWorld, of: str
 
 @mechanism("one_slot_for_all")
 def test_what_other_nodes_hold_does_not_suffer_while_a_node_is_away_for_long(make_world: MakeWorld) -> None:
-    """A node and its replica hang for longer than a lease. Nobody else's lease is late, nobody else's stream is in doubt."""
-    two = Two(make_world, cluster_require_full_coverage="no")
+    """A node and its replica hang for longer than a lease, and so does each call to them. Nobody else's lease is late, nobody else's stream is in
+    doubt."""
+    two = Two(make_world, redis_timeout_s=HANG_S, cluster_require_full_coverage="no")
     two.resume()
     master = two.where(two.first)
     replica = two.cluster.replica_of(master)
@@ -236,7 +238,7 @@ def test_acknowledged_writes_that_a_failover_lost_are_written_again(make_world: 
         wait_ready(*two.indexers, *two.scorers)
         (late,) = two.world.scorers(1)
         two.settle(late)
-        assert sum(indexer.metric("kv_indexer_full_writes_total", reason="went_back") for indexer in two.indexers) >= 1
+        assert sum(indexer.metric("kv_indexer_redis_full_writes_total", reason="went_back") for indexer in two.indexers) >= 1
         two.first.play(100)
         two.settle(late)
 
