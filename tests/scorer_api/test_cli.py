@@ -59,7 +59,16 @@ def test_version() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["serve", "--help"], ["score", "--help"], ["explain", "--help"], ["pods", "--help"], ["demo", "--help"], ["demo-engine", "--help"]],
+    [
+        ["--help"],
+        ["serve", "--help"],
+        ["score", "--help"],
+        ["explain", "--help"],
+        ["pods", "--help"],
+        ["demo", "--help"],
+        ["demo-engine", "--help"],
+        ["doctor", "--help"],
+    ],
 )
 def test_help_goes_to_stdout(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
