@@ -32,7 +32,12 @@ PURE_OF_INDEXER = (
     "store.keyspace",
     "store.records",
 )
-PURE = [*(f"indexer.{name}" for name in PURE_OF_INDEXER), "scorer_api.prefix_index", "scorer_api.scoring"]
+PURE_OF_SCORER = (
+    "prefix_index",
+    "scoring",
+    *(f"routing.{name}" for name in ("costs", "policies", "prompt_tree", "queues", "speculation")),
+)
+PURE = [*(f"indexer.{name}" for name in PURE_OF_INDEXER), *(f"scorer_api.{name}" for name in PURE_OF_SCORER)]
 IMPURE = {"zmq", "redis", "asyncio", "fastapi", "starlette", "uvicorn", "uvloop", "httpx", "threading", "socket"}
 # They receive, replay, or pass the context on and catch its errors; the demo engine is an engine.
 ZMQ = {f"indexer.{name}" for name in ("subscriber", "subscription", "listening", "replay", "stream", "streams", "endpoints", "demo_engine")} | {
