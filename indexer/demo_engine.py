@@ -8,14 +8,14 @@ import asyncio
 import hashlib
 import random
 import time
-from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Iterator
 from itertools import islice
-from socket import gethostname
 
 import msgspec
-import zmq
 import zmq.asyncio
+
+from indexer.publisher import LOOPBACK, Publisher, dialled
 
 SYSTEM_PROMPT = range(1, 65)
 BLOCK_SIZE = 16
@@ -24,8 +24,6 @@ CHAT_TOKENS_MAX = 800
 HISTORY_BATCHES = 1_000
 # Served at once, so that there is something to see from the start.
 WARM_UP_REQUESTS = 24
-LOOPBACK = "127.0.0.1"
-EVERY_ADDRESS = ("0.0.0.0", "*")  # noqa: S104 - what a user may ask for, never a default
 
 Event = dict[str, object]
 
@@ -92,83 +90,51 @@ def chat_workload(chats: list[int], rng: random.Random) -> Iterator[list[int]]:
         yield [*SYSTEM_PROMPT, *range(1000 * chat + 1, 1000 * chat + 1 + lengths[chat])]
 
 
-class Publisher:
-    """PUB and ROUTER on ports of one address, free ones where 0 is given, with a bounded history for replays.
-
-    Raises zmq.ZMQError for an address that is not this machine's, or a port that is taken.
-    """
-
-    def __init__(self, context: zmq.asyncio.Context, topic: bytes, host: str, events_port: int, replay_port: int) -> None:
-        self._topic = topic
-        self._pub = context.socket(zmq.PUB)
-        self._router = context.socket(zmq.ROUTER)
-        self._pub.sndhwm = 0
-        self._router.sndhwm = 0
-        self.events_port = _bind(self._pub, host, events_port)
-        self.replay_port = _bind(self._router, host, replay_port)
-        self._history: deque[tuple[bytes, bytes]] = deque(maxlen=HISTORY_BATCHES)
-        self._next = 0
-
-    async def publish(self, events: list[Event]) -> None:
-        payload = msgspec.msgpack.encode([time.time(), events, 0])
-        number = self._next.to_bytes(8, "big")
-        self._next += 1
-        self._history.append((number, payload))
-        await self._pub.send_multipart([self._topic, number, payload])
-
-    async def serve_replays(self) -> None:
-        while True:
-            frames = await self._router.recv_multipart()
-            if len(frames) != 3 or len(frames[2]) != 8:
-                continue
-            for number, payload in self._since(frames[2]):
-                await self._router.send_multipart([frames[0], b"", self._topic, number, payload])
-            await self._router.send_multipart([frames[0], b"", b"", b"\xff" * 8, b""])
-
-    def _since(self, start: bytes) -> Iterable[tuple[bytes, bytes]]:
-        return [item for item in self._history if item[0] >= start]
-
-
-def _bind(socket: zmq.asyncio.Socket, host: str, port: int) -> int:
-    if not port:
-        return socket.bind_to_random_port(f"tcp://{host}")
-    socket.bind(f"tcp://{host}:{port}")
-    return port
-
-
-def dialled(host: str) -> str:
-    """What others dial to reach what listens there: every address is none that can be dialled, the machine's name is."""
-    return gethostname() if host in EVERY_ADDRESS else host
-
-
 async def run(
     pod: str, model: str, chats: list[int], capacity: int, requests_per_s: float, host: str = LOOPBACK, events_port: int = 0, replay_port: int = 0
 ) -> None:
     """Print the engine's spec, then serve until cancelled. Raises zmq.ZMQError where it cannot listen."""
     with zmq.asyncio.Context() as context:
         context.linger = 0
-        publisher = Publisher(context, f"kv@{pod}@{model}".encode(), host, events_port, replay_port)
+        publisher = Publisher(context, host, events_port, replay_port, history_max=HISTORY_BATCHES)
+        await publisher.open()
         reached_at = dialled(host)
         spec = f"pod={pod},model={model},events=tcp://{reached_at}:{publisher.events_port},replay=tcp://{reached_at}:{publisher.replay_port}"
         print(spec, flush=True)  # noqa: T201 - the command's output: what to give to --engine
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(publisher.serve_replays(), name="replays")
-                tasks.create_task(_serve_chats(publisher, chats, capacity, requests_per_s), name="chats")
+                tasks.create_task(publisher.serve(), name="publisher")
+                tasks.create_task(_serve_chats(_Announcer(publisher, f"kv@{pod}@{model}".encode()), chats, capacity, requests_per_s), name="chats")
         finally:
             context.destroy(linger=0)
 
 
-async def _serve_chats(publisher: Publisher, chats: list[int], capacity: int, requests_per_s: float) -> None:
+class _Announcer:
+    """Numbers the batches of an engine."""
+
+    def __init__(self, publisher: Publisher, topic: bytes) -> None:
+        self._publisher = publisher
+        self._topic = topic
+        self._next = 0
+
+    async def announce(self, events: list[Event]) -> None:
+        payload = msgspec.msgpack.encode([time.time(), events, 0])
+        number = self._next.to_bytes(8, "big")
+        self._next += 1
+        self._publisher.keep(self._topic, number, payload)
+        await self._publisher.publish([self._topic, number, payload])
+
+
+async def _serve_chats(announcer: _Announcer, chats: list[int], capacity: int, requests_per_s: float) -> None:
     cache = BlockCache(capacity)
     workload = chat_workload(chats, random.Random(chats[0]))
     for tokens in islice(workload, WARM_UP_REQUESTS):
-        await _step(publisher, cache, tokens)
+        await _step(announcer, cache, tokens)
     for tokens in workload:
         await asyncio.sleep(1 / requests_per_s)
-        await _step(publisher, cache, tokens)
+        await _step(announcer, cache, tokens)
 
 
-async def _step(publisher: Publisher, cache: BlockCache, tokens: list[int]) -> None:
+async def _step(announcer: _Announcer, cache: BlockCache, tokens: list[int]) -> None:
     if events := cache.serve(tokens):
-        await publisher.publish(events)
+        await announcer.announce(events)

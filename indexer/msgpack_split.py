@@ -1,4 +1,4 @@
-"""Splitting a batch into its events without recursion, for payloads that are nested too deeply for the decoder.
+"""Splitting a batch into its events without recursion, for payloads that are nested too deeply for the decoder; and a list into what of it is whole.
 
 The decoder gives up on a whole batch when one event in it is nested too deeply, even where it would only skip it. This finds where each
 event ends by counting the items that are still to come, so depth costs nothing.
@@ -30,12 +30,30 @@ def split_events(payload: bytes) -> list[bytes]:
     return events
 
 
+def split_list(content: bytes) -> tuple[list[bytes], int]:
+    """The whole items of a list, still encoded, and how many bytes of something cut short follow them.
+
+    How many items the list says it has does not matter: whoever wrote it may have ended before it could say that. Raises ValueError for what
+    is no list.
+    """
+    splitter = _Splitter(content, len(content))
+    splitter.array()
+    items: list[bytes] = []
+    while (start := splitter.at) < len(content):
+        try:
+            splitter.skip()
+        except ValueError:
+            return items, len(content) - start
+        items.append(content[start : splitter.at])
+    return items, 0
+
+
 class _Splitter:
     """A place in a payload. Raises ValueError behind its end."""
 
-    def __init__(self, payload: bytes) -> None:
+    def __init__(self, payload: bytes, items_max: int = ITEMS_MAX) -> None:
         self._payload = payload
-        self._left = ITEMS_MAX
+        self._left = items_max
         self.at = 0
 
     def array(self) -> int:

@@ -2,19 +2,28 @@
 
 import argparse
 import asyncio
-import math
 import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import zmq
 
 from indexer import __version__, demo_engine
 from indexer.command import Parser, add_config, add_ingest, add_settings, run, run_command, serve_until_stopped, settings_of
 from indexer.errors import SettingError
-from scorer_api import demo, score_command
+from indexer.publisher import LOOPBACK
+from scorer_api import demo, explain_command, pods_command, record_command, replay_command, score_command
 from scorer_api.app import make_api, make_serve
+from scorer_api.numbers import port, positive
+
+# Commands of a module each: it adds its arguments and says what carries it out.
+COMMANDS = (
+    ("score", score_command, "ask a running service for the scores of a prompt"),
+    ("explain", explain_command, "ask a running service why each pod's match of a prompt ends where it does"),
+    ("pods", pods_command, "ask a running service for its pods and their streams"),
+    ("record", record_command, "write what engines publish to files"),
+    ("replay", replay_command, "play such a file as the engines would; prints their specs"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,9 +46,8 @@ def _parser() -> argparse.ArgumentParser:
     add_config(answering, with_engines=False)
     answering.set_defaults(command=lambda parsed: serve_until_stopped(parsed, make_api, needs_redis=True))
 
-    scoring = commands.add_parser("score", help="ask a running service for the scores of a prompt", allow_abbrev=False)
-    score_command.add_arguments(scoring)
-    scoring.set_defaults(command=score_command.run)
+    for name, module, told in COMMANDS:
+        module.add_arguments(commands.add_parser(name, help=told, allow_abbrev=False))
 
     demonstrating = commands.add_parser("demo", help="serve two demo engines, so that there is something to see", allow_abbrev=False)
     add_settings(demonstrating)
@@ -49,12 +57,12 @@ def _parser() -> argparse.ArgumentParser:
     engine.add_argument("--pod", default="demo-0")
     engine.add_argument("--model", default=demo.MODEL)
     engine.add_argument("--chats", default="1,2,3,4,5,6,7,8", metavar="N,N,…", type=_numbers, help="numbers of the chats that it serves")
-    engine.add_argument("--blocks", default=128, type=_positive(int), help="how many blocks it caches")
-    engine.add_argument("--host", default=demo_engine.LOOPBACK, help="address that it listens on; 0.0.0.0 for every one of this machine's")
-    engine.add_argument("--events-port", default=0, type=_port, help="default: a free one")
-    engine.add_argument("--replay-port", default=0, type=_port, help="default: a free one")
+    engine.add_argument("--blocks", default=128, type=positive(int), help="how many blocks it caches")
+    engine.add_argument("--host", default=LOOPBACK, help="address that it listens on; 0.0.0.0 for every one of this machine's")
+    engine.add_argument("--events-port", default=0, type=port, help="default: a free one")
+    engine.add_argument("--replay-port", default=0, type=port, help="default: a free one")
     engine.add_argument("--with-parent", action="store_true", help="stop when standard input ends, as it does when the parent dies")
-    engine.add_argument("--requests-per-s", default=4.0, type=_positive(float))
+    engine.add_argument("--requests-per-s", default=4.0, type=positive(float))
     engine.set_defaults(command=_demo_engine)
     return parser
 
@@ -63,25 +71,6 @@ def _numbers(text: str) -> list[int]:
     if not re.fullmatch(r"[1-9]\d{0,5}(,[1-9]\d{0,5})*", text):
         raise argparse.ArgumentTypeError(f"{text!r} should be numbers from 1 to 999999, separated by commas")
     return [int(part) for part in text.split(",")]
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} should be a port, from 0 to 65535")
-    return int(text)
-
-
-def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    def positive(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = 0
-        if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text!r} should be a number above 0")
-        return value
-
-    return positive
 
 
 def _demo(parsed: argparse.Namespace) -> int:

@@ -1,6 +1,8 @@
 """Who may import whom. Walks the sources, and imports none of them."""
 
 import ast
+import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -26,6 +28,8 @@ PURE_OF_INDEXER = (
     "stream_state",
     "orphans",
     "errors",
+    "capture",
+    "msgpack_split",
     "masking",
     "engine_networks",
     "store",
@@ -39,10 +43,11 @@ PURE_OF_SCORER = (
 )
 PURE = [*(f"indexer.{name}" for name in PURE_OF_INDEXER), *(f"scorer_api.{name}" for name in PURE_OF_SCORER)]
 IMPURE = {"zmq", "redis", "asyncio", "fastapi", "starlette", "uvicorn", "uvloop", "httpx", "threading", "socket"}
+PLAYING = ("publisher", "playing", "recording")
 # They receive, replay, or pass the context on and catch its errors; the demo engine is an engine.
-ZMQ = {f"indexer.{name}" for name in ("subscriber", "subscription", "listening", "replay", "stream", "streams", "endpoints", "demo_engine")} | {
-    "scorer_api.cli"
-}
+ZMQ = {
+    f"indexer.{name}" for name in ("subscriber", "subscription", "listening", "replay", "stream", "streams", "endpoints", "demo_engine", *PLAYING)
+} | {"scorer_api.cli"}
 WEB = {f"indexer.http.{name}" for name in ("access", "app", "connection", "negotiation", "openapi", "problems", "routes", "server")} | {
     "indexer.app",
     "scorer_api.routes",
@@ -73,18 +78,22 @@ def third_party(module: str) -> set[str]:
     return {name.partition(".")[0] for name in imports(module)} - set(PACKAGES)
 
 
+def named(module: str) -> set[str]:
+    """The project's modules that a module imports by name."""
+    return imports(module) & MODULES.keys()
+
+
 def own(module: str) -> set[str]:
     """The project's modules that a module imports, and the packages that they are in."""
-    direct = imports(module) & MODULES.keys()
-    return direct | {name.rpartition(".")[0] for name in direct if "." in name}
+    return named(module) | {name.rpartition(".")[0] for name in named(module) if "." in name}
 
 
-def reached(module: str) -> set[str]:
+def reached(module: str, by: Callable[[str], set[str]] = own) -> set[str]:
     """The module and everything of the project that comes with it."""
     found, new = set(), {module}
     while new:
         found |= new
-        new = {name for start in new for name in own(start)} - found
+        new = {name for start in new for name in by(start)} - found
     return found
 
 
@@ -129,9 +138,18 @@ def test_only_what_serves_http_knows_a_web_framework() -> None:
     assert {module for module in MODULES if third_party(module) & {"fastapi", "fastapi_offline", "starlette", "uvicorn", "httptools"}} == WEB
 
 
+def test_the_client_comes_without_what_the_service_is_made_of() -> None:
+    of_client = {module for module in MODULES if module.startswith("scorer_api.client")}
+    assert {"scorer_api.client", "scorer_api.client.synchronous", "scorer_api.client.asynchronous"} <= of_client
+    assert {name for module in of_client for name in reached(module)} - of_client <= {"scorer_api"}
+    outside = {name for module in of_client for name in third_party(module)} - sys.stdlib_module_names
+    assert outside == {"httpx", "msgspec"}
+
+
 def test_no_two_modules_import_each_other() -> None:
     def comes_back(module: str) -> bool:
-        return any(module in reached(name) for name in own(module) if name not in PACKAGES)
+        # A package that hands on what its modules have comes with each of them; that is no import of theirs.
+        return any(module in reached(name, named) for name in named(module) if name not in PACKAGES)
 
     assert {module for module in MODULES if module not in PACKAGES and comes_back(module)} == set()
 

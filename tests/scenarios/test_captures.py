@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from tests.engine import Engine
+from tests.recorder import Process
 from tests.running import Client, Command
 from tests.waiting import wait_until
 
@@ -46,10 +47,10 @@ class Player:
                 self.play_frames(request["frames"])
                 self.catch_up(service)
                 restarts = service.stream(request["engine"])["restarts"]
-                self.engines[request["engine"]].kill()
+                self.stop(request["engine"])
                 service.wait_for(pod=request["engine"], connected=False)
             elif request["kind"] == "UP":
-                self.engines[request["engine"]].start()
+                self.start(request["engine"])
                 service.wait_for(pod=request["engine"], connected=True, sequence=None, restarts=restarts + 1)
             elif request.get("sequential"):
                 self.play_frames(request["frames_before"])
@@ -58,6 +59,12 @@ class Player:
         if stop is None:
             self.play_frames(len(self.frames))
             self.catch_up(service)
+
+    def stop(self, engine: str) -> None:
+        self.engines[engine].kill()
+
+    def start(self, engine: str) -> None:
+        self.engines[engine].start()
 
     def play_frames(self, count: int) -> None:
         for _, name, (_, number, payload) in self.frames[self.played : count]:
@@ -84,6 +91,26 @@ class Player:
             self.wrong.append((request["kind"], matched, request["cached_tokens"]))
 
 
+class Replayed(Player):
+    """The same, played by `kv-indexer replay`."""
+
+    def __init__(self, name: str, process: Process) -> None:
+        super().__init__(name)
+        self.process = process
+
+    def stop(self, engine: str) -> None:
+        super().stop(engine)
+        self.process.step(f"stop {engine}")
+
+    def start(self, engine: str) -> None:
+        super().start(engine)
+        self.process.step(f"start {engine}")
+
+    def play_frames(self, count: int) -> None:
+        super().play_frames(count)  # nobody listens there; it knows how far each engine is
+        self.process.step(str(self.played))
+
+
 CAPTURES = [("v028_bs16_main", 139, UNKNOWABLE), ("v028_bs16_pods_restart", 96, set())]
 
 
@@ -104,6 +131,24 @@ def test_the_index_says_what_the_engine_said(name: str, rows: int, unknowable: s
     assert {kind for kind, _, _ in player.wrong} == unknowable, player.wrong
     assert len(player.wrong) == len(unknowable)
     assert (gaps > 0) == (lost_every is not None)
+
+
+@pytest.mark.parametrize(("name", "rows", "unknowable"), CAPTURES, ids=[name for name, _, _ in CAPTURES])
+def test_the_index_says_what_the_engine_said_when_the_recording_is_replayed(name: str, rows: int, unknowable: set[str]) -> None:
+    """`kv-indexer replay` is to the service what the engine was."""
+    with Process("replay", DATA / f"{name}.frames.msgpack", "--steps") as process:
+        player = Replayed(name, process)
+        specs = [word for _ in player.engines for word in ("--engine", process.line())]
+        try:
+            with Command("serve", "--port", "0", "--silence-s", "0.2", *specs) as service:
+                service.wait_url()
+                wait_until(lambda: service.http.get(f"{service.url}/readyz").status_code == 200)
+                player.play(service)
+        finally:
+            player.close()
+    assert player.compared == rows
+    assert {kind for kind, _, _ in player.wrong} == unknowable, player.wrong
+    assert len(player.wrong) == len(unknowable)
 
 
 @pytest.mark.parametrize("start", [40, 100])

@@ -56,7 +56,10 @@ def test_version() -> None:
     assert run("--version") == (0, f"kv-indexer {__version__}\n", "")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["serve", "--help"], ["score", "--help"], ["demo", "--help"], ["demo-engine", "--help"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["serve", "--help"], ["score", "--help"], ["explain", "--help"], ["pods", "--help"], ["demo", "--help"], ["demo-engine", "--help"]],
+)
 def test_help_goes_to_stdout(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         main(words)
@@ -114,7 +117,9 @@ def test_a_port_that_is_taken_stops_the_start_with_one_line(command: str) -> Non
         (["fly"], "'fly'"),
         (["serve", "--color", "red"], "arguments: --color;"),
         (["serve", "--log", "json"], "arguments: --log;"),
-        (["score"], "--model, --tokens-file"),
+        (["score"], "--model"),
+        (["explain", "--model", "m"], "--tokens-file --prompt --messages-file"),
+        (["score", "--model", "m", "--prompt", "x", "--tokens-file", "-"], "--tokens-file"),
         (["demo-engine", "--blocks", "0"], "'0' should be a number above 0"),
         (["demo-engine", "--chats", "1,x"], "'1,x' should be numbers"),
     ],

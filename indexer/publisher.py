@@ -1,0 +1,107 @@
+"""An engine's two sockets: PUB for what it announces, ROUTER for those who ask for it again. For engines without a model."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from socket import gethostname
+
+import zmq
+import zmq.asyncio
+
+LOOPBACK = "127.0.0.1"
+EVERY_ADDRESS = ("0.0.0.0", "*")  # noqa: S104 - what a user may ask for, never a default
+END = b"\xff" * 8
+NUMBER_BYTES = 8
+# A port that these sockets' former life had is free again only when libzmq has closed it, in a thread of its own.
+REBIND_S = 5.0
+REBIND_POLL_S = 0.02
+
+
+class Publisher:
+    """PUB and ROUTER on ports of one address, free ones where 0 is given, with a bounded history for replays.
+
+    Without `with_replay` nobody is answered. `await open()`, then `serve()` in a task. Open raises zmq.ZMQError for an address that is not this
+    machine's, or a port that is taken.
+    """
+
+    def __init__(
+        self, context: zmq.asyncio.Context, host: str, events_port: int, replay_port: int, *, history_max: int, with_replay: bool = True
+    ) -> None:
+        self._host = host
+        # What it sends is what a PUB sends, and it tells of subscriptions.
+        self._pub = context.socket(zmq.XPUB)
+        self._router = context.socket(zmq.ROUTER)
+        self._pub.sndhwm = 0
+        self._router.sndhwm = 0
+        self._with_replay = with_replay
+        self.events_port = events_port
+        self.replay_port = replay_port
+        self.subscribed = asyncio.Event()
+        self._history: deque[tuple[bytes, bytes, bytes]] = deque(maxlen=history_max)
+
+    async def open(self, *, is_again: bool = False) -> None:
+        """Bind both. `is_again`: the ports were a former life's, which may still be closing them."""
+        wait_s = REBIND_S if is_again else 0
+        self.events_port = await _bind(self._pub, self._host, self.events_port, wait_s)
+        if self._with_replay:
+            self.replay_port = await _bind(self._router, self._host, self.replay_port, wait_s)
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._pub.close()
+        self._router.close()
+
+    def keep(self, topic: bytes, number: bytes, payload: bytes) -> None:
+        """Have it in the history, where replays come from."""
+        self._history.append((topic, number, payload))
+
+    async def publish(self, frames: Sequence[bytes]) -> None:
+        """Send a message to all who subscribed by now."""
+        await self._pub.send_multipart(frames)
+
+    async def serve(self) -> None:
+        """Answer replays and notice subscriptions, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._notice_subscriptions(), name="subscriptions")
+            if self._with_replay:
+                tasks.create_task(self._serve_replays(), name="replays")
+
+    async def _notice_subscriptions(self) -> None:
+        while True:
+            if (await self._pub.recv())[:1] == b"\x01":
+                self.subscribed.set()
+            else:
+                self.subscribed.clear()
+
+    async def _serve_replays(self) -> None:
+        while True:
+            frames = await self._router.recv_multipart()
+            if len(frames) != 3 or len(frames[2]) != NUMBER_BYTES:
+                continue
+            for topic, number, payload in self._since(frames[2]):
+                await self._router.send_multipart([frames[0], b"", topic, number, payload])
+            await self._router.send_multipart([frames[0], b"", b"", END, b""])
+
+    def _since(self, start: bytes) -> Iterable[tuple[bytes, bytes, bytes]]:
+        return [item for item in self._history if item[1] >= start]
+
+
+async def _bind(socket: zmq.asyncio.Socket, host: str, port: int, wait_s: float) -> int:
+    if not port:
+        return socket.bind_to_random_port(f"tcp://{host}")
+    deadline_s = time.monotonic() + wait_s
+    while True:
+        try:
+            socket.bind(f"tcp://{host}:{port}")
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EADDRINUSE or time.monotonic() > deadline_s:
+                raise
+            await asyncio.sleep(REBIND_POLL_S)
+        else:
+            return port
+
+
+def dialled(host: str) -> str:
+    """What others dial to reach what listens there: every address is none that can be dialled, the machine's name is."""
+    return gethostname() if host in EVERY_ADDRESS else host

@@ -1,0 +1,70 @@
+"""A client of the service, to ask it from Python: `Client`, and `AsyncClient` for asyncio.
+
+It imports httpx and msgspec, and nothing of what the service is made of.
+"""
+
+from scorer_api.client.answers import (
+    End,
+    ExplainAnswer,
+    ExplainedModel,
+    ExplainedPod,
+    ExplainedRank,
+    Hint,
+    PodAnswer,
+    PodStatus,
+    ScoreAnswer,
+    StreamStatus,
+    ViewAnswer,
+)
+from scorer_api.client.asking import Asked, Tokens
+from scorer_api.client.asynchronous import AsyncClient
+from scorer_api.client.changes import (
+    Change,
+    Connected,
+    Disconnected,
+    PodAppeared,
+    PodGone,
+    Restarted,
+    ServiceBack,
+    ServiceLost,
+    StreamAppeared,
+    StreamGone,
+    TrustChanged,
+)
+from scorer_api.client.errors import ClientError, NoAnswerError, ProblemError, StrangeAnswerError
+from scorer_api.client.retries import Retries
+from scorer_api.client.synchronous import Client
+
+__all__ = [
+    "Asked",
+    "AsyncClient",
+    "Change",
+    "Client",
+    "ClientError",
+    "Connected",
+    "Disconnected",
+    "End",
+    "ExplainAnswer",
+    "ExplainedModel",
+    "ExplainedPod",
+    "ExplainedRank",
+    "Hint",
+    "NoAnswerError",
+    "PodAnswer",
+    "PodAppeared",
+    "PodGone",
+    "PodStatus",
+    "ProblemError",
+    "Restarted",
+    "Retries",
+    "ScoreAnswer",
+    "ServiceBack",
+    "ServiceLost",
+    "StrangeAnswerError",
+    "StreamAppeared",
+    "StreamGone",
+    "StreamStatus",
+    "Tokens",
+    "TrustChanged",
+    "ViewAnswer",
+]

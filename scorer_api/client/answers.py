@@ -1,0 +1,162 @@
+"""What the service answers, as the client reads it.
+
+Fields that a newer service has are passed over, and words (trust, tier, reason) are text here, so that a newer service's word is no error.
+"""
+
+from msgspec import Struct
+
+
+class ViewAnswer(Struct, frozen=True):
+    """What an answer was made from, and the age of its newest word from the indexer, in seconds."""
+
+    source: str
+    age_s: float
+
+
+class PodAnswer(Struct, frozen=True):
+    """A pod's figures are those of its best rank.
+
+    `score`: tier-weighted matched tokens as a part of the prompt's tokens less one, 0 to 1. `usable_blocks`: how many blocks of this prompt the
+    engine could take from its cache. `block_size`: tokens per block, None before the pod announced any. `tiers`: matched blocks by the best tier that
+    holds them. `ranks`: each rank's matched blocks. `trust`: live, partial, stale or expired.
+    """
+
+    pod: str
+    score: float
+    matched_tokens: int
+    matched_blocks: int
+    usable_blocks: int
+    block_size: int | None
+    tiers: dict[str, int]
+    rank: int
+    ranks: dict[str, int]
+    trust: str
+
+
+class ScoreAnswer(Struct, frozen=True):
+    """Every known pod of the model, best first, zeros included.
+
+    `tokens`: of the prompt. `best`: the first pod, None when nothing matches. `unknown_pods`: names that were asked for and that nobody knows.
+    """
+
+    model: str
+    tokens: int
+    best: str | None
+    pods: list[PodAnswer]
+    view: ViewAnswer
+    unknown_pods: list[str] = []
+
+
+class End(Struct, frozen=True):
+    """Why a match ended.
+
+    `reason`: a word of a closed list, see the service's documentation. `block`: number of the first block that does not match, None where nothing
+    ended it. `detail`: a sentence. `sequence`: the batch that removed the block, where that is known.
+    """
+
+    reason: str
+    block: int | None
+    detail: str
+    sequence: int | None = None
+
+
+class ExplainedRank(Struct, frozen=True):
+    """One rank's match. `runs`: the matched blocks in order, as (best tier, how many blocks)."""
+
+    rank: int
+    trust: str
+    block_size: int | None
+    matched_blocks: int
+    usable_blocks: int
+    runs: list[tuple[str, int]]
+    end: End
+
+
+class ExplainedPod(Struct, frozen=True):
+    """A pod's match, with the figures of its best rank. `why`: a sentence."""
+
+    pod: str
+    score: float
+    matched_tokens: int
+    matched_blocks: int
+    usable_blocks: int
+    block_size: int | None
+    trust: str
+    rank: int
+    why: str
+    ranks: list[ExplainedRank]
+
+
+class ExplainedModel(Struct, frozen=True):
+    """What is known of the model. `pods`: how many. `last_event_age_s`: seconds since any of them announced anything."""
+
+    pods: int
+    block_sizes: list[int]
+    adapters: list[str]
+    last_event_age_s: float | None
+
+
+class Hint(Struct, frozen=True):
+    """A classic mistake that this looks like. `detail`: what to look at and how to mend it."""
+
+    code: str
+    detail: str
+
+
+class ExplainAnswer(Struct, frozen=True):
+    """Every known pod of the model, best first, and why its match ends where it does.
+
+    `source`: what the tokens came from: token_ids, prompt, messages or block_hashes.
+    """
+
+    model: str
+    tokens: int | None
+    source: str
+    pods: list[ExplainedPod]
+    about: ExplainedModel
+    hints: list[Hint]
+    view: ViewAnswer
+
+
+class StreamStatus(Struct, frozen=True):
+    """The events of one rank of a pod.
+
+    `sequence`: the last batch applied, None before the first and after a restart. `blocks`: held at present, by tier. `batches`, `gaps`, `replayed`
+    (batches) and `restarts` are counts since the service followed it. `last_batch_age_s`: seconds.
+    """
+
+    rank: int
+    sequence: int | None
+    trust: str
+    connected: bool
+    block_size: int | None
+    blocks: dict[str, int]
+    batches: int
+    gaps: int
+    replayed: int
+    restarts: int
+    last_batch_age_s: float | None
+    last_error: str | None
+    owner: str | None = None
+
+
+class PodStatus(Struct, frozen=True):
+    """A pod, and its streams by rank."""
+
+    pod: str
+    model: str
+    streams: list[StreamStatus]
+
+
+class PodsAnswer(Struct, frozen=True):
+    """Every registered pod."""
+
+    pods: list[PodStatus]
+
+
+class Problem(Struct, frozen=True):
+    """`application/problem+json`."""
+
+    title: str
+    status: int
+    detail: str

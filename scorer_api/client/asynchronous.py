@@ -1,0 +1,114 @@
+"""The client for asyncio."""
+
+import asyncio
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable
+from os import PathLike
+from types import TracebackType
+from typing import Self, TypeVar, Unpack
+
+import httpx
+
+from scorer_api.client.answers import ExplainAnswer, PodStatus, ScoreAnswer
+from scorer_api.client.asking import PODS, Asked, Call, Service, Tokens, explain_call, score_call, trusted
+from scorer_api.client.changes import Change, Watch
+from scorer_api.client.errors import ClientError
+from scorer_api.client.retries import DEFAULT, NONE, Retries
+
+A = TypeVar("A")
+
+
+class AsyncClient:
+    """`async with AsyncClient("http://indexer:8080") as client: await client.score("my/model", token_ids)`. One for each event loop.
+
+    `token`: the service's bearer token, or what returns it, asked before each request. `ca_file`: PEM file of the authority that the service's
+    certificate is to be from; `verify`: another ssl context, or False for no check at all. `timeout_s`: for connecting, and for each wait for an
+    answer. Every method raises a ClientError where there is no answer to be used, and ValueError for what cannot be sent.
+    """
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8080",
+        *,
+        token: str | Callable[[], str] | None = None,
+        ca_file: str | PathLike[str] | None = None,
+        verify: bool | ssl.SSLContext = True,
+        timeout_s: float = 10.0,
+        retries: Retries = DEFAULT,
+    ) -> None:
+        self._service = Service.at(url, token)
+        self._retries = retries
+        self._http = httpx.AsyncClient(timeout=timeout_s, verify=trusted(verify, ca_file))
+        self._closed = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close all connections and end every `watch`. Idempotent."""
+        self._closed.set()
+        await self._http.aclose()
+
+    async def score(self, model: str, token_ids: Tokens | None = None, **asked: Unpack[Asked]) -> ScoreAnswer:
+        """Which pods hold the longest prefix of this prompt? Exactly one of token_ids, prompt, messages and block_hashes."""
+        return await self._ask(score_call(model, token_ids, asked), self._retries)
+
+    async def explain(self, model: str, token_ids: Tokens | None = None, **asked: Unpack[Asked]) -> ExplainAnswer:
+        """The same, and why each pod's match ends where it does."""
+        return await self._ask(explain_call(model, token_ids, asked), self._retries)
+
+    async def pods(self) -> list[PodStatus]:
+        """Every registered pod, with the state of its streams."""
+        return (await self._ask(PODS, self._retries)).pods
+
+    async def watch(self, model: str | None = None, interval_s: float = 1.0) -> AsyncIterator[Change]:
+        """What changes of the pods (of this model) and their streams; at first all that there is. Looks every `interval_s`.
+
+        Goes on through an outage of the service, and says so. Ends when the client is closed, or its task is cancelled. Raises ProblemError
+        or StrangeAnswerError where looking again would be no use: a wrong token, a wrong address.
+        """
+        watch = Watch(model)
+        while not self._closed.is_set():
+            try:
+                found = list(watch.seen((await self._ask(PODS, NONE)).pods, time.monotonic()))
+            except ClientError as error:
+                found = list(watch.failed(error, time.monotonic()))
+            except RuntimeError:  # httpx's word for a client that is closed
+                if not self._closed.is_set():
+                    raise
+                return
+            if self._closed.is_set():
+                return
+            for change in found:
+                yield change
+            await self._sleep(interval_s)
+
+    async def _ask(self, call: Call[A], policy: Retries) -> A:
+        tries = 0
+        while True:
+            outcome = await self._send(call)
+            tries += 1
+            pause_s = policy.pause_s(tries, outcome)
+            if pause_s is None or await self._sleep(pause_s):
+                break
+        if isinstance(outcome, Exception):
+            raise self._service.no_answer(outcome) from outcome
+        return self._service.read(call, outcome)
+
+    async def _send(self, call: Call[A]) -> httpx.Response | Exception:
+        try:
+            return await self._http.request(call.method, self._service.url + call.path, content=call.content, headers=self._service.headers(call))
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            return error
+
+    async def _sleep(self, seconds: float) -> bool:
+        """Returns whether the client was closed meanwhile."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._closed.wait()
+        except TimeoutError:
+            return False

@@ -1,0 +1,31 @@
+"""`kv-indexer explain`: why each pod's match of a prompt ends where it does, as a table, with the hints below it."""
+
+import argparse
+
+from scorer_api.client import ExplainAnswer
+from scorer_api.service_flags import add_prompt, add_service, ask, prompt_of, table
+
+HEADS = ("POD", "SCORE", "TOKENS", "BLOCKS", "TRUST", "WHY")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags."""
+    add_service(parser)
+    add_prompt(parser)
+    parser.set_defaults(command=run)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Returns the exit code. Raises SettingError for a file that cannot be used."""
+    tokens, asked = prompt_of(parsed)
+    return ask(parsed, lambda client: shown(client.explain(parsed.model, tokens, **asked)))
+
+
+def shown(answer: ExplainAnswer) -> str:
+    """The answer as people read it."""
+    rows = [
+        (pod.pod, f"{pod.score:.4f}", str(pod.matched_tokens), f"{pod.matched_blocks}/{pod.usable_blocks}", pod.trust, pod.why) for pod in answer.pods
+    ]
+    counted = "" if answer.tokens is None else f", {answer.tokens} tokens from {answer.source}"
+    hints = [f"{hint.code}: {hint.detail}" for hint in answer.hints]
+    return "\n".join([f"model {answer.model}{counted}", table(HEADS, rows), *hints])
