@@ -3,11 +3,12 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import msgspec
 from msgspec import Raw
+from prometheus_client import Counter
 from starlette.requests import ClientDisconnect
 
 from indexer.events import Tier
@@ -17,6 +18,8 @@ from scorer_api import batch
 from scorer_api.asking import Asked, Asking
 from scorer_api.metrics import ScorerMetrics
 from scorer_api.prefix_index import OWN_TIERS
+from scorer_api.routing.router import Router
+from scorer_api.routing.speculation import Rank
 from scorer_api.schemas import BatchAnswer, BatchProblem, PodAnswer, ScoreAnswer, ScoreRequest, ViewAnswer
 from scorer_api.score_request import decode
 from scorer_api.view import PodScore, View, ranks_by_number
@@ -24,34 +27,36 @@ from scorer_api.view import PodScore, View, ranks_by_number
 log = logging.getLogger(__name__)
 
 OUTCOME_OF_STATUS = {400: "malformed", 404: "unknown_model", 408: "too_slow", 413: "too_large", 415: "unsupported_type", 422: "wrong_value"}
+OUTCOME_OF_STATUS |= {503: "no_pod"}
 TIER_WORDS = [Tier(tier).word for tier in OWN_TIERS]
 # So many requests of a batch are at work at once: those whose tokens have to be asked for wait for them together.
 AT_ONCE = 8
 
 
-class Answers:
-    """Answers score requests from the view."""
+@contextmanager
+def counted(requests: Mapping[str, Counter]) -> Iterator[None]:
+    """Count what goes wrong with one request, by outcome. What is answered counts itself."""
+    try:
+        yield
+    except Problem as problem:
+        requests[OUTCOME_OF_STATUS[problem.status]].inc()
+        raise
+    except ClientDisconnect:
+        requests["disconnected"].inc()
+        raise
+    except Exception:
+        requests["failed"].inc()
+        raise
 
-    def __init__(self, view: View, asking: Asking, metrics: ScorerMetrics) -> None:
+
+class Answers:
+    """Answers score requests from the view, and from what was routed where that is asked for."""
+
+    def __init__(self, view: View, asking: Asking, router: Router, metrics: ScorerMetrics) -> None:
         self._view = view
         self._asking = asking
+        self._router = router
         self._metrics = metrics
-
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        """Count what goes wrong with one request. What is answered counts itself."""
-        requests = self._metrics.requests
-        try:
-            yield
-        except Problem as problem:
-            requests[OUTCOME_OF_STATUS[problem.status]].inc()
-            raise
-        except ClientDisconnect:
-            requests["disconnected"].inc()
-            raise
-        except Exception:
-            requests["failed"].inc()
-            raise
 
     async def score(self, body: bytes, media_type: str, accepted: str) -> bytes:
         """The answer to one request. Raises Problem."""
@@ -62,13 +67,18 @@ class Answers:
 
     def _answer(self, asked: Asked, accepted: str) -> bytes:
         request = asked.request
+        only = None if request.pods is None else frozenset(request.pods)
+        expected: dict[Rank, int] | None = None
         began_s = time.perf_counter()
         try:
-            scores = self._view.score(asked.prompt, None if request.pods is None else frozenset(request.pods))
+            if request.include_speculative:
+                scores, expected = self._router.score(asked.prompt, only, time.monotonic())
+            else:
+                scores = self._view.score(asked.prompt, only)
         except KeyError:
             raise unknown_model(asked) from None
         found_s = time.perf_counter()
-        answer = _score_answer(request, asked.prompt.length, scores, ViewAnswer(self._view.source, self._view.age_s))
+        answer = _score_answer(request, asked.prompt.length, scores, expected, ViewAnswer(self._view.source, self._view.age_s))
         content = encode(answer, accepted)
         encoded_s = time.perf_counter()
         self._metrics.seconds["look_up"].observe(found_s - began_s)
@@ -95,7 +105,7 @@ class Answers:
     async def _answer_in_turn(self, body: bytes, media_type: str, accepted: str, turn: asyncio.Lock) -> bytes:
         """One answer or problem. Whoever has the turn does one piece of work; then everything else in this process has its own."""
         try:
-            with self.counted():
+            with counted(self._metrics.requests):
                 async with turn:
                     began_s = time.perf_counter()
                     request = decode(body, media_type)
@@ -120,14 +130,20 @@ def unknown_model(asked: Asked) -> Problem:
     return Problem(404, f"model: {asked.prompt.model!r} is not known; it is once a pod of it is registered, see /v1/models")
 
 
-def _score_answer(asked: ScoreRequest, tokens: int, scores: list[PodScore], seen: ViewAnswer) -> ScoreAnswer:
+def _score_answer(asked: ScoreRequest, tokens: int, scores: list[PodScore], expected: Mapping[Rank, int] | None, seen: ViewAnswer) -> ScoreAnswer:
     answers = [_pod_answer(score) for score in scores[: asked.limit]]
+    if expected is not None:
+        answers = [msgspec.structs.replace(pod, speculative_blocks=expected.get((pod.pod, pod.rank), 0)) for pod in answers]
     best = answers[0].pod if answers and answers[0].matched_blocks else None
     answer = ScoreAnswer(asked.model, tokens, best, answers, seen)
     if asked.pods is None:
         return answer
-    known = {score.pod for score in scores}
-    return msgspec.structs.replace(answer, unknown_pods=[pod for pod in dict.fromkeys(asked.pods) if pod not in known])
+    return msgspec.structs.replace(answer, unknown_pods=unknown_pods(asked.pods, {score.pod for score in scores}))
+
+
+def unknown_pods(asked: list[str], known: Collection[str]) -> list[str]:
+    """Those of the pods asked for that nobody knows, each once."""
+    return [pod for pod in dict.fromkeys(asked) if pod not in known]
 
 
 def _pod_answer(score: PodScore) -> PodAnswer:

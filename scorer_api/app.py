@@ -16,6 +16,7 @@ from scorer_api.fleet import Fleet
 from scorer_api.follower import Follower
 from scorer_api.metrics import FollowerMetrics, ScorerMetrics
 from scorer_api.routes import make_router
+from scorer_api.routing import schemas as route_schemas
 from scorer_api.schemas import components
 from scorer_api.view import View
 
@@ -55,4 +56,5 @@ def _served(
 ) -> Served:
     access = Access(settings, HttpMetrics(registry))
     router = make_router(settings, view, pods, ScorerMetrics(registry, view), registry, access)
-    return Served(make_app(SUMMARY, router, components(allows_ipc=settings.engine_networks.allows_ipc), settings, access), parts, access, service)
+    described = components(*route_schemas.TYPES, requests=route_schemas.REQUESTS, allows_ipc=settings.engine_networks.allows_ipc)
+    return Served(make_app(SUMMARY, router, described, settings, access), parts, access, service)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from indexer.http.negotiation import JSON, MSGPACK
-from indexer.http.openapi import body, content, described
+from indexer.http.openapi import body, content, described, problem
 
 SCORE: dict[str, Any] = {
     "responses": described("Every pod of the model, best first.", "ScoreAnswer", 400, 404, 408, 413, 415, 422, media_types=(JSON, MSGPACK)),
@@ -14,5 +14,16 @@ BATCH: dict[str, Any] = {
         "An answer or a problem for each request, in their order.", "BatchAnswer", 400, 408, 413, 415, 422, media_types=(JSON, MSGPACK)
     ),
     "openapi_extra": body({**content("BatchRequest", JSON), **content("BatchRequestMsgpack", MSGPACK)}),
+}
+ROUTE: dict[str, Any] = {
+    "responses": {
+        **described("The pod to send the prompt to.", "RouteAnswer", 400, 404, 408, 413, 415, 422, media_types=(JSON, MSGPACK)),
+        503: problem("No pod can be picked; `detail` says why."),
+    },
+    "openapi_extra": body({**content("RouteRequest", JSON), **content("RouteRequestMsgpack", MSGPACK)}),
+}
+DONE: dict[str, Any] = {
+    "responses": described("Nothing counts of the request any more.", "DoneAnswer", 400, 408, 413, 415, 422, media_types=(JSON, MSGPACK)),
+    "openapi_extra": body(content("DoneRequest", JSON, MSGPACK)),
 }
 MODELS: dict[str, Any] = {"responses": described("Every known model.", "ModelsAnswer")}

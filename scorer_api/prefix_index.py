@@ -71,6 +71,13 @@ class PrefixIndex:
         """How many (block key, tier, holder) triples there are."""
         return sum(len(keys) for tiers in self._keys.values() for keys in tiers)
 
+    def held(self, holder: int, keys: Iterable[int]) -> int:
+        """How many of these blocks a holder has in any tier of its own. What it costs depends on their number, and not on what is held."""
+        asked = left = set(keys)
+        for tier in OWN_TIERS:
+            left = left - self._keys[holder][tier]
+        return len(asked) - len(left)
+
     def apply(self, holder: int, change: Change) -> None:
         """Apply one change of a holder's."""
         bit = 1 << holder

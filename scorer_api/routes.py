@@ -8,9 +8,12 @@ from indexer.http.negotiation import JSON, MSGPACK, accepted_type, media_type_of
 from indexer.http.routes import Pods, add_routes
 from indexer.settings import Settings
 from scorer_api import openapi
-from scorer_api.answers import Answers
+from scorer_api.answers import Answers, counted
 from scorer_api.asking import Asking
 from scorer_api.metrics import ScorerMetrics
+from scorer_api.routing.answers import RouteAnswers
+from scorer_api.routing.metrics import RouteMetrics
+from scorer_api.routing.router import Router
 from scorer_api.schemas import ModelAnswer, ModelsAnswer
 from scorer_api.view import View
 
@@ -18,7 +21,12 @@ from scorer_api.view import View
 def make_router(settings: Settings, view: View, pods: Pods, metrics: ScorerMetrics, registry: CollectorRegistry, access: Access) -> APIRouter:
     """All routes of such a role, over these parts."""
     router = APIRouter()
-    answers = Answers(view, Asking(), metrics)
+    asking = Asking()
+    route_metrics = RouteMetrics(registry)
+    picker = Router(settings, view, route_metrics)
+    route_metrics.show(picker)
+    answers = Answers(view, asking, picker, metrics)
+    route_answers = RouteAnswers(view, asking, picker, route_metrics)
 
     async def read(request: Request) -> tuple[bytes, str, str]:
         """A request's body, its type, and the type of the answer."""
@@ -28,7 +36,7 @@ def make_router(settings: Settings, view: View, pods: Pods, metrics: ScorerMetri
     @router.post("/v1/score", **openapi.SCORE)
     async def score(request: Request) -> Response:
         """Which pods hold the longest prefix of this prompt?"""
-        with answers.counted():
+        with counted(metrics.requests):
             body, media_type, accepted = await read(request)
             return Response(await answers.score(body, media_type, accepted), media_type=accepted)
 
@@ -37,6 +45,19 @@ def make_router(settings: Settings, view: View, pods: Pods, metrics: ScorerMetri
         """The same for many prompts, answered in their order."""
         body, media_type, accepted = await read(request)
         return Response(await answers.batch(body, media_type, accepted), media_type=accepted)
+
+    @router.post("/v1/route", **openapi.ROUTE)
+    async def route(request: Request) -> Response:
+        """Which pod is this prompt to go to, and which ones after it?"""
+        with counted(route_metrics.requests):
+            body, media_type, accepted = await read(request)
+            return Response(await route_answers.route(body, media_type, accepted), media_type=accepted)
+
+    @router.post("/v1/route/done", **openapi.DONE)
+    async def done(request: Request) -> Response:
+        """A routed request is over, or never was: what counted of it counts no more. One that does not count here is no mistake."""
+        body, media_type, accepted = await read(request)
+        return Response(route_answers.done(body, media_type, accepted), media_type=accepted)
 
     @router.get("/v1/models", **openapi.MODELS)
     async def models() -> Response:

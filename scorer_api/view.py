@@ -6,7 +6,8 @@ stream holds, once it has loaded it, for what it held before.
 
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 from msgspec import Struct
 
@@ -55,6 +56,15 @@ class PodScore(Struct, frozen=True):
     ranks: list[RankScore]
 
 
+class Listener(Protocol):
+    """Is told what streams come to hold, once they do, change by change; not of what a follower loads at once."""
+
+    def appended(self, stream: StreamKey, change: Change) -> None: ...
+
+    def dropped(self, stream: StreamKey) -> None:
+        """It holds nothing any more."""
+
+
 class _StreamView(Struct):
     """`trust` counts until `until_s`, by the monotonic clock."""
 
@@ -87,6 +97,7 @@ class View:
         self._weights = settings.tier_weights
         self._models: dict[str, _Model] = {}
         self.loads = Loads()
+        self.listener: Listener | None = None
 
     # The store
 
@@ -103,12 +114,16 @@ class View:
             view.holder = model.indexes.setdefault(block_size, PrefixIndex()).add_holder()
         assert view.holder is not None, "a stream with a block size has a holder"
         model.indexes[block_size].apply(view.holder, change)
+        if self.listener is not None:
+            self.listener.appended(stream, change)
 
     def recorded(self, stream: StreamKey) -> None:
         """Nothing to do: the sequence of a stream is no part of any answer."""
 
     def drop(self, stream: StreamKey) -> None:
         self._drop(*self._find(stream))
+        if self.listener is not None:
+            self.listener.dropped(stream)
 
     def vouch(self, stream: StreamKey, trust: Trust, until_s: float = math.inf) -> None:
         """`until_s`: from then on, by the monotonic clock, the stream is stale."""
@@ -120,6 +135,8 @@ class View:
         if model is None or stream.rank not in model.pods.get(stream.pod, {}):
             return
         self._drop(model, model.pods[stream.pod].pop(stream.rank))
+        if self.listener is not None:
+            self.listener.dropped(stream)
         if not model.pods[stream.pod]:
             del model.pods[stream.pod]
         if not model.pods:
@@ -186,30 +203,54 @@ class View:
         """Every index there is."""
         return (index for model in self._models.values() for index in model.indexes.values())
 
-    def score(self, prompt: Prompt, only: Collection[str] | None = None) -> list[PodScore]:
-        """Every pod of the model, or only these, best first, equal ones by name. Raises KeyError for an unknown model."""
+    def keys(self, prompt: Prompt, block_size: int, made: dict[int, list[int]]) -> list[int]:
+        """The keys of all whole blocks of a prompt. `made`: block size → those of its first ones that there are already; the others are added."""
+        keys = made.setdefault(block_size, [])
+        parent = keys[-1] if keys else root_key(prompt.model, prompt.lora_name, self._hash_seed)
+        blocks = prompt.length // block_size
+        if len(keys) < blocks:
+            keys += chain_keys(parent, prompt.tokens, block_size, prompt.extra_keys, len(keys), blocks)
+        return keys
+
+    def held(self, stream: StreamKey, keys: Iterable[int]) -> int:
+        """How many of these blocks the stream holds now, in any tier of its own."""
+        model = self._models.get(stream.model)
+        view = None if model is None else model.pods.get(stream.pod, {}).get(stream.rank)
+        if model is None or view is None or view.block_size is None or view.holder is None:
+            return 0
+        return model.indexes[view.block_size].held(view.holder, keys)
+
+    def score(self, prompt: Prompt, only: Collection[str] | None = None, made: dict[int, list[int]] | None = None) -> list[PodScore]:
+        """Every pod of the model, or only these, best first, equal ones by name. Raises KeyError for an unknown model.
+
+        `made` is filled with the block keys that were needed, by block size, from the first on.
+        """
         model = self._models[prompt.model]
+        made = {} if made is None else made
         pods = model.pods if only is None else {pod: ranks for pod, ranks in model.pods.items() if pod in only}
         now_s = time.monotonic()
         matches = {
-            block_size: self._matches(prompt, block_size, index, pods.values())
+            block_size: self._matches(prompt, block_size, index, pods.values(), made.setdefault(block_size, []))
             for block_size, index in model.indexes.items()
         }  # fmt: skip
         scores = [PodScore(pod, self._ranks(prompt, ranks, matches, now_s)) for pod, ranks in pods.items()]
         scores.sort(key=lambda pod: (-pod.ranks[0].score, pod.pod))
         return scores
 
-    def _matches(self, prompt: Prompt, block_size: int, index: PrefixIndex, pods: Collection[Mapping[int, _StreamView]]) -> dict[int, Match]:
+    def _matches(
+        self, prompt: Prompt, block_size: int, index: PrefixIndex, pods: Collection[Mapping[int, _StreamView]], made: list[int]
+    ) -> dict[int, Match]:
         """Holder → match, for every stream of these pods with this block size."""
         holders = [view.holder for ranks in pods for view in ranks.values() if view.block_size == block_size and view.holder is not None]
-        steps = index.walk(sum(1 << holder for holder in holders), self._runs(prompt, block_size))
+        steps = index.walk(sum(1 << holder for holder in holders), self._runs(prompt, block_size, made))
         return matches_of(holders, steps)
 
-    def _runs(self, prompt: Prompt, block_size: int) -> Iterator[list[int]]:
+    def _runs(self, prompt: Prompt, block_size: int, made: list[int]) -> Iterator[list[int]]:
         blocks = usable_blocks(prompt.length, block_size)
         key = root_key(prompt.model, prompt.lora_name, self._hash_seed)
         for start in range(0, blocks, RUN_BLOCKS):
             keys = chain_keys(key, prompt.tokens, block_size, prompt.extra_keys, start, min(start + RUN_BLOCKS, blocks))
+            made += keys
             yield keys
             key = keys[-1]
 

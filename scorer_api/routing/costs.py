@@ -1,6 +1,6 @@
-"""How long a pod would take until its first token.
+"""What it costs to send a prompt to a pod: how long its first token takes, and how long others have to wait for it.
 
-    cost_s = uncached tokens / rate + load_s
+    cost_s = (1 + OTHERS_SHARE) * uncached tokens / rate + load_s
     load_s = queued tokens / rate                                     what has to be computed before this prompt
            + KV_PRESSURE_S * ((kv_usage - KV_FREE) / (1 - KV_FREE))²  what has to be evicted, or preempted, to make room
            + DECODE_STEP_S * running * (1 + output tokens)            what each step takes longer for those that it is shared with
@@ -16,6 +16,9 @@ from msgspec import Struct
 
 from indexer.load import Load
 
+# Who comes after a prompt waits until it is computed; without that a burst with the same new prefix would be computed on every pod, each as soon
+# done with it as the first. 1: as if one more waited.
+OTHERS_SHARE = 1.0
 # A prompt waits where nobody said how long prompts are: that of a chat with a system prompt.
 PROMPT_TOKENS_PRIOR = 1_024
 # Tokens of an answer where the request does not say: a short one, so that running requests count, and a long prompt counts for more.
@@ -47,6 +50,10 @@ class Busy(Struct, frozen=True):
             + KV_PRESSURE_S * pressure * pressure
             + DECODE_STEP_S * (self.running + own_count) * (1 + expected)
         )
+
+    def cost_s(self, uncached_tokens: float, load_s: float) -> float:
+        """See the module. `load_s`: what lies before it."""
+        return (1 + OTHERS_SHARE) * uncached_tokens / self.rate + load_s
 
 
 def fill(loads: Sequence[Load | None], rate: float) -> list[Busy]:

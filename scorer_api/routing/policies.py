@@ -44,7 +44,7 @@ Policy = Callable[[Sequence[Candidate], Case], list[Candidate]]
 
 
 def by_cost(pods: Sequence[Candidate], case: Case) -> list[Candidate]:
-    """The soonest first token first."""
+    """What costs least first."""
     return sorted(pods, key=lambda pod: (round(pod.cost_s / TIE_S), pod.tie, pod.pod))
 
 
