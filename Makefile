@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEPLOY_READY := $(VENV)/.deploy-ready
+BROWSER_READY := $(VENV)/.browser-ready
 # vLLM has one of its own, of the Python that its pinned packages are for.
 ENGINE_PYTHON ?= python3.11
 ENGINE_VENV := .venv-engine
 ENGINE_READY := $(ENGINE_VENV)/.ready
 
-.PHONY: help run test test-mechanisms test-hostile test-engine test-chaos test-deploy bench lint types clean
+.PHONY: help run test test-mechanisms test-hostile test-engine test-chaos test-deploy test-browser bench lint types clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -23,6 +24,10 @@ $(READY): pyproject.toml
 
 $(DEPLOY_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,deploy]'
+	@touch $@
+
+$(BROWSER_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,browser]'
 	@touch $@
 
 $(ENGINE_READY): tests/living_engine/requirements.txt
@@ -49,6 +54,9 @@ test-hostile: $(READY) ## hostile frames, requests and a flood of ten seconds, w
 
 test-deploy: $(DEPLOY_READY) ## check deploy/ with the tools that it is for, and carry out the image's steps: 150 MB on first use, then half a minute
 	$(BIN)/python -m pytest -m deploy tests/deploy --no-header
+
+test-browser: $(BROWSER_READY) ## the page at /ui in a headless Chromium, which has to be there; screenshots in build/screenshots/
+	$(BIN)/python -m pytest -m browser tests/browser --no-header
 
 test-chaos: $(READY) ## five minutes of faults in a random order; TEST_CHAOS_SEED=N for another one
 	$(BIN)/python -m pytest tests/scenarios/redis/test_chaos.py -m chaos --log-level=INFO -o log_cli=true

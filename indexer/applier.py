@@ -71,8 +71,8 @@ class Applier:
         """Held blocks by tier."""
         return {tier.word: count for tier in Tier if (count := self.state.count(tier)) or tier is Tier.GPU}
 
-    def apply(self, payload: bytes, *, is_live: bool) -> Applied:
-        """Apply one payload. One that cannot be read is counted and changes nothing."""
+    def apply(self, payload: bytes, number: int, *, is_live: bool) -> Applied:
+        """Apply the payload of the batch with this number. One that cannot be read is counted and changes nothing."""
         self._batches += 1
         try:
             batch = self._decoder.decode(payload)
@@ -81,6 +81,7 @@ class Applier:
         if batch.rank is not None and batch.rank != self._key.rank:
             batch.refused["rank_mismatch"] += 1
         change = self.state.apply(batch.events, time.monotonic())
+        change.sequence = number
         if change and (block_size := self.state.block_size) is not None:
             self._store.append(self._key, block_size, change)
         if is_live and batch.published_at_s is not None and math.isfinite(batch.published_at_s):

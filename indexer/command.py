@@ -48,7 +48,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     """A flag for each setting."""
     for field in fields():
         shown = f"{field.description} (default: {field.default!r})".replace("%", "%%")
-        parser.add_argument(field.flag, dest=field.name, default=argparse.SUPPRESS, metavar="VALUE", help=shown)
+        more: dict[str, Any] = {"action": "append"} if field.is_list else {"nargs": "?", "const": "true"} if field.is_switch else {}
+        parser.add_argument(field.flag, dest=field.name, default=argparse.SUPPRESS, metavar="VALUE", help=shown, **more)
 
 
 def add_config(parser: argparse.ArgumentParser, *, with_engines: bool = True) -> None:
@@ -78,7 +79,11 @@ def serve_until_stopped(parsed: argparse.Namespace, make: Callable[[Settings], S
     async def until_stopped(stop: asyncio.Event) -> None:
         settings = read()
         if needs_redis and settings.redis is None:
-            raise SettingError("--redis", None, "is required: a redis://, rediss:// or unix:// URL; without Redis there is kv-indexer serve")
+            raise SettingError(
+                "--redis",
+                None,
+                "is required: a redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// URL; without Redis there is kv-indexer serve",
+            )
         asking = Asking()
         if config or settings.api_token_file or settings.admin_token_file or settings.tls_cert:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, asking.ask)

@@ -15,7 +15,8 @@ from itertools import islice
 import msgspec
 import zmq.asyncio
 
-from indexer.publisher import LOOPBACK, Publisher, dialled
+from indexer import demo_api
+from indexer.publisher import EVERY_ADDRESS, LOOPBACK, Publisher, dialled
 
 SYSTEM_PROMPT = range(1, 65)
 BLOCK_SIZE = 16
@@ -91,16 +92,24 @@ def chat_workload(chats: list[int], rng: random.Random) -> Iterator[list[int]]:
 
 
 async def run(
-    pod: str, model: str, chats: list[int], capacity: int, requests_per_s: float, host: str = LOOPBACK, events_port: int = 0, replay_port: int = 0
+    pod: str,
+    model: str,
+    chats: list[int],
+    capacity: int,
+    requests_per_s: float,
+    host: str = LOOPBACK,
+    events_port: int = 0,
+    replay_port: int = 0,
+    http_port: int = 0,
 ) -> None:
-    """Print the engine's spec, then serve until cancelled. Raises zmq.ZMQError where it cannot listen."""
-    with zmq.asyncio.Context() as context:
+    """Print the engine's spec, then serve until cancelled. Raises zmq.ZMQError, and OSError, where it cannot listen."""
+    with zmq.asyncio.Context() as context, demo_api.serving("" if host in EVERY_ADDRESS else host, http_port) as http_port:
         context.linger = 0
         publisher = Publisher(context, host, events_port, replay_port, history_max=HISTORY_BATCHES)
         await publisher.open()
         reached_at = dialled(host)
         spec = f"pod={pod},model={model},events=tcp://{reached_at}:{publisher.events_port},replay=tcp://{reached_at}:{publisher.replay_port}"
-        print(spec, flush=True)  # noqa: T201 - the command's output: what to give to --engine
+        print(f"{spec},http=http://{reached_at}:{http_port}", flush=True)  # noqa: T201 - the command's output: what to give to --engine
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(publisher.serve(), name="publisher")

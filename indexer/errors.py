@@ -32,7 +32,7 @@ class SettingError(IndexerError):
 class StoreError(IndexerError):
     """The shared store did not do what it was asked for.
 
-    Attributes: `trouble`, one of unreachable, full, read-only, refusing.
+    Attributes: `trouble`, one of unreachable, full, read-only, short of replicas, refusing.
     """
 
     def __init__(self, trouble: str) -> None:

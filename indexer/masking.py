@@ -9,7 +9,7 @@ MASK = "***"
 _URL = r"(?P<begin>\b(?!tcp:|ipc:)[A-Za-z][A-Za-z0-9+.-]*://"
 _BEFORE_HOST = re.compile(_URL + r"[^:@/]*):.*@", re.DOTALL)
 # Where a port should be and is none.
-_FOR_A_PORT = re.compile(_URL + r"[^:@/\[]*):(?!\d{1,5}(?:[/?,'\"\s]|$))[^/?@]+")
+_FOR_A_PORT = re.compile(_URL + r"(?:[^:@/\[]*:\d{1,5},)*[^:@/\[]*):(?!\d{1,5}(?:[/?,'\"\s]|$))[^/?@]+")
 _PARAMETER = re.compile(r"(?P<begin>\w*(?:password|secret|token)=)[^&\s'\"]+", re.IGNORECASE)
 
 

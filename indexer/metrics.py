@@ -13,6 +13,8 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # else each counter 
 
 AGE_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0)
 
+LOAD_OUTCOMES = ("load", "timeout", "unreachable", "status", "too_large", "malformed", "outside")
+
 
 class LastBatches:
     """One series per stream, read from the streams when it is asked for: a batch costs nothing, and a stream that is gone leaves no series.
@@ -83,6 +85,10 @@ class IndexerMetrics:
         self.owned_streams = Gauge("kv_indexer_owned_streams", "Streams that this indexer owns, where replicas share them.", registry=registry)
         self.takeovers = Counter("kv_indexer_takeovers", "Streams taken up from where a former owner was.", registry=registry)
         self.fenced = Counter("kv_indexer_fenced", "Streams lost to another indexer, whose fence keeps our writes out.", registry=registry)
+        loads = Counter(
+            "kv_indexer_load_requests", "Times a pod's own metrics were asked how busy it is, by outcome.", ["outcome"], registry=registry
+        )
+        self.load_requests = {outcome: loads.labels(outcome) for outcome in LOAD_OUTCOMES}
         self.last_batches = LastBatches()
         registry.register(self.last_batches)
         self.event_age = Histogram(

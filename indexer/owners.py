@@ -7,7 +7,8 @@ those that it wins or won. What an indexer does with a stream, each second anew:
     somebody has it     the winner asks for it; next in line, where the engine offers no replay, keeps the last frames for a takeover
     nobody has it       the winner takes it; the others do so where it stays free for a whole lease: the winner does not know the engine
 
-After an outage of Redis leases may be gone that owners have not had the time to renew, and so may members: nothing is taken for one lease.
+After an outage of Redis leases may be gone that owners have not had the time to renew, and so may members: nothing is taken for one lease. In a
+Cluster each stream has its own outages, those of the node that holds it; while that is away nobody can say who has the stream, and nobody takes it.
 """
 
 from collections.abc import Collection, Mapping
@@ -25,6 +26,7 @@ class Duty(Enum):
 
     NOTHING = auto()
     KEEP = auto()
+    """Go on as it is."""
     HAND_OVER = auto()
     STAND_BY = auto()
     """Subscribe and keep the last frames."""
@@ -35,7 +37,8 @@ class Duty(Enum):
 
 
 class Seen(Struct, frozen=True):
-    """What is known of a stream. `owner`: who has the lease. `wanted_by`: who asks for it, where it runs here."""
+    """What is known of a stream. `owner`: who has the lease. `wanted_by`: who asks for it, where it runs here. `outage_ended_s`: when what holds the
+    stream was last away. `is_hidden`: it is away."""
 
     stream: StreamKey
     has_replay: bool = True
@@ -43,6 +46,8 @@ class Seen(Struct, frozen=True):
     stands_by: bool = False
     owner: str | None = None
     wanted_by: str | None = None
+    outage_ended_s: float = float("-inf")
+    is_hidden: bool = False
 
 
 def ranking(stream: StreamKey, members: Collection[str]) -> list[str]:
@@ -76,15 +81,16 @@ class Owners:
         self._free_since_s: dict[StreamKey, float] = {}
 
     def decide(self, streams: Collection[Seen], members: Collection[str], now_s: float, outage_ended_s: float) -> dict[StreamKey, Duty]:
-        """What to do with each of all the streams that this indexer knows."""
-        free = {seen.stream for seen in streams if seen.owner is None and not seen.runs_here}
+        """What to do with each of all the streams that this indexer knows; nothing anew with those that are hidden."""
+        free = {seen.stream for seen in streams if seen.owner is None and not seen.runs_here and not seen.is_hidden}
         self._free_since_s = {stream: self._free_since_s.get(stream, now_s) for stream in free}
-        may_take = now_s - outage_ended_s >= self._lease_s
         orders = shares([seen.stream for seen in streams], {*members, self.me})
-        return {seen.stream: self._duty(seen, orders[seen.stream], now_s, may_take=may_take) for seen in streams}
+        return {seen.stream: self._duty(seen, orders[seen.stream], now_s, outage_ended_s) for seen in streams}
 
-    def _duty(self, seen: Seen, order: list[str], now_s: float, *, may_take: bool) -> Duty:
-        winner = order[0]
+    def _duty(self, seen: Seen, order: list[str], now_s: float, outage_ended_s: float) -> Duty:
+        winner, may_take = order[0], now_s - max(outage_ended_s, seen.outage_ended_s) >= self._lease_s
+        if seen.is_hidden:
+            return Duty.KEEP
         if seen.runs_here:
             return Duty.HAND_OVER if seen.wanted_by == winner != self.me else Duty.KEEP
         if seen.owner == self.me:

@@ -20,6 +20,8 @@ from indexer.subscriber import Subscriber
 # A killed recorder loses no more than what came in so long.
 FLUSH_S = 0.5
 END = b"\xff" * 8
+# What an entry has around the frames of a message, at most: heads, time and a stream's name.
+OVERHEAD_BYTES = 1_024
 
 
 class RecordingLimits(Struct, frozen=True):
@@ -61,6 +63,8 @@ class _Stream:
         self.last: int | None = None
         self.messages = 0
         self.gaps = 0
+        self.asking: asyncio.Task[None] | None = None
+        self.to_ask: tuple[int, str] | None = None
 
     def follow(self, frames: list[bytes]) -> int | None:
         """Count a message. Returns the first number that is missing before it, if any is."""
@@ -86,7 +90,6 @@ class Recording:
         self._limits = limits
         self._out = out
         self._woken = asyncio.Event()
-        self._asking: set[asyncio.Task[None]] = set()
         self.streams = [_Stream(source, Inbox(ReceiveLimits(), self._woken.set)) for source in sources]
 
     async def __aenter__(self) -> Self:
@@ -143,14 +146,14 @@ class Recording:
         for stream in self.streams:
             if stream.inbox.epoch != stream.epoch:
                 stream.epoch = stream.inbox.epoch
-                self._ask(stream, 0, "from 0" if stream.epoch == 1 else "after reconnect, from 0")
+                stream.to_ask = 0, "from 0" if stream.epoch == 1 else "after reconnect, from 0"
             while (item := stream.inbox.take()) is not None:
                 message = Message(time.time(), stream.source.name, item[1])
-                if self.size + sum(map(len, item[1])) > self._limits.bytes:
+                if self.size + sum(map(len, item[1])) + OVERHEAD_BYTES > self._limits.bytes:
                     return False
                 self.frames.add(message)
-                if (missing := stream.follow(item[1])) is not None:
-                    self._ask(stream, missing, f"gap, from {missing}")
+                if (missing := stream.follow(item[1])) is not None and stream.to_ask is None:
+                    stream.to_ask = missing, f"gap, from {missing}"
                 if self.frames.items == self._limits.frames:
                     return False
         return True
@@ -159,13 +162,17 @@ class Recording:
         self.frames.flush()
         if self.replays is not None:
             self.replays.flush()
-        for task in [task for task in self._asking if task.done()]:
-            self._asking.remove(task)
-            task.result()
+        for stream in self.streams:
+            self._ask(stream)
 
-    def _ask(self, stream: _Stream, start: int, note: str) -> None:
-        if stream.source.replay is not None:
-            self._asking.add(asyncio.create_task(self._exchange(stream.source.name, stream.source.replay, start, note), name=f"replay {note}"))
+    def _ask(self, stream: _Stream) -> None:
+        """One question at a time; what is missing meanwhile is asked for next, from the first of it on."""
+        if stream.asking is not None and stream.asking.done():
+            stream.asking.result()
+            stream.asking = None
+        if stream.asking is None and stream.to_ask is not None and stream.source.replay is not None:
+            exchange = self._exchange(stream.source.name, stream.source.replay, *stream.to_ask)
+            stream.asking, stream.to_ask = asyncio.create_task(exchange, name="replay"), None
 
     async def _exchange(self, name: str, endpoint: str, start: int, note: str) -> None:
         """One question and its replies, written when it has ended: the list of the replies is within the list of the exchanges."""
@@ -190,8 +197,9 @@ class Recording:
             self.replays.add(Exchange(began_s, name, start.to_bytes(8, "big"), note, ended, replies, time.time()))
 
     async def _give_up_asking(self) -> None:
-        for task in self._asking:
+        tasks = [stream.asking for stream in self.streams if stream.asking is not None]
+        for task in tasks:
             task.cancel()
-        for outcome in await asyncio.gather(*self._asking, return_exceptions=True):
+        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(outcome, Exception):
                 raise outcome

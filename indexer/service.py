@@ -3,13 +3,17 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
-from indexer.engine_spec import EngineSpec, check_together, http_base
+from indexer.engine_api import EngineApi
+from indexer.engine_spec import EngineSpec, check_together, http_base, http_base_of
 from indexer.errors import SettingError
 from indexer.listening import Announced
+from indexer.load import Load
+from indexer.load_scraping import LoadScraper
 from indexer.metrics import IndexerMetrics
 from indexer.settings import Settings
 from indexer.store import Store, StreamKey
@@ -20,13 +24,22 @@ log = logging.getLogger(__name__)
 
 
 class Service:
-    """`async with Service(settings, store, metrics) as service:` connects to the settings' engines and follows them."""
+    """`async with Service(settings, store, metrics) as service:` connects to the settings' engines and follows them.
 
-    def __init__(self, settings: Settings, store: Store, metrics: IndexerMetrics) -> None:
+    `note_load`, where somebody wants to know, is told how busy each pod is: model, pod, load, when that was measured.
+    """
+
+    def __init__(
+        self, settings: Settings, store: Store, metrics: IndexerMetrics, note_load: Callable[[str, str, Load, float], None] | None = None
+    ) -> None:
         self._settings = settings
+        self._metrics = metrics
+        self._note_load = note_load
         self._store = store
         self._streams = Streams(settings, store, metrics)
         self._specs: dict[str, tuple[EngineSpec, ...]] = {}
+        self._named: set[str] = set()
+        """Those that the operator named."""
         self._changing = asyncio.Lock()
         self._ready = False
 
@@ -47,10 +60,22 @@ class Service:
             for specs in by_pod(self._settings.engines).values():
                 await self._register(specs, is_limited=False)
             self._configured = list(self._streams.running)
+            if self._note_load is not None and self._settings.load_interval_s:
+                await stack.enter_async_context(LoadScraper(self._settings, self._measured, self._note_load, self._metrics))
             self._stack = stack.pop_all()
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self._stack.aclose()
+
+    def _measured(self) -> Iterator[tuple[tuple[str, str], EngineApi]]:
+        """The pods whose load is to be measured."""
+        for pod, specs in self._specs.items():
+            yield (specs[0].model, pod), self.api(pod, specs[0].model)
+
+    def names_of(self, key: StreamKey) -> Callable[[int], int | None] | None:
+        """Which block keys the engine hashes of a stream stand for; None for a stream that does not run here."""
+        running = self._streams.running.get(key)
+        return None if running is None else running.stream.state.key_of
 
     # Pods
 
@@ -75,6 +100,7 @@ class Service:
             # Nobody sees a pod without its streams: nothing waits from here to the end of the exchange.
             is_new = pod not in self._specs
             self._specs[pod] = specs
+            (self._named.discard if is_limited else self._named.add)(pod)
             detached = [self._detach(key) for key in gone]
             for source, stream in opened:
                 self._attach(source, stream)
@@ -87,6 +113,7 @@ class Service:
         """Drop a pod and all its blocks. Returns whether there was one."""
         async with self._changing:
             was_known = self._specs.pop(pod, None) is not None
+            self._named.discard(pod)
             detached = [self._detach(key) for key in list(self._streams.running) if key.pod == pod]
             for running in detached:
                 await self._streams.dispose(running)
@@ -116,6 +143,18 @@ class Service:
     def pods(self) -> list[PodStatus]:
         """Every pod with its streams, in the order of their registration."""
         return [PodStatus(pod, specs[0].model, self._streams.statuses(pod), http_base(specs)) for pod, specs in self._specs.items()]
+
+    def models_with(self, adapter: str) -> set[str]:
+        """The models for which an adapter of this name was announced."""
+        return self._streams.models_with(adapter)
+
+    def adapters(self, model: str) -> set[str]:
+        """Names of the adapters that were announced for a model."""
+        return self._streams.adapters(model)
+
+    def api(self, pod: str, model: str) -> EngineApi:
+        """Where a pod's own API is. Only what the operator named is not limited."""
+        return EngineApi(pod, http_base(self._specs.get(pod, ())) if pod in self._specs else http_base_of(pod), pod not in self._named)
 
     def readiness(self) -> Readiness:
         """Ready once every configured stream has connected and its first replay has ended or failed, or after a while; then for good."""

@@ -27,6 +27,8 @@ NOT_FIELDS = (PREFIX + "ENGINES", PREFIX + "CONFIG")
 # One Meta may set a bound and another the description, but no two the same bound.
 Seconds = Annotated[float, Meta(ge=0.001, le=10**6)]
 Count = Annotated[int, Meta(ge=1, le=2**40)]
+Room = Annotated[int, Meta(ge=0, le=2**40)]
+Words = tuple[str, ...]
 Weight = Annotated[float, Meta(ge=0, le=1)]
 
 # What Kubernetes puts into the environment of every pod beside a service called kv-indexer, or kv-indexer-anything: not ours.
@@ -46,14 +48,29 @@ class Settings(Struct, frozen=True, kw_only=True):
     allowed_engine_networks: Annotated[
         str, Meta(description="Networks in which pods registered over HTTP may be, by commas; ipc allows ipc:// too.")
     ] = DEFAULT_NETWORKS
+    engine_api_key_file: Annotated[str | None, Meta(description="File with the key that the engines' own API wants, sent as a bearer token.")] = None
+    tokenizer: Annotated[Words, Meta(description="my/model=DIR: tokenize this model here and ask no engine; may be repeated.")] = ()
+    lora: Annotated[Words, Meta(description="name=my/model: a LoRA adapter of that model, before any engine announces it; may be repeated.")] = ()
+    tokenize_timeout_s: Annotated[Seconds, Meta(description="Longest wait for an engine's tokens, or our own tokenizer's.")] = 2.0
+    tokenize_answer_bytes_max: Annotated[Count, Meta(description="Largest answer of an engine's that is read for them.")] = 16 * 2**20
+    tokenize_cache_entries_max: Annotated[Room, Meta(description="Prompts and chats whose tokens are remembered; 0 for none.")] = 10_000
+    tokenize_cache_bytes_max: Annotated[Room, Meta(description="The same in bytes.")] = 64 * 2**20
     log_format: Annotated[Literal["text", "json"], Meta(description="Form of the log lines on stderr: text or json.")] = "text"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least severity logged: debug, info, warning or error.")] = (
         "info"
     )
+    load_interval_s: Annotated[
+        float, Meta(ge=0, le=3600, description="How often each pod's own /metrics are asked how busy it is, for /v1/route; 0: never.")
+    ] = 1.0
     hash_seed: Annotated[str, Meta(max_length=256, description="Folded into every block key; equal on all replicas.")] = ""
     listen: Annotated[str | None, Meta(description="Where engines dial us, tcp://*:5557[,ranks=N]: rank r at port + r.")] = None
     listen_replay: Annotated[str | None, Meta(description="Replay endpoint of such engines, tcp://{host}:5558: rank r at port + r.")] = None
-    redis: Annotated[str | None, Meta(description="Redis that replicas share, redis://, rediss:// or unix://; without it nothing is shared.")] = None
+    redis: Annotated[
+        str | None,
+        Meta(
+            description="Redis that replicas share: redis://, rediss://, unix://, redis+sentinel://, redis+cluster://; without it nothing is shared."
+        ),
+    ] = None
     namespace: Annotated[str, Meta(description="Beginning of every key in Redis.")] = "kvi"
     lease_s: Annotated[Seconds, Meta(description="How long an indexer owns its streams without renewing that.")] = 3.0
     redis_timeout_s: Annotated[Seconds, Meta(description="Longest wait for an answer of Redis.")] = 1.0
@@ -85,6 +102,12 @@ class Settings(Struct, frozen=True, kw_only=True):
     reconnect_s: Annotated[Seconds, Meta(description="Interval of attempts to connect to an engine.")] = 0.1
     copies_max: Annotated[int, Meta(ge=1, le=255, description="Cap of the copies counted per block.")] = 255
     removed_max: Annotated[Count, Meta(description="Removed blocks per stream whose keys are remembered.")] = 65_536
+    engine_hashes: Annotated[
+        bool, Meta(description="Keep engine hashes beside Redis too, for block_hashes in requests: indexers log them, scorers remember them.")
+    ] = False
+    explain_removals_max: Annotated[
+        int, Meta(ge=0, le=2**31, description="Blocks per stream of the last changes with removals, kept for /v1/explain; 0 for none.")
+    ] = 1_024
     parked_max: Annotated[Count, Meta(description="Blocks per stream that may wait for their parent.")] = 65_536
     parked_max_s: Annotated[Seconds, Meta(description="How long a block may wait for its parent.")] = 600.0
     events_per_batch_max: Annotated[Count, Meta(description="Most events in a batch; a larger one is refused.")] = 100_000
@@ -158,6 +181,16 @@ class Field(Struct, frozen=True):
         return "--" + self.name.replace("_", "-")
 
     @property
+    def is_switch(self) -> bool:
+        """Whether the flag alone says yes."""
+        return isinstance(self.default, bool)
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it may be repeated: as a flag, between `;` in a variable, as a list in the file."""
+        return isinstance(self.default, tuple)
+
+    @property
     def variable(self) -> str:
         return PREFIX + self.name.upper()
 
@@ -176,7 +209,9 @@ def _description(hint: Any) -> str:
     return next((meta.description for meta in get_args(hint)[1:] if isinstance(meta, Meta) and meta.description), "")
 
 
-def read_settings(flags: Mapping[str, str], engines: Sequence[str], environ: Mapping[str, str], file: Mapping[str, Any] | None = None) -> Settings:
+def read_settings(
+    flags: Mapping[str, str | list[str]], engines: Sequence[str], environ: Mapping[str, str], file: Mapping[str, Any] | None = None
+) -> Settings:
     """Make the settings from flags (field name → text), `--engine` texts, the environment's variables and a file's entries.
 
     Raises SettingError that names the flag, variable or entry, the value and what is allowed.
@@ -191,8 +226,8 @@ def read_settings(flags: Mapping[str, str], engines: Sequence[str], environ: Map
             allowed = f"unknown variable; known are {', '.join(NOT_FIELDS)} and {PREFIX}* for each flag of kv-indexer serve --help"
             raise SettingError(variable, HIDDEN, allowed)
         values[field.name] = _converted(field, variable, text)
-    for name, text in flags.items():
-        values[name] = _converted(known[name], known[name].flag, text)
+    for name, given in flags.items():
+        values[name] = _converted(known[name], known[name].flag, given)
     settings = Settings(engines=_engines(engines, environ, file or {}), **values)
     _check_texts(settings)
     return settings
@@ -206,6 +241,8 @@ def _check_texts(settings: Settings) -> None:
     for given, value, other in (("--tls-cert", settings.tls_cert, "--tls-key"), ("--tls-key", settings.tls_key, "--tls-cert")):
         if value is not None and None in (settings.tls_cert, settings.tls_key):
             raise SettingError(given, value, f"needs {other} too: TLS takes both")
+    for flag, pairs in (("--tokenizer", settings.tokenizer), ("--lora", settings.lora)):
+        read_pairs(pairs, flag)
     if settings.listen is not None:
         ListenSpec.from_text(settings.listen)
     if settings.listen_replay is not None:
@@ -213,6 +250,19 @@ def _check_texts(settings: Settings) -> None:
     for spec in settings.engines:
         if spec.events is None and settings.listen is None:
             raise SettingError("--engine", spec.pod, "events is required: without --listen no pod can dial us")
+
+
+def read_pairs(words: Sequence[str], source: str) -> dict[str, str]:
+    """`name=value` of each; a value may hold `=` too. Raises SettingError."""
+    found: dict[str, str] = {}
+    for word in words:
+        name, _, value = (part.strip() for part in word.partition("="))
+        if not name or not value:
+            raise SettingError(source, word, f"should be {'my/model=DIR' if source == '--tokenizer' else 'name=my/model'}")
+        if name in found:
+            raise SettingError(source, word, f"{name} is given twice")
+        found[name] = value
+    return found
 
 
 def _file_values(file: Mapping[str, Any], known: Mapping[str, Field]) -> dict[str, Any]:
@@ -245,10 +295,13 @@ def _engines(texts: Sequence[str], environ: Mapping[str, str], file: Mapping[str
 
 
 def _converted(field: Field, source: str, value: Any, *, strict: bool = False) -> Any:
+    if field.is_list and isinstance(value, str) and not strict:
+        value = [word.strip() for word in value.split(";") if word.strip()]
     try:
         return msgspec.convert(value, field.type, strict=strict)
     except msgspec.ValidationError as error:
-        choices = [choice for choice in get_args(get_args(field.type)[0]) if isinstance(choice, str)]
+        plain = get_args(field.type)[0]
+        choices = get_args(plain) if get_origin(plain) is Literal else ()
         raise SettingError(source, value, f"should be {' or '.join(choices)}" if choices else str(error)) from None
 
 

@@ -2,6 +2,9 @@
 
     every third of a lease:   keep what is ours ─▶ beat: who lives, which pods there are ─▶ who owns the rest ─▶ decide, see `owners`
 
+What is ours is kept in each slot of a Cluster by a call of its own, and these wait neither for one another nor for the rest of a round: a node that
+is away must not cost us what others hold. A Redis that is no Cluster is one slot.
+
 A stream that is not ours is at most subscribed. Taking it: subscribe, claim, read what Redis has of it, run it. Handing it over: run it no longer,
 write what is left, give the lease back. Each such move is a task of its own, so that no stream waits for another's.
 """
@@ -12,7 +15,7 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from contextlib import AsyncExitStack
 from enum import Enum, auto
 from functools import partial
@@ -22,9 +25,11 @@ from typing import Any, Self
 import msgspec
 from msgspec import Struct
 
-from indexer.engine_spec import EngineSpec, check_together, http_base
+from indexer.engine_api import EngineApi
+from indexer.engine_spec import EngineSpec, check_together, http_base, http_base_of
 from indexer.errors import SettingError, StoreError
 from indexer.listening import Announced
+from indexer.load_scraping import LoadScraper
 from indexer.metrics import IndexerMetrics
 from indexer.owners import Duty, Owners, Pods, Seen
 from indexer.service import applies
@@ -96,6 +101,7 @@ class SharedService:
         self._known: dict[StreamKey, _Known] = {}
         self._parting: dict[StreamKey, asyncio.Task[None]] = {}
         self._wanted: dict[StreamKey, str | None] = {}
+        self._keeping: dict[int, asyncio.Task[bool]] = {}
         self._owned_by: dict[StreamKey, str | None] = {}
         self._members: tuple[str, ...] = ()
         self._incarnation: str | None = None
@@ -116,6 +122,9 @@ class SharedService:
             await stack.enter_async_context(self.store)
             await stack.enter_async_context(self._streams)
             self._take_up()
+            if self._settings.load_interval_s:
+                scraper = LoadScraper(self._settings, self._measured, self.store.loads.note, self._metrics)
+                await stack.enter_async_context(scraper)
             self._loops = [
                 self._streams.tasks.create_task(work, name=name) for work, name in ((self._share(), "share"), (self._welcome(), "welcome"))
             ]
@@ -195,6 +204,19 @@ class SharedService:
         """Every pod, with those of its streams that this indexer owns."""
         return [PodStatus(pod, specs[0].model, self._streams.statuses(pod), http_base(specs)) for pod, specs in self._pods.all().items()]
 
+    def models_with(self, adapter: str) -> set[str]:
+        """The models for which an adapter of this name was announced."""
+        return self._streams.models_with(adapter)
+
+    def adapters(self, model: str) -> set[str]:
+        """Names of the adapters that were announced for a model."""
+        return self._streams.adapters(model)
+
+    def api(self, pod: str, model: str) -> EngineApi:
+        """Where a pod's own API is. Only what the operator named here is not limited."""
+        specs = self._pods.of(pod)
+        return EngineApi(pod, http_base(specs) if specs else http_base_of(pod), not self._pods.flagged(pod))
+
     def readiness(self) -> Readiness:
         """Ready once each stream has an owner and each of our own is connected and its first replay has ended or failed, or after a while; then for
         good."""
@@ -216,40 +238,86 @@ class SharedService:
     def _has_owner(self, key: StreamKey) -> bool:
         return key in self._streams.running or self._owned_by.get(key) not in (None, self.member)
 
+    def _measured(self) -> Iterator[tuple[tuple[str, str], EngineApi]]:
+        """The pods whose load is for us to measure: those of whose ranks we own the lowest."""
+        for pod, specs in self._pods.all().items():
+            model = specs[0].model
+            if StreamKey(model, pod, min(spec.stream_ranks[0] for spec in specs)) in self._streams.running:
+                yield (model, pod), self.api(pod, model)
+
     # Rounds
 
     async def _share(self) -> None:
         interval_s = min(self._settings.lease_s / 3, ROUND_MAX_S)
-        while True:
-            self._soon.clear()
-            try:
-                await self._round()
-            except StoreError:
-                pass  # the store tells of it, once
-            except Exception:
-                log.exception("sharing failed")
-                await asyncio.sleep(AFTER_FAILURE_S)
-            try:
-                async with asyncio.timeout(interval_s):
-                    await self._soon.wait()
-            except TimeoutError:
-                pass
+        under_way: asyncio.Task[None] | None = None
+        try:
+            while True:
+                due_s = time.monotonic() + interval_s
+                self._begin_keeping()
+                if under_way is None or under_way.done():
+                    self._soon.clear()
+                    under_way = asyncio.create_task(self._round(), name="round")
+                await asyncio.wait([under_way], timeout=interval_s)
+                try:
+                    async with asyncio.timeout(max(0.0, due_s - time.monotonic())):
+                        await self._soon.wait()
+                except TimeoutError:
+                    pass
+        finally:
+            ending = [task for task in (under_way, *self._keeping.values()) if task is not None]
+            for task in ending:
+                task.cancel()
+            await asyncio.gather(*ending, return_exceptions=True)
 
     async def _round(self) -> None:
+        """Never fails."""
+        try:
+            await self._see_kept()
+            await self._see_others()
+        except StoreError:
+            pass  # the store tells of it, once
+        except Exception:
+            log.exception("sharing failed")
+            await asyncio.sleep(AFTER_FAILURE_S)
+
+    async def _see_others(self) -> None:
         """Raises StoreError."""
-        await self._keep()
         async with self._learning:
             await self._learn()
         others = [key for key in self._known if key not in self._streams.running]
         self._owned_by = await self.store.owners(others) if others else {}
         self._act()
 
-    async def _keep(self) -> None:
-        kept = await self.store.keep(self._status)
-        self._wanted = {key: each.wanted_by for key, each in kept.items()}
+    def _begin_keeping(self) -> None:
+        """In every slot where that is not under way."""
+        for slot in self.store.kept_slots:
+            keeping = self._keeping.get(slot)
+            if keeping is None or keeping.done():
+                self._keeping[slot] = asyncio.create_task(self._keep(slot), name=f"keep {slot}")
+
+    async def _see_kept(self) -> None:
+        """Wait until all is kept that was begun, but for slots whose node was away before. Raises StoreError where all that is kept fails."""
+        keeping = {slot: task for slot, task in self._keeping.items() if not task.done()}
+        waits_for = [task for slot, task in keeping.items() if len(keeping) == 1 or self.store.is_well(slot)]
+        if waits_for:
+            await asyncio.wait(waits_for)
+            if not any(task.result() for task in waits_for):
+                raise StoreError(self.store.trouble or "unreachable")
+
+    async def _keep(self, slot: int) -> bool:
+        """Returns whether Redis answered."""
+        try:
+            kept = await self.store.keep(self._status, slot)
+        except StoreError:
+            return False
+        except Exception:
+            log.exception("keeping failed")
+            return False
         for key, each in kept.items():
+            self._wanted[key] = each.wanted_by
             if each.standing is not Standing.OURS:
                 self._lost(key, each.standing)
+        return True
 
     def _status(self, key: StreamKey) -> bytes:
         known = self._known.get(key)
@@ -319,14 +387,13 @@ class SharedService:
                 self._usable[known] = True
         return self._usable[known]
 
-    @property
-    def _outage_ended_s(self) -> float:
-        return max(self.store.outage_ended_s, self._incarnated_s)
+    def _outage_ended_s(self, model: str | None = None) -> float:
+        return max(self.store.outage_ended_s(model), self._incarnated_s)
 
     def _act(self) -> None:
         """Begin what is due with each stream."""
         shared = [known for known in self._known.values() if not known.dials]
-        duties = self._owners.decide([self._seen(known) for known in shared], self._members, time.monotonic(), self._outage_ended_s)
+        duties = self._owners.decide([self._seen(known) for known in shared], self._members, time.monotonic(), self._outage_ended_s())
         for known in shared:
             known.duty = duties[known.key]
             self._begin_move(known)
@@ -335,14 +402,16 @@ class SharedService:
                 self._follow_dialling(known)
 
     def _seen(self, known: _Known) -> Seen:
-        key = known.key
+        key, runs_here = known.key, known.key in self._streams.running
         return Seen(
             key,
             has_replay=known.source.replay is not None,
-            runs_here=key in self._streams.running,
+            runs_here=runs_here,
             stands_by=known.stream is not None,
             owner=self._owned_by.get(key),
             wanted_by=self._wanted.get(key),
+            outage_ended_s=self._outage_ended_s(key.model),
+            is_hidden=not runs_here and key not in self._owned_by,
         )
 
     def _begin_move(self, known: _Known) -> None:
@@ -409,8 +478,9 @@ class SharedService:
             if how != "want":
                 return
             await asyncio.sleep(POLL_S)
-            if known.duty is not Duty.ASK or time.monotonic() - self._outage_ended_s < self._settings.lease_s:
+            if known.duty is not Duty.ASK or time.monotonic() - self._outage_ended_s(known.key.model) < self._settings.lease_s:
                 return
+        self._wanted.pop(known.key, None)  # that was before it was somebody else's
         is_loaded = await self.store.load(claim, stream)
         self.store.own(stream, claim, is_loaded=is_loaded)
         self._streams.attach(known.source, stream, self._stayed_away)

@@ -71,6 +71,12 @@ class StreamStatus(Struct, frozen=True):
     last_batch_age_s: float | None
     last_error: str | None
     owner: str | None = None
+    highest_token: int | None = None
+    adapters: tuple[str, ...] = ()
+    other_block_size: int | None = None
+    events: str | None = None
+    replay: str | None = None
+    topic: str = ""
 
 
 class ToldStatus(StreamStatus, frozen=True, kw_only=True):
@@ -94,17 +100,22 @@ class Stream:
         store: Store,
         metrics: IndexerMetrics,
         turn: asyncio.Lock,
+        events: str | None = None,
+        topic: str = "",
         dials_us: bool = False,
         guest: Inbox | None = None,
         limits: ReceiveLimits | None = None,
         owner: str | None = None,
     ) -> None:
-        """`dials_us`: the engine connects to us. `guest`: the inbox of one that nobody registered; it goes when its pod stays away.
+        """`events`, `topic`: what its status says of where it is dialled. `dials_us`: the engine connects to us. `guest`: the inbox of one that
+        nobody registered; it goes when its pod stays away.
 
         `limits`: of what waits until the stream runs, where these are not the settings'. `owner`: this indexer, where several share the streams.
         """
         self.key = key
         self._context = context
+        self._events = events
+        self._topic = topic
         self._replay_endpoint = replay_endpoint
         self.replay_address = replay_endpoint
         """What is dialled for replays; None as long as nobody knows the address that their endpoint's name has."""
@@ -173,6 +184,12 @@ class Stream:
             last_batch_age_s=age_s,
             last_error=self._last_error or self.inbox.error,
             owner=self.owner,
+            highest_token=self._applier.state.highest_token,
+            adapters=tuple(self._applier.state.adapters),
+            other_block_size=self._applier.state.other_block_size,
+            events=self._events,
+            replay=self._replay_endpoint,
+            topic=self._topic,
         )
 
     # Where several indexers share the streams
@@ -613,7 +630,7 @@ class Stream:
 
     def _apply(self, number: int, payload: bytes, *, is_live: bool) -> None:
         """Apply one batch, readable or not: its number is done with either way."""
-        applied = self._applier.apply(payload, is_live=is_live)
+        applied = self._applier.apply(payload, number, is_live=is_live)
         if applied.cleared:
             self._complete = True
         self._note_refused(applied.lossy)

@@ -10,6 +10,8 @@ An engine announces per physical block, so the same hash can be stored twice and
 not hold (SGLang), one removal is enough ("set").
 """
 
+import sys
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
@@ -30,6 +32,13 @@ GPU = Tier.GPU
 
 # Shorter runs are faster one by one.
 RUN_MIN = 4
+
+# All tokens are looked at until there were so many, then those of every so many-th event: the highest one is for explanations only.
+SAMPLED_TOKENS_MIN = 4_096
+SAMPLED_EVENTS = 64
+# Names of adapters that are remembered, and the longest of them. They go with each batch to Redis.
+ADAPTERS_MAX = 128
+ADAPTER_LENGTH_MAX = 256
 
 MAIN_ATTENTION = frozenset({"full_attention", "mla_attention", "sink_full_attention"})
 
@@ -74,8 +83,8 @@ class BlockRecord(Struct, frozen=True, gc=False):
     keys: tuple[int, ...]
 
 
-class Traits(Struct, frozen=True):
-    """What reading a stream's events depends on, besides the blocks that it holds."""
+class Traits(Struct, frozen=True, omit_defaults=True):
+    """What reading a stream's events depends on, besides the blocks that it holds. `adapters`: names of LoRA adapters that were announced."""
 
     block_size: int | None
     block_size_is_gpu: bool
@@ -83,6 +92,7 @@ class Traits(Struct, frozen=True):
     indexed_group: int | None
     groups: dict[int, bool]
     offloads: bool
+    adapters: tuple[str, ...] = ()
 
 
 class StreamState:
@@ -104,6 +114,10 @@ class StreamState:
         self.stored: Counter[Tier] = Counter()
         self.removed: Counter[Tier] = Counter()
         self._removed: dict[int, Block] = {}
+        self.highest_token: int | None = None
+        """The highest token announced, about: of a sample."""
+        self._sampled_tokens = 0
+        self._until_sample = 1
         self._offloads = False
         """Whether any tier below the gpu was seen: then a removed block may yet be announced there."""
         self.touched: Touched | None = None
@@ -112,11 +126,15 @@ class StreamState:
 
     def _reset(self) -> None:
         self.block_size: int | None = None
+        self.other_block_size: int | None = None
+        """Of blocks that were passed over since the stream's are of another size."""
         self._block_size_is_gpu = False
         self._announces_extra_keys = False
         self._indexed_group: int | None = None
         self._groups: dict[int, bool] = {}
         self._roots: dict[str | None, int] = {}
+        self.adapters: dict[str, None] = {}
+        """Names of LoRA adapters that were announced, the oldest first."""
         self._blocks: dict[int, Block] = {}
         self._lower: tuple[dict[int, LowerCopy], ...] = tuple({} for _ in Tier)
         self._held: tuple[HeldKeys, ...] = tuple(HeldKeys() for _ in Tier)
@@ -152,12 +170,12 @@ class StreamState:
 
     def lose(self) -> None:
         """Hold nothing any more, but remember which hash had which key: the same engine goes on, but what it removed was missed."""
-        block_size, by_gpu, announces = self.block_size, self._block_size_is_gpu, self._announces_extra_keys
+        block_size, by_gpu, announces, adapters = self.block_size, self._block_size_is_gpu, self._announces_extra_keys, self.adapters
         for engine_hash, block in self._blocks.items():
             block.copies = 0
             self._remember(engine_hash, block)
         self._reset()
-        self.block_size, self._block_size_is_gpu, self._announces_extra_keys = block_size, by_gpu, announces
+        self.block_size, self._block_size_is_gpu, self._announces_extra_keys, self.adapters = block_size, by_gpu, announces, adapters
 
     def apply(self, events: Iterable[Event], now_s: float) -> Change:
         """Apply one batch. Never raises for what a network can send: what cannot be used is tallied."""
@@ -227,7 +245,8 @@ class StreamState:
 
     def traits(self) -> Traits:
         """What reading further events depends on, besides the blocks."""
-        return Traits(self.block_size, self._block_size_is_gpu, self._announces_extra_keys, self._indexed_group, dict(self._groups), self._offloads)
+        groups, adapters = dict(self._groups), tuple(self.adapters)
+        return Traits(self.block_size, self._block_size_is_gpu, self._announces_extra_keys, self._indexed_group, groups, self._offloads, adapters)
 
     def restore(
         self, traits: Traits, tiers: Iterable[tuple[Tier, Iterable[tuple[int, BlockRecord]]]], removed: Iterable[tuple[int, BlockRecord]] = ()
@@ -240,6 +259,7 @@ class StreamState:
             traits.announces_extra_keys,
         )
         self._indexed_group, self._groups, self._offloads = traits.indexed_group, dict(traits.groups), traits.offloads
+        self.adapters = dict.fromkeys(traits.adapters)
         self._removed.update((engine_hash, Block(record.keys[0], record.parent, 0)) for engine_hash, record in removed)
         for tier, records in tiers:
             for engine_hash, record in records:
@@ -262,6 +282,8 @@ class StreamState:
             raise Refused("other_attention")
         if event.announces_extra_keys:
             self._announces_extra_keys = True
+        if event.lora_name is not None:
+            self._note_adapter(event.lora_name)
         if not event.hashes:
             return
         if self.touched is not None:
@@ -270,6 +292,9 @@ class StreamState:
             self._store_known(event)
             return
         self._settle_block_size(event)
+        self._until_sample -= 1
+        if not self._until_sample:
+            self._sample(event.tokens)
         parent_key = self._root(event.lora_name) if event.parent is None else self._key_of(event.parent)
         if parent_key is not None:
             keys = chain_keys(parent_key, event.tokens, event.block_size, event.extra_keys)
@@ -308,14 +333,31 @@ class StreamState:
             self._block_size_is_gpu = event.tier is GPU
         elif event.tier is GPU and not self._block_size_is_gpu:
             # What a lower tier called a block was a run of them: its keys were of the wrong length.
-            groups, indexed_group = self._groups, self._indexed_group
+            groups, indexed_group, adapters = self._groups, self._indexed_group, self.adapters
             self.forget()
-            self._groups, self._indexed_group = groups, indexed_group
+            self._groups, self._indexed_group, self.adapters = groups, indexed_group, adapters
             self.block_size, self._block_size_is_gpu = event.block_size, True
             self._announces_extra_keys = event.announces_extra_keys
             self._change.reload = True
         else:
+            self.other_block_size = event.block_size
             raise Refused("block_size")
+
+    def _note_adapter(self, name: str) -> None:
+        if name in self.adapters or len(name) > ADAPTER_LENGTH_MAX:
+            return
+        if len(self.adapters) >= ADAPTERS_MAX:
+            del self.adapters[next(iter(self.adapters))]
+        self.adapters[name] = None
+
+    def _sample(self, tokens: bytes) -> None:
+        """Look for the highest token."""
+        packed = array("I", tokens)
+        if sys.byteorder == "big":
+            packed.byteswap()
+        self.highest_token = max(self.highest_token or 0, max(packed))
+        self._sampled_tokens += len(packed)
+        self._until_sample = 1 if self._sampled_tokens < SAMPLED_TOKENS_MIN else SAMPLED_EVENTS
 
     def _root(self, lora_name: str | None) -> int:
         root = self._roots.get(lora_name)
@@ -328,6 +370,15 @@ class StreamState:
 
     def _known(self, engine_hash: int) -> Block | None:
         return self._blocks.get(engine_hash) or self._removed.get(engine_hash)
+
+    def name_of(self, engine_hash: int) -> int | None:
+        """The block key of an engine hash, for whoever keeps both: of what is held, and of what a lower tier may yet name."""
+        block = self._blocks.get(engine_hash) or (self._removed.get(engine_hash) if self._offloads else None)
+        return None if block is None else block.key
+
+    def key_of(self, engine_hash: int) -> int | None:
+        """The block key of an engine hash, held or remembered."""
+        return self._key_of(engine_hash)
 
     def _key_of(self, engine_hash: int) -> int | None:
         block = self._known(engine_hash)

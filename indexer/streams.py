@@ -225,6 +225,8 @@ class Streams:
             store=self._store,
             metrics=self._metrics,
             turn=self._turn,
+            events=source.events,
+            topic=source.topic,
             dials_us=source.events is None,
             guest=guest,
             limits=limits,
@@ -275,6 +277,14 @@ class Streams:
     def statuses(self, pod: str) -> list[StreamStatus]:
         """Of a pod's streams that run here, by rank."""
         return sorted((r.stream.status() for key, r in self.running.items() if key.pod == pod), key=lambda status: status.rank)
+
+    def models_with(self, adapter: str) -> set[str]:
+        """The models for which an engine that is followed here announced an adapter of this name."""
+        return {key.model for key, running in self.running.items() if adapter in running.stream.state.adapters}
+
+    def adapters(self, model: str) -> set[str]:
+        """Names of the adapters that engines which are followed here announced for a model."""
+        return {name for key, running in self.running.items() if key.model == model for name in running.stream.state.adapters}
 
     def troubles(self) -> list[str]:
         """What is not as it should be with those that run here, in words."""

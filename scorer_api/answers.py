@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw
 from prometheus_client import Counter
 from starlette.requests import ClientDisconnect
 
@@ -15,19 +15,28 @@ from indexer.events import Tier
 from indexer.http.negotiation import encode
 from indexer.http.problems import Problem, details_of
 from scorer_api import batch
-from scorer_api.asking import Asked, Asking
+from scorer_api.asking import Asked, Asking, unknown_model
 from scorer_api.metrics import ScorerMetrics
 from scorer_api.prefix_index import OWN_TIERS
 from scorer_api.routing.router import Router
 from scorer_api.routing.speculation import Rank
 from scorer_api.schemas import BatchAnswer, BatchProblem, PodAnswer, ScoreAnswer, ScoreRequest, ViewAnswer
 from scorer_api.score_request import decode
-from scorer_api.view import PodScore, View, ranks_by_number
+from scorer_api.view import PodScore, Prompt, View, ranks_by_number
 
 log = logging.getLogger(__name__)
 
-OUTCOME_OF_STATUS = {400: "malformed", 404: "unknown_model", 408: "too_slow", 413: "too_large", 415: "unsupported_type", 422: "wrong_value"}
-OUTCOME_OF_STATUS |= {503: "no_pod"}
+OUTCOME_OF_STATUS = {
+    400: "malformed",
+    404: "unknown_model",
+    408: "too_slow",
+    413: "too_large",
+    415: "unsupported_type",
+    422: "wrong_value",
+    501: "no_engine_hashes",
+    502: "no_tokens",
+    503: "no_pod",
+}
 TIER_WORDS = [Tier(tier).word for tier in OWN_TIERS]
 # So many requests of a batch are at work at once: those whose tokens have to be asked for wait for them together.
 AT_ONCE = 8
@@ -52,7 +61,7 @@ def counted(requests: Mapping[str, Counter]) -> Iterator[None]:
 class Answers:
     """Answers score requests from the view, and from what was routed where that is asked for."""
 
-    def __init__(self, view: View, asking: Asking, router: Router, metrics: ScorerMetrics) -> None:
+    def __init__(self, view: View, asking: Asking, metrics: ScorerMetrics, router: Router) -> None:
         self._view = view
         self._asking = asking
         self._router = router
@@ -61,9 +70,16 @@ class Answers:
     async def score(self, body: bytes, media_type: str, accepted: str) -> bytes:
         """The answer to one request. Raises Problem."""
         started_s = time.perf_counter()
-        asked = await self._asking.ask(decode(body, media_type))
-        self._metrics.seconds["decode"].observe(time.perf_counter() - started_s)
+        request = decode(body, media_type)
+        decoded_s = time.perf_counter()
+        asked = await self._asking.ask(request)
+        self._note_decoded(asked, started_s, decoded_s, decoded_s)
         return self._answer(asked, accepted)
+
+    def _note_decoded(self, asked: Asked, began_s: float, decoded_s: float, asks_s: float) -> None:
+        """What tokens had to be waited for is counted with them."""
+        packed_s = time.perf_counter() - asks_s if asked.source == "token_ids" else 0.0
+        self._metrics.seconds["decode"].observe(decoded_s - began_s + packed_s)
 
     def _answer(self, asked: Asked, accepted: str) -> bytes:
         request = asked.request
@@ -76,14 +92,18 @@ class Answers:
             else:
                 scores = self._view.score(asked.prompt, only)
         except KeyError:
-            raise unknown_model(asked) from None
+            raise unknown_model(asked.prompt.model) from None
         found_s = time.perf_counter()
-        answer = _score_answer(request, asked.prompt.length, scores, expected, ViewAnswer(self._view.source, self._view.age_s))
+        length = length_of(asked, scores[0].ranks[0].block_size if scores else None)
+        answer = _score_answer(request, length, scores, expected, ViewAnswer(self._view.source, self._view.age_s))
         content = encode(answer, accepted)
         encoded_s = time.perf_counter()
         self._metrics.seconds["look_up"].observe(found_s - began_s)
         self._metrics.seconds["encode"].observe(encoded_s - found_s)
         self._metrics.requests["match" if answer.best is not None else "no_match"].inc()
+        self._metrics.prompt_tokens.inc(answer.tokens)
+        if answer.best is not None:
+            self._metrics.matched_tokens.inc(answer.pods[0].matched_tokens - _expected_tokens(answer.pods[0]))
         return content
 
     async def batch(self, body: bytes, media_type: str, accepted: str) -> bytes:
@@ -113,7 +133,7 @@ class Answers:
                     await asyncio.sleep(0)
                 asks_s = time.perf_counter()
                 asked = await self._asking.ask(request)
-                self._metrics.seconds["decode"].observe(decoded_s - began_s + time.perf_counter() - asks_s)
+                self._note_decoded(asked, began_s, decoded_s, asks_s)
                 async with turn:
                     answer = self._answer(asked, accepted)
                     await asyncio.sleep(0)
@@ -125,9 +145,14 @@ class Answers:
             return encode(BatchProblem(details_of(500, "an internal error; the service's log says more")), accepted)
 
 
-def unknown_model(asked: Asked) -> Problem:
-    """There is no such model."""
-    return Problem(404, f"model: {asked.prompt.model!r} is not known; it is once a pod of it is registered, see /v1/models")
+def _expected_tokens(pod: PodAnswer) -> int:
+    """Of its matched tokens those that it does not hold yet."""
+    return 0 if pod.speculative_blocks is UNSET else pod.speculative_blocks * (pod.block_size or 0)
+
+
+def length_of(asked: Asked, block_size: int | None) -> int:
+    """Of what is looked for, in tokens. `block_size`: the best pod's; by it engine hashes are taken to stand for tokens."""
+    return asked.prompt.length if isinstance(asked.prompt, Prompt) else len(asked.prompt.hashes) * (block_size or 0)
 
 
 def _score_answer(asked: ScoreRequest, tokens: int, scores: list[PodScore], expected: Mapping[Rank, int] | None, seen: ViewAnswer) -> ScoreAnswer:

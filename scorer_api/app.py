@@ -10,14 +10,18 @@ from indexer.http.routes import Pods
 from indexer.http.server import Part, Reconfigurable, Served
 from indexer.metrics import HttpMetrics, IndexerMetrics, RedisMetrics
 from indexer.service import Service
-from indexer.settings import Settings
+from indexer.settings import Settings, read_pairs
 from indexer.shared import SharedService
+from scorer_api import page
 from scorer_api.fleet import Fleet
 from scorer_api.follower import Follower
-from scorer_api.metrics import FollowerMetrics, ScorerMetrics
+from scorer_api.metrics import FollowerMetrics, ScorerMetrics, TokenMetrics
 from scorer_api.routes import make_router
 from scorer_api.routing import schemas as route_schemas
 from scorer_api.schemas import components
+from scorer_api.tokens.engine_tokenizer import EngineTokenizer
+from scorer_api.tokens.local_tokenizer import read_tokenizers
+from scorer_api.tokens.texts import Texts
 from scorer_api.view import View
 
 SUMMARY = "Tells any LLM router which pod already holds the longest prefix of a prompt."
@@ -29,7 +33,8 @@ def make_serve(settings: Settings) -> Served:
         return _make_shared(settings, with_indexer=True)
     registry = CollectorRegistry()
     view = View(settings)
-    service = Service(settings, view, IndexerMetrics(registry))
+    service = Service(settings, view, IndexerMetrics(registry), view.loads.note)
+    view.names_of = service.names_of
     return _served(settings, view, service, registry, [service], service)
 
 
@@ -55,6 +60,10 @@ def _served(
     settings: Settings, view: View, pods: Pods, registry: CollectorRegistry, parts: Sequence[Part], service: Reconfigurable | None = None
 ) -> Served:
     access = Access(settings, HttpMetrics(registry))
-    router = make_router(settings, view, pods, ScorerMetrics(registry, view), registry, access)
+    tokens = TokenMetrics(registry)
+    own = read_tokenizers(read_pairs(settings.tokenizer, "--tokenizer"), settings.tokenize_timeout_s)
+    texts = Texts(settings, EngineTokenizer(settings, view, pods, tokens), own, tokens)
+    router = make_router(settings, view, pods, texts, ScorerMetrics(registry, view), registry, access)
     described = components(*route_schemas.TYPES, requests=route_schemas.REQUESTS, allows_ipc=settings.engine_networks.allows_ipc)
-    return Served(make_app(SUMMARY, router, described, settings, access), parts, access, service)
+    app = make_app(SUMMARY, router, described, settings, access, page.PATHS)
+    return Served(app, [*parts, texts], access, service)

@@ -12,7 +12,7 @@ from indexer import __version__, demo_engine
 from indexer.command import Parser, add_config, add_ingest, add_settings, run, run_command, serve_until_stopped, settings_of
 from indexer.errors import SettingError
 from indexer.publisher import LOOPBACK
-from scorer_api import demo, explain_command, pods_command, record_command, replay_command, route_command, score_command
+from scorer_api import demo, doctor_command, explain_command, pods_command, record_command, replay_command, route_command, score_command, top_command
 from scorer_api.app import make_api, make_serve
 from scorer_api.numbers import port, positive
 
@@ -21,7 +21,9 @@ COMMANDS = (
     ("score", score_command, "ask a running service for the scores of a prompt"),
     ("route", route_command, "ask a running service which pod a prompt is to go to"),
     ("explain", explain_command, "ask a running service why each pod's match of a prompt ends where it does"),
+    ("doctor", doctor_command, "find out why scores are zero, or what else is wrong, and how to mend it"),
     ("pods", pods_command, "ask a running service for its pods and their streams"),
+    ("top", top_command, "a live view of a running service in the terminal"),
     ("record", record_command, "write what engines publish to files"),
     ("replay", replay_command, "play such a file as the engines would; prints their specs"),
 )
@@ -62,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     engine.add_argument("--host", default=LOOPBACK, help="address that it listens on; 0.0.0.0 for every one of this machine's")
     engine.add_argument("--events-port", default=0, type=port, help="default: a free one")
     engine.add_argument("--replay-port", default=0, type=port, help="default: a free one")
+    engine.add_argument("--http-port", default=0, type=port, help="where it tokenizes prompts; default: a free one")
     engine.add_argument("--with-parent", action="store_true", help="stop when standard input ends, as it does when the parent dies")
     engine.add_argument("--requests-per-s", default=4.0, type=positive(float))
     engine.set_defaults(command=_demo_engine)
@@ -82,7 +85,7 @@ def _demo_engine(parsed: argparse.Namespace) -> int:
     async def until_stopped(stop: asyncio.Event) -> None:
         if parsed.with_parent:
             asyncio.get_running_loop().add_reader(sys.stdin.fileno(), stop.set)
-        address = parsed.host, parsed.events_port, parsed.replay_port
+        address = parsed.host, parsed.events_port, parsed.replay_port, parsed.http_port
         serving = demo_engine.run(parsed.pod, parsed.model, parsed.chats, parsed.blocks, parsed.requests_per_s, *address)
         engine = asyncio.create_task(serving, name="demo engine")
         stopping = asyncio.create_task(stop.wait(), name="stop")
@@ -90,8 +93,8 @@ def _demo_engine(parsed: argparse.Namespace) -> int:
         engine.cancel()
         stopping.cancel()
         for outcome in await asyncio.gather(engine, stopping, return_exceptions=True):
-            if isinstance(outcome, zmq.ZMQError):
-                raise SettingError("--host, --events-port and --replay-port", address, f"cannot listen there: {outcome.strerror}")
+            if isinstance(outcome, zmq.ZMQError | OSError):
+                raise SettingError("--host, --events-port, --replay-port and --http-port", address, f"cannot listen there: {outcome.strerror}")
             if isinstance(outcome, Exception):
                 raise outcome
 

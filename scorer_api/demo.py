@@ -23,12 +23,13 @@ Try, in another terminal:
   curl -s {url}/v1/score -H 'Content-Type: application/json' \\
        -d "{{\\"model\\": \\"{model}\\", \\"token_ids\\": [$(seq -s, 1 64),$(seq -s, 11001 11065)]}}"
   (seq 1 64; seq 11001 11065) | {command} score --url {url} --model {model} --tokens-file -
+  {command} score --url {url} --model {model} --prompt "$(seq -s' ' 64) $(seq -s' ' 11001 11065)"   # a number is the token of that number
   curl -s {url}/v1/pods
   curl -s {url}/metrics | grep ^kv_indexer
 
 The engines, for a second service: {engines}
 
-or look at {url}/docs in a browser. Stop with Ctrl-C.
+or look at {url}/ui and {url}/docs in a browser. Stop with Ctrl-C.
 """
 
 

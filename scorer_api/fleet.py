@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from indexer.endpoints import check_registration
+from indexer.engine_api import EngineApi
 from indexer.engine_spec import EngineSpec, check_together, http_base, http_base_of, is_http_base
 from indexer.errors import StoreError
 from indexer.settings import Settings
@@ -69,6 +70,27 @@ class Fleet:
         owner = status.owner if followed.vouched_until_s > time.monotonic() else None
         return msgspec.structs.replace(status, trust=trust, last_batch_age_s=age_s, owner=owner)
 
+    def models_with(self, adapter: str) -> set[str]:
+        """The models for which an adapter of this name was announced, as the owners of streams say."""
+        told = ((followed.key.model, told_by(followed)) for followed in self._follower.streams())
+        return {model for model, each in told if each is not None and adapter in each.adapters}
+
+    def adapters(self, model: str) -> set[str]:
+        """Names of the adapters that were announced for a model."""
+        told = (told_by(followed) for followed in self._follower.streams() if followed.key.model == model)
+        return {name for each in told if each is not None for name in each.adapters}
+
+    def api(self, pod: str, model: str) -> EngineApi:
+        """Where a pod's own API is. What came from Redis is limited, as that which the owner of a stream says is."""
+        if self._service is not None and not (own := self._service.api(pod, model)).is_limited:
+            return own
+        specs = self._follower.pods.get(pod, ())
+        if specs and specs[0].http is not None:
+            return EngineApi(pod, specs[0].http, is_limited=True)
+        told = (told_by(followed) for followed in self._follower.streams() if (followed.key.pod, followed.key.model) == (pod, model))
+        bases = (each.http for each in told if each is not None and each.http is not None)
+        return EngineApi(pod, next(bases, http_base_of(pod)), is_limited=True)
+
     async def register(self, specs: tuple[EngineSpec, ...]) -> bool:
         """Make one pod what these specs say, for all replicas. Returns whether it is a new pod. Raises SettingError, StoreError."""
         check_together(specs, "pod")
@@ -100,7 +122,7 @@ class Fleet:
 
     def _check_redis(self) -> None:
         """Nobody has to wait for what is known to be away. Raises StoreError."""
-        trouble = self._follower.reader.trouble
+        trouble = self._follower.reader.directory_trouble
         if trouble is not None and trouble[0] == UNREACHABLE:
             raise StoreError(UNREACHABLE)
 
@@ -145,8 +167,14 @@ class Fleet:
 
 def told_by(followed: Followed) -> ToldStatus | None:
     """What the owner of a stream says of it, None where nobody said anything that can be read."""
+    if followed.told_in is not followed.status:
+        followed.told_in, followed.told = followed.status, _told(followed.status)
+    return followed.told
+
+
+def _told(status: bytes | None) -> ToldStatus | None:
     try:
-        told = _decode_status(followed.status or b"")
+        told = _decode_status(status or b"")
     except msgspec.MsgspecError:
         return None
     return told if told.http is None or is_http_base(told.http) else msgspec.structs.replace(told, http=None)

@@ -6,6 +6,7 @@ from enum import Enum, auto
 from indexer.store import StreamKey, Trust
 from indexer.store.reader import START, Place, Stand, State
 from indexer.store.records import Entry, Kind
+from indexer.stream import ToldStatus
 
 # Entries that wait while their stream is loaded; beyond this it is loaded again.
 KEPT_BYTES_MAX = 32 * 2**20
@@ -65,9 +66,14 @@ class Followed:
         """Whether what is held may be wrong."""
         self.is_newer = False
         """Whether it may be newer than what Redis has, which went back: then its owner will write it again."""
+        self.has_moved = False
+        """Whether it was read from another server than is Redis now, which may lack the last of it."""
         self.vouched_until_s = float("-inf")
         self.status: bytes | None = None
         self.status_at_s = 0.0
+        self.told_in: bytes | None = None
+        self.told: ToldStatus | None = None
+        """What was read of a status, and which."""
         self.incarnation: bytes | None = None
         """What the model's was when the stream's state was last seen; empty where that is known to be another Redis's."""
         self.missing_since_s: float | None = None
@@ -114,7 +120,11 @@ class Followed:
     def is_ahead(self, state: State) -> bool:
         """Whether what is held is newer than a surveyed state that differs from it: loading that would only make it worse."""
         seen, held = state.stand, self.stand
-        if not self.is_newer or seen is None or held is None:
+        if seen is None or held is None:
+            return False
+        if self.has_moved and (seen.generation, seen.fence) == (held.generation, held.fence):
+            return seen.number < held.number
+        if not self.is_newer:
             return False
         return seen.generation != held.generation or seen.number < held.number
 

@@ -49,7 +49,7 @@ class Follower:
         self.view = view
         self.metrics = metrics
         self.reader = Reader(settings, up)
-        self.loads = asyncio.Semaphore(LOADS_MAX)
+        self._loads: dict[int, asyncio.Semaphore] = {}
         self.pods: dict[str, tuple[EngineSpec, ...]] = {}
         """The registered ones."""
         self._looking = asyncio.Lock()
@@ -78,6 +78,10 @@ class Follower:
     def _cancel_all(self) -> None:
         for task in (*self._own, *(running.task for running in self._running.values())):
             task.cancel()
+
+    def loads_of(self, model: str) -> asyncio.Semaphore:
+        """How many streams may be loaded at a time from what holds this model: loads wait for no others than those."""
+        return self._loads.setdefault(self.reader.slot_of(model), asyncio.Semaphore(LOADS_MAX))
 
     # What is known
 
@@ -156,6 +160,7 @@ class Follower:
         await asyncio.wait([running.task])
         del self._running[model]
         running.follower.close()
+        self.reader.forget(model, self._running)
 
     async def _run(self, follower: ModelFollower) -> None:
         try:

@@ -2,14 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-from indexer.change import Change
+from indexer.change import Change, Names
 from indexer.events import Tier
 from indexer.store import Trust
 from indexer.store.reader import START, Place, Reader, Stand
-from indexer.store.records import Entry, change_of, keys_of_block, unpack_keys
+from indexer.store.records import Entry, change_of, decode_hash, keys_of_block, unpack_keys
+from indexer.stream_state import REMOVED
 from scorer_api.followed import Followed, Verdict, judge, stand_after
 from scorer_api.holding import Holding
 from scorer_api.metrics import FollowerMetrics
@@ -42,6 +43,8 @@ class Loading:
         self.stand: Stand | None = None
         self.place: Place = START
         self.trust = Trust.STALE
+        self.hash_seed: str | None = None
+        """What the block keys are made with; None where that cannot be read."""
         self.is_missing = False
         self.is_whole = False
         self._followed = followed
@@ -49,20 +52,21 @@ class Loading:
 
     async def read(self) -> None:
         """Raises StoreError."""
-        followed = self._followed
+        followed, life = self._followed, self._reader.life
         followed.begin_keeping()
         peeked = await self._reader.peek(followed.key)
         self.place = peeked.place
         self.is_missing = peeked.stand is None
         if peeked.stand is not None and peeked.head is not None:
-            self.stand, self.trust = peeked.stand, peeked.head.trust
+            self.stand, self.trust, self.hash_seed = peeked.stand, peeked.head.trust, peeked.head.hash_seed
             traits = peeked.head.traits
             if traits.block_size is not None:
                 self.holding = self._view.hold_apart(followed.key, traits.block_size)
                 await self._read_blocks(self.holding, peeked.stand.generation, may_be_ambiguous=not traits.announces_extra_keys)
             if not await self._catch_up():
                 return
-        self.is_whole = not followed.must_load_again
+        # Else it may be half of one server and half of another.
+        self.is_whole = not followed.must_load_again and life == self._reader.life
 
     async def _read_blocks(self, holding: Holding, generation: int, *, may_be_ambiguous: bool) -> None:
         key = self._followed.key
@@ -74,17 +78,39 @@ class Loading:
                 cursor, fields = await self._reader.blocks(name, cursor, PIECE_FIELDS)
                 change = Change()
                 change.touched[tier].update(dict.fromkeys(self._keys(fields.values()), True))
+                change.names = self._names(holding, fields)
                 holding.apply(change)
                 self._metrics.loaded_blocks.inc(len(fields))
                 if may_be_ambiguous:
                     claims.add(fields)
                 if not cursor:
                     break
+        if holding.names is not None:
+            await self._read_removed(holding, names[REMOVED])
         if claims.ambiguous:
             change = Change()
             for touched in change.touched:
                 touched.update(dict.fromkeys(claims.ambiguous, False))
             holding.apply(change)
+
+    async def _read_removed(self, holding: Holding, name: str) -> None:
+        """The engine hashes of blocks that a lower tier may yet name."""
+        cursor = 0
+        while not self._followed.must_load_again:
+            cursor, fields = await self._reader.blocks(name, cursor, PIECE_FIELDS)
+            change = Change()
+            change.names = self._names(holding, fields)
+            holding.apply(change)
+            if not cursor:
+                return
+
+    @staticmethod
+    def _names(holding: Holding, fields: Mapping[bytes, bytes]) -> Names | None:
+        """Which block keys these fields' engine hashes stand for; None where nobody wants to know."""
+        if holding.names is None:
+            return None
+        found = {decode_hash(field): keys_of_block(block)[:8] for field, block in fields.items() if len(block) >= BLOCK_BYTES_MIN}
+        return Names({name: int.from_bytes(key, "little") for name, key in found.items()}, [])
 
     def _keys(self, blocks: Iterable[bytes]) -> list[int]:
         """The block keys of these blocks. What is no block is counted and passed over."""

@@ -8,8 +8,24 @@ from indexer.store import Trust
 from scorer_api.view import View
 
 PHASE_BUCKETS_S = (0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.2, 1.0)
-OUTCOMES = ("match", "no_match", "malformed", "unknown_model", "too_large", "unsupported_type", "wrong_value", "too_slow", "disconnected", "failed")
+OUTCOMES = (
+    "match",
+    "no_match",
+    "malformed",
+    "unknown_model",
+    "too_large",
+    "unsupported_type",
+    "wrong_value",
+    "too_slow",
+    "no_engine_hashes",
+    "no_tokens",
+    "disconnected",
+    "failed",
+)
 PHASES = ("decode", "look_up", "encode")
+TOKENIZE_OUTCOMES = ("tokens", "refused", "status", "unreachable", "timeout", "malformed", "too_large", "outside")
+TOKENIZE_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+TOKENS_FROM = ("cache", "shared", "engine", "local", "nowhere")
 ENTRY_OUTCOMES = ("applied", "known", "kept", "reload", "emptied", "closed", "lost", "unreadable")
 LOAD_REASONS = ("new", "reload", "lost", "survey", "again")
 
@@ -23,11 +39,31 @@ class ScorerMetrics:
             "kv_indexer_score_seconds", "Time spent on a score request, by phase.", ["phase"], buckets=PHASE_BUCKETS_S, registry=registry
         )
         self.requests = {outcome: requests.labels(outcome) for outcome in OUTCOMES}
+        explanations = Counter("kv_indexer_explain_requests", "Requests for explanations, by outcome.", ["outcome"], registry=registry)
+        self.explanations = {outcome: explanations.labels(outcome) for outcome in ("answered", *OUTCOMES[2:])}
         self.seconds = {phase: latency.labels(phase) for phase in PHASES}
+        self.prompt_tokens = Counter("kv_indexer_prompt_tokens", "Tokens of the prompts that scores were given for.", registry=registry)
+        self.matched_tokens = Counter(
+            "kv_indexer_matched_tokens", "Tokens of these prompts that the first pod of the answer holds.", registry=registry
+        )
         blocks = Gauge("kv_indexer_index_blocks", "Blocks in the prefix index that anybody holds, counted once per tier.", registry=registry)
         holders = Gauge("kv_indexer_index_holders", "Holders of these blocks: (block, tier, rank) triples.", registry=registry)
         blocks.set_function(lambda: sum(index.blocks for index in view.indexes))
         holders.set_function(lambda: sum(index.holders for index in view.indexes))
+
+
+class TokenMetrics:
+    """All metrics of finding the tokens of prompts and chats, in one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        requests = Counter("kv_indexer_tokenize_requests", "Requests to engines for tokens, by outcome.", ["outcome"], registry=registry)
+        found = Counter(
+            "kv_indexer_tokenize_texts", "Prompts and chats to be tokenized, by where their tokens came from.", ["source"], registry=registry
+        )
+        self.requests = {outcome: requests.labels(outcome) for outcome in TOKENIZE_OUTCOMES}
+        self.found = {source: found.labels(source) for source in TOKENS_FROM}
+        self.seconds = Histogram("kv_indexer_tokenize_seconds", "Time until an engine gave tokens.", buckets=TOKENIZE_BUCKETS_S, registry=registry)
+        self.cached_bytes = Gauge("kv_indexer_tokenize_cache_bytes", "Size of the tokens that are remembered.", registry=registry)
 
 
 class FollowerMetrics:

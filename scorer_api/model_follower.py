@@ -17,7 +17,7 @@ from indexer.errors import StoreError
 from indexer.settings import Settings
 from indexer.store import StreamKey, Trust
 from indexer.store.keyspace import stream_id, stream_of
-from indexer.store.reader import START, Place, Reader, Stand, State, Survey
+from indexer.store.reader import START, UNREACHABLE, Place, Reader, Stand, State, Survey
 from indexer.store.records import Entry, change_of, decode_entry
 from scorer_api.followed import Followed, Verdict, judge, stand_after
 from scorer_api.holding import Holding
@@ -46,7 +46,9 @@ class Shared(Protocol):
     view: View
     settings: Settings
     metrics: FollowerMetrics
-    loads: asyncio.Semaphore
+
+    def loads_of(self, model: str) -> asyncio.Semaphore:
+        """How many streams may be loaded at a time."""
 
     def give_back(self, holding: Holding | None) -> None:
         """What a stream held is not needed any more."""
@@ -65,12 +67,17 @@ class ModelFollower:
         self._place: Place = START
         self._life = 0
         """Counts how often the log turned out to be another one."""
+        self._server = 0
+        """The reader's life to which all below belongs."""
         self._surveys: list[Survey] = []
         self._vouched: dict[str, float] = {}
         """Until when each stream is vouched for, by the surveys above, …"""
         self._in_force: dict[str, float] = {}
         """… and by those up to whose place the log has been read: only then what is held is what was vouched for."""
         self._clock_s: float | None = None
+        self._node = ""
+        self._of_another_clock: dict[str, int] = {}
+        """What the first survey of this node said of vouching: it may be by the clock of the node before. It counts once it was renewed."""
         self._survey_due = asyncio.Event()
         self._begun = asyncio.Event()
         self._loads: dict[str, asyncio.Task[None]] = {}
@@ -115,6 +122,10 @@ class ModelFollower:
         wait_ms = min(WAIT_MS, int(self._shared.settings.redis_timeout_s * 500))
         while True:
             surveys, vouched, life = self._surveys, self._vouched, self._life
+            if self._reader.life != self._server:
+                self._survey_due.set()  # it finds out where this server's log is
+                await asyncio.sleep(RETRY_S)
+                continue
             try:
                 entries = await self._reader.entries(self.model, self._place, ENTRIES_MAX, 0 if surveys else wait_ms)
             except StoreError:
@@ -124,6 +135,8 @@ class ModelFollower:
             if was_away:
                 was_away = False
                 self._survey_due.set()
+            if self._reader.life != self._server:
+                continue
             if await self._take(entries, life) and surveys and len(entries) < ENTRIES_MAX:
                 self._compare(surveys, vouched)
             await asyncio.sleep(PACE_S)
@@ -212,6 +225,7 @@ class ModelFollower:
             self._survey_due.clear()
             try:
                 await self._survey()
+                await self._read_loads()
             except StoreError:
                 await asyncio.sleep(RETRY_S)
                 continue
@@ -223,16 +237,24 @@ class ModelFollower:
                 pass
 
     async def _survey(self) -> None:
-        place, asked_s = self._place, time.monotonic()
+        place, asked_s, server = self._place, time.monotonic(), self._reader.life
         surveys = await self._reader.survey(self.model, [followed.key for followed in self.streams.values()])
         new = _streams(self.model, surveys[-1].vouched.keys() - self.streams.keys())
         if new:
             surveys += await self._reader.survey(self.model, new)
+        if server != self._reader.life:
+            raise StoreError(UNREACHABLE)  # of two servers, which have two clocks
+        if any(survey.node != surveys[0].node for survey in surveys):
+            self._survey_due.set()  # the model has just moved to another node
+            return
         if not self._begun.is_set():
-            self._place = surveys[0].place
+            self._place, self._server = surveys[0].place, server
+        elif server != self._server:
+            self._move(server, surveys[0].place)
         elif surveys[0].place < place:
             self._begin_again(surveys[0].place)
-        self._note_time(surveys, asked_s)
+        vouched = self._by_this_clock(surveys[-1])
+        self._note_time(surveys, vouched, asked_s)
         now_s = time.monotonic()
         for survey in surveys:
             for name, state in survey.states.items():
@@ -245,7 +267,6 @@ class ModelFollower:
                 followed.note_status(state.status, now_s)
                 if state.stand is not None:
                     followed.incarnation, followed.missing_since_s = survey.incarnation, None
-        vouched = surveys[-1].vouched
         assert self._clock_s is not None, "a survey tells the time"
         self._vouched = {name: self._clock_s + until_ms / 1000 for name, until_ms in vouched.items()}
         for name, followed in self.streams.items():
@@ -255,22 +276,49 @@ class ModelFollower:
         self._surveys = surveys
         self._begun.set()
 
+    async def _read_loads(self) -> None:
+        asked_s = time.monotonic()
+        pods = list(dict.fromkeys(followed.key.pod for followed in self.streams.values()))
+        for pod, (load, age_s) in (await self._reader.loads(self.model, pods)).items():
+            self._view.loads.note(self.model, pod, load, asked_s - age_s)
+
     def _begin_again(self, place: Place) -> None:
         """The log ends before the place that was reached: Redis is older than what was read, or empty."""
         log.warning("log went back", extra={"model": self.model})
+        self._go_to(place)
+        for followed in self.streams.values():
+            followed.is_newer = True
+
+    def _move(self, server: int, place: Place) -> None:
+        """Another server is Redis now. Its log may lack the end of the former's, and go on in its own way: places in one say nothing of the other."""
+        self._server = server
+        self._surveys = []
+        log.warning("log is another server's", extra={"model": self.model})
+        self._go_to(place)
+        for followed in self.streams.values():
+            followed.has_moved = True
+
+    def _go_to(self, place: Place) -> None:
+        """Read on from this place of what is another log."""
         self._place = place
         self._life += 1
         for followed in self.streams.values():
             followed.place = min(followed.place, place)
             followed.incarnation = b""
-            followed.is_newer = True
             followed.must_load_again = followed.kept is not None
 
-    def _note_time(self, surveys: list[Survey], asked_s: float) -> None:
+    def _by_this_clock(self, survey: Survey) -> dict[str, int]:
+        """What is vouched for by the clock of the node that was asked."""
+        if survey.node != self._node:
+            self._node, self._of_another_clock = survey.node, survey.vouched
+        self._of_another_clock = {name: until_ms for name, until_ms in self._of_another_clock.items() if survey.vouched.get(name) == until_ms}
+        return {name: until_ms for name, until_ms in survey.vouched.items() if name not in self._of_another_clock}
+
+    def _note_time(self, surveys: list[Survey], vouched: dict[str, int], asked_s: float) -> None:
         """By the clock as it was when we asked: what is vouched for is never taken to last longer than it does."""
         self._clock_s = asked_s - surveys[0].now_ms / 1000
         lease_ms = int(self._shared.settings.lease_s * 1000)
-        self._hear(max([surveys[0].place[0], *(until_ms - lease_ms for until_ms in surveys[-1].vouched.values())]))
+        self._hear(max([surveys[0].place[0], *(until_ms - lease_ms for until_ms in vouched.values())]))
 
     def _compare(self, surveys: list[Survey], vouched: dict[str, float]) -> None:
         """All that was in the log when these surveys were made has been read."""
@@ -340,7 +388,7 @@ class ModelFollower:
 
     async def _load_once(self, followed: Followed) -> bool:
         """Returns whether that is done; if not, something came in between."""
-        async with self._shared.loads:
+        async with self._shared.loads_of(self.model):
             loading = Loading(followed, self._shared)
             try:
                 await loading.read()
@@ -352,6 +400,8 @@ class ModelFollower:
             # Nothing waits from the last entry to the exchange.
             if loading.is_whole and loading.stand is not None:
                 self._settle(followed, loading.holding, loading.stand, loading.place, loading.trust)
+                if loading.hash_seed is not None:
+                    self._view.note_seed(followed.key, loading.hash_seed)
             elif loading.is_missing and followed.stand is None and stream_id(followed.key) not in self._registered:
                 self._close(followed)
             return loading.is_whole
@@ -369,7 +419,7 @@ class ModelFollower:
         self._stop_loading(followed)
         self._shared.give_back(self._view.exchange(followed.key, holding))
         followed.stand, followed.place, followed.trust = stand, max(place, followed.place), trust
-        followed.is_lost = followed.is_newer = False
+        followed.is_lost = followed.is_newer = followed.has_moved = False
         self._vouch(followed)
 
     def _vanish(self, followed: Followed, place: Place) -> None:

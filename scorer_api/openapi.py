@@ -6,7 +6,7 @@ from indexer.http.negotiation import JSON, MSGPACK
 from indexer.http.openapi import body, content, described, problem
 
 SCORE: dict[str, Any] = {
-    "responses": described("Every pod of the model, best first.", "ScoreAnswer", 400, 404, 408, 413, 415, 422, media_types=(JSON, MSGPACK)),
+    "responses": described("Every pod of the model, best first.", "ScoreAnswer", 400, 404, 408, 413, 415, 422, 501, 502, media_types=(JSON, MSGPACK)),
     "openapi_extra": body({**content("ScoreRequest", JSON), **content("ScoreRequestMsgpack", MSGPACK)}),
 }
 BATCH: dict[str, Any] = {
@@ -15,9 +15,13 @@ BATCH: dict[str, Any] = {
     ),
     "openapi_extra": body({**content("BatchRequest", JSON), **content("BatchRequestMsgpack", MSGPACK)}),
 }
+EXPLAIN: dict[str, Any] = {
+    "responses": described("Why each pod matches as it does.", "ExplainAnswer", 400, 404, 408, 413, 415, 422, 501, 502, media_types=(JSON, MSGPACK)),
+    "openapi_extra": SCORE["openapi_extra"],
+}
 ROUTE: dict[str, Any] = {
     "responses": {
-        **described("The pod to send the prompt to.", "RouteAnswer", 400, 404, 408, 413, 415, 422, media_types=(JSON, MSGPACK)),
+        **described("The pod to send the prompt to.", "RouteAnswer", 400, 404, 408, 413, 415, 422, 501, 502, media_types=(JSON, MSGPACK)),
         503: problem("No pod can be picked; `detail` says why."),
     },
     "openapi_extra": body({**content("RouteRequest", JSON), **content("RouteRequestMsgpack", MSGPACK)}),

@@ -9,7 +9,7 @@ AND per block serve all ranks at once; only where a mask changes is a step recor
 index per (model, block size).
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import groupby
 
 from indexer.change import Change
@@ -61,6 +61,14 @@ class PrefixIndex:
         """Whether it has no holder at all."""
         return not self._keys
 
+    def holds(self, holder: int, tier: Tier, key: int) -> bool:
+        """Whether a holder has a block in a tier."""
+        return key in self._keys[holder][tier]
+
+    def held(self, holder: int, tier: Tier) -> Collection[int]:
+        """The block keys that a holder has in a tier; to read at once, not to keep."""
+        return self._keys[holder][tier]
+
     @property
     def blocks(self) -> int:
         """How many (block key, tier) pairs are held by anybody."""
@@ -71,7 +79,7 @@ class PrefixIndex:
         """How many (block key, tier, holder) triples there are."""
         return sum(len(keys) for tiers in self._keys.values() for keys in tiers)
 
-    def held(self, holder: int, keys: Iterable[int]) -> int:
+    def count_held(self, holder: int, keys: Iterable[int]) -> int:
         """How many of these blocks a holder has in any tier of its own. What it costs depends on their number, and not on what is held."""
         asked = left = set(keys)
         for tier in OWN_TIERS:

@@ -3,8 +3,7 @@
 import argparse
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator
 
 from indexer.capture import Message, read_exchanges, read_messages, replays_beside
 from indexer.command import run as run_until_stopped
@@ -12,6 +11,7 @@ from indexer.errors import SettingError
 from indexer.playing import Playing
 from indexer.publisher import LOOPBACK
 from scorer_api.numbers import port, positive
+from scorer_api.stopping import unless
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +59,7 @@ def run(parsed: argparse.Namespace) -> int:
         async with playing:
             for engine in playing.engines.values():
                 _say(engine.spec(parsed.host, parsed.model))
-            await _unless(stop, _play(parsed, playing))
+            await unless(stop, _play(parsed, playing))
             if not parsed.end:
                 await stop.wait()
 
@@ -75,17 +75,6 @@ async def _play(parsed: argparse.Namespace, playing: Playing) -> None:
     else:
         await playing.play()
     print(f"kv-indexer: played {playing.played} messages", file=sys.stderr, flush=True)  # noqa: T201 - how far it is
-
-
-async def _unless(stop: asyncio.Event, acting: Coroutine[Any, Any, None]) -> None:
-    """Act until it is done or `stop` is set."""
-    tasks = asyncio.create_task(acting, name="play"), asyncio.create_task(stop.wait(), name="stop")
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in tasks:
-        task.cancel()
-    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-        if isinstance(outcome, Exception):
-            raise outcome
 
 
 async def _lines() -> AsyncIterator[str]:

@@ -6,26 +6,34 @@ from prometheus_client import CollectorRegistry
 from indexer.http.access import Access
 from indexer.http.negotiation import JSON, MSGPACK, accepted_type, media_type_of, read_body, respond
 from indexer.http.routes import Pods, add_routes
-from indexer.settings import Settings
+from indexer.settings import Settings, read_pairs
 from scorer_api import openapi
+from scorer_api.adapters import Adapters
 from scorer_api.answers import Answers, counted
 from scorer_api.asking import Asking
+from scorer_api.explanations import Explanations
 from scorer_api.metrics import ScorerMetrics
+from scorer_api.page import add_page
 from scorer_api.routing.answers import RouteAnswers
 from scorer_api.routing.metrics import RouteMetrics
 from scorer_api.routing.router import Router
 from scorer_api.schemas import ModelAnswer, ModelsAnswer
+from scorer_api.tokens.texts import Texts
 from scorer_api.view import View
 
 
-def make_router(settings: Settings, view: View, pods: Pods, metrics: ScorerMetrics, registry: CollectorRegistry, access: Access) -> APIRouter:
+def make_router(
+    settings: Settings, view: View, pods: Pods, texts: Texts, metrics: ScorerMetrics, registry: CollectorRegistry, access: Access
+) -> APIRouter:
     """All routes of such a role, over these parts."""
     router = APIRouter()
-    asking = Asking()
+    adapters = Adapters(read_pairs(settings.lora, "--lora"), pods)
+    asking = Asking(view, texts, adapters)
     route_metrics = RouteMetrics(registry)
     picker = Router(settings, view, route_metrics)
     route_metrics.show(picker)
-    answers = Answers(view, asking, picker, metrics)
+    answers = Answers(view, asking, metrics, picker)
+    explanations = Explanations(view, asking, pods, adapters, metrics)
     route_answers = RouteAnswers(view, asking, picker, route_metrics)
 
     async def read(request: Request) -> tuple[bytes, str, str]:
@@ -59,10 +67,17 @@ def make_router(settings: Settings, view: View, pods: Pods, metrics: ScorerMetri
         body, media_type, accepted = await read(request)
         return Response(route_answers.done(body, media_type, accepted), media_type=accepted)
 
+    @router.post("/v1/explain", **openapi.EXPLAIN)
+    async def explain(request: Request) -> Response:
+        """Why does each pod hold as much of this prompt as it does, and no more?"""
+        body, media_type, accepted = await read(request)
+        return Response(await explanations.explain(body, media_type, accepted), media_type=accepted)
+
     @router.get("/v1/models", **openapi.MODELS)
     async def models() -> Response:
         """Every known model, with its pods."""
         return respond(ModelsAnswer([ModelAnswer(name, names) for name, names in view.models().items()]))
 
+    add_page(router)
     add_routes(router, settings, pods, registry, access)
     return router

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from indexer.block_keys import TOKEN_BYTES, fold_extra_keys, read_extra_keys
 from indexer.errors import field_first
@@ -12,6 +12,7 @@ from indexer.http.negotiation import JSON, MSGPACK
 from indexer.http.problems import Problem
 from indexer.wire import pack_tokens
 from scorer_api.schemas import TOKEN_MAX, ScoreRequest, ScoreRequestMsgpack
+from scorer_api.tokens.wording import Wording
 from scorer_api.view import Prompt
 
 R = TypeVar("R", bound=ScoreRequest)
@@ -23,6 +24,10 @@ EXTRA_KEYS_BYTES_MAX = 65_536
 UNMEASURED_BYTES_MAX = 262_144
 # Of what is not tokens msgspec builds up to 80 times its bytes. This is room for the extra keys of 20,000 blocks, or for the names of 4,000 pods.
 FIELD_BYTES_MAX = {"model": 262_144, "pods": 262_144, "lora_name": 262_144, "cache_salt": 262_144, "block_extra_keys": 2_097_152}
+# A chat is decoded only where a template of our own makes a prompt of it; a prompt is text alone.
+FIELD_BYTES_MAX |= {"prompt": 8_388_608, "messages": 2_097_152, "tools": 1_048_576, "chat_template_kwargs": 65_536}
+CHAT = {"messages": (b"[", "a list of messages"), "tools": (b"[", "a list of tools"), "chat_template_kwargs": (b"{", "an object")}
+NULL = {JSON: b"null", MSGPACK: b"\xc0"}
 FIELD_BYTES_MAX |= {"exclude": 262_144, "session_id": 262_144}
 
 
@@ -34,6 +39,10 @@ class _Outline(Struct):
     lora_name: Raw = Raw()
     cache_salt: Raw = Raw()
     block_extra_keys: Raw = Raw()
+    prompt: Raw = Raw()
+    messages: Raw = Raw()
+    tools: Raw = Raw()
+    chat_template_kwargs: Raw = Raw()
     exclude: Raw = Raw()
     session_id: Raw = Raw()
 
@@ -59,13 +68,41 @@ def decode_as(body: bytes, media_type: str, kind: Decoders[R]) -> R:
     try:
         if len(body) > UNMEASURED_BYTES_MAX:
             _measure(_OUTLINE[media_type](body))
-        return kind[media_type](body)
+        request = kind[media_type](body)
+        if request.messages is UNSET and request.tools is UNSET and request.chat_template_kwargs is UNSET:
+            return request
+        return msgspec.structs.replace(request, **{name: _in_json(name, getattr(request, name), media_type) for name in CHAT})
     except msgspec.ValidationError as error:
         raise Problem(422, field_first(str(error))) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Problem(400, f"the body is not valid {media_type}: {error}") from None
     except RecursionError:
         raise Problem(400, "the body is nested too deeply") from None
+
+
+def _in_json(name: str, raw: Raw | UnsetType, media_type: str) -> Raw | UnsetType:
+    """A part of a chat, in JSON. Raises Problem 422 for what is of another type, and what decoding it raises."""
+    if raw is UNSET or (content := bytes(raw)) == NULL[media_type]:
+        return UNSET
+    if media_type != JSON:
+        content = msgspec.json.encode(msgspec.msgpack.decode(content))
+    content.decode()
+    begin, expected = CHAT[name]
+    if not content.startswith(begin):
+        raise Problem(422, f"{name}: should be {expected}")
+    return Raw(content)
+
+
+def wording_of(request: ScoreRequest) -> Wording:
+    """What is to be tokenized. Raises Problem 422 for what does not go together."""
+    model = request.lora_name or request.model
+    if request.messages is UNSET:
+        for name in ("tools", "chat_template_kwargs", "add_generation_prompt"):
+            if getattr(request, name) not in (None, UNSET):
+                raise Problem(422, f"{name}: goes with messages only")
+        return Wording(model, request.prompt)
+    tools, kwargs = (None if raw is UNSET else bytes(raw) for raw in (request.tools, request.chat_template_kwargs))
+    return Wording(model, None, bytes(request.messages), tools, kwargs, request.add_generation_prompt is not False)
 
 
 def _measure(outline: _Outline) -> None:

@@ -6,6 +6,7 @@ from operator import mul
 
 from msgspec import Struct
 
+from indexer.events import Tier
 from scorer_api.prefix_index import OWN_TIERS, Step
 
 
@@ -52,6 +53,19 @@ def match_of(holder: int, steps: Sequence[Step]) -> Match:
             break
         counts[tier] += end - start
     return Match(sum(counts), tuple(counts))
+
+
+def runs_of(holder: int, steps: Sequence[Step]) -> list[tuple[Tier, int]]:
+    """The same as runs of blocks, in order, each with the best tier that holds it."""
+    bit = 1 << holder
+    runs: list[tuple[Tier, int]] = []
+    for (start, masks), (end, _) in pairwise(steps):
+        tier = next((tier for tier, mask in zip(OWN_TIERS, masks, strict=True) if mask & bit), None)
+        if tier is None:
+            break
+        before = runs.pop()[1] if runs and runs[-1][0] is tier else 0
+        runs.append((tier, before + end - start))
+    return runs
 
 
 def score_of(match: Match, tokens: int, block_size: int, weights: Sequence[float]) -> float:

@@ -5,7 +5,7 @@ import ssl
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import msgspec
 
@@ -16,6 +16,7 @@ from indexer.wire import pack_tokens
 from scorer_api.client import Asked, Client, ClientError, NoAnswerError, ProblemError
 
 TIMEOUT_S = 30.0
+CHAT = ("messages", "tools", "chat_template_kwargs", "add_generation_prompt")
 HINTS = {401: ", see --token-file"}
 
 
@@ -55,7 +56,9 @@ def add_prompt(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--tokens-file", metavar="FILE", help="the prompt's tokens: a JSON list or white-space separated ints; - for standard input")
     source.add_argument("--prompt", metavar="TEXT", help="the prompt as text, which the service turns into tokens")
-    source.add_argument("--messages-file", metavar="FILE", help="a chat as OpenAI clients send it: a JSON list of messages; - for standard input")
+    source.add_argument(
+        "--messages-file", metavar="FILE", help=f"a chat in JSON: a list of messages, or an object with {', '.join(CHAT)}; - for standard input"
+    )
     parser.add_argument("--lora-name")
     parser.add_argument("--cache-salt")
     parser.add_argument("--limit", type=int, help="only the first so many pods")
@@ -65,7 +68,7 @@ def prompt_of(parsed: argparse.Namespace) -> tuple[bytes | None, Asked]:
     """The tokens, packed, and the rest of the request. Raises SettingError for a file that cannot be used."""
     asked: Asked = {"lora_name": parsed.lora_name, "cache_salt": parsed.cache_salt, "limit": parsed.limit, "prompt": parsed.prompt}
     if parsed.messages_file is not None:
-        asked["messages"] = read_messages(parsed.messages_file)
+        asked |= read_chat(parsed.messages_file)
     return None if parsed.tokens_file is None else read_tokens(parsed.tokens_file), asked
 
 
@@ -79,12 +82,17 @@ def read_tokens(file: str) -> bytes:
         raise SettingError("--tokens-file", file, f"should hold a JSON list or white-space separated ints from 0 to 2^32 - 1: {error}") from None
 
 
-def read_messages(file: str) -> list[dict[str, Any]]:
-    """A file's chat. Raises SettingError."""
+def read_chat(file: str) -> Asked:
+    """A file's messages, and what else belongs to the chat. Raises SettingError."""
+    allowed = f"should hold JSON: a list of messages, or an object with {', '.join(CHAT)}"
     try:
-        return msgspec.json.decode(_read(file, "--messages-file"), type=list[dict[str, Any]])
+        found = msgspec.json.decode(_read(file, "--messages-file"))
     except (msgspec.DecodeError, RecursionError) as error:
-        raise SettingError("--messages-file", file, f'should hold a JSON list of messages, [{{"role": …, "content": …}}, …]: {error}') from None
+        raise SettingError("--messages-file", file, f"{allowed}: {error}") from None
+    chat = {"messages": found} if isinstance(found, list) else found
+    if not isinstance(chat, dict) or not isinstance(chat.get("messages"), list) or not chat.keys() <= set(CHAT):
+        raise SettingError("--messages-file", file, allowed)
+    return cast(Asked, chat)
 
 
 def _read(file: str, flag: str) -> str:
@@ -119,8 +127,13 @@ def told(error: ClientError, url: str) -> str:
     return masked(str(error))
 
 
+def printable(text: str) -> str:
+    """A text from elsewhere without what would move a terminal's cursor, or worse."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+
+
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Columns as wide as what is in them."""
-    lines = [heads, *rows]
+    lines = [heads, *([printable(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)

@@ -13,14 +13,20 @@ LOWEST, HIGHEST = 20_000, 32_000
 _random = random.SystemRandom()
 
 
-def free_port() -> int:
+def free_port(lowest: int = LOWEST, highest: int = HIGHEST) -> int:
     """A port of 127.0.0.1 that nobody listens on now. Somebody else may take it before you do."""
     while True:
-        port = _random.randint(LOWEST, HIGHEST)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return port
+        port = _random.randint(lowest, highest)
+        if is_free(port):
+            return port
+
+
+def is_free(port: int) -> bool:
+    """Whether nobody listens on this port of 127.0.0.1 now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True

@@ -78,6 +78,9 @@ class RedisServer:
     over a restart but what `save` wrote. With `users` the default user is switched off, and `url` is the first one's.
     """
 
+    flags: Sequence[str] = ()
+    """Behind the path of the configuration."""
+
     def __init__(self, *, users: Sequence[User] = (), **options: str) -> None:
         self.users = list(users)
         self._options = {"save": '""', "appendonly": "no", **{key.replace("_", "-"): value for key, value in options.items()}}
@@ -91,7 +94,7 @@ class RedisServer:
         self.folder = Path(self._folder.name)
         self._snapshots = 0
         for attempt in range(1, ATTEMPTS_MAX + 1):
-            self.port = free_port()
+            self.port = self._free_port()
             self._configure()
             if self._launch():
                 return self
@@ -281,18 +284,29 @@ class RedisServer:
 
     # Inside
 
+    def _free_port(self) -> int:
+        return free_port()
+
     def _configure(self) -> None:
         lines = {"port": str(self.port), "bind": "127.0.0.1", "unixsocket": str(self.socket), "dir": str(self.folder), **self._options}
         users = ["user default off"] if self.users else []
         users += [f"user {user.name} on >{user.password} {user.rules}" for user in self.users]
         written = [f"{key} {value}" for key, value in lines.items()]
-        (self.folder / "redis.conf").write_text("\n".join([*written, *users, ""]))
+        (self.folder / "redis.conf").write_text("\n".join([*written, *users, *self._more_lines(), ""]))
+
+    def _more_lines(self) -> list[str]:
+        """Of the configuration: those that there are several of."""
+        return []
 
     def _launch(self) -> bool:
         """Whether it came to answer; if not it has ended, and its log says why."""
         with (self.folder / "redis.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [self._binary, str(self.folder / "redis.conf")], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=self.folder
+                [self._binary, str(self.folder / "redis.conf"), *self.flags],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.folder,
             )
         return wait_until(lambda: self._answers() or not self.is_running, START_S, "redis-server's answer") and self.is_running
 

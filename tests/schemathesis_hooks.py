@@ -22,7 +22,7 @@ RANKS_MAX = 4
 def to_msgpack(context: schemathesis.SerializationContext, value: Any) -> bytes:
     if has_packed_tokens(value):
         value = about_the_model(value, is_right=is_right(context.case))
-    elif is_right(context.case) and isinstance(value["token_ids"], str):
+    elif is_right(context.case) and isinstance(value.get("token_ids"), str):
         value = {**value, "token_ids": b"\1\2\3\4"}  # what a schema calls a string of format binary is bin in msgpack
     return msgspec.msgpack.encode(changed(value, in_msgpack))
 
@@ -77,14 +77,24 @@ def changed(value: Any, change: Any) -> Any:
 def about_the_model(body: dict[str, Any], *, is_right: bool) -> dict[str, Any]:
     """Ask for the model that there is; every other prompt begins with what its pod holds."""
     body = dict(body)
+    if isinstance(body.get("requests"), list):
+        body["requests"] = [about_the_model(one, is_right=is_right) if isinstance(one, dict) else one for one in body["requests"]]
     if isinstance(body.get("model"), str) and body["model"]:
         body["model"] = MODEL
     tokens, extra_keys = body.get("token_ids"), body.get("block_extra_keys")
     if isinstance(tokens, Binary):
         size = len(tokens.data) // 4 * 4
         body["token_ids"] = Binary(tokens.data[:size] if is_right else bytes(size + 1))
-    elif isinstance(tokens, list) and len(tokens) % 2:
-        body["token_ids"] = [*range(len(tokens)), *tokens]
+    elif isinstance(tokens, list) and (len(tokens) % 2 or not tokens):
+        body["token_ids"] = [*range(9 + len(tokens)), *tokens]
+        if is_right:
+            body |= dict.fromkeys(("lora_name", "cache_salt"))
+            extra_keys = body["block_extra_keys"] = None
+    if is_right and body.get("token_ids") is not None:
+        # What is bin is nothing that schemathesis knows the type of: there may be another source besides.
+        body |= dict.fromkeys(("prompt", "messages", "block_hashes"))
+    if is_right and not isinstance(body.get("messages"), list):
+        body = {name: value for name, value in body.items() if name not in ("tools", "chat_template_kwargs", "add_generation_prompt")}
     if is_right and isinstance(extra_keys, list):
         # Each block once, and no second salt.
         body["block_extra_keys"] = list({entry[0]: entry for entry in extra_keys}.values())

@@ -13,7 +13,7 @@ from indexer.metrics import HttpMetrics, IndexerMetrics
 from indexer.settings import Settings, fields
 from indexer.store import Trust
 from scorer_api.app import make_serve
-from scorer_api.metrics import FollowerMetrics, ScorerMetrics
+from scorer_api.metrics import FollowerMetrics, ScorerMetrics, TokenMetrics
 from scorer_api.routing.metrics import RouteMetrics
 from scorer_api.routing.policies import PICK_REASONS, POLICY_NAMES
 from scorer_api.routing.router import BLOCKS_OUTCOMES, WHYS
@@ -39,6 +39,7 @@ def metric_names() -> list[str]:
     HttpMetrics(registry)
     view = View(Settings())
     ScorerMetrics(registry, view)
+    TokenMetrics(registry)
     FollowerMetrics(registry, view)
     RouteMetrics(registry)
     return [family.name + ("_total" if family.type == "counter" else "") for family in registry.collect()]
@@ -63,9 +64,11 @@ def test_the_default_of_every_setting_is_documented_on_its_line(documentation: s
     wrong = []
     for field in fields():
         lines = [line for line in documentation.splitlines() if not missing([field.flag], line)]
-        default = "none" if field.default is None else field.default
+        default = "none" if field.default in (None, ()) else field.default
         shown = {str(default), f"{default:g}" if isinstance(default, float) else f"{default}"}
-        if isinstance(field.default, int):
+        if isinstance(field.default, bool):
+            shown = {str(field.default).lower()}
+        elif isinstance(field.default, int):
             shown |= {f"{field.default:,}"}
         if lines and field.default != "" and not any(not missing([text], line) for line in lines for text in shown):
             wrong.append(f"{field.flag}: none of {sorted(shown)}")
@@ -85,7 +88,7 @@ def test_every_metric_is_documented(documentation: str) -> None:
 
 
 def test_every_route_is_documented(documentation: str) -> None:
-    assert missing([*route_paths(), "/docs", "/openapi.json"], documentation) == []
+    assert missing([*route_paths(), "/ui", "/docs", "/openapi.json"], documentation) == []
 
 
 def test_every_reason_of_a_refusal_is_documented(documentation: str) -> None:

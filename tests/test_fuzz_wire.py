@@ -57,7 +57,7 @@ class Stream:
 
     def apply(self, payload: bytes) -> None:
         try:
-            self.applier.apply(payload, is_live=True)
+            self.applier.apply(payload, 0, is_live=True)
         except BaseException as error:
             error.add_note(f"payload: {payload[:2000].hex()}")
             raise
@@ -403,7 +403,7 @@ def test_good_events_are_applied_as_if_the_hostile_ones_between_them_were_not(ba
 def test_a_refusal_that_may_have_lost_something_says_so(batch: tuple[list[Any], list[Any], int]) -> None:
     _, events, _ = batch
     stream = Stream()
-    applied = stream.applier.apply(pack([1.5, events, 0]), is_live=True)
+    applied = stream.applier.apply(pack([1.5, events, 0]), 0, is_live=True)
     assert (applied.lossy is not None) == bool(stream.refused().keys() & LOSSY_REASONS)
     assert applied.lossy is None or applied.lossy in stream.refused()
 

@@ -35,10 +35,10 @@ PURE_OF_INDEXER = (
     "store",
     "store.keyspace",
     "store.records",
+    "store.clock",
 )
 PURE_OF_SCORER = (
-    "prefix_index",
-    "scoring",
+    *("prefix_index", "scoring", "removals", "explaining", "hints", "engine_hashes", "tokens.wording", "tokens.cache"),
     *(f"routing.{name}" for name in ("costs", "policies", "prompt_tree", "queues", "speculation")),
 )
 PURE = [*(f"indexer.{name}" for name in PURE_OF_INDEXER), *(f"scorer_api.{name}" for name in PURE_OF_SCORER)]
@@ -47,13 +47,14 @@ PLAYING = ("publisher", "playing", "recording")
 # They receive, replay, or pass the context on and catch its errors; the demo engine is an engine.
 ZMQ = {
     f"indexer.{name}" for name in ("subscriber", "subscription", "listening", "replay", "stream", "streams", "endpoints", "demo_engine", *PLAYING)
-} | {"scorer_api.cli"}
+} | {"scorer_api.cli", "scorer_api.doctor.examination", "scorer_api.doctor.wire_probe"}
 WEB = {f"indexer.http.{name}" for name in ("access", "app", "connection", "negotiation", "openapi", "problems", "routes", "server")} | {
     "indexer.app",
+    "scorer_api.page",
     "scorer_api.routes",
     "scorer_api.answers",
 }
-REDIS = {f"indexer.store.{name}" for name in ("connection", "scripts", "redis", "reader", "registry")}
+REDIS = {f"indexer.store.{name}" for name in ("cluster", "connection", "inspection", "loads", "scripts", "redis", "reader", "registry", "sentinel")}
 
 
 def tree(module: str) -> ast.Module:

@@ -8,6 +8,7 @@ given               given                   either kind of token        an admin
 """
 
 import logging
+from collections.abc import Set
 from typing import Any
 
 from fastapi import Request
@@ -106,15 +107,16 @@ class Access:
 
 
 class Gate:
-    """An ASGI app that lets through to another one what may ask."""
+    """An ASGI app that lets through to another one what may ask. `open_paths`: where everybody may."""
 
-    def __init__(self, app: Any, access: Access, body_bytes_max: int) -> None:
+    def __init__(self, app: Any, access: Access, open_paths: Set[str], body_bytes_max: int) -> None:
         self._app = app
         self._refusal = access.refusal
+        self._open_paths = open_paths
         self._body_bytes_max = body_bytes_max
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or (why := self._refusal(scope["headers"])) is None:
+        if scope["type"] != "http" or scope["path"] in self._open_paths or (why := self._refusal(scope["headers"])) is None:
             await self._app(scope, receive, send)
             return
         headers = CHALLENGE if self._is_short(scope["headers"]) else {**CHALLENGE, "Connection": "close"}

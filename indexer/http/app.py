@@ -1,5 +1,6 @@
 """A role's router behind an ASGI app."""
 
+from collections.abc import Set
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -7,16 +8,20 @@ from fastapi_offline import FastAPIOffline
 
 from indexer import __version__
 from indexer.http import openapi, problems
-from indexer.http.access import Access, Gate
+from indexer.http.access import OPEN_PATHS, Access, Gate
 from indexer.settings import Settings
 
 
-def make_app(summary: str, router: APIRouter, components: dict[str, Any], settings: Settings, access: Access) -> FastAPI:
-    """`summary`: what the role does. `components`: the JSON schemas of the types that its document names, see `schemas`."""
+def make_app(
+    summary: str, router: APIRouter, components: dict[str, Any], settings: Settings, access: Access, pages: Set[str] = frozenset()
+) -> FastAPI:
+    """`summary`: what the role does. `components`: the JSON schemas of the types that its document names, see `schemas`. `pages`: paths that
+    hold no data, and need no token beside those that never do.
+    """
     app = FastAPIOffline(title="KV Event Indexer", summary=summary, version=__version__, redoc_url=None)
     app.include_router(router)
     problems.install(app, router.routes)
     openapi.install(app, components, access)
     if access.needs_token:
-        app.add_middleware(Gate, access=access, body_bytes_max=settings.body_bytes_max)
+        app.add_middleware(Gate, access=access, open_paths=OPEN_PATHS | pages, body_bytes_max=settings.body_bytes_max)
     return app

@@ -22,6 +22,8 @@ PROBLEMS = {
     413: "The body is over the limit.",
     415: "The body is of another type.",
     422: "A value is wrong; `detail` says which field and what would be right.",
+    501: "This service does not keep what it would take.",
+    502: "No engine said what the tokens are; `detail` says which were asked, and why each failed.",
     503: "The service is starting.",
 }
 

@@ -9,6 +9,7 @@ from prometheus_client.exposition import choose_encoder
 from starlette.convertors import Convertor, register_url_convertor
 
 from indexer.dialling import check_names
+from indexer.engine_api import EngineApi
 from indexer.engine_spec import EngineSpec, http_base
 from indexer.errors import SettingError, StoreError
 from indexer.http import openapi
@@ -34,6 +35,12 @@ class Pods(Protocol):
     async def forget(self, pod: str) -> bool: ...
 
     def readiness(self) -> Readiness: ...
+
+    def api(self, pod: str, model: str) -> EngineApi: ...
+
+    def models_with(self, adapter: str) -> set[str]: ...
+
+    def adapters(self, model: str) -> set[str]: ...
 
 
 class _AnyText(Convertor[str]):

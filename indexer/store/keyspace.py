@@ -11,6 +11,7 @@
     {namespace}:1:{model}:incarnation       STRING  the same as above, for what a model's slot holds
     {namespace}:1:{model}:lease:{stream}    HASH    owner, want: who has the stream, and who would like to
     {namespace}:1:{model}:state:{stream}    HASH    gen, fence, number, lengths, head, status: see `records`
+    {namespace}:1:{model}:load:{pod}        STRING  when the pod's load was measured, and the load, see `loads`
     {namespace}:1:{model}:{part}:{stream}:{generation}  HASH  engine hash → block, for each of PARTS
 
 All times are Redis's own, in milliseconds. `{model}` is a digest of the model's name in braces, and `{directory}` stands there as it is: whatever is
@@ -56,6 +57,11 @@ def text_of(name: bytes) -> str:
     return name.decode(errors="replace")
 
 
+def incarnation_beside(key: str) -> str:
+    """The incarnation that lies in the same slot of a Cluster as one of these keys: that of the model, or of the directory."""
+    return key[: key.index("}") + 2] + "incarnation"
+
+
 class Directory(Struct, frozen=True):
     """The keys that belong to no model."""
 
@@ -80,6 +86,9 @@ class ModelKeys(Struct, frozen=True):
 
     def state(self, stream: StreamKey) -> str:
         return f"{self.prefix}state:{stream_id(stream)}"
+
+    def load(self, pod: str) -> str:
+        return f"{self.prefix}load:{pod}"
 
     def parts(self, stream: StreamKey, generation: int) -> list[str]:
         """The hashes of a generation's blocks, in the order of PARTS."""

@@ -12,10 +12,11 @@ from redis.exceptions import RedisError
 
 from indexer.engine_spec import EngineSpec
 from indexer.errors import StoreError
+from indexer.load import Load
 from indexer.masking import masked
 from indexer.settings import Settings
-from indexer.store import StreamKey
-from indexer.store.connection import Client, answer_of, connect, said, why
+from indexer.store import StreamKey, loads
+from indexer.store.connection import Client, answer_of, connect, life_of, node_of, said, slot_of, why
 from indexer.store.keyspace import Keyspace, stream_id, text_of
 from indexer.store.records import Head, decode_head
 from indexer.store.registry import RegisteredPods
@@ -60,13 +61,15 @@ class State(Struct, frozen=True):
 
 
 class Survey(Struct, frozen=True):
-    """Where streams stand, and the place in the log that this belongs to. `vouched`: name of a stream → until when, in milliseconds."""
+    """Where streams stand, and the place in the log that this belongs to. `vouched`: name of a stream → until when, in milliseconds. `node`: the one
+    of a Cluster whose clock this goes by."""
 
     now_ms: int
     place: Place
     incarnation: bytes | None
     vouched: dict[str, int]
     states: dict[str, State]
+    node: str = ""
 
 
 class DirectorySeen(Struct, frozen=True):
@@ -85,7 +88,8 @@ class Reader:
         self._up = up
         self.client: Client = connect(settings.redis, settings.redis_timeout_s)
         self.keyspace = Keyspace(settings.namespace)
-        self._trouble: tuple[str, float] | None = None
+        self._troubles: dict[int, tuple[str, float]] = {}
+        """Of each slot of a Cluster; a Redis that is no Cluster is one slot."""
         self._answered_s = time.monotonic()
         self._refusal: str | None = None
         self._pods = RegisteredPods()
@@ -95,38 +99,60 @@ class Reader:
     @property
     def trouble(self) -> tuple[str, float] | None:
         """What is wrong with Redis, and since when, in Unix time. One that says nothing is away, however long we may wait for its answer."""
+        return self._silence() or min(self._troubles.values(), key=lambda trouble: trouble[1], default=None)
+
+    @property
+    def directory_trouble(self) -> tuple[str, float] | None:
+        """The same of what belongs to no model."""
+        return self._silence() or self._troubles.get(slot_of(self.client, self.keyspace.directory.pods))
+
+    def _silence(self) -> tuple[str, float] | None:
         silent_s = time.monotonic() - self._answered_s
-        if self._trouble is None and silent_s > SILENT_S:
-            return UNREACHABLE, time.time() - silent_s
-        return self._trouble
+        return (UNREACHABLE, time.time() - silent_s) if silent_s > SILENT_S and not self._troubles else None
+
+    def slot_of(self, model: str) -> int:
+        """The slot in which all of a model lies."""
+        return slot_of(self.client, self.keyspace.model(model).log)
+
+    def forget(self, model: str, others: Iterable[str]) -> None:
+        """Nobody asks for this model any more, but for these others."""
+        asked = {slot_of(self.client, self.keyspace.directory.pods), *map(self.slot_of, others)}
+        if self.slot_of(model) not in asked:
+            self._troubles.pop(self.slot_of(model), None)
+
+    @property
+    def life(self) -> int:
+        """Counts how often Redis became another server. What was asked for and answered within one is of one server."""
+        return life_of(self.client)
 
     async def aclose(self) -> None:
         await self.client.aclose()
 
-    async def _ask(self, asking: Awaitable[T]) -> T:
+    async def _ask(self, asking: Awaitable[T], key: str) -> T:
         """Raises StoreError. One line in the log for each change of how Redis is."""
+        slot = slot_of(self.client, key)
         try:
             answer = await answer_of(asking)
         except RedisError as error:
-            self._note(error)
+            self._note(error, slot)
             raise StoreError(why(error)) from error
         self._answered_s = time.monotonic()
-        if self._trouble is not None:
-            if self._trouble[0] != "refusing":  # else the next call may be refused again, and again
-                log.info("redis well again", extra={"trouble": self._trouble[0]})
-            self._trouble = None
-        if self._up is not None:
+        ended = self._troubles.pop(slot, None)
+        if ended is not None and ended[0] != "refusing" and not self._troubles:  # else the next call may be refused again, and again
+            log.info("redis well again", extra={"trouble": ended[0]})
+        if self._up is not None and not self._troubles:
             self._up.set(1)
         return answer
 
-    def _note(self, error: RedisError) -> None:
-        trouble = why(error)
-        is_news = str(error) != self._refusal if trouble == "refusing" else self._trouble is None or self._trouble[0] != trouble
+    def _note(self, error: RedisError, slot: int) -> None:
+        trouble, before = why(error), self._troubles.get(slot)
+        words = {word for word, _ in self._troubles.values()}
+        is_news = str(error) != self._refusal if trouble == "refusing" else trouble not in words
         if is_news:
             log.error("redis in trouble", extra={"trouble": trouble, "url": masked(self._url), "error": said(error)})
         if trouble == "refusing":
             self._refusal = str(error)
-        self._trouble = trouble, time.time() if self._trouble is None else self._trouble[1]
+        self._troubles[slot] = trouble, time.time() if before is None else before[1]
         if self._up is not None:
             self._up.set(0)
 
@@ -138,7 +164,7 @@ class Reader:
                     raise answer
             return found
 
-        return await self._ask(answers())
+        return await self._ask(answers(), calls[0].keys[0])
 
     async def directory(self) -> DirectorySeen:
         """Registered pods, and the models that somebody indexes."""
@@ -148,7 +174,7 @@ class Reader:
         pipeline.hgetall(names.pods)
         pipeline.hgetall(names.specs)
         pipeline.zrange(names.models, 0, -1, withscores=True)
-        (seconds, microseconds), pods, specs, models = await self._ask(pipeline.execute())
+        (seconds, microseconds), pods, specs, models = await self._ask(pipeline.execute(), names.pods)
         now_ms = seconds * 1000 + microseconds // 1000
         return DirectorySeen(
             self._pods.read(pods.items(), specs.items()), frozenset(text_of(model) for model, until_ms in models if until_ms >= now_ms)
@@ -177,18 +203,23 @@ class Reader:
             ((now_ms, place, incarnation, vouched, *states),) = await self._call([call])
             until = {text_of(name): int(float(until_ms)) for name, until_ms in pairs(vouched)}
             seen = {stream_id(stream): State(_stand(state[:3]), state[3]) for stream, state in zip(piece, states, strict=True)}
-            found.append(Survey(int(now_ms), place_of(place), incarnation, until, seen))
+            found.append(Survey(int(now_ms), place_of(place), incarnation, until, seen, node_of(self.client, keys.log)))
         return found
 
     async def entries(self, model: str, after: Place, count: int, wait_ms: int) -> list[tuple[Place, bytes | None]]:
         """So many entries of the model's log at the most; waits so long for the first, 0 for not at all. None: an entry that is not one of ours."""
         name = self.keyspace.model(model).log
-        answer: Any = await self._ask(self.client.xread({name: f"{after[0]}-{after[1]}"}, count=count, block=wait_ms or None))
+        answer: Any = await self._ask(self.client.xread({name: f"{after[0]}-{after[1]}"}, count=count, block=wait_ms or None), name)
         return [(place_of(identifier), (fields or {}).get(b"e")) for _, entries in answer or () for identifier, fields in entries]
+
+    async def loads(self, model: str, pods: Sequence[str]) -> dict[str, tuple[Load, float]]:
+        """Pod → how busy it is, and how many seconds ago that was measured; without those of whom nobody says so."""
+        asked = loads.calls(self.keyspace, model, pods)
+        return loads.decode(pods, await self._call(asked)) if asked else {}
 
     async def blocks(self, name: str, cursor: int, count: int) -> tuple[int, dict[bytes, bytes]]:
         """A piece of a hash, and where to go on; 0 is the beginning, and the end."""
-        cursor, fields = await self._ask(self.client.hscan(name, cursor, count=count))
+        cursor, fields = await self._ask(self.client.hscan(name, cursor, count=count), name)
         return cursor, cast(dict[bytes, bytes], fields)
 
 

@@ -16,7 +16,7 @@ from struct import Struct as Layout
 import msgspec
 from msgspec import Struct
 
-from indexer.change import Change
+from indexer.change import Change, Names
 from indexer.events import Tier
 from indexer.store import Trust
 from indexer.stream_state import BlockRecord, Traits
@@ -124,7 +124,8 @@ class Entry(Struct, frozen=True, array_like=True):
     """One change of one stream, with what it follows.
 
     `generation`, `fence`, `number`: the state after it; `after_fence`, `after_number`: the state that it was made from, in the same
-    generation. `tiers`: per tier, the packed keys held afterwards and those not held.
+    generation. `tiers`: per tier, the packed keys held afterwards and those not held. `names`: engine hashes and, behind all of them, their block
+    keys, packed; `nameless`: engine hashes that stand for no block any more; None where the owner does not tell.
     """
 
     stream: str
@@ -138,6 +139,23 @@ class Entry(Struct, frozen=True, array_like=True):
     block_size: int | None
     cleared: bool = False
     tiers: tuple[tuple[bytes, bytes], ...] = ()
+    names: bytes | None = None
+    nameless: bytes | None = None
+
+
+def pack_names(names: Names) -> tuple[bytes, bytes]:
+    """As `names` and `nameless` of an entry."""
+    return pack_keys((*names.keys, *names.keys.values())), pack_keys(names.gone)
+
+
+def _names_of(entry: Entry) -> Names | None:
+    if entry.names is None or entry.nameless is None:
+        return None
+    packed = unpack_keys(entry.names)
+    half, odd = divmod(len(packed), 2)
+    if odd:
+        raise ValueError("each engine hash has a block key")
+    return Names(dict(zip(packed[:half], packed[half:], strict=True)), unpack_keys(entry.nameless))
 
 
 def pack_tiers(touched: Iterable[dict[int, bool]]) -> tuple[tuple[bytes, bytes], ...]:
@@ -161,6 +179,7 @@ def change_of(entry: Entry) -> Change:
         touched = change.touched[tier]
         touched.update(dict.fromkeys(unpack_keys(held), True))
         touched.update(dict.fromkeys(unpack_keys(gone), False))
+    change.names = _names_of(entry)
     return change
 
 

@@ -1,8 +1,9 @@
 """The store that replicas share: what indexers own lies in Redis, and every change of it in a log.
 
-    streams ──▶ StreamWriter (one each) ──▶ the writing task: all that is pending, in one round trip ──▶ append, switch, delete
+    streams ──▶ StreamWriter (one each) ──▶ a slot's writing task: all that is pending, in one round trip ──▶ append, switch, delete
 
-Nothing that streams call waits for Redis. While it is away they go on in memory and changes gather, bounded by what the stream holds.
+Nothing that streams call waits for Redis. While it is away they go on in memory and changes gather, bounded by what the stream holds. All of a model
+lies in one slot of a Cluster; a Redis that is no Cluster is one slot. What is known of how Redis is, is known of each slot.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from enum import Enum, auto
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
@@ -25,13 +27,15 @@ from indexer.masking import masked
 from indexer.metrics import IndexerMetrics
 from indexer.settings import Settings
 from indexer.store import StreamKey, Trust
-from indexer.store.connection import Client, answer_of, connect, is_away, said, why
-from indexer.store.keyspace import Keyspace, text_of
+from indexer.store.connection import Client, answer_of, connect, is_away, life_of, node_of, said, slot_of, why
+from indexer.store.keyspace import Keyspace, incarnation_beside, text_of
+from indexer.store.loads import LoadWriter
 from indexer.store.records import Head, decode_head
 from indexer.store.registry import RegisteredPods, Registry
 from indexer.store.restoring import read_hash, restore
 from indexer.store.rewriting import write_generation
 from indexer.store.scripts import Call, call, call_all, pairs
+from indexer.store.slots import Slot, trouble_of
 from indexer.store.writer import Recorded, StreamWriter, random_number
 
 log = logging.getLogger(__name__)
@@ -42,8 +46,6 @@ How = Literal["free", "want", "force"]
 RETRY_S = 0.1
 RETRY_MAX_S = 1.0
 KEEP_STREAMS = 50
-# So many streams may be written anew at a time.
-WRITING_ALL_MAX = 2
 ROOM_WAIT_S = 0.5
 FLUSH_S = 2.0
 
@@ -106,21 +108,19 @@ class RedisStore:
         self.member = member
         self.keyspace = Keyspace(settings.namespace)
         self.lost: Callable[[StreamKey, Standing], None] = _nobody
-        self.trouble: str | None = None
-        self.outage_ended_s = float("-inf")
         self._client: Client = connect(settings.redis, settings.redis_timeout_s)
-        self._clock_ahead_ms: float | None = None
+        self._slots: dict[int, Slot[StreamWriter]] = {}
+        self._life = self._sealed_life = life_of(self._client)
+        self.loads = LoadWriter(self._client, self.keyspace)
         self.registry = Registry(self._client, self.keyspace, settings, self._note)
         self._registered = RegisteredPods()
         self._writers: dict[StreamKey, StreamWriter] = {}
-        self._dirty: dict[StreamKey, StreamWriter] = {}
-        self._woken = asyncio.Event()
         self._progress = asyncio.Event()
-        self._writing_all = asyncio.Semaphore(WRITING_ALL_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        self._start(self._write(), "redis writer")
+        self._slot(self.keyspace.directory.incarnation)
+        self._start(self.loads.run(), "loads")
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -141,43 +141,80 @@ class RedisStore:
 
     # How Redis is
 
+    def _slot(self, key: str) -> Slot[StreamWriter]:
+        """The slot of a key, from its first use on."""
+        number = slot_of(self._client, key)
+        slot = self._slots.get(number)
+        if slot is None:
+            slot = self._slots[number] = Slot(number, incarnation_beside(key))
+            self._start(self._write(slot), f"redis writer {number}")
+        return slot
+
+    def _slot_of(self, model: str) -> Slot[StreamWriter]:
+        return self._slot(self.keyspace.model(model).incarnation)
+
+    def slot_of(self, model: str) -> int:
+        """The number of the slot in which all of a model lies."""
+        return self._slot_of(model).number
+
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong with Redis, or with a part of it."""
+        return trouble_of(self._slots.values())
+
     @property
     def is_up(self) -> bool:
         return self.trouble is None
 
-    def _note(self, error: RedisError) -> None:
-        """Redis is away or refuses. One line in the log for each change."""
-        trouble = why(error)
-        if trouble != self.trouble:
+    def outage_ended_s(self, model: str | None = None) -> float:
+        """When Redis was last away, by time.monotonic(): the part of it that says who lives, and the one that holds this model."""
+        found = self._slot(self.keyspace.directory.incarnation).outage_ended_s
+        return found if model is None else max(found, self._slot_of(model).outage_ended_s)
+
+    def _note(self, error: RedisError, key: str) -> None:
+        """Redis is away or refuses, where this key is. One line in the log for each change."""
+        slot, trouble = self._slot(key), why(error)
+        if all(trouble != other.trouble for other in self._slots.values()):
             assert self._settings.redis is not None, "a shared store is somewhere"
             log.error("redis in trouble", extra={"trouble": trouble, "url": masked(self._settings.redis), "error": said(error)})
-        self.trouble = trouble
+        slot.trouble = trouble
         self._metrics.redis.up.set(0)
 
-    def _note_well(self) -> None:
-        if self.trouble is not None:
-            log.info("redis well again", extra={"trouble": self.trouble})
-            self.outage_ended_s = time.monotonic()
-            self.trouble = None
-        self._metrics.redis.up.set(1)
+    def _note_well(self, slot: Slot[StreamWriter]) -> None:
+        if slot.trouble is not None:
+            trouble, slot.trouble = slot.trouble, None
+            slot.outage_ended_s = time.monotonic()
+            if self.trouble is None:
+                log.info("redis well again", extra={"trouble": trouble})
+        if self.trouble is None:
+            self._metrics.redis.up.set(1)
 
-    def _note_time(self, now_ms: bytes) -> None:
-        """Redis's clock showed this a moment ago."""
-        self._clock_ahead_ms = int(now_ms) - time.monotonic() * 1000
+    def _note_life(self) -> int:
+        """Another server may be Redis now, without what the former did not pass on in time: as after an outage. Returns which life this is."""
+        life = life_of(self._client)
+        if life != self._life:
+            self._life = life
+            for slot in self._slots.values():
+                slot.outage_ended_s = time.monotonic()
+        return life
 
-    def _vouched_until_ms(self, written_at_s: float | None = None) -> int:
-        """Until when what was all written at this time, or is now, is vouched for, by Redis's clock; 0 where that is not known yet."""
-        if self._clock_ahead_ms is None:
-            return 0
-        written_at_s = time.monotonic() if written_at_s is None else written_at_s
-        return int(written_at_s * 1000 + self._clock_ahead_ms + self._settings.lease_s * 1000)
+    def _note_time(self, key: str, now_ms: bytes, life: int) -> None:
+        """The clock of the node that holds this key showed this a moment ago, in answer to who asked in this life of Redis."""
+        if life == life_of(self._client):
+            self._slot(key).clock.note(node_of(self._client, key), int(now_ms), time.monotonic())
+
+    def _vouched_until_ms(self, key: str, written_at_s: float | None = None) -> int:
+        """Until when what was all written at this time, or is now, is vouched for, by the clock of the node that holds this key; 0 where that is not
+        known yet."""
+        at_ms = self._slot(key).clock.at_ms(node_of(self._client, key), time.monotonic() if written_at_s is None else written_at_s)
+        return at_ms and at_ms + int(self._settings.lease_s * 1000)
 
     async def _call(self, script: str, keys: Sequence[str], *words: Any) -> Any:
         """Raises StoreError."""
         try:
             answer = await call(self._client, script, keys, *words)
         except RedisError as error:
-            self._note(error)
+            self._note(error, keys[0])
             raise StoreError(why(error)) from error
         return answer
 
@@ -218,7 +255,12 @@ class RedisStore:
     async def room(self, stream: StreamKey) -> None:
         """Wait, not for long, while more of this stream is waiting than should be and Redis is well."""
         until_s = time.monotonic() + ROOM_WAIT_S
-        while (writer := self._writers.get(stream)) is not None and writer.is_behind and self.is_up and (left_s := until_s - time.monotonic()) > 0:
+        while (
+            (writer := self._writers.get(stream)) is not None
+            and writer.is_behind
+            and self._is_up(writer)
+            and (left_s := until_s - time.monotonic()) > 0
+        ):
             self._progress.clear()
             try:
                 async with asyncio.timeout(left_s):
@@ -227,8 +269,12 @@ class RedisStore:
                 return
 
     def _mark(self, writer: StreamWriter) -> None:
-        self._dirty[writer.key] = writer
-        self._woken.set()
+        slot = self._slot(writer.keys.incarnation)
+        slot.due[writer.key] = writer
+        slot.woken.set()
+
+    def _is_up(self, writer: StreamWriter) -> bool:
+        return self._slot(writer.keys.incarnation).trouble is None
 
     # Owning
 
@@ -237,6 +283,7 @@ class RedisStore:
         keys, fence = self.keyspace.model(stream.model), random_number()
         lease_ms, ttl_ms = int(self._settings.lease_s * 1000), int(self._settings.pod_expiry_s * 1000)
         words = (self.member, lease_ms, fence, ttl_ms, f"{random_number():016x}", how)
+        await self._know_time(keys.incarnation)
         answer = await self._call("claim", [keys.lease(stream), keys.state(stream), keys.incarnation], *words)
         if not answer[0]:
             return str(answer[1], "utf-8")
@@ -253,16 +300,19 @@ class RedisStore:
         state = stream.state
         if (head.counting, head.hash_seed) != (state.counting, self._settings.hash_seed):
             return False
+        parts, life = self.keyspace.model(stream.key.model).parts(stream.key, claim.generation), life_of(self._client)
         renewing = asyncio.create_task(self._renew(stream.key), name=f"renew {stream.key.pod} {stream.key.rank}")
         try:
-            fields = [await read_hash(self._client, part) for part in self.keyspace.model(stream.key.model).parts(stream.key, claim.generation)]
+            fields = [await read_hash(self._client, part) for part in parts]
+            if life != life_of(self._client):
+                raise StoreError("unreachable")  # what was read may be half of one server and half of another
             if tuple(map(len, fields)) != claim.lengths:
                 log.warning("blocks missing in redis", extra={"pod": stream.key.pod, "rank": stream.key.rank})
                 return False
             # A million blocks take seconds: in the event loop the leases of all other streams would run out meanwhile.
             await asyncio.to_thread(restore, state, head, fields)
         except RedisError as error:
-            self._note(error)
+            self._note(error, parts[0])
             raise StoreError(why(error)) from error
         except (ValueError, msgspec.DecodeError) as error:
             log.warning("blocks in redis not readable", extra={"pod": stream.key.pod, "rank": stream.key.rank, "error": str(error)})
@@ -283,7 +333,8 @@ class RedisStore:
 
     def own(self, stream: Recorded, claim: Claim, *, is_loaded: bool) -> None:
         """From now on what the stream holds is written. `is_loaded`: it holds what Redis has; else that is void."""
-        writer = StreamWriter(stream, self.keyspace.model(stream.key.model), self._settings, claim.fence, self._vouched_until_ms)
+        keys = self.keyspace.model(stream.key.model)
+        writer = StreamWriter(stream, keys, self._settings, claim.fence, partial(self._vouched_until_ms, keys.streams))
         self._writers[stream.key] = writer
         if claim.generation is not None:
             writer.continue_from(claim.generation, claim.fence_before, claim.number)
@@ -296,7 +347,7 @@ class RedisStore:
     def disown(self, stream: StreamKey) -> None:
         """Write nothing more of it. Idempotent."""
         writer = self._writers.pop(stream, None)
-        self._dirty.pop(stream, None)
+        self._slot_of(stream.model).due.pop(stream, None)
         if writer is not None:
             writer.stream.state.untrack()
 
@@ -304,7 +355,7 @@ class RedisStore:
         """Write what is left, if that can be done soon, and give the lease back. Never raises StoreError."""
         writer = self._writers.get(stream)
         until_s = time.monotonic() + FLUSH_S
-        while writer is not None and not writer.is_settled and self.is_up and time.monotonic() < until_s:
+        while writer is not None and not writer.is_settled and self._is_up(writer) and time.monotonic() < until_s:
             self._mark(writer)
             self._progress.clear()
             try:
@@ -319,45 +370,78 @@ class RedisStore:
             log.info("lease not given back", extra={"pod": stream.pod, "rank": stream.rank})
 
     async def owners(self, streams: Sequence[StreamKey]) -> dict[StreamKey, str | None]:
-        """Who has these streams. Raises StoreError."""
+        """Who has these streams; of a Cluster, those of the nodes that answer. Raises StoreError where none does."""
         pipeline = self._client.pipeline(transaction=False)
-        for stream in streams:
-            pipeline.hget(self.keyspace.model(stream.model).lease(stream), "owner")
+        leases = [self.keyspace.model(stream.model).lease(stream) for stream in streams]
+        for lease in leases:
+            pipeline.hget(lease, "owner")
         try:
-            answers = await answer_of(pipeline.execute())
+            answers = await answer_of(pipeline.execute(raise_on_error=False))
         except RedisError as error:
-            self._note(error)
-            raise StoreError(why(error)) from error
-        return {stream: None if answer is None else str(answer, "utf-8") for stream, answer in zip(streams, answers, strict=True)}
+            answers = [error] * len(leases)
+        found = {}
+        for stream, lease, answer in zip(streams, leases, answers, strict=True):
+            if isinstance(answer, RedisError):
+                self._note(answer, lease)
+            else:
+                found[stream] = None if answer is None else str(answer, "utf-8")
+                self._note_well_if_written(self._slot(lease))
+        if answers and not found:
+            raise StoreError(why(answers[0])) from answers[0]
+        return found
 
-    async def keep(self, statuses: Callable[[StreamKey], bytes]) -> dict[StreamKey, Kept]:
-        """Renew what is ours, and see whether it still is. `statuses`: a stream's status in JSON. Raises StoreError."""
+    @property
+    def kept_slots(self) -> frozenset[int]:
+        """Those in which something is ours. What lies in one is kept by one call of `keep`, whatever becomes of the others."""
+        return frozenset(self.slot_of(stream.model) for stream in self._writers)
+
+    def is_well(self, slot: int) -> bool:
+        """Whether Redis takes writes there, as far as is known."""
+        return slot not in self._slots or self._slots[slot].trouble is None
+
+    async def keep(self, statuses: Callable[[StreamKey], bytes], slot: int | None = None) -> dict[StreamKey, Kept]:
+        """Renew what is ours, in one slot or in all, and see whether it still is. `statuses`: a stream's status in JSON. Raises StoreError."""
         kept: dict[StreamKey, Kept] = {}
         by_model: dict[str, list[StreamWriter]] = {}
         for writer in self._writers.values():
-            by_model.setdefault(writer.key.model, []).append(writer)
+            if slot is None or self.slot_of(writer.key.model) == slot:
+                by_model.setdefault(writer.key.model, []).append(writer)
         for model, writers in by_model.items():
             for start in range(0, len(writers), KEEP_STREAMS):
                 kept |= await self._keep(model, writers[start : start + KEEP_STREAMS], statuses)
-        self._note_well_if_written()
+            self._note_well_if_written(self._slot_of(model))
         return kept
 
+    async def _know_time(self, key: str) -> None:
+        """Ask the node that holds this key for its time, unless that is known. Raises StoreError."""
+        if not self._slot(key).clock.knows(node_of(self._client, key)):
+            life = self._note_life()
+            self._note_time(key, await self._call("clock", [key]), life)
+
     async def _keep(self, model: str, writers: list[StreamWriter], statuses: Callable[[StreamKey], bytes]) -> dict[StreamKey, Kept]:
+        key = self.keyspace.model(model).streams
+        await self._know_time(key)
+        node = node_of(self._client, key)
+        kept = await self._keep_once(model, writers, statuses)
+        if node_of(self._client, key) != node:
+            # Another node answered than the one by whose clock they were vouched for.
+            await self._know_time(key)
+            kept = await self._keep_once(model, writers, statuses)
+        return kept
+
+    async def _keep_once(self, model: str, writers: list[StreamWriter], statuses: Callable[[StreamKey], bytes]) -> dict[StreamKey, Kept]:
         keys, lease_ms = self.keyspace.model(model), int(self._settings.lease_s * 1000)
         names = [keys.streams, keys.log, keys.incarnation]
         words: list[Any] = [self.member, lease_ms, *writers[0].ttl_ms]
         before = [(writer.generation, writer.number, writer.is_writing_all) for writer in writers]
         for writer in writers:
             names += [keys.lease(writer.key), keys.state(writer.key), *keys.parts(writer.key, writer.generation or 0)]
-            words += [
-                writer.name,
-                writer.fence,
-                statuses(writer.key),
-                int(writer.stream.is_connected),
-                self._vouched_until_ms(writer.unwritten_since_s),
-            ]
+            until_ms = self._vouched_until_ms(keys.streams, writer.unwritten_since_s)
+            words += [writer.name, writer.fence, statuses(writer.key), int(writer.stream.is_connected), until_ms]
+            words += ["" if writer.generation is None else writer.generation, writer.number]
+        life = self._note_life()
         now_ms, _, *answers = await self._call("keep", names, *words)
-        self._note_time(now_ms)
+        self._note_time(keys.streams, now_ms, life)
         kept = {}
         for writer, (generation, number, was_writing), answer in zip(writers, before, answers, strict=True):
             if self._writers.get(writer.key) is not writer:
@@ -382,7 +466,7 @@ class RedisStore:
         try:
             forgotten = await answer_of(self._client.zscore(self.keyspace.directory.forgotten, writer.key.pod))
         except RedisError as error:
-            self._note(error)
+            self._note(error, self.keyspace.directory.forgotten)
             raise StoreError(why(error)) from error
         if forgotten is not None:
             return Standing.GONE
@@ -394,7 +478,7 @@ class RedisStore:
         log.warning("redis does not have the stream as it was written", extra={"pod": writer.key.pod, "rank": writer.key.rank, "reason": reason})
         self._metrics.redis.full_writes.labels(reason).inc()
         # A restart between two calls shows no other sign: others may not have had the time to renew what they own.
-        self.outage_ended_s = time.monotonic()
+        self._slot(writer.keys.incarnation).outage_ended_s = time.monotonic()
         writer.void()
         self._mark(writer)
 
@@ -406,11 +490,12 @@ class RedisStore:
         keys = [names.members, names.models, names.pods, names.forgotten, names.incarnation, names.specs]
         alive_ms = int(settings.lease_s * 1000) if is_candidate else 0
         words = (self.member, alive_ms, int(settings.pod_expiry_s * 1000), f"{random_number():016x}", *models)
+        life = self._note_life()
         now_ms, incarnation, members, pods, forgotten, specs = await self._call("beat", keys, *words)
-        self._note_time(now_ms)
-        self._note_well_if_written()
-        if self.trouble is not None and all(writer.is_settled for writer in self._writers.values()):
-            await self._try_writing()
+        self._note_time(names.members, now_ms, life)
+        self._note_well_if_written(self._slot(names.members))
+        unsettled = {self.slot_of(writer.key.model) for writer in self._writers.values() if not writer.is_settled}
+        await asyncio.gather(*(self._try_writing(slot) for slot in self._slots.values() if slot.trouble is not None and slot.number not in unsettled))
         return Beat(
             str(incarnation, "utf-8"),
             tuple(text_of(member) for member in members),
@@ -427,16 +512,18 @@ class RedisStore:
 
     # The writing task
 
-    async def _write(self) -> None:
+    async def _write(self, slot: Slot[StreamWriter]) -> None:
         pause_s = RETRY_S
         while True:
-            await self._woken.wait()
-            self._woken.clear()
+            await slot.woken.wait()
+            slot.woken.clear()
             try:
-                is_well = await self._round()
+                is_well = await self._round(slot)
             except RedisError as error:
-                self._note(error)
+                self._note(error, slot.name)
                 is_well = False
+            except StoreError:
+                is_well = False  # whoever raised it told of it
             except Exception:  # an error of ours must not end writing for all streams
                 log.exception("writing failed")
                 is_well = False
@@ -446,11 +533,16 @@ class RedisStore:
             else:
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, RETRY_MAX_S)
-                self._woken.set()
+                slot.woken.set()
 
-    async def _round(self) -> bool:
-        """Send all that is pending, in one round trip. Returns whether Redis took it. Raises RedisError where it did not answer."""
-        due, self._dirty = self._dirty, {}
+    async def _round(self, slot: Slot[StreamWriter]) -> bool:
+        """Send all that is pending, in one round trip. Returns whether Redis took it. Raises RedisError where it did not answer, StoreError."""
+        life = self._note_life()
+        if life != self._sealed_life:
+            self._sealed_life = life
+            for writer in self._writers.values():
+                self._take_back(writer, is_unsure=False)  # what is sealed says until when it is vouched for by another clock
+        due, slot.due = slot.due, {}
         batch: list[tuple[StreamWriter, Call]] = []
         for writer in due.values():
             if writer.is_writing_all:
@@ -478,15 +570,15 @@ class RedisStore:
                 continue
             if isinstance(answer, RedisError):
                 is_well = False
-                self._note(answer)
+                self._note(answer, slot.name)
                 self._take_back(writer, is_unsure=is_away(answer))
             elif sent.script == "delete":
                 self._deleted(writer, answer)
             else:
                 await self._appended(writer, sent, answer)
         # A full Redis takes what shrinks: that it is full no longer only what grows shows.
-        if is_well and (self.trouble != "full" or grows):
-            self._note_well()
+        if is_well and (slot.trouble != "full" or grows):
+            self._note_well(slot)
         return is_well
 
     def _take_back(self, writer: StreamWriter, *, is_unsure: bool) -> None:
@@ -526,14 +618,15 @@ class RedisStore:
     # Writing everything
 
     async def _write_all(self, writer: StreamWriter) -> None:
+        slot = self._slot(writer.keys.incarnation)
         try:
-            async with self._writing_all:
+            async with slot.writing_all:
                 while writer.needs_all and self._writers.get(writer.key) is writer and not writer.is_absent:
                     await self._write_generation(writer)
-            self._note_well()
+            self._note_well(slot)
         except (RedisError, StoreError) as error:
             if isinstance(error, RedisError):
-                self._note(error)
+                self._note(error, slot.name)
             writer.void()
             await asyncio.sleep(RETRY_S)
         finally:
@@ -563,20 +656,20 @@ class RedisStore:
             writer.switched(generation)
             self._metrics.redis.appends.inc()
 
-    def _note_well_if_written(self) -> None:
+    def _note_well_if_written(self, slot: Slot[StreamWriter]) -> None:
         """Redis answered. That it takes writes again only a write shows."""
-        if self.trouble == "unreachable" or self.trouble is None:
-            self._note_well()
+        if slot.trouble == "unreachable" or slot.trouble is None:
+            self._note_well(slot)
 
-    async def _try_writing(self) -> None:
+    async def _try_writing(self, slot: Slot[StreamWriter]) -> None:
         """Nothing waits to be written that would show whether Redis takes writes again. This changes nothing, and is refused as they are."""
         try:
             ttl_ms = int(self._settings.pod_expiry_s * 1000)
-            await answer_of(self._client.set(self.keyspace.directory.incarnation, f"{random_number():016x}", nx=True, px=ttl_ms))
+            await answer_of(self._client.set(slot.name, f"{random_number():016x}", nx=True, px=ttl_ms))
         except RedisError as error:
-            self._note(error)
+            self._note(error, slot.name)
         else:
-            self._note_well()
+            self._note_well(slot)
 
 
 def _nobody(stream: StreamKey, standing: Standing) -> None:

@@ -25,9 +25,9 @@ log = logging.getLogger(__name__)
 
 
 class Registry:
-    """Needs no ownership of anything. Every call raises StoreError where Redis does not answer, or refuses; `note` is told why before."""
+    """Needs no ownership of anything. Every call raises StoreError where Redis does not answer, or refuses; `note` is told before."""
 
-    def __init__(self, client: Client, keyspace: Keyspace, settings: Settings, note: Callable[[RedisError], None] | None = None) -> None:
+    def __init__(self, client: Client, keyspace: Keyspace, settings: Settings, note: Callable[[RedisError, str], None] | None = None) -> None:
         self._client = client
         self._keyspace = keyspace
         self._settings = settings
@@ -38,7 +38,7 @@ class Registry:
             return await call(self._client, script, keys, *words)
         except RedisError as error:
             if self._note is not None:
-                self._note(error)
+                self._note(error, keys[0])
             raise StoreError(why(error)) from error
 
     async def register(self, specs: tuple[EngineSpec, ...], *, keeps_old: bool = False) -> bool:

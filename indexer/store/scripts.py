@@ -1,14 +1,15 @@
 """The Lua scripts, and calling several of them in one round trip."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 
-from indexer.store.connection import Client, answer_of
+from indexer.store.connection import Client, answer_of, life_of
 
 _FOLDER = Path(__file__).parent / "lua"
 _PRELUDE = "prelude"
@@ -40,20 +41,22 @@ async def call_all(client: Client, calls: Sequence[Call]) -> list[Any]:
 
     Raises redis.exceptions.RedisError where nothing can be said of any of them.
     """
-    answers = await _send(client, calls)
+    life = life_of(client)
+    answers = await _send(client, calls, "EVALSHA", _DIGESTS)
     again = [position for position, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
     if again:
-        for name in {calls[position].script for position in again}:
-            await answer_of(client.script_load(SCRIPTS[name]))
-        for position, answer in zip(again, await _send(client, [calls[position] for position in again]), strict=True):
+        if life != life_of(client):
+            raise RedisConnectionError("Redis is another server than these calls were made for")
+        # A server that has carried out a script by its text knows it by its digest from then on. Of a Cluster that is the node which needs it.
+        for position, answer in zip(again, await _send(client, [calls[position] for position in again], "EVAL", SCRIPTS), strict=True):
             answers[position] = answer
     return answers
 
 
-async def _send(client: Client, calls: Sequence[Call]) -> list[Any]:
+async def _send(client: Client, calls: Sequence[Call], command: str, scripts: Mapping[str, str]) -> list[Any]:
     pipeline = client.pipeline(transaction=False)
     for each in calls:
-        pipeline.execute_command("EVALSHA", _DIGESTS[each.script], len(each.keys), *each.keys, *each.words)
+        pipeline.execute_command(command, scripts[each.script], len(each.keys), *each.keys, *each.words)
     return await answer_of(pipeline.execute(raise_on_error=False))
 
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from indexer.change import Change
+from indexer.change import Change, Names
 from indexer.events import Tier
 from indexer.settings import Settings
 from indexer.store import Point, StreamKey
@@ -32,6 +32,7 @@ from indexer.store.records import (
     encode_parked,
     encode_plain,
     encode_record,
+    pack_names,
     pack_tiers,
 )
 from indexer.store.scripts import Call, Word
@@ -100,7 +101,7 @@ class StreamWriter:
         self._state_ttl_ms = int(settings.pod_expiry_s * 1000)
         self._blocks_ttl_ms = int((settings.pod_expiry_s + settings.lease_s) * 1000)
         self._base = self._after = (0, 0)
-        self._next_number = 0
+        self._next_number = self._last_number = 0
         self._change = Change()
         self._unwritten_since_s: float | None = None
 
@@ -128,6 +129,13 @@ class StreamWriter:
     def _go_on_from(self, fence: int, number: int) -> None:
         self._base = self._after = (fence, number)
         self._next_number = number
+
+    def _new_number(self) -> int:
+        """One that names nothing else. An append whose answer never came may have been carried out, and then lost: who read it from the log must not
+        take what is written instead for the same."""
+        self._last_number = max(self._last_number, self._next_number) + 1
+        self._next_number = self._last_number
+        return self._next_number
 
     @property
     def number(self) -> int:
@@ -192,10 +200,12 @@ class StreamWriter:
         touched = self.stream.state.track()
         change, self._change = self._change, Change()
         self.is_dirty = False
-        before, number = self._next_number, self._next_number + 1
-        self._next_number = number
+        before = self._next_number
+        number = self._new_number()
         words, growth = self._words(touched)
-        is_large = sum(map(len, change.touched)) > ENTRY_BLOCKS_MAX
+        change.names = self._names(touched) if self._settings.engine_hashes else None
+        names = 0 if change.names is None else len(change.names.keys) + len(change.names.gone)
+        is_large = max(sum(map(len, change.touched)), names) > ENTRY_BLOCKS_MAX
         entry = self._entry(Kind.RELOAD if is_large else Kind.CHANGE, self.generation, number, None if is_large else change)
         self._after = (self.fence, number)
         keys = [self.keys.state(self.key), self.keys.log, self.keys.streams, *self.keys.parts(self.key, self.generation)]
@@ -295,9 +305,7 @@ class StreamWriter:
         words, _ = self._words(touched)
         self.expected = [len(self.hashes(part)) for part in range(len(PARTS))]
         is_empty = not any(self.expected[tier] for tier in Tier)
-        # Two on: an append whose answer never came may have been carried out.
-        self._next_number = self._next_number + 2
-        entry = self._entry(Kind.DROP if is_empty else Kind.RELOAD, generation, self._next_number, None)
+        entry = self._entry(Kind.DROP if is_empty else Kind.RELOAD, generation, self._new_number(), None)
         self._after = (self.fence, self._next_number)
         old = [number for number in (*self.outdated, self.generation) if number is not None and number != generation]
         keys = [self.keys.state(self.key), self.keys.log, self.keys.streams, self.keys.incarnation, self.keys.lease(self.key)]
@@ -316,7 +324,7 @@ class StreamWriter:
     def delete(self) -> Call:
         """The call that deletes the stream, unless another owner has it."""
         generation = self.generation
-        entry = self._entry(Kind.GONE, generation or 0, self._next_number + 1, None)
+        entry = self._entry(Kind.GONE, generation or 0, self._new_number(), None)
         parts = [] if generation is None else self.keys.parts(self.key, generation)
         keys = [self.keys.state(self.key), self.keys.log, self.keys.streams, *parts]
         words: list[Word] = [self.fence, "" if generation is None else generation, self.name, entry]
@@ -354,6 +362,18 @@ class StreamWriter:
                 plain.append(encode_plain(engine_hash, block.copies, block.parent, block.key))
         return plain, gone
 
+    def _names(self, touched: Touched) -> Names:
+        """What became of these engine hashes, as it is now."""
+        state, keys, gone = self.stream.state, {}, []
+        for part in (*Tier, REMOVED):
+            for engine_hash in touched[part]:
+                key = state.name_of(engine_hash)
+                if key is None:
+                    gone.append(engine_hash)
+                else:
+                    keys[engine_hash] = key
+        return Names(keys, gone)
+
     def _limits(self) -> list[Word]:
         return [self._settings.log_entries_max, self._state_ttl_ms, self._blocks_ttl_ms, self._vouched_until_ms()]
 
@@ -368,7 +388,8 @@ class StreamWriter:
         tiers = () if change is None else pack_tiers(change.touched)
         cleared = change is not None and change.cleared
         trust = self.stream.point().trust
-        return encode_entry(Entry(self.name, kind, generation, self.fence, number, *self._after, trust, block_size, cleared, tiers))
+        names, nameless = (None, None) if change is None or change.names is None else pack_names(change.names)
+        return encode_entry(Entry(self.name, kind, generation, self.fence, number, *self._after, trust, block_size, cleared, tiers, names, nameless))
 
 
 def merge(older: Change, newer: Change) -> None:

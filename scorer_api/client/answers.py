@@ -116,6 +116,7 @@ class ExplainAnswer(Struct, frozen=True):
     about: ExplainedModel
     hints: list[Hint]
     view: ViewAnswer
+    unknown_pods: list[str] = []
 
 
 class RoutedPod(Struct, frozen=True):
@@ -169,7 +170,7 @@ class StreamStatus(Struct, frozen=True):
     """The events of one rank of a pod.
 
     `sequence`: the last batch applied, None before the first and after a restart. `blocks`: held at present, by tier. `batches`, `gaps`, `replayed`
-    (batches) and `restarts` are counts since the service followed it. `last_batch_age_s`: seconds.
+    (batches) and `restarts` are counts since the service followed it. `last_batch_age_s`: seconds. `adapters`: LoRA adapters that it announced.
     """
 
     rank: int
@@ -185,6 +186,7 @@ class StreamStatus(Struct, frozen=True):
     last_batch_age_s: float | None
     last_error: str | None
     owner: str | None = None
+    adapters: list[str] = []
 
 
 class PodStatus(Struct, frozen=True):

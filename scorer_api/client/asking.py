@@ -67,6 +67,7 @@ _decode_done = msgspec.msgpack.Decoder(DoneAnswer).decode
 _decode_pods = msgspec.json.Decoder(PodsAnswer).decode
 _decode_problem = msgspec.json.Decoder(Problem).decode
 PODS = Call("/v1/pods", None, _decode_pods)
+METRICS = Call("/metrics", None, bytes.decode)
 
 
 def score_call(model: str, token_ids: Tokens | None, asked: Asked) -> Call[ScoreAnswer]:

@@ -11,7 +11,20 @@ from typing import Self, TypeVar, Unpack
 import httpx
 
 from scorer_api.client.answers import DoneAnswer, ExplainAnswer, PodStatus, RouteAnswer, ScoreAnswer
-from scorer_api.client.asking import PODS, Asked, Call, RouteAsked, Service, Tokens, done_call, explain_call, route_call, score_call, trusted
+from scorer_api.client.asking import (
+    METRICS,
+    PODS,
+    Asked,
+    Call,
+    RouteAsked,
+    Service,
+    Tokens,
+    done_call,
+    explain_call,
+    route_call,
+    score_call,
+    trusted,
+)
 from scorer_api.client.changes import Change, Watch
 from scorer_api.client.errors import ClientError
 from scorer_api.client.retries import DEFAULT, NONE, Retries
@@ -72,6 +85,10 @@ class AsyncClient:
     async def pods(self) -> list[PodStatus]:
         """Every registered pod, with the state of its streams."""
         return (await self._ask(PODS, self._retries)).pods
+
+    async def metrics(self) -> str:
+        """The service's metrics, in the text format of Prometheus."""
+        return await self._ask(METRICS, self._retries)
 
     async def watch(self, model: str | None = None, interval_s: float = 1.0) -> AsyncIterator[Change]:
         """What changes of the pods (of this model) and their streams; at first all that there is. Looks every `interval_s`.

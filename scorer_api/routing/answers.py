@@ -7,8 +7,8 @@ import msgspec
 from indexer.errors import field_first
 from indexer.http.negotiation import JSON, MSGPACK, encode
 from indexer.http.problems import Problem
-from scorer_api.answers import unknown_model, unknown_pods
-from scorer_api.asking import Asked, Asking
+from scorer_api.answers import length_of, unknown_pods
+from scorer_api.asking import Asked, Asking, unknown_model
 from scorer_api.routing.metrics import RouteMetrics
 from scorer_api.routing.router import NoPodError, Picked, Router, UnknownModelError, Wanted
 from scorer_api.routing.schemas import DoneAnswer, DoneRequest, RouteAnswer, RouteRequest, RouteRequestMsgpack
@@ -42,7 +42,7 @@ class RouteAnswers:
         decoded_s = time.perf_counter()
         picked = self._pick(asked, request)
         picked_s = time.perf_counter()
-        content = encode(_answer(request, asked.prompt.length, picked, ViewAnswer(self._view.source, self._view.age_s)), accepted)
+        content = encode(_answer(request, length_of(asked, picked.block_size), picked, ViewAnswer(self._view.source, self._view.age_s)), accepted)
         self._metrics.seconds["decode"].observe(decoded_s - began_s)
         self._metrics.seconds["pick"].observe(picked_s - decoded_s)
         self._metrics.seconds["encode"].observe(time.perf_counter() - picked_s)
@@ -61,7 +61,7 @@ class RouteAnswers:
         try:
             return self._router.pick(asked.prompt, wanted, time.monotonic())
         except UnknownModelError:
-            raise unknown_model(asked) from None
+            raise unknown_model(asked.prompt.model) from None
         except NoPodError as error:
             raise Problem(503, str(error), retry_after_s=RETRY_AFTER_S) from None
 

@@ -16,12 +16,13 @@ from msgspec import Meta, Struct
 from indexer.load import Load
 from indexer.settings import Settings
 from indexer.store import StreamKey, Trust
+from scorer_api.engine_hashes import EngineHashes
 from scorer_api.routing.costs import Busy, fill
 from scorer_api.routing.policies import POLICIES, Candidate, Case, PickReason, PolicyName, reason_of
 from scorer_api.routing.queues import Queues, Sent
 from scorer_api.routing.speculation import Expected, Rank, Speculation
 from scorer_api.scoring import Match, score_of, usable_blocks
-from scorer_api.view import PodScore, Prompt, RankScore, View
+from scorer_api.view import PodScore, Prompt, RankScore, View, tokens_at
 
 Why = Literal["excluded", "expired", "stale"]
 WHYS: tuple[Why, ...] = get_args(Why)
@@ -70,6 +71,7 @@ class Picked(Struct, frozen=True):
 
     name: str
     rank: int
+    block_size: int | None
     order: list[str]
     policy: PolicyName
     picked_for: PickReason | Literal["stale"]
@@ -130,7 +132,7 @@ class Router:
         """How many routed requests count now."""
         return len(self._queues)
 
-    def pick(self, prompt: Prompt, wanted: Wanted, now_s: float) -> Picked:
+    def pick(self, prompt: Prompt | EngineHashes, wanted: Wanted, now_s: float) -> Picked:
         """Pick a pod and remember it. Raises UnknownModelError, NoPodError."""
         self.expire(now_s)
         made: dict[int, list[int]] = {}
@@ -139,7 +141,7 @@ class Router:
         except KeyError:
             raise UnknownModelError(prompt.model) from None
         expected = self.expected(prompt, made) if wanted.speculates and self.speculation else {}
-        bests = [self._best(prompt, score, expected) for score in scores]
+        bests = [self._best(prompt.model, score, expected) for score in scores]
         candidates, stale, reasons = self._assess(prompt, scores, bests, wanted, now_s)
         if not candidates and not stale:
             raise NoPodError(Counter(str(reason.why) for reason in reasons.values()))
@@ -151,10 +153,10 @@ class Router:
         pod, rank = order[0].pod, order[0].rank
         name = secrets.token_hex(NAME_BYTES)
         self._queues.add(name, Sent(prompt.model, pod, rank, reasons[pod].uncached_tokens, now_s))
-        if self._settings.route_speculative_s:
-            (best,) = (best for score, (best, _) in zip(scores, bests, strict=True) if score.pod == pod)
+        (best,) = (best for score, (best, _) in zip(scores, bests, strict=True) if score.pod == pod)
+        if self._settings.route_speculative_s and isinstance(prompt, Prompt):
             self._expect(name, prompt, pod, best, made, now_s)
-        return Picked(name, rank, [candidate.pod for candidate in order], policy, picked_for, reasons)
+        return Picked(name, rank, best.block_size, [candidate.pod for candidate in order], policy, picked_for, reasons)
 
     def done(self, name: str) -> bool:
         """The request is over, or never was: nothing counts of it any more. Returns whether anything did."""
@@ -171,7 +173,7 @@ class Router:
 
     # What pods hold, and are expected to hold
 
-    def score(self, prompt: Prompt, only: Collection[str] | None, now_s: float) -> tuple[list[PodScore], dict[Rank, int]]:
+    def score(self, prompt: Prompt | EngineHashes, only: Collection[str] | None, now_s: float) -> tuple[list[PodScore], dict[Rank, int]]:
         """The view's scores, as if what is expected were held; and how many blocks that is beyond what is. Raises KeyError for an unknown model."""
         self.expire(now_s)
         made: dict[int, list[int]] = {}
@@ -186,7 +188,9 @@ class Router:
         scores.sort(key=lambda score: (-score.ranks[0].score, score.pod))
         return scores, beyond
 
-    def _raised(self, prompt: Prompt, pod: str, rank: RankScore, expected: Mapping[tuple[Rank, int], int], beyond: dict[Rank, int]) -> RankScore:
+    def _raised(
+        self, prompt: Prompt | EngineHashes, pod: str, rank: RankScore, expected: Mapping[tuple[Rank, int], int], beyond: dict[Rank, int]
+    ) -> RankScore:
         """One rank's score with the blocks that it is only expected to hold, which `beyond` is told. They will be on the gpu."""
         block_size, match = rank.block_size, rank.match
         more = 0 if block_size is None else expected.get(((pod, rank.rank), block_size), 0) - match.matched_blocks
@@ -195,12 +199,14 @@ class Router:
         beyond[pod, rank.rank] = more
         gpu, *lower = match.tiers
         match = Match(match.matched_blocks + more, (gpu + more, *lower))
-        score = score_of(match, prompt.length, block_size, self._settings.tier_weights)
+        score = score_of(match, tokens_at(prompt, block_size), block_size, self._settings.tier_weights)
         return RankScore(rank.rank, match, score, block_size, rank.usable_blocks, rank.trust)
 
-    def expected(self, prompt: Prompt, made: dict[int, list[int]]) -> dict[tuple[Rank, int], int]:
+    def expected(self, prompt: Prompt | EngineHashes, made: dict[int, list[int]]) -> dict[tuple[Rank, int], int]:
         """(rank, block size) → how many of the prompt's usable blocks it is expected to hold. `made`: see View.keys."""
         found: dict[tuple[Rank, int], int] = {}
+        if not isinstance(prompt, Prompt):
+            return found  # an engine's hashes tell nothing of other streams
         for block_size in self.speculation.block_sizes(prompt.model):
             usable = usable_blocks(prompt.length, block_size)
             for rank, blocks in self.speculation.match(prompt.model, block_size, self._view.keys(prompt, block_size, made)).items():
@@ -226,7 +232,7 @@ class Router:
 
     # What is known of pods
 
-    def _best(self, prompt: Prompt, score: PodScore, expected: Mapping[tuple[Rank, int], int]) -> _Best:
+    def _best(self, model: str, score: PodScore, expected: Mapping[tuple[Rank, int], int]) -> _Best:
         """The longest match that can be relied on. Of equal ones that of the rank which was sent least to."""
         ranks = score.ranks
         if len(ranks) == 1:
@@ -237,25 +243,27 @@ class Router:
             key=lambda best: (
                 best[0].trust is Trust.EXPIRED,
                 best[0].trust is Trust.STALE,
-                -best[0].score * (prompt.length - 1) - best[1],
-                self._queues.at_rank(prompt.model, score.pod, best[0].rank),
+                -best[0].match.matched_blocks * (best[0].block_size or 0) - best[1],
+                -best[0].score,
+                self._queues.at_rank(model, score.pod, best[0].rank),
                 self._random.random(),
             ),
         )
 
     def _assess(
-        self, prompt: Prompt, scores: Sequence[PodScore], bests: Sequence[_Best], wanted: Wanted, now_s: float
+        self, prompt: Prompt | EngineHashes, scores: Sequence[PodScore], bests: Sequence[_Best], wanted: Wanted, now_s: float
     ) -> tuple[list[Candidate], list[Candidate], dict[str, PodReason]]:
         """The pods that may be picked, those that may be where there are no others, and what is known of each."""
         candidates: list[Candidate] = []
         stale: list[Candidate] = []
         reasons: dict[str, PodReason] = {}
-        model, length, exclude = prompt.model, prompt.length, wanted.exclude
+        model, exclude = prompt.model, wanted.exclude
         oldest_s = now_s - self._settings.load_max_age_s
         measured = [self._view.loads.get(model, score.pod) for score in scores]
         loads = [None if found is None or found[1] < oldest_s else found[0] for found in measured]
         for score, (best, speculative), found, load, busy in zip(scores, bests, measured, loads, self._fill(model, loads), strict=True):
             pod, trust, block_size = score.pod, best.trust, best.block_size or BLOCK_SIZE_PRIOR
+            length = tokens_at(prompt, block_size)
             matched = best.match.matched_blocks * block_size + speculative
             own_tokens, own_count = self._queues.ahead(model, pod, None if load is None or found is None else found[1])
             load_s = busy.load_s(own_tokens, own_count, wanted.output_tokens)

@@ -252,3 +252,27 @@ def test_a_forgotten_guest_may_come_again() -> None:
     pods.invite(guest("g"))
     pods.learn({}, frozenset({"g"}))
     assert pods.all() == {"g": (guest("g"),)}
+
+
+# A stream whose node of a Cluster is away
+
+
+def test_a_stream_that_nobody_can_ask_about_stays_as_it_is() -> None:
+    for seen in (Seen(MINE, is_hidden=True), Seen(OTHERS, is_hidden=True, stands_by=True, has_replay=False), Seen(MINE, runs_here=True)):
+        assert duty(seen) is Duty.KEEP
+
+
+def test_what_was_hidden_counts_as_free_only_since_it_was_seen_to_be() -> None:
+    owners = Owners("me", LEASE_S)
+    found = [
+        owners.decide([Seen(OTHERS, is_hidden=is_hidden)], ("me", "other"), now_s, NEVER)[OTHERS]
+        for now_s, is_hidden in ((100.0, False), (102.0, True), (104.0, False), (106.9, False), (107.1, False))
+    ]
+    assert found == [Duty.NOTHING, Duty.KEEP, Duty.NOTHING, Duty.NOTHING, Duty.TAKE]
+
+
+def test_each_stream_has_its_own_outages() -> None:
+    seen = [Seen(MINE, outage_ended_s=99.0), Seen(OTHERS, outage_ended_s=99.0)]
+    assert Owners("me", LEASE_S).decide(seen, ("me",), 101.0, NEVER) == {MINE: Duty.NOTHING, OTHERS: Duty.NOTHING}
+    seen = [Seen(MINE, outage_ended_s=99.0), Seen(OTHERS, outage_ended_s=90.0)]
+    assert Owners("me", LEASE_S).decide(seen, ("me",), 101.0, NEVER) == {MINE: Duty.NOTHING, OTHERS: Duty.ASK}

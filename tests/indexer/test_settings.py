@@ -35,7 +35,7 @@ def test_every_default_can_be_given_as_a_flag_and_as_a_variable(field: Field) ->
     if field.default is None:
         assert getattr(read_settings({}, (), {}), field.name) is None
         return
-    text = str(field.default)
+    text = ";".join(field.default) if field.is_list else str(field.default)
     assert getattr(read_settings({field.name: text}, (), {}), field.name) == field.default
     assert getattr(read_settings({}, (), {field.variable: text}), field.name) == field.default
 

@@ -236,13 +236,14 @@ def test_one_that_comes_back_is_fenced_out_and_becomes_a_candidate_again(redis: 
             await asyncio.sleep(1.5)
             late, heir = (one, two) if one.owned else (two, one)
             await until(lambda: late.shows(sequence=2))
-            thawed, real = asyncio.Event(), late.service._round
+            thawed, real, keep = asyncio.Event(), late.service._round, late.service._begin_keeping
 
             async def hang() -> None:
                 await thawed.wait()
                 await real()
 
             late.service._round = hang  # type: ignore[method-assign]
+            late.service._begin_keeping = lambda: None  # type: ignore[method-assign]
             await until(lambda: heir.owned, 20)
             assert late.owned  # it knows nothing of that yet
             engine.publish(stored([9], [9] * BLOCK_SIZE))  # it applies that, and its write is refused
@@ -250,6 +251,7 @@ def test_one_that_comes_back_is_fenced_out_and_becomes_a_candidate_again(redis: 
             assert late.metric("kv_indexer_fenced_total") == 1
             await until(lambda: heir.shows(sequence=3) and in_redis(redis) == 4)
             late.service._round = real  # type: ignore[method-assign]
+            late.service._begin_keeping = keep  # type: ignore[method-assign]
             thawed.set()
             winner = ranking(StreamKey("m", "pod", 0), late.service._members)[0]
             await until(lambda: late.shows(sequence=3) if winner == late.service.member else heir.shows(sequence=3))

@@ -5,6 +5,7 @@ A block's content is a letter, its tokens are that letter twice; `key("AB")` is 
 
 import struct
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from xxhash import xxh3_64_intdigest
 
 from indexer.change import Change
 from indexer.events import Cleared, Event, Removed, Stored, Tier
-from indexer.stream_state import Counting, StateLimits, StreamState
+from indexer.stream_state import ADAPTER_LENGTH_MAX, ADAPTERS_MAX, Counting, StateLimits, StreamState, Traits
 
 GPU, CPU, DISK, OTHER, REMOTE = Tier
 # msgpack of [1, "", "m", nil] and of [1, "", "m", "ad"].
@@ -629,3 +630,33 @@ def test_changes_alone_tell_what_is_held(batches: list[list[Event]], counting: C
         assert replica.tiers == [state.held(tier) for tier in Tier]
         assert again.tiers == replica.tiers
         assert [state.count(tier) for tier in Tier] == [len(state.held(tier)) for tier in Tier]
+
+
+# LoRA adapters
+
+
+def test_the_adapters_that_were_announced_are_remembered_until_the_engine_restarts() -> None:
+    state = after(stored("a", [1]), stored("a", [2], lora_name="ad"), stored("c", [3], lora_name="other"), stored("e", [4], lora_name="ad"))
+    assert list(state.adapters) == ["ad", "other"]
+    after(Cleared(), state=state)
+    state.lose()
+    assert list(state.adapters) == ["ad", "other"]
+    state.forget()
+    assert list(state.adapters) == []
+
+
+def test_so_many_adapters_are_remembered_and_no_longer_names() -> None:
+    events = [stored("a", [number], lora_name=f"ad{number}") for number in range(ADAPTERS_MAX + 2)]
+    state = after(*events, stored("a", [10_000], lora_name="x" * (ADAPTER_LENGTH_MAX + 1)))
+    assert list(state.adapters) == [f"ad{number}" for number in range(2, ADAPTERS_MAX + 2)]
+
+
+def test_a_new_owner_takes_over_the_adapters_and_an_older_ones_word_has_none() -> None:
+    state = after(stored("a", [1], lora_name="ad"))
+    other = new_state()
+    other.restore(state.traits(), [])
+    assert list(other.adapters) == ["ad"]
+    written = msgspec.msgpack.encode(after(stored("a", [1])).traits())
+    assert b"adapters" not in written
+    other.restore(msgspec.msgpack.decode(written, type=Traits), [])
+    assert list(other.adapters) == []

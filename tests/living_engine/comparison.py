@@ -84,6 +84,17 @@ class Comparison:
         self.rows.append(Row(kind, said, completion.cached_tokens))
         return completion
 
+    def ask_as_text(self, kind: str, pod: str, source: str, text: Any, *, model: str = MODEL, max_tokens: int = 8) -> Completion:
+        """Give the service the text itself, a prompt or the messages of a chat, then the same to the engine; compare tokens and figures."""
+        engine = self.engines[pod]
+        response = self.service.http.post(f"{self.service.url}/v1/score", json={"model": model, source: text})
+        assert response.status_code == 200, response.text
+        send = engine.chat if source == "messages" else engine.complete
+        completion = self._settle(pod, lambda: send(text, model=model, max_tokens=max_tokens))
+        assert response.json()["tokens"] == len(completion.prompt_ids)
+        self.rows.append(Row(kind, _matched(response.json(), pod), completion.cached_tokens))
+        return completion
+
     def send_only(self, pod: str, tokens: Sequence[int], *, lora: str | None = None, salt: str | None = None, max_tokens: int = 1) -> Completion:
         """Send without asking the service first, and settle."""
         engine = self.engines[pod]

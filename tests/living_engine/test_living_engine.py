@@ -4,10 +4,14 @@ The tests share two engines, in this order: what one leaves in their caches is t
 killed comes back to another service.
 """
 
+import json
+from array import array
 from random import Random
 
 import pytest
 
+from scorer_api.tokens.local_tokenizer import LocalTokenizer
+from scorer_api.tokens.wording import Wording
 from tests.living_engine.comparison import Comparison, Row, random_text, random_tokens
 from tests.living_engine.vllm_server import BLOCK_SIZE, CONTEXT_MAX, MODEL, POOL_BLOCKS, free_port
 from tests.running import Command
@@ -79,6 +83,52 @@ def test_cache_salts(comparison: Comparison) -> None:
     comparison.send("cache salt", "A", prompt, salt="alice", lora="lora1")
     comparison.send("cache salt", "A", prompt, salt="alice", lora="lora1")
     comparison.verify("cache salt", count_min=4)
+
+
+def test_prompts_and_chats_as_text(comparison: Comparison) -> None:
+    """The service asks the engines themselves what the tokens are; an adapter's name is the model, as clients of the engine send it."""
+    random = Random(15)
+    kind = "prompt or chat as text"
+    prompts = [f"{random_text(random, 30)} 日本語 🎉 {random_text(random, 10)}" for _ in range(3)]
+    chats = [
+        [{"role": "system", "content": random_text(random, 30)}, {"role": "user", "content": f"{n}: {random_text(random, 8)}"}] for n in range(3)
+    ]
+    for _ in range(2):
+        for prompt in prompts:
+            comparison.ask_as_text(kind, "A", "prompt", prompt)
+        for chat in chats:
+            comparison.ask_as_text(kind, "A", "messages", chat)
+    comparison.send_only("A", random_tokens(random, 20), lora="lora1")
+    for _ in range(2):
+        comparison.ask_as_text(kind, "A", "prompt", prompts[0], model="lora1")
+        comparison.ask_as_text(kind, "A", "messages", chats[0], model="lora1")
+    comparison.verify(kind, count_min=8)
+
+
+def test_our_own_tokenizer_says_what_the_engines_does(comparison: Comparison) -> None:
+    """The model's own files, in this process: the tokens of each text are those that the engine used."""
+    random = Random(16)
+    kind = "our own tokenizer"
+    tokenizer = LocalTokenizer(str(comparison.engines["A"].tokenizer), 60)
+    texts = [" ", "a", "日本語 🎉 ü", "<s>special</s> <pad>", "\n\n\t x", *(random_text(random, random.randrange(1, 60)) for _ in range(10))]
+    try:
+        for text in texts:
+            completion = comparison.ask_as_text(kind, "A", "prompt", text)
+            assert tokens_of(tokenizer, Wording(MODEL, text)) == completion.prompt_ids, text
+        for number in range(10):
+            chat = [{"role": role, "content": random.choice(texts)} for role in ("system", "user", "assistant", "user")[: 1 + number % 4]]
+            parted = [{**message, "content": [{"type": "text", "text": text} for text in ("one", message["content"])]} for message in chat]
+            for messages in (chat, parted):
+                content = json.dumps(messages, ensure_ascii=number % 2 == 0).encode()
+                completion = comparison.ask_as_text(kind, "A", "messages", messages)
+                assert tokens_of(tokenizer, Wording(MODEL, None, content)) == completion.prompt_ids, messages
+    finally:
+        tokenizer.close()
+    comparison.verify(kind)
+
+
+def tokens_of(tokenizer: LocalTokenizer, wording: Wording) -> list[int]:
+    return array("I", tokenizer.tokenize(wording)).tolist()
 
 
 def test_evictions(comparison: Comparison) -> None:

@@ -94,7 +94,12 @@ class VllmServer:
 
     def spec(self) -> str:
         """What to give to --engine."""
-        return f"pod={self.pod},model={MODEL},events={self.events},replay={self.replay}"
+        return f"pod={self.pod},model={MODEL},events={self.events},replay={self.replay},http=http://127.0.0.1:{self.port}"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder with the files of the model's tokenizer."""
+        return self._model / "base"
 
     def publish_at(self, endpoint: str, *, topic: str, replay: str) -> None:
         """From the next start on, dial this endpoint instead of binding one."""
@@ -151,9 +156,9 @@ class VllmServer:
 
     # Requests
 
-    def complete(self, prompt_ids: Sequence[int], *, model: str = MODEL, max_tokens: int = 1, **extra: Any) -> Completion:
+    def complete(self, prompt: Sequence[int] | str, *, model: str = MODEL, max_tokens: int = 1, **extra: Any) -> Completion:
         """One /v1/completions, greedy, of exactly `max_tokens`."""
-        body = {"model": model, "prompt": list(prompt_ids), "max_tokens": max_tokens, **extra}
+        body = {"model": model, "prompt": prompt if isinstance(prompt, str) else list(prompt), "max_tokens": max_tokens, **extra}
         answer = self._post("/v1/completions", body)
         choice = answer["choices"][0]
         return _completion(answer, choice["prompt_token_ids"], choice["token_ids"], choice["text"])

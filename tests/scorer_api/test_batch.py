@@ -15,12 +15,14 @@ from indexer.http.problems import Problem
 from indexer.settings import Settings
 from indexer.store import StreamKey
 from scorer_api.answers import Answers
-from scorer_api.asking import Asking
 from scorer_api.batch import split
 from scorer_api.metrics import ScorerMetrics
+from scorer_api.routing.metrics import RouteMetrics
+from scorer_api.routing.router import Router
 from scorer_api.view import View
 from tests.engine import Engine, stored
 from tests.running import Client, Running
+from tests.tokenizing import asking
 
 ENCODE = {JSON: msgspec.json.encode, MSGPACK: msgspec.msgpack.encode}
 DECODE: dict[str, Any] = {JSON: msgspec.json.decode, MSGPACK: msgspec.msgpack.decode}
@@ -164,7 +166,9 @@ def test_others_have_their_turn_between_the_requests_of_a_batch() -> None:
     async def run() -> None:
         nonlocal turns
         body = msgspec.json.encode({"requests": [{"model": "m", "token_ids": list(range(4_000))}] * 256})
-        task = asyncio.create_task(Answers(view, Asking(), ScorerMetrics(CollectorRegistry(), view)).batch(body, JSON, JSON))
+        router = Router(Settings(), view, RouteMetrics(CollectorRegistry()))
+        answers = Answers(view, asking(view), ScorerMetrics(CollectorRegistry(), view), router)
+        task = asyncio.create_task(answers.batch(body, JSON, JSON))
         while not task.done():
             turns += 1
             await asyncio.sleep(0)

@@ -18,6 +18,7 @@ from indexer import __version__
 from scorer_api.cli import main
 from tests.engine import Engine, stored
 from tests.running import ROOT, Client, Command, Running
+from tests.tokenizing import TokenizingEngine
 from tests.waiting import wait_until
 
 ASKED = b'{"model": "m", "token_ids": [1, 2, 3, 4, 5]}'
@@ -120,6 +121,8 @@ def test_a_port_that_is_taken_stops_the_start_with_one_line(command: str) -> Non
         (["score"], "--model"),
         (["explain", "--model", "m"], "--tokens-file --prompt --messages-file"),
         (["score", "--model", "m", "--prompt", "x", "--tokens-file", "-"], "--tokens-file"),
+        (["score", "--model", "m"], "--tokens-file --prompt --messages-file is required"),
+        (["score", "--model", "m", "--prompt", "a", "--tokens-file", "-"], "not allowed with"),
         (["demo-engine", "--blocks", "0"], "'0' should be a number above 0"),
         (["demo-engine", "--chats", "1,x"], "'1,x' should be numbers"),
     ],
@@ -162,10 +165,49 @@ def test_score_says_when_nothing_matches_and_keeps_to_the_limit(service: Client)
     assert lines[2].split() == ["a/long@name", "0.0000", "0", "0/1", "-", "0", "live"]
 
 
+def test_explain_prints_why_each_match_ends(service: Client) -> None:
+    code, out, err = run("explain", "--url", service.url, "--model", "m", "--tokens-file", "-", stdin="1 2 3 4 5 6 7 8 9")
+    lines = out.splitlines()
+    assert (code, err, lines[0]) == (0, "", "model m, 9 tokens from token_ids")
+    assert lines[1].split() == ["POD", "SCORE", "TOKENS", "BLOCKS", "TRUST", "WHY"]
+    assert lines[2].split()[:5] == ["a/long@name", "1.0000", "8", "2/2", "live"]
+    assert lines[3].split()[:5] == ["b", "0.4000", "4", "1/2", "live"]
+    assert all(len(line.split()) > 8 for line in lines[2:4]), "a sentence"
+
+
+def test_pods_prints_every_stream(service: Client) -> None:
+    code, out, err = run("pods", "--url", service.url, "--model", "m")
+    lines = [line.split() for line in out.splitlines()]
+    assert (code, err) == (0, "")
+    assert lines[0][:7] == ["POD", "MODEL", "RANK", "TRUST", "BLOCKS", "BATCHES", "GAPS"]
+    assert lines[1][:7] == ["a/long@name", "m", "0", "live", "gpu:2", "1", "0"]
+    assert lines[2][:8] == ["b", "m", "0", "live", "gpu:0", "cpu:1", "2", "0"]
+    assert len(run("pods", "--url", service.url, "--model", "other")[1].splitlines()) == 1, "the heads alone"
+
+
 @pytest.mark.parametrize("more", [["--lora-name", "l"], ["--cache-salt", "s"]])
 def test_score_passes_on_what_parts_prompts(service: Client, more: list[str]) -> None:
     code, out, _ = run("score", "--url", service.url, "--model", "m", "--tokens-file", "-", *more, stdin="1 2 3 4 5 6 7 8 9")
     assert (code, out.splitlines()[0]) == (0, "model m, 9 tokens, best: none, nothing matches")
+
+
+CHAT = [{"role": "user", "content": "hello"}]
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+
+
+def test_score_takes_a_prompt_and_a_chat(tmp_path: Path) -> None:
+    with TokenizingEngine() as api, Engine() as engine, Running(engine.spec(http=api.http)) as service:
+        service.wait_for(connected=True)
+        ask = ("score", "--url", service.url, "--model", "m")
+        code, out, _ = run(*ask, "--prompt", "hello there")
+        assert (code, out.splitlines()[0]) == (0, "model m, 11 tokens, best: none, nothing matches")
+        assert api.asked[-1] == {"model": "m", "prompt": "hello there", "add_special_tokens": True}
+        file = tmp_path / "chat.json"
+        file.write_text(json.dumps({"messages": CHAT, "tools": TOOLS, "add_generation_prompt": False}))
+        assert run(*ask, "--messages-file", str(file))[0] == 0
+        assert (api.asked[-1]["messages"], api.asked[-1]["tools"], api.asked[-1]["add_generation_prompt"]) == (CHAT, TOOLS, False)
+        assert run(*ask, "--messages-file", "-", stdin=json.dumps(CHAT))[0] == 0
+        assert api.asked[-1]["messages"] == CHAT
 
 
 @pytest.mark.parametrize("text", ["one two", "[1, 2", '["1"]', "[1.5]", "-1", "4294967296", '{"token_ids": [1]}', "1,2,3"])
@@ -174,6 +216,13 @@ def test_a_file_without_tokens_exits_with_2_and_one_line(service: Client, text: 
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert "--tokens-file" in err
     assert "JSON list" in err
+
+
+@pytest.mark.parametrize("text", ["hello", '"hi"', '{"role": "user"}', '{"messages": {}}', '{"messages": [], "more": 1}', "[" * 100_000])
+def test_a_file_without_a_chat_exits_with_2_and_one_line(text: str) -> None:
+    code, out, err = run("score", "--model", "m", "--messages-file", "-", stdin=text)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "should hold JSON: a list of messages, or an object with messages, tools" in err
 
 
 def test_a_file_that_is_not_there_exits_with_2_and_names_it(service: Client) -> None:

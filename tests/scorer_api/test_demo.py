@@ -15,8 +15,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from indexer.demo_api import serving, tokenize
 from indexer.demo_engine import BLOCK_SIZE, CHAT_TOKENS_MAX, SYSTEM_PROMPT, TURN_TOKENS, BlockCache, chat_workload, dialled
 from tests.running import ROOT, Client, Running
 from tests.waiting import wait_until
@@ -129,6 +131,39 @@ def test_the_printed_score_command_works_as_it_stands(demo: Demo) -> None:
     assert row.split()[:4] == ["demo-1", "1.0000", "128", "8/8"]
 
 
+def test_a_printed_prompt_works_as_it_stands(demo: Demo) -> None:
+    wait_until(lambda: demo.matched(PROMPT, "demo-1", "demo/chat") == 128)
+    first, *_ = run_printed(demo, next(line.strip() for line in demo.printed.splitlines() if "--prompt" in line)).splitlines()
+    assert first == "model demo/chat, 129 tokens, best: demo-1"
+
+
+def test_demo_engines_tokenize_words_as_one_can_follow_them() -> None:
+    word = tokenize("word")
+    assert tokenize(" 7 word\n12 word 999999999 ") == [7, *word, 12, *word, *tokenize("999999999")]
+    assert [2_000_000 <= token < 3_000_000 for token in (*word, *tokenize("999999999"))] == [True, True]
+    assert tokenize("") == []
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "tokens"),
+    [
+        ({"prompt": "1 2 3", "add_special_tokens": True}, 200, [1, 2, 3]),
+        ({"messages": [{"role": "user", "content": "1 2"}, {"role": "user", "content": "3"}], "add_generation_prompt": True}, 200, [1, 2, 3]),
+        ({"prompt": ""}, 200, []),
+        ({"prompt": 1}, 400, None),
+        ([], 400, None),
+    ],
+)
+def test_demo_engines_answer_like_vllm(body: Any, status: int, tokens: list[int] | None) -> None:
+    with serving("127.0.0.1", 0) as port:
+        answer = httpx.post(f"http://127.0.0.1:{port}/tokenize", json=body)
+        assert answer.status_code == status
+        if tokens is not None:
+            assert (answer.json()["tokens"], answer.json()["count"]) == (tokens, len(tokens))
+        assert httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
+        assert httpx.post(f"http://127.0.0.1:{port}/elsewhere", json={}).status_code == 404
+
+
 def test_stores_and_evictions_keep_coming(demo: Demo) -> None:
     def counts() -> tuple[float, float]:
         return demo.metric("kv_indexer_blocks_stored_total", tier="gpu"), demo.metric("kv_indexer_blocks_removed_total", tier="gpu")
@@ -178,7 +213,7 @@ def test_a_demo_engine_prints_its_spec_and_stops_on_sigterm() -> None:
         spec = process.stdout.readline().strip()
         process.terminate()
         _, err = process.communicate(timeout=20)
-    assert re.fullmatch(r"pod=p/1,model=x/y,events=tcp://127\.0\.0\.1:\d+,replay=tcp://127\.0\.0\.1:\d+", spec)
+    assert re.fullmatch(r"pod=p/1,model=x/y,events=tcp://127\.0\.0\.1:\d+,replay=tcp://127\.0\.0\.1:\d+,http=http://127\.0\.0\.1:\d+", spec)
     assert (process.returncode, err) == (0, "")
 
 

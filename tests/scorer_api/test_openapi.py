@@ -37,6 +37,13 @@ PROVOKED = [
     Provoked("post", "/v1/route/done", "/v1/route/done", {"content": b" " * 20_000, "headers": JSON}, 413),
     Provoked("post", "/v1/route/done", "/v1/route/done", {"content": b"{}"}, 415),
     Provoked("post", "/v1/route/done", "/v1/route/done", {"json": {"id": 1}}, 422),
+    Provoked("post", "/v1/explain", "/v1/explain", {"json": {"model": "m", "token_ids": [1, 2, 3, 4, 5, 6, 7, 8, 9]}}, 200),
+    Provoked("post", "/v1/explain", "/v1/explain", {"json": {"model": "m", "token_ids": [], "pods": ["pod", "ghost"], "limit": 1}}, 200),
+    Provoked("post", "/v1/explain", "/v1/explain", {"content": b"{", "headers": JSON}, 400),
+    Provoked("post", "/v1/explain", "/v1/explain", {"json": {"model": "ghost", "token_ids": []}}, 404),
+    Provoked("post", "/v1/explain", "/v1/explain", {"content": b" " * 20_000, "headers": JSON}, 413),
+    Provoked("post", "/v1/explain", "/v1/explain", {"content": b"{}"}, 415),
+    Provoked("post", "/v1/explain", "/v1/explain", {"json": {"model": "m", "token_ids": [-1]}}, 422),
     Provoked("get", "/v1/models", "/v1/models", {}, 200),
 ]
 
@@ -74,7 +81,8 @@ def test_the_request_bodies_are_described_msgpack_included(document: dict[str, A
     in_json, in_msgpack = (resolved(score["content"][f"application/{kind}"]["schema"]["$ref"], document) for kind in ("json", "msgpack"))
     assert {option["type"] for option in in_json["properties"]["token_ids"]["anyOf"]} == {"array", "null"}
     assert {option["type"] for option in in_msgpack["properties"]["token_ids"]["anyOf"]} == {"array", "string", "null"}
-    fields = {"model", "token_ids", "pods", "lora_name", "cache_salt", "block_extra_keys", "limit", "include_speculative"}
+    fields = {"model", "token_ids", "block_hashes", "pods", "lora_name", "cache_salt", "block_extra_keys", "limit", "include_speculative"}
+    fields |= {"prompt", "messages", "tools", "chat_template_kwargs", "add_generation_prompt"}
     assert set(in_json["properties"]) == set(in_msgpack["properties"]) == fields
 
 
@@ -84,6 +92,12 @@ def test_the_request_bodies_are_described_msgpack_included(document: dict[str, A
         ({"model": "m", "token_ids": [1, 2], "block_extra_keys": [[0, [["img", -1]]]], "limit": 3, "pods": None}, 200),
         ({"model": "m"}, 422),
         ({"model": "m", "token_ids": None}, 422),
+        ({"model": "m", "block_hashes": [0, 2**64 - 1, "0123456789abcdef"]}, 200),
+        ({"model": "m", "block_hashes": [], "token_ids": None}, 200),
+        ({"model": "m", "block_hashes": [], "token_ids": []}, 422),
+        ({"model": "m", "block_hashes": [-1]}, 422),
+        ({"model": "m", "block_hashes": [2**64]}, 422),
+        ({"model": "m", "block_hashes": ["0123456789abcde"]}, 422),
         ({"model": "m", "token_ids": [1], "surplus": 1}, 422),
         ({"model": "m", "token_ids": [1], "limit": 0}, 422),
         ({"model": "m", "token_ids": [-1]}, 422),

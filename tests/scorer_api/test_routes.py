@@ -192,9 +192,11 @@ def test_pods_shows_each_stream(service: Client) -> None:
     ]
     stream = service.stream("b")
     assert stream.pop("last_batch_age_s") >= 0
+    assert re.fullmatch(r"tcp://127\.0\.0\.1:\d+ tcp://127\.0\.0\.1:\d+", f"{stream.pop('events')} {stream.pop('replay')}")
     assert stream == {
         **{"rank": 0, "sequence": 1, "trust": "live", "connected": True, "block_size": 4, "blocks": {"gpu": 1, "cpu": 1}},
-        **{"batches": 2, "gaps": 0, "replayed": 2, "restarts": 0, "last_error": None, "owner": None},
+        **{"batches": 2, "gaps": 0, "replayed": 2, "restarts": 0, "last_error": None, "owner": None, "topic": ""},
+        **{"highest_token": 8, "adapters": [], "other_block_size": None},
     }
 
 
@@ -294,6 +296,16 @@ def test_each_answered_score_is_timed_by_phase(service: Client) -> None:
     service.score(NINE)
     after = {phase: service.metric("kv_indexer_score_seconds_count", phase=phase) for phase in before}
     assert after == {phase: count + 1 for phase, count in before.items()}
+
+
+def test_metrics_count_the_tokens_asked_about_and_those_that_the_best_pod_holds(service: Client) -> None:
+    names = "kv_indexer_prompt_tokens_total", "kv_indexer_matched_tokens_total"
+    before = [service.metric(name) for name in names]
+    service.score(NINE)
+    service.score(NINE, limit=1)
+    service.score([7] * 9)
+    service.http.post(f"{service.url}/v1/score", json={"model": "ghost", "token_ids": NINE})
+    assert [service.metric(name) - known for name, known in zip(names, before, strict=True)] == [27, 16]
 
 
 def test_metrics_show_what_is_held_and_how_far_it_can_be_trusted(service: Client) -> None:

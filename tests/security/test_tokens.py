@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from scorer_api import page
 from tests.engine import Engine, stored
 from tests.processes import api, ingest, serve
 from tests.redis_server import RedisServer
@@ -30,6 +31,9 @@ ROUTES: list[tuple[str, str, Any]] = [
     ("GET", "/docs", None),
     ("GET", "/openapi.json", None),
     ("GET", "/nothing", None),
+    ("GET", "/ui/", None),
+    ("GET", "/ui/nothing.js", None),
+    ("GET", "/ui/..%2fmetrics", None),
     ("GET", "/healthz/", None),
     ("GET", "//healthz", None),
     ("GET", "/healthz%2f..%2fmetrics", None),
@@ -117,6 +121,15 @@ def test_what_is_not_quite_a_token_is_none(guarded: Command) -> None:
 def test_health_needs_none(guarded: Command, method: str, path: str) -> None:
     assert guarded.http.request(method, guarded.url + path).status_code in (200, 503)
     assert guarded.http.request(method, guarded.url + path, headers=bearer("wrong")).status_code in (200, 503)
+
+
+@pytest.mark.rule("C1")
+@pytest.mark.parametrize("token", [None, WRONG])
+def test_the_page_needs_none_where_there_is_one(guarded: Command, token: str | None) -> None:
+    is_there = guarded.words[0] != "ingest"
+    for path in sorted(page.PATHS):
+        assert ask(guarded, "GET", path, token=token).status_code == (200 if is_there else 401)
+        assert ask(guarded, "POST", path, ASKED, token).status_code == (405 if is_there else 401)
 
 
 @pytest.mark.rule("C1")

@@ -2,7 +2,8 @@
 --
 -- KEYS  1 streams  2 log  3 incarnation, then for each stream: lease, state, the generation's hash of each part (7)
 -- ARGV  1 owner  2 lease, ms  3 state's and 4 blocks' time to live, ms
---       then for each stream: name, fence, status, 1 where its engine is connected: else its time to live runs on, and until when it is vouched for
+--       then for each stream: name, fence, status, 1 where its engine is connected: else its time to live runs on, until when it is vouched for,
+--       generation and number that it was written with: where the state is another or an older one, or blocks are missing, nothing is vouched for
 --
 -- Returns {time in ms, incarnation or false, result of each stream …}; a result is {1, generation, number, 1 if its blocks are
 -- all there else 0, who wants it or false},
@@ -17,7 +18,7 @@ redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - ARGV
 local result = {string.format('%.0f', now), redis.call('GET', KEYS[3])}
 local count = (#KEYS - 3) / (2 + PARTS)
 for number = 1, count do
-  local key, at = 4 + (number - 1) * (2 + PARTS), 5 + (number - 1) * 5
+  local key, at = 4 + (number - 1) * (2 + PARTS), 5 + (number - 1) * 7
   local lease = redis.call('HMGET', KEYS[key], 'owner', 'want')
   local state = redis.call('HMGET', KEYS[key + 1], 'gen', 'fence', 'number', 'lengths')
   if (lease[1] and lease[1] ~= ARGV[1]) or (state[2] and state[2] ~= ARGV[at + 1]) then
@@ -37,8 +38,11 @@ for number = 1, count do
           redis.call('PEXPIRE', KEYS[part], ARGV[4])
         end
       end
-      redis.call('ZADD', KEYS[1], ARGV[at + 4], ARGV[at])
-      result[number + 2] = {1, state[1], state[3], lengths(key + 2) == state[4] and 1 or 0, lease[2]}
+      local is_whole = lengths(key + 2) == state[4]
+      if is_whole and state[1] == ARGV[at + 5] and tonumber(state[3]) >= tonumber(ARGV[at + 6]) then
+        redis.call('ZADD', KEYS[1], ARGV[at + 4], ARGV[at])
+      end
+      result[number + 2] = {1, state[1], state[3], is_whole and 1 or 0, lease[2]}
     end
   end
 end

@@ -18,7 +18,7 @@ COMMON = {
     "/readyz": {"get"},
     "/metrics": {"get"},
 }
-ROUTES = {"serve": {**COMMON, "/v1/score": {"post"}, "/v1/score/batch": {"post"}, "/v1/models": {"get"}}, "ingest": COMMON}
+ROUTES = {"serve": {**COMMON, "/v1/score": {"post"}, "/v1/score/batch": {"post"}, "/v1/explain": {"post"}, "/v1/models": {"get"}}, "ingest": COMMON}
 JSON = {"Content-Type": "application/json"}
 SPEC = {"model": "m", "events": "tcp://127.0.0.1:9"}
 PROVOKED = [

@@ -385,6 +385,48 @@ def test_an_append_whose_answer_never_came_is_not_applied_twice_and_not_lost(ser
     run(scenario())
 
 
+def test_no_number_is_used_twice_also_where_its_call_was_never_carried_out(server: RedisServer) -> None:
+    """Somebody may have read it from a Redis that is not ours any more: what has the same generation, fence and number is the same."""
+
+    async def scenario() -> None:
+        async with opened(settings_of(server)) as store:
+            stream = await owned(store)
+            stream.apply(stored([1], None, 0))
+            await settled(store)
+            number = store._writers[KEY].number
+            server.save()
+            server.kill()
+            stream.apply(stored([2], 1, 4))
+            await until(lambda: store.trouble == "unreachable" and not store._writers[KEY].in_flight)
+            server.start()
+            await settled(store)
+            assert_written(server, stream)
+            assert store._writers[KEY].number > number + 1
+
+    run(scenario())
+
+
+def test_a_state_that_is_older_than_what_was_written_is_not_vouched_for(server: RedisServer) -> None:
+    """Not even by the round that finds it out."""
+
+    async def scenario() -> None:
+        async with opened(settings_of(server)) as store:
+            stream = await owned(store)
+            stream.apply(stored([1], None, 0))
+            await settled(store)
+            await store.keep(lambda _: b"null")
+            keys, client = store.keyspace.model(KEY.model), server.client()
+            client.hincrby(keys.state(KEY), "number", -1)
+            client.delete(keys.streams)
+            await store.keep(lambda _: b"null")
+            assert client.exists(keys.streams) == 0
+            await settled(store)
+            await store.keep(lambda _: b"null")
+            assert client.exists(keys.streams) == 1
+
+    run(scenario())
+
+
 def test_a_full_redis_refuses_and_takes_everything_later(server: RedisServer) -> None:
     async def scenario() -> None:
         async with opened(settings_of(server)) as store:

@@ -36,7 +36,7 @@ def _empty(server: RedisServer) -> None:
     server.client().flushall()
 
 
-def with_registry(server: RedisServer, act: Callable[[Registry], Awaitable[None]], note: Callable[[RedisError], None] | None = None) -> None:
+def with_registry(server: RedisServer, act: Callable[[Registry], Awaitable[None]], note: Callable[[RedisError, str], None] | None = None) -> None:
     async def main() -> None:
         async with connect(server.url, 0.5) as client:
             await act(Registry(client, KEYS, Settings(redis=server.url), note))
@@ -95,7 +95,7 @@ def test_what_redis_does_not_do_is_told_to_whoever_asks_and_noted(server: RedisS
                 await call()
 
     server.kill()
-    with_registry(server, act, noted.append)
+    with_registry(server, act, lambda error, key: noted.append(error))
     assert len(noted) == 3
     with_registry(server, act)
 

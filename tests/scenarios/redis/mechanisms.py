@@ -12,7 +12,9 @@ from redis.exceptions import RedisError
 from indexer.errors import StoreError
 from indexer.held_keys import HeldKeys
 from indexer.owners import Duty, Owners
-from indexer.store import keyspace, scripts
+from indexer.store import keyspace, scripts, sentinel
+from indexer.store import redis as redis_store
+from indexer.store.cluster import Cluster
 from indexer.store.keyspace import Keyspace
 from indexer.store.reader import Reader
 from indexer.store.records import encode_hash
@@ -117,6 +119,43 @@ def requests_wait(patch: Patch) -> None:
 
     patch.setattr(Reader, "__init__", remember)
     patch.setattr(routes, "read_body", ask_first)
+
+
+def sentinels_asked_when_something_fails(patch: Patch) -> None:
+    """Who answers is taken for the master as long as it does."""
+    patch.setattr(sentinel, "POLL_S", math.inf)
+
+
+# Clusters
+
+
+def slots_are_read_once(patch: Patch) -> None:
+    """Which node has which slot is asked at the start; what other nodes say later is not heard."""
+    learn, note = Cluster._learn, Cluster._note
+
+    def learn_once(self: Cluster, *words: Any) -> None:
+        if not self._is_known:
+            learn(self, *words)
+
+    def hear_nothing(self: Cluster, slot: int, *words: Any) -> Any:
+        before = self._owners[slot]
+        further = note(self, slot, *words)
+        self._owners[slot] = before
+        return further
+
+    patch.setattr(Cluster, "_learn", learn_once)
+    patch.setattr(Cluster, "_note", hear_nothing)
+
+
+def no_redirections(patch: Patch) -> None:
+    """A command is sent to one node, and what that says of others is an error as any."""
+    slots_are_read_once(patch)
+    patch.setattr(Cluster, "_note", lambda self, *words: None)
+
+
+def one_slot_for_all(patch: Patch) -> None:
+    """What lies in different slots is written and kept together."""
+    patch.setattr(redis_store, "slot_of", lambda client, key: 0)
 
 
 # Followers
@@ -252,7 +291,11 @@ REDIS_MECHANISMS: dict[str, Callable[[Patch], None]] = {
         no_recorded_sequence,
         no_buffering,
         no_full_write,
+        sentinels_asked_when_something_fails,
         requests_wait,
+        slots_are_read_once,
+        no_redirections,
+        one_slot_for_all,
         hashes_read_at_once,
         one_removal_is_enough,
         no_doubt_of_the_log,

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -24,9 +24,10 @@ LINES_SHOWN = 60
 class World:
     """Settings given to `indexers`, `scorers` and `sidecar` become flags; `pod_expiry_s` is the same for all processes of a world."""
 
-    def __init__(self, pod_expiry_s: float = POD_EXPIRY_S, **redis_options: str) -> None:
+    def __init__(self, pod_expiry_s: float = POD_EXPIRY_S, *, make_redis: Callable[..., Any] = RedisServer, **redis_options: str) -> None:
+        """`make_redis`: RedisServer, or what is like it."""
         self.pod_expiry_s = pod_expiry_s
-        self.redis = RedisServer(**redis_options)
+        self.redis = make_redis(**redis_options)
         self.started: list[Command] = []
         self._processes = ExitStack()
         self._fleets = ExitStack()

@@ -12,7 +12,7 @@ import pytest
 
 from indexer.http import schemas as http_schemas
 from indexer.http.problems import ProblemDetails
-from scorer_api import schemas
+from scorer_api import explaining, hints, schemas
 from scorer_api.client import answers, asking
 from scorer_api.client.asking import Service, packed, trusted
 
@@ -126,6 +126,12 @@ def test_a_file_without_certificates_is_refused_and_named(tmp_path: Path) -> Non
         (answers.ScoreAnswer, schemas.ScoreAnswer),
         (answers.PodAnswer, schemas.PodAnswer),
         (answers.ViewAnswer, schemas.ViewAnswer),
+        (answers.ExplainAnswer, schemas.ExplainAnswer),
+        (answers.ExplainedPod, explaining.PodExplained),
+        (answers.ExplainedRank, explaining.RankExplained),
+        (answers.End, explaining.End),
+        (answers.ExplainedModel, explaining.About),
+        (answers.Hint, hints.Hint),
         (answers.PodsAnswer, http_schemas.PodsAnswer),
         (answers.PodStatus, http_schemas.PodStatus),
         (answers.StreamStatus, http_schemas.PodStatus.__annotations__["streams"].__args__[0]),

@@ -39,6 +39,7 @@ from tests.ports import free_port
 from tests.running import Client as Service
 from tests.running import Command, Running
 from tests.scorer_api.client.faulty import Faulty, answer
+from tests.tokenizing import TokenizingEngine
 
 RIGHT = "right-one"
 QUICK = Retries(count=2, first_s=0.01, pause_max_s=0.05)
@@ -107,6 +108,35 @@ def test_a_score(service: Service, kind: Kind, tokens: Any) -> None:
         assert (scored.model, scored.tokens, scored.best, scored.unknown_pods, scored.view.source) == ("m", 9, "a", ["ghost"], "embedded")
         assert scored.pods == [PodAnswer("a", 1.0, 8, 2, 2, 4, {"gpu": 2}, 0, {"0": 2}, "live")]
         assert client.score("m", tokens, cache_salt="other").best is None
+
+
+@BOTH
+def test_a_prompt_and_a_chat_are_turned_into_tokens_by_the_engine(kind: Kind) -> None:
+    with TokenizingEngine() as api, Engine() as engine, Running(engine.spec("a", http=api.http)) as asked, kind(asked.url) as client:
+        engine.publish(stored([1], b"abcd"))
+        engine.publish(stored([2], [1000, *b"abc"]))
+        asked.wait_for(pod="a", sequence=1, trust="live")
+        assert client.score("m", prompt="abcde").pods[0].matched_tokens == 4
+        chat = client.score("m", messages=[{"role": "user", "content": "abcde"}], tools=[{"type": "function"}], add_generation_prompt=False)
+        assert (chat.tokens, chat.pods[0].matched_tokens) == (6, 4)
+        assert client.explain("m", prompt="abcde").source == "prompt"
+        assert client.explain("m", messages=[{"role": "user", "content": "x"}]).source == "messages"
+        sent = next(request for request in api.asked if "tools" in request)
+        assert (sent["tools"], sent["add_generation_prompt"]) == ([{"type": "function"}], False)
+
+
+@BOTH
+def test_an_explanation(service: Service, kind: Kind) -> None:
+    with kind(service.url) as client:
+        said = client.explain("m", [1, 2, 3, 4, 7, 7, 7, 7, 7], pods=["a", "ghost"])
+    assert (said.model, said.tokens, said.source, said.about.pods, said.about.block_sizes) == ("m", 9, "token_ids", 2, [4])
+    assert said.unknown_pods == ["ghost"]
+    (a,) = said.pods
+    assert (a.pod, a.score, a.matched_tokens, a.usable_blocks, a.trust) == ("a", 0.5, 4, 2, "live")
+    (rank,) = a.ranks
+    assert (rank.runs, rank.end.reason, rank.end.block) == ([("gpu", 1)], "never_stored", 1)
+    assert a.why
+    assert rank.end.detail
 
 
 @BOTH

@@ -1,0 +1,92 @@
+"""The demo engine's own API: `POST /tokenize` with a tokenizer that one can follow by hand, `GET /health`.
+
+A number is the token of that number, since the demo's prompts are numbers; any other word has one from a digest of it. A chat is its messages' words.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import msgspec
+
+BODY_BYTES_MAX = 16 * 2**20
+NUMBER_MAX = 10**6
+# Words begin behind the numbers that the demo's prompts are made of.
+WORDS_FROM = 2 * 10**6
+WORDS = 10**6
+SOCKET_S = 30.0
+
+
+class _Asked(msgspec.Struct):
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+
+
+_decode = msgspec.json.Decoder(_Asked).decode
+
+
+def tokenize(text: str) -> list[int]:
+    """One token for each word."""
+    return [int(word) if word.isascii() and word.isdigit() and int(word) < NUMBER_MAX else _token(word) for word in text.split()]
+
+
+def _token(word: str) -> int:
+    return WORDS_FROM + int.from_bytes(blake2b(word.encode(errors="replace"), digest_size=8).digest(), "big") % WORDS
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = SOCKET_S
+
+    def do_GET(self) -> None:
+        self._say(200 if self.path == "/health" else 404, b"{}")
+
+    def do_POST(self) -> None:
+        length = self.headers.get("Content-Length", "")
+        if not length.isdigit() or int(length) > BODY_BYTES_MAX:
+            self.close_connection = True
+            self._say(413, b'{"message": "the body should have a length, of at most 16 MiB"}')
+            return
+        body = self.rfile.read(int(length))
+        if self.path != "/tokenize":
+            self._say(404, b"{}")
+            return
+        try:
+            asked = _decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            self._say(400, msgspec.json.encode({"message": str(error)}))
+            return
+        text = asked.prompt or " ".join(str(message.get("content", "")) for message in asked.messages or ())
+        tokens = tokenize(text)
+        self._say(200, msgspec.json.encode({"tokens": tokens, "count": len(tokens), "max_model_len": NUMBER_MAX}))
+
+    def _say(self, status: int, content: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Not a line for each request."""
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+
+@contextmanager
+def serving(host: str, port: int) -> Iterator[int]:
+    """Answer at this address, at a free port where 0 is given. Yields the port. Raises OSError where it cannot listen."""
+    server = _Server((host, port), _Handler)
+    thread = threading.Thread(target=server.serve_forever, name="demo api", daemon=True)
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -1,0 +1,98 @@
+"""How busy pods are, for all scorers: each pod's load under a key of its own that lives for some seconds."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+
+import msgspec
+from msgspec import Struct
+from redis.exceptions import RedisError
+
+from indexer.load import Load
+from indexer.store.connection import Client, said
+from indexer.store.keyspace import Keyspace
+from indexer.store.scripts import Call, Word, call_all
+
+log = logging.getLogger(__name__)
+
+# What is older says nothing any more.
+TTL_MS = 30_000
+# Loads are gathered so long before they are told in one call.
+GATHER_S = 0.05
+# So many pods are told of, or asked for, in one call.
+PODS_MAX = 200
+
+
+class _Record(Struct, frozen=True, array_like=True):
+    """A load in the order of its fields. Another version may have more of them, or fewer."""
+
+    running: int
+    waiting: int
+    kv_usage: float | None = None
+    prompt_tokens_mean: float | None = None
+    prefill_tokens_per_s: float | None = None
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Record).decode
+
+
+class LoadWriter:
+    """`run` writes what `note` was told. A load that Redis does not take is lost: a newer one comes soon."""
+
+    def __init__(self, client: Client, keyspace: Keyspace) -> None:
+        self._client = client
+        self._keyspace = keyspace
+        self._pending: dict[str, dict[str, tuple[Load, float]]] = {}
+        self._woken = asyncio.Event()
+
+    def note(self, model: str, pod: str, load: Load, at_s: float) -> None:
+        """`at_s`: when it was measured, by the monotonic clock."""
+        self._pending.setdefault(model, {})[pod] = load, at_s
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Cancel it."""
+        while True:
+            await self._woken.wait()
+            await asyncio.sleep(GATHER_S)
+            self._woken.clear()
+            pending, self._pending = self._pending, {}
+            for model, loads in pending.items():
+                await self._tell(model, list(loads.items()))
+
+    async def _tell(self, model: str, loads: Sequence[tuple[str, tuple[Load, float]]]) -> None:
+        keys = self._keyspace.model(model)
+        for start in range(0, len(loads), PODS_MAX):
+            piece = loads[start : start + PODS_MAX]
+            words: list[Word] = [TTL_MS]
+            for _, (load, at_s) in piece:
+                words += (int((time.monotonic() - at_s) * 1000), _encode(_Record(*msgspec.structs.astuple(load))))
+            try:
+                (answer,) = await call_all(self._client, [Call("tell_loads", [keys.load(pod) for pod, _ in piece], words)])
+                if isinstance(answer, RedisError):
+                    raise answer
+            except RedisError as error:
+                log.debug("loads not told", extra={"model": model, "error": said(error)})
+
+
+def calls(keyspace: Keyspace, model: str, pods: Sequence[str]) -> list[Call]:
+    """What to ask for the loads of these pods."""
+    keys = keyspace.model(model)
+    return [Call("loads", [keys.load(pod) for pod in pods[start : start + PODS_MAX]]) for start in range(0, len(pods), PODS_MAX)]
+
+
+def decode(pods: Sequence[str], answers: Sequence[Sequence[bytes | None]]) -> dict[str, tuple[Load, float]]:
+    """Pod → its load, and how many seconds ago it was measured. What cannot be read somebody else wrote, and is passed over."""
+    found: dict[str, tuple[Load, float]] = {}
+    values = [(int(now_ms or 0), value) for now_ms, *piece in answers for value in piece]
+    for pod, (now_ms, value) in zip(pods, values, strict=True):
+        if value is None:
+            continue
+        at_ms, _, content = value.partition(b" ")
+        try:
+            found[pod] = Load(*msgspec.structs.astuple(_decode(content))), max(0.0, (now_ms - int(at_ms)) / 1000)
+        except (msgspec.MsgspecError, ValueError):
+            log.debug("load in redis not readable", extra={"pod": pod})
+    return found

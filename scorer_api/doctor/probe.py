@@ -1,0 +1,146 @@
+"""`--probe`: a new prompt through an engine, twice. Do its blocks appear in the service, and does the engine's own count agree?
+
+The prompt is the given one and a random end, as token ids, so that nothing depends on how text is cut. At most two small requests go to each engine.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from scorer_api.doctor.engine_api import tokenize
+from scorer_api.doctor.fetching import Asker, Reply
+from scorer_api.doctor.findings import Finding, finding
+from scorer_api.doctor.seen import EngineSeen, PodSeen
+from scorer_api.doctor.service_api import Service
+
+COMPLETE_S = 30.0
+APPEAR_S = 8.0
+AGAIN_S = 0.2
+# Several blocks, so that the end of the prompt is surely some whole ones that nobody has seen.
+NEW_BLOCKS = 3
+USUAL_BLOCK_SIZE, BLOCK_SIZE_MAX = 16, 512
+PROMPT = "The doctor asks whether this is remembered."
+# Room for what an engine adds, and for the one token that it makes.
+SPARE_TOKENS = 8
+
+
+class _Scored(Struct):
+    pod: str
+    matched_tokens: int
+    matched_blocks: int
+    usable_blocks: int
+
+
+class _Score(Struct):
+    pods: list[_Scored]
+
+
+class _Details(Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(Struct):
+    prompt_tokens: int = 0
+    prompt_tokens_details: _Details | None = None
+
+
+class _Completion(Struct):
+    usage: _Usage | None = None
+
+
+class Probed(Struct):
+    """What came of one engine's probe. `cached_tokens`: what the engine took from its cache the second time; `before`: what was known before.
+
+    `refusal`: why it was not carried out.
+    """
+
+    tokens: int = 0
+    ranks: int = 1
+    before: _Scored | None = None
+    after: _Scored | None = None
+    waited_s: float = 0.0
+    cached_tokens: int | None = None
+    refusal: str = ""
+
+
+async def probe(asker: Asker, service: Service, pod: PodSeen, engine: EngineSeen, prompt: str | None) -> Probed:
+    """`asker`: without the service's token. Never raises for what the others do."""
+    ranks = max(1, len(pod.streams))
+    tokens = await _tokens(asker, pod, engine, prompt or PROMPT)
+    if tokens is None:
+        return Probed(ranks=ranks, refusal=f"{engine.base}/tokenize makes no tokens of it")
+    probed = Probed(len(tokens), ranks, before=await _scored(service, pod, tokens))
+    if probed.before is None:
+        probed.refusal = "the service answers no score for it"
+        return probed
+    first = await _complete(asker, pod, engine, tokens)
+    if not first.is_ok:
+        probed.refusal = f"{engine.base}/v1/completions says {first.said}"
+        return probed
+    await _appear(service, pod, tokens, probed)
+    second = await _complete(asker, pod, engine, tokens)
+    said = second.read(_Completion) if second.is_ok else None
+    if said is not None and said.usage is not None and said.usage.prompt_tokens_details is not None:
+        probed.cached_tokens = said.usage.prompt_tokens_details.cached_tokens
+    return probed
+
+
+async def _tokens(asker: Asker, pod: PodSeen, engine: EngineSeen, prompt: str) -> list[int] | None:
+    """The prompt's, and enough new ones."""
+    block_size = min(engine.block_size or max(pod.block_sizes, default=USUAL_BLOCK_SIZE), BLOCK_SIZE_MAX)
+    wanted = NEW_BLOCKS * block_size + 1
+    # A word is a token at least.
+    words = " ".join(secrets.token_hex(4) for _ in range(wanted))
+    own = await tokenize(asker, engine.base, pod.model, prompt)
+    end = await tokenize(asker, engine.base, pod.model, words)
+    if not own or not end:
+        return None
+    room = (engine.context_max or 2**31) - SPARE_TOKENS
+    kept = own[: max(0, room - wanted)]
+    return [*kept, *end[-wanted:]][:room]
+
+
+async def _complete(asker: Asker, pod: PodSeen, engine: EngineSeen, tokens: Sequence[int]) -> Reply:
+    asked = {"model": pod.model, "prompt": tokens, "max_tokens": 1, "temperature": 0}
+    return await asker.post(f"{engine.base}/v1/completions", asked, timeout_s=COMPLETE_S)
+
+
+async def _scored(service: Service, pod: PodSeen, tokens: list[int]) -> _Scored | None:
+    reply = await service.score(pod.model, tokens, [pod.pod])
+    found = reply.read(_Score) if reply.is_ok else None
+    return next((each for each in found.pods if each.pod == pod.pod), None) if found is not None else None
+
+
+async def _appear(service: Service, pod: PodSeen, tokens: list[int], probed: Probed) -> None:
+    """Wait until all usable blocks are known, or it takes too long."""
+    clock = asyncio.get_running_loop().time
+    started = clock()
+    while True:
+        probed.after = await _scored(service, pod, tokens) or probed.after
+        probed.waited_s = clock() - started
+        is_whole = probed.after is not None and 0 < probed.after.usable_blocks <= probed.after.matched_blocks
+        if is_whole or probed.waited_s > APPEAR_S:
+            return
+        await asyncio.sleep(AGAIN_S)
+
+
+def judge_probe(pod: PodSeen, probed: Probed) -> list[Finding]:
+    """What the probe shows."""
+    subject, before, after = f"pod {pod.pod}", probed.before, probed.after
+    if probed.refusal:
+        return [finding("probe_refused", subject, probed.refusal)]
+    if before is None or after is None or after.matched_blocks <= before.matched_blocks:
+        said = f"{probed.tokens} tokens were computed, and after {probed.waited_s:.0f} s none of their new blocks is known"
+        return [finding("probe_unseen", subject, said)]
+    blocks = f"{after.matched_blocks} of {after.usable_blocks} blocks of a new prompt were known after {probed.waited_s:.1f} s"
+    if after.matched_blocks < after.usable_blocks:
+        return [finding("probe_incomplete", subject, blocks)]
+    if probed.cached_tokens is None:
+        return [finding("probe_uncounted", subject, f"{blocks}; the engine does not say what it took from its cache")]
+    if probed.cached_tokens != after.matched_tokens:
+        several = f"; it has {probed.ranks} ranks, and the second request may have gone to another" if probed.ranks > 1 else ""
+        said = f"the engine took {probed.cached_tokens} tokens from its cache, the service says {after.matched_tokens}{several}"
+        return [finding("probe_differs", subject, said)]
+    return [finding("probe_well", subject, f"{blocks}; the engine took {probed.cached_tokens} tokens from its cache, as the service says")]

@@ -1,0 +1,141 @@
+"""Listening to an engine's events for some seconds, and asking for one replay, over sockets of their own.
+
+Both are bounded in time, messages and bytes. The caller gives addresses, not names: libzmq would look a name up in its own thread, and for how long
+nobody could say.
+"""
+
+import asyncio
+import time
+from contextlib import aclosing
+
+import zmq
+import zmq.asyncio
+
+from indexer.errors import Refused
+from indexer.replay import ReplayLimits, ReplayRequest
+from indexer.wire import WireDecoder, WireLimits, split_frames, split_reply
+from scorer_api.doctor.handshake import greet
+from scorer_api.doctor.seen import Handshake, Heard, Replied, SocketsSeen, StreamSeen
+from scorer_api.doctor.stream_checks import PUBLISHERS, ROUTER
+
+Context = zmq.Context[zmq.Socket[bytes]]
+
+MESSAGES_MAX = 100
+BYTES_MAX = 64 * 2**20
+FRAME_BYTES_MAX = 32 * 2**20
+TOPICS_MAX = 8
+# From the first of which on there is nothing to learn any more: what is already on its way is all that still comes.
+REPLIES_MAX = 64
+POLL_S = 0.1
+REPLAY_LIMITS = ReplayLimits(idle_s=2.5, total_s=4.0, frame_bytes_max=FRAME_BYTES_MAX)
+
+
+async def look_at_sockets(context: Context, stream: StreamSeen, listen_s: float) -> SocketsSeen:
+    """Both sockets of a stream at once, as far as it has them. Never raises for what the other side does."""
+    (events, heard), (replay, replied) = await asyncio.gather(
+        _look_at_events(context, stream.events if isinstance(stream.events, str) else None, listen_s),
+        _look_at_replay(context, stream.replay, stream.sequence or 0),
+    )
+    return SocketsSeen(events, heard, replay, replied)
+
+
+async def _look_at_events(context: Context, endpoint: str | None, listen_s: float) -> tuple[Handshake | None, Heard | None]:
+    if endpoint is None:
+        return None, None
+    shaken = await greet(endpoint)
+    if shaken.address is None or shaken.socket_type not in PUBLISHERS:
+        return shaken, None
+    return shaken, await listen(context, shaken.address, listen_s)
+
+
+async def _look_at_replay(context: Context, endpoint: str | None, start: int) -> tuple[Handshake | None, Replied | None]:
+    if endpoint is None:
+        return None, None
+    shaken = await greet(endpoint)
+    if shaken.address is None or shaken.socket_type != ROUTER:
+        return shaken, None
+    return shaken, await ask_replay(context, shaken.address, start)
+
+
+async def listen(context: Context, address: str, seconds: float) -> Heard:
+    """Subscribe to everything. Never raises for what the other side does."""
+    heard = Heard(seconds)
+    decoder = WireDecoder(WireLimits())
+    clock = asyncio.get_running_loop().time
+    until = clock() + seconds
+    left = BYTES_MAX
+    with context.socket(zmq.SUB) as sub:
+        sub.linger = 0
+        sub.rcvhwm = MESSAGES_MAX
+        sub.maxmsgsize = FRAME_BYTES_MAX
+        sub.subscribe(b"")
+        try:
+            sub.connect(address)
+        except zmq.ZMQError as error:
+            heard.error = error.strerror or str(error)
+            return heard
+        poller = zmq.asyncio.Poller()
+        poller.register(sub, zmq.POLLIN)
+        while clock() < until and heard.messages < MESSAGES_MAX and left > 0:
+            if await poller.poll(min(POLL_S, until - clock()) * 1000):
+                frames = sub.recv_multipart(zmq.NOBLOCK)
+                left -= sum(map(len, frames))
+                _take(heard, decoder, frames)
+    return heard
+
+
+def _take(heard: Heard, decoder: WireDecoder, frames: list[bytes]) -> None:
+    now_s = time.time()
+    heard.messages += 1
+    topic = frames[0][:512].decode(errors="replace") if frames else ""
+    if topic not in heard.topics and len(heard.topics) < TOPICS_MAX:
+        heard.topics.append(topic)
+    try:
+        sequence, payload = split_frames(frames)
+        batch = decoder.decode(payload)
+    except Refused as error:
+        heard.undecodable[error.reason] = heard.undecodable.get(error.reason, 0) + 1
+        return
+    heard.decoded += 1
+    heard.last_sequence = sequence
+    for reason, count in batch.refused.items():
+        heard.refused[reason] = heard.refused.get(reason, 0) + count
+    if batch.rank is not None:
+        heard.ranks.add(batch.rank)
+    if batch.published_at_s is not None:
+        # The way here makes a time stamp older, never newer.
+        skew_s = batch.published_at_s - now_s
+        heard.skew_s = skew_s if heard.skew_s is None else max(heard.skew_s, skew_s)
+
+
+async def ask_replay(context: Context, address: str, start: int) -> Replied:
+    """Ask for the batches from this number on. Never raises for what the other side does."""
+    replied = Replied(start)
+    decoder = WireDecoder(WireLimits())
+    try:
+        async with (
+            ReplayRequest(context, address, start, REPLAY_LIMITS) as request,
+            aclosing(request.replies(lambda: not (replied.has_ended or replied.is_cut))) as replies,
+        ):
+            async for chunk in replies:
+                for frames in chunk:
+                    _note(replied, decoder, frames)
+    except zmq.ZMQError as error:
+        replied.error = error.strerror or str(error)
+    return replied
+
+
+def _note(replied: Replied, decoder: WireDecoder, frames: list[bytes]) -> None:
+    try:
+        reply = split_reply(frames)
+        if reply is None:
+            replied.has_ended = True
+            return
+        replied.replies += 1
+        replied.is_cut = replied.replies >= REPLIES_MAX
+        published_at_s = decoder.decode(reply[1]).published_at_s
+    except Refused as error:
+        replied.odd[error.reason] = replied.odd.get(error.reason, 0) + 1
+        return
+    if published_at_s is not None:
+        replied.newest_s = published_at_s if replied.newest_s is None else max(replied.newest_s, published_at_s)

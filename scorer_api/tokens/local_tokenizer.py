@@ -1,0 +1,166 @@
+"""A tokenizer of our own, from a model's files: tokenizer.json, and for chats tokenizer_config.json, special_tokens_map.json, chat_template.jinja."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from indexer.errors import SettingError
+from indexer.http.problems import Problem
+from indexer.wire import pack_tokens
+from scorer_api.tokens.wording import Wording
+
+try:
+    from jinja2 import TemplateError
+    from tokenizers import Tokenizer
+
+    from scorer_api.tokens.chat_template import ChatTemplate
+except ImportError:
+    IS_AVAILABLE = False
+else:
+    IS_AVAILABLE = True
+if TYPE_CHECKING:
+    from scorer_api.tokens.chat_template import ChatTemplate
+
+SOURCE = "--tokenizer"
+NEEDED = "needs the packages tokenizers and jinja2: pip install 'kv-event-indexer[tokenizers]'"
+FILE_BYTES_MAX = 256 * 2**20
+SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# Tokenizing takes one core while it lasts; requests with tokens are not to wait for it.
+THREADS = 2
+REFUSAL_LENGTH_MAX = 300
+
+
+class LocalTokenizer:
+    """Raises SettingError for files that cannot be used."""
+
+    def __init__(self, folder: str, timeout_s: float) -> None:
+        if not IS_AVAILABLE:
+            raise SettingError(SOURCE, folder, NEEDED)
+        self._timeout_s = timeout_s
+        self._tokenizer = _read_tokenizer(folder)
+        self._templates = _read_templates(folder)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenizer")
+        self._turns = asyncio.Semaphore(THREADS)
+
+    async def tokens(self, wording: Wording) -> bytes:
+        """Packed. Raises Problem: 422 for what the template refuses, 502 where it takes too long."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._turns.acquire()
+                # What takes too long goes on in its thread; its turn ends with it.
+                work = asyncio.get_running_loop().run_in_executor(self._threads, self.tokenize, wording)
+                work.add_done_callback(self._done)
+                return await asyncio.shield(work)
+        except TimeoutError:
+            raise Problem(502, f"{wording.source}: our own tokenizer did not finish within {self._timeout_s:g} s (--tokenize-timeout-s)") from None
+
+    def _done(self, work: "asyncio.Future[bytes]") -> None:
+        self._turns.release()
+        if not work.cancelled():
+            work.exception()  # nobody may wait for it any more
+
+    def close(self) -> None:
+        """No more of it; what is under way ends by itself."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def tokenize(self, wording: Wording) -> bytes:
+        """The same, at once."""
+        # A chat's special tokens are in its template.
+        text, adds_special = (wording.prompt or "", True) if wording.messages is None else (self._prompt_of(wording), False)
+        try:
+            return pack_tokens(self._tokenizer.encode(text, add_special_tokens=adds_special).ids)
+        except (TypeError, ValueError) as error:
+            raise Problem(422, f"{wording.source}: should be text that can be written as UTF-8: {error}") from None
+
+    def _prompt_of(self, wording: Wording) -> str:
+        messages, tools, kwargs = (_decoded(name, getattr(wording, name)) for name in ("messages", "tools", "chat_template_kwargs"))
+        if not all(isinstance(message, dict) for message in messages):
+            raise Problem(422, "messages: should be a list of messages, each an object")
+        template = (self._templates.get("tool_use") if tools else None) or self._templates.get("default")
+        if template is None:
+            raise Problem(422, "messages: the model's files have no chat template; send prompt or token_ids")
+        try:
+            return template.render(messages, tools, kwargs or {}, add_generation_prompt=wording.add_generation_prompt)
+        except (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            said = " ".join(str(error).split())[:REFUSAL_LENGTH_MAX]
+            raise Problem(422, f"messages: the chat template refuses it: {said or type(error).__name__}") from None
+
+
+def read_tokenizers(folders: Mapping[str, str], timeout_s: float) -> dict[str, LocalTokenizer]:
+    """Model → tokenizer. Raises SettingError."""
+    return {model: LocalTokenizer(folder, timeout_s) for model, folder in folders.items()}
+
+
+def _decoded(name: str, content: bytes | None) -> Any:
+    try:
+        return None if content is None else msgspec.json.decode(content)
+    except (msgspec.DecodeError, RecursionError):
+        raise Problem(422, f"{name}: is nested too deeply, or no JSON") from None
+
+
+def _read_tokenizer(folder: str) -> "Tokenizer":
+    path = Path(folder) / "tokenizer.json"
+    text = _read(folder, path)
+    if text is None:
+        raise SettingError(SOURCE, folder, f"should be a folder with tokenizer.json; there is no {path}")
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # noqa: BLE001 - tokenizers raises nothing more exact
+        raise SettingError(SOURCE, folder, f"{path} is no tokenizer: {error}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _read_templates(folder: str) -> "dict[str, ChatTemplate]":
+    """By name; `default` is the one for chats without another."""
+    config = _read_json(folder, "tokenizer_config.json")
+    special = {name: text for name, value in (_read_json(folder, "special_tokens_map.json") | config).items() if (text := _special(name, value))}
+    given = config.get("chat_template")
+    texts: dict[str, Any] = {"default": given}
+    if isinstance(given, list):
+        texts = {str(each.get("name")): each.get("template") for each in given if isinstance(each, dict)}
+    if (file := _read(folder, Path(folder) / "chat_template.jinja")) is not None:
+        texts["default"] = file
+    templates = {}
+    for name, text in texts.items():
+        if text is None:
+            continue
+        try:
+            templates[name] = ChatTemplate(text, special)
+        except (TemplateError, TypeError, AttributeError) as error:
+            raise SettingError(SOURCE, folder, f"its chat template {name} is none that jinja2 can read: {error}") from None
+    return templates
+
+
+def _special(name: str, value: Any) -> str | None:
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if name in SPECIAL and isinstance(text, str) else None
+
+
+def _read_json(folder: str, name: str) -> dict[str, Any]:
+    text = _read(folder, Path(folder) / name)
+    try:
+        found = json.loads(text or "{}")
+    except (ValueError, RecursionError) as error:
+        raise SettingError(SOURCE, folder, f"{name} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise SettingError(SOURCE, folder, f"{name} should be an object")
+    return found
+
+
+def _read(folder: str, path: Path) -> str | None:
+    """A file's text, None where there is none."""
+    try:
+        if path.stat().st_size > FILE_BYTES_MAX:
+            raise SettingError(SOURCE, folder, f"{path} has more than {FILE_BYTES_MAX} bytes")
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(SOURCE, folder, f"{path} cannot be read: {error}") from None

@@ -1,0 +1,1 @@
+"""The page at /ui in a real Chromium. Opt-in: `make test-browser`."""
