@@ -83,7 +83,8 @@ class PrefixIndex:
         """How many of these blocks a holder has in any tier of its own. What it costs depends on their number, and not on what is held."""
         asked = left = set(keys)
         for tier in OWN_TIERS:
-            left = left - self._keys[holder][tier]
+            if left and (held := self._keys[holder][tier]):
+                left = left - held
         return len(asked) - len(left)
 
     def apply(self, holder: int, change: Change) -> None:

@@ -33,7 +33,7 @@ KV_PRESSURE_S = 2.0
 RATE_MIN, RATE_MAX = 1.0, 1e9
 
 
-class Busy(Struct, frozen=True):
+class Busy(Struct, frozen=True, gc=False):
     """How busy a pod is, every figure filled in. `waiting_tokens`: of the prompts in its queue."""
 
     waiting_tokens: float

@@ -22,7 +22,7 @@ class RouteMetrics:
         latency = Histogram("kv_indexer_route_seconds", "Time spent on a pick, by phase.", ["phase"], buckets=PHASE_BUCKETS_S, registry=registry)
         picks = Counter("kv_indexer_route_picks", "Picks, by policy and by why the pod was the first.", ["policy", "picked_for"], registry=registry)
         blocks = Counter(
-            "kv_indexer_route_blocks", "Blocks of routed prompts, by what was said of them and what came.", ["outcome"], registry=registry
+            "kv_indexer_route_blocks", "Blocks of every eighth routed prompt, by what was said of them and what came.", ["outcome"], registry=registry
         )
         done = Counter("kv_indexer_route_done", "Requests told to be done, by whether they counted.", ["outcome"], registry=registry)
         forgotten = Counter(

@@ -19,7 +19,7 @@ PICK_REASONS: tuple[PickReason, ...] = get_args(PickReason)
 TIE_S = 0.001
 
 
-class Candidate(Struct, frozen=True):
+class Candidate(Struct, frozen=True, gc=False):
     """A pod that may be picked, and its rank that would be. `tie`: in which order equal ones come, drawn at random."""
 
     pod: str

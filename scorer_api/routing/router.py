@@ -49,7 +49,7 @@ class Wanted(Struct, frozen=True):
     speculates: bool = True
 
 
-class PodReason(Struct, frozen=True):
+class PodReason(Struct, frozen=True, gc=False):
     """What was known of a pod at the pick. The figures are those of `rank`, the load is the whole pod's."""
 
     rank: int
@@ -141,7 +141,11 @@ class Router:
         except KeyError:
             raise UnknownModelError(prompt.model) from None
         expected = self.expected(prompt, made) if wanted.speculates and self.speculation else {}
-        bests = [self._best(prompt.model, score, expected) for score in scores]
+        expecting = {rank[0] for rank, _ in expected}
+        bests = [
+            (score.ranks[0], 0) if len(score.ranks) == 1 and score.pod not in expecting else self._best(prompt.model, score, expected)
+            for score in scores
+        ]
         candidates, stale, reasons = self._assess(prompt, scores, bests, wanted, now_s)
         if not candidates and not stale:
             raise NoPodError(Counter(str(reason.why) for reason in reasons.values()))
@@ -234,10 +238,7 @@ class Router:
 
     def _best(self, model: str, score: PodScore, expected: Mapping[tuple[Rank, int], int]) -> _Best:
         """The longest match that can be relied on. Of equal ones that of the rank which was sent least to."""
-        ranks = score.ranks
-        if len(ranks) == 1:
-            return ranks[0], _speculative(score.pod, ranks[0], expected) if expected else 0
-        found = [(rank, _speculative(score.pod, rank, expected)) for rank in ranks]
+        found = [(rank, _speculative(score.pod, rank, expected)) for rank in score.ranks]
         return min(
             found,
             key=lambda best: (
@@ -258,12 +259,13 @@ class Router:
         stale: list[Candidate] = []
         reasons: dict[str, PodReason] = {}
         model, exclude = prompt.model, wanted.exclude
+        tokens = prompt.length if isinstance(prompt, Prompt) else None
         oldest_s = now_s - self._settings.load_max_age_s
         measured = [self._view.loads.get(model, score.pod) for score in scores]
         loads = [None if found is None or found[1] < oldest_s else found[0] for found in measured]
         for score, (best, speculative), found, load, busy in zip(scores, bests, measured, loads, self._fill(model, loads), strict=True):
             pod, trust, block_size = score.pod, best.trust, best.block_size or BLOCK_SIZE_PRIOR
-            length = tokens_at(prompt, block_size)
+            length = tokens if tokens is not None else tokens_at(prompt, block_size)
             matched = best.match.matched_blocks * block_size + speculative
             own_tokens, own_count = self._queues.ahead(model, pod, None if load is None or found is None else found[1])
             load_s = busy.load_s(own_tokens, own_count, wanted.output_tokens)

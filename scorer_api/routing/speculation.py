@@ -17,6 +17,9 @@ from scorer_api.routing.prompt_tree import Node, PromptTree
 # Beyond so many blocks at once, 8 bytes each, the oldest prompts are forgotten.
 BLOCKS_MAX = 2**20
 
+# Of one prompt in so many it is told what came of it: going through all blocks of each would cost a third of a pick.
+SAMPLE = 8
+
 Rank = tuple[str, int]
 """A pod and one of its ranks."""
 
@@ -30,10 +33,11 @@ class Expected(Struct):
     last_key: int
     until_s: float
     end: Node[Rank]
+    is_sampled: bool
 
 
 Ended = Callable[[Expected, Sequence[int]], None]
-"""Is told of a prompt whose time is over, or whose events came, and of all its block keys."""
+"""Is told of every SAMPLE-th prompt, the first included, once its time is over or its events came; and of all its block keys."""
 
 
 class Speculation:
@@ -46,6 +50,7 @@ class Speculation:
         self._expected: OrderedDict[str, Expected] = OrderedDict()
         self._trees: dict[tuple[str, int], PromptTree[Rank]] = {}
         self._awaited: dict[StreamKey, dict[int, dict[str, None]]] = {}
+        self._added = 0
         self.blocks = 0
         """Of all prompts together, those that they share once."""
 
@@ -59,7 +64,8 @@ class Speculation:
         before = tree.blocks
         end = tree.add((stream.pod, stream.rank), keys)
         self.blocks += tree.blocks - before
-        self._expected[name] = Expected(stream, block_size, matched_blocks, keys[-1], now_s + self._lasts_s, end)
+        self._expected[name] = Expected(stream, block_size, matched_blocks, keys[-1], now_s + self._lasts_s, end, self._added % SAMPLE == 0)
+        self._added += 1
         self._awaited.setdefault(stream, {}).setdefault(keys[-1], {})[name] = None
 
     def match(self, model: str, block_size: int, keys: Sequence[int]) -> dict[Rank, int]:
@@ -110,9 +116,10 @@ class Speculation:
 
     def _end(self, name: str) -> None:
         found = self._expected[name]
-        keys = PromptTree.keys_of(found.end)
+        keys = PromptTree.keys_of(found.end) if found.is_sampled else None
         self._remove(name)
-        self._ended(found, keys)
+        if keys is not None:
+            self._ended(found, keys)
 
     def _remove(self, name: str) -> Expected | None:
         found = self._expected.pop(name, None)

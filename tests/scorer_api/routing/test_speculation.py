@@ -3,6 +3,8 @@
 from array import array
 from collections.abc import Sequence
 
+import pytest
+
 from indexer.change import Change
 from indexer.events import Tier
 from indexer.store import StreamKey
@@ -15,6 +17,11 @@ def announced(*keys: int, tier: Tier = Tier.GPU, held: bool = True) -> Change:
     change = Change()
     change.touched[tier].update(dict.fromkeys(keys, held))
     return change
+
+
+@pytest.fixture(autouse=True)
+def _every_prompt_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scorer_api.routing.speculation.SAMPLE", 1)
 
 
 class Told:
@@ -118,3 +125,12 @@ def test_keys_may_be_an_array() -> None:
     found, _ = speculation()
     found.add("1", A, 16, array("Q", [2**64 - 1, 5]), 0, now_s=10.0)
     assert found.match("m", 16, [2**64 - 1, 5]) == {("a", 0): 2}
+
+
+def test_it_is_told_of_one_prompt_in_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scorer_api.routing.speculation.SAMPLE", 8)
+    found, told = speculation()
+    for number in range(20):
+        found.add(str(number), A, 16, [number], 0, now_s=10.0)
+    found.expire(12.0)
+    assert [keys for _, _, keys in told.ended] == [[0], [8], [16]]
