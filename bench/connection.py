@@ -14,14 +14,14 @@ LENGTH = b"content-length: "
 RECEIVE_BYTES = 65_536
 
 
-def prepare(media_type: str, tokens: list[int]) -> bytes:
-    """A score request as it goes over the wire: a JSON list, or packed tokens in msgpack. The answer comes in the same type."""
+def prepare(media_type: str, tokens: list[int], path: str = "/v1/score", **more: object) -> bytes:
+    """A request as it goes over the wire: a JSON list, or packed tokens in msgpack, and `more` fields. The answer comes in the same type."""
     if media_type == "json":
-        body = msgspec.json.encode({"model": MODEL, "token_ids": tokens})
+        body = msgspec.json.encode({"model": MODEL, "token_ids": tokens, **more})
     else:
         packed = b"".join(token.to_bytes(4, "little") for token in tokens)
-        body = msgspec.msgpack.encode({"model": MODEL, "token_ids": packed})
-    head = f"POST /v1/score HTTP/1.1\r\nHost: bench\r\nContent-Type: application/{media_type}\r\n"
+        body = msgspec.msgpack.encode({"model": MODEL, "token_ids": packed, **more})
+    head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/{media_type}\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 

@@ -6,12 +6,14 @@ from msgspec import Struct
 
 from bench.against import IN_MEMORY, IN_REDIS, INGEST, LOOK_UP_450, Against
 from bench.ingest import Ingest
+from bench.routing import Routing
 from bench.scoring import Scoring
 from bench.shared import SharedCopies, SharedIngest
 from bench.visibility import Visibility
 
 INGEST_BLOCKS_PER_S = 300_000
 SCORING_P50_MS = 2.0
+ROUTE_CPU_RATIO = 1.3
 SHARED_INGEST_BLOCKS_PER_S = 250_000
 SHARED_VISIBLE_P50_MS = 5.0
 SHARED_VISIBLE_P99_MS = 25.0
@@ -39,6 +41,11 @@ def judge(results: Mapping[str, Sequence[Struct]]) -> list[Floor]:
         _floor(f"JSON scores of 512 blocks, one connection: p50 at most {SCORING_P50_MS} ms", row.p50_ms, row.p50_ms <= SCORING_P50_MS)
         for row in rows
         if isinstance(row, Scoring) and (row.body, row.blocks, row.connections) == ("json", 512, 1)
+    ]
+    floors += [
+        _floor(f"a pick's CPU to a score's, {row.body}, 512 blocks: at most {ROUTE_CPU_RATIO}", row.ratio, row.ratio <= ROUTE_CPU_RATIO)
+        for row in rows
+        if isinstance(row, Routing) and row.blocks == 512
     ]
     for row in rows:
         if isinstance(row, SharedIngest):

@@ -53,22 +53,23 @@ class Prompt(Struct, frozen=True):
 
 
 def measure() -> list[Scoring]:
-    pools = {blocks: [_prompt(blocks, number) for number in range(POOL)] for blocks in SIZES}
+    pools = {blocks: [pool_prompt(blocks, number) for number in range(POOL)] for blocks in SIZES}
     with ExitStack() as stack:
-        server = stack.enter_context(_filled(stack, [prompt for pool in pools.values() for prompt in pool]))
+        server = stack.enter_context(filled(stack, [prompt for pool in pools.values() for prompt in pool]))
         loader = stack.enter_context(ProcessPoolExecutor(1, mp_context=spawning))
         rows = []
         for media_type, decode in DECODE.items():
             for blocks, pool in pools.items():
                 requests = [prepare(media_type, prompt_tokens(prompt.seed, prompt.blocks)) for prompt in pool]
-                answers = _verified_answers(server, pool, requests, decode)
+                answers = verified_answers(server, pool, requests, decode)
                 for connections in CONNECTIONS:
                     job = load.Job(server.host, server.port, requests, answers, connections, DURATION_S)
                     rows.append(_measure_job(f"{media_type}{' bin' * (media_type == 'msgpack')}", blocks, server, loader, job))
         return rows
 
 
-def _prompt(blocks: int, number: int) -> Prompt:
+def pool_prompt(blocks: int, number: int) -> Prompt:
+    """One of a size's pool."""
     rng = random.Random(f"prompt {blocks} {number}")
     most = blocks * (number + 1) // POOL
     held = {pod: rng.randrange(most) for pod in PODS}
@@ -76,7 +77,7 @@ def _prompt(blocks: int, number: int) -> Prompt:
     return Prompt(blocks * POOL + number, blocks, held)
 
 
-def _filled(stack: ExitStack, prompts: list[Prompt]) -> Server:
+def filled(stack: ExitStack, prompts: list[Prompt]) -> Server:
     """The service with all that the pods hold."""
     publishers = [stack.enter_context(Publisher(pod, _plan(number, pod, prompts))) for number, pod in enumerate(PODS)]
     server = stack.enter_context(Server([publisher.wait_prepared() for publisher in publishers]))
@@ -92,7 +93,7 @@ def _plan(number: int, pod: str, prompts: list[Prompt]) -> Plan:
     return Plan(seed=100 + number, blocks=COPIES // len(PODS) - shared, prefixes=prefixes)
 
 
-def _verified_answers(server: Server, pool: list[Prompt], requests: list[bytes], decode: Callable[[bytes], Any]) -> list[bytes]:
+def verified_answers(server: Server, pool: list[Prompt], requests: list[bytes], decode: Callable[[bytes], Any]) -> list[bytes]:
     """The service's answers. Raises RuntimeError where one is not what was published."""
     with Connection(server.host, server.port) as connection:
         answers = [connection.ask(request) for request in requests]

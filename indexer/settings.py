@@ -122,6 +122,22 @@ class Settings(Struct, frozen=True, kw_only=True):
     weight_cpu: Annotated[Weight, Meta(description="Weight of a block in cpu memory.")] = 0.8
     weight_disk: Annotated[Weight, Meta(description="Weight of a block on disk.")] = 0.5
     weight_other: Annotated[Weight, Meta(description="Weight of a block in any other tier of the pod's own.")] = 0.3
+    load_max_age_s: Annotated[Seconds, Meta(description="An older load of a pod is unknown.")] = 5.0
+    route_policy: Annotated[
+        Literal["cost", "prefix", "least-load", "round-robin", "session"], Meta(description="The policy of a request to /v1/route that names none.")
+    ] = "cost"
+    route_seed: Annotated[int | None, Meta(description="Seed of what decides among equal pods; by default another one for each process.")] = None
+    route_prefill_tokens_per_s: Annotated[
+        float, Meta(ge=1, le=10**9, description="Prefill rate of pods while none has told its own, in tokens a second.")
+    ] = 8_000.0
+    route_min_match_blocks: Annotated[Count, Meta(description="The policy prefix looks at matches of so many blocks or more.")] = 4
+    route_overload_s: Annotated[
+        Seconds, Meta(description="The policy session leaves a pod whose queue is by so many seconds longer than the shortest.")
+    ] = 2.0
+    route_forget_s: Annotated[Seconds, Meta(description="How long a routed request counts that nobody told to be done.")] = 10.0
+    route_speculative_s: Annotated[
+        float, Meta(ge=0, le=3600, description="How long the blocks of a routed prompt count as held before they are announced; 0: not at all.")
+    ] = 2.0
 
     @property
     def receive_limits(self) -> ReceiveLimits:

@@ -3,11 +3,11 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw
 from prometheus_client import Counter
 from starlette.requests import ClientDisconnect
 
@@ -18,6 +18,8 @@ from scorer_api import batch
 from scorer_api.asking import Asked, Asking, unknown_model
 from scorer_api.metrics import ScorerMetrics
 from scorer_api.prefix_index import OWN_TIERS
+from scorer_api.routing.router import Router
+from scorer_api.routing.speculation import Rank
 from scorer_api.schemas import BatchAnswer, BatchProblem, PodAnswer, ScoreAnswer, ScoreRequest, ViewAnswer
 from scorer_api.score_request import decode
 from scorer_api.view import PodScore, Prompt, View, ranks_by_number
@@ -33,6 +35,7 @@ OUTCOME_OF_STATUS = {
     422: "wrong_value",
     501: "no_engine_hashes",
     502: "no_tokens",
+    503: "no_pod",
 }
 TIER_WORDS = [Tier(tier).word for tier in OWN_TIERS]
 # So many requests of a batch are at work at once: those whose tokens have to be asked for wait for them together.
@@ -56,11 +59,12 @@ def counted(requests: Mapping[str, Counter]) -> Iterator[None]:
 
 
 class Answers:
-    """Answers score requests from the view."""
+    """Answers score requests from the view, and from what was routed where that is asked for."""
 
-    def __init__(self, view: View, asking: Asking, metrics: ScorerMetrics) -> None:
+    def __init__(self, view: View, asking: Asking, metrics: ScorerMetrics, router: Router) -> None:
         self._view = view
         self._asking = asking
+        self._router = router
         self._metrics = metrics
 
     async def score(self, body: bytes, media_type: str, accepted: str) -> bytes:
@@ -79,14 +83,19 @@ class Answers:
 
     def _answer(self, asked: Asked, accepted: str) -> bytes:
         request = asked.request
+        only = None if request.pods is None else frozenset(request.pods)
+        expected: dict[Rank, int] | None = None
         began_s = time.perf_counter()
         try:
-            scores = self._view.score(asked.prompt, None if request.pods is None else frozenset(request.pods))
+            if request.include_speculative:
+                scores, expected = self._router.score(asked.prompt, only, time.monotonic())
+            else:
+                scores = self._view.score(asked.prompt, only)
         except KeyError:
             raise unknown_model(asked.prompt.model) from None
         found_s = time.perf_counter()
         length = length_of(asked, scores[0].ranks[0].block_size if scores else None)
-        answer = _score_answer(request, length, scores, ViewAnswer(self._view.source, self._view.age_s))
+        answer = _score_answer(request, length, scores, expected, ViewAnswer(self._view.source, self._view.age_s))
         content = encode(answer, accepted)
         encoded_s = time.perf_counter()
         self._metrics.seconds["look_up"].observe(found_s - began_s)
@@ -94,7 +103,7 @@ class Answers:
         self._metrics.requests["match" if answer.best is not None else "no_match"].inc()
         self._metrics.prompt_tokens.inc(answer.tokens)
         if answer.best is not None:
-            self._metrics.matched_tokens.inc(answer.pods[0].matched_tokens)
+            self._metrics.matched_tokens.inc(answer.pods[0].matched_tokens - _expected_tokens(answer.pods[0]))
         return content
 
     async def batch(self, body: bytes, media_type: str, accepted: str) -> bytes:
@@ -136,19 +145,30 @@ class Answers:
             return encode(BatchProblem(details_of(500, "an internal error; the service's log says more")), accepted)
 
 
+def _expected_tokens(pod: PodAnswer) -> int:
+    """Of its matched tokens those that it does not hold yet."""
+    return 0 if pod.speculative_blocks is UNSET else pod.speculative_blocks * (pod.block_size or 0)
+
+
 def length_of(asked: Asked, block_size: int | None) -> int:
     """Of what is looked for, in tokens. `block_size`: the best pod's; by it engine hashes are taken to stand for tokens."""
     return asked.prompt.length if isinstance(asked.prompt, Prompt) else len(asked.prompt.hashes) * (block_size or 0)
 
 
-def _score_answer(asked: ScoreRequest, tokens: int, scores: list[PodScore], seen: ViewAnswer) -> ScoreAnswer:
+def _score_answer(asked: ScoreRequest, tokens: int, scores: list[PodScore], expected: Mapping[Rank, int] | None, seen: ViewAnswer) -> ScoreAnswer:
     answers = [_pod_answer(score) for score in scores[: asked.limit]]
+    if expected is not None:
+        answers = [msgspec.structs.replace(pod, speculative_blocks=expected.get((pod.pod, pod.rank), 0)) for pod in answers]
     best = answers[0].pod if answers and answers[0].matched_blocks else None
     answer = ScoreAnswer(asked.model, tokens, best, answers, seen)
     if asked.pods is None:
         return answer
-    known = {score.pod for score in scores}
-    return msgspec.structs.replace(answer, unknown_pods=[pod for pod in dict.fromkeys(asked.pods) if pod not in known])
+    return msgspec.structs.replace(answer, unknown_pods=unknown_pods(asked.pods, {score.pod for score in scores}))
+
+
+def unknown_pods(asked: list[str], known: Collection[str]) -> list[str]:
+    """Those of the pods asked for that nobody knows, each once."""
+    return [pod for pod in dict.fromkeys(asked) if pod not in known]
 
 
 def _pod_answer(score: PodScore) -> PodAnswer:

@@ -17,6 +17,7 @@ from scorer_api.fleet import Fleet
 from scorer_api.follower import Follower
 from scorer_api.metrics import FollowerMetrics, ScorerMetrics, TokenMetrics
 from scorer_api.routes import make_router
+from scorer_api.routing import schemas as route_schemas
 from scorer_api.schemas import components
 from scorer_api.tokens.engine_tokenizer import EngineTokenizer
 from scorer_api.tokens.local_tokenizer import read_tokenizers
@@ -63,5 +64,6 @@ def _served(
     own = read_tokenizers(read_pairs(settings.tokenizer, "--tokenizer"), settings.tokenize_timeout_s)
     texts = Texts(settings, EngineTokenizer(settings, view, pods, tokens), own, tokens)
     router = make_router(settings, view, pods, texts, ScorerMetrics(registry, view), registry, access)
-    app = make_app(SUMMARY, router, components(allows_ipc=settings.engine_networks.allows_ipc), settings, access, page.PATHS)
+    described = components(*route_schemas.TYPES, requests=route_schemas.REQUESTS, allows_ipc=settings.engine_networks.allows_ipc)
+    app = make_app(SUMMARY, router, described, settings, access, page.PATHS)
     return Served(app, [*parts, texts], access, service)

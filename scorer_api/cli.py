@@ -12,13 +12,14 @@ from indexer import __version__, demo_engine
 from indexer.command import Parser, add_config, add_ingest, add_settings, run, run_command, serve_until_stopped, settings_of
 from indexer.errors import SettingError
 from indexer.publisher import LOOPBACK
-from scorer_api import demo, doctor_command, explain_command, pods_command, record_command, replay_command, score_command, top_command
+from scorer_api import demo, doctor_command, explain_command, pods_command, record_command, replay_command, route_command, score_command, top_command
 from scorer_api.app import make_api, make_serve
 from scorer_api.numbers import port, positive
 
 # Commands of a module each: it adds its arguments and says what carries it out.
 COMMANDS = (
     ("score", score_command, "ask a running service for the scores of a prompt"),
+    ("route", route_command, "ask a running service which pod a prompt is to go to"),
     ("explain", explain_command, "ask a running service why each pod's match of a prompt ends where it does"),
     ("doctor", doctor_command, "find out why scores are zero, or what else is wrong, and how to mend it"),
     ("pods", pods_command, "ask a running service for its pods and their streams"),

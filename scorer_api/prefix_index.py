@@ -79,6 +79,14 @@ class PrefixIndex:
         """How many (block key, tier, holder) triples there are."""
         return sum(len(keys) for tiers in self._keys.values() for keys in tiers)
 
+    def count_held(self, holder: int, keys: Iterable[int]) -> int:
+        """How many of these blocks a holder has in any tier of its own. What it costs depends on their number, and not on what is held."""
+        asked = left = set(keys)
+        for tier in OWN_TIERS:
+            if left and (held := self._keys[holder][tier]):
+                left = left - held
+        return len(asked) - len(left)
+
     def apply(self, holder: int, change: Change) -> None:
         """Apply one change of a holder's."""
         bit = 1 << holder

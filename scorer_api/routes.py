@@ -14,6 +14,9 @@ from scorer_api.asking import Asking
 from scorer_api.explanations import Explanations
 from scorer_api.metrics import ScorerMetrics
 from scorer_api.page import add_page
+from scorer_api.routing.answers import RouteAnswers
+from scorer_api.routing.metrics import RouteMetrics
+from scorer_api.routing.router import Router
 from scorer_api.schemas import ModelAnswer, ModelsAnswer
 from scorer_api.tokens.texts import Texts
 from scorer_api.view import View
@@ -26,8 +29,12 @@ def make_router(
     router = APIRouter()
     adapters = Adapters(read_pairs(settings.lora, "--lora"), pods)
     asking = Asking(view, texts, adapters)
-    answers = Answers(view, asking, metrics)
+    route_metrics = RouteMetrics(registry)
+    picker = Router(settings, view, route_metrics)
+    route_metrics.show(picker)
+    answers = Answers(view, asking, metrics, picker)
     explanations = Explanations(view, asking, pods, adapters, metrics)
+    route_answers = RouteAnswers(view, asking, picker, route_metrics)
 
     async def read(request: Request) -> tuple[bytes, str, str]:
         """A request's body, its type, and the type of the answer."""
@@ -46,6 +53,19 @@ def make_router(
         """The same for many prompts, answered in their order."""
         body, media_type, accepted = await read(request)
         return Response(await answers.batch(body, media_type, accepted), media_type=accepted)
+
+    @router.post("/v1/route", **openapi.ROUTE)
+    async def route(request: Request) -> Response:
+        """Which pod is this prompt to go to, and which ones after it?"""
+        with counted(route_metrics.requests):
+            body, media_type, accepted = await read(request)
+            return Response(await route_answers.route(body, media_type, accepted), media_type=accepted)
+
+    @router.post("/v1/route/done", **openapi.DONE)
+    async def done(request: Request) -> Response:
+        """A routed request is over, or never was: what counted of it counts no more. One that does not count here is no mistake."""
+        body, media_type, accepted = await read(request)
+        return Response(route_answers.done(body, media_type, accepted), media_type=accepted)
 
     @router.post("/v1/explain", **openapi.EXPLAIN)
     async def explain(request: Request) -> Response:

@@ -1,5 +1,6 @@
 """What requests about scores and models, and their answers, look like."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -51,6 +52,9 @@ class ScoreRequest(Struct, frozen=True, forbid_unknown_fields=True):
     cache_salt: Annotated[Text | None, Meta(description="The cache salt of the request.")] = None
     block_extra_keys: BlockExtraKeys | None = None
     limit: Annotated[int, Meta(ge=1, description="Only the first so many pods.")] | None = None
+    include_speculative: Annotated[
+        bool, Meta(description="Whether blocks of prompts that this scorer has just routed to a pod count as held, though not announced yet.")
+    ] = False
     prompt: Annotated[str, Meta(description="The prompt as text; the engine, or --tokenizer, says what its tokens are.")] | None = None
     # In JSON, also in a request in msgpack once it is decoded: it is passed on as it is.
     messages: Raw | UnsetType = UNSET
@@ -80,6 +84,9 @@ class PodAnswer(Struct, frozen=True):
     rank: int
     ranks: dict[str, int]
     trust: Trust
+    speculative_blocks: Annotated[int, Meta(description="Matched blocks that are not announced yet; with include_speculative only.")] | UnsetType = (
+        UNSET
+    )
 
 
 class ViewAnswer(Struct, frozen=True):
@@ -152,10 +159,21 @@ CHAT: dict[str, Any] = {
 EXTRA_KEY = [{"type": "string"}, {"type": "integer", "minimum": -(2**63), "maximum": 2**64 - 1}]
 
 
-def components(*, allows_ipc: bool) -> dict[str, Any]:
-    """The JSON schemas of these and of the common types, by name, for the OpenAPI document. `allows_ipc`: whether a pod may be at ipc://."""
-    found = schemas.components(ScoreRequest, ScoreAnswer, BatchProblem, ExplainAnswer, ModelsAnswer, allows_ipc=allows_ipc)
-    request = found["ScoreRequest"]
+def components(*more: Any, requests: Sequence[str] = (), allows_ipc: bool) -> dict[str, Any]:
+    """The JSON schemas of these, of `more` and of the common types, by name, for the OpenAPI document.
+
+    `requests`: those of `more` that are score requests too. `allows_ipc`: whether a pod may be at ipc://.
+    """
+    found = schemas.components(ScoreRequest, ScoreAnswer, BatchProblem, ExplainAnswer, ModelsAnswer, *more, allows_ipc=allows_ipc)
+    for name in ("ScoreRequest", *requests):
+        _describe_request(found[name])
+        found[f"{name}Msgpack"] = _packed(found[name])
+    found["BatchAnswer"] = _batch_answer()
+    return {**found, "BatchRequest": _batch_of("ScoreRequest"), "BatchRequestMsgpack": _batch_of("ScoreRequestMsgpack")}
+
+
+def _describe_request(request: dict[str, Any]) -> None:
+    """Say of a request what its type does not."""
     # The range is checked when the tokens are packed, not one by one while they are decoded; the document has it all the same.
     _given(request, "token_ids")["items"] = {"type": "integer", "minimum": 0, "maximum": TOKEN_MAX}
     entry = _given(request, "block_extra_keys")["items"]["prefixItems"][1]
@@ -164,9 +182,6 @@ def components(*, allows_ipc: bool) -> dict[str, Any]:
     digits = next(item for item in _given(request, "block_hashes")["items"]["anyOf"] if item["type"] == "string")
     _given(request, "block_hashes")["items"] = {"anyOf": [HASH, digits]}
     request["oneOf"] = [{"required": [name], "properties": {name: {"type": ["array", "string"]}}} for name in SOURCES]
-    found["ScoreRequestMsgpack"] = _packed(request)
-    found["BatchAnswer"] = _batch_answer()
-    return {**found, "BatchRequest": _batch_of("ScoreRequest"), "BatchRequestMsgpack": _batch_of("ScoreRequestMsgpack")}
 
 
 def _given(schema: dict[str, Any], name: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A score request, from its bytes to a prompt. Every mistake gets a sentence."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -15,6 +15,10 @@ from scorer_api.schemas import TOKEN_MAX, ScoreRequest, ScoreRequestMsgpack
 from scorer_api.tokens.wording import Wording
 from scorer_api.view import Prompt
 
+R = TypeVar("R", bound=ScoreRequest)
+Decoders = Mapping[str, Callable[[bytes], R]]
+"""A request's decoder by media type."""
+
 EXTRA_KEYS_BYTES_MAX = 65_536
 # A body that is no larger is decoded at once; of a larger one it is first looked how much of it is not tokens.
 UNMEASURED_BYTES_MAX = 262_144
@@ -24,6 +28,7 @@ FIELD_BYTES_MAX = {"model": 262_144, "pods": 262_144, "lora_name": 262_144, "cac
 FIELD_BYTES_MAX |= {"prompt": 8_388_608, "messages": 2_097_152, "tools": 1_048_576, "chat_template_kwargs": 65_536}
 CHAT = {"messages": (b"[", "a list of messages"), "tools": (b"[", "a list of tools"), "chat_template_kwargs": (b"{", "an object")}
 NULL = {JSON: b"null", MSGPACK: b"\xc0"}
+FIELD_BYTES_MAX |= {"exclude": 262_144, "session_id": 262_144}
 
 
 class _Outline(Struct):
@@ -38,21 +43,32 @@ class _Outline(Struct):
     messages: Raw = Raw()
     tools: Raw = Raw()
     chat_template_kwargs: Raw = Raw()
+    exclude: Raw = Raw()
+    session_id: Raw = Raw()
 
 
 _OUTLINE: dict[str, Callable[[bytes], _Outline]] = {JSON: msgspec.json.Decoder(_Outline).decode, MSGPACK: msgspec.msgpack.Decoder(_Outline).decode}
-_DECODE: dict[str, Callable[[bytes], ScoreRequest]] = {
-    JSON: msgspec.json.Decoder(ScoreRequest).decode,
-    MSGPACK: msgspec.msgpack.Decoder(ScoreRequestMsgpack).decode,
-}
+
+
+def decoders(in_json: type[R], in_msgpack: type[R]) -> Decoders[R]:
+    """What decodes a kind of request."""
+    return {JSON: msgspec.json.Decoder(in_json).decode, MSGPACK: msgspec.msgpack.Decoder(in_msgpack).decode}
+
+
+SCORE = decoders(ScoreRequest, ScoreRequestMsgpack)
 
 
 def decode(body: bytes, media_type: str) -> ScoreRequest:
+    """What `decode_as` says, for a score."""
+    return decode_as(body, media_type, SCORE)
+
+
+def decode_as(body: bytes, media_type: str, kind: Decoders[R]) -> R:
     """Raises Problem 400 for what is not JSON or msgpack, 422 for what is, with other fields or types than it should have."""
     try:
         if len(body) > UNMEASURED_BYTES_MAX:
             _measure(_OUTLINE[media_type](body))
-        request = _DECODE[media_type](body)
+        request = kind[media_type](body)
         if request.messages is UNSET and request.tools is UNSET and request.chat_template_kwargs is UNSET:
             return request
         return msgspec.structs.replace(request, **{name: _in_json(name, getattr(request, name), media_type) for name in CHAT})

@@ -6,8 +6,9 @@ stream holds, once it has loaded it, for what it held before.
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
+from typing import Protocol
 
 from msgspec import Struct
 
@@ -66,6 +67,15 @@ class PodScore(Struct, frozen=True):
     ranks: list[RankScore]
 
 
+class Listener(Protocol):
+    """Is told what streams come to hold, once they do, change by change; not of what a follower loads at once."""
+
+    def appended(self, stream: StreamKey, change: Change) -> None: ...
+
+    def dropped(self, stream: StreamKey) -> None:
+        """It holds nothing any more."""
+
+
 class _StreamView(Struct):
     """`trust` counts until `until_s`, by the monotonic clock. `has_other_seed`: whoever follows it makes its block keys with another hash seed."""
 
@@ -112,6 +122,7 @@ class View:
         self._removals_max = settings.explain_removals_max
         self._models: dict[str, _Model] = {}
         self.loads = Loads()
+        self.listener: Listener | None = None
         self._keeps_names = settings.engine_hashes and source != EMBEDDED
         self.names_of: Callable[[StreamKey], KeyOf | None] | None = None
         """Where the streams run in this process: which blocks their engine hashes stand for. Else the view remembers that, if it is to."""
@@ -136,12 +147,16 @@ class View:
         index.apply(view.holder, change)
         if view.names is not None:
             view.names.apply(change, index, view.holder)
+        if self.listener is not None:
+            self.listener.appended(stream, change)
 
     def recorded(self, stream: StreamKey) -> None:
         """Nothing to do: the sequence of a stream is no part of any answer."""
 
     def drop(self, stream: StreamKey) -> None:
         self._drop(*self._find(stream))
+        if self.listener is not None:
+            self.listener.dropped(stream)
 
     def vouch(self, stream: StreamKey, trust: Trust, until_s: float = math.inf) -> None:
         """`until_s`: from then on, by the monotonic clock, the stream is stale."""
@@ -153,6 +168,8 @@ class View:
         if model is None or stream.rank not in model.pods.get(stream.pod, {}):
             return
         self._drop(model, model.pods[stream.pod].pop(stream.rank))
+        if self.listener is not None:
+            self.listener.dropped(stream)
         if not model.pods[stream.pod]:
             del model.pods[stream.pod]
             self.loads.forget(stream.model, stream.pod)
@@ -241,15 +258,36 @@ class View:
         """Every index there is."""
         return (index for model in self._models.values() for index in model.indexes.values())
 
-    def score(self, prompt: Prompt | EngineHashes, only: Collection[str] | None = None) -> list[PodScore]:
-        """Every pod of the model, or only these, best first, equal ones by name. Raises KeyError for an unknown model."""
+    def keys(self, prompt: Prompt, block_size: int, made: dict[int, list[int]]) -> list[int]:
+        """The keys of all whole blocks of a prompt. `made`: block size → those of its first ones that there are already; the others are added."""
+        keys = made.setdefault(block_size, [])
+        parent = keys[-1] if keys else root_key(prompt.model, prompt.lora_name, self._hash_seed)
+        blocks = prompt.length // block_size
+        if len(keys) < blocks:
+            keys += chain_keys(parent, prompt.tokens, block_size, prompt.extra_keys, len(keys), blocks)
+        return keys
+
+    def held(self, stream: StreamKey, keys: Iterable[int]) -> int:
+        """How many of these blocks the stream holds now, in any tier of its own."""
+        model = self._models.get(stream.model)
+        view = None if model is None else model.pods.get(stream.pod, {}).get(stream.rank)
+        if model is None or view is None or view.block_size is None or view.holder is None:
+            return 0
+        return model.indexes[view.block_size].count_held(view.holder, keys)
+
+    def score(self, prompt: Prompt | EngineHashes, only: Collection[str] | None = None, made: dict[int, list[int]] | None = None) -> list[PodScore]:
+        """Every pod of the model, or only these, best first, equal ones by name. Raises KeyError for an unknown model.
+
+        `made` is filled with the block keys that were needed, by block size, from the first on.
+        """
         model = self._models[prompt.model]
+        made = {} if made is None else made
         pods = model.pods if only is None else {pod: ranks for pod, ranks in model.pods.items() if pod in only}
         now_s = time.monotonic()
         if isinstance(prompt, EngineHashes):
             return self._score_hashes(prompt, model, pods, now_s)
         matches = {
-            block_size: self._matches(prompt, block_size, index, pods.values())
+            block_size: self._matches(prompt, block_size, index, pods.values(), made.setdefault(block_size, []))
             for block_size, index in model.indexes.items()
         }  # fmt: skip
         scores = [PodScore(pod, self._ranks(prompt, ranks, matches, now_s)) for pod, ranks in pods.items()]
@@ -319,8 +357,8 @@ class View:
 
     def _trace(self, prompt: Prompt, block_size: int, index: PrefixIndex, pods: Collection[Mapping[int, _StreamView]]) -> _Trace:
         holders = [view.holder for ranks in pods for view in ranks.values() if view.block_size == block_size and view.holder is not None]
-        steps = index.walk(sum(1 << holder for holder in holders), self._runs(prompt, block_size))
-        keys = list(islice(chain.from_iterable(self._runs(prompt, block_size)), steps[-1][0] + 1))
+        steps = index.walk(sum(1 << holder for holder in holders), self._runs(prompt, block_size, []))
+        keys = list(islice(chain.from_iterable(self._runs(prompt, block_size, [])), steps[-1][0] + 1))
         return _Trace(index, steps, keys)
 
     def _rank_seen(self, prompt: Prompt | EngineHashes, rank: int, view: _StreamView, trace: _Trace | None, now_s: float) -> RankSeen:
@@ -342,17 +380,20 @@ class View:
             has_other_seed=view.has_other_seed,
         )
 
-    def _matches(self, prompt: Prompt, block_size: int, index: PrefixIndex, pods: Collection[Mapping[int, _StreamView]]) -> dict[int, Match]:
+    def _matches(
+        self, prompt: Prompt, block_size: int, index: PrefixIndex, pods: Collection[Mapping[int, _StreamView]], made: list[int]
+    ) -> dict[int, Match]:
         """Holder → match, for every stream of these pods with this block size."""
         holders = [view.holder for ranks in pods for view in ranks.values() if view.block_size == block_size and view.holder is not None]
-        steps = index.walk(sum(1 << holder for holder in holders), self._runs(prompt, block_size))
+        steps = index.walk(sum(1 << holder for holder in holders), self._runs(prompt, block_size, made))
         return matches_of(holders, steps)
 
-    def _runs(self, prompt: Prompt, block_size: int) -> Iterator[list[int]]:
+    def _runs(self, prompt: Prompt, block_size: int, made: list[int]) -> Iterator[list[int]]:
         blocks = usable_blocks(prompt.length, block_size)
         key = root_key(prompt.model, prompt.lora_name, self._hash_seed)
         for start in range(0, blocks, RUN_BLOCKS):
             keys = chain_keys(key, prompt.tokens, block_size, prompt.extra_keys, start, min(start + RUN_BLOCKS, blocks))
+            made += keys
             yield keys
             key = keys[-1]
 

@@ -15,6 +15,9 @@ from indexer.store import Trust
 from scorer_api.app import make_serve
 from scorer_api.doctor.kinds import KINDS
 from scorer_api.metrics import FollowerMetrics, ScorerMetrics, TokenMetrics
+from scorer_api.routing.metrics import RouteMetrics
+from scorer_api.routing.policies import PICK_REASONS, POLICY_NAMES
+from scorer_api.routing.router import BLOCKS_OUTCOMES, WHYS
 from scorer_api.view import View
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +42,7 @@ def metric_names() -> list[str]:
     ScorerMetrics(registry, view)
     TokenMetrics(registry)
     FollowerMetrics(registry, view)
+    RouteMetrics(registry)
     return [family.name + ("_total" if family.type == "counter" else "") for family in registry.collect()]
 
 
@@ -90,6 +94,10 @@ def test_every_route_is_documented(documentation: str) -> None:
 
 def test_every_reason_of_a_refusal_is_documented(documentation: str) -> None:
     assert missing(list(REASONS), documentation) == []
+
+
+def test_every_word_of_a_pick_is_documented(documentation: str) -> None:
+    assert missing([*(f"`{word}`" for word in (*POLICY_NAMES, *PICK_REASONS, *WHYS, *BLOCKS_OUTCOMES))], documentation) == []
 
 
 def test_every_word_for_trust_is_documented(documentation: str) -> None:

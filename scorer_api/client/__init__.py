@@ -4,6 +4,7 @@ It imports httpx and msgspec, and nothing of what the service is made of.
 """
 
 from scorer_api.client.answers import (
+    DoneAnswer,
     End,
     ExplainAnswer,
     ExplainedModel,
@@ -12,11 +13,13 @@ from scorer_api.client.answers import (
     Hint,
     PodAnswer,
     PodStatus,
+    RouteAnswer,
+    RoutedPod,
     ScoreAnswer,
     StreamStatus,
     ViewAnswer,
 )
-from scorer_api.client.asking import Asked, Tokens
+from scorer_api.client.asking import Asked, RouteAsked, Tokens
 from scorer_api.client.asynchronous import AsyncClient
 from scorer_api.client.changes import (
     Change,
@@ -43,6 +46,7 @@ __all__ = [
     "ClientError",
     "Connected",
     "Disconnected",
+    "DoneAnswer",
     "End",
     "ExplainAnswer",
     "ExplainedModel",
@@ -57,6 +61,9 @@ __all__ = [
     "ProblemError",
     "Restarted",
     "Retries",
+    "RouteAnswer",
+    "RouteAsked",
+    "RoutedPod",
     "ScoreAnswer",
     "ServiceBack",
     "ServiceLost",

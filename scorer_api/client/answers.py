@@ -119,6 +119,53 @@ class ExplainAnswer(Struct, frozen=True):
     unknown_pods: list[str] = []
 
 
+class RoutedPod(Struct, frozen=True):
+    """What was known of a pod at a pick.
+
+    Tokens are the prompt's, but for `queued_tokens`. `running`, `waiting` (requests) and `kv_usage` (0 to 1) are None where its load is unknown;
+    `load_age_s`: age of its load in seconds, None where there is none. `why`: excluded, expired, or stale; None for one that may be picked.
+    """
+
+    rank: int
+    matched_tokens: int
+    speculative_tokens: int
+    uncached_tokens: int
+    queued_tokens: int
+    running: int | None
+    waiting: int | None
+    kv_usage: float | None
+    load_age_s: float | None
+    cost_s: float
+    trust: str
+    why: str | None = None
+
+
+class RouteAnswer(Struct, frozen=True):
+    """The pod to send the prompt to, and the others in the order in which to try them.
+
+    `id`: for `route_done`, once the request is over. `picked_for`: a word of a closed list, see the service's documentation. `reason`: by pod.
+    """
+
+    model: str
+    tokens: int
+    id: str
+    pod: str
+    rank: int
+    fallbacks: list[str]
+    policy: str
+    picked_for: str
+    reason: dict[str, RoutedPod]
+    view: ViewAnswer
+    unknown_pods: list[str] = []
+
+
+class DoneAnswer(Struct, frozen=True):
+    """`known`: whether the request still counted at the scorer that was asked."""
+
+    id: str
+    known: bool
+
+
 class StreamStatus(Struct, frozen=True):
     """The events of one rank of a pod.
 

@@ -11,7 +11,7 @@ import httpx
 import msgspec
 from msgspec import Struct
 
-from scorer_api.client.answers import ExplainAnswer, PodsAnswer, Problem, ScoreAnswer
+from scorer_api.client.answers import DoneAnswer, ExplainAnswer, PodsAnswer, Problem, RouteAnswer, ScoreAnswer
 from scorer_api.client.errors import NoAnswerError, ProblemError, StrangeAnswerError
 
 A = TypeVar("A")
@@ -36,6 +36,16 @@ class Asked(TypedDict, total=False):
     cache_salt: str | None
     block_extra_keys: Sequence[tuple[int, list[Any]]] | None
     limit: int | None
+    include_speculative: bool | None
+
+
+class RouteAsked(Asked, total=False):
+    """The same for a pick."""
+
+    session_id: str | None
+    exclude: Sequence[str] | None
+    output_tokens_expected: int | None
+    policy: str | None
 
 
 class Call(Struct, Generic[A], frozen=True):
@@ -52,6 +62,8 @@ class Call(Struct, Generic[A], frozen=True):
 
 _decode_score = msgspec.msgpack.Decoder(ScoreAnswer).decode
 _decode_explain = msgspec.msgpack.Decoder(ExplainAnswer).decode
+_decode_route = msgspec.msgpack.Decoder(RouteAnswer).decode
+_decode_done = msgspec.msgpack.Decoder(DoneAnswer).decode
 _decode_pods = msgspec.json.Decoder(PodsAnswer).decode
 _decode_problem = msgspec.json.Decoder(Problem).decode
 PODS = Call("/v1/pods", None, _decode_pods)
@@ -68,7 +80,17 @@ def explain_call(model: str, token_ids: Tokens | None, asked: Asked) -> Call[Exp
     return Call("/v1/explain", _body(model, token_ids, asked), _decode_explain)
 
 
-def _body(model: str, token_ids: Tokens | None, asked: Asked) -> bytes:
+def route_call(model: str, token_ids: Tokens | None, asked: RouteAsked) -> Call[RouteAnswer]:
+    """Raises ValueError for what cannot be sent."""
+    return Call("/v1/route", _body(model, token_ids, asked), _decode_route)
+
+
+def done_call(name: str) -> Call[DoneAnswer]:
+    """`name`: the id of a routed request."""
+    return Call("/v1/route/done", msgspec.msgpack.encode({"id": name}), _decode_done)
+
+
+def _body(model: str, token_ids: Tokens | None, asked: Asked | RouteAsked) -> bytes:
     body = {"model": model, **{key: value for key, value in asked.items() if value is not None}}
     if token_ids is not None:
         body["token_ids"] = packed(token_ids)

@@ -10,8 +10,21 @@ from typing import Self, TypeVar, Unpack
 
 import httpx
 
-from scorer_api.client.answers import ExplainAnswer, PodStatus, ScoreAnswer
-from scorer_api.client.asking import METRICS, PODS, Asked, Call, Service, Tokens, explain_call, score_call, trusted
+from scorer_api.client.answers import DoneAnswer, ExplainAnswer, PodStatus, RouteAnswer, ScoreAnswer
+from scorer_api.client.asking import (
+    METRICS,
+    PODS,
+    Asked,
+    Call,
+    RouteAsked,
+    Service,
+    Tokens,
+    done_call,
+    explain_call,
+    route_call,
+    score_call,
+    trusted,
+)
 from scorer_api.client.changes import Change, Watch
 from scorer_api.client.errors import ClientError
 from scorer_api.client.retries import DEFAULT, NONE, Retries
@@ -60,6 +73,14 @@ class AsyncClient:
     async def explain(self, model: str, token_ids: Tokens | None = None, **asked: Unpack[Asked]) -> ExplainAnswer:
         """The same, and why each pod's match ends where it does."""
         return await self._ask(explain_call(model, token_ids, asked), self._retries)
+
+    async def route(self, model: str, token_ids: Tokens | None = None, **asked: Unpack[RouteAsked]) -> RouteAnswer:
+        """Which pod is this prompt to go to? A pick whose answer is lost counts until the service forgets it."""
+        return await self._ask(route_call(model, token_ids, asked), self._retries)
+
+    async def route_done(self, name: str) -> DoneAnswer:
+        """A routed request, by the `id` of its answer, is over, or was never sent. Tell the scorer that picked: another knows nothing of it."""
+        return await self._ask(done_call(name), self._retries)
 
     async def pods(self) -> list[PodStatus]:
         """Every registered pod, with the state of its streams."""

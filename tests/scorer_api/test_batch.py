@@ -17,6 +17,8 @@ from indexer.store import StreamKey
 from scorer_api.answers import Answers
 from scorer_api.batch import split
 from scorer_api.metrics import ScorerMetrics
+from scorer_api.routing.metrics import RouteMetrics
+from scorer_api.routing.router import Router
 from scorer_api.view import View
 from tests.engine import Engine, stored
 from tests.running import Client, Running
@@ -164,7 +166,9 @@ def test_others_have_their_turn_between_the_requests_of_a_batch() -> None:
     async def run() -> None:
         nonlocal turns
         body = msgspec.json.encode({"requests": [{"model": "m", "token_ids": list(range(4_000))}] * 256})
-        task = asyncio.create_task(Answers(view, asking(view), ScorerMetrics(CollectorRegistry(), view)).batch(body, JSON, JSON))
+        router = Router(Settings(), view, RouteMetrics(CollectorRegistry()))
+        answers = Answers(view, asking(view), ScorerMetrics(CollectorRegistry(), view), router)
+        task = asyncio.create_task(answers.batch(body, JSON, JSON))
         while not task.done():
             turns += 1
             await asyncio.sleep(0)

@@ -24,6 +24,19 @@ PROVOKED = [
     Provoked("post", "/v1/score/batch", "/v1/score/batch", {"content": b" " * 20_000, "headers": JSON}, 413),
     Provoked("post", "/v1/score/batch", "/v1/score/batch", {"content": b"{}"}, 415),
     Provoked("post", "/v1/score/batch", "/v1/score/batch", {"json": {"requests": [1] * 257}}, 422),
+    Provoked("post", "/v1/route", "/v1/route", {"json": {"model": "m", "token_ids": [1, 2, 3, 4, 5], "exclude": ["ghost"]}}, 200),
+    Provoked("post", "/v1/route", "/v1/route", {"json": {"model": "m", "token_ids": [], "pods": ["pod", "ghost"], "limit": 1}}, 200),
+    Provoked("post", "/v1/route", "/v1/route", {"content": b"{", "headers": JSON}, 400),
+    Provoked("post", "/v1/route", "/v1/route", {"json": {"model": "ghost", "token_ids": []}}, 404),
+    Provoked("post", "/v1/route", "/v1/route", {"content": b" " * 20_000, "headers": JSON}, 413),
+    Provoked("post", "/v1/route", "/v1/route", {"content": b"{}"}, 415),
+    Provoked("post", "/v1/route", "/v1/route", {"json": {"model": "m", "token_ids": [1], "policy": "best"}}, 422),
+    Provoked("post", "/v1/route", "/v1/route", {"json": {"model": "m", "token_ids": [1], "exclude": ["pod"]}}, 503),
+    Provoked("post", "/v1/route/done", "/v1/route/done", {"json": {"id": "never"}}, 200),
+    Provoked("post", "/v1/route/done", "/v1/route/done", {"content": b"{", "headers": JSON}, 400),
+    Provoked("post", "/v1/route/done", "/v1/route/done", {"content": b" " * 20_000, "headers": JSON}, 413),
+    Provoked("post", "/v1/route/done", "/v1/route/done", {"content": b"{}"}, 415),
+    Provoked("post", "/v1/route/done", "/v1/route/done", {"json": {"id": 1}}, 422),
     Provoked("post", "/v1/explain", "/v1/explain", {"json": {"model": "m", "token_ids": [1, 2, 3, 4, 5, 6, 7, 8, 9]}}, 200),
     Provoked("post", "/v1/explain", "/v1/explain", {"json": {"model": "m", "token_ids": [], "pods": ["pod", "ghost"], "limit": 1}}, 200),
     Provoked("post", "/v1/explain", "/v1/explain", {"content": b"{", "headers": JSON}, 400),
@@ -68,7 +81,7 @@ def test_the_request_bodies_are_described_msgpack_included(document: dict[str, A
     in_json, in_msgpack = (resolved(score["content"][f"application/{kind}"]["schema"]["$ref"], document) for kind in ("json", "msgpack"))
     assert {option["type"] for option in in_json["properties"]["token_ids"]["anyOf"]} == {"array", "null"}
     assert {option["type"] for option in in_msgpack["properties"]["token_ids"]["anyOf"]} == {"array", "string", "null"}
-    fields = {"model", "token_ids", "block_hashes", "pods", "lora_name", "cache_salt", "block_extra_keys", "limit"}
+    fields = {"model", "token_ids", "block_hashes", "pods", "lora_name", "cache_salt", "block_extra_keys", "limit", "include_speculative"}
     fields |= {"prompt", "messages", "tools", "chat_template_kwargs", "add_generation_prompt"}
     assert set(in_json["properties"]) == set(in_msgpack["properties"]) == fields
 

@@ -1,0 +1,93 @@
+"""What it costs to send a prompt to a pod: how long its first token takes, and how long others have to wait for it.
+
+    cost_s = (1 + OTHERS_SHARE) * uncached tokens / rate + load_s
+    load_s = queued tokens / rate                                     what has to be computed before this prompt
+           + KV_PRESSURE_S * ((kv_usage - KV_FREE) / (1 - KV_FREE))²  what has to be evicted, or preempted, to make room
+           + DECODE_STEP_S * running * (1 + output tokens)            what each step takes longer for those that it is shared with
+
+`rate`: the pod's prefill rate in tokens/s. A figure that a pod does not tell is the mean of those that others tell, so that it neither draws all
+requests nor gets none; where nobody tells it is a figure to start from, the same for all.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
+
+from indexer.load import Load
+
+# Who comes after a prompt waits until it is computed; without that a burst with the same new prefix would be computed on every pod, each as soon
+# done with it as the first. 1: as if one more waited.
+OTHERS_SHARE = 1.0
+# A prompt waits where nobody said how long prompts are: that of a chat with a system prompt.
+PROMPT_TOKENS_PRIOR = 1_024
+# Tokens of an answer where the request does not say: a short one, so that running requests count, and a long prompt counts for more.
+OUTPUT_TOKENS_PRIOR = 128
+# What one more running request adds to a step: some 5 ms for 50 of them, as engines of present-day accelerators show it.
+DECODE_STEP_S = 0.0001
+# Up to here a cache has room; beyond it blocks of others have to go, and near 1 running requests are preempted and computed again.
+KV_FREE = 0.8
+# What a preempted request costs, about: its whole prompt again, and the wait for room.
+KV_PRESSURE_S = 2.0
+# A rate outside of this is no rate of any engine.
+RATE_MIN, RATE_MAX = 1.0, 1e9
+
+
+class Busy(Struct, frozen=True, gc=False):
+    """How busy a pod is, every figure filled in. `waiting_tokens`: of the prompts in its queue."""
+
+    waiting_tokens: float
+    running: float
+    kv_usage: float
+    rate: float
+
+    def load_s(self, own_tokens: float, own_count: int, output_tokens: int | None) -> float:
+        """What lies before a request. `own_…`: what was sent there since and is in no figure of the engine's yet."""
+        expected = OUTPUT_TOKENS_PRIOR if output_tokens is None else output_tokens
+        pressure = max(0.0, self.kv_usage - KV_FREE) / (1 - KV_FREE)
+        return (
+            (self.waiting_tokens + own_tokens) / self.rate
+            + KV_PRESSURE_S * pressure * pressure
+            + DECODE_STEP_S * (self.running + own_count) * (1 + expected)
+        )
+
+    def cost_s(self, uncached_tokens: float, load_s: float) -> float:
+        """See the module. `load_s`: what lies before it."""
+        return (1 + OTHERS_SHARE) * uncached_tokens / self.rate + load_s
+
+
+def fill(loads: Sequence[Load | None], rate: float) -> list[Busy]:
+    """What to take for each pod. None: nothing is known of it. `rate`: what to start from, in tokens/s."""
+    known = [load for load in loads if load is not None]
+    if not known:
+        return [Busy(0.0, 0.0, 0.0, rate)] * len(loads)
+    prompt_tokens = _mean((load.prompt_tokens_mean for load in known if _is_sound(load.prompt_tokens_mean, 0.0, RATE_MAX)), PROMPT_TOKENS_PRIOR)
+    kv_usage = _mean((load.kv_usage for load in known if _is_sound(load.kv_usage, 0.0, 1.0)), 0.0)
+    rate = _mean((load.prefill_tokens_per_s for load in known if _is_sound(load.prefill_tokens_per_s, RATE_MIN, RATE_MAX)), rate)
+    filled = [None if load is None else _filled(load, prompt_tokens, kv_usage, rate) for load in loads]
+    if None not in filled:
+        return [busy for busy in filled if busy is not None]
+    told = [busy for busy in filled if busy is not None]
+    mean = Busy(_mean((busy.waiting_tokens for busy in told), 0.0), _mean((busy.running for busy in told), 0.0), kv_usage, rate)
+    return [mean if busy is None else busy for busy in filled]
+
+
+def _filled(load: Load, prompt_tokens: float, kv_usage: float, rate: float) -> Busy:
+    own_tokens, own_usage, own_rate = load.prompt_tokens_mean, load.kv_usage, load.prefill_tokens_per_s
+    if own_tokens is None or not _is_sound(own_tokens, 0.0, RATE_MAX):
+        own_tokens = prompt_tokens
+    if own_usage is None or not _is_sound(own_usage, 0.0, 1.0):
+        own_usage = kv_usage
+    if own_rate is None or not _is_sound(own_rate, RATE_MIN, RATE_MAX):
+        own_rate = rate
+    return Busy(max(0, load.waiting) * own_tokens, max(0, load.running), own_usage, own_rate)
+
+
+def _is_sound(figure: float | None, least: float, most: float) -> bool:
+    """No NaN is."""
+    return figure is not None and least <= figure <= most
+
+
+def _mean(figures: Iterable[float | None], default: float) -> float:
+    found = [figure for figure in figures if figure is not None]
+    return math.fsum(found) / len(found) if found else default

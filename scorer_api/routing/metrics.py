@@ -1,0 +1,76 @@
+"""The metrics of picks."""
+
+import time
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from scorer_api.metrics import OUTCOMES, PHASE_BUCKETS_S
+from scorer_api.routing.policies import PICK_REASONS, POLICY_NAMES
+from scorer_api.routing.router import BLOCKS_OUTCOMES, BlocksOutcome, Picked, Router
+
+ROUTE_OUTCOMES = ("picked", "no_pod", *(outcome for outcome in OUTCOMES if outcome not in ("match", "no_match")))
+PHASES = ("decode", "pick", "encode")
+AGE_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
+
+
+class RouteMetrics:
+    """All metrics of picks, in one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        requests = Counter("kv_indexer_route_requests", "Requests for a pick, by outcome.", ["outcome"], registry=registry)
+        latency = Histogram("kv_indexer_route_seconds", "Time spent on a pick, by phase.", ["phase"], buckets=PHASE_BUCKETS_S, registry=registry)
+        picks = Counter("kv_indexer_route_picks", "Picks, by policy and by why the pod was the first.", ["policy", "picked_for"], registry=registry)
+        blocks = Counter(
+            "kv_indexer_route_blocks", "Blocks of every eighth routed prompt, by what was said of them and what came.", ["outcome"], registry=registry
+        )
+        done = Counter("kv_indexer_route_done", "Requests told to be done, by whether they counted.", ["outcome"], registry=registry)
+        forgotten = Counter(
+            "kv_indexer_route_forgotten", "Routed requests that nobody told to be done, by why they count no more.", ["why"], registry=registry
+        )
+        self.requests = {outcome: requests.labels(outcome) for outcome in ROUTE_OUTCOMES}
+        self.seconds = {phase: latency.labels(phase) for phase in PHASES}
+        self._picks = {(policy, why): picks.labels(policy, why) for policy in POLICY_NAMES for why in (*PICK_REASONS, "stale")}
+        self._blocks = {outcome: blocks.labels(outcome) for outcome in BLOCKS_OUTCOMES}
+        self._done = {is_known: done.labels("known" if is_known else "unknown") for is_known in (True, False)}
+        self._forgotten = {why: forgotten.labels(why) for why in ("time", "room")}
+        self._load_age = Histogram("kv_indexer_route_load_age_seconds", "Age of the picked pod's load.", buckets=AGE_BUCKETS_S, registry=registry)
+        self._load_unknown = Counter("kv_indexer_route_load_unknown", "Picks of a pod that no load is known of at all.", registry=registry)
+        self._open = Gauge("kv_indexer_route_open", "Routed requests that count now.", registry=registry)
+        self._speculative = Gauge(
+            "kv_indexer_route_speculative_blocks", "Blocks of routed prompts that are expected and not announced.", registry=registry
+        )
+
+    def show(self, router: Router) -> None:
+        """Have the gauges tell of this router."""
+
+        def opened() -> float:
+            router.expire(time.monotonic())
+            return router.requests
+
+        self._open.set_function(opened)
+        self._speculative.set_function(lambda: router.speculation.blocks)
+
+    def picked(self, picked: Picked) -> None:
+        """Count a pick."""
+        self.requests["picked"].inc()
+        self._picks[picked.policy, picked.picked_for].inc()
+        age_s = picked.reasons[picked.order[0]].load_age_s
+        if age_s is None:
+            self._load_unknown.inc()
+        else:
+            self._load_age.observe(age_s)
+
+    def told_done(self, *, is_known: bool) -> None:
+        """Count a request that was told to be done."""
+        self._done[is_known].inc()
+
+    # What a router has counted
+
+    def blocks(self, outcome: BlocksOutcome, count: int) -> None:
+        if count:
+            self._blocks[outcome].inc(count)
+
+    def forgotten(self, why: Literal["time", "room"], count: int) -> None:
+        if count:
+            self._forgotten[why].inc(count)

@@ -1,0 +1,107 @@
+"""What this scorer itself sent to each pod, and what of it no figure of the engine's shows yet.
+
+A request counts from its pick until it is told to be done, or for so long as may be. Of a pod whose load was measured only those count that were
+picked since then: the engine counts the others itself.
+"""
+
+from collections import OrderedDict
+
+# A request picked so shortly before a measurement is still on its way to the engine then.
+UNDER_WAY_S = 0.1
+# Beyond so many at once the oldest are forgotten.
+REQUESTS_MAX = 65_536
+
+
+class Sent:
+    """One request. `tokens`: those that its pod has to compute."""
+
+    __slots__ = ("at_s", "model", "pod", "rank", "tokens")
+
+    def __init__(self, model: str, pod: str, rank: int, tokens: int, at_s: float) -> None:
+        self.model = model
+        self.pod = pod
+        self.rank = rank
+        self.tokens = tokens
+        self.at_s = at_s
+
+
+class _Pod:
+    """Sums over what was sent to one pod: all of it, by rank, and what came since its last measurement."""
+
+    __slots__ = ("new", "new_tokens", "ranks", "tokens")
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.ranks: dict[int, int] = {}
+        self.new: OrderedDict[str, Sent] = OrderedDict()
+        self.new_tokens = 0
+
+
+class Queues:
+    """Times are of the monotonic clock, and never go back."""
+
+    def __init__(self, forget_s: float, requests_max: int = REQUESTS_MAX) -> None:
+        self._forget_s = forget_s
+        self._requests_max = requests_max
+        self._sent: OrderedDict[str, Sent] = OrderedDict()
+        self._pods: dict[tuple[str, str], _Pod] = {}
+
+    def __len__(self) -> int:
+        """How many requests count now."""
+        return len(self._sent)
+
+    def add(self, name: str, sent: Sent) -> None:
+        """A request of this name, which no other has, was sent."""
+        self._sent[name] = sent
+        pod = self._pods.setdefault((sent.model, sent.pod), _Pod())
+        pod.tokens += sent.tokens
+        pod.ranks[sent.rank] = pod.ranks.get(sent.rank, 0) + 1
+        pod.new[name] = sent
+        pod.new_tokens += sent.tokens
+
+    def done(self, name: str) -> bool:
+        """The request does not count any more. Returns whether it did."""
+        sent = self._sent.pop(name, None)
+        if sent is None:
+            return False
+        pod = self._pods[sent.model, sent.pod]
+        pod.tokens -= sent.tokens
+        pod.ranks[sent.rank] -= 1
+        if not pod.ranks[sent.rank]:
+            del pod.ranks[sent.rank]
+        if pod.new.pop(name, None) is not None:
+            pod.new_tokens -= sent.tokens
+        if not pod.ranks:
+            del self._pods[sent.model, sent.pod]
+        return True
+
+    def expire(self, now_s: float) -> tuple[int, int]:
+        """Forget those whose time is over, and the oldest beyond what there is room for. Returns how many of each."""
+        late = crowded = 0
+        while self._sent:
+            name = next(iter(self._sent))
+            if self._sent[name].at_s + self._forget_s <= now_s:
+                late += 1
+            elif len(self._sent) > self._requests_max:
+                crowded += 1
+            else:
+                break
+            self.done(name)
+        return late, crowded
+
+    def ahead(self, model: str, pod: str, measured_at_s: float | None) -> tuple[int, int]:
+        """Tokens and number of the requests that nobody else counts. `measured_at_s`: when the pod's load was measured, None where it was not."""
+        found = self._pods.get((model, pod))
+        if found is None:
+            return 0, 0
+        if measured_at_s is None:
+            return found.tokens, sum(found.ranks.values())
+        seen_s = measured_at_s - UNDER_WAY_S
+        while found.new and next(iter(found.new.values())).at_s <= seen_s:
+            found.new_tokens -= found.new.popitem(last=False)[1].tokens
+        return found.new_tokens, len(found.new)
+
+    def at_rank(self, model: str, pod: str, rank: int) -> int:
+        """How many requests count at one rank of a pod."""
+        found = self._pods.get((model, pod))
+        return 0 if found is None else found.ranks.get(rank, 0)

@@ -1,0 +1,141 @@
+"""What pods are expected to hold soon: the blocks of prompts that this scorer sent there a moment ago and whose events have not come yet.
+
+Each prompt counts by itself: from its pick until its pod announces its last block, until it is told to be done, or until its time is over. So one
+that ends takes nothing from others that begin the same. Nothing of it is ever in the prefix index, or in Redis.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from msgspec import Struct
+
+from indexer.change import Change
+from indexer.store import StreamKey
+from scorer_api.prefix_index import OWN_TIERS
+from scorer_api.routing.prompt_tree import Node, PromptTree
+
+# Beyond so many blocks at once, 8 bytes each, the oldest prompts are forgotten.
+BLOCKS_MAX = 2**20
+
+# Of one prompt in so many it is told what came of it: going through all blocks of each would cost a third of a pick.
+SAMPLE = 8
+
+Rank = tuple[str, int]
+"""A pod and one of its ranks."""
+
+
+class Expected(Struct):
+    """One prompt. `matched_blocks`: of its first ones, how many its rank held at the pick."""
+
+    stream: StreamKey
+    block_size: int
+    matched_blocks: int
+    last_key: int
+    until_s: float
+    end: Node[Rank]
+    is_sampled: bool
+
+
+Ended = Callable[[Expected, Sequence[int]], None]
+"""Is told of every SAMPLE-th prompt, the first included, once its time is over or its events came; and of all its block keys."""
+
+
+class Speculation:
+    """Times are of the monotonic clock, and never go back."""
+
+    def __init__(self, lasts_s: float, ended: Ended, blocks_max: int = BLOCKS_MAX) -> None:
+        self._lasts_s = lasts_s
+        self._ended = ended
+        self._blocks_max = blocks_max
+        self._expected: OrderedDict[str, Expected] = OrderedDict()
+        self._trees: dict[tuple[str, int], PromptTree[Rank]] = {}
+        self._awaited: dict[StreamKey, dict[int, dict[str, None]]] = {}
+        self._added = 0
+        self.blocks = 0
+        """Of all prompts together, those that they share once."""
+
+    def __len__(self) -> int:
+        """How many prompts are expected somewhere."""
+        return len(self._expected)
+
+    def add(self, name: str, stream: StreamKey, block_size: int, keys: Sequence[int], matched_blocks: int, now_s: float) -> None:
+        """A prompt with these block keys was sent to the stream's rank, which held the first `matched_blocks` of them."""
+        tree = self._trees.setdefault((stream.model, block_size), PromptTree())
+        before = tree.blocks
+        end = tree.add((stream.pod, stream.rank), keys)
+        self.blocks += tree.blocks - before
+        self._expected[name] = Expected(stream, block_size, matched_blocks, keys[-1], now_s + self._lasts_s, end, self._added % SAMPLE == 0)
+        self._added += 1
+        self._awaited.setdefault(stream, {}).setdefault(keys[-1], {})[name] = None
+
+    def match(self, model: str, block_size: int, keys: Sequence[int]) -> dict[Rank, int]:
+        """Which ranks are expected to hold how many of these blocks, from the first on."""
+        tree = self._trees.get((model, block_size))
+        return {} if tree is None else tree.match(keys)
+
+    def block_sizes(self, model: str) -> list[int]:
+        """In blocks of what sizes prompts of a model are remembered."""
+        return [block_size for name, block_size in self._trees if name == model]
+
+    def take_back(self, name: str) -> bool:
+        """Expect nothing of this prompt any more. Returns whether anything was."""
+        return self._remove(name) is not None
+
+    def expire(self, now_s: float) -> None:
+        """End those whose time is over, and the oldest beyond what there is room for."""
+        while self._expected:
+            name, oldest = next(iter(self._expected.items()))
+            if oldest.until_s > now_s and self.blocks <= self._blocks_max:
+                return
+            self._end(name)
+
+    def appended(self, stream: StreamKey, change: Change) -> None:
+        """The stream's rank announced this, and it is held by now. After a restart nothing is left of what was sent there before."""
+        awaited = self._awaited.get(stream)
+        if awaited is None:
+            return
+        if change.reload:
+            self.dropped(stream)
+            return
+        for tier in OWN_TIERS:
+            self._arrive(awaited, change.touched[tier])
+
+    def _arrive(self, awaited: dict[int, dict[str, None]], touched: dict[int, bool]) -> None:
+        if not touched or awaited.keys().isdisjoint(touched):
+            return
+        for key in awaited.keys() & touched.keys():
+            if touched[key]:
+                for name in list(awaited.get(key, ())):
+                    self._end(name)
+
+    def dropped(self, stream: StreamKey) -> None:
+        """The stream's rank holds nothing any more, and has not what was sent to it."""
+        for names in list(self._awaited.get(stream, {}).values()):
+            for name in list(names):
+                self._remove(name)
+
+    def _end(self, name: str) -> None:
+        found = self._expected[name]
+        keys = PromptTree.keys_of(found.end) if found.is_sampled else None
+        self._remove(name)
+        if keys is not None:
+            self._ended(found, keys)
+
+    def _remove(self, name: str) -> Expected | None:
+        found = self._expected.pop(name, None)
+        if found is None:
+            return None
+        stream = found.stream
+        tree = self._trees[stream.model, found.block_size]
+        before = tree.blocks
+        tree.remove((stream.pod, stream.rank), found.end)
+        self.blocks -= before - tree.blocks
+        if not tree.blocks:
+            del self._trees[stream.model, found.block_size]
+        awaited = self._awaited[stream]
+        del awaited[found.last_key][name]
+        if not awaited[found.last_key]:
+            del awaited[found.last_key]
+            if not awaited:
+                del self._awaited[stream]
+        return found

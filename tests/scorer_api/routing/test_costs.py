@@ -1,0 +1,83 @@
+"""How long a pod would take, worked out by hand; and what is taken for a figure that nobody told."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from indexer.load import Load
+from scorer_api.routing.costs import Busy, fill
+
+
+@pytest.mark.parametrize(
+    ("busy", "own", "output_tokens", "load_s"),
+    [
+        (Busy(0, 0, 0.0, 1000), (0, 0), 0, 0.0),
+        (Busy(3000, 0, 0.0, 1000), (500, 0), 0, 3.5),
+        (Busy(3000, 0, 0.0, 2000), (500, 0), 0, 1.75),
+        # Each running request adds 0.1 ms to the first step and to each of 99 more.
+        (Busy(0, 20, 0.0, 1000), (0, 5), 99, 25 * 100 * 0.0001),
+        # Where nobody says how long the answer will be: 128 tokens.
+        (Busy(0, 20, 0.0, 1000), (0, 0), None, 20 * 129 * 0.0001),
+        # Up to 80 % of the cache costs nothing; half-way from there to full a quarter of 2 s, full all of it.
+        (Busy(0, 0, 0.8, 1000), (0, 0), 0, 0.0),
+        (Busy(0, 0, 0.9, 1000), (0, 0), 0, 0.5),
+        (Busy(0, 0, 1.0, 1000), (0, 0), 0, 2.0),
+    ],
+)
+def test_what_lies_before_a_request(busy: Busy, own: tuple[int, int], output_tokens: int | None, load_s: float) -> None:
+    assert busy.load_s(*own, output_tokens) == pytest.approx(load_s)
+
+
+def test_what_all_tell_is_taken_as_it_is() -> None:
+    loads = [Load(2, 3, 0.25, 100.0, 5000.0), Load(0, 0, 0.75, 900.0, 50.0)]
+    assert fill(loads, 8000.0) == [Busy(300.0, 2, 0.25, 5000.0), Busy(0.0, 0, 0.75, 50.0)]
+
+
+def test_what_one_does_not_tell_is_what_the_others_tell_on_average() -> None:
+    loads = [Load(2, 3, 0.2, 100.0, 5000.0), Load(4, 1, 0.6, 300.0, 1000.0), Load(6, 10), None]
+    assert fill(loads, 8000.0) == [
+        Busy(300.0, 2, 0.2, 5000.0),
+        Busy(300.0, 4, 0.6, 1000.0),
+        Busy(10 * 200.0, 6, 0.4, 3000.0),
+        Busy((300 + 300 + 2000) / 3, 4.0, 0.4, 3000.0),
+    ]
+
+
+def test_where_nobody_tells_all_are_alike() -> None:
+    assert fill([None, None], 8000.0) == [Busy(0.0, 0.0, 0.0, 8000.0)] * 2
+    assert fill([Load(1, 2), None], 8000.0) == [Busy(2 * 1024, 1, 0.0, 8000.0)] * 2
+    assert fill([], 8000.0) == []
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, math.nan, math.inf, 1e300])
+def test_a_rate_that_is_none_is_not_told(rate: float) -> None:
+    assert fill([Load(0, 0, 0.1, 10.0, rate), Load(0, 0, 0.1, 10.0, 500.0)], 8000.0)[0].rate == 500.0
+
+
+@pytest.mark.parametrize("usage", [-0.1, 1.1, math.nan, math.inf])
+def test_a_usage_that_is_none_is_not_told(usage: float) -> None:
+    assert fill([Load(0, 0, usage, 10.0, 1.0), Load(0, 0, 0.5, 10.0, 1.0)], 8000.0)[0].kv_usage == 0.5
+
+
+figures = st.none() | st.floats()
+loads = st.none() | st.builds(Load, st.integers(-5, 10**9), st.integers(-5, 10**9), figures, figures, figures)
+
+
+@given(st.lists(loads, max_size=6), st.floats(1.0, 1e6))
+def test_whatever_is_told_every_pod_has_a_load_that_is_neither_negative_nor_infinite(told: list[Load | None], rate: float) -> None:
+    filled = fill(told, rate)
+    assert len(filled) == len(told)
+    for busy in filled:
+        assert 0 <= busy.load_s(0, 0, None) < math.inf
+        assert 0 < busy.rate < math.inf
+
+
+@given(st.lists(loads.filter(lambda load: load is not None), min_size=1, max_size=6), st.floats(1.0, 1e6))
+def test_an_unknown_load_lies_between_the_least_and_the_greatest_known(told: list[Load], rate: float) -> None:
+    *known, unknown = fill([*told, None], rate)
+    assert min(busy.running for busy in known) <= unknown.running * 1.000001 + 1e-9
+    assert unknown.running <= max(busy.running for busy in known) * 1.000001
+    assert min(busy.waiting_tokens for busy in known) <= unknown.waiting_tokens * 1.000001 + 1e-9
+    assert unknown.waiting_tokens <= max(busy.waiting_tokens for busy in known) * 1.000001
