@@ -201,6 +201,7 @@ def test_who_reaches_whom(release: str) -> None:
     assert reaches(policies, of("ingest"), engine, 5558)
     assert not reaches(policies, of("api"), engine, 5558)
     assert reaches(policies, of("api"), engine, 8000)
+    assert reaches(policies, of("ingest"), engine, 8000)
     assert reaches(policies, router, of("api"), 8080)
     assert not reaches(policies, router, of("ingest"), 8080)
     assert reaches(policies, prometheus, of("ingest"), 8080)

@@ -218,7 +218,7 @@ def test_who_reaches_whom() -> None:
     assert who_reaches(ingest, 8080) == {"prometheus"}
     for port in SENT_TO_ENGINES:
         assert who_reaches(engine, port) == {"ingest", "sidecar"}
-    assert who_reaches(engine, 8000) == {"router", "sidecar", "api"}
+    assert who_reaches(engine, 8000) == {"router", "sidecar", "api", "ingest"}
     assert {"ingest", "api"} <= who_reaches(names, 53, "UDP")
     assert "redis" not in who_reaches(stranger, 443)
 
