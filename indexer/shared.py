@@ -330,7 +330,10 @@ class SharedService:
         """Say that we live, and hear who else does and which pods there are. Raises StoreError."""
         models = {specs[0].model for specs in self._pods.all().values()}
         # One that knows no stream, such as a gateway's own scorer, must not win any: the others would wait for it.
+        await self.store.registry.write_again()
+        asked_s, node = time.monotonic(), self.store.registry.node
         beat = await self.store.beat(models, is_candidate=any(not known.dials for known in self._known.values()))
+        self.store.registry.hear(beat.pods, node, asked_s)
         now_s = time.monotonic()
         is_other = self._incarnation not in (None, beat.incarnation)
         # A pod that was forgotten is remembered as such for as long as pods are: that it is in neither list means something only within that time.

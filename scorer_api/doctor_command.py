@@ -10,11 +10,10 @@ from indexer.errors import SettingError
 from indexer.masking import masked
 from indexer.store.connection import check_url
 from indexer.store.keyspace import check_namespace
-from indexer.tokens import read_tokens
 from scorer_api.doctor.examination import Wanted, examine
 from scorer_api.doctor.findings import EXIT_CODES, Finding, worst
 from scorer_api.doctor.report import as_json, as_text
-from scorer_api.service_flags import trusting
+from scorer_api.service_flags import add_service, connection_of
 
 LISTEN_MAX_S = 60.0
 INTERRUPTED = 130
@@ -22,7 +21,7 @@ INTERRUPTED = 130
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.add_argument("--url", default="http://127.0.0.1:8080", help="where the service is (default: %(default)s)")
+    add_service(parser)
     parser.add_argument("--model", help="look at the pods of this model only")
     parser.add_argument("--pod", action="append", default=[], help="look at this pod only; may be repeated")
     parser.add_argument("--prompt", metavar="TEXT", help="ask for the scores of this prompt, and why; needs --model")
@@ -32,8 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--redis", metavar="URL", help="look at the Redis that replicas share, too")
     parser.add_argument("--namespace", default="kvi", help="beginning of every key in Redis (default: %(default)s)")
     parser.add_argument("--listen-s", type=float, default=3.0, help="how long to listen to each engine's events (default: %(default)s)")
-    parser.add_argument("--token-file", metavar="FILE", help="the service's bearer token, if it wants one: the first in this file")
-    parser.add_argument("--ca-file", metavar="FILE", help="PEM file of the authority that an https service's certificate is to be from")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.set_defaults(command=execute)
 
@@ -72,10 +69,11 @@ def wanted_of(parsed: argparse.Namespace) -> Wanted:
     check_namespace(parsed.namespace, "--namespace")
     if parsed.redis is not None:
         check_url(parsed.redis, "--redis")
+    connection = connection_of(parsed)
     return Wanted(
-        parsed.url,
-        token=None if parsed.token_file is None else read_tokens(parsed.token_file, "--token-file")[0],
-        verify=True if parsed.ca_file is None else trusting(parsed.ca_file),
+        connection.url,
+        token=connection.token,
+        verify=connection.verify,
         model=parsed.model,
         pods=tuple(parsed.pod),
         prompt=parsed.prompt,

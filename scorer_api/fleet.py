@@ -16,7 +16,6 @@ from indexer.settings import Settings
 from indexer.shared import SharedService
 from indexer.store import StreamKey, Trust
 from indexer.store.reader import UNREACHABLE
-from indexer.store.registry import Registry
 from indexer.stream import StreamStatus, ToldStatus
 from indexer.streams import PodStatus, Readiness
 from scorer_api.followed import Followed
@@ -38,7 +37,7 @@ class Fleet:
         self._service = service
         self._settings = settings
         self._follower = follower
-        self._registry = Registry(follower.reader.client, follower.reader.keyspace, settings)
+        self._registry = follower.registry
         self._started_s = time.monotonic()
         self._ready = False
 

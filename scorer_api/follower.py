@@ -16,6 +16,7 @@ from indexer.errors import StoreError
 from indexer.settings import Settings
 from indexer.store import StreamKey
 from indexer.store.reader import DirectorySeen, Reader
+from indexer.store.registry import Registry
 from scorer_api.followed import Followed
 from scorer_api.holding import Holding
 from scorer_api.metrics import FollowerMetrics
@@ -49,6 +50,7 @@ class Follower:
         self.view = view
         self.metrics = metrics
         self.reader = Reader(settings, up)
+        self.registry = Registry(self.reader.client, self.reader.keyspace, settings)
         self._loads: dict[int, asyncio.Semaphore] = {}
         self.pods: dict[str, tuple[EngineSpec, ...]] = {}
         """The registered ones."""
@@ -120,7 +122,11 @@ class Follower:
         """Read the directory, and follow what it names. Raises StoreError."""
         async with self._looking:
             self._note_settled()
-            await self._follow(await self.reader.directory())
+            await self.registry.write_again()
+            asked_s, node = time.monotonic(), self.registry.node
+            seen = await self.reader.directory()
+            self.registry.hear(seen.pods, node, asked_s)
+            await self._follow(seen)
 
     async def _follow(self, seen: DirectorySeen) -> None:
         self.pods = seen.pods

@@ -32,7 +32,7 @@ MIGRATED_AT_ONCE = 10
 class Member(RedisServer):
     """One node. `id`: its name in the Cluster."""
 
-    def __init__(self, **options: str) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__(**{"cluster_enabled": "yes", "cluster_config_file": "nodes.conf", "cluster_node_timeout": str(NODE_TIMEOUT_MS), **options})
         self.id = ""
         self.is_frozen = False

@@ -13,6 +13,7 @@ from indexer.metrics import HttpMetrics, IndexerMetrics
 from indexer.settings import Settings, fields
 from indexer.store import Trust
 from scorer_api.app import make_serve
+from scorer_api.doctor.kinds import KINDS
 from scorer_api.metrics import FollowerMetrics, ScorerMetrics, TokenMetrics
 from scorer_api.routing.metrics import RouteMetrics
 from scorer_api.routing.policies import PICK_REASONS, POLICY_NAMES
@@ -107,3 +108,16 @@ def test_no_metric_of_ours_in_the_documentation_is_made_up(documentation: str) -
     suffixes = ("_bucket", "_count", "_sum")
     named = {re.sub("|".join(f"{suffix}$" for suffix in suffixes), "", name) for name in re.findall(r"\bkv_indexer_\w+", documentation)}
     assert named - set(metric_names()) == set()
+
+
+def test_the_documentation_has_every_finding_of_the_doctor_as_it_is_and_no_other() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)` \| (ok|note|warning|error) \| (.*?) \| (.*?) ?\|$", (ROOT / "docs/doctor.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert rows == [(code, str(kind.severity), kind.meaning, kind.mend) for code, kind in KINDS.items()]
+
+
+def test_every_finding_is_one_that_the_doctor_makes_and_the_other_way_round() -> None:
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "scorer_api/doctor").glob("*.py") if path.name != "kinds.py")
+    assert [code for code in KINDS if f'"{code}"' not in sources] == []
+    assert set(re.findall(r'finding\(\s*"(\w+)"', sources)) - set(KINDS) == set()

@@ -31,8 +31,14 @@ PORT = 6379
 REDIRECTIONS_MAX = 5
 # Which slots lie where is asked no more often than this.
 REFRESH_PAUSE_S = 0.1
-KEYED = frozenset({"HDEL", "HGET", "HGETALL", "HSCAN", "HSET", "PEXPIRE", "SET", "ZRANGE", "ZREM", "ZSCORE"})
-"""Commands whose first argument is their only key."""
+KEYED = frozenset(
+    {"EXISTS", "HDEL", "HGET", "HGETALL", "HLEN", "HSCAN", "HSET", "PEXPIRE", "SET", "ZCOUNT", "ZRANGE", "ZRANGEBYSCORE", "ZREM", "ZSCORE"}
+)
+"""Commands whose first argument is a key, …"""
+KEYLESS = frozenset({"INFO", "PING", "TIME"})
+"""… and those that have none: they are about a server."""
+# Where what belongs to no model lies, see `keyspace`: that server is asked about itself.
+HOME = "{directory}"
 
 Node: TypeAlias = tuple[str, int]
 """Host and port."""
@@ -86,7 +92,7 @@ def _key_of(arguments: Sequence[Any]) -> str | bytes | None:
             key = arguments[3]
         case "XREAD":
             key = arguments[arguments.index(b"STREAMS") + 1]
-        case "TIME":
+        case name if name in KEYLESS:
             return None
         case name:
             assert name in KEYED, f"nobody knows where the key of {name} is"
@@ -95,16 +101,16 @@ def _key_of(arguments: Sequence[Any]) -> str | bytes | None:
 
 
 def _slots_of(commands: Sequence[Command]) -> list[int]:
-    """Of commands that are sent together; one without a key goes where the first goes that has one."""
+    """Of commands that are sent together; one without a key goes where the first goes that has one, or else to the directory's node."""
     keys = [_key_of(arguments) for arguments, _ in commands]
-    first = next(key for key in keys if key is not None)
+    first = next((key for key in keys if key is not None), HOME)
     return [slot_of_key(first if key is None else key) for key in keys]
 
 
 class Cluster(redis.asyncio.Redis):
     """A client that connects when it is first used. `connect`: makes the client of one node, from its URL.
 
-    The commands that it knows, see KEYED, are those that the store uses.
+    The commands that it knows, see KEYED and KEYLESS, are those that the store uses.
     """
 
     def __init__(self, url: ClusterUrl, connect: Callable[[str], redis.asyncio.Redis]) -> None:
@@ -118,12 +124,13 @@ class Cluster(redis.asyncio.Redis):
         """Each node, and when it last failed to answer."""
         self._asked: dict[int, Node] = {}
         """Slots that are on the move, and the node that gave the last answer instead of the one that has it."""
-        self._is_known = False
+        self._is_known = self._is_closed = False
         self._client(url.nodes[0])  # so that an option that cannot be used is found here
         self._refreshing: asyncio.Task[RedisError | None] | None = None
         self._refreshed_s = float("-inf")
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        self._is_closed = True
         if self._refreshing is not None:
             self._refreshing.cancel()
             await asyncio.wait([self._refreshing])
@@ -258,6 +265,8 @@ class Cluster(redis.asyncio.Redis):
         self._refreshed_s = time.monotonic()
         trouble: RedisError = RedisConnectionError("no node of the cluster is known")
         for node in sorted(self._nodes, key=lambda node: (self._nodes[node], node)):
+            if self._is_closed:  # the library may lose a cancellation
+                break
             client: Any = self._client(node)
             try:
                 self._learn(node, await client.execute_command("CLUSTER", "SLOTS"))

@@ -1,6 +1,7 @@
 """Every name in Redis, made in this one place.
 
     {namespace}:1:{directory}:pods          HASH    pod → its specs as JSON: the pods that were registered over HTTP
+    {namespace}:1:{directory}:marks         HASH    pod → which registration of it that is, a random value
     {namespace}:1:{directory}:specs         HASH    the same with keys that older replicas cannot read, for pods that have any: see `registry`
     {namespace}:1:{directory}:forgotten     ZSET    pod → until when it stays deleted, so that nobody takes up again what a flag of theirs names
     {namespace}:1:{directory}:members       ZSET    indexer → until when it counts as alive
@@ -67,6 +68,7 @@ class Directory(Struct, frozen=True):
 
     pods: str
     specs: str
+    marks: str
     forgotten: str
     members: str
     models: str

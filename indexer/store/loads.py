@@ -59,8 +59,8 @@ class LoadWriter:
             await asyncio.sleep(GATHER_S)
             self._woken.clear()
             pending, self._pending = self._pending, {}
-            for model, loads in pending.items():
-                await self._tell(model, list(loads.items()))
+            # A node of a Cluster that is away holds up its own models only.
+            await asyncio.gather(*(self._tell(model, list(loads.items())) for model, loads in pending.items()))
 
     async def _tell(self, model: str, loads: Sequence[tuple[str, tuple[Load, float]]]) -> None:
         keys = self._keyspace.model(model)

@@ -6,7 +6,7 @@ of pods that have any. What is in `specs` counts while it is about the specs in 
 
 import logging
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -16,9 +16,10 @@ from indexer.engine_spec import EngineSpec, is_http_base
 from indexer.errors import StoreError
 from indexer.settings import Settings
 from indexer.store import StreamKey, Trust
-from indexer.store.connection import Client, why
+from indexer.store.connection import Client, node_of, why
 from indexer.store.keyspace import Keyspace, stream_id, text_of
 from indexer.store.records import Entry, Kind, encode_entry
+from indexer.store.remembered import Remembered
 from indexer.store.scripts import Word, call
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class Registry:
         self._keyspace = keyspace
         self._settings = settings
         self._note = note
+        self._remembered = Remembered(settings.pod_expiry_s)
 
     async def _call(self, script: str, keys: list[str], *words: Word) -> Any:
         try:
@@ -42,21 +44,65 @@ class Registry:
             raise StoreError(why(error)) from error
 
     async def register(self, specs: tuple[EngineSpec, ...], *, keeps_old: bool = False) -> bool:
-        """Make a pod known to all. Returns whether it was not registered. `keeps_old`: one that is stays as it is."""
-        names = self._keyspace.directory
+        """Make a pod known to all. Returns whether it was not registered. `keeps_old`: one that is stays as it is, and one that was forgotten too."""
+        mark, node = secrets.token_hex(8), self.node
+        is_new = await self._register(specs, mark, keeps_old=keeps_old)
+        if not keeps_old:
+            self._remembered.note(specs[0].pod, specs, mark, node)
+        return is_new
+
+    async def _register(self, specs: tuple[EngineSpec, ...], mark: str, *, keeps_old: bool) -> bool:
         plain = _plain(specs)
         whole = b"" if plain == specs else msgspec.json.encode(specs)
-        words = (specs[0].pod, msgspec.json.encode(plain), secrets.token_hex(8), int(keeps_old), whole)
-        return bool(await self._call("register", [names.pods, names.forgotten, names.incarnation, names.specs], *words))
+        words = (specs[0].pod, msgspec.json.encode(plain), secrets.token_hex(8), int(keeps_old), whole, mark)
+        return bool(await self._call("register", self._keys, *words))
 
     async def unregister(self, pod: str) -> bool:
         """Make all forget a pod. Returns whether it was registered."""
+        node = self.node
+        was_known, mark = await self._call("unregister", self._keys, pod, self._forgotten_ms, 0, "")
+        self._remembered.note(pod, None, text_of(mark), node)
+        return bool(was_known)
+
+    @property
+    def _keys(self) -> list[str]:
         names = self._keyspace.directory
-        ttl_ms = int(self._settings.pod_expiry_s * 1000)
-        return bool(await self._call("unregister", [names.pods, names.forgotten, names.incarnation, names.specs], pod, ttl_ms))
+        return [names.pods, names.forgotten, names.incarnation, names.specs, names.marks]
+
+    @property
+    def _forgotten_ms(self) -> int:
+        return int(self._settings.pod_expiry_s * 1000)
+
+    @property
+    def node(self) -> str:
+        """The server that knows the pods now, where there may be several."""
+        return node_of(self._client, self._keyspace.directory.pods)
+
+    def hear(self, pods: Mapping[str, tuple[EngineSpec, ...]], node: str, asked_s: float) -> None:
+        """These pods are registered: so this node said to who asked at this time."""
+        self._remembered.hear(pods, node, asked_s)
+
+    async def write_again(self) -> None:
+        """See to it that what was done here, and told to another server than knows the pods now, is not lost: not all is passed on in time."""
+        node = self.node
+        for pod, deed in self._remembered.told_another(node):
+            if deed.specs is not None:
+                is_lost = await self._register(deed.specs, deed.mark, keeps_old=True)
+            else:
+                was_known, *_ = await self._call("unregister", self._keys, pod, self._forgotten_ms, 1, deed.mark)
+                is_lost = was_known == 1
+                for stream in deed.streams if was_known >= 0 else ():
+                    await self._delete(stream)
+            deed.node = node
+            if is_lost:
+                log.warning("pod changed again, since redis lost that", extra={"pod": pod, "registered": deed.specs is not None})
 
     async def delete(self, stream: StreamKey) -> None:
         """Delete what there is of a stream, whoever owns it."""
+        await self._delete(stream)
+        self._remembered.note_deleted(stream)
+
+    async def _delete(self, stream: StreamKey) -> None:
         keys, name = self._keyspace.model(stream.model), stream_id(stream)
         generation: int | None = None
         while True:

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from scorer_api.doctor.fetching import Asker, Reply
+from scorer_api.doctor.fetching import Asker
+from scorer_api.doctor.reply import Reply
 from scorer_api.doctor.seen import EngineSeen, Source
 
 MODELS_MAX = 1_000

@@ -18,11 +18,13 @@ from indexer.store.inspection import inspect
 from scorer_api.doctor.clock_checks import Clock, judge_clocks
 from scorer_api.doctor.engine_api import look_at
 from scorer_api.doctor.engine_checks import judge_engine, judge_tokenizers
-from scorer_api.doctor.fetching import Asker, Reply
+from scorer_api.doctor.fetching import Asker
 from scorer_api.doctor.findings import Finding, finding
-from scorer_api.doctor.probe import judge_probe, probe
+from scorer_api.doctor.probe import probe
+from scorer_api.doctor.probe_checks import judge_probe
 from scorer_api.doctor.prompt_checks import judge_prompt
 from scorer_api.doctor.redis_checks import judge_redis
+from scorer_api.doctor.reply import Reply
 from scorer_api.doctor.seen import EngineSeen, PodSeen, SocketsSeen, StreamSeen
 from scorer_api.doctor.service_api import Service, refusals
 from scorer_api.doctor.service_checks import judge_choice, judge_service

@@ -4,47 +4,18 @@ import asyncio
 import ssl
 from email.utils import parsedate_to_datetime
 from time import time
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import msgspec
-from msgspec import Struct
 
 from indexer.masking import masked
+from scorer_api.doctor.reply import Reply
 
 TIMEOUT_S = 4.0
 BODY_BYTES_MAX = 4 * 2**20
 # Bodies are not inflated: a small one could become any size.
 HEADERS = {"Accept-Encoding": "identity", "User-Agent": "kv-indexer-doctor"}
-
-T = TypeVar("T")
-
-
-class Reply(Struct, frozen=True):
-    """What came of a request. Without `status` nothing did, and `error` says why. `skew_s`: the other clock less ours, by its Date, to a second."""
-
-    status: int | None = None
-    body: bytes = b""
-    skew_s: float | None = None
-    error: str = ""
-    is_tls_error: bool = False
-    is_certificate_error: bool = False
-
-    @property
-    def is_ok(self) -> bool:
-        return self.status == 200
-
-    @property
-    def said(self) -> str:
-        """In a few words."""
-        return self.error if self.status is None else f"{self.status} {self.body[:120].decode(errors='replace')}".strip()
-
-    def read(self, kind: type[T]) -> T | None:
-        """Its JSON; None where it is not of this shape."""
-        try:
-            return msgspec.json.decode(self.body, type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return None
 
 
 class Asker:
@@ -77,9 +48,7 @@ class Asker:
         except TimeoutError:
             return Reply(error=f"no answer within {timeout_s:g} s")
         except httpx.HTTPError as error:
-            return Reply(
-                error=masked(_why(error)), is_tls_error=_is(error, ssl.SSLError), is_certificate_error=_is(error, ssl.SSLCertVerificationError)
-            )
+            return Reply(error=masked(_why(error)), is_tls_error=_is(error, ssl.SSLError))
         except (httpx.InvalidURL, ValueError, OSError) as error:
             return Reply(error=masked(str(error) or type(error).__name__))
 

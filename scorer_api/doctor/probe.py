@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from scorer_api.doctor.engine_api import tokenize
-from scorer_api.doctor.fetching import Asker, Reply
-from scorer_api.doctor.findings import Finding, finding
+from scorer_api.doctor.fetching import Asker
+from scorer_api.doctor.probe_checks import Probed, Scored
+from scorer_api.doctor.reply import Reply
 from scorer_api.doctor.seen import EngineSeen, PodSeen
 from scorer_api.doctor.service_api import Service
 
@@ -26,15 +27,8 @@ PROMPT = "The doctor asks whether this is remembered."
 SPARE_TOKENS = 8
 
 
-class _Scored(Struct):
-    pod: str
-    matched_tokens: int
-    matched_blocks: int
-    usable_blocks: int
-
-
 class _Score(Struct):
-    pods: list[_Scored]
+    pods: list[Scored]
 
 
 class _Details(Struct):
@@ -48,21 +42,6 @@ class _Usage(Struct):
 
 class _Completion(Struct):
     usage: _Usage | None = None
-
-
-class Probed(Struct):
-    """What came of one engine's probe. `cached_tokens`: what the engine took from its cache the second time; `before`: what was known before.
-
-    `refusal`: why it was not carried out.
-    """
-
-    tokens: int = 0
-    ranks: int = 1
-    before: _Scored | None = None
-    after: _Scored | None = None
-    waited_s: float = 0.0
-    cached_tokens: int | None = None
-    refusal: str = ""
 
 
 async def probe(asker: Asker, service: Service, pod: PodSeen, engine: EngineSeen, prompt: str | None) -> Probed:
@@ -107,7 +86,7 @@ async def _complete(asker: Asker, pod: PodSeen, engine: EngineSeen, tokens: Sequ
     return await asker.post(f"{engine.base}/v1/completions", asked, timeout_s=COMPLETE_S)
 
 
-async def _scored(service: Service, pod: PodSeen, tokens: list[int]) -> _Scored | None:
+async def _scored(service: Service, pod: PodSeen, tokens: list[int]) -> Scored | None:
     reply = await service.score(pod.model, tokens, [pod.pod])
     found = reply.read(_Score) if reply.is_ok else None
     return next((each for each in found.pods if each.pod == pod.pod), None) if found is not None else None
@@ -124,23 +103,3 @@ async def _appear(service: Service, pod: PodSeen, tokens: list[int], probed: Pro
         if is_whole or probed.waited_s > APPEAR_S:
             return
         await asyncio.sleep(AGAIN_S)
-
-
-def judge_probe(pod: PodSeen, probed: Probed) -> list[Finding]:
-    """What the probe shows."""
-    subject, before, after = f"pod {pod.pod}", probed.before, probed.after
-    if probed.refusal:
-        return [finding("probe_refused", subject, probed.refusal)]
-    if before is None or after is None or after.matched_blocks <= before.matched_blocks:
-        said = f"{probed.tokens} tokens were computed, and after {probed.waited_s:.0f} s none of their new blocks is known"
-        return [finding("probe_unseen", subject, said)]
-    blocks = f"{after.matched_blocks} of {after.usable_blocks} blocks of a new prompt were known after {probed.waited_s:.1f} s"
-    if after.matched_blocks < after.usable_blocks:
-        return [finding("probe_incomplete", subject, blocks)]
-    if probed.cached_tokens is None:
-        return [finding("probe_uncounted", subject, f"{blocks}; the engine does not say what it took from its cache")]
-    if probed.cached_tokens != after.matched_tokens:
-        several = f"; it has {probed.ranks} ranks, and the second request may have gone to another" if probed.ranks > 1 else ""
-        said = f"the engine took {probed.cached_tokens} tokens from its cache, the service says {after.matched_tokens}{several}"
-        return [finding("probe_differs", subject, said)]
-    return [finding("probe_well", subject, f"{blocks}; the engine took {probed.cached_tokens} tokens from its cache, as the service says")]

@@ -4,12 +4,15 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
-from scorer_api.doctor.fetching import Reply
 from scorer_api.doctor.findings import Finding, finding
+from scorer_api.doctor.kinds import Severity
+from scorer_api.doctor.reply import Reply
 
 PROMPT = "prompt"
 PODS_MAX = 8
 HINTS_MAX = 20
+# Hints at what is nobody's mistake.
+MILDER = {"prompt_too_short": Severity.NOTE, "block_sizes_differ": Severity.NOTE}
 
 
 class _Pod(Struct):
@@ -61,7 +64,7 @@ def judge_prompt(score: Reply | None, explained: Reply | None) -> list[Finding]:
     found += _matches([*(scored.pods if scored is not None else why.pods if why is not None else [])], tokens)
     if why is not None:
         found += [finding("explained", f"pod {pod.pod}", pod.why) for pod in why.pods[:PODS_MAX]]
-        found += [finding("hint", PROMPT, f"{hint.code}: {hint.detail}") for hint in why.hints[:HINTS_MAX]]
+        found += [finding("hint", PROMPT, f"{hint.code}: {hint.detail}", MILDER.get(hint.code)) for hint in why.hints[:HINTS_MAX]]
     elif explained is not None and explained.status != 404:
         found.append(finding("prompt_refused", PROMPT, f"/v1/explain says {_detail(explained)}"))
     return found

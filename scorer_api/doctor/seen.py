@@ -2,7 +2,7 @@
 
 from msgspec import UNSET, Struct, UnsetType
 
-from scorer_api.doctor.fetching import Reply
+from scorer_api.doctor.reply import Reply
 
 
 class StreamSeen(Struct, frozen=True):

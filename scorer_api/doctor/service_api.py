@@ -2,12 +2,16 @@
 
 import asyncio
 import re
+import ssl
+from urllib.parse import urlsplit
 
-from scorer_api.doctor.fetching import Asker, Reply
+from scorer_api.doctor.fetching import Asker
+from scorer_api.doctor.reply import Reply
 from scorer_api.doctor.seen import PodSeen, PodsSeen, ServiceSeen
 
 REFUSED = re.compile(rb'^kv_indexer_refused_total\{reason="(\w+)"\} (\S+)$', re.MULTILINE)
 ASK_S = 6.0
+TLS_S = 2.0
 
 
 class Service:
@@ -24,10 +28,20 @@ class Service:
         return ServiceSeen(health, ready, metrics, listed, pods_of(listed), wants_tls=health.status is None and await self._wants_tls())
 
     async def _wants_tls(self) -> bool:
-        if not self.url.startswith("http://"):
+        """Whether it would have spoken TLS, where it was asked without. Nothing is sent to whoever that is, so nobody checks who it is."""
+        url = urlsplit(self.url)
+        if url.scheme != "http" or url.hostname is None:
             return False
-        reply = await self._asker.get(f"https://{self.url.removeprefix('http://')}/healthz")
-        return reply.status is not None or reply.is_certificate_error
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        try:
+            async with asyncio.timeout(TLS_S):
+                _, writer = await asyncio.open_connection(url.hostname, url.port or 80, ssl=context)
+        except (OSError, TimeoutError, ValueError):
+            return False
+        writer.transport.abort()
+        return True
 
     async def pods(self) -> list[PodSeen]:
         """Which there are now; none where it does not say."""

@@ -58,7 +58,7 @@ export function showAnswer(answer) {
   say(by("facts"), `${answer.model} · ${count(tokens, "token")} from ${answer.source} · ${count(about.pods, "pod")} · last event ${about.last_event_age_s === null ? "never" : `${age(about.last_event_age_s)} ago`} · view of ${view.source}, ${age(view.age_s)} old`);
   by("hints").replaceChildren(...answer.hints.map((hint) => el("li", {}, el("b", {}, `${hint.code}: `), hint.detail)));
   const legend = el("span", { class: "legend" }, ...tiers.map((tier) => el("span", {}, swatch(tier), tier)));
-  by("scale").replaceChildren("token 0", legend, sizes.length === 1 ? `${count(tokens, "token")}, blocks of ${sizes[0]}` : count(tokens, "token"));
+  by("scale").replaceChildren(el("span", {}, "token 0"), legend, el("span", {}, count(tokens, "token") + (sizes.length === 1 ? `, blocks of ${sizes[0]}` : "")));
   by("adapters").replaceChildren(...about.adapters.map((name) => el("option", { value: name })));
   const list = (some) => by("matches").replaceChildren(...some.map((pod) => ofPod(pod, tokens)));
   list(pods.slice(0, FIRST));

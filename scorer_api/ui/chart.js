@@ -18,11 +18,11 @@ function roof(value) {
   return [1, 2, 5, 10].find((times) => times * power >= value) * power;
 }
 
-/** Pieces without a gap. */
+/** Pieces without a gap. Each begins a little before its first sample, which could not be seen on its own. */
 function pieces() {
   const found = [[]];
   for (const one of samples) one.held ? found.at(-1).push(one) : found.push([]);
-  return found.filter((piece) => piece.length);
+  return found.filter((piece) => piece.length).map((piece) => [{ ...piece[0], at: piece[0].at - 1000 }, ...piece]);
 }
 
 function draw(now) {

@@ -57,7 +57,7 @@ function wantToken(why) {
   if (token.get()) return poll(); // another one than was refused
   by("forget").hidden = true;
   say(by("summary"), "The service asks for a token");
-  say(by("token-why"), why);
+  say(by("token-why"), `The service says: ${why}.`);
   if (by("token-form").hidden) {
     by("token-form").hidden = false;
     by("token").focus();

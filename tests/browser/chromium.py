@@ -135,6 +135,22 @@ class Browser:
         """What the page itself did wrong: anything but a request that failed or was refused."""
         return [said for said in self.said() if said.source != "network"]
 
+    def forgive(self) -> None:
+        """Forget what was said and asked: it was wanted."""
+        self._note()
+        self._said.clear()
+        self._requests.clear()
+
+    def has_dialog(self) -> bool:
+        """Whether an alert or the like is open."""
+        from selenium.common.exceptions import NoAlertPresentException
+
+        try:
+            self.driver.switch_to.alert.dismiss()
+        except NoAlertPresentException:
+            return False
+        return True
+
     def requests(self) -> list[Request]:
         """What was asked for since the last `reset`."""
         self._note()
@@ -216,6 +232,12 @@ class Browser:
         self.driver.find_element(self._css, css).clear()
         self.click(css)
         self.driver.execute_cdp_cmd("Input.insertText", {"text": text})
+
+    def choose(self, css: str, value: str) -> None:
+        """Choose an option of a select by its value."""
+        from selenium.webdriver.support.select import Select
+
+        Select(self.driver.find_element(self._css, css)).select_by_value(value)
 
     def press(self, *keys: str, holding: Sequence[str] = ()) -> None:
         """Keys by name (`TAB`) or as text, one after the other, to what has the focus."""

@@ -233,3 +233,10 @@ def test_the_demo_shows_itself(browser: Browser) -> None:
         }
         assert drawn == scores == {"demo-1": 8, "demo-0": 4}
         browser.screenshot("demo")
+
+        # The demo engines' tokenizer has a number for the token of that number.
+        text = " ".join(map(str, tokens))
+        for given, source in ((text, "prompt"), (json.dumps([{"role": "user", "content": text}]), "messages")):
+            ask(browser, given, source)
+            browser.wait_for("#facts", f"129 tokens from {source}")
+            browser.wait_for("#said", "demo-1 is the best: 8 of 8 blocks of 16 tokens, score 1.0000")

@@ -59,6 +59,7 @@ def test_the_indexers_dial_the_engines_where_these_listen(services: dict[str, An
                 (spec.pod, int(said["--events-port"])),
                 (spec.pod, int(said["--replay-port"])),
             )
+            assert spec.http == f"http://{spec.pod}:{said['--http-port']}"
 
 
 def test_all_share_one_redis_which_is_there(services: dict[str, Any]) -> None:
@@ -68,7 +69,7 @@ def test_all_share_one_redis_which_is_there(services: dict[str, Any]) -> None:
 
 def test_who_is_on_which_network(services: dict[str, Any]) -> None:
     on = {network: {name for name, service in services.items() if network in service["networks"]} for network in compose()["networks"]}
-    assert on["engines"] == {"demo-0", "demo-1", "indexer-0", "indexer-1"}
+    assert on["engines"] == {"demo-0", "demo-1", "indexer-0", "indexer-1", "api-0", "api-1"}
     assert on["store"] == {"redis", "indexer-0", "indexer-1", "api-0", "api-1"}
     assert set().union(*on.values()) == set(services)
     assert {name for name, network in compose()["networks"].items() if (network or {}).get("internal")} == {"engines", "store"}

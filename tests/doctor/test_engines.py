@@ -132,7 +132,7 @@ def test_engines_whose_tokenizers_differ() -> None:
             engine.publish(stored([1], range(1, 5)))
             service.wait_for(pod=pod, sequence=0, trust="live")
         found = Examined(service.url, model="m", prompt="one two three four five")
-    assert found.bad() == {"tokenizers_differ", "prompt_unmatched"}
+    assert found.bad() == {"tokenizers_differ", "prompt_unmatched", "hint"}
     assert found.exit_code == 1
 
 

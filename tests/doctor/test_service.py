@@ -39,12 +39,14 @@ def test_a_healthy_fleet_has_nothing_to_complain_about(fleet: Running) -> None:
     found = Examined(fleet.url, model="m", prompt=PROMPT, probes=True)
     assert (found.bad(), found.exit_code) == (set(), 0)
     assert {"service_well", "stream_well", "engine_well", "replay_well", "prompt_matches", "probe_well"} <= set(found.codes)
+    assert found.codes.count("explained") == 2
     assert "a holds 8 of 9 tokens" in found.the("prompt_matches").detail
 
 
 def test_a_prompt_that_nobody_has_seen(fleet: Running) -> None:
     found = Examined(fleet.url, model="m", prompt="quite other words that nobody has ever seen before")
     assert found.the("prompt_unmatched").detail == "none of 2 pods holds anything of its 9 tokens"
+    assert found.the("hint").detail.startswith("nothing_matches: ")
     assert found.exit_code == 1
 
 

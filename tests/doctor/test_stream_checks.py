@@ -2,8 +2,8 @@
 
 import pytest
 
-from scorer_api.doctor.fetching import Reply
 from scorer_api.doctor.findings import EXIT_CODES, worst
+from scorer_api.doctor.reply import Reply
 from scorer_api.doctor.seen import EngineSeen, Handshake, Heard, PodSeen, Replied, SocketsSeen, StreamSeen
 from scorer_api.doctor.stream_checks import judge_pod, judge_stream
 

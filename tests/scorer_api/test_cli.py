@@ -68,6 +68,7 @@ def test_version() -> None:
         ["pods", "--help"],
         ["demo", "--help"],
         ["demo-engine", "--help"],
+        ["doctor", "--help"],
     ],
 )
 def test_help_goes_to_stdout(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

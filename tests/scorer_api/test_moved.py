@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from indexer.engine_spec import EngineSpec
 from indexer.store import StreamKey, Trust
 from indexer.store.keyspace import Keyspace, stream_id
+from indexer.store.registry import RegisteredPods
 from tests.moving import Moving
 from tests.owner import Owner, owner_of, removed, settings_of, stored, until
+from tests.redis_server import RedisServer
 from tests.scorer_api.test_follower import Scorer, scorer_of
 
 MODEL = "m"
@@ -146,6 +149,100 @@ def test_a_load_that_began_at_one_server_does_not_end_at_another(moving: Moving)
                 reader.blocks = read_and_move  # type: ignore[method-assign]
                 await scorer.holds(A, [1, 2], 1)
                 assert scorer.loads("again") > 0
+
+    run(scenario())
+
+
+SPECS = (EngineSpec("pod", MODEL, events="tcp://127.0.0.1:9"),)
+OTHERS = (EngineSpec("pod", MODEL, events="tcp://127.0.0.1:10"),)
+
+
+def registered(server: RedisServer) -> dict[str, tuple[EngineSpec, ...]]:
+    names, asking = Keyspace("kvi").directory, server.client()
+    return RegisteredPods().read(asking.hgetall(names.pods).items(), asking.hgetall(names.specs).items())
+
+
+def is_forgotten(server: RedisServer) -> bool:
+    return server.client().zscore(Keyspace("kvi").directory.forgotten, "pod") is not None
+
+
+def test_a_registration_that_a_failover_lost_is_made_again_by_who_made_it(moving: Moving) -> None:
+    async def scenario() -> None:
+        async with scorer_of(settings_of(moving)) as scorer:
+            moving.begin(client(scorer))
+            await until(lambda: scorer.follower.is_bare)
+            moving.promote()
+            assert await scorer.fleet.register(SPECS)
+            assert registered(moving.second) == {}
+            moving.move(client(scorer))
+            await until(lambda: registered(moving.second) == {"pod": SPECS})
+            moving.second.client().hdel(Keyspace("kvi").directory.pods, "pod")
+            await scorer.follower.look()
+            assert registered(moving.second) == {}, "once is enough"
+
+    run(scenario())
+
+
+def test_a_deletion_that_a_failover_lost_is_made_again_by_who_made_it(moving: Moving) -> None:
+    """With the streams that were deleted."""
+    stream = StreamKey(MODEL, "pod", 0)
+
+    async def scenario() -> None:
+        async with owner_of(settings_of(moving)) as owner, scorer_of(settings_of(moving)) as scorer:
+            moving.begin(client(owner), client(scorer))
+            owned = await owner.own(stream)
+            owned.apply(stored([1], [1]))
+            await scorer.fleet.register(SPECS)
+            await scorer.holds(stream, [1], 1)
+            owner.is_keeping = False
+            moving.promote()
+            owner.store.disown(stream)
+            assert await scorer.fleet.forget("pod")
+            state = Keyspace("kvi").model(MODEL).state(stream)
+            assert registered(moving.second) == {"pod": SPECS}
+            assert moving.second.client().exists(state)
+            moving.move(client(scorer))
+            await until(lambda: registered(moving.second) == {})
+            assert is_forgotten(moving.second)
+            await until(lambda: not moving.second.client().exists(state))
+            await until(lambda: scorer.trust(stream) is None)
+
+    run(scenario())
+
+
+def test_a_pod_that_was_registered_since_it_was_deleted_stays(moving: Moving) -> None:
+    """By somebody else, who knows of the new server already. Whether by the same specs does not matter."""
+
+    async def scenario() -> None:
+        async with scorer_of(settings_of(moving)) as scorer, scorer_of(settings_of(moving)) as other:
+            moving.begin(client(scorer), client(other))
+            await scorer.fleet.register(SPECS)
+            moving.promote()
+            assert await scorer.fleet.forget("pod")
+            moving.move(client(other))
+            await other.fleet.register(SPECS)
+            moving.move(client(scorer))
+            await scorer.follower.look()
+            assert registered(moving.second) == {"pod": SPECS}
+            assert not is_forgotten(moving.second)
+
+    run(scenario())
+
+
+def test_a_pod_that_was_replaced_or_deleted_since_it_was_registered_stays_so(moving: Moving) -> None:
+    async def scenario() -> None:
+        async with scorer_of(settings_of(moving)) as scorer, scorer_of(settings_of(moving)) as other:
+            moving.begin(client(scorer), client(other))
+            await scorer.fleet.register(SPECS)
+            await other.fleet.register(OTHERS)
+            moving.promote()
+            moving.move(client(scorer))
+            await scorer.follower.look()
+            assert registered(moving.second) == {"pod": OTHERS}
+            moving.move(client(other))
+            assert await other.fleet.forget("pod")
+            await scorer.follower.look()
+            assert registered(moving.second) == {}
 
     run(scenario())
 

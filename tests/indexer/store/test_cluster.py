@@ -1,8 +1,11 @@
 """Which node of a Cluster is asked, and what is made of its answers. The Cluster is real."""
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+from urllib.parse import quote
 
 import pytest
 from redis.exceptions import ClusterDownError, ResponseError, TryAgainError
@@ -10,10 +13,15 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from indexer.errors import SettingError
-from indexer.store.cluster import Cluster, parse_url, slot_of_key
+from indexer.store import StreamKey
+from indexer.store.cluster import SLOTS, Cluster, parse_url, slot_of_key
 from indexer.store.connection import answer_of, check_url, connect, node_of, slot_of, why
+from indexer.store.inspection import inspect
+from indexer.store.keyspace import Keyspace, incarnation_beside
 from indexer.store.scripts import Call, call_all
 from tests.redis_cluster import Member, RedisCluster
+from tests.redis_server import User
+from tests.running import ROOT
 from tests.waiting import wait_until
 
 TIMEOUT_S = 1.0
@@ -79,6 +87,15 @@ def test_a_redis_that_is_no_cluster_is_one_slot() -> None:
     assert node_of(client, "a") == ""
 
 
+def test_beside_each_key_lies_its_incarnation() -> None:
+    """That may be set to see whether a node takes writes, and nothing else may."""
+    keys, stream = Keyspace("kvi"), StreamKey("a {model}: b", "pod:{x}:1", 0)
+    model, directory = keys.model(stream.model), keys.directory
+    assert {incarnation_beside(key) for key in (model.log, model.lease(stream), model.state(stream), *model.parts(stream, 1))} == {model.incarnation}
+    assert {incarnation_beside(key) for key in (directory.pods, directory.members, directory.incarnation)} == {directory.incarnation}
+    assert slot_of_key(model.lease(stream)) == slot_of_key(model.incarnation)
+
+
 # With a Cluster
 
 
@@ -141,6 +158,19 @@ def test_what_has_no_key_goes_where_the_first_key_is(cluster: RedisCluster) -> N
         assert found == {}
 
     run(cluster, scenario)
+
+
+def test_what_is_about_a_server_goes_to_the_one_that_has_the_directory(cluster: RedisCluster) -> None:
+    async def scenario(client: Cluster) -> None:
+        assert await client.ping()
+        assert (await client.info("server"))["tcp_port"] == cluster.owner_of("{directory}").port
+
+    run(cluster, scenario)
+
+
+def test_the_doctor_can_look_at_a_cluster(cluster: RedisCluster) -> None:
+    seen = asyncio.run(inspect(cluster.url, "kvi", TIMEOUT_S))
+    assert (seen.trouble, seen.error, seen.is_empty, seen.role) == (None, "", True, "master")
 
 
 def test_a_script_is_loaded_where_it_is_needed(cluster: RedisCluster) -> None:
@@ -303,6 +333,30 @@ def test_a_cluster_that_was_never_there_and_a_redis_that_is_none_are_told_of() -
         assert "no node has any slot" in found[-1]
         wait_until(lambda: member.is_running)
     assert all(found)
+
+
+def test_a_user_with_few_rights_is_enough() -> None:
+    """That of deploy/redis.conf, and what docs/operations.md adds for a Cluster."""
+    (rules,) = re.findall(r"user kv-indexer on #<.*?> (.*)", (ROOT / "deploy/redis.conf").read_text())
+    (more,) = re.findall(r"needs `(\+.*?)` behind its `-@dangerous`", (ROOT / "docs/operations.md").read_text())
+    test, user = User("test", "for-the-test"), User("kv-indexer", "p@ss:w,rd", f"{rules} {more}")
+    with Member(users=[test, user]) as member:
+        member.ask("CLUSTER", "ADDSLOTS", *range(SLOTS))
+        wait_until(lambda: member.says("cluster_state") == "ok", 30, "the node to serve its slots")
+
+        async def scenario() -> None:
+            client: Any = connect(f"redis+cluster://{quote(user.name, '')}:{quote(user.password, '')}@127.0.0.1:{member.port}", TIMEOUT_S)
+            try:
+                assert await client.hset("kvi:1:{a}:state", "field", 1) == 1
+                (now_ms,) = await call_all(client, [Call("clock", ["kvi:1:{a}:state"])])
+                assert abs(int(now_ms) / 1000 - time.time()) < 5
+                await client._client(("127.0.0.1", member.port)).execute_command("ASKING")
+                with pytest.raises(ResponseError, match=r"(?i)no permission"):
+                    await client.hset("other:{a}", "field", 1)
+            finally:
+                await client.aclose()
+
+        asyncio.run(scenario())
 
 
 def test_addresses_that_a_node_leaves_out_are_those_that_it_was_reached_by() -> None:

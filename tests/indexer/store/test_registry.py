@@ -61,7 +61,9 @@ def test_a_pod_is_registered_replaced_kept_and_forgotten(server: RedisServer) ->
         assert registered(server) == {}
         assert server.client().zscore(KEYS.directory.forgotten, "pod") is not None
         assert not await registry.unregister("pod")
-        assert await registry.register(ONE, keeps_old=True)
+        assert not await registry.register(ONE, keeps_old=True), "it stays forgotten"
+        assert registered(server) == {}
+        assert await registry.register(ONE)
         assert registered(server) == {"pod": ONE}
         assert server.client().zscore(KEYS.directory.forgotten, "pod") is None
 

@@ -20,6 +20,7 @@ from indexer.store.reader import Reader
 from indexer.store.records import encode_hash
 from indexer.store.redis import RedisStore
 from indexer.store.registry import Registry
+from indexer.store.remembered import Remembered
 from indexer.store.writer import StreamWriter
 from indexer.stream import Stream
 from indexer.stream_state import PARKED, REMOVED
@@ -124,6 +125,11 @@ def requests_wait(patch: Patch) -> None:
 def sentinels_asked_when_something_fails(patch: Patch) -> None:
     """Who answers is taken for the master as long as it does."""
     patch.setattr(sentinel, "POLL_S", math.inf)
+
+
+def deeds_are_not_remembered(patch: Patch) -> None:
+    """What was done to a pod is done once."""
+    patch.setattr(Remembered, "note", lambda *words: None)
 
 
 # Clusters
@@ -292,6 +298,7 @@ REDIS_MECHANISMS: dict[str, Callable[[Patch], None]] = {
         no_buffering,
         no_full_write,
         sentinels_asked_when_something_fails,
+        deeds_are_not_remembered,
         requests_wait,
         slots_are_read_once,
         no_redirections,

@@ -12,10 +12,13 @@ import pytest
 from tests.fleet import Fleet
 from tests.redis_sentinel import WatchedRedis, WatchedServer
 from tests.running import Client
+from tests.scenarios.redis.test_expiry import delete, put
 from tests.scenarios.redis.test_outages import LIVE_S, NO_PROBES, asked_nothing, asked_nothing_but_probes, settled, wait_degraded
-from tests.scenarios.redis.world import Explained, World, wait_owned, wait_ready
+from tests.scenarios.redis.world import Explained, World, owners, readiness, wait_owned, wait_ready
 from tests.waiting import wait_until
 
+# Sentinels take their time, twice where the former master comes back.
+pytestmark = pytest.mark.timeout(300)
 mechanism = pytest.mark.mechanism
 MakeWorld = Callable[..., World]
 # Four times the pause between two questions to the Sentinels, and some more for a small machine.
@@ -63,7 +66,8 @@ def test_the_master_is_lost(world: World, lose: Callable[[WatchedServer], None])
         wait_degraded(*scorers)
         explained.during(1, *scorers)
         master = redis.wait_master(other_than=former)
-        assert sum(count for name, count in master.commands().items() if name.startswith("script")) > 0
+        # By their text, which a server that knows a script is not sent.
+        wait_until(lambda: master.commands()["eval"] > 0, 20, "the new master to be told the scripts")
         wait_ready(*indexers, *scorers)
         explained.during(1, *scorers)
         fleet.settle(*scorers)
@@ -170,3 +174,52 @@ def test_redis_and_sentinels_ask_for_passwords(make_world: MakeWorld) -> None:
     said = "\n".join(line for command in (indexer, scorer) for line in command.lines)
     assert "redis" in said
     assert not any(secret in said for secret in ("t0p", "e:cr@t", "cr%40t"))
+
+
+@mechanism("deeds_are_not_remembered")
+def test_the_failover_loses_what_was_done_to_pods(world: World) -> None:
+    """One pod was registered and another one deleted at a scorer; both were acknowledged, and only the master that died knew."""
+    redis = watched(world)
+    fleet, other = world.fleet(streams=1), world.fleet(streams=1, pod_prefix="other-")
+    (indexer,), scorers = world.indexers(1), world.scorers(2)
+    assert put(scorers[0], fleet, fleet.pods[0]) == 201
+    wait_owned(scorers[0], 1, by=1)
+    fleet.play(100)
+    fleet.settle(*scorers)
+    # The indexer learns nothing of it: it is no help.
+    indexer.freeze()
+    with replica_left_behind(redis):
+        assert put(scorers[0], other, other.pods[0]) == 201
+        assert delete(scorers[0], fleet.pods[0]) == 204
+    indexer.thaw()
+    wait_until(lambda: owners(scorers[1]).keys() == {(other.pods[0], 0)}, 30, lambda: f"the one pod to be there; there are {owners(scorers[1])}")
+    other.play(100)
+    other.settle(*scorers)
+    assert owners(scorers[1]).keys() == {(other.pods[0], 0)}
+    assert delete(scorers[0], other.pods[0]) == 204
+
+
+@mechanism("sentinels_asked_when_something_fails")
+def test_a_master_without_replicas_refuses(make_world: MakeWorld) -> None:
+    """`min-replicas-to-write`: a master that is cut off takes nothing any more. It is said, nothing is vouched for, and the next master takes all."""
+    world = make_world(pod_expiry_s=POD_EXPIRY_S, make_redis=WatchedRedis, replicas=2, min_replicas_to_write="1", min_replicas_max_lag="1")
+    redis = watched(world)
+    fleet = world.fleet(streams=2)
+    (indexer,), scorers = world.indexers(1, fleet), world.scorers(1)
+    wait_ready(indexer, *scorers)
+    fleet.play(100)
+    fleet.settle(*scorers)
+    former = redis.master
+    former.set_cut_off(True, users=["replica"])
+    fleet.resume()
+    wait_until(lambda: any("short of replicas" in reason for reason in readiness(indexer)[2]), 20, "the indexer to say so")
+    wait_until(lambda: trusts(scorers[0], fleet) == {"stale"}, 20, "the streams to be stale")
+    redis.cut_off(former)
+    redis.wait_master(other_than=former)
+    wait_left(former)
+    wait_ready(indexer, *scorers)
+    end(world, fleet, *scorers)
+
+
+def trusts(scorer: Client, fleet: Fleet) -> set[str]:
+    return {pod["trust"] for pod in scorer.score(fleet.texts[0].tokens, fleet.model)["pods"]}
