@@ -38,12 +38,12 @@ PURE_OF_INDEXER = (
     "store.clock",
     "store.condition",
 )
+CHECKS_OF_DOCTOR = ("service", "stream", "engine", "clock", "prompt", "probe", "redis")
+PURE_OF_DOCTOR = ("kinds", "findings", "reply", "seen", "report", *(f"{name}_checks" for name in CHECKS_OF_DOCTOR))
 PURE_OF_SCORER = (
     *("prefix_index", "scoring", "removals", "explaining", "hints", "engine_hashes", "tokens.wording", "tokens.cache"),
     *(f"routing.{name}" for name in ("costs", "policies", "prompt_tree", "queues", "speculation")),
 )
-CHECKS_OF_DOCTOR = ("service", "stream", "engine", "clock", "prompt", "probe", "redis")
-PURE_OF_DOCTOR = ("kinds", "findings", "reply", "seen", "report", *(f"{name}_checks" for name in CHECKS_OF_DOCTOR))
 PURE = [*(f"indexer.{name}" for name in PURE_OF_INDEXER), *(f"scorer_api.{name}" for name in PURE_OF_SCORER)]
 PURE += [f"scorer_api.doctor.{name}" for name in PURE_OF_DOCTOR]
 IMPURE = {"zmq", "redis", "asyncio", "fastapi", "starlette", "uvicorn", "uvloop", "httpx", "threading", "socket"}
