@@ -45,7 +45,7 @@ def judge(results: Mapping[str, Sequence[Struct]]) -> list[Floor]:
     floors += [
         _floor(f"a pick's CPU to a score's, {row.body}, 512 blocks: at most {ROUTE_CPU_RATIO}", row.ratio, row.ratio <= ROUTE_CPU_RATIO)
         for row in rows
-        if isinstance(row, Routing) and row.blocks == 512
+        if isinstance(row, Routing) and (row.body, row.blocks) == ("json", 512)
     ]
     for row in rows:
         if isinstance(row, SharedIngest):

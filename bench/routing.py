@@ -17,9 +17,8 @@ from bench.server import Server
 from bench.workload import BLOCK_SIZE, prompt_tokens
 
 SIZES = (128, 512)
-ROUNDS = 8
-# CPU is counted in hundredths of a second: so many requests take some tenths of one.
-ROUND_REQUESTS = 50 * POOL
+ROUNDS = 20
+ROUND_REQUESTS = 20 * POOL
 
 
 class Routing(Struct, frozen=True):
@@ -64,7 +63,7 @@ def _check(media_type: str, pool: list[Prompt], tokens: list[list[int]], connect
 
 
 def _round_us(server: Server, connection: Connection, requests: list[bytes]) -> float:
-    before_s = server.cpu_s()
+    before_ns = server.cpu_ns()
     for number in range(ROUND_REQUESTS):
         connection.ask(requests[number % len(requests)])
-    return (server.cpu_s() - before_s) / ROUND_REQUESTS * 1e6
+    return (server.cpu_ns() - before_ns) / ROUND_REQUESTS / 1000

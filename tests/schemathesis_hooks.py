@@ -21,7 +21,7 @@ RANKS_MAX = 4
 @schemathesis.serializer("application/msgpack")
 def to_msgpack(context: schemathesis.SerializationContext, value: Any) -> bytes:
     if has_packed_tokens(value):
-        value = about_the_model(value, is_right=is_right(context.case))
+        value = of_a_pick(about_the_model(value, is_right=is_right(context.case)), context.case)
     elif is_right(context.case) and isinstance(value.get("token_ids"), str):
         value = {**value, "token_ids": b"\1\2\3\4"}  # what a schema calls a string of format binary is bin in msgpack
     return msgspec.msgpack.encode(changed(value, in_msgpack))
@@ -41,7 +41,7 @@ def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwar
     # schemathesis takes a body that it cannot validate, as one with bin, for wrong once it was changed: these are changed when they are encoded.
     if isinstance(case.body, dict) and not has_packed_tokens(case.body):
         body = changed(case.body, whole)
-        case.body = of_a_pod(body) if is_pod else about_the_model(body, is_right=is_right(case))
+        case.body = of_a_pod(body) if is_pod else of_a_pick(about_the_model(body, is_right=is_right(case)), case)
 
 
 def is_right(case: schemathesis.Case) -> bool:
@@ -99,6 +99,18 @@ def about_the_model(body: dict[str, Any], *, is_right: bool) -> dict[str, Any]:
         # Each block once, and no second salt.
         body["block_extra_keys"] = list({entry[0]: entry for entry in extra_keys}.values())
         body["cache_salt"] = None
+    return body
+
+
+def of_a_pick(body: dict[str, Any], case: schemathesis.Case) -> dict[str, Any]:
+    """A request for a pick that there can be one for: not among pods that there are not, and by session where it says which."""
+    if case.path != "/v1/route":
+        return body
+    body = dict(body)
+    if isinstance(body.get("pods"), list):
+        body["pods"] = [*body["pods"], POD]
+    if is_right(case) and body.get("policy") == "session" and body.get("session_id") is None:
+        body["session_id"] = "s"
     return body
 
 

@@ -36,6 +36,9 @@ def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
         outcomes = {name: service.metric("kv_indexer_score_requests_total", outcome=name) for name in ("match", "no_match", "wrong_value", "failed")}
         assert min(outcomes["match"], outcomes["no_match"], outcomes["wrong_value"]) > 0
         assert outcomes["failed"] == 0
+        picks = {name: service.metric("kv_indexer_route_requests_total", outcome=name) for name in ("picked", "wrong_value", "failed", "no_pod")}
+        assert min(picks["picked"], picks["wrong_value"]) > 0
+        assert (picks["failed"], picks["no_pod"]) == (0, 0)
         assert service.matched(range(4 * BLOCKS + 1), pod=POD, model=MODEL) == 4 * BLOCKS
         check_nothing_went_wrong(service)
 

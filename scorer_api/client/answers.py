@@ -18,7 +18,8 @@ class PodAnswer(Struct, frozen=True):
 
     `score`: tier-weighted matched tokens as a part of the prompt's tokens less one, 0 to 1. `usable_blocks`: how many blocks of this prompt the
     engine could take from its cache. `block_size`: tokens per block, None before the pod announced any. `tiers`: matched blocks by the best tier that
-    holds them. `ranks`: each rank's matched blocks. `trust`: live, partial, stale or expired.
+    holds them. `ranks`: each rank's matched blocks. `trust`: live, partial, stale or expired. `speculative_blocks`: those of the matched ones that
+    are not announced yet, with `include_speculative` only.
     """
 
     pod: str
@@ -31,6 +32,7 @@ class PodAnswer(Struct, frozen=True):
     rank: int
     ranks: dict[str, int]
     trust: str
+    speculative_blocks: int = 0
 
 
 class ScoreAnswer(Struct, frozen=True):

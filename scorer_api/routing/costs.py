@@ -41,15 +41,17 @@ class Busy(Struct, frozen=True, gc=False):
     kv_usage: float
     rate: float
 
+    @property
+    def pressure_s(self) -> float:
+        """What a cache without room costs."""
+        pressure = max(0.0, self.kv_usage - KV_FREE) / (1 - KV_FREE)
+        return KV_PRESSURE_S * pressure * pressure
+
     def load_s(self, own_tokens: float, own_count: int, output_tokens: int | None) -> float:
         """What lies before a request. `own_…`: what was sent there since and is in no figure of the engine's yet."""
         expected = OUTPUT_TOKENS_PRIOR if output_tokens is None else output_tokens
-        pressure = max(0.0, self.kv_usage - KV_FREE) / (1 - KV_FREE)
-        return (
-            (self.waiting_tokens + own_tokens) / self.rate
-            + KV_PRESSURE_S * pressure * pressure
-            + DECODE_STEP_S * (self.running + own_count) * (1 + expected)
-        )
+        pressure_s = self.pressure_s if self.kv_usage > KV_FREE else 0.0
+        return (self.waiting_tokens + own_tokens) / self.rate + pressure_s + DECODE_STEP_S * (self.running + own_count) * (1 + expected)
 
     def cost_s(self, uncached_tokens: float, load_s: float) -> float:
         """See the module. `load_s`: what lies before it."""

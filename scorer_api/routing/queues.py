@@ -4,7 +4,10 @@ A request counts from its pick until it is told to be done, or for so long as ma
 picked since then: the engine counts the others itself.
 """
 
+import math
 from collections import OrderedDict
+
+from msgspec import Struct
 
 # A request picked so shortly before a measurement is still on its way to the engine then.
 UNDER_WAY_S = 0.1
@@ -12,29 +15,27 @@ UNDER_WAY_S = 0.1
 REQUESTS_MAX = 65_536
 
 
-class Sent:
+class Sent(Struct, frozen=True, gc=False):
     """One request. `tokens`: those that its pod has to compute."""
 
-    __slots__ = ("at_s", "model", "pod", "rank", "tokens")
-
-    def __init__(self, model: str, pod: str, rank: int, tokens: int, at_s: float) -> None:
-        self.model = model
-        self.pod = pod
-        self.rank = rank
-        self.tokens = tokens
-        self.at_s = at_s
+    model: str
+    pod: str
+    rank: int
+    tokens: int
+    at_s: float
 
 
 class _Pod:
     """Sums over what was sent to one pod: all of it, by rank, and what came since its last measurement."""
 
-    __slots__ = ("new", "new_tokens", "ranks", "tokens")
+    __slots__ = ("measured_at_s", "new", "new_tokens", "ranks", "tokens")
 
     def __init__(self) -> None:
         self.tokens = 0
         self.ranks: dict[int, int] = {}
         self.new: OrderedDict[str, Sent] = OrderedDict()
         self.new_tokens = 0
+        self.measured_at_s = -math.inf
 
 
 class Queues:
@@ -96,9 +97,11 @@ class Queues:
             return 0, 0
         if measured_at_s is None:
             return found.tokens, sum(found.ranks.values())
-        seen_s = measured_at_s - UNDER_WAY_S
-        while found.new and next(iter(found.new.values())).at_s <= seen_s:
-            found.new_tokens -= found.new.popitem(last=False)[1].tokens
+        if measured_at_s > found.measured_at_s:
+            found.measured_at_s = measured_at_s
+            seen_s = measured_at_s - UNDER_WAY_S
+            while found.new and next(iter(found.new.values())).at_s <= seen_s:
+                found.new_tokens -= found.new.popitem(last=False)[1].tokens
         return found.new_tokens, len(found.new)
 
     def at_rank(self, model: str, pod: str, rank: int) -> int:

@@ -24,7 +24,7 @@ Rank = tuple[str, int]
 """A pod and one of its ranks."""
 
 
-class Expected(Struct):
+class Expected(Struct, frozen=True, gc=False):
     """One prompt. `matched_blocks`: of its first ones, how many its rank held at the pick."""
 
     stream: StreamKey

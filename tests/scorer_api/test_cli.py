@@ -63,6 +63,7 @@ def test_version() -> None:
         ["--help"],
         ["serve", "--help"],
         ["score", "--help"],
+        ["route", "--help"],
         ["explain", "--help"],
         ["pods", "--help"],
         ["demo", "--help"],
@@ -159,6 +160,21 @@ def test_score_prints_a_table(service: Client, tmp_path: Path, text: str) -> Non
     file.write_text(text)
     code, out, err = run("score", "--url", service.url, "--model", "m", "--tokens-file", str(file))
     assert (code, err, out.splitlines()) == (0, "", TABLE)
+
+
+def test_route_prints_what_was_known_of_each_pod_and_leaves_nothing_behind(service: Client) -> None:
+    words = ["--exclude", "b", "--output-tokens-expected", "0", "--policy", "prefix"]
+    code, out, err = run("route", "--url", service.url, "--model", "m", "--tokens-file", "-", *words, stdin="1 2 3 4 5 6 7 8 9")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "model m, 9 tokens: a/long@name rank 0, by prefix, for only_one",
+        "POD          COST     MATCHED  UNCACHED  QUEUED  RUNNING  WAITING  KV  LOAD AGE  TRUST  WHY",
+        "a/long@name  0.000 s  8        1         0       -        -        -   -         live   -",
+        "b            0.001 s  4        5         0       -        -        -   -         live   excluded",
+    ]
+    assert service.metric("kv_indexer_route_open") == 0
+    code, _, err = run("route", "--url", service.url, "--model", "m", "--tokens-file", "-", "--policy", "session", stdin="1")
+    assert (code, err) == (1, "kv-indexer: session_id: the policy session needs one\n")
 
 
 def test_score_reads_tokens_from_standard_input(service: Client) -> None:

@@ -74,6 +74,12 @@ class Waiting:
     def explain(self, *words: Any, **more: Any) -> Any:
         return self._runner.run(self._client.explain(*words, **more))
 
+    def route(self, *words: Any, **more: Any) -> Any:
+        return self._runner.run(self._client.route(*words, **more))
+
+    def route_done(self, name: str) -> Any:
+        return self._runner.run(self._client.route_done(name))
+
     def pods(self) -> Any:
         return self._runner.run(self._client.pods())
 
@@ -108,6 +114,15 @@ def test_a_score(service: Service, kind: Kind, tokens: Any) -> None:
         assert (scored.model, scored.tokens, scored.best, scored.unknown_pods, scored.view.source) == ("m", 9, "a", ["ghost"], "embedded")
         assert scored.pods == [PodAnswer("a", 1.0, 8, 2, 2, 4, {"gpu": 2}, 0, {"0": 2}, "live")]
         assert client.score("m", tokens, cache_salt="other").best is None
+
+
+@BOTH
+def test_a_pick(service: Service, kind: Kind) -> None:
+    with kind(service.url) as client:
+        picked = client.route("m", range(1, 10), policy="prefix", exclude=["ghost"], output_tokens_expected=3, session_id="s")
+        assert (picked.model, picked.tokens, picked.pod, picked.rank, picked.policy) == ("m", 9, "a", 0, "prefix")
+        assert (picked.reason["a"].matched_tokens, picked.reason["a"].why) == (8, None)
+        assert [client.route_done(picked.id).known for _ in range(2)] == [True, False]
 
 
 @BOTH

@@ -10,6 +10,9 @@ import msgspec
 import pytest
 
 from tests.engine import Engine, removed, stored
+from tests.engine_api import EngineApi
+from tests.processes import api, ingest
+from tests.redis_server import RedisServer
 from tests.running import Client, Running
 from tests.waiting import wait_until
 
@@ -207,3 +210,64 @@ def test_a_pod_whose_engine_is_gone_is_picked_only_while_there_is_no_other() -> 
         assert (answer["pod"], answer["fallbacks"], answer["reason"]["a"]["why"]) == ("b", ["a"], "stale")
         alone = route(service, NINE, exclude=["b"])
         assert (alone["pod"], alone["picked_for"]) == ("a", "stale")
+
+
+# Load, as engines tell it
+
+
+def load_metrics(running: int, waiting: int, usage: float) -> str:
+    """As vLLM shows it."""
+    labels = '{engine="0",model_name="m"}'
+    shown = {"vllm:num_requests_running": running, "vllm:num_requests_waiting": waiting, "vllm:kv_cache_usage_perc": usage}
+    return "".join(f"# TYPE {name} gauge\n{name}{labels} {value}\n" for name, value in shown.items())
+
+
+def test_the_load_that_engines_tell_outweighs_a_match() -> None:
+    """a holds the prompt; while 50 requests wait there, b is picked, and a again when they are gone."""
+    with ExitStack() as stack:
+        a, b = (stack.enter_context(Engine()) for _ in range(2))
+        busy, idle = (stack.enter_context(EngineApi(metrics=load_metrics(0, 0, 0.0))) for _ in range(2))
+        specs = [a.spec("a", http=busy.url), b.spec("b", http=idle.url)]
+        service = stack.enter_context(Running(*specs, load_interval_s="0.1", load_max_age_s="600", **PATIENT))
+        service.wait_for(pod="a", sequence=a.publish(stored(list(range(50)), LONG[:-1])), trust="live")
+        service.wait_for(pod="b", trust="live")
+
+        def picks(expected: str, waiting: int) -> bool:
+            answer = route(service, LONG)
+            done(service, answer["id"])
+            return answer["pod"] == expected and answer["reason"]["a"]["waiting"] == waiting
+
+        wait_until(lambda: picks("a", 0))
+        busy.metrics = load_metrics(20, 50, 0.99)
+        wait_until(lambda: picks("b", 50))
+        reason = route(service, LONG)["reason"]["a"]
+        assert (reason["running"], reason["kv_usage"], reason["matched_tokens"]) == (20, 0.99, 200)
+        assert reason["queued_tokens"] == 50 * 1024
+        busy.metrics = load_metrics(0, 0, 0.0)
+        wait_until(lambda: picks("a", 0))
+
+
+def test_scorers_that_share_a_redis_share_loads_and_nothing_of_what_each_has_routed() -> None:
+    with ExitStack() as stack:
+        redis = stack.enter_context(RedisServer())
+        engine = stack.enter_context(Engine())
+        told = stack.enter_context(EngineApi(metrics=load_metrics(3, 2, 0.5)))
+        stack.enter_context(ingest(redis.url, engine.spec("a", http=told.url), load_interval_s="0.1"))
+        one, other = (stack.enter_context(api(redis.url, load_max_age_s="600", **PATIENT)) for _ in range(2))
+        engine.publish(stored([1], [7, 7, 7, 7]))
+
+        def knows_all(scorer: Client) -> bool:
+            response = scorer.http.post(f"{scorer.url}/v1/route", json={"model": "m", "token_ids": [7] * 5})
+            shown = response.json().get("reason", {}).get("a", {})
+            return (shown.get("running"), shown.get("matched_tokens"), shown.get("trust")) == (3, 4, "live")
+
+        for scorer in (one, other):
+            scorer.wait_url()
+            wait_until(lambda: knows_all(scorer))  # noqa: B023 - asked at once
+        picked = route(one, LONG)
+        assert route(one, LONG)["reason"]["a"]["speculative_tokens"] == 200
+        assert route(other, LONG)["reason"]["a"]["speculative_tokens"] == 0
+        assert [done(scorer, picked["id"]) for scorer in (other, one)] == [False, True]
+        number = engine.publish(stored(list(range(2, 52)), LONG[:-1]))
+        one.wait_for(pod="a", sequence=number)
+        wait_until(lambda: one.metric("kv_indexer_route_speculative_blocks") == 0)
