@@ -36,10 +36,12 @@ class Graveyard:
 
     def bury(self, test: str, redis: RedisServer, pod_expiry_s: float) -> None:
         """From now on it is not touched any more."""
-        self._stack.push(redis)
-        self._check_all_expire(test, redis, pod_expiry_s)
-        if pod_expiry_s * EXPIRY_FACTOR <= WAITED_MAX_S:
-            self._buried.append((test, redis, time.monotonic() + pod_expiry_s * EXPIRY_FACTOR))
+        with ExitStack() as ending:
+            ending.push(redis)
+            self._check_all_expire(test, redis, pod_expiry_s)
+            if pod_expiry_s * EXPIRY_FACTOR <= WAITED_MAX_S:
+                self._buried.append((test, redis, time.monotonic() + pod_expiry_s * EXPIRY_FACTOR))
+                self._stack.push(ending.pop_all())
 
     def close(self) -> None:
         with self._stack:
