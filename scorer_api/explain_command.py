@@ -2,10 +2,10 @@
 
 import argparse
 
-from scorer_api.client import ExplainAnswer
+from scorer_api.client import ExplainAnswer, PodLoad
 from scorer_api.service_flags import add_prompt, add_service, ask, prompt_of, table
 
-HEADS = ("POD", "SCORE", "TOKENS", "BLOCKS", "TRUST", "WHY")
+HEADS = ("POD", "SCORE", "TOKENS", "BLOCKS", "RUNNING", "WAITING", "KV", "TRUST", "WHY")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,8 +24,16 @@ def run(parsed: argparse.Namespace) -> int:
 def shown(answer: ExplainAnswer) -> str:
     """The answer as people read it."""
     rows = [
-        (pod.pod, f"{pod.score:.4f}", str(pod.matched_tokens), f"{pod.matched_blocks}/{pod.usable_blocks}", pod.trust, pod.why) for pod in answer.pods
+        (pod.pod, f"{pod.score:.4f}", str(pod.matched_tokens), f"{pod.matched_blocks}/{pod.usable_blocks}", *_busy(pod.load), pod.trust, pod.why)
+        for pod in answer.pods
     ]
     counted = "" if answer.tokens is None else f", {answer.tokens} tokens from {answer.source}"
     hints = [f"{hint.code}: {hint.detail}" for hint in answer.hints]
     return "\n".join([f"model {answer.model}{counted}", table(HEADS, rows), *hints])
+
+
+def _busy(load: PodLoad | None) -> tuple[str, str, str]:
+    """Running and waiting requests, and how much of the cache they use."""
+    if load is None:
+        return "-", "-", "-"
+    return str(load.running), str(load.waiting), "-" if load.kv_usage is None else f"{load.kv_usage:.0%}"

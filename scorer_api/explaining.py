@@ -118,6 +118,15 @@ class RankExplained(Struct, frozen=True):
     end: End
 
 
+class PodLoad(Struct, frozen=True):
+    """How busy a pod is, as its engine said it."""
+
+    running: Annotated[int, Meta(description="Running requests.")]
+    waiting: Annotated[int, Meta(description="Waiting requests.")]
+    kv_usage: Annotated[float | None, Meta(description="Part of its cache that requests use, 0 to 1; null where the engine does not tell.")]
+    age_s: float
+
+
 class PodExplained(Struct, frozen=True):
     """A pod's figures are those of its best rank, as in a score."""
 
@@ -130,6 +139,7 @@ class PodExplained(Struct, frozen=True):
     trust: Trust
     rank: int
     why: str
+    load: Annotated[PodLoad | None, Meta(description="Null where it is not known, or too old.")]
     ranks: list[RankExplained]
 
 
@@ -192,8 +202,8 @@ def _because(error: str | None) -> str:
     return f": {error}" if error else ""
 
 
-def explained(pod: PodSeen, prompt: PromptSeen, streams: Mapping[int, StreamSeen]) -> PodExplained:
-    """A pod, with the reasons of all its ranks. `streams`: its own, by rank."""
+def explained(pod: PodSeen, prompt: PromptSeen, streams: Mapping[int, StreamSeen], load: PodLoad | None) -> PodExplained:
+    """A pod, with the reasons of all its ranks. `streams`: its own, by rank. `load`: None where nobody knows it now."""
     ends = {seen.rank: end_of(seen, prompt, streams.get(seen.rank)) for seen in pod.ranks}
     best = pod.ranks[0]
     whose = "" if len(pod.ranks) == 1 else f"best is rank {best.rank}: "
@@ -207,6 +217,7 @@ def explained(pod: PodSeen, prompt: PromptSeen, streams: Mapping[int, StreamSeen
         trust=best.trust,
         rank=best.rank,
         why=f"{whose}{best.matched_blocks} of {best.usable_blocks} blocks match; {ends[best.rank].detail}",
+        load=load,
         ranks=[
             RankExplained(seen.rank, seen.trust, seen.block_size, seen.matched_blocks, seen.usable_blocks, seen.runs, ends[seen.rank])
             for seen in sorted(pod.ranks, key=lambda seen: seen.rank)

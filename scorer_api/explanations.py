@@ -1,6 +1,7 @@
 """Requests for explanations, from their bytes to the bytes of their answers. What they cost is paid here: a score does none of it."""
 
 import sys
+import time
 from array import array
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ from indexer.stream_state import ADAPTERS_MAX
 from scorer_api.adapters import Adapters
 from scorer_api.answers import counted, length_of
 from scorer_api.asking import Asked, Asking, unknown_model
-from scorer_api.explaining import PromptSeen, StreamSeen, about, explained
+from scorer_api.explaining import PodLoad, PromptSeen, StreamSeen, about, explained
 from scorer_api.hints import hints
 from scorer_api.metrics import ScorerMetrics
 from scorer_api.schemas import ExplainAnswer, ViewAnswer
@@ -23,14 +24,15 @@ from scorer_api.view import EMBEDDED, Prompt, View
 
 
 class Explanations:
-    """Says why pods match as they do. `pods`: where what is known of their streams comes from."""
+    """Says why pods match as they do. `pods`: where what is known of their streams comes from. `load_max_age_s`: an older load is unknown."""
 
-    def __init__(self, view: View, asking: Asking, pods: Pods, adapters: Adapters, metrics: ScorerMetrics) -> None:
+    def __init__(self, view: View, asking: Asking, pods: Pods, adapters: Adapters, metrics: ScorerMetrics, load_max_age_s: float) -> None:
         self._view = view
         self._asking = asking
         self._pods = pods
         self._adapters = adapters
         self._metrics = metrics
+        self._load_max_age_s = load_max_age_s
 
     async def explain(self, body: bytes, media_type: str, accepted: str) -> bytes:
         """The explanation of one request. Raises Problem."""
@@ -59,12 +61,21 @@ class Explanations:
             model=request.model,
             tokens=prompt.tokens,
             source=asked.source,
-            pods=[explained(pod, prompt, of_pod.get(pod.pod, {})) for pod in wanted[: request.limit]],
+            pods=[explained(pod, prompt, of_pod.get(pod.pod, {}), self._load(model, pod.pod)) for pod in wanted[: request.limit]],
             about=about(seen, streams, prompt),
             hints=hints(seen, streams, prompt),
             view=ViewAnswer(self._view.source, self._view.age_s),
             unknown_pods=UNSET if request.pods is None else [pod for pod in dict.fromkeys(request.pods) if pod not in known],
         )
+
+    def _load(self, model: str, pod: str) -> PodLoad | None:
+        """Read, and nothing else: whoever asks why sends nothing anywhere."""
+        found = self._view.loads.get(model, pod)
+        if found is None:
+            return None
+        load, at_s = found
+        age_s = time.monotonic() - at_s
+        return None if age_s > self._load_max_age_s else PodLoad(load.running, load.waiting, load.kv_usage, round(age_s, 3))
 
     def _stream_seen(self, pod: str, status: StreamStatus) -> StreamSeen:
         return StreamSeen(

@@ -33,7 +33,7 @@ def make_router(
     picker = Router(settings, view, route_metrics)
     route_metrics.show(picker)
     answers = Answers(view, asking, metrics, picker)
-    explanations = Explanations(view, asking, pods, adapters, metrics)
+    explanations = Explanations(view, asking, pods, adapters, metrics, settings.load_max_age_s)
     route_answers = RouteAnswers(view, asking, picker, route_metrics)
 
     async def read(request: Request) -> tuple[bytes, str, str]:

@@ -74,8 +74,17 @@ class ExplainedRank(Struct, frozen=True):
     end: End
 
 
+class PodLoad(Struct, frozen=True):
+    """How busy a pod is. `running`, `waiting`: requests. `kv_usage`: part of its cache that they use, 0 to 1, None where its engine does not tell."""
+
+    running: int
+    waiting: int
+    kv_usage: float | None
+    age_s: float
+
+
 class ExplainedPod(Struct, frozen=True):
-    """A pod's match, with the figures of its best rank. `why`: a sentence."""
+    """A pod's match, with the figures of its best rank. `why`: a sentence. `load`: None where it is not known, or too old."""
 
     pod: str
     score: float
@@ -87,6 +96,7 @@ class ExplainedPod(Struct, frozen=True):
     rank: int
     why: str
     ranks: list[ExplainedRank]
+    load: PodLoad | None = None
 
 
 class ExplainedModel(Struct, frozen=True):

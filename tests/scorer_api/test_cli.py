@@ -17,6 +17,7 @@ import pytest
 from indexer import __version__
 from scorer_api.cli import main
 from tests.engine import Engine, stored
+from tests.engine_http import EngineHttp
 from tests.running import ROOT, Client, Command, Running
 from tests.tokenizing import TokenizingEngine
 from tests.waiting import wait_until
@@ -194,10 +195,18 @@ def test_explain_prints_why_each_match_ends(service: Client) -> None:
     code, out, err = run("explain", "--url", service.url, "--model", "m", "--tokens-file", "-", stdin="1 2 3 4 5 6 7 8 9")
     lines = out.splitlines()
     assert (code, err, lines[0]) == (0, "", "model m, 9 tokens from token_ids")
-    assert lines[1].split() == ["POD", "SCORE", "TOKENS", "BLOCKS", "TRUST", "WHY"]
-    assert lines[2].split()[:5] == ["a/long@name", "1.0000", "8", "2/2", "live"]
-    assert lines[3].split()[:5] == ["b", "0.4000", "4", "1/2", "live"]
-    assert all(len(line.split()) > 8 for line in lines[2:4]), "a sentence"
+    assert lines[1].split() == ["POD", "SCORE", "TOKENS", "BLOCKS", "RUNNING", "WAITING", "KV", "TRUST", "WHY"]
+    assert lines[2].split()[:8] == ["a/long@name", "1.0000", "8", "2/2", "-", "-", "-", "live"]
+    assert lines[3].split()[:8] == ["b", "0.4000", "4", "1/2", "-", "-", "-", "live"]
+    assert all(len(line.split()) > 11 for line in lines[2:4]), "a sentence"
+
+
+def test_explain_prints_each_pod_s_load() -> None:
+    metrics = b"vllm:num_requests_running 3.0\nvllm:num_requests_waiting 2.0\nvllm:kv_cache_usage_perc 0.25\n"
+    with EngineHttp({"/metrics": lambda: (200, metrics)}) as http, Engine() as engine, Running(engine.spec(http=http.url)) as service:
+        service.wait_for(trust="live")
+        words = ("explain", "--url", service.url, "--model", "m", "--tokens-file", "-")
+        wait_until(lambda: run(*words, stdin="1 2 3 4 5")[1].splitlines()[2].split()[4:7] == ["3", "2", "25%"])
 
 
 def test_pods_prints_every_stream(service: Client) -> None:

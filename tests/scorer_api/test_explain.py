@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from tests.engine import Engine, cleared, removed, stored
+from tests.engine_http import EngineHttp
 from tests.ports import free_port
 from tests.processes import api, ingest
 from tests.redis_server import RedisServer
@@ -17,6 +18,7 @@ from tests.waiting import wait_until
 EIGHT = list(range(1, 9))
 NINE = [*EIGHT, 9]
 THIRTEEN = [*range(1, 14)]
+BUSY = b"vllm:num_requests_running 3.0\nvllm:num_requests_waiting 2.0\nvllm:kv_cache_usage_perc 0.25\n"
 
 
 def explain(service: Client, tokens: list[int], model: str = "m", **more: Any) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def test_an_explanation_has_every_figure(engine: Engine, service: Client) -> Non
         "pods": [
             {
                 **{"pod": "pod", "score": pytest.approx((8 + 4 * 0.8) / 16), "matched_tokens": 12, "matched_blocks": 3, "usable_blocks": 4},
-                **{"block_size": 4, "trust": "live", "rank": 0},
+                **{"block_size": 4, "trust": "live", "rank": 0, "load": None},
                 "ranks": [
                     {
                         **{"rank": 0, "trust": "live", "block_size": 4, "matched_blocks": 3, "usable_blocks": 4, "runs": [["gpu", 2], ["cpu", 1]]},
@@ -110,6 +112,46 @@ def test_pods_and_limit_are_as_in_a_score_and_msgpack_too(engine: Engine, servic
     assert service.metric("kv_indexer_explain_requests_total", outcome="answered") == 1
     assert service.metric("kv_indexer_explain_requests_total") == 4
     assert service.metric("kv_indexer_score_requests_total") == 0
+
+
+def loads(service: Client) -> dict[str, Any]:
+    """Each pod's load."""
+    return {pod["pod"]: pod["load"] for pod in explain(service, NINE)["pods"]}
+
+
+def test_each_pod_s_load_stands_beside_its_match(engine: Engine) -> None:
+    """As its engine says it, while it does; nobody says one of `silent`, and that of `brief` does not tell of its cache."""
+    answer = [(200, BUSY)]
+    brief = BUSY.replace(b"vllm:kv_cache", b"other").replace(b"3.0", b"0.0")
+    with EngineHttp({"/metrics": lambda: answer[0]}) as told, EngineHttp({"/metrics": lambda: (200, brief)}) as partly:
+        specs = [engine.spec("busy", http=told.url), engine.spec("brief", http=partly.url), engine.spec("silent")]
+        with Running(*specs, load_interval_s="0.1", load_max_age_s="1.5") as service:
+            wait_until(lambda: None not in (loads(service)["busy"], loads(service)["brief"]))
+            seen = loads(service)
+            for pod in ("busy", "brief"):
+                assert 0 <= seen[pod].pop("age_s") <= 1.5
+            assert seen["busy"] == {"running": 3, "waiting": 2, "kv_usage": 0.25}
+            assert seen["brief"] == {"running": 0, "waiting": 2, "kv_usage": None}
+            assert seen["silent"] is None
+            answer[0] = 503, b""
+            wait_until(lambda: loads(service)["busy"] is None)
+            assert loads(service)["brief"] is not None, "its own is as new as ever"
+
+
+def test_asking_why_sends_nothing_anywhere(engine: Engine, service: Client) -> None:
+    """No request counts as sent and no block as expected, which a pick changes both."""
+    service.wait_for(sequence=engine.publish(stored([9], [50, 51, 52, 53])))
+
+    def sent() -> tuple[float, float]:
+        return service.metric("kv_indexer_route_open"), service.metric("kv_indexer_route_requests_total")
+
+    for _ in range(5):
+        explain(service, NINE)
+    assert sent() == (0, 0)
+    picked = service.http.post(f"{service.url}/v1/route", json={"model": "m", "token_ids": NINE}).json()["reason"]["pod"]
+    assert (picked["queued_tokens"], picked["speculative_tokens"]) == (0, 0)
+    explain(service, NINE)
+    assert sent() == (1, 1)
 
 
 # Reasons
@@ -332,7 +374,8 @@ def test_a_scorer_of_its_own_explains_too() -> None:
     """What it follows has no sequence of the engine's; adapters and errors come with the owner's status."""
     with ExitStack() as stack:
         redis, engine = stack.enter_context(RedisServer()), stack.enter_context(Engine())
-        indexer = stack.enter_context(ingest(redis.url, engine.spec()))
+        http = stack.enter_context(EngineHttp({"/metrics": lambda: (200, BUSY)}))
+        indexer = stack.enter_context(ingest(redis.url, engine.spec(http=http.url)))
         scorer = stack.enter_context(api(redis.url)).wait_url()
         indexer.wait_url()
         wait_until(lambda: models(scorer) == ["m"] and scorer.stream()["trust"] == "live")
@@ -347,6 +390,8 @@ def test_a_scorer_of_its_own_explains_too() -> None:
         answer = explain(scorer, NINE)
         assert (answer["about"]["adapters"], answer["view"]["source"], answer["hints"]) == (["adapter"], "redis", [])
         assert reason(scorer, NINE, lora_name="strange") == ("lora_unknown", 0, None)
+        wait_until(lambda: loads(scorer)["pod"] is not None)
+        assert loads(scorer)["pod"]["kv_usage"] == 0.25
 
         strange = stack.enter_context(api(redis.url, hash_seed="another")).wait_url()
         wait_until(lambda: models(strange) == ["m"] and strange.stream()["trust"] == "live")

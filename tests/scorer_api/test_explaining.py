@@ -9,7 +9,7 @@ from indexer.change import Change
 from indexer.events import Tier
 from indexer.settings import Settings
 from indexer.store import StreamKey, Trust
-from scorer_api.explaining import PodSeen, PromptSeen, RankSeen, Reason, StreamSeen, about, end_of, explained
+from scorer_api.explaining import PodLoad, PodSeen, PromptSeen, RankSeen, Reason, StreamSeen, about, end_of, explained
 from scorer_api.removals import Removal
 from scorer_api.view import Prompt, View
 from tests.reference import Copy, Rank, Text
@@ -67,10 +67,11 @@ def test_a_doubtful_stream_says_what_is_wrong_with_it() -> None:
 
 def test_a_pod_has_the_figures_of_its_best_rank_and_all_ranks_by_number() -> None:
     pod = PodSeen("p", [replace(LIVE, rank=1), replace(LIVE, rank=0, runs=[], score=0.0)])
-    made = explained(pod, PROMPT, {1: STREAM})
+    made = explained(pod, PROMPT, {1: STREAM}, PodLoad(3, 2, 0.25, 0.5))
     assert (made.rank, made.score, made.matched_blocks, made.matched_tokens) == (1, 0.5, 3, 48)
     assert [(rank.rank, rank.runs) for rank in made.ranks] == [(0, []), (1, [("gpu", 2), ("cpu", 1)])]
     assert made.why.startswith("best is rank 1: 3 of 5 blocks match; block 3 ")
+    assert made.load == PodLoad(3, 2, 0.25, 0.5)
 
 
 def test_about_the_model_are_its_block_sizes_adapters_and_last_events() -> None:

@@ -129,6 +129,7 @@ def test_a_file_without_certificates_is_refused_and_named(tmp_path: Path) -> Non
         (answers.ExplainAnswer, schemas.ExplainAnswer),
         (answers.ExplainedPod, explaining.PodExplained),
         (answers.ExplainedRank, explaining.RankExplained),
+        (answers.PodLoad, explaining.PodLoad),
         (answers.End, explaining.End),
         (answers.ExplainedModel, explaining.About),
         (answers.Hint, hints.Hint),
