@@ -41,10 +41,17 @@ function ofRank(rank, tokens) {
   return el("li", { class: "match" }, head, bar(rank, tokens), ended(rank.end));
 }
 
+/** How busy it is. `load`: null where nobody knows it now. */
+function busy(load) {
+  if (!load) return "load not known";
+  const cache = load.kv_usage === null ? "cache use not known" : `${Math.round(load.kv_usage * 100)}% of the cache in use`;
+  return `${number(load.running)} running · ${number(load.waiting)} waiting · ${cache} · ${age(load.age_s)} ago`;
+}
+
 function ofPod(pod, tokens) {
   const best = pod.ranks.find((rank) => rank.rank === pod.rank) ?? pod.ranks[0];
   const shown = `score ${pod.score.toFixed(4)} · ${count(pod.matched_tokens, "token")} · ${figures(pod)}`;
-  const head = el("div", { class: "head" }, el("h3", {}, named(pod.pod)), trusted(pod.trust), el("span", { class: "figures" }, shown));
+  const head = el("div", { class: "head" }, el("h3", {}, named(pod.pod)), trusted(pod.trust), el("span", { class: "load" }, busy(pod.load)), el("span", { class: "figures" }, shown));
   const ranks = el("details", {}, el("summary", {}, count(pod.ranks.length, "rank")), el("ul", { class: "ranks" }, ...pod.ranks.map((rank) => ofRank(rank, tokens))));
   return el("li", { class: "match" }, head, ...(best ? [bar(best, tokens)] : []), el("p", {}, pod.why), ranks);
 }

@@ -1,6 +1,7 @@
 """What the page draws of a prompt is what /v1/explain says of it."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from tests.browser.chromium import Browser
 from tests.engine import Engine, batch, removed, stored
+from tests.engine_http import EngineHttp
 from tests.processes import serve
 from tests.running import Client, Command
 from tests.waiting import wait_until
@@ -132,6 +134,36 @@ def test_what_is_said_of_pods_and_ranks_is_what_the_api_says(browser: Browser, s
     assert browser.texts(".ranks b") == ["rank 0", "rank 0", "rank 1", "rank 0"]
     assert browser.texts(".ranks p") == [f"{end['reason']} at block {end['block']}: {end['detail']}" for end in ends]
     assert [bar["pieces"][1:] and bar["pieces"][1]["blocks"] for bar in bars(browser, ".ranks .bar")] == [3, 4, 1, []]
+
+
+def test_each_pod_s_load_stands_beside_its_match(browser: Browser) -> None:
+    """Of one that tells everything, one that does not tell of its cache, and one that nobody asks."""
+    metrics = b"vllm:num_requests_running 1234.0\nvllm:num_requests_waiting 0.0\n"
+    with (
+        EngineHttp({"/metrics": lambda: (200, metrics + b"vllm:kv_cache_usage_perc 0.706\n")}) as full,
+        EngineHttp({"/metrics": lambda: (200, metrics)}) as part,
+        Engine() as engine,
+        serve(None, engine.spec("a", http=full.url), engine.spec("b", http=part.url), engine.spec("c"), load_interval_s="0.1") as service,
+    ):
+        engine.publish(stored([1, 2], PROMPT[:8]))
+        service.wait_url()
+        wait_until(lambda: [pod["load"] is None for pod in explained(service, token_ids=PROMPT)["pods"]] == [False, False, True])
+        for pod in "abc":
+            service.wait_for(pod=pod, sequence=0)
+        browser.open(f"{service.url}/ui")
+        for theme, width in (("light", 1600), ("dark", 1600), ("light", 400)):
+            browser.prefer(theme)
+            browser.resize(width, 900)
+            ask(browser, json.dumps(PROMPT))
+            browser.wait_for("#said", "a is the best: 2 of 10 blocks")
+            shown = browser.texts("#matches > li > .head .load")
+            assert [re.sub(r"\d\.\d s", "0.0 s", text) for text in shown] == [
+                "1,234 running · 0 waiting · 71% of the cache in use · 0.0 s ago",
+                "1,234 running · 0 waiting · cache use not known · 0.0 s ago",
+                "load not known",
+            ]
+            assert browser.overflow() == 0
+            browser.screenshot(f"load-{theme}-{width}")
 
 
 def test_a_whole_match_and_a_short_prompt_say_so(browser: Browser, service: Command) -> None:
