@@ -64,7 +64,10 @@ QUICK_FLAGS = [word for name, value in QUICK.items() for word in ("--" + name.re
 
 
 def test_a_state_change_is_one_line_and_an_event_none() -> None:
-    with Engine() as engine, Command("serve", "--port", "0", "--log-format", "json", *QUICK_FLAGS, "--engine", engine.spec("p/1")) as service:
+    with (
+        Engine() as engine,
+        Command("serve", "--port", "0", "--log-format", "json", "--load-interval-s", "0", *QUICK_FLAGS, "--engine", engine.spec("p/1")) as service,
+    ):
         service.wait_url()
         service.wait_for(pod="p/1", trust="live")
         for number in range(100):
