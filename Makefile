@@ -11,7 +11,7 @@ ENGINE_PYTHON ?= python3.11
 ENGINE_VENV := .venv-engine
 ENGINE_READY := $(ENGINE_VENV)/.ready
 
-.PHONY: help run test test-mechanisms test-hostile test-engine test-chaos test-deploy test-browser bench lint types clean
+.PHONY: help run test test-mechanisms test-hostile test-engine test-chaos test-failovers test-deploy test-browser bench lint types clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -57,6 +57,9 @@ test-deploy: $(DEPLOY_READY) ## check deploy/ with the tools that it is for, and
 
 test-browser: $(BROWSER_READY) ## the page at /ui in a headless Chromium, which has to be there; screenshots in build/screenshots/
 	$(BIN)/python -m pytest -m browser tests/browser --no-header
+
+test-failovers: $(READY) ## everything about Sentinel and Cluster, of which `make test` plays the half that matters most: seven minutes
+	$(BIN)/python -m pytest tests/scenarios/redis/test_cluster.py tests/scenarios/redis/test_sentinel.py -m "failovers or not failovers" -n 2 --dist loadfile --no-header
 
 test-chaos: $(READY) ## five minutes of faults in a random order; TEST_CHAOS_SEED=N for another one
 	$(BIN)/python -m pytest tests/scenarios/redis/test_chaos.py -m chaos --log-level=INFO -o log_cli=true

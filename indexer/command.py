@@ -29,7 +29,21 @@ OPEN_FILES_MAX = 65_536
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with the command line, without what may be secret in it."""
+    """Says in one line what is wrong with the command line, without what may be secret in it.
+
+    `declare`: adds the arguments once they are wanted, not before.
+    """
+
+    def __init__(self, *args: Any, declare: Callable[["Parser"], None] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._declare = declare
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:  # type: ignore[override]
+        """Of a command, called once it is the one."""
+        if self._declare is not None:
+            declare, self._declare = self._declare, None
+            declare(self)
+        return super().parse_known_args(args, namespace)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
         """argparse would repeat the values of flags that there are not."""

@@ -1,6 +1,7 @@
 """The roles that answer scores, each behind one ASGI app."""
 
 from collections.abc import Sequence
+from importlib import import_module
 
 from prometheus_client import CollectorRegistry
 
@@ -20,8 +21,7 @@ from scorer_api.routes import make_router
 from scorer_api.routing import schemas as route_schemas
 from scorer_api.schemas import components
 from scorer_api.tokens.engine_tokenizer import EngineTokenizer
-from scorer_api.tokens.local_tokenizer import read_tokenizers
-from scorer_api.tokens.texts import Texts
+from scorer_api.tokens.texts import Texts, Tokenizer
 from scorer_api.view import View
 
 SUMMARY = "Tells any LLM router which pod already holds the longest prefix of a prompt."
@@ -61,9 +61,18 @@ def _served(
 ) -> Served:
     access = Access(settings, HttpMetrics(registry))
     tokens = TokenMetrics(registry)
-    own = read_tokenizers(read_pairs(settings.tokenizer, "--tokenizer"), settings.tokenize_timeout_s)
-    texts = Texts(settings, EngineTokenizer(settings, view, pods, tokens), own, tokens)
+    texts = Texts(settings, EngineTokenizer(settings, view, pods, tokens), _own_tokenizers(settings), tokens)
     router = make_router(settings, view, pods, texts, ScorerMetrics(registry, view), registry, access)
     described = components(*route_schemas.TYPES, requests=route_schemas.REQUESTS, allows_ipc=settings.engine_networks.allows_ipc)
     app = make_app(SUMMARY, router, described, settings, access, page.PATHS)
     return Served(app, [*parts, texts], access, service)
+
+
+def _own_tokenizers(settings: Settings) -> dict[str, Tokenizer]:
+    """Model → tokenizer. Raises SettingError."""
+    folders = read_pairs(settings.tokenizer, "--tokenizer")
+    if not folders:
+        return {}
+    # What it needs takes every service a tenth of a second to import, and most want none.
+    found: dict[str, Tokenizer] = import_module("scorer_api.tokens.local_tokenizer").read_tokenizers(folders, settings.tokenize_timeout_s)
+    return found

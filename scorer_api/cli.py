@@ -5,6 +5,8 @@ import asyncio
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
 
 import zmq
 
@@ -12,21 +14,21 @@ from indexer import __version__, demo_engine
 from indexer.command import Parser, add_config, add_ingest, add_settings, run, run_command, serve_until_stopped, settings_of
 from indexer.errors import SettingError
 from indexer.publisher import LOOPBACK
-from scorer_api import demo, doctor_command, explain_command, pods_command, record_command, replay_command, route_command, score_command, top_command
+from scorer_api import demo
 from scorer_api.app import make_api, make_serve
 from scorer_api.numbers import port, positive
 
-# Commands of a module each: it adds its arguments and says what carries it out.
-COMMANDS = (
-    ("score", score_command, "ask a running service for the scores of a prompt"),
-    ("route", route_command, "ask a running service which pod a prompt is to go to"),
-    ("explain", explain_command, "ask a running service why each pod's match of a prompt ends where it does"),
-    ("doctor", doctor_command, "find out why scores are zero, or what else is wrong, and how to mend it"),
-    ("pods", pods_command, "ask a running service for its pods and their streams"),
-    ("top", top_command, "a live view of a running service in the terminal"),
-    ("record", record_command, "write what engines publish to files"),
-    ("replay", replay_command, "play such a file as the engines would; prints their specs"),
-)
+# Commands of a module each, `…_command`: it declares its arguments and says what carries it out.
+COMMANDS = {
+    "score": "ask a running service for the scores of a prompt",
+    "route": "ask a running service which pod a prompt is to go to",
+    "explain": "ask a running service why each pod's match of a prompt ends where it does",
+    "doctor": "find out why scores are zero, or what else is wrong, and how to mend it",
+    "pods": "ask a running service for its pods and their streams",
+    "top": "a live view of a running service in the terminal",
+    "record": "write what engines publish to files",
+    "replay": "play such a file as the engines would; prints their specs",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,8 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     add_config(answering, with_engines=False)
     answering.set_defaults(command=lambda parsed: serve_until_stopped(parsed, make_api, needs_redis=True))
 
-    for name, module, told in COMMANDS:
-        module.add_arguments(commands.add_parser(name, help=told, allow_abbrev=False))
+    for name, told in COMMANDS.items():
+        commands.add_parser(name, help=told, allow_abbrev=False, declare=partial(_declare, name))
 
     demonstrating = commands.add_parser("demo", help="serve two demo engines, so that there is something to see", allow_abbrev=False)
     add_settings(demonstrating)
@@ -69,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     engine.add_argument("--requests-per-s", default=4.0, type=positive(float))
     engine.set_defaults(command=_demo_engine)
     return parser
+
+
+def _declare(name: str, parser: argparse.ArgumentParser) -> None:
+    """Importing all of them would take every command, and every service, a fifth of a second."""
+    import_module(f"scorer_api.{name}_command").add_arguments(parser)
 
 
 def _numbers(text: str) -> list[int]:

@@ -145,8 +145,8 @@ def hang(member: Member) -> Callable[[], object]:
 
 
 @mechanism("no_redirections")
-@pytest.mark.parametrize("fail", [kill, hang], ids=["killed", "hangs, and comes back"])
-@pytest.mark.parametrize("of", ["a model", "the directory"])
+@pytest.mark.parametrize("fail", [pytest.param(kill, id="killed"), pytest.param(hang, id="hangs, and comes back", marks=pytest.mark.failovers)])
+@pytest.mark.parametrize("of", ["a model", pytest.param("the directory", marks=pytest.mark.failovers)])
 def test_a_node_fails_and_its_replica_is_promoted(make_world: MakeWorld, of: str, fail: Callable[[Member], Callable[[], object]]) -> None:
     """Indexers buffer meanwhile, and what they knew to be written and is not they write again. What the old master still does counts for nothing."""
     two = Two(make_world, cluster_require_full_coverage="no")
@@ -164,6 +164,7 @@ def test_a_node_fails_and_its_replica_is_promoted(make_world: MakeWorld, of: str
     assert two.restarts() == 0
 
 
+@pytest.mark.failovers
 @mechanism("one_slot_for_all")
 def test_what_other_nodes_hold_does_not_suffer_while_a_node_is_away_for_long(make_world: MakeWorld) -> None:
     """A node and its replica hang for longer than a lease, and so does each call to them. Nobody else's lease is late, nobody else's stream is in
@@ -209,6 +210,7 @@ def test_a_slot_moves_while_events_flow(make_world: MakeWorld) -> None:
     assert all(indexer.metric("kv_indexer_fenced_total") == 0 for indexer in two.indexers)
 
 
+@pytest.mark.failovers
 @mechanism("no_redirections")
 def test_the_directory_moves_while_events_flow(make_world: MakeWorld) -> None:
     """Nobody's stream is in doubt meanwhile, and who comes afterwards finds all."""
@@ -258,6 +260,7 @@ def comes_back_older(member: Member, play: Callable[[], object]) -> None:
 
 
 @mechanism("no_full_write")
+@pytest.mark.failovers
 @pytest.mark.parametrize("come_back", [comes_back_empty, comes_back_older], ids=["empty", "older"])
 def test_a_node_comes_back_before_its_replica_is_promoted_and_has_lost_something(
     make_world: MakeWorld, come_back: Callable[[Member, Callable[[], object]], None]
@@ -279,6 +282,7 @@ def test_a_node_comes_back_before_its_replica_is_promoted_and_has_lost_something
         two.settle(late)
 
 
+@pytest.mark.failovers
 @mechanism("slots_are_read_once")
 def test_an_indexer_dies_and_a_node_with_it(make_world: MakeWorld) -> None:
     """New owners take what Redis has, as soon as there is one, and the engines say the rest: nothing is applied twice, nothing is lost."""

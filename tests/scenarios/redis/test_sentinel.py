@@ -51,7 +51,9 @@ def end(world: World, fleet: Fleet, *scorers: Client) -> None:
 
 
 @mechanism("no_buffering")
-@pytest.mark.parametrize("lose", [WatchedServer.kill, WatchedServer.freeze], ids=["killed", "frozen"])
+@pytest.mark.parametrize(
+    "lose", [pytest.param(WatchedServer.kill, id="killed"), pytest.param(WatchedServer.freeze, id="frozen", marks=pytest.mark.failovers)]
+)
 def test_the_master_is_lost(world: World, lose: Callable[[WatchedServer], None]) -> None:
     """Indexers buffer, then flush in order to the new master, which knows none of the scripts. Scorers answer all the time."""
     redis = watched(world)
@@ -81,7 +83,7 @@ def test_the_master_is_lost(world: World, lose: Callable[[WatchedServer], None])
 
 
 @mechanism("no_full_write")
-@pytest.mark.parametrize("publishes", [False, True], ids=["silent", "busy"])
+@pytest.mark.parametrize("publishes", [pytest.param(False, id="silent", marks=pytest.mark.failovers), pytest.param(True, id="busy")])
 def test_the_failover_loses_what_was_acknowledged(world: World, publishes: bool) -> None:
     """The replica had not got it when the master died. The owners notice, and write again; no engine is asked for anything."""
     redis = watched(world)
@@ -131,6 +133,7 @@ def test_the_master_is_cut_off_and_goes_on(world: World) -> None:
     end(world, fleet, *scorers)
 
 
+@pytest.mark.failovers
 @mechanism("leases_without_end")
 def test_the_master_and_an_indexer_are_lost_at_once(world: World) -> None:
     """The survivor takes over all streams on the new master, and lacks nothing that the engines' histories hold."""
@@ -199,6 +202,7 @@ def test_the_failover_loses_what_was_done_to_pods(world: World) -> None:
     assert delete(scorers[0], other.pods[0]) == 204
 
 
+@pytest.mark.failovers
 @mechanism("sentinels_asked_when_something_fails")
 def test_a_master_without_replicas_refuses(make_world: MakeWorld) -> None:
     """`min-replicas-to-write`: a master that is cut off takes nothing any more. It is said, nothing is vouched for, and the next master takes all."""
