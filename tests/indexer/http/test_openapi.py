@@ -18,7 +18,8 @@ COMMON = {
     "/readyz": {"get"},
     "/metrics": {"get"},
 }
-ROUTES = {"serve": {**COMMON, "/v1/score": {"post"}, "/v1/score/batch": {"post"}, "/v1/explain": {"post"}, "/v1/models": {"get"}}, "ingest": COMMON}
+ASKED = ("/v1/score", "/v1/score/batch", "/v1/explain", "/v1/route", "/v1/route/done")
+ROUTES = {"serve": {**COMMON, **{path: {"post"} for path in ASKED}, "/v1/models": {"get"}}, "ingest": COMMON}
 JSON = {"Content-Type": "application/json"}
 SPEC = {"model": "m", "events": "tcp://127.0.0.1:9"}
 PROVOKED = [
