@@ -76,7 +76,7 @@ def requests_made(service: Command, folder: Path, *more: str) -> int:
         "--phases",
         "examples,coverage,fuzzing,stateful",
         "--max-examples",
-        "30",
+        "15",
         "--continue-on-failure",
         "--no-color",
         *more,

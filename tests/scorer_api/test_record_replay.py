@@ -121,8 +121,11 @@ def test_a_recorder_that_is_told_to_stop_leaves_a_whole_file(played: str, tmp_pa
     with Process("record", "--engine", played, "--out", tmp_path / "r") as recorder:
         recorder.wait_whole(tmp_path / "r.frames.msgpack", 300)
         assert recorder.stop() == 0
-        assert "A: 355 messages, 0 gaps" in recorder.line()
-    assert frames_of(tmp_path / "r.frames.msgpack") == frames_of(MAIN)
+        said = recorder.line()
+    kept = frames_of(tmp_path / "r.frames.msgpack")
+    assert len(kept) >= 300
+    assert kept == frames_of(MAIN)[: len(kept)]
+    assert f"A: {len(kept)} messages, 0 gaps" in said
 
 
 def test_a_recorder_that_is_killed_leaves_a_whole_file(played: str, tmp_path: Path) -> None:

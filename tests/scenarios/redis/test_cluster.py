@@ -224,6 +224,7 @@ def test_the_directory_moves_while_events_flow(make_world: MakeWorld) -> None:
 
 
 @mechanism("no_full_write")
+@pytest.mark.failovers
 def test_acknowledged_writes_that_a_failover_lost_are_written_again(make_world: MakeWorld) -> None:
     """The replica had not heard of them, and the engines have nothing more to say: the owners notice by themselves."""
     two = Two(make_world, settings=NO_PROBES)

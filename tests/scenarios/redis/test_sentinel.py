@@ -52,7 +52,11 @@ def end(world: World, fleet: Fleet, *scorers: Client) -> None:
 
 @mechanism("no_buffering")
 @pytest.mark.parametrize(
-    "lose", [pytest.param(WatchedServer.kill, id="killed"), pytest.param(WatchedServer.freeze, id="frozen", marks=pytest.mark.failovers)]
+    "lose",
+    [
+        pytest.param(WatchedServer.kill, id="killed", marks=pytest.mark.failovers),
+        pytest.param(WatchedServer.freeze, id="frozen", marks=pytest.mark.failovers),
+    ],
 )
 def test_the_master_is_lost(world: World, lose: Callable[[WatchedServer], None]) -> None:
     """Indexers buffer, then flush in order to the new master, which knows none of the scripts. Scorers answer all the time."""
