@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import ssl
 import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -11,7 +10,8 @@ from typing import Self
 import httpx
 from msgspec import Struct
 
-from indexer.engine_api import EngineApi, route_to
+from indexer.engine_api import EngineApi
+from indexer.engine_client import EngineClient, read_body
 from indexer.engine_metrics import LoadMeter
 from indexer.errors import SettingError
 from indexer.load import Load
@@ -22,7 +22,6 @@ log = logging.getLogger(__name__)
 
 # An engine's metrics are some 100 kB of text.
 BYTES_MAX = 8 * 2**20
-CONNECTIONS_MAX = 64
 # A pod that gives none is asked again after one interval, then two, four … and no more than this.
 AGAIN_MAX_S = 30.0
 
@@ -59,21 +58,14 @@ class LoadScraper:
         metrics: IndexerMetrics,
     ) -> None:
         self._interval_s = settings.load_interval_s
-        self._networks = settings.engine_networks
+        self._client = EngineClient(settings.engine_networks)
         self._targets = targets
         self._deliver = deliver
         self._metrics = metrics
         self._known: dict[Pod, _Target] = {}
 
     async def __aenter__(self) -> Self:
-        # No proxy and no .netrc of the environment's: what was looked at is what is dialled.
-        self._client = httpx.AsyncClient(
-            trust_env=False,
-            follow_redirects=False,
-            timeout=None,  # noqa: S113 - a question as a whole has a deadline
-            limits=httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX),
-            verify=ssl.create_default_context(),
-        )
+        await self._client.__aenter__()
         self._asking = asyncio.create_task(self._ask_again_and_again(), name="loads")
         return self
 
@@ -82,7 +74,7 @@ class LoadScraper:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._client.aclose()
+        await self._client.__aexit__(kind, error, trace)
 
     async def _ask_again_and_again(self) -> None:
         while True:
@@ -142,17 +134,10 @@ class LoadScraper:
             raise _Failed("outside", error.allowed) from None
 
     async def _get(self, api: EngineApi) -> str:
-        route = await route_to(api, "/metrics", self._networks)
-        headers = {"Accept": "text/plain", "Accept-Encoding": "identity"}
-        if route.host is not None:
-            headers["Host"] = route.host
-        extensions = {} if route.server_name is None else {"sni_hostname": route.server_name}
-        content = bytearray()
-        async with self._client.stream("GET", route.url, headers=headers, extensions=extensions) as response:
+        async with self._client.ask(api, "/metrics", {"Accept": "text/plain"}) as response:
             if response.status_code != httpx.codes.OK:
-                raise _Failed("status", f"{route.url} answered {response.status_code}")
-            async for chunk in response.aiter_raw():
-                content += chunk
-                if len(content) > BYTES_MAX:
-                    raise _Failed("too_large", f"{route.url} answered with more than {BYTES_MAX} bytes")
+                raise _Failed("status", f"{response.url} answered {response.status_code}")
+            content = await read_body(response, BYTES_MAX)
+            if content is None:
+                raise _Failed("too_large", f"{response.url} answered with more than {BYTES_MAX} bytes")
         return content.decode(errors="replace")

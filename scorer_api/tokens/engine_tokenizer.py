@@ -4,10 +4,8 @@ import asyncio
 import logging
 import os
 import random
-import ssl
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Annotated, Protocol, Self
 
@@ -15,7 +13,8 @@ import httpx
 import msgspec
 from msgspec import Meta, Struct
 
-from indexer.engine_api import EngineApi, route_to
+from indexer.engine_api import EngineApi
+from indexer.engine_client import EngineClient, read_body
 from indexer.errors import IndexerError, SettingError
 from indexer.http.problems import Problem
 from indexer.masking import masked
@@ -34,7 +33,6 @@ log = logging.getLogger(__name__)
 PODS_TRIED = 2
 # A pod that failed is asked after the others for so long.
 AFTER_FAILURE_S = 5.0
-CONNECTIONS_MAX = 64
 # How much of an engine's refusal is repeated to whoever asked.
 REFUSAL_BYTES_MAX = 2_048
 REFUSAL_LENGTH_MAX = 300
@@ -96,7 +94,7 @@ class EngineTokenizer:
 
     def __init__(self, settings: Settings, view: View, apis: Apis, metrics: TokenMetrics) -> None:
         self._settings = settings
-        self._networks = settings.engine_networks
+        self._client = EngineClient(settings.engine_networks)
         self._view = view
         self._apis = apis
         self._metrics = metrics
@@ -104,18 +102,11 @@ class EngineTokenizer:
         self._failed_until_s: dict[str, float] = {}
 
     async def __aenter__(self) -> Self:
-        async with AsyncExitStack() as stack:
-            # No proxy and no .netrc of the environment's: what was looked at is what is dialled.
-            limits = httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX)
-            client = httpx.AsyncClient(
-                trust_env=False, follow_redirects=False, timeout=self._settings.tokenize_timeout_s, limits=limits, verify=ssl.create_default_context()
-            )
-            self._client = await stack.enter_async_context(client)
-            self._stack = stack.pop_all()
+        await self._client.__aenter__()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        await self._stack.aclose()
+        await self._client.__aexit__(kind, error, trace)
 
     async def tokens(self, model: str, wording: Wording, request: bytes) -> bytes:
         """The packed tokens. `model`: whose pods to ask; `request`: the wording's own.
@@ -156,8 +147,6 @@ class EngineTokenizer:
                 content = await self._answer(api, request)
         except TimeoutError:
             raise _Failed("timeout", f"did not answer within {timeout_s:g} s") from None
-        except httpx.TimeoutException:
-            raise _Failed("timeout", f"did not answer within {timeout_s:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise _Failed("unreachable", f"cannot be reached: {masked(str(error)) or type(error).__name__}") from None
         except SettingError as error:
@@ -173,37 +162,20 @@ class EngineTokenizer:
         return pack_tokens(answer.tokens)
 
     async def _answer(self, api: EngineApi, request: bytes) -> bytes:
-        route = await route_to(api, "/tokenize", self._networks)
-        headers = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
-        if route.host is not None:
-            headers["Host"] = route.host
-        if self._key is not None:
-            headers |= self._key.header()
-        extensions = {} if route.server_name is None else {"sni_hostname": route.server_name}
-        async with self._client.stream("POST", route.url, content=request, headers=headers, extensions=extensions) as response:
+        headers = {"Content-Type": "application/json", "Accept": "application/json", **({} if self._key is None else self._key.header())}
+        async with self._client.ask(api, "/tokenize", headers, request) as response:
             if response.status_code != 200:
                 raise await _refusal(response)
             if response.headers.get("content-encoding", "identity") != "identity":
                 raise _Failed("malformed", "answered in an encoding that was not asked for")
-            content = await _read(response.aiter_raw(), self._settings.tokenize_answer_bytes_max)
+            content = await read_body(response, self._settings.tokenize_answer_bytes_max)
             if content is None:
                 raise _Failed("too_large", f"answered with more than {self._settings.tokenize_answer_bytes_max} bytes")
             return content
 
 
-async def _read(chunks: AsyncIterator[bytes], bytes_max: int) -> bytes | None:
-    """A body, None where it is larger than that."""
-    found, size = [], 0
-    async for chunk in chunks:
-        size += len(chunk)
-        if size > bytes_max:
-            return None
-        found.append(chunk)
-    return b"".join(found)
-
-
 async def _refusal(response: httpx.Response) -> _Failed:
-    content = await _read(response.aiter_raw(), REFUSAL_BYTES_MAX)
+    content = await read_body(response, REFUSAL_BYTES_MAX)
     said = "" if content is None else _message(content)
     outcome = "refused" if response.status_code in REFUSALS else "status"
     return _Failed(outcome, f"answered {response.status_code}" + (f": {said}" if said else ""))
