@@ -125,7 +125,8 @@ class Entry(Struct, frozen=True, array_like=True):
 
     `generation`, `fence`, `number`: the state after it; `after_fence`, `after_number`: the state that it was made from, in the same
     generation. `tiers`: per tier, the packed keys held afterwards and those not held. `names`: engine hashes and, behind all of them, their block
-    keys, packed; `nameless`: engine hashes that stand for no block any more; None where the owner does not tell.
+    keys, packed; `nameless`: engine hashes that stand for no block any more; None where the owner does not tell. `sequence`: of the engine's
+    last batch in it, None where that is not told.
     """
 
     stream: str
@@ -141,6 +142,7 @@ class Entry(Struct, frozen=True, array_like=True):
     tiers: tuple[tuple[bytes, bytes], ...] = ()
     names: bytes | None = None
     nameless: bytes | None = None
+    sequence: int | None = None
 
 
 def pack_names(names: Names) -> tuple[bytes, bytes]:
@@ -174,7 +176,7 @@ def pack_tiers(touched: Iterable[dict[int, bool]]) -> tuple[tuple[bytes, bytes],
 def change_of(entry: Entry) -> Change:
     """The change that an entry of kind CHANGE tells of."""
     change = Change()
-    change.cleared = entry.cleared
+    change.cleared, change.sequence = entry.cleared, entry.sequence
     for tier, (held, gone) in zip(Tier, entry.tiers, strict=True):
         touched = change.touched[tier]
         touched.update(dict.fromkeys(unpack_keys(held), True))

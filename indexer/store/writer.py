@@ -389,13 +389,19 @@ class StreamWriter:
         cleared = change is not None and change.cleared
         trust = self.stream.point().trust
         names, nameless = (None, None) if change is None or change.names is None else pack_names(change.names)
-        return encode_entry(Entry(self.name, kind, generation, self.fence, number, *self._after, trust, block_size, cleared, tiers, names, nameless))
+        sequence = None if change is None else change.sequence
+        after = self._after
+        return encode_entry(
+            Entry(self.name, kind, generation, self.fence, number, *after, trust, block_size, cleared, tiers, names, nameless, sequence)
+        )
 
 
 def merge(older: Change, newer: Change) -> None:
     """Make `older` what both are together."""
     if newer.cleared:
         older.clear_gpu()
+    if newer.sequence is not None:
+        older.sequence = newer.sequence
     for before, after in zip(older.touched, newer.touched, strict=True):
         before.update(after)
 

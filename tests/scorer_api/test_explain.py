@@ -371,7 +371,7 @@ def models(service: Client) -> list[str]:
 
 
 def test_a_scorer_of_its_own_explains_too() -> None:
-    """What it follows has no sequence of the engine's; adapters and errors come with the owner's status."""
+    """The log tells of the engine's sequence; adapters and errors come with the owner's status."""
     with ExitStack() as stack:
         redis, engine = stack.enter_context(RedisServer()), stack.enter_context(Engine())
         http = stack.enter_context(EngineHttp({"/metrics": lambda: (200, BUSY)}))
@@ -386,7 +386,7 @@ def test_a_scorer_of_its_own_explains_too() -> None:
         assert reason(scorer, NINE) == ("whole_prompt", None, None)
         engine.publish(removed([2]))
         wait_until(lambda: scorer.matched(NINE) == 4)
-        assert reason(scorer, NINE) == ("removed", 1, None)
+        assert reason(scorer, NINE) == ("removed", 1, 1)
         answer = explain(scorer, NINE)
         assert (answer["about"]["adapters"], answer["view"]["source"], answer["hints"]) == (["adapter"], "redis", [])
         assert reason(scorer, NINE, lora_name="strange") == ("lora_unknown", 0, None)
