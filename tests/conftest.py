@@ -2,10 +2,22 @@
 
 import logging
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
+
+FOLDER = Path(__file__).parent
+# Measuring the coverage of a process takes half as long again: what the hundreds of these do, those of other tests do too.
+UNMEASURED = (FOLDER / "scenarios", FOLDER / "security")
 
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+@pytest.fixture(autouse=True)
+def _unmeasured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if any(request.path.is_relative_to(folder) for folder in UNMEASURED):
+        monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)

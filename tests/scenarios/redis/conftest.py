@@ -27,12 +27,6 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report
 
 
-@pytest.fixture(autouse=True)
-def _unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measuring the coverage of these processes takes half as long again, and what they do other tests have the measured ones do."""
-    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
-
-
 class Graveyard:
     """Servers whose tests are over: their keys have to go."""
 
