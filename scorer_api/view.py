@@ -68,9 +68,12 @@ class PodScore(Struct, frozen=True):
 
 
 class Listener(Protocol):
-    """Is told what streams come to hold, once they do, change by change; not of what a follower loads at once."""
+    """Is told what streams come to hold, once they do."""
 
     def appended(self, stream: StreamKey, change: Change) -> None: ...
+
+    def loaded(self, stream: StreamKey, is_held: Callable[[int], bool]) -> None:
+        """A follower loaded all that it holds at once. `is_held`: of a block key."""
 
     def dropped(self, stream: StreamKey) -> None:
         """It holds nothing any more."""
@@ -198,6 +201,8 @@ class View:
         view.block_size, view.holder = (None, None) if new is None else (new.block_size, new.holder)
         view.names = self._new_names() if new is None else new.names
         view.removals.forget()
+        if self.listener is not None:
+            self.listener.loaded(stream, lambda key: self.held(stream, (key,)) > 0)
         return held
 
     def note_seed(self, stream: StreamKey, hash_seed: str) -> None:

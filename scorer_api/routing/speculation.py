@@ -100,6 +100,13 @@ class Speculation:
         for tier in OWN_TIERS:
             self._arrive(awaited, change.touched[tier])
 
+    def loaded(self, stream: StreamKey, is_held: Callable[[int], bool]) -> None:
+        """What the stream's rank holds was loaded at once. What it holds of that which was sent there it has announced meanwhile."""
+        for key, names in list(self._awaited.get(stream, {}).items()):
+            if is_held(key):
+                for name in list(names):
+                    self._end(name)
+
     def _arrive(self, awaited: dict[int, dict[str, None]], touched: dict[int, bool]) -> None:
         if not touched or awaited.keys().isdisjoint(touched):
             return

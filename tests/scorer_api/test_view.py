@@ -5,6 +5,7 @@ A block's content is a letter, its tokens are that letter as often as the block 
 
 import struct
 import time
+from collections.abc import Callable
 
 import pytest
 from xxhash import xxh3_64_intdigest
@@ -300,6 +301,35 @@ def test_what_is_held_apart_is_in_no_answer_until_it_is_exchanged() -> None:
     assert [given_back.give_back(1), given_back.give_back(1)] == [True, False]
     assert index.holders == 4
     assert matched(view.score(asked("XY"))) == {"b": {"0": 2}, "a": {"0": 1}}
+
+
+class Listening:
+    """Keeps which of some blocks it was told that they are held."""
+
+    def __init__(self, *blocks: int) -> None:
+        self.blocks = blocks
+        self.held: list[tuple[StreamKey, list[bool]]] = []
+
+    def appended(self, stream: StreamKey, change: Change) -> None:
+        raise AssertionError("nothing was appended")
+
+    def dropped(self, stream: StreamKey) -> None:
+        raise AssertionError("nothing was dropped")
+
+    def loaded(self, stream: StreamKey, is_held: Callable[[int], bool]) -> None:
+        self.held.append((stream, [is_held(key) for key in self.blocks]))
+
+
+def test_whoever_listens_is_told_of_what_is_loaded_at_once() -> None:
+    view = new_view(A, B)
+    old, new = keys("XY"), keys("XZ")
+    view.append(A, 2, holds(*old))
+    holding = view.hold_apart(A, 2)
+    holding.apply(holds(*new))
+    view.listener = listening = Listening(new[0], old[1], new[1])
+    view.exchange(A, holding)
+    view.exchange(B, None)
+    assert listening.held == [(A, [True, False, True]), (B, [False, False, False])]
 
 
 def test_a_holding_is_given_back_in_pieces_from_every_tier() -> None:

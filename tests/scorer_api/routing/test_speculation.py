@@ -52,6 +52,17 @@ def test_a_prompt_counts_for_its_time() -> None:
     assert (len(found), found.blocks, found._trees, found._awaited) == (0, 0, {}, {})
 
 
+def test_what_a_follower_loads_at_once_is_announced_too() -> None:
+    found, told = speculation()
+    found.add("1", A, 16, [1, 2, 3], 1, now_s=10.0)
+    found.add("2", A, 16, [1, 2, 3, 4], 1, now_s=10.0)
+    found.add("3", B, 16, [1, 2, 3], 0, now_s=10.0)
+    found.loaded(A, {1, 2, 3}.__contains__)
+    found.loaded(A1, {1, 2, 3}.__contains__)
+    assert told.ended == [("a", 1, [1, 2, 3])]
+    assert found.match("m", 16, [1, 2, 3, 4]) == {("a", 0): 4, ("b", 0): 3}
+
+
 def test_one_that_ends_takes_nothing_from_others() -> None:
     """Each of two requests with the same prompt counts by itself, whichever goes first."""
     for first in ("1", "2"):
