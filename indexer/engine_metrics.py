@@ -22,12 +22,30 @@ ALL_TOKENS: Final = ("vllm:prompt_tokens_total", "sglang:prompt_tokens_total")
 CACHED_TOKENS: Final = ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total", "sglang:cached_tokens_total")
 PREFILL_TOKENS: Final = ("vllm:request_prefill_kv_computed_tokens_sum",)
 PREFILL_SECONDS: Final = ("vllm:request_prefill_time_seconds_sum",)
+# How many tokens the cache has room for: vLLM says so in labels, newer ones outright, SGLang as a figure.
+CACHE_CONFIG: Final = "vllm:cache_config_info"
+KV_TOKENS_LABEL: Final = "kv_cache_size_tokens"
+KV_TOKENS: Final = ("sglang:max_total_num_tokens",)
 _NAMES: Final = frozenset(
     name
-    for names in (RUNNING, WAITING, KV_USAGE, REQUESTS, PROMPT_TOKENS, ALL_TOKENS, CACHED_TOKENS, PREFILL_TOKENS, PREFILL_SECONDS)
+    for names in (
+        RUNNING,
+        WAITING,
+        KV_USAGE,
+        REQUESTS,
+        PROMPT_TOKENS,
+        ALL_TOKENS,
+        CACHED_TOKENS,
+        PREFILL_TOKENS,
+        PREFILL_SECONDS,
+        KV_TOKENS,
+        (CACHE_CONFIG,),
+    )
     for name in names
 )
 
+# A number of tokens with more is none.
+DIGITS_MAX = 15
 # Less than this computed between two looks says more about the rest of what the engine did than about its speed.
 RATE_TOKENS_MIN = 256
 # A newer figure counts so much against what was known.
@@ -66,7 +84,8 @@ class LoadMeter:
         self._learn(counts)
         usage = _found(values, KV_USAGE)
         kv_usage = None if usage is None else min(1.0, max(0.0, sum(usage) / len(usage)))
-        return Load(round(running), round(waiting), kv_usage, self._prompt_tokens, self._tokens_per_s)
+        kv_tokens = _sum(values, (CACHE_CONFIG, *KV_TOKENS)) or None
+        return Load(round(running), round(waiting), kv_usage, self._prompt_tokens, self._tokens_per_s, kv_tokens)
 
     def _learn(self, now: _Counts) -> None:
         before, self._before = self._before, now
@@ -114,9 +133,22 @@ def _values(text: str) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for family in text_string_to_metric_families("\n".join(_lines(text)) + "\n"):
         for sample in family.samples:
-            if isfinite(sample.value) and sample.value >= 0:
-                found.setdefault(sample.name, []).append(sample.value)
+            value = _kv_tokens(sample.labels) if sample.name == CACHE_CONFIG else sample.value
+            if isfinite(value) and value >= 0:
+                found.setdefault(sample.name, []).append(value)
     return found
+
+
+def _kv_tokens(labels: Mapping[str, str]) -> float:
+    """What the labels of vLLM's cache configuration say; 0 where they do not, which they put as None."""
+    if (tokens := _number(labels, KV_TOKENS_LABEL)) > 0:
+        return tokens
+    return _number(labels, "num_gpu_blocks") * _number(labels, "block_size")
+
+
+def _number(labels: Mapping[str, str], name: str) -> float:
+    word = labels.get(name, "")
+    return float(word) if word.isascii() and word.isdigit() and len(word) <= DIGITS_MAX else 0.0
 
 
 def _lines(text: str) -> Iterator[str]:

@@ -32,6 +32,7 @@ class _Record(Struct, frozen=True, array_like=True):
     kv_usage: float | None = None
     prompt_tokens_mean: float | None = None
     prefill_tokens_per_s: float | None = None
+    kv_tokens: float | None = None
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -1,12 +1,14 @@
 """What it costs to send a prompt to a pod: how long its first token takes, and how long others have to wait for it.
 
     cost_s = (1 + OTHERS_SHARE) * uncached tokens / rate + load_s
-    load_s = queued tokens / rate                                     what has to be computed before this prompt
-           + KV_PRESSURE_S * ((kv_usage - KV_FREE) / (1 - KV_FREE))²  what has to be evicted, or preempted, to make room
-           + DECODE_STEP_S * running * (1 + output tokens)            what each step takes longer for those that it is shared with
+    load_s = queued tokens / rate                                  what has to be computed before this prompt
+           + KV_PRESSURE_S * ((usage - KV_FREE) / (1 - KV_FREE))²  what has to be evicted, or preempted, to make room
+           + DECODE_STEP_S * running * (1 + output tokens)         what each step takes longer for those that it is shared with
 
-`rate`: the pod's prefill rate in tokens/s. A figure that a pod does not tell is the mean of those that others tell, so that it neither draws all
-requests nor gets none; where nobody tells it is a figure to start from, the same for all.
+`rate`: the pod's prefill rate in tokens/s. `usage`: the part of its cache that requests use, with what was sent there since that was measured; in
+cost_s also with what this request will need, its uncached tokens and its answer. Each is a part of the tokens that the cache has room for, so it
+counts where the engine tells how many these are, and no usage is more than 1. A figure that a pod does not tell is the mean of those that others
+tell, so that it neither draws all requests nor gets none; where nobody tells it is a figure to start from, the same for all.
 """
 
 import math
@@ -31,31 +33,33 @@ KV_FREE = 0.8
 KV_PRESSURE_S = 2.0
 # A rate outside of this is no rate of any engine.
 RATE_MIN, RATE_MAX = 1.0, 1e9
+# No cache has room for more tokens.
+KV_TOKENS_MAX = 1e12
 
 
 class Busy(Struct, frozen=True, gc=False):
-    """How busy a pod is, every figure filled in. `waiting_tokens`: of the prompts in its queue."""
+    """How busy a pod is, every figure filled in. `waiting_tokens`: of the prompts in its queue. `kv_tokens`: infinite where nobody tells."""
 
     waiting_tokens: float
     running: float
     kv_usage: float
     rate: float
+    kv_tokens: float = math.inf
 
-    @property
-    def pressure_s(self) -> float:
-        """What a cache without room costs."""
-        pressure = max(0.0, self.kv_usage - KV_FREE) / (1 - KV_FREE)
+    def pressure_s(self, more_tokens: float) -> float:
+        """What a cache costs that has no room for so many tokens more."""
+        usage = self.kv_usage + more_tokens / self.kv_tokens
+        if usage <= KV_FREE:
+            return 0.0
+        pressure = (min(1.0, usage) - KV_FREE) / (1 - KV_FREE)
         return KV_PRESSURE_S * pressure * pressure
 
-    def load_s(self, own_tokens: float, own_count: int, output_tokens: int | None) -> float:
-        """What lies before a request. `own_…`: what was sent there since and is in no figure of the engine's yet."""
-        expected = OUTPUT_TOKENS_PRIOR if output_tokens is None else output_tokens
-        pressure_s = self.pressure_s if self.kv_usage > KV_FREE else 0.0
-        return (self.waiting_tokens + own_tokens) / self.rate + pressure_s + DECODE_STEP_S * (self.running + own_count) * (1 + expected)
-
-    def cost_s(self, uncached_tokens: float, load_s: float) -> float:
-        """See the module. `load_s`: what lies before it."""
-        return (1 + OTHERS_SHARE) * uncached_tokens / self.rate + load_s
+    def costs_s(self, uncached_tokens: float, output_tokens: int | None, own_tokens: float, own_count: int) -> tuple[float, float]:
+        """cost_s and load_s, see the module. `own_…`: what was sent there since and is in no figure of the engine's yet."""
+        output = OUTPUT_TOKENS_PRIOR if output_tokens is None else output_tokens
+        wait_s = (self.waiting_tokens + own_tokens) / self.rate + DECODE_STEP_S * (self.running + own_count) * (1 + output)
+        cost_s = (1 + OTHERS_SHARE) * uncached_tokens / self.rate + wait_s + self.pressure_s(own_tokens + uncached_tokens + output)
+        return cost_s, wait_s + self.pressure_s(own_tokens)
 
 
 def fill(loads: Sequence[Load | None], rate: float) -> list[Busy]:
@@ -66,23 +70,26 @@ def fill(loads: Sequence[Load | None], rate: float) -> list[Busy]:
     prompt_tokens = _mean((load.prompt_tokens_mean for load in known if _is_sound(load.prompt_tokens_mean, 0.0, RATE_MAX)), PROMPT_TOKENS_PRIOR)
     kv_usage = _mean((load.kv_usage for load in known if _is_sound(load.kv_usage, 0.0, 1.0)), 0.0)
     rate = _mean((load.prefill_tokens_per_s for load in known if _is_sound(load.prefill_tokens_per_s, RATE_MIN, RATE_MAX)), rate)
-    filled = [None if load is None else _filled(load, prompt_tokens, kv_usage, rate) for load in loads]
+    kv_tokens = _mean((load.kv_tokens for load in known if _is_sound(load.kv_tokens, 1.0, KV_TOKENS_MAX)), math.inf)
+    filled = [None if load is None else _filled(load, prompt_tokens, kv_usage, rate, kv_tokens) for load in loads]
     if None not in filled:
         return [busy for busy in filled if busy is not None]
     told = [busy for busy in filled if busy is not None]
-    mean = Busy(_mean((busy.waiting_tokens for busy in told), 0.0), _mean((busy.running for busy in told), 0.0), kv_usage, rate)
+    mean = Busy(_mean((busy.waiting_tokens for busy in told), 0.0), _mean((busy.running for busy in told), 0.0), kv_usage, rate, kv_tokens)
     return [mean if busy is None else busy for busy in filled]
 
 
-def _filled(load: Load, prompt_tokens: float, kv_usage: float, rate: float) -> Busy:
-    own_tokens, own_usage, own_rate = load.prompt_tokens_mean, load.kv_usage, load.prefill_tokens_per_s
+def _filled(load: Load, prompt_tokens: float, kv_usage: float, rate: float, kv_tokens: float) -> Busy:
+    own_tokens, own_usage, own_rate, own_room = load.prompt_tokens_mean, load.kv_usage, load.prefill_tokens_per_s, load.kv_tokens
     if own_tokens is None or not _is_sound(own_tokens, 0.0, RATE_MAX):
         own_tokens = prompt_tokens
     if own_usage is None or not _is_sound(own_usage, 0.0, 1.0):
         own_usage = kv_usage
     if own_rate is None or not _is_sound(own_rate, RATE_MIN, RATE_MAX):
         own_rate = rate
-    return Busy(max(0, load.waiting) * own_tokens, max(0, load.running), own_usage, own_rate)
+    if own_room is None or not _is_sound(own_room, 1.0, KV_TOKENS_MAX):
+        own_room = kv_tokens
+    return Busy(max(0, load.waiting) * own_tokens, max(0, load.running), own_usage, own_rate, own_room)
 
 
 def _is_sound(figure: float | None, least: float, most: float) -> bool:

@@ -268,9 +268,9 @@ class Router:
             length = tokens if tokens is not None else tokens_at(prompt, block_size)
             matched = best.match.matched_blocks * block_size + speculative
             own_tokens, own_count = self._queues.ahead(model, pod, None if load is None or found is None else found[1])
-            load_s = busy.load_s(own_tokens, own_count, wanted.output_tokens)
             # A block on a slower tier costs a part of what computing it costs, as its weight says.
-            cost_s = busy.cost_s(max(0.0, length - best.score * (length - 1) - speculative), load_s)
+            uncached = max(0.0, length - best.score * (length - 1) - speculative)
+            cost_s, load_s = busy.costs_s(uncached, wanted.output_tokens, own_tokens, own_count)
             why: Why | None = None
             if pod in exclude:
                 why = "excluded"

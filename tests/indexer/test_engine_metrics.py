@@ -54,6 +54,35 @@ def test_older_names_of_vllm_and_those_of_sglang() -> None:
     assert LoadMeter().read(text, 1.0) == Load(161, 2826, 0.28, 2700.0)
 
 
+@pytest.mark.parametrize(
+    ("labels", "tokens"),
+    [
+        ('block_size="16",num_gpu_blocks="1000"', 16_000.0),
+        # Where groups of layers have blocks of their own sizes the product says nothing: newer ones tell the tokens themselves.
+        ('block_size="4",kv_cache_size_tokens="123456",num_gpu_blocks="1000"', 123_456.0),
+        ('block_size="16",kv_cache_size_tokens="None",num_gpu_blocks="1000"', 16_000.0),
+        ('block_size="16",num_gpu_blocks="None"', None),
+        ('block_size="-16",num_gpu_blocks="1e3"', None),
+        ('block_size="16",num_gpu_blocks="٣"', None),
+        (f'block_size="16",num_gpu_blocks="{"9" * 400}"', None),
+        ("", None),
+    ],
+)
+def test_what_vllm_has_room_for(labels: str, tokens: float | None) -> None:
+    text = f'{vllm()}vllm:cache_config_info{{cache_dtype="auto",engine="0"{"," * bool(labels)}{labels}}} 1.0\n'
+    assert LoadMeter().read(text, 1.0) == Load(3, 2, 0.25, kv_tokens=tokens)
+
+
+def test_the_rooms_of_ranks_are_added() -> None:
+    config = 'vllm:cache_config_info{{block_size="16",engine="{}",num_gpu_blocks="{}"}} 1.0\n'
+    assert LoadMeter().read(vllm() + config.format(0, 10) + config.format(1, 20), 1.0).kv_tokens == 480
+
+
+def test_what_sglang_has_room_for() -> None:
+    text = "sglang:num_running_reqs 1.0\nsglang:num_queue_reqs 0.0\nsglang:max_total_num_tokens 471258.0\n"
+    assert LoadMeter().read(text, 1.0) == Load(1, 0, kv_tokens=471_258.0)
+
+
 def test_how_long_prompts_are() -> None:
     meter = LoadMeter()
     # 10 requests with 1,000 tokens so far: 100 each.

@@ -22,7 +22,7 @@ from tests.redis_server import RedisServer
 
 MODEL = "my/{odd} model:"
 POD = "10.0.0.7:8000"
-BUSY, IDLE = Load(7, 30, 0.95, 812.5, 4096.0), Load(0, 0)
+BUSY, IDLE = Load(7, 30, 0.95, 812.5, 4096.0, 471_258.0), Load(0, 0)
 
 
 @pytest.fixture(scope="module")

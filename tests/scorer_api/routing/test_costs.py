@@ -27,12 +27,43 @@ from scorer_api.routing.costs import Busy, fill
     ],
 )
 def test_what_lies_before_a_request(busy: Busy, own: tuple[int, int], output_tokens: int | None, load_s: float) -> None:
-    assert busy.load_s(*own, output_tokens) == pytest.approx(load_s)
+    assert busy.costs_s(0, output_tokens, *own)[1] == pytest.approx(load_s)
+
+
+@pytest.mark.parametrize(
+    ("busy", "own_tokens", "uncached_tokens", "output_tokens", "load_s", "cost_s"),
+    [
+        # 1,000 tokens are computed in 1 s, and that counts twice.
+        (Busy(0, 0, 0.0, 1000), 0, 1000, 0, 0.0, 2.0),
+        # Nobody tells how much there is room for: what comes takes none.
+        (Busy(0, 0, 0.8, 1000), 0, 1000, 0, 0.0, 2.0),
+        # 1,000 of 10,000 tokens: from 80 to 90 %, half-way to full.
+        (Busy(0, 0, 0.8, 1000, 10_000), 0, 1000, 0, 0.0, 2.0 + 0.5),
+        # The answer needs room too; of it nothing is computed beforehand.
+        (Busy(0, 0, 0.8, 1000, 10_000), 0, 600, 400, 0.0, 1.2 + 0.5),
+        # What was sent there before takes its room for this one and for whatever else comes: 1 s of queue, 70 + 20 %, and then 100 %.
+        (Busy(0, 0, 0.7, 1000, 10_000), 2000, 1000, 0, 2.0 + 0.5, 2.0 + 2.0 + 2.0),
+        # More than full is full.
+        (Busy(0, 0, 0.9, 1000, 10_000), 0, 50_000, 0, 0.5, 100.0 + 2.0),
+    ],
+)
+def test_what_a_request_needs_room_for(busy: Busy, own_tokens: int, uncached_tokens: int, output_tokens: int, load_s: float, cost_s: float) -> None:
+    assert busy.costs_s(uncached_tokens, output_tokens, own_tokens, 0) == (pytest.approx(cost_s), pytest.approx(load_s))
 
 
 def test_what_all_tell_is_taken_as_it_is() -> None:
     loads = [Load(2, 3, 0.25, 100.0, 5000.0), Load(0, 0, 0.75, 900.0, 50.0)]
     assert fill(loads, 8000.0) == [Busy(300.0, 2, 0.25, 5000.0), Busy(0.0, 0, 0.75, 50.0)]
+
+
+def test_room_is_told_or_taken_from_others() -> None:
+    loads = [Load(0, 0, 0.0, 100.0, 50.0, 1000.0), Load(0, 0, 0.0, 100.0, 50.0, 3000.0), Load(0, 0, 0.0, 100.0, 50.0), None]
+    assert [busy.kv_tokens for busy in fill(loads, 8000.0)] == [1000.0, 3000.0, 2000.0, 2000.0]
+
+
+@pytest.mark.parametrize("tokens", [0.0, -1.0, math.nan, math.inf, 1e300])
+def test_a_room_that_is_none_is_not_told(tokens: float) -> None:
+    assert fill([Load(0, 0, 0.1, 10.0, 500.0, tokens)], 8000.0)[0].kv_tokens == math.inf
 
 
 def test_what_one_does_not_tell_is_what_the_others_tell_on_average() -> None:
@@ -62,7 +93,7 @@ def test_a_usage_that_is_none_is_not_told(usage: float) -> None:
 
 
 figures = st.none() | st.floats()
-loads = st.none() | st.builds(Load, st.integers(-5, 10**9), st.integers(-5, 10**9), figures, figures, figures)
+loads = st.none() | st.builds(Load, st.integers(-5, 10**9), st.integers(-5, 10**9), figures, figures, figures, figures)
 
 
 @given(st.lists(loads, max_size=6), st.floats(1.0, 1e6))
@@ -70,7 +101,8 @@ def test_whatever_is_told_every_pod_has_a_load_that_is_neither_negative_nor_infi
     filled = fill(told, rate)
     assert len(filled) == len(told)
     for busy in filled:
-        assert 0 <= busy.load_s(0, 0, None) < math.inf
+        cost_s, load_s = busy.costs_s(100, None, 0, 0)
+        assert 0 <= load_s <= cost_s < math.inf
         assert 0 < busy.rate < math.inf
 
 
