@@ -405,14 +405,15 @@ class View:
     def _ranks(self, prompt: Prompt, ranks: Mapping[int, _StreamView], matches: Mapping[int, Mapping[int, Match]], now_s: float) -> list[RankScore]:
         """Those of one pod, best first."""
         found = []
+        length = prompt.length
         for rank, view in ranks.items():
             trust, block_size, holder = view.trust_at(now_s), view.block_size, view.holder
             if block_size is None or holder is None:
                 found.append(RankScore(rank, NO_MATCH, 0.0, None, 0, trust))
                 continue
             match = matches[block_size][holder]
-            score = score_of(match, prompt.length, block_size, self._weights)
-            found.append(RankScore(rank, match, score, block_size, usable_blocks(prompt.length, block_size), trust))
+            score = score_of(match, length, block_size, self._weights)
+            found.append(RankScore(rank, match, score, block_size, usable_blocks(length, block_size), trust))
         if len(found) > 1:
             found.sort(key=lambda rank: (-rank.score, rank.rank))
         return found

@@ -58,8 +58,11 @@ class Busy(Struct, frozen=True, gc=False):
         """cost_s and load_s, see the module. `own_…`: what was sent there since and is in no figure of the engine's yet."""
         output = OUTPUT_TOKENS_PRIOR if output_tokens is None else output_tokens
         wait_s = (self.waiting_tokens + own_tokens) / self.rate + DECODE_STEP_S * (self.running + own_count) * (1 + output)
-        cost_s = (1 + OTHERS_SHARE) * uncached_tokens / self.rate + wait_s + self.pressure_s(own_tokens + uncached_tokens + output)
-        return cost_s, wait_s + self.pressure_s(own_tokens)
+        cost_s = (1 + OTHERS_SHARE) * uncached_tokens / self.rate + wait_s
+        needed = own_tokens + uncached_tokens + output
+        if self.kv_usage + needed / self.kv_tokens <= KV_FREE:
+            return cost_s, wait_s
+        return cost_s + self.pressure_s(needed), wait_s + self.pressure_s(own_tokens)
 
 
 def fill(loads: Sequence[Load | None], rate: float) -> list[Busy]:

@@ -258,7 +258,8 @@ class Router:
         candidates: list[Candidate] = []
         stale: list[Candidate] = []
         reasons: dict[str, PodReason] = {}
-        model, exclude = prompt.model, wanted.exclude
+        model, exclude, output_tokens = prompt.model, wanted.exclude, wanted.output_tokens
+        ahead, draw = self._queues.ahead, self._random.random
         tokens = prompt.length if isinstance(prompt, Prompt) else None
         oldest_s = now_s - self._settings.load_max_age_s
         measured = [self._view.loads.get(model, score.pod) for score in scores]
@@ -267,17 +268,20 @@ class Router:
             pod, trust, block_size = score.pod, best.trust, best.block_size or BLOCK_SIZE_PRIOR
             length = tokens if tokens is not None else tokens_at(prompt, block_size)
             matched = best.match.matched_blocks * block_size + speculative
-            own_tokens, own_count = self._queues.ahead(model, pod, None if load is None or found is None else found[1])
+            own_tokens, own_count = ahead(model, pod, None if load is None or found is None else found[1])
+            # Figures are rounded by hand: `round` to a number of digits takes five times as long, and there are three of each pod.
             # A block on a slower tier costs a part of what computing it costs, as its weight says.
-            uncached = max(0.0, length - best.score * (length - 1) - speculative)
-            cost_s, load_s = busy.costs_s(uncached, wanted.output_tokens, own_tokens, own_count)
+            uncached = length - best.score * (length - 1) - speculative
+            if uncached < 0.0:
+                uncached = 0.0
+            cost_s, load_s = busy.costs_s(uncached, output_tokens, own_tokens, own_count)
             why: Why | None = None
             if pod in exclude:
                 why = "excluded"
             elif trust is Trust.EXPIRED:
                 why = "expired"
             else:
-                candidate = Candidate(pod, best.rank, matched // block_size, matched, cost_s, load_s, self._random.random())
+                candidate = Candidate(pod, best.rank, matched // block_size, matched, cost_s, load_s, draw())
                 if trust is Trust.STALE:
                     why = "stale"
                     stale.append(candidate)
@@ -288,12 +292,12 @@ class Router:
                 matched,
                 speculative,
                 length - matched,
-                round(busy.waiting_tokens + own_tokens),
+                int(busy.waiting_tokens + own_tokens + 0.5),
                 None if load is None else load.running,
                 None if load is None else load.waiting,
                 None if load is None else load.kv_usage,
-                None if found is None else round(now_s - found[1], 3),
-                round(cost_s, 6),
+                None if found is None else int((now_s - found[1]) * 1e3 + 0.5) / 1e3,
+                int(cost_s * 1e6 + 0.5) / 1e6,
                 trust,
                 why,
             )
