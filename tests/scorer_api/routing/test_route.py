@@ -68,6 +68,19 @@ def test_an_answer_has_every_figure_of_every_pod(service: Client) -> None:
     assert done(service, name)
 
 
+def test_a_prompt_may_be_named_by_the_engine_s_hashes(service: Client) -> None:
+    """Nothing is expected of them elsewhere, since they name blocks of one engine; what is sent counts in the queue all the same."""
+    response = service.http.post(f"{service.url}/v1/route", json={"model": "m", "block_hashes": [1, 2], "output_tokens_expected": 0})
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    reasons = answer["reason"]
+    assert (answer["pod"], answer["fallbacks"], answer["picked_for"]) == ("a", ["b", "c"], "longest_match")
+    assert {pod: (why["matched_tokens"], why["uncached_tokens"]) for pod, why in reasons.items()} == {"a": (8, 1), "b": (4, 5), "c": (4, 5)}
+    assert {why["speculative_tokens"] for why in reasons.values()} == {0}
+    assert route(service, NINE)["reason"]["a"]["queued_tokens"] == reasons["a"]["queued_tokens"] + 1
+    assert done(service, answer["id"])
+
+
 def test_a_request_that_is_done_counts_no_more_and_one_that_does_not_count_is_no_mistake(service: Client) -> None:
     name = route(service, LONG, pods=["c"])["id"]
     assert route(service, NINE, pods=["c"])["reason"]["c"]["queued_tokens"] >= len(LONG)
