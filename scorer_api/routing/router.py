@@ -269,7 +269,6 @@ class Router:
             length = tokens if tokens is not None else tokens_at(prompt, block_size)
             matched = best.match.matched_blocks * block_size + speculative
             own_tokens, own_count = ahead(model, pod, None if load is None or found is None else found[1])
-            # Figures are rounded by hand: `round` to a number of digits takes five times as long, and there are three of each pod.
             # A block on a slower tier costs a part of what computing it costs, as its weight says.
             uncached = length - best.score * (length - 1) - speculative
             if uncached < 0.0:
@@ -287,6 +286,7 @@ class Router:
                     stale.append(candidate)
                 else:
                     candidates.append(candidate)
+            # Rounded by hand: `round` to a number of digits takes five times as long, and there are three figures of each pod.
             reasons[pod] = PodReason(
                 best.rank,
                 matched,
