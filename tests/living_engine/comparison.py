@@ -142,6 +142,7 @@ class Comparison:
 
     def _settle(self, pod: str, send: Callable[[], Completion]) -> Completion:
         history = self.engines[pod].history
+        history.read()  # others may have asked the engine since
         before = history.stored_blocks
         completion = send()
         # The last token's own keys and values are never computed. A block taken from the cache is not stored again.
