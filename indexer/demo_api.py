@@ -1,10 +1,11 @@
-"""The demo engine's own API: `POST /tokenize` with a tokenizer that one can follow by hand, `GET /health`.
+"""The demo engine's own API: `POST /tokenize` with a tokenizer that one can follow by hand, `GET /health`, `GET /metrics` with vLLM's names.
 
 A number is the token of that number, since the demo's prompts are numbers; any other word has one from a digest of it. A chat is its messages' words.
 """
 
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -42,7 +43,11 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = SOCKET_S
 
     def do_GET(self) -> None:
-        self._say(200 if self.path == "/health" else 404, b"{}")
+        assert isinstance(self.server, _Server), "it is made with this handler"
+        if self.path == "/metrics":
+            self._say(200, self.server.metrics().encode(), "text/plain; version=0.0.4; charset=utf-8")
+        else:
+            self._say(200 if self.path == "/health" else 404, b"{}")
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
@@ -63,9 +68,9 @@ class _Handler(BaseHTTPRequestHandler):
         tokens = tokenize(text)
         self._say(200, msgspec.json.encode({"tokens": tokens, "count": len(tokens), "max_model_len": NUMBER_MAX}))
 
-    def _say(self, status: int, content: bytes) -> None:
+    def _say(self, status: int, content: bytes, media_type: str = "application/json") -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", media_type)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
@@ -77,11 +82,20 @@ class _Handler(BaseHTTPRequestHandler):
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
+    def __init__(self, address: tuple[str, int], metrics: Callable[[], str]) -> None:
+        super().__init__(address, _Handler)
+        self.metrics = metrics
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Whoever hung up has no need of an answer, and nobody of a traceback."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
 
 @contextmanager
-def serving(host: str, port: int) -> Iterator[int]:
-    """Answer at this address, at a free port where 0 is given. Yields the port. Raises OSError where it cannot listen."""
-    server = _Server((host, port), _Handler)
+def serving(host: str, port: int, metrics: Callable[[], str]) -> Iterator[int]:
+    """Answer at this address, at a free port where 0 is given. Yields the port. Raises OSError where it cannot listen. `metrics`: their text."""
+    server = _Server((host, port), metrics)
     thread = threading.Thread(target=server.serve_forever, name="demo api", daemon=True)
     thread.start()
     try:

@@ -35,6 +35,21 @@ class BlockCache:
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._blocks: OrderedDict[int, None] = OrderedDict()
+        self._requests = self._tokens = self._cached_tokens = 0
+
+    def metrics(self) -> str:
+        """What it has done so far, by vLLM's names. Requests are over at once, so none ever runs or waits or uses a block."""
+        figures = {
+            "num_requests_running": 0,
+            "num_requests_waiting": 0,
+            "kv_cache_usage_perc": 0,
+            f'cache_config_info{{block_size="{BLOCK_SIZE}",num_gpu_blocks="{self._capacity}"}}': 1,
+            "request_prompt_tokens_count": self._requests,
+            "request_prompt_tokens_sum": self._tokens,
+            "prompt_tokens_total": self._tokens,
+            "prefix_cache_hits_total": self._cached_tokens,
+        }
+        return "".join(f"vllm:{name} {figure:.1f}\n" for name, figure in figures.items())
 
     def serve(self, tokens: list[int]) -> list[Event]:
         """Cache the whole blocks of one sequence. Returns the events of that step, evictions first."""
@@ -43,6 +58,9 @@ class BlockCache:
         while known < len(hashes) and hashes[known] in self._blocks:
             known += 1
         new = hashes[known:]
+        self._requests += 1
+        self._tokens += len(tokens)
+        self._cached_tokens += known * BLOCK_SIZE
         for engine_hash in reversed(hashes[:known]):
             self._blocks.move_to_end(engine_hash)
         evicted = self._evict(len(self._blocks) + len(new) - self._capacity)
@@ -103,7 +121,9 @@ async def run(
     http_port: int = 0,
 ) -> None:
     """Print the engine's spec, then serve until cancelled. Raises zmq.ZMQError, and OSError, where it cannot listen."""
-    with zmq.asyncio.Context() as context, demo_api.serving("" if host in EVERY_ADDRESS else host, http_port) as http_port:
+    cache = BlockCache(capacity)
+    listen_at = "" if host in EVERY_ADDRESS else host
+    with zmq.asyncio.Context() as context, demo_api.serving(listen_at, http_port, cache.metrics) as http_port:
         context.linger = 0
         publisher = Publisher(context, host, events_port, replay_port, history_max=HISTORY_BATCHES)
         await publisher.open()
@@ -113,7 +133,7 @@ async def run(
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(publisher.serve(), name="publisher")
-                tasks.create_task(_serve_chats(_Announcer(publisher, f"kv@{pod}@{model}".encode()), chats, capacity, requests_per_s), name="chats")
+                tasks.create_task(_serve_chats(_Announcer(publisher, f"kv@{pod}@{model}".encode()), cache, chats, requests_per_s), name="chats")
         finally:
             context.destroy(linger=0)
 
@@ -134,8 +154,7 @@ class _Announcer:
         await self._publisher.publish([self._topic, number, payload])
 
 
-async def _serve_chats(announcer: _Announcer, chats: list[int], capacity: int, requests_per_s: float) -> None:
-    cache = BlockCache(capacity)
+async def _serve_chats(announcer: _Announcer, cache: BlockCache, chats: list[int], requests_per_s: float) -> None:
     workload = chat_workload(chats, random.Random(chats[0]))
     for tokens in islice(workload, WARM_UP_REQUESTS):
         await _step(announcer, cache, tokens)

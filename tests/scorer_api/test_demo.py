@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -20,6 +21,8 @@ import pytest
 
 from indexer.demo_api import serving, tokenize
 from indexer.demo_engine import BLOCK_SIZE, CHAT_TOKENS_MAX, SYSTEM_PROMPT, TURN_TOKENS, BlockCache, chat_workload, dialled
+from indexer.engine_metrics import LoadMeter
+from indexer.load import Load
 from tests.running import ROOT, Client, Running
 from tests.waiting import wait_until
 
@@ -155,13 +158,44 @@ def test_demo_engines_tokenize_words_as_one_can_follow_them() -> None:
     ],
 )
 def test_demo_engines_answer_like_vllm(body: Any, status: int, tokens: list[int] | None) -> None:
-    with serving("127.0.0.1", 0) as port:
+    with serving("127.0.0.1", 0, lambda: "figures") as port:
         answer = httpx.post(f"http://127.0.0.1:{port}/tokenize", json=body)
         assert answer.status_code == status
         if tokens is not None:
             assert (answer.json()["tokens"], answer.json()["count"]) == (tokens, len(tokens))
         assert httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
+        assert httpx.get(f"http://127.0.0.1:{port}/metrics").text == "figures"
         assert httpx.post(f"http://127.0.0.1:{port}/elsewhere", json={}).status_code == 404
+
+
+def test_who_hangs_up_is_no_reason_for_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with serving("127.0.0.1", 0, str) as port:
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.sendall(b"GET /health HTTP/1.1\r\n\r\n")
+                client.recv(1)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # hangs up with a reset
+        assert httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
+        wait_until(lambda: sum("process_request_thread" in thread.name for thread in threading.enumerate()) <= 1)  # httpx keeps none
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_loads_of_demo_engines_are_known(demo: Demo) -> None:
+    def loads() -> list[Any]:
+        answer = demo.http.post(f"{demo.url}/v1/route", json={"model": "demo/chat", "token_ids": PROMPT}).json()
+        return [(why["running"], why["waiting"], why["kv_usage"]) for why in answer["reason"].values()]
+
+    wait_until(lambda: loads() == [(0, 0, 0.0), (0, 0, 0.0)])
+
+
+def test_a_demo_engine_counts_what_it_serves() -> None:
+    cache = BlockCache(10)
+    cache.serve([1] * 40)
+    cache.serve([1] * 50)
+    load = LoadMeter().read(cache.metrics(), 1.0)
+    assert load == Load(0, 0, 0.0, 45.0, None, 160.0)
+    # 2 of the second prompt's blocks were there.
+    assert "vllm:prefix_cache_hits_total 32.0\n" in cache.metrics()
 
 
 def test_stores_and_evictions_keep_coming(demo: Demo) -> None:
