@@ -22,26 +22,11 @@ ALL_TOKENS: Final = ("vllm:prompt_tokens_total", "sglang:prompt_tokens_total")
 CACHED_TOKENS: Final = ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total", "sglang:cached_tokens_total")
 PREFILL_TOKENS: Final = ("vllm:request_prefill_kv_computed_tokens_sum",)
 PREFILL_SECONDS: Final = ("vllm:request_prefill_time_seconds_sum",)
-# How many tokens the cache has room for: vLLM says so in labels, newer ones outright, SGLang as a figure.
+# How many tokens the cache has room for. vLLM says so in labels.
 CACHE_CONFIG: Final = "vllm:cache_config_info"
-KV_TOKENS_LABEL: Final = "kv_cache_size_tokens"
-KV_TOKENS: Final = ("sglang:max_total_num_tokens",)
+KV_TOKENS: Final = (CACHE_CONFIG, "sglang:max_total_num_tokens")
 _NAMES: Final = frozenset(
-    name
-    for names in (
-        RUNNING,
-        WAITING,
-        KV_USAGE,
-        REQUESTS,
-        PROMPT_TOKENS,
-        ALL_TOKENS,
-        CACHED_TOKENS,
-        PREFILL_TOKENS,
-        PREFILL_SECONDS,
-        KV_TOKENS,
-        (CACHE_CONFIG,),
-    )
-    for name in names
+    (*RUNNING, *WAITING, *KV_USAGE, *REQUESTS, *PROMPT_TOKENS, *ALL_TOKENS, *CACHED_TOKENS, *PREFILL_TOKENS, *PREFILL_SECONDS, *KV_TOKENS)
 )
 
 # A number of tokens with more is none.
@@ -84,7 +69,7 @@ class LoadMeter:
         self._learn(counts)
         usage = _found(values, KV_USAGE)
         kv_usage = None if usage is None else min(1.0, max(0.0, sum(usage) / len(usage)))
-        kv_tokens = _sum(values, (CACHE_CONFIG, *KV_TOKENS)) or None
+        kv_tokens = _sum(values, KV_TOKENS) or None
         return Load(round(running), round(waiting), kv_usage, self._prompt_tokens, self._tokens_per_s, kv_tokens)
 
     def _learn(self, now: _Counts) -> None:
@@ -140,10 +125,8 @@ def _values(text: str) -> dict[str, list[float]]:
 
 
 def _kv_tokens(labels: Mapping[str, str]) -> float:
-    """What the labels of vLLM's cache configuration say; 0 where they do not, which they put as None."""
-    if (tokens := _number(labels, KV_TOKENS_LABEL)) > 0:
-        return tokens
-    return _number(labels, "num_gpu_blocks") * _number(labels, "block_size")
+    """What the labels of vLLM's cache configuration say, newer ones outright; 0 where they do not, which they put as None."""
+    return _number(labels, "kv_cache_size_tokens") or _number(labels, "num_gpu_blocks") * _number(labels, "block_size")
 
 
 def _number(labels: Mapping[str, str], name: str) -> float:

@@ -12,7 +12,7 @@ tell, so that it neither draws all requests nor gets none; where nobody tells it
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from msgspec import Struct
 
@@ -70,36 +70,24 @@ def fill(loads: Sequence[Load | None], rate: float) -> list[Busy]:
     known = [load for load in loads if load is not None]
     if not known:
         return [Busy(0.0, 0.0, 0.0, rate)] * len(loads)
-    prompt_tokens = _mean((load.prompt_tokens_mean for load in known if _is_sound(load.prompt_tokens_mean, 0.0, RATE_MAX)), PROMPT_TOKENS_PRIOR)
-    kv_usage = _mean((load.kv_usage for load in known if _is_sound(load.kv_usage, 0.0, 1.0)), 0.0)
-    rate = _mean((load.prefill_tokens_per_s for load in known if _is_sound(load.prefill_tokens_per_s, RATE_MIN, RATE_MAX)), rate)
-    kv_tokens = _mean((load.kv_tokens for load in known if _is_sound(load.kv_tokens, 1.0, KV_TOKENS_MAX)), math.inf)
-    filled = [None if load is None else _filled(load, prompt_tokens, kv_usage, rate, kv_tokens) for load in loads]
-    if None not in filled:
-        return [busy for busy in filled if busy is not None]
-    told = [busy for busy in filled if busy is not None]
-    mean = Busy(_mean((busy.waiting_tokens for busy in told), 0.0), _mean((busy.running for busy in told), 0.0), kv_usage, rate, kv_tokens)
-    return [mean if busy is None else busy for busy in filled]
+    prompt_tokens, _ = _completed([load.prompt_tokens_mean for load in known], 0.0, RATE_MAX, PROMPT_TOKENS_PRIOR)
+    kv_usages, kv_usage = _completed([load.kv_usage for load in known], 0.0, 1.0, 0.0)
+    rates, rate = _completed([load.prefill_tokens_per_s for load in known], RATE_MIN, RATE_MAX, rate)
+    rooms, room = _completed([load.kv_tokens for load in known], 1.0, KV_TOKENS_MAX, math.inf)
+    waiting = [max(0, load.waiting) * tokens for load, tokens in zip(known, prompt_tokens, strict=True)]
+    running = [max(0, load.running) for load in known]
+    told = map(Busy, waiting, running, kv_usages, rates, rooms)
+    unknown = Busy(_mean(waiting), _mean(running), kv_usage, rate, room)
+    return [unknown if load is None else next(told) for load in loads]
 
 
-def _filled(load: Load, prompt_tokens: float, kv_usage: float, rate: float, kv_tokens: float) -> Busy:
-    own_tokens, own_usage, own_rate, own_room = load.prompt_tokens_mean, load.kv_usage, load.prefill_tokens_per_s, load.kv_tokens
-    if own_tokens is None or not _is_sound(own_tokens, 0.0, RATE_MAX):
-        own_tokens = prompt_tokens
-    if own_usage is None or not _is_sound(own_usage, 0.0, 1.0):
-        own_usage = kv_usage
-    if own_rate is None or not _is_sound(own_rate, RATE_MIN, RATE_MAX):
-        own_rate = rate
-    if own_room is None or not _is_sound(own_room, 1.0, KV_TOKENS_MAX):
-        own_room = kv_tokens
-    return Busy(max(0, load.waiting) * own_tokens, max(0, load.running), own_usage, own_rate, own_room)
+def _completed(figures: Sequence[float | None], least: float, most: float, prior: float) -> tuple[list[float], float]:
+    """One figure of every pod, and its mean, which stands for what a pod does not tell or no engine can have; the prior where nobody tells."""
+    told = [figure if figure is not None and least <= figure <= most else None for figure in figures]
+    sound = [figure for figure in told if figure is not None]
+    mean = _mean(sound) if sound else prior
+    return [mean if figure is None else figure for figure in told], mean
 
 
-def _is_sound(figure: float | None, least: float, most: float) -> bool:
-    """No NaN is."""
-    return figure is not None and least <= figure <= most
-
-
-def _mean(figures: Iterable[float | None], default: float) -> float:
-    found = [figure for figure in figures if figure is not None]
-    return math.fsum(found) / len(found) if found else default
+def _mean(figures: Sequence[float]) -> float:
+    return math.fsum(figures) / len(figures)

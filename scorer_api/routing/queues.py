@@ -28,10 +28,9 @@ class Sent(Struct, frozen=True, gc=False):
 class _Pod:
     """Sums over what was sent to one pod: all of it, by rank, and what came since its last measurement."""
 
-    __slots__ = ("count", "measured_at_s", "new", "new_tokens", "ranks", "tokens")
+    __slots__ = ("measured_at_s", "new", "new_tokens", "ranks", "tokens")
 
     def __init__(self) -> None:
-        self.count = 0
         self.tokens = 0
         self.ranks: dict[int, int] = {}
         self.new: OrderedDict[str, Sent] = OrderedDict()
@@ -57,7 +56,6 @@ class Queues:
         self._sent[name] = sent
         pod = self._pods.setdefault((sent.model, sent.pod), _Pod())
         pod.tokens += sent.tokens
-        pod.count += 1
         pod.ranks[sent.rank] = pod.ranks.get(sent.rank, 0) + 1
         pod.new[name] = sent
         pod.new_tokens += sent.tokens
@@ -69,7 +67,6 @@ class Queues:
             return False
         pod = self._pods[sent.model, sent.pod]
         pod.tokens -= sent.tokens
-        pod.count -= 1
         pod.ranks[sent.rank] -= 1
         if not pod.ranks[sent.rank]:
             del pod.ranks[sent.rank]
@@ -99,7 +96,7 @@ class Queues:
         if found is None:
             return 0, 0
         if measured_at_s is None:
-            return found.tokens, found.count
+            return found.tokens, sum(found.ranks.values())
         if measured_at_s > found.measured_at_s:
             found.measured_at_s = measured_at_s
             seen_s = measured_at_s - UNDER_WAY_S

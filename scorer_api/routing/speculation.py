@@ -98,22 +98,19 @@ class Speculation:
             self.dropped(stream)
             return
         for tier in OWN_TIERS:
-            self._arrive(awaited, change.touched[tier])
+            touched = change.touched[tier]
+            if touched:
+                self._arrive(awaited, [key for key in awaited.keys() & touched.keys() if touched[key]])
 
     def loaded(self, stream: StreamKey, is_held: Callable[[int], bool]) -> None:
         """What the stream's rank holds was loaded at once. What it holds of that which was sent there it has announced meanwhile."""
-        for key, names in list(self._awaited.get(stream, {}).items()):
-            if is_held(key):
-                for name in list(names):
-                    self._end(name)
+        awaited = self._awaited.get(stream, {})
+        self._arrive(awaited, [key for key in awaited if is_held(key)])
 
-    def _arrive(self, awaited: dict[int, dict[str, None]], touched: dict[int, bool]) -> None:
-        if not touched or awaited.keys().isdisjoint(touched):
-            return
-        for key in awaited.keys() & touched.keys():
-            if touched[key]:
-                for name in list(awaited.get(key, ())):
-                    self._end(name)
+    def _arrive(self, awaited: dict[int, dict[str, None]], keys: Sequence[int]) -> None:
+        for key in keys:
+            for name in list(awaited[key]):
+                self._end(name)
 
     def dropped(self, stream: StreamKey) -> None:
         """The stream's rank holds nothing any more, and has not what was sent to it."""
