@@ -54,7 +54,7 @@ def end(world: World, fleet: Fleet, *scorers: Client) -> None:
 @pytest.mark.parametrize(
     "lose",
     [
-        pytest.param(WatchedServer.kill, id="killed", marks=pytest.mark.failovers),
+        pytest.param(WatchedServer.kill, id="killed"),
         pytest.param(WatchedServer.freeze, id="frozen", marks=pytest.mark.failovers),
     ],
 )
