@@ -7,7 +7,7 @@
 H is XXH3-64: a fifth of the time of the fastest cryptographic hash of the standard library for a 64-byte block, and what a
 collision could do is send one request to the wrong pod. A block of `block_size` tokens always has `4 * block_size` bytes, so
 bytes behind them can only be extra keys. Engine hashes differ from release to release and from process to process; these keys
-need only the tokens (wire reference, section 5).
+need only the tokens (docs/explanation/wire-format.md, "Engine hashes and block keys").
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -66,7 +66,7 @@ def read_extra_keys(entry: Sequence[Any] | None, lora_name: str | None, *, first
     """One block's entry as an engine announces it, parted into its own extra keys and the cache salt.
 
     vLLM puts the LoRA name into every entry (the root has it already: one occurrence is dropped) and the cache salt as a bare
-    string into the first block's of a prompt (wire reference, section 4).
+    string into the first block's of a prompt (docs/explanation/wire-format.md, "Extra keys").
     """
     own: list[Any] = []
     salt: str | None = None

@@ -2,7 +2,7 @@
 
 A publisher process counts its batches from 0. Nothing else tells its lives apart, so a number alone proves little: a regress against a
 number heard on the same connection is a restart, and on a new connection the payload behind the last number is compared with the
-fingerprint of the one that was applied (wire reference, section 6).
+fingerprint of the one that was applied (docs/explanation/wire-format.md, "What a subscriber survives").
 """
 
 from enum import Enum, auto

@@ -76,7 +76,7 @@ NUMBER_BYTES_MAX = 9
 
 
 class WireLimits(Struct, frozen=True):
-    """What a payload may hold at most. Together they bound what is built from one, whatever its size: see README, What it costs."""
+    """What a payload may hold at most. Together they bound what is built from one, whatever its size: see docs/explanation/performance.md."""
 
     events_per_batch_max: int = 100_000
     hashes_per_batch_max: int = 262_144

@@ -1,6 +1,6 @@
 """An engine for tests: real PUB and ROUTER sockets, and every fault that a real one can have.
 
-It shares no code with the product: what it sends is written here from the wire reference.
+It shares no code with the product: what it sends is written here from docs/explanation/wire-format.md.
 """
 
 import struct

@@ -1,9 +1,14 @@
 """What lies in Redis, byte for byte.
 
-field of a block    engine hash, 8 bytes, big-endian
-block               copies u8 | has parent u8 | [parent u64] | block key u64 | further keys that it covers u64 …     little-endian
+All integers are little-endian.
+
+field of a block    engine hash u64
+block               copies u8 | has parent u8 | parent u64, 0 without one | block key u64 | further keys that it covers u64 …     18 bytes and more
+field of a parked block, and of a removed one    engine hash u64, as above
 parked block        msgpack of `ParkedRecord`
-state hash          gen, fence, number: decimal texts, for scripts to compare; head: msgpack of `Head`; status: JSON of a StreamStatus
+removed block       as a block, with 0 copies
+state hash          gen, fence, number: decimal texts, for scripts to compare; lengths: fields per part, decimal, joined by commas;
+                    head: msgpack of `Head`; status: JSON of the stream's status
 entry of the log    field e: msgpack of `Entry`
 """
 

@@ -46,7 +46,7 @@ def plain(event: Event) -> tuple[Any, ...]:
             return ("cleared",)
 
 
-# What the golden payloads say, by hand from the wire reference. In order: hashes, parent, tokens, block size, tier, LoRA name, extra keys of
+# What the golden payloads say, by hand from docs/explanation/wire-format.md. In order: hashes, parent, tokens, block size, tier, LoRA name, extra keys of
 # each block as [own, salt], whether extra keys are announced, group, kind.
 
 PLAIN = [
