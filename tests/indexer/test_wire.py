@@ -46,8 +46,8 @@ def plain(event: Event) -> tuple[Any, ...]:
             return ("cleared",)
 
 
-# What the golden payloads say, by hand from docs/explanation/wire-format.md. In order: hashes, parent, tokens, block size, tier, LoRA name, extra keys of
-# each block as [own, salt], whether extra keys are announced, group, kind.
+# What the golden payloads say, by hand from docs/explanation/wire-format.md. In order: hashes, parent, tokens, block size, tier, LoRA name, extra
+# keys of each block as [own, salt], whether extra keys are announced, group, kind.
 
 PLAIN = [
     ("stored", [MAX, 7], 5, [1, 2, 3, 4], 2, GPU, None, {}, False, None, None),

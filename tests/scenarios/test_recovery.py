@@ -1,4 +1,4 @@
-"""What a stream survives, over real sockets. The numbers in the headings are those of "What a subscriber survives" in docs/explanation/wire-format.md.
+"""What a subscriber survives, over real sockets. The numbers in the headings are those of the list in docs/explanation/wire-format.md.
 
 Every test says which mechanism it is about; `make test-mechanisms` switches that off and sees the test fail.
 """
