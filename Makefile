@@ -51,7 +51,7 @@ test-engine: $(READY) $(ENGINE_READY) ## compare with a real vLLM on the CPU: 2.
 	$(BIN)/python -m pytest -m engine tests/living_engine --no-header
 
 test-hostile: $(READY) ## hostile frames, requests and a flood of ten seconds, with its figures
-	TEST_FLOOD_S=10 $(BIN)/python -m pytest tests/scenarios/test_flood.py tests/scenarios/test_hostile_frames.py tests/scorer_api/test_hostile_requests.py -rP
+	TEST_FLOOD_S=10 $(BIN)/python -m pytest tests/scenarios/test_flood.py tests/scenarios/test_hostile_frames.py tests/scorer_api/api/test_hostile_requests.py -rP
 
 test-deploy: $(DEPLOY_READY) ## check deploy/ with the tools that it is for, and carry out the image's steps: 150 MB on first use, then half a minute
 	$(BIN)/python -m pytest -m deploy tests/deploy --no-header

@@ -24,8 +24,9 @@ from bench.direct import Indexer, Scorer
 from bench.llmd import LlmdIndex
 from bench.server import Server
 from bench.workload import BLOCK_SIZE, Plan, cleared, encoded, payloads, prompt_tokens, removed
-from indexer.events import Stored
-from indexer.wire import WireDecoder, WireLimits
+from indexer.core.events import Stored
+from indexer.limits import WireLimits
+from indexer.wire.decoder import WireDecoder
 from tests.redis_server import RedisServer
 
 PODS = tuple(f"pod-{number}" for number in range(8))

@@ -12,20 +12,21 @@ import msgspec
 from prometheus_client import CollectorRegistry
 
 from bench.workload import MODEL
-from indexer.applier import Applier
-from indexer.events import Tier
+from indexer.config.settings import Settings
+from indexer.core.events import Tier
+from indexer.core.names import StreamKey, Trust
+from indexer.core.sequence import Sequence
+from indexer.core.store import Point
+from indexer.core.stream_state import StreamState
 from indexer.metrics import IndexerMetrics
-from indexer.sequence import Sequence
-from indexer.settings import Settings
-from indexer.store import Point, StreamKey, Trust
 from indexer.store.keyspace import Keyspace
 from indexer.store.records import Head
 from indexer.store.redis import Claim, RedisStore
-from indexer.stream import TURN_S
-from indexer.stream_state import StreamState
-from scorer_api.follower import Follower
+from indexer.streams.applier import Applier
+from indexer.streams.stream import TURN_S
+from scorer_api.following.follower import Follower
+from scorer_api.index.view import Prompt, View
 from scorer_api.metrics import FollowerMetrics
-from scorer_api.view import Prompt, View
 from tests.redis_server import RedisServer
 
 POLL_S = 0.002

@@ -20,9 +20,10 @@ import redis
 from msgspec import Struct
 
 from bench.workload import BLOCK_SIZE, MODEL
-from indexer.block_keys import chain_keys, root_key
-from indexer.events import Cleared, Removed, Stored
-from indexer.wire import WireDecoder, WireLimits
+from indexer.core.block_keys import chain_keys, root_key
+from indexer.core.events import Cleared, Removed, Stored
+from indexer.limits import WireLimits
+from indexer.wire.decoder import WireDecoder
 
 ENGINE = b"engine:"
 SCAN_COUNT = 1_000

@@ -17,7 +17,7 @@ from bench.publisher import Published, Publisher
 from bench.server import APPLIED_TIMEOUT_S, POLL_S, Server
 from bench.visibility import Visibility, measure_with
 from bench.workload import MODEL, Plan
-from indexer.store import StreamKey
+from indexer.core.names import StreamKey
 from indexer.store.keyspace import Keyspace
 from tests.redis_server import RedisServer
 

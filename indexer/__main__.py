@@ -2,7 +2,7 @@
 
 import sys
 
-from indexer.command import main
+from indexer.main.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Iterator
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
+from indexer.core.events import Cleared, Removed, Stored, Tier
+from indexer.core.names import StreamKey
 from indexer.errors import REASONS
-from indexer.events import Cleared, Removed, Stored, Tier
-from indexer.store import StreamKey
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # else each counter has a second series that nobody reads
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from scorer_api.cli import main
+from scorer_api.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["api", *sys.argv[1:]]))

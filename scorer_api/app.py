@@ -5,24 +5,23 @@ from importlib import import_module
 
 from prometheus_client import CollectorRegistry
 
+from indexer.config.settings import Settings, read_pairs
 from indexer.http.access import Access
 from indexer.http.app import make_app
 from indexer.http.routes import Pods
 from indexer.http.server import Part, Reconfigurable, Served
 from indexer.metrics import HttpMetrics, IndexerMetrics, RedisMetrics
-from indexer.service import Service
-from indexer.settings import Settings, read_pairs
-from indexer.shared import SharedService
-from scorer_api import page
-from scorer_api.fleet import Fleet
-from scorer_api.follower import Follower
+from indexer.ownership.embedded import Service
+from indexer.ownership.replica import SharedService
+from scorer_api.api import page, route_schemas
+from scorer_api.api.routes import make_router
+from scorer_api.api.schemas import components
+from scorer_api.following.fleet import Fleet
+from scorer_api.following.follower import Follower
+from scorer_api.index.view import View
 from scorer_api.metrics import FollowerMetrics, ScorerMetrics, TokenMetrics
-from scorer_api.routes import make_router
-from scorer_api.routing import schemas as route_schemas
-from scorer_api.schemas import components
 from scorer_api.tokens.engine_tokenizer import EngineTokenizer
 from scorer_api.tokens.texts import Texts, Tokenizer
-from scorer_api.view import View
 
 SUMMARY = "Tells any LLM router which pod already holds the longest prefix of a prompt."
 

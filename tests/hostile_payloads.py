@@ -12,7 +12,8 @@ from pathlib import Path
 import msgspec
 
 from indexer.errors import Refused
-from indexer.wire import WireDecoder, WireLimits
+from indexer.limits import WireLimits
+from indexer.wire.decoder import WireDecoder
 
 SIZE = 32 * 2**20
 pack = msgspec.msgpack.encode

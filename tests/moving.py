@@ -15,7 +15,7 @@ from typing import Any, Self
 import pytest
 
 from indexer.store import scripts
-from indexer.store.sentinel import Address, Named, SentinelClient
+from indexer.store.client.sentinel import Address, Named, SentinelClient
 from tests.redis_server import RedisServer
 from tests.scenarios.redis.mechanisms import _rewrite
 from tests.waiting import wait_until

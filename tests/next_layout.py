@@ -3,7 +3,7 @@
 import sys
 
 from indexer.store import keyspace
-from scorer_api.cli import main
+from scorer_api.cli.main import main
 
 NEXT = keyspace.LAYOUT + 1
 

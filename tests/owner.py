@@ -11,13 +11,14 @@ import msgspec
 from prometheus_client import CollectorRegistry
 from xxhash import xxh3_64_intdigest
 
-from indexer.events import Event, Removed, Stored, Tier
+from indexer.config.settings import Settings
+from indexer.core.events import Event, Removed, Stored, Tier
+from indexer.core.names import StreamKey, Trust
+from indexer.core.store import Point
+from indexer.core.stream_state import StreamState
 from indexer.metrics import IndexerMetrics
-from indexer.settings import Settings
-from indexer.store import Point, StreamKey, Trust
 from indexer.store.redis import Claim, RedisStore
-from indexer.stream import StreamStatus
-from indexer.stream_state import StreamState
+from indexer.streams.stream import StreamStatus
 from tests.redis_server import RedisServer
 
 SIZE = 4

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from scorer_api.cli import main
+from scorer_api.cli.main import main
 from tests.scenarios.mechanisms import MECHANISMS
 from tests.scenarios.redis.mechanisms import REDIS_MECHANISMS
 

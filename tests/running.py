@@ -15,7 +15,7 @@ from typing import Any, Self
 import httpx
 
 from indexer.http.server import serve
-from indexer.settings import read_settings
+from indexer.main.read_settings import read_settings
 from scorer_api.app import make_serve
 from tests.waiting import wait_until
 

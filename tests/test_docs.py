@@ -7,18 +7,18 @@ import pytest
 from fastapi.openapi.utils import get_openapi
 from prometheus_client import CollectorRegistry
 
-from indexer.engine_spec import EngineSpec
+from indexer.config.settings import Settings, fields
+from indexer.core.names import Trust
+from indexer.engines.spec import EngineSpec
 from indexer.errors import REASONS
 from indexer.metrics import HttpMetrics, IndexerMetrics
-from indexer.settings import Settings, fields
-from indexer.store import Trust
 from scorer_api.app import make_serve
 from scorer_api.doctor.kinds import KINDS
+from scorer_api.index.view import View
 from scorer_api.metrics import FollowerMetrics, ScorerMetrics, TokenMetrics
 from scorer_api.routing.metrics import RouteMetrics
 from scorer_api.routing.policies import PICK_REASONS, POLICY_NAMES
 from scorer_api.routing.router import BLOCKS_OUTCOMES, WHYS
-from scorer_api.view import View
 
 ROOT = Path(__file__).parent.parent
 

@@ -1,4 +1,4 @@
-"""Who may import whom. Walks the sources, and imports none of them."""
+"""Who may import whom, by package. Walks the sources, and imports none of them."""
 
 import ast
 import sys
@@ -15,50 +15,92 @@ MODULES = {
     for package in PACKAGES
     for path in sorted((ROOT / package).rglob("*.py"))
 }
-PURE_OF_INDEXER = (
-    "wire",
-    "wire_types",
-    "event_outline",
-    "events",
-    "sequence",
-    "owners",
-    "block_keys",
-    "change",
-    "held_keys",
-    "stream_state",
-    "orphans",
-    "errors",
-    "capture",
-    "msgpack_split",
-    "masking",
-    "engine_networks",
-    "store",
-    "store.keyspace",
-    "store.records",
-    "store.clock",
-    "store.condition",
-)
-CHECKS_OF_DOCTOR = ("service", "stream", "engine", "clock", "prompt", "probe", "redis")
-PURE_OF_DOCTOR = ("kinds", "findings", "reply", "seen", "report", *(f"{name}_checks" for name in CHECKS_OF_DOCTOR))
-PURE_OF_SCORER = (
-    *("prefix_index", "scoring", "removals", "explaining", "hints", "engine_hashes", "tokens.wording", "tokens.cache"),
-    *(f"routing.{name}" for name in ("costs", "policies", "prompt_tree", "queues", "speculation")),
-)
-PURE = [*(f"indexer.{name}" for name in PURE_OF_INDEXER), *(f"scorer_api.{name}" for name in PURE_OF_SCORER)]
-PURE += [f"scorer_api.doctor.{name}" for name in PURE_OF_DOCTOR]
-IMPURE = {"zmq", "redis", "asyncio", "fastapi", "starlette", "uvicorn", "uvloop", "httpx", "threading", "socket"}
-PLAYING = ("publisher", "playing", "recording")
-# They receive, replay, or pass the context on and catch its errors; the demo engine is an engine.
-ZMQ = {
-    f"indexer.{name}" for name in ("subscriber", "subscription", "listening", "replay", "stream", "streams", "endpoints", "demo_engine", *PLAYING)
-} | {"scorer_api.cli", "scorer_api.doctor.examination", "scorer_api.doctor.wire_probe"}
-WEB = {f"indexer.http.{name}" for name in ("access", "app", "connection", "negotiation", "openapi", "problems", "routes", "server")} | {
-    "indexer.app",
-    "scorer_api.page",
-    "scorer_api.routes",
-    "scorer_api.answers",
+ROOT_MODULES_MAX = 10
+
+# Every package with those that it may import, lower ones first: nothing may import a package that stands below its own line.
+MAY_IMPORT: dict[str, set[str]] = {
+    "indexer": set(),  # masking, errors, limits
+    "indexer.core": {"indexer"},
+    "indexer.metrics": {"indexer", "indexer.core"},
+    "indexer.wire": {"indexer", "indexer.core"},
+    "indexer.receiving": {"indexer"},
+    "indexer.engines": {"indexer", "indexer.core", "indexer.metrics", "indexer.receiving"},
+    "indexer.config": {"indexer", "indexer.engines"},
+    "indexer.store.client": {"indexer"},
+    "indexer.store": {"indexer", "indexer.core", "indexer.metrics", "indexer.engines", "indexer.config", "indexer.store.client"},
+    "indexer.streams": {
+        *("indexer", "indexer.core", "indexer.metrics", "indexer.wire", "indexer.receiving", "indexer.engines", "indexer.config", "indexer.store"),
+    },
+    "indexer.ownership": {
+        *("indexer", "indexer.core", "indexer.metrics", "indexer.receiving", "indexer.engines", "indexer.config", "indexer.store", "indexer.streams"),
+    },
+    "indexer.http": {"indexer", "indexer.metrics", "indexer.engines", "indexer.config", "indexer.streams"},
+    "indexer.main": {
+        *("indexer", "indexer.metrics", "indexer.engines", "indexer.config", "indexer.store", "indexer.store.client", "indexer.ownership"),
+        "indexer.http",
+    },
+    "indexer.__main__": {"indexer.main"},
+    "indexer.simulation": {"indexer", "indexer.wire", "indexer.receiving", "indexer.engines"},
+    "scorer_api": set(),
+    "scorer_api.client": set(),
+    "scorer_api.index": {"indexer.core", "indexer.engines", "indexer.config"},
+    "scorer_api.metrics": {"indexer.core", "scorer_api.index"},
+    "scorer_api.explain": {"indexer.core", "scorer_api.index"},
+    "scorer_api.routing": {"indexer.core", "indexer.engines", "indexer.config", "scorer_api.index", "scorer_api.metrics"},
+    "scorer_api.tokens": {
+        *("indexer", "indexer.core", "indexer.wire", "indexer.engines", "indexer.config", "indexer.http"),
+        *("scorer_api.index", "scorer_api.metrics"),
+    },
+    "scorer_api.following": {
+        *("indexer", "indexer.core", "indexer.engines", "indexer.config", "indexer.store", "indexer.streams", "indexer.ownership"),
+        *("scorer_api.index", "scorer_api.metrics"),
+    },
+    "scorer_api.api": {
+        *("indexer", "indexer.core", "indexer.wire", "indexer.config", "indexer.streams", "indexer.http"),
+        *("scorer_api.index", "scorer_api.metrics", "scorer_api.explain", "scorer_api.routing", "scorer_api.tokens"),
+    },
+    "scorer_api.app": {
+        *("indexer.metrics", "indexer.config", "indexer.ownership", "indexer.http", "scorer_api.index", "scorer_api.metrics", "scorer_api.tokens"),
+        *("scorer_api.following", "scorer_api.api"),
+    },
+    "scorer_api.doctor": {"indexer", "indexer.wire", "indexer.receiving", "indexer.store"},
+    "scorer_api.cli": {
+        *("indexer", "indexer.wire", "indexer.engines", "indexer.config", "indexer.store", "indexer.store.client", "indexer.http", "indexer.main"),
+        *("indexer.simulation", "scorer_api.client", "scorer_api.routing", "scorer_api.app", "scorer_api.doctor"),
+    },
+    "scorer_api.__main__": {"scorer_api.cli"},
 }
-REDIS = {f"indexer.store.{name}" for name in ("cluster", "connection", "inspection", "loads", "scripts", "redis", "reader", "registry", "sentinel")}
+# A root module whose place in the order is its own; the other root modules come before everything.
+OWN_PLACE = {"indexer.metrics", "indexer.__main__", "scorer_api.metrics", "scorer_api.app", "scorer_api.__main__"}
+
+PURE = (
+    *(
+        "indexer.masking",
+        "indexer.errors",
+        "indexer.limits",
+        "indexer.core",
+        "indexer.wire",
+        "indexer.config.settings",
+        "indexer.ownership.assignment",
+    ),
+    *(f"indexer.engines.{name}" for name in ("spec", "networks", "load", "load_metrics")),
+    *(f"indexer.store.{name}" for name in ("keyspace", "records", "clock", "condition")),
+    *("indexer.simulation.capture", "scorer_api.index", "scorer_api.explain", "scorer_api.tokens.wording", "scorer_api.tokens.cache"),
+    *(f"scorer_api.routing.{name}" for name in ("costs", "policies", "prompt_tree", "queues", "speculation")),
+    *(f"scorer_api.doctor.{name}" for name in ("kinds", "findings", "reply", "seen", "report")),
+    *(f"scorer_api.doctor.{name}_checks" for name in ("service", "stream", "engine", "clock", "prompt", "probe", "redis")),
+)
+"""Packages, and single modules of others, that do no I/O; nor does anything that they import."""
+IMPURE = {"zmq", "redis", "asyncio", "fastapi", "starlette", "uvicorn", "uvloop", "httpx", "threading", "socket"}
+
+# They receive, replay, or pass the context on and catch its errors; the simulation's engines are engines.
+ZMQ = {
+    *("indexer.receiving", "indexer.simulation", "indexer.streams.stream", "indexer.streams.pool", "indexer.engines.endpoints"),
+    *("scorer_api.cli.main", "scorer_api.doctor.examination", "scorer_api.doctor.wire_probe"),
+}
+REDIS = {"indexer.store"}
+WEB = {"indexer.http", "indexer.main.app", "scorer_api.api"}
+ENVIRONMENT = {"indexer.main.command"}
 
 
 def tree(module: str) -> ast.Module:
@@ -102,10 +144,52 @@ def reached(module: str, by: Callable[[str], set[str]] = own) -> set[str]:
     return found
 
 
+def is_in(module: str, places: set[str] | tuple[str, ...]) -> bool:
+    """Whether it is one of these modules or lies in one of these packages."""
+    return any(module == place or module.startswith(f"{place}.") for place in places)
+
+
+def package_of(module: str) -> str:
+    """The package that a module counts to: the one it lies in, or itself."""
+    if module in OWN_PLACE or MODULES[module].name == "__init__.py":
+        return module
+    return module.rpartition(".")[0]
+
+
+def imported_packages(module: str) -> set[str]:
+    """What the table above speaks of: packages of the modules that a module takes names from, but its own."""
+    found = set()
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                source = name if name in MODULES else node.module
+                if source in MODULES:
+                    found.add(package_of(source))
+    return found - {package_of(module)}
+
+
 def test_the_walk_sees_the_project() -> None:
-    assert {"indexer", "indexer.wire", "scorer_api", "scorer_api.cli"} <= MODULES.keys()
-    assert "zmq" in third_party("indexer.subscriber")
-    assert "indexer.block_keys" in reached("scorer_api.view")
+    assert {"indexer", "indexer.wire.decoder", "scorer_api", "scorer_api.cli.main"} <= MODULES.keys()
+    assert "zmq" in third_party("indexer.receiving.subscriber")
+    assert "indexer.core.block_keys" in reached("scorer_api.index.view")
+    assert imported_packages("scorer_api.metrics") == {"indexer.core", "scorer_api.index"}
+
+
+def test_every_package_is_in_the_table() -> None:
+    assert {package_of(module) for module in MODULES} == MAY_IMPORT.keys()
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_a_package_imports_what_the_table_says(package: str) -> None:
+    found = {(module, other) for module in MODULES if package_of(module) == package for other in imported_packages(module)}
+    assert {(module, other) for module, other in found if other not in MAY_IMPORT[package]} == set()
+    assert MAY_IMPORT[package] - {other for _, other in found} == set(), "the table allows what nobody uses"
+
+
+def test_the_table_has_no_cycle() -> None:
+    order = list(MAY_IMPORT)
+    assert {(package, other) for package, others in MAY_IMPORT.items() for other in others if order.index(other) >= order.index(package)} == set()
 
 
 def test_the_indexer_never_imports_the_scorer() -> None:
@@ -113,14 +197,24 @@ def test_the_indexer_never_imports_the_scorer() -> None:
     assert [module for module in of_indexer if "scorer_api" in {name.partition(".")[0] for name in imports(module)}] == []
 
 
-@pytest.mark.parametrize("module", PURE)
+@pytest.mark.parametrize("module", [module for module in MODULES if is_in(module, PURE)])
 def test_the_core_is_pure_with_all_that_comes_with_it(module: str) -> None:
     impure = {f"{name} imports {outside}" for name in reached(module) for outside in third_party(name) & IMPURE}
     assert impure == set()
 
 
+def test_every_pure_place_exists() -> None:
+    assert [place for place in PURE if place not in MODULES] == []
+
+
+def outside(libraries: set[str], places: set[str]) -> set[str]:
+    """Modules that import one of these libraries outside of these places, and places where nobody does."""
+    users = {module for module in MODULES if third_party(module) & libraries}
+    return {module for module in users if not is_in(module, places)} | {place for place in places if not any(is_in(user, {place}) for user in users)}
+
+
 def test_only_what_talks_to_engines_knows_zmq() -> None:
-    assert {module for module in MODULES if "zmq" in third_party(module)} == ZMQ
+    assert outside({"zmq"}, ZMQ) == set()
 
 
 def touches_environment_or_signals(module: str) -> bool:
@@ -132,23 +226,27 @@ def touches_environment_or_signals(module: str) -> bool:
 
 
 def test_only_the_command_line_reads_the_environment_and_owns_signals() -> None:
-    assert {module for module in MODULES if touches_environment_or_signals(module)} == {"indexer.command"}
+    assert {module for module in MODULES if touches_environment_or_signals(module)} == ENVIRONMENT
 
 
 def test_only_the_store_knows_redis() -> None:
-    assert {module for module in MODULES if third_party(module) & {"redis", "valkey", "aioredis", "coredis", "glide", "hiredis"}} == REDIS
+    assert outside({"redis", "valkey", "aioredis", "coredis", "glide", "hiredis"}, REDIS) == set()
 
 
 def test_only_what_serves_http_knows_a_web_framework() -> None:
-    assert {module for module in MODULES if third_party(module) & {"fastapi", "fastapi_offline", "starlette", "uvicorn", "httptools"}} == WEB
+    assert outside({"fastapi", "fastapi_offline", "starlette", "uvicorn", "httptools"}, WEB) == set()
 
 
 def test_the_client_comes_without_what_the_service_is_made_of() -> None:
     of_client = {module for module in MODULES if module.startswith("scorer_api.client")}
     assert {"scorer_api.client", "scorer_api.client.synchronous", "scorer_api.client.asynchronous"} <= of_client
     assert {name for module in of_client for name in reached(module)} - of_client <= {"scorer_api"}
-    outside = {name for module in of_client for name in third_party(module)} - sys.stdlib_module_names
-    assert outside == {"httpx", "msgspec"}
+    libraries = {name for module in of_client for name in third_party(module)} - sys.stdlib_module_names
+    assert libraries == {"httpx", "msgspec"}
+
+
+def test_the_settings_come_without_sockets_and_redis() -> None:
+    assert {name for module in reached("indexer.config.settings") for name in third_party(module)} & {"zmq", "redis"} == set()
 
 
 def test_no_two_modules_import_each_other() -> None:
@@ -157,6 +255,11 @@ def test_no_two_modules_import_each_other() -> None:
         return any(module in reached(name, named) for name in named(module) if name not in PACKAGES)
 
     assert {module for module in MODULES if module not in PACKAGES and comes_back(module)} == set()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_root_of_a_package_holds_few_modules(package: str) -> None:
+    assert len(list((ROOT / package).glob("*.py"))) <= ROOT_MODULES_MAX
 
 
 def test_every_import_is_at_the_top() -> None:

@@ -8,12 +8,12 @@ from typing import NamedTuple
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from indexer.block_keys import fold_extra_keys
-from indexer.events import Cleared, Event, Removed, Stored, Tier
-from indexer.settings import Settings
-from indexer.store import StreamKey
-from indexer.stream_state import StreamState
-from scorer_api.view import Prompt, View
+from indexer.config.settings import Settings
+from indexer.core.block_keys import fold_extra_keys
+from indexer.core.events import Cleared, Event, Removed, Stored, Tier
+from indexer.core.names import StreamKey
+from indexer.core.stream_state import StreamState
+from scorer_api.index.view import Prompt, View
 from tests.reference import Copy, Rank, Reference, Text
 
 TIERS = {"gpu": Tier.GPU, "cpu": Tier.CPU, "disk": Tier.DISK, "other": Tier.OTHER, "remote": Tier.REMOTE}

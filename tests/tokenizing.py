@@ -9,14 +9,14 @@ from typing import Any, Self
 
 from prometheus_client import CollectorRegistry
 
-from indexer.engine_api import EngineApi
-from indexer.settings import Settings
-from scorer_api.adapters import Adapters
-from scorer_api.asking import Asking
+from indexer.config.settings import Settings
+from indexer.engines.api import EngineApi
+from scorer_api.api.adapters import Adapters
+from scorer_api.api.resolve import Asking
+from scorer_api.index.view import View
 from scorer_api.metrics import TokenMetrics
 from scorer_api.tokens.engine_tokenizer import EngineTokenizer
 from scorer_api.tokens.texts import Texts
-from scorer_api.view import View
 
 Reply = Callable[[dict[str, Any]], "tuple[int, bytes] | Awaitable[tuple[int, bytes]]"]
 

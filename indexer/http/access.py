@@ -13,12 +13,12 @@ from typing import Any
 
 from fastapi import Request
 
+from indexer.config.auth_tokens import TokenFile
+from indexer.config.reload import Asking, FileWatch
+from indexer.config.settings import Settings
 from indexer.errors import SettingError
-from indexer.file_watch import Asking, FileWatch
 from indexer.http.problems import Problem, response_of
 from indexer.metrics import HttpMetrics
-from indexer.settings import Settings
-from indexer.tokens import TokenFile
 
 log = logging.getLogger(__name__)
 

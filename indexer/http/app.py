@@ -7,9 +7,9 @@ from fastapi import APIRouter, FastAPI
 from fastapi_offline import FastAPIOffline
 
 from indexer import __version__
+from indexer.config.settings import Settings
 from indexer.http import openapi, problems
 from indexer.http.access import OPEN_PATHS, Access, Gate
-from indexer.settings import Settings
 
 
 def make_app(

@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import PlainTextResponse
 
-from indexer.engine_spec import NAME_LENGTH_MAX
+from indexer.engines.spec import NAME_LENGTH_MAX
 from indexer.http.access import OPEN_PATHS, Access
 from indexer.http.negotiation import JSON
 from indexer.http.problems import MEDIA_TYPE as PROBLEM

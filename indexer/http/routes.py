@@ -8,17 +8,17 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.convertors import Convertor, register_url_convertor
 
-from indexer.dialling import check_names
-from indexer.engine_api import EngineApi
-from indexer.engine_spec import EngineSpec, http_base
+from indexer.config.settings import Settings
+from indexer.engines.api import EngineApi
+from indexer.engines.resolver import check_names
+from indexer.engines.spec import EngineSpec, http_base
 from indexer.errors import SettingError, StoreError
 from indexer.http import openapi
 from indexer.http.access import Access
 from indexer.http.negotiation import JSON, media_type_of, read_body, respond
 from indexer.http.problems import Problem
 from indexer.http.schemas import HealthAnswer, PodsAnswer
-from indexer.settings import Settings
-from indexer.streams import PodStatus, Readiness
+from indexer.streams.pool import PodStatus, Readiness
 
 POD_BYTES_MAX = 65_536
 # A client that was told that Redis is away may ask again so soon.

@@ -5,9 +5,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from indexer.engine_spec import EngineSpec
+from indexer.engines.spec import EngineSpec
 from indexer.http.problems import ProblemDetails
-from indexer.streams import PodStatus, Readiness
+from indexer.streams.pool import PodStatus, Readiness
 
 
 class PodsAnswer(Struct, frozen=True):

@@ -11,12 +11,12 @@ from typing import Any, Protocol, TypeAlias
 import uvicorn
 from msgspec import Struct
 
+from indexer.config.reload import Asking
+from indexer.config.settings import Settings
 from indexer.errors import SettingError
-from indexer.file_watch import Asking
 from indexer.http.access import Access
 from indexer.http.connection import Connection
 from indexer.http.tls import Certificate
-from indexer.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ import ssl
 from pathlib import Path
 from typing import Self
 
+from indexer.config.reload import Asking, FileWatch
+from indexer.config.settings import Settings
 from indexer.errors import SettingError
-from indexer.file_watch import Asking, FileWatch
-from indexer.settings import Settings
 
 log = logging.getLogger(__name__)
 

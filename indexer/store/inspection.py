@@ -6,8 +6,8 @@ from typing import Any
 
 from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, RedisError
 
+from indexer.store.client.connection import Client, answer_of, connect, is_away, said
 from indexer.store.condition import ModelCondition, RedisCondition
-from indexer.store.connection import Client, answer_of, connect, is_away, said
 from indexer.store.keyspace import LAYOUT, Keyspace, stream_of, text_of
 
 PINGS = 5

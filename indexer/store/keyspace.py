@@ -24,9 +24,9 @@ import re
 from msgspec import Struct
 from xxhash import xxh3_128_hexdigest
 
+from indexer.core.events import Tier
+from indexer.core.names import StreamKey
 from indexer.errors import SettingError
-from indexer.events import Tier
-from indexer.store import StreamKey
 
 LAYOUT = 1
 NAMESPACE = re.compile(r"[A-Za-z0-9_.:-]{1,64}")

@@ -9,8 +9,8 @@ import msgspec
 from msgspec import Struct
 from redis.exceptions import RedisError
 
-from indexer.load import Load
-from indexer.store.connection import Client, said
+from indexer.engines.load import Load
+from indexer.store.client.connection import Client, said
 from indexer.store.keyspace import Keyspace
 from indexer.store.scripts import Call, Word, call_all
 

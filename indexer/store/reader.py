@@ -10,13 +10,14 @@ from msgspec import Struct
 from prometheus_client import Gauge
 from redis.exceptions import RedisError
 
-from indexer.engine_spec import EngineSpec
+from indexer.config.settings import Settings
+from indexer.core.names import StreamKey
+from indexer.engines.load import Load
+from indexer.engines.spec import EngineSpec
 from indexer.errors import StoreError
-from indexer.load import Load
 from indexer.masking import masked
-from indexer.settings import Settings
-from indexer.store import StreamKey, loads
-from indexer.store.connection import Client, answer_of, connect, life_of, node_of, said, slot_of, why
+from indexer.store import loads
+from indexer.store.client.connection import Client, answer_of, connect, life_of, node_of, said, slot_of, why
 from indexer.store.keyspace import Keyspace, stream_id, text_of
 from indexer.store.records import Head, decode_head
 from indexer.store.registry import RegisteredPods

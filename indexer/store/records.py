@@ -21,10 +21,10 @@ from struct import Struct as Layout
 import msgspec
 from msgspec import Struct
 
-from indexer.change import Change, Names
-from indexer.events import Tier
-from indexer.store import Trust
-from indexer.stream_state import BlockRecord, Traits
+from indexer.core.change import Change, Names
+from indexer.core.events import Tier
+from indexer.core.names import Trust
+from indexer.core.stream_state import BlockRecord, Traits
 
 # A change of more blocks goes into the log as `reload`: whoever follows loads the stream instead.
 ENTRY_BLOCKS_MAX = 1_024

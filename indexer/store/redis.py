@@ -20,14 +20,14 @@ import msgspec
 from msgspec import Struct
 from redis.exceptions import RedisError
 
-from indexer.change import Change
-from indexer.engine_spec import EngineSpec
+from indexer.config.settings import Settings
+from indexer.core.change import Change
+from indexer.core.names import StreamKey, Trust
+from indexer.engines.spec import EngineSpec
 from indexer.errors import StoreError
 from indexer.masking import masked
 from indexer.metrics import IndexerMetrics
-from indexer.settings import Settings
-from indexer.store import StreamKey, Trust
-from indexer.store.connection import Client, answer_of, connect, is_away, life_of, node_of, said, slot_of, why
+from indexer.store.client.connection import Client, answer_of, connect, is_away, life_of, node_of, said, slot_of, why
 from indexer.store.keyspace import Keyspace, incarnation_beside, text_of
 from indexer.store.loads import LoadWriter
 from indexer.store.records import Head, decode_head

@@ -12,11 +12,11 @@ from typing import Any
 import msgspec
 from redis.exceptions import RedisError
 
-from indexer.engine_spec import EngineSpec, is_http_base
+from indexer.config.settings import Settings
+from indexer.core.names import StreamKey, Trust
+from indexer.engines.spec import EngineSpec, is_http_base
 from indexer.errors import StoreError
-from indexer.settings import Settings
-from indexer.store import StreamKey, Trust
-from indexer.store.connection import Client, node_of, why
+from indexer.store.client.connection import Client, node_of, why
 from indexer.store.keyspace import Keyspace, stream_id, text_of
 from indexer.store.records import Entry, Kind, encode_entry
 from indexer.store.remembered import Remembered

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 
 from msgspec import Struct
 
-from indexer.engine_spec import EngineSpec
-from indexer.store import StreamKey
+from indexer.core.names import StreamKey
+from indexer.engines.spec import EngineSpec
 
 # Of as many pods, the last ones: beyond that a failover may lose what was done to the others.
 REMEMBERED_MAX = 10_000

@@ -4,11 +4,11 @@ import time
 from collections.abc import Iterable
 from typing import cast
 
-from indexer.events import Tier
-from indexer.orphans import Parked
-from indexer.store.connection import Client, answer_of
+from indexer.core.events import Tier
+from indexer.core.orphans import Parked
+from indexer.core.stream_state import PARKED, REMOVED, BlockRecord, StreamState
+from indexer.store.client.connection import Client, answer_of
 from indexer.store.records import Head, decode_block, decode_hash, decode_parked
-from indexer.stream_state import PARKED, REMOVED, BlockRecord, StreamState
 
 # Fields that one command reads: well below a millisecond of Redis.
 PIECE_FIELDS = 500

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from indexer.store.connection import Client, answer_of
+from indexer.store.client.connection import Client, answer_of
 from indexer.store.keyspace import PARTS
 from indexer.store.writer import StreamWriter
 

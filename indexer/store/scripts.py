@@ -9,7 +9,7 @@ from msgspec import Struct
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 
-from indexer.store.connection import Client, answer_of, life_of
+from indexer.store.client.connection import Client, answer_of, life_of
 
 _FOLDER = Path(__file__).parent / "lua"
 _PRELUDE = "prelude"

@@ -15,10 +15,12 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from indexer.change import Change, Names
-from indexer.events import Tier
-from indexer.settings import Settings
-from indexer.store import Point, StreamKey
+from indexer.config.settings import Settings
+from indexer.core.change import Change, Names
+from indexer.core.events import Tier
+from indexer.core.names import StreamKey
+from indexer.core.store import Point
+from indexer.core.stream_state import PARKED, REMOVED, StreamState, Touched
 from indexer.store.keyspace import PARTS, ModelKeys, stream_id
 from indexer.store.records import (
     ENTRY_BLOCKS_MAX,
@@ -36,7 +38,6 @@ from indexer.store.records import (
     pack_tiers,
 )
 from indexer.store.scripts import Call, Word
-from indexer.stream_state import PARKED, REMOVED, StreamState, Touched
 
 # A call is sealed from so many touched hashes on: one script takes Redis some milliseconds at the most, and its entry fits into the log …
 SEAL_OPERATIONS = 768

@@ -12,8 +12,9 @@ import zmq
 import zmq.asyncio
 
 from indexer.errors import Refused
-from indexer.replay import ReplayLimits, ReplayRequest
-from indexer.wire import WireDecoder, WireLimits, split_frames, split_reply
+from indexer.limits import ReplayLimits, WireLimits
+from indexer.receiving.replay import ReplayRequest
+from indexer.wire.decoder import WireDecoder, split_frames, split_reply
 from scorer_api.doctor.handshake import greet
 from scorer_api.doctor.seen import Handshake, Heard, Replied, SocketsSeen, StreamSeen
 from scorer_api.doctor.stream_checks import PUBLISHERS, ROUTER

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from indexer.load import Load
+from indexer.engines.load import Load
 
 # Who comes after a prompt waits until it is computed; without that a burst with the same new prefix would be computed on every pod, each as soon
 # done with it as the first. 1: as if one more waited.

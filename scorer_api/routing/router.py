@@ -13,16 +13,16 @@ from typing import Annotated, Literal, Protocol, get_args
 
 from msgspec import Meta, Struct
 
-from indexer.load import Load
-from indexer.settings import Settings
-from indexer.store import StreamKey, Trust
-from scorer_api.engine_hashes import EngineHashes
+from indexer.config.settings import Settings
+from indexer.core.names import StreamKey, Trust
+from indexer.engines.load import Load
+from scorer_api.index.engine_hashes import EngineHashes
+from scorer_api.index.scoring import Match, score_of, usable_blocks
+from scorer_api.index.view import PodScore, Prompt, RankScore, View, tokens_at
 from scorer_api.routing.costs import Busy, fill
 from scorer_api.routing.policies import POLICIES, Candidate, Case, PickReason, PolicyName, reason_of
 from scorer_api.routing.queues import Queues, Sent
 from scorer_api.routing.speculation import Expected, Rank, Speculation
-from scorer_api.scoring import Match, score_of, usable_blocks
-from scorer_api.view import PodScore, Prompt, RankScore, View, tokens_at
 
 Why = Literal["excluded", "expired", "stale"]
 WHYS: tuple[Why, ...] = get_args(Why)

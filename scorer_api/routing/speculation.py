@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
-from indexer.change import Change
-from indexer.store import StreamKey
-from scorer_api.prefix_index import OWN_TIERS
+from indexer.core.change import Change
+from indexer.core.names import StreamKey
+from scorer_api.index.prefix_index import OWN_TIERS
 from scorer_api.routing.prompt_tree import Node, PromptTree
 
 # Beyond so many blocks at once, 8 bytes each, the oldest prompts are forgotten.

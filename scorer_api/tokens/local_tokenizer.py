@@ -11,7 +11,7 @@ import msgspec
 
 from indexer.errors import SettingError
 from indexer.http.problems import Problem
-from indexer.wire import pack_tokens
+from indexer.wire.decoder import pack_tokens
 from scorer_api.tokens.wording import Wording
 
 try:

@@ -6,8 +6,8 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Protocol, Self
 
+from indexer.config.settings import Settings
 from indexer.http.problems import Problem
-from indexer.settings import Settings
 from scorer_api.metrics import TokenMetrics
 from scorer_api.tokens.cache import TokenCache
 from scorer_api.tokens.engine_tokenizer import EngineTokenizer

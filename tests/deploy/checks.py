@@ -6,9 +6,10 @@ from typing import Any
 
 from fastapi.openapi.utils import get_openapi
 
-from indexer.settings import Settings, read_settings
+from indexer.config.settings import Settings
+from indexer.main.read_settings import read_settings
 from scorer_api.app import make_serve
-from scorer_api.cli import _parser
+from scorer_api.cli.main import _parser
 from tests.deploy.manifests import Container, Document, containers, named
 
 SECRET_URL = "redis://:secret@redis:6379/0"  # noqa: S105 - stands for what the secret holds

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from indexer.engine_spec import EngineSpec
-from indexer.settings import read_settings
-from scorer_api.demo import MODEL
+from indexer.engines.spec import EngineSpec
+from indexer.main.read_settings import read_settings
+from scorer_api.cli.demo import MODEL
 from tests.deploy.checks import check_all_of_ours, check_confined, check_references, check_tokens_and_tls, containers_of_ours
 from tests.deploy.manifests import CHART, DEPLOY, ROOT, Document, containers, load, named, templated
 from tests.deploy.network import pod, reaches

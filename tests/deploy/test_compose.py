@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from indexer.settings import Settings
+from indexer.config.settings import Settings
 from tests.deploy.checks import check_command, routes
 from tests.deploy.manifests import DEPLOY, ROOT, compose, copy, load
 

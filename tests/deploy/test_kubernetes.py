@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from indexer.settings import Settings
+from indexer.config.settings import Settings
 from tests.deploy.checks import (
     check_all_of_ours,
     check_command,

@@ -12,7 +12,7 @@ from tests.engine import Engine, stored
 from tests.engine_api import EngineApi
 from tests.ports import free_port
 from tests.running import Running
-from tests.scorer_api.test_cli import run
+from tests.scorer_api.cli.test_main import run
 
 
 def test_it_ends_with_0_where_nothing_is_worse_than_a_note_1_with_a_warning_3_with_an_error() -> None:

@@ -9,7 +9,7 @@ from threading import Thread
 import httpx
 import pytest
 
-from scorer_api.service_flags import trusting
+from scorer_api.cli.service_flags import trusting
 from tests.doctor.examined import Examined
 from tests.engine import Engine, stored
 from tests.engine_api import EngineApi

@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 
-from indexer import stream, subscriber
-from indexer.inbox import Inbox, ReceiveLimits
-from indexer.orphans import Orphans
-from indexer.sequence import ReplayProgress, Sequence, Step, Verdict
-from indexer.stream import Outcome, Stream
-from indexer.stream_state import StreamState
-from indexer.subscription import Subscription
-from indexer.wire import split_reply
+from indexer.core.orphans import Orphans
+from indexer.core.sequence import ReplayProgress, Sequence, Step, Verdict
+from indexer.core.stream_state import StreamState
+from indexer.limits import ReceiveLimits
+from indexer.receiving import subscriber
+from indexer.receiving.inbox import Inbox
+from indexer.receiving.subscription import Subscription
+from indexer.streams import stream
+from indexer.streams.stream import Outcome, Stream
+from indexer.wire.decoder import split_reply
 
 Patch = pytest.MonkeyPatch
 

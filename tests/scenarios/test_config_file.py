@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from indexer.config.settings import fields
 from indexer.errors import SettingError
-from indexer.settings import fields, read_settings
+from indexer.main.read_settings import read_settings
 from tests.engine import Engine, stored
 from tests.running import Command
 from tests.waiting import wait_until

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from indexer.inbox import Inbox
+from indexer.receiving.inbox import Inbox
 from tests.engine import Engine, stored
 from tests.proxy import Proxy
 from tests.running import Running

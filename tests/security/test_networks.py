@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from indexer import dialling
-from indexer.endpoints import check_endpoints, check_registration
-from indexer.engine_networks import EngineNetworks
-from indexer.engine_spec import EngineSpec
+from indexer.engines import resolver as dialling
+from indexer.engines.endpoints import check_endpoints, check_registration
+from indexer.engines.networks import EngineNetworks
+from indexer.engines.spec import EngineSpec
 from tests.engine import Engine, stored
 from tests.processes import api, ingest, serve
 from tests.redis_server import RedisServer

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from scorer_api import page
+from scorer_api.api import page
 from tests.engine import Engine, stored
 from tests.processes import api, ingest, serve
 from tests.redis_server import RedisServer

@@ -9,14 +9,14 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
-from indexer.load import Load
-from indexer.store import StreamKey
+from indexer.core.names import StreamKey
+from indexer.engines.load import Load
 from indexer.store.keyspace import Keyspace
 from indexer.store.loads import TTL_MS
 from indexer.store.reader import Reader
-from scorer_api.follower import Follower
+from scorer_api.following.follower import Follower
+from scorer_api.index.view import View
 from scorer_api.metrics import FollowerMetrics
-from scorer_api.view import View
 from tests.owner import owner_of, settings_of, until
 from tests.redis_server import RedisServer
 

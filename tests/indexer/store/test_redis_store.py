@@ -15,16 +15,17 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
-from indexer.engine_spec import EngineSpec
+from indexer.config.settings import Settings
+from indexer.core.events import Cleared, Event, Removed, Stored, Tier
+from indexer.core.names import StreamKey, Trust
+from indexer.core.store import Point
+from indexer.core.stream_state import StreamState
+from indexer.engines.spec import EngineSpec
 from indexer.errors import StoreError
-from indexer.events import Cleared, Event, Removed, Stored, Tier
 from indexer.metrics import IndexerMetrics
-from indexer.settings import Settings
-from indexer.store import Point, StreamKey, Trust
 from indexer.store.keyspace import PARTS, Keyspace
 from indexer.store.redis import Claim, RedisStore, Standing
 from indexer.store.writer import Recorded
-from indexer.stream_state import StreamState
 from tests.redis_server import RedisServer
 
 KEY = StreamKey("my/{odd} model:", "10.0.0.7:8000", 0)

@@ -8,11 +8,11 @@ import msgspec
 import pytest
 from redis.exceptions import RedisError
 
-from indexer.engine_spec import EngineSpec
+from indexer.config.settings import Settings
+from indexer.core.names import StreamKey
+from indexer.engines.spec import EngineSpec
 from indexer.errors import StoreError
-from indexer.settings import Settings
-from indexer.store import StreamKey
-from indexer.store.connection import connect
+from indexer.store.client.connection import connect
 from indexer.store.keyspace import Keyspace
 from indexer.store.records import Kind, decode_entry
 from indexer.store.registry import RegisteredPods, Registry

@@ -1,7 +1,7 @@
 """What was done to pods here, for as long as it may have to be done again."""
 
-from indexer.engine_spec import EngineSpec
-from indexer.store import StreamKey
+from indexer.core.names import StreamKey
+from indexer.engines.spec import EngineSpec
 from indexer.store import remembered as module
 from indexer.store.remembered import Remembered
 

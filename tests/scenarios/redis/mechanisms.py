@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from redis.exceptions import RedisError
 
+from indexer.core.held_keys import HeldKeys
+from indexer.core.stream_state import PARKED, REMOVED
 from indexer.errors import StoreError
-from indexer.held_keys import HeldKeys
-from indexer.owners import Duty, Owners
-from indexer.store import keyspace, scripts, sentinel
+from indexer.ownership.assignment import Duty, Owners
+from indexer.store import keyspace, scripts
 from indexer.store import redis as redis_store
-from indexer.store.cluster import Cluster
+from indexer.store.client import sentinel
+from indexer.store.client.cluster import Cluster
 from indexer.store.keyspace import Keyspace
 from indexer.store.reader import Reader
 from indexer.store.records import encode_hash
@@ -22,11 +24,11 @@ from indexer.store.redis import RedisStore
 from indexer.store.registry import Registry
 from indexer.store.remembered import Remembered
 from indexer.store.writer import StreamWriter
-from indexer.stream import Stream
-from indexer.stream_state import PARKED, REMOVED
-from scorer_api import model_follower, routes
-from scorer_api.followed import Followed, Verdict
-from scorer_api.model_follower import ModelFollower
+from indexer.streams.stream import Stream
+from scorer_api.api import routes
+from scorer_api.following import model_follower
+from scorer_api.following.followed import Followed, Verdict
+from scorer_api.following.model_follower import ModelFollower
 
 Patch = pytest.MonkeyPatch
 

@@ -12,9 +12,11 @@ import pytest
 
 from indexer.http import schemas as http_schemas
 from indexer.http.problems import ProblemDetails
-from scorer_api import explaining, hints, schemas
+from scorer_api.api import schemas
 from scorer_api.client import answers, asking
 from scorer_api.client.asking import Service, packed, trusted
+from scorer_api.explain import hints
+from scorer_api.explain import reasons as explaining
 
 # Written out: 1, 2^32 - 1 and 258 as little-endian uint32.
 PACKED = bytes.fromhex("01000000 ffffffff 02010000")

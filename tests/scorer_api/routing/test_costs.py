@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer.load import Load
+from indexer.engines.load import Load
 from scorer_api.routing.costs import Busy, fill
 
 

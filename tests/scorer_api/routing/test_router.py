@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from indexer.block_keys import chain_keys, root_key
-from indexer.change import Change
-from indexer.events import Tier
-from indexer.load import Load
-from indexer.settings import Settings
-from indexer.store import StreamKey, Trust
+from indexer.config.settings import Settings
+from indexer.core.block_keys import chain_keys, root_key
+from indexer.core.change import Change
+from indexer.core.events import Tier
+from indexer.core.names import StreamKey, Trust
+from indexer.engines.load import Load
+from scorer_api.index.view import Prompt, View
 from scorer_api.routing.metrics import RouteMetrics
 from scorer_api.routing.policies import POLICY_NAMES
 from scorer_api.routing.router import NoPodError, Picked, Router, UnknownModelError, Wanted
-from scorer_api.view import Prompt, View
 
 SIZE = 16
 EVERYTHING = Wanted()

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from indexer.change import Change
-from indexer.events import Tier
-from indexer.store import StreamKey
+from indexer.core.change import Change
+from indexer.core.events import Tier
+from indexer.core.names import StreamKey
 from scorer_api.routing.speculation import Expected, Speculation
 
 A, B, A1 = StreamKey("m", "a", 0), StreamKey("m", "b", 0), StreamKey("m", "a", 1)

@@ -1,0 +1,1 @@
+"""Configuration as values: settings, tokens, and noticing that a file changed."""

@@ -1,0 +1,32 @@
+"""Whether an engine's endpoints can be connected to, as far as that can be told without connecting."""
+
+import zmq
+
+from indexer.engines.networks import EngineNetworks, sockets_of
+from indexer.engines.spec import EngineSpec, host_of
+from indexer.errors import SettingError
+from indexer.receiving.subscription import Context
+
+
+def check_registration(spec: EngineSpec, networks: EngineNetworks, context: Context | None = None) -> None:
+    """The same for one that came over HTTP. Raises SettingError also for an endpoint outside the networks where such engines may be."""
+    networks.check(spec)
+    # To try a tcp endpoint is to dial it, and what its name means now was not looked at.
+    check_endpoints(spec, context, dials_tcp=False)
+
+
+def check_endpoints(spec: EngineSpec, context: Context | None = None, *, dials_tcp: bool = True) -> None:
+    """Raises SettingError that names the endpoint and what is wrong with it."""
+    if context is None:
+        with zmq.Context() as own:
+            check_endpoints(spec, own, dials_tcp=dials_tcp)
+        return
+    for key, endpoint in sockets_of(spec):
+        if host_of(endpoint) is not None and not dials_tcp:
+            continue
+        try:
+            with context.socket(zmq.SUB) as probe:
+                probe.linger = 0
+                probe.connect(endpoint)
+        except zmq.ZMQError as error:
+            raise SettingError(key, endpoint, f"should be an endpoint that can be connected to: {error.strerror}") from None

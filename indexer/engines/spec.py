@@ -1,0 +1,205 @@
+"""One engine, as the user names it: on the command line, in a variable, or as JSON over HTTP."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Self, get_args
+
+import msgspec
+from msgspec import Meta, Struct
+
+from indexer.core.stream_state import Counting
+from indexer.errors import SettingError, field_first
+from indexer.masking import masked
+
+_TCP = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.]+(%\w+)?\]|[^:/\[\]*\s]+):(?P<port>\d{1,5})")
+_IPC = re.compile(r"ipc://\S+")
+_HTTP = re.compile(r"(?P<scheme>https?)://(?P<host>\[[0-9A-Fa-f:.]+\]|[^:/\[\]@?#*\s]+)(?::(?P<port>\d{1,5}))?(?P<path>/[!-~]*)?")
+HTTP_LENGTH_MAX = 2_048
+NAME_LENGTH_MAX = 512
+
+Name = Annotated[str, Meta(min_length=1, max_length=NAME_LENGTH_MAX)]
+RANKS_MAX = 1024
+
+
+class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A pod, the model that it serves, and where its events come from.
+
+    `events` and `replay` are `tcp://host:port` or `ipc://path`; without `events` the pod dials us. `ranks=N`: ranks 0 to N - 1, rank r at both
+    ports + r; `rank`: one stream, of that rank. `topic`: subscription prefix. `offload_block_size`: tokens per block of an offloading
+    connector that announces none. `http`: where the pod's own API begins, `http://<pod>` unless it is said.
+    """
+
+    pod: Name
+    model: Name
+    events: str | None = None
+    replay: str | None = None
+    ranks: Annotated[int, Meta(ge=1, le=RANKS_MAX)] | None = None
+    rank: Annotated[int, Meta(ge=0, le=65535)] | None = None
+    topic: Annotated[str, Meta(max_length=NAME_LENGTH_MAX)] = ""
+    counting: Counting = "copies"
+    offload_block_size: Annotated[int, Meta(ge=1, le=2**20)] | None = None
+    http: Annotated[str, Meta(max_length=HTTP_LENGTH_MAX)] | None = None
+
+    @classmethod
+    def from_text(cls, text: str, source: str = "--engine") -> Self:
+        """Parse `pod=…,model=…,events=…`. Raises SettingError."""
+        given: dict[str, str] = {}
+        for part in text.split(","):
+            key, equals, value = part.partition("=")
+            key = key.strip()
+            if not equals:
+                raise SettingError(source, text, f"{part.strip()!r} is not key=value; keys are {', '.join(cls.__struct_fields__)}")
+            if key in given:
+                raise SettingError(source, text, f"{key} is given twice")
+            given[key] = value.strip()
+        return cls.from_mapping(given, source, text, strict=False)
+
+    @classmethod
+    def from_mapping(cls, given: Mapping[str, Any], source: str, shown: object = None, *, strict: bool = True) -> Self:
+        """Check a spec's keys and values. Raises SettingError that names what was wrong and what would be right."""
+        shown = dict(given) if shown is None else shown
+        for key in given:
+            if key not in cls.__struct_fields__:
+                raise SettingError(source, shown, f"unknown key {key!r}; keys are {', '.join(cls.__struct_fields__)}")
+        for key in ("pod", "model", "events"):
+            # A pod that dials us has no events endpoint; what there is to say of it is where its replays are.
+            if not given.get(key) and not (key == "events" and given.get("replay")):
+                raise SettingError(source, shown, f"{key} is required")
+        if given.get("counting", "copies") not in get_args(Counting):
+            raise SettingError(source, shown, f"counting should be {' or '.join(get_args(Counting))}, not {given['counting']!r}")
+        try:
+            spec = msgspec.convert(given, cls, strict=strict)
+        except msgspec.ValidationError as error:
+            raise SettingError(source, shown, field_first(str(error))) from None
+        spec._check(source, shown)
+        return spec
+
+    def _check(self, source: str, shown: object) -> None:
+        for key, name in (("pod", self.pod), ("model", self.model), ("topic", self.topic)):
+            if name != name.encode(errors="replace").decode():
+                raise SettingError(source, ascii(shown), f"{key} should be text that can be written as UTF-8")
+        if self.ranks is not None and self.rank is not None:
+            raise SettingError(source, shown, "either ranks (ranks 0 to N - 1) or rank (one stream of that rank), not both")
+        for key, endpoint in (("events", self.events), ("replay", self.replay)):
+            if endpoint is None:
+                continue
+            tcp = _TCP.fullmatch(endpoint)
+            if tcp is None and not _IPC.fullmatch(endpoint):
+                raise SettingError(source, shown, f"{key} should be tcp://host:port or ipc://path, not {endpoint!r}")
+            if tcp is None and (self.ranks or 1) > 1:
+                raise SettingError(source, shown, f"{key} should be tcp://host:port where ranks > 1, since rank r is at port + r")
+            if tcp is not None and not 1 <= int(tcp["port"]) <= 65536 - (self.ranks or 1):
+                raise SettingError(source, shown, f"the port of {key} should be between 1 and 65535, for every rank")
+        if self.http is not None and not is_http_base(self.http):
+            raise SettingError(
+                source, shown, f"http should be http://host[:port][/path] or https://…, without a user or a query, not {masked(self.http)!r}"
+            )
+        events = {self.endpoints(rank)[0] for rank in self.stream_ranks}
+        replays = {self.endpoints(rank)[1] for rank in self.stream_ranks}
+        if both := (events & replays) - {None}:
+            raise SettingError(source, shown, f"{both.pop()} cannot be for events and for replays; rank r is at both ports + r")
+
+    @property
+    def stream_ranks(self) -> range:
+        """The ranks that this spec names."""
+        return range(self.rank, self.rank + 1) if self.rank is not None else range(self.ranks or 1)
+
+    def endpoints(self, rank: int) -> tuple[str | None, str | None]:
+        """Where the events and the replays of this rank come from."""
+        offset = 0 if self.rank is not None else rank
+        return shifted(self.events, offset), shifted(self.replay, offset)
+
+
+class ListenSpec(Struct, frozen=True):
+    """Where engines dial us: rank r at port + r."""
+
+    host: str
+    port: int
+    ranks: int = 1
+
+    @classmethod
+    def from_text(cls, text: str, source: str = "--listen") -> Self:
+        """Parse `tcp://*:5557[,ranks=N]`. Raises SettingError."""
+        found = re.fullmatch(r"tcp://(?P<host>\*|\[[0-9A-Fa-f:.]+\]|[^:/\[\]*\s,]+):(?P<port>\d{1,5})(,ranks=(?P<ranks>\d{1,4}))?", text)
+        if found is None:
+            raise SettingError(source, text, "should be tcp://host:port[,ranks=N], where host may be *")
+        port, ranks = int(found["port"]), int(found["ranks"] or 1)
+        if not 1 <= ranks <= RANKS_MAX or not 1 <= port <= 65536 - ranks:
+            raise SettingError(source, text, f"ports should be between 1 and 65535 for every rank, ranks between 1 and {RANKS_MAX}")
+        return cls(found["host"], port, ranks)
+
+    def endpoint(self, rank: int) -> str:
+        """What to bind for this rank."""
+        return f"tcp://{self.host}:{self.port + rank}"
+
+
+def replay_of(template: str, host: str, rank: int) -> str:
+    """The replay endpoint of a pod that dialled us from this address, by `--listen-replay`."""
+    endpoint = shifted(template.replace("{host}", f"[{host}]" if ":" in host else host), rank)
+    assert endpoint is not None, "a template is an endpoint"
+    return endpoint
+
+
+def check_replay_template(template: str, source: str) -> None:
+    """Raises SettingError."""
+    if _TCP.fullmatch(template.replace("{host}", "host")) is None:
+        raise SettingError(source, template, "should be tcp://{host}:port, where {host} is the address that a pod dials from")
+
+
+def shifted(endpoint: str | None, offset: int) -> str | None:
+    """The endpoint with its port moved; only tcp has one."""
+    tcp = None if endpoint is None else _TCP.fullmatch(endpoint)
+    return endpoint if tcp is None else f"tcp://{tcp['host']}:{int(tcp['port']) + offset}"
+
+
+def host_of(endpoint: str) -> str | None:
+    """The host of a tcp endpoint or of an API base, without brackets."""
+    found = _TCP.fullmatch(endpoint) or _HTTP.fullmatch(endpoint)
+    return None if found is None else found["host"].strip("[]")
+
+
+def at_address(endpoint: str, address: str) -> str:
+    """The tcp endpoint, or the API base, with an address in place of its host."""
+    found = _TCP.fullmatch(endpoint) or _HTTP.fullmatch(endpoint)
+    assert found is not None, "only tcp and http have a host"
+    start, end = found.span("host")
+    return f"{endpoint[:start]}{f'[{address}]' if ':' in address else address}{endpoint[end:]}"
+
+
+def is_http_base(text: str) -> bool:
+    """Whether it is `http://host[:port][/path]`, or the same with https."""
+    found = _HTTP.fullmatch(text)
+    return found is not None and not set("?#") & set(found["path"] or "") and (found["port"] is None or 1 <= int(found["port"]) <= 65535)
+
+
+def http_base_of(pod: str) -> str:
+    """Where a pod's own API begins, if nobody says: its name is what a router can send requests to, in most cases."""
+    return f"http://{pod}"
+
+
+def http_base(specs: Iterable[EngineSpec]) -> str:
+    """Where the API of a pod with these specs begins; they agree, see `check_together`."""
+    pod = ""
+    for spec in specs:
+        pod = spec.pod
+        if spec.http is not None:
+            return spec.http
+    return http_base_of(pod)
+
+
+def check_together(specs: Iterable[EngineSpec], source: str) -> None:
+    """Several specs may name one pod, with different ranks and the same model. Raises SettingError."""
+    models: dict[str, str] = {}
+    bases: dict[str, str] = {}
+    ranks: set[tuple[str, int]] = set()
+    for spec in specs:
+        if spec.http is not None and bases.setdefault(spec.pod, spec.http) != spec.http:
+            raise SettingError(
+                source, spec.pod, f"this pod is given with two values of http, {bases[spec.pod]!r} and {spec.http!r}; a pod has one API"
+            )
+        if models.setdefault(spec.pod, spec.model) != spec.model:
+            raise SettingError(source, spec.pod, f"this pod is given with two models, {models[spec.pod]!r} and {spec.model!r}; a pod serves one")
+        for rank in spec.stream_ranks:
+            if (spec.pod, rank) in ranks:
+                raise SettingError(source, spec.pod, f"this pod is given twice with rank {rank}; give each pod and rank once")
+            ranks.add((spec.pod, rank))

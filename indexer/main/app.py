@@ -1,0 +1,25 @@
+"""The role that indexes only, behind an ASGI app: pods, health, readiness and metrics."""
+
+from fastapi import APIRouter
+from prometheus_client import CollectorRegistry
+
+from indexer.config.settings import Settings
+from indexer.http.access import Access
+from indexer.http.app import make_app
+from indexer.http.routes import add_routes
+from indexer.http.schemas import components
+from indexer.http.server import Served
+from indexer.metrics import HttpMetrics, IndexerMetrics
+from indexer.ownership.replica import SharedService
+
+SUMMARY = "Follows engines and writes what they cache to Redis, where scorers read it."
+
+
+def make_ingest(settings: Settings) -> Served:
+    """The `ingest` role: an indexer that shares the streams with others."""
+    registry = CollectorRegistry()
+    service = SharedService(settings, IndexerMetrics(registry))
+    access = Access(settings, HttpMetrics(registry))
+    router = APIRouter()
+    add_routes(router, settings, service, registry, access)
+    return Served(make_app(SUMMARY, router, components(allows_ipc=settings.engine_networks.allows_ipc), settings, access), [service], access, service)

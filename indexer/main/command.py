@@ -1,0 +1,156 @@
+"""What the commands have in common, and the one that needs the indexer alone: `python -m indexer`, which is `kv-indexer ingest`."""
+
+import argparse
+import asyncio
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, NoReturn
+
+import uvloop
+
+from indexer import __version__
+from indexer.config.reload import Asking
+from indexer.config.settings import PREFIX, Settings, fields
+from indexer.errors import SettingError
+from indexer.http.server import Served, serve
+from indexer.main import logs
+from indexer.main.allocation import share_one_arena
+from indexer.main.app import make_ingest
+from indexer.main.config_file import ConfigFile, read_file
+from indexer.main.read_settings import read_settings
+from indexer.masking import masked
+
+USAGE_ERROR = 2
+# The receiving thread gets the interpreter so soon after it asks for it.
+SWITCH_INTERVAL_S = 0.001
+# Connections and engines cost open files; many systems allow 1,024 unless a process asks for more. More than this is not asked for.
+OPEN_FILES_MAX = 65_536
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the command line, without what may be secret in it.
+
+    `declare`: adds the arguments once they are wanted, not before.
+    """
+
+    def __init__(self, *args: Any, declare: Callable[["Parser"], None] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._declare = declare
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:  # type: ignore[override]
+        """Of a command, called once it is the one."""
+        if self._declare is not None:
+            declare, self._declare = self._declare, None
+            declare(self)
+        return super().parse_known_args(args, namespace)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
+        """argparse would repeat the values of flags that there are not."""
+        parsed: argparse.Namespace
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+            self.error(f"unrecognized arguments: {' '.join(flags) or f'{len(unknown)} words that belong to no flag'}")
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE_ERROR, f"{self.prog}: {masked(message)}; see {self.prog} --help\n")
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """A flag for each setting."""
+    for field in fields():
+        shown = f"{field.description} (default: {field.default!r})".replace("%", "%%")
+        more: dict[str, Any] = {"action": "append"} if field.is_list else {"nargs": "?", "const": "true"} if field.is_switch else {}
+        parser.add_argument(field.flag, dest=field.name, default=argparse.SUPPRESS, metavar="VALUE", help=shown, **more)
+
+
+def add_config(parser: argparse.ArgumentParser, *, with_engines: bool = True) -> None:
+    """What a command that serves takes: engines, a file, and a flag for each setting."""
+    parser.set_defaults(engine=[])
+    if with_engines:
+        parser.add_argument("--engine", action="append", metavar="SPEC", help="pod=…,model=…,events=tcp://…[,replay=tcp://…]; may be repeated")
+    parser.add_argument("--config", metavar="FILE", help="a TOML file with any of these settings; read again on SIGHUP and when it changes")
+    add_settings(parser)
+
+
+def settings_of(parsed: argparse.Namespace, engines: Sequence[str], config: str | None = None) -> Settings:
+    """From flags, variables and the file; logs go as they say from now on. Raises SettingError."""
+    flags = {field.name: getattr(parsed, field.name) for field in fields() if hasattr(parsed, field.name)}
+    settings = read_settings(flags, engines, os.environ, read_file(config) if config else None)
+    logs.configure(settings.log_format, settings.log_level)
+    return settings
+
+
+def serve_until_stopped(parsed: argparse.Namespace, make: Callable[[Settings], Served], *, needs_redis: bool = False) -> int:
+    """Serve what `make` makes of the settings until SIGTERM or SIGINT. Returns the exit code."""
+    config = parsed.config or os.environ.get(PREFIX + "CONFIG")
+
+    def read() -> Settings:
+        return settings_of(parsed, parsed.engine, config)
+
+    async def until_stopped(stop: asyncio.Event) -> None:
+        settings = read()
+        if needs_redis and settings.redis is None:
+            raise SettingError(
+                "--redis",
+                None,
+                "is required: a redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// URL; without Redis there is kv-indexer serve",
+            )
+        asking = Asking()
+        if config or settings.api_token_file or settings.admin_token_file or settings.tls_cert:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, asking.ask)
+        changed = ConfigFile(config, read, asking).changed if config else None
+        return await serve(settings, lambda: make(settings), stop, changed=changed, asking=asking)
+
+    return run(until_stopped)
+
+
+def run(act: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> int:
+    """Run with a stop event that SIGTERM and SIGINT set. Returns the exit code."""
+
+    async def with_signals() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await act(stop)
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = OPEN_FILES_MAX if hard == resource.RLIM_INFINITY else min(OPEN_FILES_MAX, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    share_one_arena()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    uvloop.run(with_signals())
+    return 0
+
+
+def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
+    """Returns the exit code: 0, 1 where something failed, 2 where the user's words were wrong."""
+    parsed = parser.parse_args(arguments)
+    try:
+        command: Callable[[argparse.Namespace], int] = parsed.command
+        return command(parsed)
+    except SettingError as error:
+        print(f"kv-indexer: {error}", file=sys.stderr)  # noqa: T201 - the one line that says why the start stops
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        return 130
+
+
+def add_ingest(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `ingest`, and what carries it out."""
+    add_config(parser)
+    parser.set_defaults(command=lambda parsed: serve_until_stopped(parsed, make_ingest, needs_redis=True))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m indexer`."""
+    parser = Parser(prog="python -m indexer", description="Follow engines and write what they cache to Redis, as kv-indexer ingest does.")
+    parser.add_argument("--version", action="version", version=f"kv-indexer {__version__}")
+    add_ingest(parser)
+    return run_command(parser, arguments)

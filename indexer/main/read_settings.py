@@ -1,0 +1,108 @@
+"""Making the settings from flags, variables and a file. Flags win over variables, variables over the file."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args, get_origin
+
+import msgspec
+
+from indexer.config.settings import PREFIX, Field, Settings, fields, read_pairs
+from indexer.engines.networks import EngineNetworks
+from indexer.engines.spec import EngineSpec, ListenSpec, check_replay_template, check_together
+from indexer.errors import SettingError
+from indexer.masking import HIDDEN
+from indexer.store.client.connection import check_url
+from indexer.store.keyspace import check_namespace
+
+NOT_FIELDS = (PREFIX + "ENGINES", PREFIX + "CONFIG")
+
+
+# What Kubernetes puts into the environment of every pod beside a service called kv-indexer, or kv-indexer-anything: not ours.
+_SERVICE_LINK = re.compile(r"KV_INDEXER_(\w+_)?(SERVICE_(HOST|PORT)\w*|PORT_\d+_\w+)")
+
+
+def read_settings(
+    flags: Mapping[str, str | list[str]], engines: Sequence[str], environ: Mapping[str, str], file: Mapping[str, Any] | None = None
+) -> Settings:
+    """Make the settings from flags (field name → text), `--engine` texts, the environment's variables and a file's entries.
+
+    Raises SettingError that names the flag, variable or entry, the value and what is allowed.
+    """
+    known = {field.name: field for field in fields()}
+    values = _file_values(file or {}, known)
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX) or variable in NOT_FIELDS or _is_service_link(variable, text):
+            continue
+        field = known.get(variable.removeprefix(PREFIX).lower())
+        if field is None or field.variable != variable:
+            allowed = f"unknown variable; known are {', '.join(NOT_FIELDS)} and {PREFIX}* for each flag of kv-indexer serve --help"
+            raise SettingError(variable, HIDDEN, allowed)
+        values[field.name] = _converted(field, variable, text)
+    for name, given in flags.items():
+        values[name] = _converted(known[name], known[name].flag, given)
+    settings = Settings(engines=_engines(engines, environ, file or {}), **values)
+    _check_texts(settings)
+    return settings
+
+
+def _check_texts(settings: Settings) -> None:
+    check_namespace(settings.namespace, "--namespace")
+    if settings.redis is not None:
+        check_url(settings.redis, "--redis")
+    EngineNetworks.from_text(settings.allowed_engine_networks)
+    for given, value, other in (("--tls-cert", settings.tls_cert, "--tls-key"), ("--tls-key", settings.tls_key, "--tls-cert")):
+        if value is not None and None in (settings.tls_cert, settings.tls_key):
+            raise SettingError(given, value, f"needs {other} too: TLS takes both")
+    for flag, pairs in (("--tokenizer", settings.tokenizer), ("--lora", settings.lora)):
+        read_pairs(pairs, flag)
+    if settings.listen is not None:
+        ListenSpec.from_text(settings.listen)
+    if settings.listen_replay is not None:
+        check_replay_template(settings.listen_replay, "--listen-replay")
+    for spec in settings.engines:
+        if spec.events is None and settings.listen is None:
+            raise SettingError("--engine", spec.pod, "events is required: without --listen no pod can dial us")
+
+
+def _file_values(file: Mapping[str, Any], known: Mapping[str, Field]) -> dict[str, Any]:
+    values = {}
+    for key, value in file.items():
+        if key == "engines":
+            continue
+        if key not in known:
+            raise SettingError(key, HIDDEN, f"unknown entry; known are engines, {', '.join(known)}")
+        values[key] = _converted(known[key], key, value, strict=True)
+    return values
+
+
+def _engines(texts: Sequence[str], environ: Mapping[str, str], file: Mapping[str, Any]) -> tuple[EngineSpec, ...]:
+    """From flags, else from the variable, else from the file."""
+    if not texts and (variable := environ.get(PREFIX + "ENGINES", "")):
+        source, texts = PREFIX + "ENGINES", [text for text in variable.split(";") if text.strip()]
+    else:
+        source = "--engine"
+    if texts:
+        specs = tuple(EngineSpec.from_text(text, source) for text in texts)
+    else:
+        source = "engines"
+        tables = file.get("engines", [])
+        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+            raise SettingError(source, tables, "should be tables, [[engines]], with the keys of an engine spec")
+        specs = tuple(EngineSpec.from_mapping(table, source) for table in tables)
+    check_together(specs, source)
+    return specs
+
+
+def _converted(field: Field, source: str, value: Any, *, strict: bool = False) -> Any:
+    if field.is_list and isinstance(value, str) and not strict:
+        value = [word.strip() for word in value.split(";") if word.strip()]
+    try:
+        return msgspec.convert(value, field.type, strict=strict)
+    except msgspec.ValidationError as error:
+        plain = get_args(field.type)[0]
+        choices = get_args(plain) if get_origin(plain) is Literal else ()
+        raise SettingError(source, value, f"should be {' or '.join(choices)}" if choices else str(error)) from None
+
+
+def _is_service_link(variable: str, text: str) -> bool:
+    return _SERVICE_LINK.fullmatch(variable) is not None or (variable.endswith("_PORT") and text.startswith(("tcp://", "udp://")))

@@ -1,0 +1,1 @@
+"""Which process follows which stream: alone in the embedded mode, shared between replicas on Redis."""

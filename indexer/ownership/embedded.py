@@ -1,0 +1,234 @@
+"""The ingest side as a whole: which pods there are, a task for each of their streams, and whether it is ready."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self
+
+from indexer.config.settings import Settings
+from indexer.core.names import StreamKey
+from indexer.core.store import Store
+from indexer.engines.api import EngineApi
+from indexer.engines.load import Load
+from indexer.engines.load_scraper import LoadScraper
+from indexer.engines.spec import EngineSpec, check_together, http_base, http_base_of
+from indexer.errors import SettingError
+from indexer.metrics import IndexerMetrics
+from indexer.receiving.listening import Announced
+from indexer.streams.pool import PodStatus, Readiness, Running, Source, Streams, by_pod, sources_of, without_rank
+from indexer.streams.stream import Stream
+
+log = logging.getLogger(__name__)
+
+
+class Service:
+    """`async with Service(settings, store, metrics) as service:` connects to the settings' engines and follows them.
+
+    `note_load`, where somebody wants to know, is told how busy each pod is: model, pod, load, when that was measured.
+    """
+
+    def __init__(
+        self, settings: Settings, store: Store, metrics: IndexerMetrics, note_load: Callable[[str, str, Load, float], None] | None = None
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._note_load = note_load
+        self._store = store
+        self._streams = Streams(settings, store, metrics)
+        self._specs: dict[str, tuple[EngineSpec, ...]] = {}
+        self._named: set[str] = set()
+        """Those that the operator named."""
+        self._changing = asyncio.Lock()
+        self._ready = False
+
+    async def __aenter__(self) -> Self:
+        """Raises SettingError for an engine that cannot be followed."""
+        try:
+            await self._start()
+        except BaseExceptionGroup as group:  # the task group's way of passing on what was raised inside it
+            wrong = group.subgroup(SettingError)
+            raise group if wrong is None else wrong.exceptions[0] from None
+        return self
+
+    async def _start(self) -> None:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._streams)
+            welcoming = self._streams.tasks.create_task(self._welcome_guests(), name="welcome")
+            stack.callback(welcoming.cancel)
+            for specs in by_pod(self._settings.engines).values():
+                await self._register(specs, is_limited=False)
+            self._configured = list(self._streams.running)
+            if self._note_load is not None and self._settings.load_interval_s:
+                await stack.enter_async_context(
+                    LoadScraper(self._settings.load_interval_s, self._settings.engine_networks, self._measured, self._note_load, self._metrics)
+                )
+            self._stack = stack.pop_all()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._stack.aclose()
+
+    def _measured(self) -> Iterator[tuple[tuple[str, str], EngineApi]]:
+        """The pods whose load is to be measured."""
+        for pod, specs in self._specs.items():
+            yield (specs[0].model, pod), self.api(pod, specs[0].model)
+
+    def names_of(self, key: StreamKey) -> Callable[[int], int | None] | None:
+        """Which block keys the engine hashes of a stream stand for; None for a stream that does not run here."""
+        running = self._streams.running.get(key)
+        return None if running is None else running.stream.state.key_of
+
+    # Pods
+
+    async def register(self, specs: tuple[EngineSpec, ...]) -> bool:
+        """Make one pod what these specs, which came over HTTP, say; streams that stay the same keep what they hold. Returns whether it is a new pod.
+
+        Raises SettingError.
+        """
+        return await self._register(specs, is_limited=True)
+
+    async def _register(self, specs: tuple[EngineSpec, ...], *, is_limited: bool) -> bool:
+        check_together(specs, "pod")
+        for spec in specs:
+            self._streams.check(spec, is_limited=is_limited)
+        sources = sources_of(specs, is_limited=is_limited)
+        pod = specs[0].pod
+        async with self._changing:
+            before = {key: running for key, running in self._streams.running.items() if key.pod == pod}
+            self._streams.check_count(len(self._streams.running) - len(before) + len(sources), len(sources))
+            gone = [key for key, running in before.items() if sources.get(key) != running.source]
+            opened = await self._streams.open_all(source for key, source in sources.items() if key not in before or key in gone)
+            # Nobody sees a pod without its streams: nothing waits from here to the end of the exchange.
+            is_new = pod not in self._specs
+            self._specs[pod] = specs
+            (self._named.discard if is_limited else self._named.add)(pod)
+            detached = [self._detach(key) for key in gone]
+            for source, stream in opened:
+                self._attach(source, stream)
+            for running in detached:
+                await self._streams.dispose(running)
+        log.info("pod registered", extra={"pod": pod, "model": specs[0].model, "is_new": is_new})
+        return is_new
+
+    async def forget(self, pod: str) -> bool:
+        """Drop a pod and all its blocks. Returns whether there was one."""
+        async with self._changing:
+            was_known = self._specs.pop(pod, None) is not None
+            self._named.discard(pod)
+            detached = [self._detach(key) for key in list(self._streams.running) if key.pod == pod]
+            for running in detached:
+                await self._streams.dispose(running)
+        if was_known:
+            log.info("pod forgotten", extra={"pod": pod})
+        return was_known
+
+    async def reconfigure(self, before: Settings, after: Settings) -> Settings:
+        """Make the configured engines what the new settings say; pods that stay the same, or came over HTTP, are not touched.
+
+        Returns what is in force now: the old settings where an engine is wrong.
+        """
+        if not applies(self._streams, before, after):
+            return before
+        old, new = by_pod(before.engines), by_pod(after.engines)
+        for pod in old.keys() - new.keys():
+            await self.forget(pod)
+        for pod, specs in new.items():
+            if old.get(pod) != specs:
+                try:
+                    await self._register(specs, is_limited=False)
+                except SettingError as error:
+                    log.error("pod not registered", extra={"pod": pod, "error": str(error)})
+        log.info("settings read again", extra={"engines": len(after.engines)})
+        return after
+
+    def pods(self) -> list[PodStatus]:
+        """Every pod with its streams, in the order of their registration."""
+        return [PodStatus(pod, specs[0].model, self._streams.statuses(pod), http_base(specs)) for pod, specs in self._specs.items()]
+
+    def models_with(self, adapter: str) -> set[str]:
+        """The models for which an adapter of this name was announced."""
+        return self._streams.models_with(adapter)
+
+    def adapters(self, model: str) -> set[str]:
+        """Names of the adapters that were announced for a model."""
+        return self._streams.adapters(model)
+
+    def api(self, pod: str, model: str) -> EngineApi:
+        """Where a pod's own API is. Only what the operator named is not limited."""
+        return EngineApi(pod, http_base(self._specs.get(pod, ())) if pod in self._specs else http_base_of(pod), pod not in self._named)
+
+    def readiness(self) -> Readiness:
+        """Ready once every configured stream has connected and its first replay has ended or failed, or after a while; then for good."""
+        reasons = self._streams.troubles()
+        if not self._ready:
+            running = self._streams.running
+            settled = all(running[key].stream.settled.is_set() for key in self._configured if key in running)
+            self._ready = settled or time.monotonic() - self._streams.started_s >= self._settings.ready_after_s
+        if not self._ready:
+            return Readiness("starting", reasons)
+        return Readiness("degraded" if reasons else "ready", reasons)
+
+    # Guests: pods that dial us and that nobody registered
+
+    async def _welcome_guests(self) -> None:
+        while True:
+            announced = await self._streams.announced.get()
+            async with self._changing:
+                await self._welcome(announced)
+
+    async def _welcome(self, announced: Announced) -> None:
+        key = StreamKey(announced.model, announced.pod, announced.rank)
+        specs = self._specs.get(key.pod, ())
+        if len(self._streams.running) >= self._settings.streams_max:
+            await self._streams.block(announced, "too many streams")
+            return
+        if key in self._streams.running or (specs and specs[0].model != key.model):
+            await self._streams.block(announced, "pod is known otherwise")
+            return
+        spec, source = self._streams.invite(announced)
+        self._specs[key.pod] = (*specs, spec)
+        self._attach(source, self._streams.make(source, announced.inbox))
+        log.info("pod dialled us", extra={"pod": key.pod, "rank": key.rank, "model": key.model, "host": announced.host})
+
+    def _stayed_away(self, stream: Stream) -> None:
+        self._streams.tasks.create_task(self._let_go(stream), name=f"let go {stream.key.pod}")
+
+    async def _let_go(self, stream: Stream) -> None:
+        """A guest stayed away."""
+        async with self._changing:
+            key = stream.key
+            running = self._streams.running.get(key)
+            if running is None or running.stream is not stream:
+                return
+            if left := without_rank(self._specs[key.pod], key.rank):
+                self._specs[key.pod] = left
+            else:
+                del self._specs[key.pod]
+            await self._streams.dispose(self._detach(key))
+
+    # Streams
+
+    def _attach(self, source: Source, stream: Stream) -> None:
+        self._store.open(source.key)
+        self._streams.attach(source, stream, self._stayed_away)
+
+    def _detach(self, key: StreamKey) -> Running:
+        running = self._streams.detach(key)
+        self._store.close(key)
+        return running
+
+
+def applies(streams: Streams, before: Settings, after: Settings) -> bool:
+    """Whether new settings can be taken up while the service runs; says in the log what cannot."""
+    changed = sorted(name for name in Settings.__struct_fields__ if name != "engines" and getattr(before, name) != getattr(after, name))
+    if changed:
+        log.warning("settings changed that need a restart", extra={"settings": ",".join(changed)})
+    try:
+        for spec in after.engines:
+            streams.check(spec)
+    except SettingError as error:
+        log.error("settings not applied", extra={"error": str(error)})
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Receiving what engines publish: sockets, the receiving thread, inboxes and replay requests."""

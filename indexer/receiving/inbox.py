@@ -1,0 +1,93 @@
+"""Frames between the receiving thread and a stream's task."""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from indexer.limits import ReceiveLimits
+
+
+class Inbox:
+    """Frames of one stream between the receiving thread and the stream's task, with the state of the connection.
+
+    `epoch` counts connections; `connected` says whether the newest one is up. The receiving thread alone writes these and appends; the
+    stream's task alone takes.
+    """
+
+    def __init__(self, limits: ReceiveLimits, wake: Callable[[], None] | None = None) -> None:
+        self._limits = limits
+        self.wake: Callable[[], None] = wake or _nobody
+        self._frames: deque[tuple[int, list[bytes]]] = deque()
+        self._lock = threading.Lock()
+        self.bytes = 0
+        self.dropped = 0
+        self.epoch = 0
+        self.connected = False
+        self.error: str | None = None
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def begin(self) -> None:
+        """A new connection is up."""
+        self.epoch += 1
+        self.connected = True
+        self.error = None
+
+    def put(self, frames: list[bytes]) -> None:
+        """Add one message of the present connection; the oldest go where there is no room."""
+        size = sum(map(len, frames))
+        with self._lock:
+            self._frames.append((self.epoch, frames))
+            self.bytes += size
+            while len(self._frames) > self._limits.inbox_frames_max or (self.bytes > self._limits.inbox_bytes_max and len(self._frames) > 1):
+                _, oldest = self._frames.popleft()
+                self.bytes -= sum(map(len, oldest))
+                self.dropped += 1
+
+    def limit(self, limits: ReceiveLimits) -> None:
+        """Hold as much as this from now on."""
+        self._limits = limits
+
+    def kept(self) -> list[tuple[int, list[bytes]]]:
+        """All messages that wait, oldest first, each with the epoch it came in, left where they are."""
+        with self._lock:
+            return list(self._frames)
+
+    def pass_over(self, message: list[bytes]) -> None:
+        """Throw away this message and all before it."""
+        while (oldest := self.take()) is not None and oldest[1] is not message:
+            pass
+
+    def peek(self) -> tuple[int, list[bytes]] | None:
+        """The oldest message with the epoch it came in, left where it is."""
+        try:
+            return self._frames[0]
+        except IndexError:
+            return None
+
+    def take(self) -> tuple[int, list[bytes]] | None:
+        """The oldest message with the epoch it came in."""
+        with self._lock:
+            if not self._frames:
+                return None
+            item = self._frames.popleft()
+            self.bytes -= sum(map(len, item[1]))
+            return item
+
+    def clear(self) -> None:
+        """Throw everything away."""
+        with self._lock:
+            self._frames.clear()
+            self.bytes = 0
+
+    def discard_before(self, epoch: int) -> None:
+        """Throw away what older connections brought."""
+        with self._lock:
+            while self._frames and self._frames[0][0] < epoch:
+                _, frames = self._frames.popleft()
+                self.bytes -= sum(map(len, frames))
+
+
+def _nobody() -> None:
+    """Until somebody reads an inbox, there is nobody to wake."""

@@ -1,0 +1,143 @@
+"""One stream's SUB socket, which dials the engine.
+
+One socket serves one connection. When that goes down the socket is emptied and replaced, so that each frame is known to belong to the
+connection it came by: its epoch.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from indexer.limits import ReceiveLimits
+from indexer.receiving.inbox import Inbox
+
+Context = zmq.Context[zmq.Socket[bytes]]
+
+# A socket gives up its turn after so many messages, so that a flood from one engine delays the others by little.
+TURN_MAX = 256
+# Pause before a lost connection is opened again: well below a second, to miss little.
+REOPEN_S = 0.1
+FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+MONITORED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | FAILED
+
+
+class SubSocket(ABC):
+    """A SUB socket and its monitor; lives in the receiving thread. Both are None while it is closed."""
+
+    def __init__(self, context: Context, limits: ReceiveLimits) -> None:
+        self._context = context
+        self._limits = limits
+        self.socket: zmq.Socket[bytes] | None = None
+        self.monitor: zmq.Socket[bytes] | None = None
+
+    def open(self) -> None:
+        """Raises zmq.ZMQError for an endpoint that cannot be used."""
+        limits = self._limits
+        sub = self._context.socket(zmq.SUB)
+        try:
+            sub.linger = 0
+            sub.rcvhwm = limits.receive_hwm
+            sub.maxmsgsize = limits.frame_bytes_max
+            sub.reconnect_ivl = _milliseconds(limits.reconnect_s)
+            sub.heartbeat_ivl = _milliseconds(limits.heartbeat_s)
+            sub.heartbeat_timeout = _milliseconds(limits.heartbeat_timeout_s)
+            sub.handshake_ivl = _milliseconds(limits.heartbeat_timeout_s)
+            self.monitor = sub.get_monitor_socket(MONITORED)
+            self._attach(sub)
+        except BaseException:
+            if self.monitor is not None:
+                sub.disable_monitor()
+                self.monitor.close()
+                self.monitor = None
+            sub.close()
+            raise
+        self.socket = sub
+
+    @abstractmethod
+    def _attach(self, sub: "zmq.Socket[bytes]") -> None:
+        """Subscribe, and connect or bind."""
+
+    @abstractmethod
+    def take(self) -> Iterable[Inbox]:
+        """Take what the monitor and the socket have. Returns the inboxes that changed."""
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self.socket is not None and self.monitor is not None:
+            self.socket.disable_monitor()
+            self.monitor.close()
+            self.socket.close()
+        self.socket = self.monitor = None
+
+    def _events(self) -> Iterator[tuple[int, int]]:
+        """What the monitor tells, in order: event and value, which is a file descriptor for a disconnect."""
+        while self.monitor is not None:
+            try:
+                message = parse_monitor_message(self.monitor.recv_multipart(zmq.NOBLOCK))
+            except zmq.Again:
+                return
+            yield message["event"], message["value"]
+
+
+class Subscription(SubSocket):
+    """Dials one engine and fills its stream's inbox."""
+
+    def __init__(self, context: Context, endpoint: str, topic: bytes, inbox: Inbox, limits: ReceiveLimits) -> None:
+        super().__init__(context, limits)
+        self._endpoint = endpoint
+        self._topic = topic
+        self.inbox = inbox
+        self.reopen_at_s = 0.0
+
+    def _attach(self, sub: "zmq.Socket[bytes]") -> None:
+        sub.subscribe(self._topic)
+        sub.connect(self._endpoint)
+        self.inbox.error = self.inbox.error or f"cannot connect to {self._endpoint} so far"
+
+    def close(self) -> None:
+        super().close()
+        self.inbox.connected = False
+
+    def take(self) -> Iterable[Inbox]:
+        # First what the monitor says: a new connection's frames must not pass for the old one's.
+        for event, _ in self._events():
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self.inbox.begin()
+            else:
+                self._receive(None)
+                self.close()
+                self.inbox.error = "disconnected" if event == zmq.EVENT_DISCONNECTED else f"handshake failed: {self._endpoint} is not a ZMQ publisher"
+                self.reopen_at_s = time.monotonic() + REOPEN_S
+        if self.socket is not None:
+            self._receive(TURN_MAX)
+        return (self.inbox,)
+
+    def _receive(self, turn_max: int | None) -> None:
+        assert self.socket is not None, "only an open subscription is read"
+        count = 0
+        try:
+            while turn_max is None or count < turn_max:
+                self.inbox.put(_message(self.socket))
+                count += 1
+        except zmq.Again:
+            pass
+
+
+def _message(socket: "zmq.Socket[bytes]") -> list[bytes]:
+    """All parts of the next message. At two thirds of what recv_multipart costs: a frame knows by itself whether more follow.
+
+    Raises zmq.Again where there is none.
+    """
+    frame = socket.recv(zmq.NOBLOCK, copy=False)
+    parts = [frame.bytes]
+    while frame.more:
+        frame = socket.recv(zmq.NOBLOCK, copy=False)
+        parts.append(frame.bytes)
+    return parts
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, int(seconds * 1000))

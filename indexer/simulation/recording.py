@@ -1,0 +1,206 @@
+"""Writing what engines publish, and what they answer when they are asked for it again, to files: for bug reports, tests and benches."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self
+
+import zmq
+from msgspec import Struct
+
+from indexer.engines.spec import EngineSpec
+from indexer.errors import SettingError
+from indexer.limits import ReceiveLimits, ReplayLimits
+from indexer.receiving.inbox import Inbox
+from indexer.receiving.replay import ReplayRequest
+from indexer.receiving.subscriber import Subscriber
+from indexer.simulation.capture import FRAMES, REPLAYS, CaptureWriter, Exchange, Message
+
+# A killed recorder loses no more than what came in so long.
+FLUSH_S = 0.5
+END = b"\xff" * 8
+# What an entry has around the frames of a message, at most: heads, time and a stream's name.
+OVERHEAD_BYTES = 1_024
+
+
+class RecordingLimits(Struct, frozen=True):
+    """When a recording ends. `bytes`: of both files together."""
+
+    seconds: float | None = None
+    frames: int | None = None
+    bytes: int = 2**30
+
+
+class Source(Struct, frozen=True):
+    """One stream. `name`: what the file calls it."""
+
+    name: str
+    events: str
+    replay: str | None
+    topic: str
+
+    @classmethod
+    def of(cls, spec: EngineSpec) -> "list[Source]":
+        """A pod's streams: called as the pod is, and where it has several ranks `pod/rank`. Raises SettingError."""
+        if spec.events is None:
+            raise SettingError("--engine", spec.pod, "has no events endpoint that could be dialled; events is required")
+        sources = []
+        for rank in spec.stream_ranks:
+            events, replay = spec.endpoints(rank)
+            assert events is not None, "there is one for each rank"
+            sources.append(cls(f"{spec.pod}/{rank}" if len(spec.stream_ranks) > 1 else spec.pod, events, replay, spec.topic))
+        return sources
+
+
+class _Stream:
+    """One stream that is recorded."""
+
+    def __init__(self, source: Source, inbox: Inbox) -> None:
+        self.source = source
+        self.inbox = inbox
+        self.epoch = 0
+        self.last: int | None = None
+        self.messages = 0
+        self.gaps = 0
+        self.asking: asyncio.Task[None] | None = None
+        self.to_ask: tuple[int, str] | None = None
+
+    def follow(self, frames: list[bytes]) -> int | None:
+        """Count a message. Returns the first number that is missing before it, if any is."""
+        self.messages += 1
+        if len(frames) != 3 or len(frames[1]) != 8:
+            return None
+        number = int.from_bytes(frames[1], "big")
+        last, self.last = self.last, number
+        if last is None or number <= last + 1:
+            return None
+        self.gaps += 1
+        return last + 1
+
+
+class Recording:
+    """`async with Recording(sources, out, limits) as recording: await recording.run(stop)`. Files are `<out>.frames.msgpack` and, where a stream has
+    a replay endpoint, `<out>.replays.msgpack`: after each connection and each gap the engine is asked for what is missing.
+
+    Raises SettingError for an endpoint or a file that cannot be used, CaptureError where a file cannot be written any more.
+    """
+
+    def __init__(self, sources: Sequence[Source], out: str, limits: RecordingLimits) -> None:
+        self._limits = limits
+        self._out = out
+        self._woken = asyncio.Event()
+        self.streams = [_Stream(source, Inbox(ReceiveLimits(), self._woken.set)) for source in sources]
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+            stack.callback(self._context.destroy, linger=0)
+            self.frames = CaptureWriter(self._out + FRAMES, "--out")
+            stack.callback(self.frames.close)
+            self.replays = None
+            if any(stream.source.replay for stream in self.streams):
+                self.replays = CaptureWriter(self._out + REPLAYS, "--out")
+                stack.callback(self.replays.close)
+            subscriber = await stack.enter_async_context(Subscriber(self._context))
+            for stream in self.streams:
+                try:
+                    await subscriber.add(stream.source.events, stream.source.topic.encode(), stream.inbox, ReceiveLimits())
+                except zmq.ZMQError as error:
+                    raise SettingError("--engine", stream.source.events, f"cannot be connected to: {error.strerror}") from None
+            stack.push_async_callback(self._give_up_asking)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._stack.aclose()
+
+    @property
+    def size(self) -> int:
+        """Bytes of both files."""
+        return self.frames.size + (self.replays.size if self.replays is not None else 0)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Record until a limit is reached or `stop` is set."""
+        deadline_s = time.monotonic() + (self._limits.seconds or float("inf"))
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        stopping.add_done_callback(lambda _: self._woken.set())
+        try:
+            while not stop.is_set() and time.monotonic() < deadline_s and self._take():
+                self._flush()
+                await self._wait(min(FLUSH_S, deadline_s - time.monotonic()))
+        finally:
+            stopping.cancel()
+            await asyncio.gather(stopping, return_exceptions=True)
+
+    async def _wait(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
+        except TimeoutError:
+            return
+        self._woken.clear()
+
+    def _take(self) -> bool:
+        """Take what all streams have. Returns whether there is room for more."""
+        for stream in self.streams:
+            if stream.inbox.epoch != stream.epoch:
+                stream.epoch = stream.inbox.epoch
+                stream.to_ask = 0, "from 0" if stream.epoch == 1 else "after reconnect, from 0"
+            while (item := stream.inbox.take()) is not None:
+                message = Message(time.time(), stream.source.name, item[1])
+                if self.size + sum(map(len, item[1])) + OVERHEAD_BYTES > self._limits.bytes:
+                    return False
+                self.frames.add(message)
+                if (missing := stream.follow(item[1])) is not None and stream.to_ask is None:
+                    stream.to_ask = missing, f"gap, from {missing}"
+                if self.frames.items == self._limits.frames:
+                    return False
+        return True
+
+    def _flush(self) -> None:
+        self.frames.flush()
+        if self.replays is not None:
+            self.replays.flush()
+        for stream in self.streams:
+            self._ask(stream)
+
+    def _ask(self, stream: _Stream) -> None:
+        """One question at a time; what is missing meanwhile is asked for next, from the first of it on."""
+        if stream.asking is not None and stream.asking.done():
+            stream.asking.result()
+            stream.asking = None
+        if stream.asking is None and stream.to_ask is not None and stream.source.replay is not None:
+            exchange = self._exchange(stream.source.name, stream.source.replay, *stream.to_ask)
+            stream.asking, stream.to_ask = asyncio.create_task(exchange, name="replay"), None
+
+    async def _exchange(self, name: str, endpoint: str, start: int, note: str) -> None:
+        """One question and its replies, written when it has ended: the list of the replies is within the list of the exchanges."""
+        assert self.replays is not None, "a stream has a replay endpoint"
+        began_s = time.time()
+        replies: list[tuple[float, list[bytes]]] = []
+        ended = False
+        held = 0
+
+        def is_wanted() -> bool:
+            return not ended and self.size + held <= self._limits.bytes
+
+        try:
+            async with ReplayRequest(self._context, endpoint, start, ReplayLimits()) as request:
+                async for chunk in request.replies(is_wanted):
+                    replies += [(time.time(), frames) for frames in chunk]
+                    held += sum(len(frame) for frames in chunk for frame in frames)
+                    ended = any(len(frames) > 1 and frames[-2] == END for frames in chunk)
+        except zmq.ZMQError as error:
+            raise SettingError("replay", endpoint, f"cannot be connected to: {error.strerror}") from None
+        if self.size + held <= self._limits.bytes:
+            self.replays.add(Exchange(began_s, name, start.to_bytes(8, "big"), note, ended, replies, time.time()))
+
+    async def _give_up_asking(self) -> None:
+        tasks = [stream.asking for stream in self.streams if stream.asking is not None]
+        for task in tasks:
+            task.cancel()
+        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                raise outcome

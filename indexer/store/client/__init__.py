@@ -1,0 +1,1 @@
+"""Clients of Redis: stand-alone, behind Sentinels, and as a Cluster."""

@@ -1,0 +1,334 @@
+"""Streams and what they need: where they come from, their sockets, their tasks."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AsyncExitStack
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+import zmq
+from msgspec import Struct
+
+from indexer.config.settings import Settings
+from indexer.core.names import StreamKey, Trust
+from indexer.core.store import Store
+from indexer.core.stream_state import Counting
+from indexer.engines.endpoints import check_endpoints, check_registration
+from indexer.engines.networks import has_name
+from indexer.engines.resolver import Dialling
+from indexer.engines.spec import EngineSpec, ListenSpec, replay_of
+from indexer.errors import SettingError
+from indexer.limits import ReceiveLimits
+from indexer.metrics import IndexerMetrics
+from indexer.receiving.inbox import Inbox
+from indexer.receiving.listening import Announced
+from indexer.receiving.subscriber import Subscriber
+from indexer.receiving.subscription import Context
+from indexer.streams.stream import Stream, StreamStatus
+
+log = logging.getLogger(__name__)
+
+# Pause before a stream that failed by an error of ours begins again.
+AFTER_FAILURE_S = 1.0
+# Of libzmq: the SUB, the two ends of its monitor, and a DEALER while there is a replay. Some more are for listening and for trying endpoints.
+SOCKETS_PER_STREAM = 4
+SOCKETS_SPARE = 4_096
+
+
+class PodStatus(Struct, frozen=True):
+    """A pod as `/v1/pods` shows it."""
+
+    pod: str
+    model: str
+    streams: list[StreamStatus]
+    http: str = ""
+    """Where its own API begins."""
+
+
+class Readiness(Struct, frozen=True):
+    """`status`: starting, ready or degraded. `reasons`: what is not as it should be, in words."""
+
+    status: str
+    reasons: list[str]
+
+    @property
+    def is_ready(self) -> bool:
+        return self.status != "starting"
+
+
+class Source(Struct, frozen=True):
+    """Where one stream comes from; two streams with equal ones are the same. Without `events` the engine dials us.
+
+    `is_looked_up`: what is dialled is not the engine's name but an address of it that was found to be in the networks where engines may be.
+    """
+
+    key: StreamKey
+    events: str | None
+    replay: str | None
+    topic: str
+    counting: Counting
+    offload_block_size: int | None
+    is_looked_up: bool = False
+
+
+class Running(Struct):
+    """A stream and the task that runs it."""
+
+    source: Source
+    stream: Stream
+    task: asyncio.Task[None]
+
+
+class Streams:
+    """`async with Streams(settings, store, metrics) as streams:` opens, runs and closes them; which, whoever uses this decides.
+
+    `announced`: pods that dialled us and that nobody expected. `tasks`: where whoever uses this starts its own. `owner`: this indexer, where several
+    share the streams.
+    """
+
+    def __init__(self, settings: Settings, store: Store, metrics: IndexerMetrics, owner: str | None = None) -> None:
+        self._settings = settings
+        self._store = store
+        self._metrics = metrics
+        self._owner = owner
+        self._turn = asyncio.Lock()
+        self._dialling: dict[Stream, asyncio.Task[None]] = {}
+        self._networks = settings.engine_networks
+        self.running: dict[StreamKey, Running] = {}
+        self.announced: asyncio.Queue[Announced] = asyncio.Queue()
+        for trust in Trust:
+            metrics.streams.labels(str(trust)).set_function(partial(self._count, trust))
+        metrics.last_batches.read = self._last_batches
+
+    async def __aenter__(self) -> Self:
+        self.started_s = time.monotonic()
+        async with AsyncExitStack() as stack:
+            self._context: Context = zmq.Context()
+            self._context.set(zmq.MAX_SOCKETS, SOCKETS_PER_STREAM * self._settings.streams_max + SOCKETS_SPARE)
+            stack.callback(self._context.destroy, linger=0)
+            self._subscriber = await stack.enter_async_context(Subscriber(self._context))
+            for spec in self._settings.engines:
+                self.check(spec)
+            await self._listen()
+            self.tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            stack.callback(self._cancel_all)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._stack.aclose()
+
+    def _cancel_all(self) -> None:
+        for running in self.running.values():
+            running.task.cancel()
+        for dialling in self._dialling.values():
+            dialling.cancel()
+
+    # Checks
+
+    def check(self, spec: EngineSpec, *, is_limited: bool = False) -> None:
+        """`is_limited`: it came over HTTP. Raises SettingError for endpoints that cannot, or must not, be connected to."""
+        if self._settings.listen is None and spec.events is None:
+            raise SettingError("events", None, "is required: without --listen no pod can dial us")
+        if is_limited:
+            check_registration(spec, self._networks, self._context)
+        else:
+            check_endpoints(spec, self._context)
+
+    def check_count(self, wanted: int, ranks: int) -> None:
+        """`wanted`: streams there would be, `ranks` of them new. Raises SettingError for too many."""
+        if wanted > self._settings.streams_max:
+            raise SettingError("ranks", ranks, f"there would be {wanted} streams; at most {self._settings.streams_max} are followed")
+
+    # Those that dial us
+
+    async def _listen(self) -> None:
+        """Raises SettingError where a port cannot be had."""
+        if self._settings.listen is None:
+            return
+        spec = ListenSpec.from_text(self._settings.listen)
+        for rank in range(spec.ranks):
+            try:
+                limits = self._settings.receive_limits
+                await self._subscriber.listen(spec.endpoint(rank), rank, limits, self.announced.put_nowait, self._refuse)
+            except zmq.ZMQError as error:
+                raise SettingError("--listen", spec.endpoint(rank), f"cannot listen there: {error.strerror}") from None
+
+    def _refuse(self, reason: str) -> None:
+        self._metrics.refused.labels(reason).inc()
+
+    def invite(self, announced: Announced) -> tuple[EngineSpec, Source]:
+        """What is known of a pod that dialled us."""
+        key = StreamKey(announced.model, announced.pod, announced.rank)
+        template = self._settings.listen_replay
+        replay = None if template is None else replay_of(template, announced.host, key.rank)
+        spec = EngineSpec(key.pod, key.model, replay=None if template is None else replay_of(template, announced.host, 0), rank=key.rank)
+        return spec, Source(key, None, replay, spec.topic, spec.counting, spec.offload_block_size)
+
+    async def block(self, announced: Announced, why: str) -> None:
+        """Listen no more to a pod that dialled us."""
+        key = StreamKey(announced.model, announced.pod, announced.rank)
+        log.warning(why, extra={"pod": key.pod, "rank": key.rank, "model": key.model, "host": announced.host})
+        await self._subscriber.block(announced.inbox)
+
+    # Opening and closing
+
+    async def open_all(self, sources: Iterable[Source]) -> list[tuple[Source, Stream]]:
+        """Connect to all of them, or none; what comes waits in the streams' inboxes. Raises SettingError."""
+        opened: list[tuple[Source, Stream]] = []
+        try:
+            for source in sources:
+                opened.append((source, self.make(source)))
+                await self.connect(*opened[-1])
+        except zmq.ZMQError as error:
+            for _, stream in opened:
+                await self.close(stream)
+            raise SettingError("events", source.events, f"cannot be connected to: {error.strerror}") from None
+        return opened
+
+    async def connect(self, source: Source, stream: Stream) -> None:
+        """Have the engine's frames put into the stream's inbox. Raises zmq.ZMQError."""
+        if source.events is None:
+            await self._subscriber.expect(source.key.pod, source.key.model, source.key.rank, stream.inbox)
+        elif not source.is_looked_up:
+            await self._dial(source, stream, source.events)
+        if source.is_looked_up:
+            self._dialling[stream] = self.tasks.create_task(self._look_up(source, stream).run(), name=f"dialling {source.key.pod} {source.key.rank}")
+
+    async def _dial(self, source: Source, stream: Stream, events: str) -> None:
+        await self._subscriber.add(events, source.topic.encode(), stream.inbox, self._settings.receive_limits)
+
+    def _look_up(self, source: Source, stream: Stream) -> Dialling:
+        async def connect(events: str | None, replay: str | None) -> None:
+            stream.replay_address = replay
+            if events is not None:
+                await self._subscriber.remove(stream.inbox)
+                stream.inbox.error = None
+                await self._dial(source, stream, events)
+
+        def tell(trouble: str) -> None:
+            stream.inbox.error = trouble
+            log.warning("engine not dialled", extra={"pod": source.key.pod, "rank": source.key.rank, "error": trouble})
+
+        return Dialling(self._networks, source.events, source.replay, is_due=lambda: not stream.inbox.connected, connect=connect, tell=tell)
+
+    def make(self, source: Source, guest: Inbox | None = None, limits: ReceiveLimits | None = None) -> Stream:
+        """A stream that is not connected. `guest`: an inbox that is filled already. `limits`: of what waits until it runs."""
+        stream = Stream(
+            source.key,
+            context=self._context,
+            replay_endpoint=source.replay,
+            counting=source.counting,
+            offload_block_size=source.offload_block_size,
+            settings=self._settings,
+            store=self._store,
+            metrics=self._metrics,
+            turn=self._turn,
+            events=source.events,
+            topic=source.topic,
+            dials_us=source.events is None,
+            guest=guest,
+            limits=limits,
+            owner=self._owner,
+        )
+        if source.is_looked_up:
+            stream.replay_address = None
+        return stream
+
+    def attach(self, source: Source, stream: Stream, ended: Callable[[Stream], object]) -> None:
+        """Run it. `ended` is called where it ends by itself: a guest stayed away."""
+        stream.begin()
+        task = self.tasks.create_task(self._follow(stream, ended), name=f"stream {source.key.pod} {source.key.rank}")
+        self.running[source.key] = Running(source, stream, task)
+
+    def detach(self, key: StreamKey) -> Running:
+        """Run it no longer: it writes nothing after this, since it resumes with the cancellation."""
+        running = self.running.pop(key)
+        running.task.cancel()
+        return running
+
+    async def dispose(self, running: Running) -> None:
+        """The end of what was detached."""
+        await asyncio.wait([running.task])
+        await self.close(running.stream)
+
+    async def close(self, stream: Stream) -> None:
+        """Disconnect a stream that nobody runs."""
+        if (dialling := self._dialling.pop(stream, None)) is not None:
+            dialling.cancel()
+            await asyncio.wait([dialling])
+        await self._subscriber.remove(stream.inbox)
+        stream.close()
+
+    async def _follow(self, stream: Stream, ended: Callable[[Stream], object]) -> None:
+        while True:
+            try:
+                await stream.run()
+                ended(stream)
+                return
+            except Exception:
+                log.exception("stream failed", extra={"pod": stream.key.pod, "rank": stream.key.rank})
+                stream.fail()
+                await asyncio.sleep(AFTER_FAILURE_S)
+
+    # What is told of them
+
+    def statuses(self, pod: str) -> list[StreamStatus]:
+        """Of a pod's streams that run here, by rank."""
+        return sorted((r.stream.status() for key, r in self.running.items() if key.pod == pod), key=lambda status: status.rank)
+
+    def models_with(self, adapter: str) -> set[str]:
+        """The models for which an engine that is followed here announced an adapter of this name."""
+        return {key.model for key, running in self.running.items() if adapter in running.stream.state.adapters}
+
+    def adapters(self, model: str) -> set[str]:
+        """Names of the adapters that engines which are followed here announced for a model."""
+        return {name for key, running in self.running.items() if key.model == model for name in running.stream.state.adapters}
+
+    def troubles(self) -> list[str]:
+        """What is not as it should be with those that run here, in words."""
+        streams = [running.stream for running in self.running.values()]
+        return [
+            f"pod {stream.key.pod} rank {stream.key.rank} is {stream.trust}" + (f": {error}" if (error := stream.status().last_error) else "")
+            for stream in streams
+            if stream.trust in (Trust.STALE, Trust.EXPIRED) or (stream.trust is Trust.PARTIAL and stream.status().last_error)
+        ]
+
+    def _count(self, trust: Trust) -> int:
+        return sum(running.stream.trust is trust for running in self.running.values())
+
+    def _last_batches(self) -> Iterator[tuple[StreamKey, float]]:
+        """When each stream's last batch was applied, in Unix time; 0 before the first."""
+        now_s = time.time()
+        for key, running in self.running.items():
+            age_s = running.stream.status().last_batch_age_s
+            # To a tenth: between two batches the figure should stand still, and two clocks never agree on more.
+            yield key, 0.0 if age_s is None else round(now_s - age_s, 1)
+
+
+def by_pod(specs: Iterable[EngineSpec]) -> dict[str, tuple[EngineSpec, ...]]:
+    """The specs of each pod."""
+    found: dict[str, tuple[EngineSpec, ...]] = {}
+    for spec in specs:
+        found[spec.pod] = (*found.get(spec.pod, ()), spec)
+    return found
+
+
+def sources_of(specs: Iterable[EngineSpec], *, is_limited: bool = False) -> dict[StreamKey, Source]:
+    """Every stream that these specs name. `is_limited`: they came over HTTP."""
+    found: dict[StreamKey, Source] = {}
+    for spec in specs:
+        for rank in spec.stream_ranks:
+            key = StreamKey(spec.model, spec.pod, rank)
+            events, replay = spec.endpoints(rank)
+            is_looked_up = is_limited and (has_name(events) or has_name(replay))
+            found[key] = Source(key, events, replay, spec.topic, spec.counting, spec.offload_block_size, is_looked_up)
+    return found
+
+
+def without_rank(specs: Iterable[EngineSpec], rank: int) -> tuple[EngineSpec, ...]:
+    """The specs that do not name this rank."""
+    return tuple(spec for spec in specs if rank not in spec.stream_ranks)

@@ -1,0 +1,1 @@
+"""The wire format: frames and payloads as engines send them, decoded into events. Pure."""

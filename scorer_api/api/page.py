@@ -1,0 +1,40 @@
+"""The page at /ui. Its files hold no data: a script among them asks the service for it, as any other client does."""
+
+from importlib.resources import files
+
+from fastapi import APIRouter, Response
+
+FOLDER = files("scorer_api.api") / "ui"
+PAGE = "index.html"
+MEDIA_TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
+BESIDE = ("style.css", "icon.svg", "main.js", "service.js", "dom.js", "pods.js", "chart.js", "answer.js")
+FILES = {"/ui": PAGE} | {f"/ui/{name}": name for name in BESIDE}
+PATHS = frozenset(FILES)
+"""Who opens a page in a browser can give no token with that, so these need none."""
+
+# Nothing but what is here can be loaded, run, asked or framed; and no text can become markup or script, whatever the script does with it.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    # After an upgrade the files have to fit each other.
+    "Cache-Control": "no-store",
+}
+
+
+def add_page(router: APIRouter) -> None:
+    """Add it to the router of a role that answers scores."""
+    for path, name in FILES.items():
+        _add_file(router, path, FOLDER.joinpath(name).read_bytes(), MEDIA_TYPES[name.rpartition(".")[2]])
+
+
+def _add_file(router: APIRouter, path: str, content: bytes, media_type: str) -> None:
+    @router.api_route(path, methods=["GET", "HEAD"], include_in_schema=False)
+    async def file() -> Response:
+        return Response(content, media_type=media_type, headers=HEADERS)

@@ -1,0 +1,218 @@
+"""What requests about scores and models, and their answers, look like."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+from indexer.core.block_keys import TOKEN_MAX
+from indexer.core.names import Trust
+from indexer.http import schemas
+from indexer.http.problems import ProblemDetails
+from scorer_api.explain.hints import Hint
+from scorer_api.explain.reasons import About, PodExplained
+
+TEXT_LENGTH_MAX = 4_096
+BATCH_REQUESTS_MAX = 256
+
+SOURCES = ("token_ids", "prompt", "messages", "block_hashes")
+"""The fields that a prompt's tokens can come from: a request has exactly one of them."""
+
+Text = Annotated[str, Meta(max_length=TEXT_LENGTH_MAX)]
+BlockExtraKeys = Annotated[
+    list[tuple[Annotated[int, Meta(ge=0, le=2**32)], list[Any]]],
+    Meta(description="[block number, [extra key, …]] for multimodal content, as the engine announces it.", examples=[[[0, [["img", -1]]]]]),
+]
+TokenIds = Annotated[
+    list[int],
+    Meta(
+        description=f"The prompt's tokens, each from 0 to {TOKEN_MAX}. In msgpack also bin: little-endian uint32, 4 bytes a token.",
+        examples=[[1, 2, 3]],
+    ),
+]
+
+
+# At 16 tokens a block these are four million tokens.
+BLOCK_HASHES_MAX = 262_144
+HexDigits = Annotated[str, Meta(pattern="^([0-9a-fA-F]{2}){8,64}$")]
+BLOCK_HASHES = Meta(
+    description="The engine's own hashes of the prompt's blocks, from the first: unsigned 64-bit integers or hexadecimal digits; in msgpack bin.",
+    max_length=BLOCK_HASHES_MAX,
+    examples=[[1, 2, 3], ["9f86d081884c7d65"]],
+)
+
+
+class ScoreRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which pods hold the longest prefix of this prompt?"""
+
+    model: Annotated[str, Meta(description="The model that the pods serve.")]
+    token_ids: TokenIds | None = None
+    pods: Annotated[list[str] | None, Meta(description="Only these pods; unknown names are ignored and returned under unknown_pods.")] = None
+    lora_name: Annotated[Text | None, Meta(description="The LoRA adapter of the request.")] = None
+    cache_salt: Annotated[Text | None, Meta(description="The cache salt of the request.")] = None
+    block_extra_keys: BlockExtraKeys | None = None
+    limit: Annotated[int, Meta(ge=1, description="Only the first so many pods.")] | None = None
+    include_speculative: Annotated[
+        bool, Meta(description="Whether blocks of prompts that this scorer has just routed to a pod count as held, though not announced yet.")
+    ] = False
+    prompt: Annotated[str, Meta(description="The prompt as text; the engine, or --tokenizer, says what its tokens are.")] | None = None
+    # In JSON, also in a request in msgpack once it is decoded: it is passed on as it is.
+    messages: Raw | UnsetType = UNSET
+    tools: Raw | UnsetType = UNSET
+    chat_template_kwargs: Raw | UnsetType = UNSET
+    add_generation_prompt: Annotated[bool, Meta(description="Whether the answer's beginning is part of the chat (default true).")] | None = None
+    block_hashes: Annotated[list[int | HexDigits], BLOCK_HASHES] | None = None
+
+
+class ScoreRequestMsgpack(ScoreRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The same in msgpack, where the tokens may also be packed."""
+
+    token_ids: list[int] | bytes | None = None  # type: ignore[assignment]  # wider than in JSON, on purpose
+    block_hashes: Annotated[list[int | bytes], BLOCK_HASHES] | None = None  # type: ignore[assignment]  # likewise
+
+
+class PodAnswer(Struct, frozen=True):
+    """A pod's figures are those of its best rank; `ranks` has each rank's matched blocks."""
+
+    pod: str
+    score: Annotated[float, Meta(ge=0, le=1, description="Tier-weighted matched tokens as a part of the prompt's tokens less one.")]
+    matched_tokens: int
+    matched_blocks: int
+    usable_blocks: Annotated[int, Meta(description="How many blocks of this prompt the engine could take from its cache.")]
+    block_size: Annotated[int | None, Meta(description="Tokens per block; null before the pod has announced any.")]
+    tiers: Annotated[dict[str, int], Meta(description="Matched blocks by the best tier that holds them.")]
+    rank: int
+    ranks: dict[str, int]
+    trust: Trust
+    speculative_blocks: Annotated[int, Meta(description="Matched blocks that are not announced yet; with include_speculative only.")] | UnsetType = (
+        UNSET
+    )
+
+
+class ViewAnswer(Struct, frozen=True):
+    """What the answer was made from, and the age of its newest word from the indexer."""
+
+    source: str
+    age_s: float
+
+
+class ScoreAnswer(Struct, frozen=True):
+    """Every known pod of the model, best first, zeros included."""
+
+    model: str
+    tokens: int
+    best: Annotated[str | None, Meta(description="The first pod, null when nothing matches.")]
+    pods: list[PodAnswer]
+    view: ViewAnswer
+    unknown_pods: list[str] | UnsetType = UNSET
+
+
+class BatchAnswer(Struct, frozen=True):
+    """The answers to the requests of a batch, encoded, in their order."""
+
+    answers: list[Raw]
+
+
+class BatchProblem(Struct, frozen=True):
+    """What stands in place of an answer to a request of a batch that has none."""
+
+    problem: ProblemDetails
+
+
+class ExplainAnswer(Struct, frozen=True):
+    """Why each pod holds as much of a prompt as it does; every known pod of the model, best first."""
+
+    model: str
+    tokens: int
+    source: Annotated[str, Meta(description="The field that the tokens came from.")]
+    pods: list[PodExplained]
+    about: About
+    hints: list[Hint]
+    view: ViewAnswer
+    unknown_pods: list[str] | UnsetType = UNSET
+
+
+class ModelAnswer(Struct, frozen=True):
+    """A model is known when a pod of it is registered."""
+
+    model: str
+    pods: list[str]
+
+
+class ModelsAnswer(Struct, frozen=True):
+    """Every known model."""
+
+    models: list[ModelAnswer]
+
+
+HASH = {"type": "integer", "minimum": 0, "maximum": 2**64 - 1}
+_OBJECTS = {"type": "array", "items": {"type": "object"}}
+CHAT: dict[str, Any] = {
+    "messages": {
+        "anyOf": [{**_OBJECTS, "examples": [[{"role": "user", "content": "Hello"}]]}, {"type": "null"}],
+        "description": "The chat, as the engine's chat completions take it; its chat template makes a prompt of it.",
+        "default": None,
+    },
+    "tools": {"anyOf": [_OBJECTS, {"type": "null"}], "description": "The tools of the chat.", "default": None},
+    "chat_template_kwargs": {"anyOf": [{"type": "object"}, {"type": "null"}], "description": "More for the chat template.", "default": None},
+}
+EXTRA_KEY = [{"type": "string"}, {"type": "integer", "minimum": -(2**63), "maximum": 2**64 - 1}]
+
+
+def components(*more: Any, requests: Sequence[str] = (), allows_ipc: bool) -> dict[str, Any]:
+    """The JSON schemas of these, of `more` and of the common types, by name, for the OpenAPI document.
+
+    `requests`: those of `more` that are score requests too. `allows_ipc`: whether a pod may be at ipc://.
+    """
+    found = schemas.components(ScoreRequest, ScoreAnswer, BatchProblem, ExplainAnswer, ModelsAnswer, *more, allows_ipc=allows_ipc)
+    for name in ("ScoreRequest", *requests):
+        _describe_request(found[name])
+        found[f"{name}Msgpack"] = _packed(found[name])
+    found["BatchAnswer"] = _batch_answer()
+    return {**found, "BatchRequest": _batch_of("ScoreRequest"), "BatchRequestMsgpack": _batch_of("ScoreRequestMsgpack")}
+
+
+def _describe_request(request: dict[str, Any]) -> None:
+    """Say of a request what its type does not."""
+    # The range is checked when the tokens are packed, not one by one while they are decoded; the document has it all the same.
+    _given(request, "token_ids")["items"] = {"type": "integer", "minimum": 0, "maximum": TOKEN_MAX}
+    entry = _given(request, "block_extra_keys")["items"]["prefixItems"][1]
+    request["properties"] |= CHAT
+    entry["items"] = {"anyOf": [*EXTRA_KEY, {"type": "array", "items": {"anyOf": EXTRA_KEY}}]}
+    digits = next(item for item in _given(request, "block_hashes")["items"]["anyOf"] if item["type"] == "string")
+    _given(request, "block_hashes")["items"] = {"anyOf": [HASH, digits]}
+    request["oneOf"] = [{"required": [name], "properties": {name: {"type": ["array", "string"]}}} for name in SOURCES]
+
+
+def _given(schema: dict[str, Any], name: str) -> dict[str, Any]:
+    """The schema of a field that may be null, where it is not."""
+    given: dict[str, Any] = schema["properties"][name]["anyOf"][0]
+    return given
+
+
+def _packed(schema: dict[str, Any]) -> dict[str, Any]:
+    """The request's schema in msgpack. JSON schema has no word for bin; OpenAPI's is a string of format binary."""
+    properties = schema["properties"]
+    as_list, null = properties["token_ids"]["anyOf"]
+    as_bin = {"type": "string", "format": "binary", "description": "bin: little-endian uint32, 4 bytes a token."}
+    tokens = {**properties["token_ids"], "anyOf": [as_list, as_bin, null]}
+    # Each may be bin, too, which the description says: a list of what no validator can check would be no list to any.
+    hashes = {**properties["block_hashes"], "anyOf": [{**_given(schema, "block_hashes"), "items": HASH, "examples": [[1, 2, 3]]}, null]}
+    return {**schema, "properties": {**properties, "token_ids": tokens, "block_hashes": hashes}}
+
+
+def _batch_of(name: str) -> dict[str, Any]:
+    """The schema of a batch: what is no request is taken too, and gets a problem of its own."""
+    item: dict[str, Any] = {"description": f"A {name}; anything else gets a problem of its own."}
+    if name == "ScoreRequest":  # a reference to what has bin in it would say of bin what no validator can check
+        item["anyOf"] = [{"$ref": schemas.COMPONENT.format(name=name)}, {}]
+    requests = {"type": "array", "items": item, "maxItems": BATCH_REQUESTS_MAX, "description": "The requests, answered in this order."}
+    return {"title": name.replace("Score", "Batch"), "type": "object", "properties": {"requests": requests}, "required": ["requests"]} | {
+        "additionalProperties": False
+    }
+
+
+def _batch_answer() -> dict[str, Any]:
+    item = {"anyOf": [{"$ref": schemas.COMPONENT.format(name=name)} for name in ("ScoreAnswer", "BatchProblem")]}
+    answers = {"type": "array", "items": item, "maxItems": BATCH_REQUESTS_MAX, "description": "One for each request, in their order."}
+    return {"title": "BatchAnswer", "type": "object", "properties": {"answers": answers}, "required": ["answers"]}

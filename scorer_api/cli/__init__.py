@@ -1,0 +1,1 @@
+"""The kv-indexer command, one module per subcommand."""

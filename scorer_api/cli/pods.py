@@ -1,0 +1,41 @@
+"""`kv-indexer pods`: the pods of a running service and the state of their streams, as a table."""
+
+import argparse
+
+from scorer_api.cli.service_flags import add_service, ask, table
+from scorer_api.client import PodStatus
+
+HEADS = ("POD", "MODEL", "RANK", "TRUST", "BLOCKS", "BATCHES", "GAPS", "RESTARTS", "LAST BATCH", "LAST ERROR")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags."""
+    add_service(parser)
+    parser.add_argument("--model", help="pods of this model only")
+    parser.set_defaults(command=run)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Returns the exit code. Raises SettingError for a file that cannot be used."""
+    return ask(parsed, lambda client: shown([pod for pod in client.pods() if parsed.model in (None, pod.model)]))
+
+
+def shown(pods: list[PodStatus]) -> str:
+    """The pods as people read them."""
+    rows = [
+        (
+            pod.pod,
+            pod.model,
+            str(stream.rank),
+            stream.trust,
+            " ".join(f"{tier}:{count}" for tier, count in stream.blocks.items()) or "-",
+            str(stream.batches),
+            str(stream.gaps),
+            str(stream.restarts),
+            "-" if stream.last_batch_age_s is None else f"{stream.last_batch_age_s:.1f} s ago",
+            stream.last_error or "-",
+        )
+        for pod in pods
+        for stream in pod.streams
+    ]
+    return table(HEADS, rows)

@@ -1,0 +1,135 @@
+"""`kv-indexer top`: a live view of a running service in the terminal, or one frame of it."""
+
+import argparse
+import asyncio
+import os
+import sys
+import termios
+import time
+import tty
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.live import Live
+
+from indexer.errors import SettingError
+from indexer.main.command import run as run_until_stopped
+from indexer.masking import masked
+from scorer_api.cli.numbers import positive
+from scorer_api.cli.sampling import Sample, totals_of
+from scorer_api.cli.service_flags import Connection, add_service, connection_of, told
+from scorer_api.cli.stopping import unless
+from scorer_api.cli.top_view import frame
+from scorer_api.client import AsyncClient, ClientError, Retries, StrangeAnswerError
+from scorer_api.client.changes import is_outage
+
+TIMEOUT_S = 5.0
+# What is no terminal has no width: as wide as the columns are.
+WIDTH_OF_NO_TERMINAL = 250
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags."""
+    add_service(parser)
+    parser.add_argument("--model", help="pods of this model only")
+    parser.add_argument("--interval-s", default=1.0, type=positive(float), help="seconds between two looks (default: %(default)s)")
+    parser.add_argument("--once", action="store_true", help="print one frame, of two looks, and end; so does whatever is no terminal")
+    parser.set_defaults(command=run)
+
+
+class _Looking:
+    """The last two looks at a service, and why it does not answer, where it does not."""
+
+    def __init__(self, client: AsyncClient, model: str | None) -> None:
+        self._client = client
+        self._model = model
+        self.before: Sample | None = None
+        self.now: Sample | None = None
+        self.away: ClientError | None = None
+
+    async def look(self) -> None:
+        """Raises ClientError where looking again would be no use."""
+        try:
+            pods, metrics = await asyncio.gather(self._client.pods(), self._client.metrics())
+            totals = totals_of(metrics)
+        except ClientError as error:
+            if not is_outage(error):
+                raise
+            self.away = error
+            return
+        except ValueError:
+            raise StrangeAnswerError("/metrics", 200) from None
+        chosen = [pod for pod in pods if self._model in (None, pod.model)]
+        self.before = self.now if self.away is None else None
+        self.now, self.away = Sample(time.monotonic(), chosen, totals), None
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Returns the exit code: 1 where the service refuses, and with one frame where it does not answer. Raises SettingError."""
+    connection = connection_of(parsed)
+    is_once = parsed.once or not sys.stdout.isatty()
+    failures: list[ClientError] = []
+
+    async def act(stop: asyncio.Event) -> None:
+        try:
+            async with _client(connection) as client:
+                looking = _Looking(client, parsed.model)
+                await (unless(stop, _once(looking, parsed)) if is_once else _live(looking, parsed, stop))
+        except ClientError as error:
+            failures.append(error)
+
+    run_until_stopped(act)
+    for error in failures:
+        print(f"kv-indexer: {told(error, parsed.url)}", file=sys.stderr)  # noqa: T201 - the command's one line of error
+    return 1 if failures else 0
+
+
+def _client(connection: Connection) -> AsyncClient:
+    try:
+        return AsyncClient(connection.url, token=connection.token, verify=connection.verify, timeout_s=TIMEOUT_S, retries=Retries(count=0))
+    except ValueError as error:
+        raise SettingError("--url", connection.url, str(error).removeprefix("url: ")) from None
+
+
+async def _once(looking: _Looking, parsed: argparse.Namespace) -> None:
+    for is_last in (False, True):
+        await looking.look()
+        if looking.away is not None:
+            raise looking.away
+        if not is_last:
+            await asyncio.sleep(parsed.interval_s)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_NO_TERMINAL)
+    console.print(frame(masked(parsed.url), looking.before, looking.now, None))
+
+
+async def _live(looking: _Looking, parsed: argparse.Namespace, stop: asyncio.Event) -> None:
+    with _keys(stop), Live(console=Console(), screen=True, auto_refresh=False) as live:
+        while not stop.is_set():
+            await unless(stop, looking.look())
+            away = None if looking.away is None else told(looking.away, parsed.url)
+            live.update(frame(masked(parsed.url), looking.before, looking.now, away), refresh=True)
+            await unless(stop, asyncio.sleep(parsed.interval_s))
+
+
+@contextmanager
+def _keys(stop: asyncio.Event) -> Iterator[None]:
+    """Have q say stop; the terminal is as it was afterwards."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    terminal, loop = sys.stdin.fileno(), asyncio.get_running_loop()
+    before = termios.tcgetattr(terminal)
+
+    def on_key() -> None:
+        typed = os.read(terminal, 64)
+        if b"q" in typed or b"Q" in typed or not typed:
+            stop.set()
+
+    tty.setcbreak(terminal)
+    loop.add_reader(terminal, on_key)
+    try:
+        yield
+    finally:
+        loop.remove_reader(terminal)
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)

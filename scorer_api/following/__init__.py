@@ -1,0 +1,1 @@
+"""Following what indexers write to Redis, into the prefix index."""

@@ -1,0 +1,183 @@
+"""The pods as replicas share them: registered by anybody for all, and what the owners of their streams say of them."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+import msgspec
+
+from indexer.config.settings import Settings
+from indexer.core.names import StreamKey, Trust
+from indexer.engines.api import EngineApi
+from indexer.engines.endpoints import check_registration
+from indexer.engines.spec import EngineSpec, check_together, http_base, http_base_of, is_http_base
+from indexer.errors import StoreError
+from indexer.ownership.replica import SharedService
+from indexer.store.reader import UNREACHABLE
+from indexer.streams.pool import PodStatus, Readiness
+from indexer.streams.stream import StreamStatus, ToldStatus
+from scorer_api.following.followed import Followed
+from scorer_api.following.follower import Follower
+
+log = logging.getLogger(__name__)
+
+# A deleted pod is gone from the answers within milliseconds; so long it is waited for.
+GONE_S = 2.0
+GONE_POLL_S = 0.005
+
+_decode_status = msgspec.json.Decoder(ToldStatus).decode
+
+
+class Fleet:
+    """What `/v1/pods` and `/readyz` are about. Pods that were registered here are known to all replicas. `service`: the indexer in this process."""
+
+    def __init__(self, settings: Settings, follower: Follower, service: SharedService | None = None) -> None:
+        self._service = service
+        self._settings = settings
+        self._follower = follower
+        self._registry = follower.registry
+        self._started_s = time.monotonic()
+        self._ready = False
+
+    # Pods
+
+    def pods(self) -> list[PodStatus]:
+        """Every pod with its streams, the registered ones first."""
+        found: dict[tuple[str, str], list[StreamStatus]] = {(pod, specs[0].model): [] for pod, specs in self._follower.pods.items()}
+        bases = {(pod, specs[0].model): http_base(specs) for pod, specs in self._follower.pods.items()}
+        for followed in self._follower.streams():
+            name = (followed.key.pod, followed.key.model)
+            told = told_by(followed)
+            found.setdefault(name, []).append(self._status(followed, told))
+            if told is not None and told.http is not None:
+                bases.setdefault(name, told.http)
+        return [
+            PodStatus(pod, model, sorted(streams, key=lambda status: status.rank), bases.get((pod, model)) or http_base_of(pod))
+            for (pod, model), streams in found.items()
+        ]
+
+    def _status(self, followed: Followed, told: ToldStatus | None) -> StreamStatus:
+        trust = self._follower.view.trust(followed.key)
+        if told is None:
+            return StreamStatus(followed.key.rank, None, trust, False, None, {}, 0, 0, 0, 0, None, None)
+        status = StreamStatus(*(getattr(told, name) for name in StreamStatus.__struct_fields__))
+        age_s = status.last_batch_age_s
+        if age_s is not None:
+            age_s = round(age_s + time.monotonic() - followed.status_at_s, 3)
+        owner = status.owner if followed.vouched_until_s > time.monotonic() else None
+        return msgspec.structs.replace(status, trust=trust, last_batch_age_s=age_s, owner=owner)
+
+    def models_with(self, adapter: str) -> set[str]:
+        """The models for which an adapter of this name was announced, as the owners of streams say."""
+        told = ((followed.key.model, told_by(followed)) for followed in self._follower.streams())
+        return {model for model, each in told if each is not None and adapter in each.adapters}
+
+    def adapters(self, model: str) -> set[str]:
+        """Names of the adapters that were announced for a model."""
+        told = (told_by(followed) for followed in self._follower.streams() if followed.key.model == model)
+        return {name for each in told if each is not None for name in each.adapters}
+
+    def api(self, pod: str, model: str) -> EngineApi:
+        """Where a pod's own API is. What came from Redis is limited, as that which the owner of a stream says is."""
+        if self._service is not None and not (own := self._service.api(pod, model)).is_limited:
+            return own
+        specs = self._follower.pods.get(pod, ())
+        if specs and specs[0].http is not None:
+            return EngineApi(pod, specs[0].http, is_limited=True)
+        told = (told_by(followed) for followed in self._follower.streams() if (followed.key.pod, followed.key.model) == (pod, model))
+        bases = (each.http for each in told if each is not None and each.http is not None)
+        return EngineApi(pod, next(bases, http_base_of(pod)), is_limited=True)
+
+    async def register(self, specs: tuple[EngineSpec, ...]) -> bool:
+        """Make one pod what these specs say, for all replicas. Returns whether it is a new pod. Raises SettingError, StoreError."""
+        check_together(specs, "pod")
+        for spec in specs:
+            check_registration(spec, self._settings.engine_networks)
+        self._check_redis()
+        pod = specs[0].pod
+        was_known = pod in self._known()
+        is_new = await self._registry.register(specs) and not was_known
+        await self._follower.look()
+        log.info("pod registered", extra={"pod": pod, "model": specs[0].model, "is_new": is_new})
+        return is_new
+
+    async def forget(self, pod: str) -> bool:
+        """Make all replicas drop a pod and all its blocks. Returns whether there was one. Raises StoreError."""
+        self._check_redis()
+        await self._follower.look()
+        if pod not in self._known():
+            return False
+        streams = {followed.key for followed in self._follower.streams() if followed.key.pod == pod}
+        streams.update(_streams_of(self._follower.pods.get(pod, ())))
+        await self._registry.unregister(pod)
+        await self._follower.look()
+        for stream in streams:
+            await self._registry.delete(stream)
+        await self._see_gone(pod)
+        log.info("pod forgotten", extra={"pod": pod})
+        return True
+
+    def _check_redis(self) -> None:
+        """Nobody has to wait for what is known to be away. Raises StoreError."""
+        trouble = self._follower.reader.directory_trouble
+        if trouble is not None and trouble[0] == UNREACHABLE:
+            raise StoreError(UNREACHABLE)
+
+    def _known(self) -> set[str]:
+        return self._follower.pods.keys() | {followed.key.pod for followed in self._follower.streams()}
+
+    async def _see_gone(self, pod: str) -> None:
+        """Wait until the deletion has come back by the log."""
+        until_s = time.monotonic() + GONE_S
+        while pod in self._known() and time.monotonic() < until_s:  # noqa: ASYNC110 - the log is read in paces anyway
+            await asyncio.sleep(GONE_POLL_S)
+
+    # Readiness
+
+    def readiness(self) -> Readiness:
+        """Ready once all that there was at first is loaded, however long that takes; where there is nothing, after a while. Then for good."""
+        if not self._ready:
+            has_waited = time.monotonic() - self._started_s >= self._settings.ready_after_s
+            self._ready = self._follower.is_settled or (self._follower.is_bare and has_waited)
+        reasons = [*self._troubles(), *(reason for followed in self._follower.streams() if (reason := self._doubt(followed)))]
+        if self._service is not None:
+            own = self._service.readiness()
+            self._ready = self._ready and own.is_ready
+            reasons += [reason for reason in own.reasons if reason not in reasons]
+        if not self._ready:
+            return Readiness("starting", reasons)
+        return Readiness("degraded" if reasons else "ready", reasons)
+
+    def _troubles(self) -> list[str]:
+        trouble = self._follower.reader.trouble
+        if trouble is None:
+            return []
+        since = datetime.fromtimestamp(trouble[1], UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        return [f"{StoreError(trouble[0])} since {since}"]
+
+    def _doubt(self, followed: Followed) -> str | None:
+        status = self._status(followed, told_by(followed))
+        if status.trust is Trust.LIVE or (status.trust is Trust.PARTIAL and not status.last_error):
+            return None
+        return f"pod {followed.key.pod} rank {followed.key.rank} is {status.trust}" + (f": {status.last_error}" if status.last_error else "")
+
+
+def told_by(followed: Followed) -> ToldStatus | None:
+    """What the owner of a stream says of it, None where nobody said anything that can be read."""
+    if followed.told_in is not followed.status:
+        followed.told_in, followed.told = followed.status, _told(followed.status)
+    return followed.told
+
+
+def _told(status: bytes | None) -> ToldStatus | None:
+    try:
+        told = _decode_status(status or b"")
+    except msgspec.MsgspecError:
+        return None
+    return told if told.http is None or is_http_base(told.http) else msgspec.structs.replace(told, http=None)
+
+
+def _streams_of(specs: Iterable[EngineSpec]) -> set[StreamKey]:
+    return {StreamKey(spec.model, spec.pod, rank) for spec in specs for rank in spec.stream_ranks}

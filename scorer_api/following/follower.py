@@ -1,0 +1,193 @@
+"""Following all that indexers write into Redis: which models there are, a task for each, and what has to be given back in the end."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self
+
+from msgspec import Struct
+from prometheus_client import Gauge
+
+from indexer.config.settings import Settings
+from indexer.core.names import StreamKey
+from indexer.engines.spec import EngineSpec
+from indexer.errors import StoreError
+from indexer.store.reader import DirectorySeen, Reader
+from indexer.store.registry import Registry
+from scorer_api.following.followed import Followed
+from scorer_api.following.model_follower import ModelFollower
+from scorer_api.index.holding import Holding
+from scorer_api.index.view import View
+from scorer_api.metrics import FollowerMetrics
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 1.0
+# Pause while Redis does not answer.
+RETRY_S = 0.1
+# Pause before a model begins again whose follower failed by an error of ours.
+AFTER_FAILURE_S = 1.0
+LOADS_MAX = 2
+# Blocks given back at a stretch, well below a millisecond of the event loop, and the pause until the next.
+PIECE_BLOCKS = 1_000
+PIECE_PAUSE_S = 0.001
+
+
+class _Running(Struct):
+    follower: ModelFollower
+    task: asyncio.Task[None]
+
+
+class Follower:
+    """`async with Follower(settings, view, metrics) as follower:` it does not matter whether Redis is up."""
+
+    def __init__(self, settings: Settings, view: View, metrics: FollowerMetrics, up: Gauge | None = None) -> None:
+        """`up`, where nobody else sets it, says whether Redis answers."""
+        self.settings = settings
+        self.view = view
+        self.metrics = metrics
+        self.reader = Reader(settings, up)
+        self.registry = Registry(self.reader.client, self.reader.keyspace, settings)
+        self._loads: dict[int, asyncio.Semaphore] = {}
+        self.pods: dict[str, tuple[EngineSpec, ...]] = {}
+        """The registered ones."""
+        self._looking = asyncio.Lock()
+        self._given_back: asyncio.Queue[Holding] = asyncio.Queue()
+        self._running: dict[str, _Running] = {}
+        self._first: list[ModelFollower] = []
+        self._has_looked = False
+        self._is_settled = False
+
+    async def __aenter__(self) -> Self:
+        self.view.hear(time.monotonic())
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self.reader.aclose)
+            self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            stack.callback(self._cancel_all)
+            self._own = [
+                self._tasks.create_task(self._look_again_and_again(), name="directory"),
+                self._tasks.create_task(self._give_back(), name="give back"),
+            ]
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._stack.aclose()
+
+    def _cancel_all(self) -> None:
+        for task in (*self._own, *(running.task for running in self._running.values())):
+            task.cancel()
+
+    def loads_of(self, model: str) -> asyncio.Semaphore:
+        """How many streams may be loaded at a time from what holds this model: loads wait for no others than those."""
+        return self._loads.setdefault(self.reader.slot_of(model), asyncio.Semaphore(LOADS_MAX))
+
+    # What is known
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether everything that there was at first is loaded, and there was something."""
+        self._note_settled()
+        return self._is_settled
+
+    def _note_settled(self) -> None:
+        """Once settled it is for good, whether anybody asks in time or not."""
+        self._is_settled = self._is_settled or (bool(self._first) and all(model.is_settled and model.streams for model in self._first))
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether Redis says that there is nothing: nobody indexes anything yet, or it has just lost everything."""
+        return self._has_looked and self.reader.trouble is None and not any(self.streams())
+
+    def streams(self) -> Iterator[Followed]:
+        """Every stream that is followed."""
+        for running in self._running.values():
+            yield from running.follower.streams.values()
+
+    # The directory
+
+    async def _look_again_and_again(self) -> None:
+        while True:
+            try:
+                await self.look()
+            except StoreError:
+                await asyncio.sleep(RETRY_S)
+            else:
+                await asyncio.sleep(LOOK_S)
+
+    async def look(self) -> None:
+        """Read the directory, and follow what it names. Raises StoreError."""
+        async with self._looking:
+            self._note_settled()
+            await self.registry.write_again()
+            asked_s, node = time.monotonic(), self.registry.node
+            seen = await self.reader.directory()
+            self.registry.hear(seen.pods, node, asked_s)
+            await self._follow(seen)
+
+    async def _follow(self, seen: DirectorySeen) -> None:
+        self.pods = seen.pods
+        expected: dict[str, list[StreamKey]] = {model: [] for model in seen.models}
+        for pod, specs in seen.pods.items():
+            for spec in specs:
+                expected.setdefault(spec.model, []).extend(StreamKey(spec.model, pod, rank) for rank in spec.stream_ranks)
+        now_s = time.monotonic()
+        for model in self._running.keys() - expected.keys():
+            await self._miss(model, now_s)
+        for model, streams in expected.items():
+            if model not in self._running:
+                self._start(model)
+            follower = self._running[model].follower
+            follower.missing_since_s = None
+            follower.expect(streams)
+        if not self._first:
+            self._first = [running.follower for running in self._running.values()]
+        self._has_looked = True
+
+    async def _miss(self, model: str, now_s: float) -> None:
+        """Nobody names it any more; or Redis lost it, or is older than it, and its indexers will name it again."""
+        follower = self._running[model].follower
+        follower.expect(())
+        if follower.missing_since_s is None:
+            follower.missing_since_s = now_s
+        if now_s - follower.missing_since_s > self.settings.pod_expiry_s:
+            await self._stop(model)
+
+    def _start(self, model: str) -> None:
+        follower = ModelFollower(model, self)
+        self._running[model] = _Running(follower, self._tasks.create_task(self._run(follower), name=f"follow {model}"))
+
+    async def _stop(self, model: str) -> None:
+        running = self._running[model]
+        running.task.cancel()
+        await asyncio.wait([running.task])
+        del self._running[model]
+        running.follower.close()
+        self.reader.forget(model, self._running)
+
+    async def _run(self, follower: ModelFollower) -> None:
+        try:
+            await follower.run()
+        except Exception:
+            log.exception("following failed", extra={"model": follower.model})
+            await asyncio.sleep(AFTER_FAILURE_S)
+            follower.close()
+            del self._running[follower.model]  # the next look starts it anew
+
+    # Giving back
+
+    def give_back(self, holding: Holding | None) -> None:
+        """What a stream held is not needed any more."""
+        if holding is not None:
+            self._given_back.put_nowait(holding)
+
+    async def _give_back(self) -> None:
+        while True:
+            holding = await self._given_back.get()
+            while True:
+                if not holding.give_back(PIECE_BLOCKS):
+                    break
+                await asyncio.sleep(PIECE_PAUSE_S)

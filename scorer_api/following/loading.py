@@ -1,0 +1,176 @@
+"""Reading one stream from Redis: its state, its blocks in pieces, then the entries of the log since."""
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+from indexer.core.change import Change, Names
+from indexer.core.events import Tier
+from indexer.core.names import Trust
+from indexer.core.stream_state import REMOVED
+from indexer.store.reader import START, Place, Reader, Stand
+from indexer.store.records import Entry, change_of, decode_hash, keys_of_block, unpack_keys
+from scorer_api.following.followed import Followed, Verdict, judge, stand_after
+from scorer_api.index.holding import Holding
+from scorer_api.index.view import View
+from scorer_api.metrics import FollowerMetrics
+
+# Fields that one command reads: well below a millisecond of Redis, and of the event loop.
+PIECE_FIELDS = 1_000
+# Entries are applied so long at a stretch before requests have their turn.
+TURN_S = 0.002
+BLOCK_BYTES_MIN = 18
+
+
+class Surroundings(Protocol):
+    """What a load needs."""
+
+    reader: Reader
+    view: View
+    metrics: FollowerMetrics
+
+
+class Loading:
+    """One load of one stream, into room of its own: what was held goes on serving.
+
+    What `read` found: `is_missing`, where there is no such stream; else `stand`, None where that cannot be read, `holding`, None where it holds
+    nothing, `place` and `trust`. Where it is not `is_whole` something came in between, and the holding has to be given back.
+    """
+
+    def __init__(self, followed: Followed, surroundings: Surroundings) -> None:
+        self.holding: Holding | None = None
+        self.stand: Stand | None = None
+        self.place: Place = START
+        self.trust = Trust.STALE
+        self.hash_seed: str | None = None
+        """What the block keys are made with; None where that cannot be read."""
+        self.is_missing = False
+        self.is_whole = False
+        self._followed = followed
+        self._reader, self._view, self._metrics = surroundings.reader, surroundings.view, surroundings.metrics
+
+    async def read(self) -> None:
+        """Raises StoreError."""
+        followed, life = self._followed, self._reader.life
+        followed.begin_keeping()
+        peeked = await self._reader.peek(followed.key)
+        self.place = peeked.place
+        self.is_missing = peeked.stand is None
+        if peeked.stand is not None and peeked.head is not None:
+            self.stand, self.trust, self.hash_seed = peeked.stand, peeked.head.trust, peeked.head.hash_seed
+            traits = peeked.head.traits
+            if traits.block_size is not None:
+                self.holding = self._view.hold_apart(followed.key, traits.block_size)
+                await self._read_blocks(self.holding, peeked.stand.generation, may_be_ambiguous=not traits.announces_extra_keys)
+            if not await self._catch_up():
+                return
+        # Else it may be half of one server and half of another.
+        self.is_whole = not followed.must_load_again and life == self._reader.life
+
+    async def _read_blocks(self, holding: Holding, generation: int, *, may_be_ambiguous: bool) -> None:
+        key = self._followed.key
+        names = self._reader.keyspace.model(key.model).parts(key, generation)
+        claims = Claims()
+        for tier, name in zip(Tier, names, strict=False):
+            cursor = 0
+            while not self._followed.must_load_again:
+                cursor, fields = await self._reader.blocks(name, cursor, PIECE_FIELDS)
+                change = Change()
+                change.touched[tier].update(dict.fromkeys(self._keys(fields.values()), True))
+                change.names = self._names(holding, fields)
+                holding.apply(change)
+                self._metrics.loaded_blocks.inc(len(fields))
+                if may_be_ambiguous:
+                    claims.add(fields)
+                if not cursor:
+                    break
+        if holding.names is not None:
+            await self._read_removed(holding, names[REMOVED])
+        if claims.ambiguous:
+            change = Change()
+            for touched in change.touched:
+                touched.update(dict.fromkeys(claims.ambiguous, False))
+            holding.apply(change)
+
+    async def _read_removed(self, holding: Holding, name: str) -> None:
+        """The engine hashes of blocks that a lower tier may yet name."""
+        cursor = 0
+        while not self._followed.must_load_again:
+            cursor, fields = await self._reader.blocks(name, cursor, PIECE_FIELDS)
+            change = Change()
+            change.names = self._names(holding, fields)
+            holding.apply(change)
+            if not cursor:
+                return
+
+    @staticmethod
+    def _names(holding: Holding, fields: Mapping[bytes, bytes]) -> Names | None:
+        """Which block keys these fields' engine hashes stand for; None where nobody wants to know."""
+        if holding.names is None:
+            return None
+        found = {decode_hash(field): keys_of_block(block)[:8] for field, block in fields.items() if len(block) >= BLOCK_BYTES_MIN}
+        return Names({name: int.from_bytes(key, "little") for name, key in found.items()}, [])
+
+    def _keys(self, blocks: Iterable[bytes]) -> list[int]:
+        """The block keys of these blocks. What is no block is counted and passed over."""
+        try:
+            return unpack_keys(b"".join(map(keys_of_block, blocks)))
+        except ValueError:
+            pass
+        found: list[int] = []
+        for block in blocks:
+            try:
+                found += unpack_keys(keys_of_block(block))
+            except ValueError:
+                self._metrics.entries["unreadable"].inc()
+        return found
+
+    async def _catch_up(self) -> bool:
+        """Apply the entries since. Returns whether they all follow. Nothing waits between the last one and the return."""
+        kept = self._followed.kept
+        assert kept is not None, "entries are kept while a load runs"
+        began_s = time.monotonic()
+        while kept:
+            place, entry = kept.popleft()
+            if place <= self.place:
+                continue
+            if judge(self.stand, entry) is not Verdict.APPLY or not self._apply(entry):
+                return False
+            self.stand, self.place, self.trust = stand_after(entry), place, entry.trust
+            if time.monotonic() - began_s > TURN_S:
+                await asyncio.sleep(0)
+                began_s = time.monotonic()
+        return True
+
+    def _apply(self, entry: Entry) -> bool:
+        """Returns whether it fits."""
+        try:
+            change = change_of(entry)
+        except ValueError:
+            return False
+        if not change or entry.block_size is None:
+            return True
+        if self.holding is None:
+            self.holding = self._view.hold_apart(self._followed.key, entry.block_size)
+        if self.holding.block_size != entry.block_size:
+            return False
+        self.holding.apply(change)
+        return True
+
+
+class Claims:
+    """Where an engine announces no extra keys, two hashes for one key may be two images: such a key is not indexed."""
+
+    def __init__(self) -> None:
+        self.ambiguous: set[int] = set()
+        self._hashes: dict[int, bytes] = {}
+
+    def add(self, fields: dict[bytes, bytes]) -> None:
+        """Engine hash → block."""
+        for engine_hash, block in fields.items():
+            if len(block) < BLOCK_BYTES_MIN:
+                continue
+            key = int.from_bytes(keys_of_block(block)[:8], "little")
+            if self._hashes.setdefault(key, engine_hash) != engine_hash:
+                self.ambiguous.add(key)

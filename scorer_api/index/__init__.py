@@ -1,0 +1,1 @@
+"""The prefix index in memory, and the questions that it answers."""

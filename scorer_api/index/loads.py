@@ -1,0 +1,24 @@
+"""The newest load of every pod that one is known of."""
+
+from indexer.engines.load import Load
+
+
+class Loads:
+    """What was measured last. How old that is, and what it still says then, is the reader's business."""
+
+    def __init__(self) -> None:
+        self._loads: dict[tuple[str, str], tuple[Load, float]] = {}
+
+    def note(self, model: str, pod: str, load: Load, at_s: float) -> None:
+        """`at_s`: when it was measured, by the monotonic clock. An older one than what is known changes nothing."""
+        known = self._loads.get((model, pod))
+        if known is None or known[1] <= at_s:
+            self._loads[model, pod] = load, at_s
+
+    def forget(self, model: str, pod: str) -> None:
+        """Nobody measures it any more. Idempotent."""
+        self._loads.pop((model, pod), None)
+
+    def get(self, model: str, pod: str) -> tuple[Load, float] | None:
+        """A pod's newest load, and when it was measured by the monotonic clock."""
+        return self._loads.get((model, pod))

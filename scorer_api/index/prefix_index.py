@@ -1,0 +1,168 @@
+"""Which ranks hold which blocks.
+
+    tier → block key → bit mask of holders          holder: a small number that stands for one rank of one pod
+    gpu    0x3f…a1 → 0b0101                          (holders 0 and 2)
+    cpu    0x77…02 → 0b0100
+
+A query walks the prompt's keys from the first. A holder stays alive while it holds the block in any tier of its own, so one lookup and one
+AND per block serve all ranks at once; only where a mask changes is a step recorded, and the walk stops when nobody is left. There is one
+index per (model, block size).
+"""
+
+from collections.abc import Collection, Iterable
+from itertools import groupby
+
+from indexer.core.change import Change
+from indexer.core.events import Tier
+
+OWN_TIERS = (Tier.GPU, Tier.CPU, Tier.DISK, Tier.OTHER)
+"""The tiers that keep a match going; what lies remote is nobody's own."""
+
+# Fewer keys are faster one by one.
+RUN_MIN = 4
+
+Masks = tuple[int, ...]
+Step = tuple[int, Masks]
+"""From this block on, who holds the prompt's blocks: one mask per own tier, all empty where the match has ended for everybody."""
+
+
+class PrefixIndex:
+    """See the module. Block keys are 64-bit integers."""
+
+    def __init__(self) -> None:
+        self._masks: tuple[dict[int, int], ...] = tuple({} for _ in Tier)
+        self._keys: dict[int, tuple[set[int], ...]] = {}
+        self._free: list[int] = []
+
+    def add_holder(self) -> int:
+        """A number for a new holder, which holds nothing yet."""
+        holder = self._free.pop() if self._free else len(self._keys)
+        self._keys[holder] = tuple(set() for _ in Tier)
+        return holder
+
+    def remove_holder(self, holder: int) -> None:
+        """Forget a holder and what it holds. Its number is used again."""
+        for tier in Tier:
+            self._clear(holder, tier)
+        del self._keys[holder]
+        self._free.append(holder)
+
+    def shrink(self, holder: int, blocks_max: int) -> bool:
+        """Let a holder go of so many blocks at the most. Returns whether it holds any more."""
+        bit = 1 << holder
+        for masks, keys in zip(self._masks, self._keys[holder], strict=True):
+            while keys and blocks_max > 0:
+                self._unset(masks, keys.pop(), bit)
+                blocks_max -= 1
+        return any(self._keys[holder])
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no holder at all."""
+        return not self._keys
+
+    def holds(self, holder: int, tier: Tier, key: int) -> bool:
+        """Whether a holder has a block in a tier."""
+        return key in self._keys[holder][tier]
+
+    def held(self, holder: int, tier: Tier) -> Collection[int]:
+        """The block keys that a holder has in a tier; to read at once, not to keep."""
+        return self._keys[holder][tier]
+
+    @property
+    def blocks(self) -> int:
+        """How many (block key, tier) pairs are held by anybody."""
+        return sum(map(len, self._masks))
+
+    @property
+    def holders(self) -> int:
+        """How many (block key, tier, holder) triples there are."""
+        return sum(len(keys) for tiers in self._keys.values() for keys in tiers)
+
+    def count_held(self, holder: int, keys: Iterable[int]) -> int:
+        """How many of these blocks a holder has in any tier of its own. What it costs depends on their number, and not on what is held."""
+        asked = left = set(keys)
+        for tier in OWN_TIERS:
+            if left and (held := self._keys[holder][tier]):
+                left = left - held
+        return len(asked) - len(left)
+
+    def apply(self, holder: int, change: Change) -> None:
+        """Apply one change of a holder's."""
+        bit = 1 << holder
+        if change.reload:
+            for tier in Tier:
+                self._clear(holder, tier)
+        if change.cleared:
+            self._clear(holder, Tier.GPU)
+        for masks, keys, touched in zip(self._masks, self._keys[holder], change.touched, strict=True):
+            if not touched:
+                continue
+            if len(touched) >= RUN_MIN and False not in touched.values() and masks.keys().isdisjoint(touched):
+                # Blocks that are new to everybody, all at once.
+                masks.update(dict.fromkeys(touched, bit))
+                keys.update(touched)
+                continue
+            for key, is_held in touched.items():
+                if is_held:
+                    masks[key] = masks.get(key, 0) | bit
+                    keys.add(key)
+                elif key in keys:
+                    keys.remove(key)
+                    self._unset(masks, key, bit)
+
+    def _clear(self, holder: int, tier: Tier) -> None:
+        masks, keys, bit = self._masks[tier], self._keys[holder][tier], 1 << holder
+        for key in keys:
+            self._unset(masks, key, bit)
+        keys.clear()
+
+    @staticmethod
+    def _unset(masks: dict[int, int], key: int, bit: int) -> None:
+        rest = masks[key] & ~bit
+        if rest:
+            masks[key] = rest
+        else:
+            del masks[key]
+
+    def walk(self, alive: int, runs: Iterable[list[int]]) -> list[Step]:
+        """Follow the holders in the mask `alive` along the prompt's block keys, given in runs from the first block on.
+
+        Returns the steps in order; the last one says where the walk ended. Runs that are not needed are not taken.
+        """
+        gpu, *lower = (self._masks[tier] for tier in OWN_TIERS)
+        lower = [masks for masks in lower if masks]
+        if lower:
+            return self._walk_tiers(alive, runs)
+        steps: list[Step] = []
+        position = 0
+        before = -1
+        for keys in runs:
+            for mask, same in groupby(map(gpu.get, keys)):
+                alive &= mask or 0
+                if alive != before:
+                    steps.append((position, (alive, 0, 0, 0)))
+                    if not alive:
+                        return steps
+                    before = alive
+                position += len(list(same))
+        steps.append((position, (0, 0, 0, 0)))
+        return steps
+
+    def _walk_tiers(self, alive: int, runs: Iterable[list[int]]) -> list[Step]:
+        gpu, cpu, disk, other = (self._masks[tier] for tier in OWN_TIERS)
+        steps: list[Step] = []
+        position = 0
+        before: Masks = ()
+        for keys in runs:
+            for key in keys:
+                masks = gpu.get(key, 0) & alive, cpu.get(key, 0) & alive, disk.get(key, 0) & alive, other.get(key, 0) & alive
+                if masks != before:
+                    steps.append((position, masks))
+                    alive = masks[0] | masks[1] | masks[2] | masks[3]
+                    if not alive:
+                        return steps
+                    before = masks
+                position += 1
+        steps.append((position, (0, 0, 0, 0)))
+        return steps

@@ -1,0 +1,76 @@
+"""From the steps of a walk to a rank's score."""
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from operator import mul
+
+from msgspec import Struct
+
+from indexer.core.events import Tier
+from scorer_api.index.prefix_index import OWN_TIERS, Step
+
+
+class Match(Struct, frozen=True):
+    """A rank's prefix match. `tiers`: blocks by the best tier in which the rank holds each, in the order of OWN_TIERS."""
+
+    matched_blocks: int
+    tiers: tuple[int, ...]
+
+
+NO_MATCH = Match(0, (0,) * len(OWN_TIERS))
+_NO_LOWER = (0,) * (len(OWN_TIERS) - 1)
+
+
+def usable_blocks(tokens: int, block_size: int) -> int:
+    """How many blocks of a prompt of so many tokens an engine can take from its cache: it never reuses the whole prompt."""
+    return max(0, tokens - 1) // block_size
+
+
+def matches_of(holders: Iterable[int], steps: Sequence[Step]) -> dict[int, Match]:
+    """Every one of these holders' match, from the steps of a walk that they took part in."""
+    if any(masks[1:] != _NO_LOWER for _, masks in steps):
+        return {holder: match_of(holder, steps) for holder in holders}
+    # On the gpu only, as nearly always: those that a step ends match equally far.
+    matches = dict.fromkeys(holders, NO_MATCH)
+    alive = steps[0][1][0]
+    for position, masks in steps[1:]:
+        gone = alive & ~masks[0]
+        alive = masks[0]
+        match = Match(position, (position, *_NO_LOWER))
+        while gone:
+            matches[gone.bit_length() - 1] = match
+            gone &= ~(1 << gone.bit_length() - 1)
+    return matches
+
+
+def match_of(holder: int, steps: Sequence[Step]) -> Match:
+    """One holder's match, from the steps of a walk that it took part in."""
+    bit = 1 << holder
+    counts = [0] * len(OWN_TIERS)
+    for (start, masks), (end, _) in pairwise(steps):
+        tier = next((tier for tier, mask in enumerate(masks) if mask & bit), None)
+        if tier is None:
+            break
+        counts[tier] += end - start
+    return Match(sum(counts), tuple(counts))
+
+
+def runs_of(holder: int, steps: Sequence[Step]) -> list[tuple[Tier, int]]:
+    """The same as runs of blocks, in order, each with the best tier that holds it."""
+    bit = 1 << holder
+    runs: list[tuple[Tier, int]] = []
+    for (start, masks), (end, _) in pairwise(steps):
+        tier = next((tier for tier, mask in zip(OWN_TIERS, masks, strict=True) if mask & bit), None)
+        if tier is None:
+            break
+        before = runs.pop()[1] if runs and runs[-1][0] is tier else 0
+        runs.append((tier, before + end - start))
+    return runs
+
+
+def score_of(match: Match, tokens: int, block_size: int, weights: Sequence[float]) -> float:
+    """The tier-weighted matched tokens, as a part of the `tokens - 1` that could match. Between 0 and 1."""
+    if tokens <= 1:
+        return 0.0
+    weighted: float = sum(map(mul, match.tiers, weights))
+    return weighted * block_size / (tokens - 1)

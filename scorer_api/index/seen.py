@@ -1,0 +1,34 @@
+"""What an explanation needs to know of each pod: where the match of each rank ends, and what is known of the block there."""
+
+from msgspec import Struct
+
+from indexer.core.names import Trust
+from scorer_api.index.removals import Removal
+
+
+class RankSeen(Struct, frozen=True):
+    """What a rank holds of a prompt. `runs`: its matched blocks in order, by best tier.
+
+    Of the block at which the match ended: whether it is held `is_remote`, and its `removal`.
+    """
+
+    rank: int
+    trust: Trust
+    block_size: int | None
+    usable_blocks: int
+    runs: list[tuple[str, int]]
+    score: float
+    is_remote: bool = False
+    removal: Removal | None = None
+    has_other_seed: bool = False
+
+    @property
+    def matched_blocks(self) -> int:
+        return sum(blocks for _, blocks in self.runs)
+
+
+class PodSeen(Struct, frozen=True):
+    """A pod's ranks, the best one first."""
+
+    pod: str
+    ranks: list[RankSeen]

@@ -1,0 +1,159 @@
+"""What an engine's metrics say of its load, by hand."""
+
+import pytest
+
+from indexer.engines.load import Load
+from indexer.engines.load_metrics import LoadMeter
+
+
+def vllm(running: float = 3, waiting: float = 2, usage: float = 0.25, **counters: float) -> str:
+    """As vLLM writes it, with what nobody here wants to know between."""
+    lines = [
+        "# HELP vllm:num_requests_running Number of requests in model execution batches.",
+        "# TYPE vllm:num_requests_running gauge",
+        f'vllm:num_requests_running{{engine="0",model_name="my/{{model}}"}} {running}',
+        f'vllm:num_requests_waiting{{engine="0",model_name="my/{{model}}"}} {waiting}',
+        f'vllm:num_requests_waiting_by_reason{{engine="0",model_name="m",reason="capacity"}} {waiting + 50}',
+        f'vllm:kv_cache_usage_perc{{engine="0",model_name="m"}} {usage}',
+        'vllm:time_to_first_token_seconds_bucket{engine="0",le="0.001",model_name="m"} 7.0',
+        'python_gc_objects_collected_total{generation="0"} 12345.0',
+    ]
+    return "\n".join([*lines, *(f'vllm:{name}{{engine="0",model_name="m"}} {value!r}' for name, value in counters.items())]) + "\n"
+
+
+def test_what_runs_and_waits_and_how_full_the_cache_is() -> None:
+    assert LoadMeter().read(vllm(), 1.0) == Load(3, 2, 0.25)
+
+
+def test_ranks_count_together() -> None:
+    text = "\n".join(
+        [
+            'vllm:num_requests_running{engine="0"} 3.0',
+            'vllm:num_requests_running{engine="1"} 4.0',
+            'vllm:num_requests_waiting{engine="0"} 0.0',
+            'vllm:num_requests_waiting{engine="1"} 5.0',
+            'vllm:kv_cache_usage_perc{engine="0"} 0.5',
+            'vllm:kv_cache_usage_perc{engine="1"} 1.0',
+        ]
+    )
+    assert LoadMeter().read(text, 1.0) == Load(7, 5, 0.75)
+
+
+def test_older_names_of_vllm_and_those_of_sglang() -> None:
+    older = "vllm:num_requests_running 1.0\nvllm:num_requests_waiting 0.0\nvllm:gpu_cache_usage_perc 0.125\n"
+    assert LoadMeter().read(older, 1.0) == Load(1, 0, 0.125)
+    labels = '{model_name="meta-llama/Llama-3.1-8B-Instruct"}'
+    sglang = [
+        ("num_running_reqs", 161.0),
+        ("num_queue_reqs", 2826.0),
+        ("token_usage", 0.28),
+        ("prompt_tokens_total", 8.1e6),
+        ("num_requests_total", 3e3),
+    ]
+    text = "".join(f"sglang:{name}{labels} {value!r}\n" for name, value in sglang)
+    assert LoadMeter().read(text, 1.0) == Load(161, 2826, 0.28, 2700.0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "tokens"),
+    [
+        ('block_size="16",num_gpu_blocks="1000"', 16_000.0),
+        # Where groups of layers have blocks of their own sizes the product says nothing: newer ones tell the tokens themselves.
+        ('block_size="4",kv_cache_size_tokens="123456",num_gpu_blocks="1000"', 123_456.0),
+        ('block_size="16",kv_cache_size_tokens="None",num_gpu_blocks="1000"', 16_000.0),
+        ('block_size="16",num_gpu_blocks="None"', None),
+        ('block_size="-16",num_gpu_blocks="1e3"', None),
+        ('block_size="16",num_gpu_blocks="٣"', None),
+        (f'block_size="16",num_gpu_blocks="{"9" * 400}"', None),
+        ("", None),
+    ],
+)
+def test_what_vllm_has_room_for(labels: str, tokens: float | None) -> None:
+    text = f'{vllm()}vllm:cache_config_info{{cache_dtype="auto",engine="0"{"," * bool(labels)}{labels}}} 1.0\n'
+    assert LoadMeter().read(text, 1.0) == Load(3, 2, 0.25, kv_tokens=tokens)
+
+
+def test_the_rooms_of_ranks_are_added() -> None:
+    config = 'vllm:cache_config_info{{block_size="16",engine="{}",num_gpu_blocks="{}"}} 1.0\n'
+    assert LoadMeter().read(vllm() + config.format(0, 10) + config.format(1, 20), 1.0).kv_tokens == 480
+
+
+def test_what_sglang_has_room_for() -> None:
+    text = "sglang:num_running_reqs 1.0\nsglang:num_queue_reqs 0.0\nsglang:max_total_num_tokens 471258.0\n"
+    assert LoadMeter().read(text, 1.0) == Load(1, 0, kv_tokens=471_258.0)
+
+
+def test_how_long_prompts_are() -> None:
+    meter = LoadMeter()
+    # 10 requests with 1,000 tokens so far: 100 each.
+    assert meter.read(vllm(request_prompt_tokens_count=10, request_prompt_tokens_sum=1000), 1.0).prompt_tokens_mean == 100
+    # Then 2 with 400 each; a newer figure counts for 0.3.
+    assert meter.read(vllm(request_prompt_tokens_count=12, request_prompt_tokens_sum=1800), 2.0).prompt_tokens_mean == pytest.approx(100 + 0.3 * 300)
+    # Nothing new.
+    assert meter.read(vllm(request_prompt_tokens_count=12, request_prompt_tokens_sum=1800), 3.0).prompt_tokens_mean == pytest.approx(190)
+
+
+def test_how_fast_it_computes_prompts_by_the_time_that_requests_took() -> None:
+    meter = LoadMeter()
+    first = vllm(request_prefill_kv_computed_tokens_sum=1000, request_prefill_time_seconds_sum=9.0)
+    assert meter.read(first, 1.0).prefill_tokens_per_s is None  # how fast it was when it started says nothing of now
+    second = vllm(request_prefill_kv_computed_tokens_sum=3000, request_prefill_time_seconds_sum=9.5)
+    assert meter.read(second, 2.0).prefill_tokens_per_s == 4000  # 2,000 tokens in half a second
+    third = vllm(request_prefill_kv_computed_tokens_sum=4000, request_prefill_time_seconds_sum=10.5)
+    assert meter.read(third, 3.0).prefill_tokens_per_s == pytest.approx(4000 + 0.3 * (1000 - 4000))
+    # 255 tokens say nothing.
+    fourth = vllm(request_prefill_kv_computed_tokens_sum=4255, request_prefill_time_seconds_sum=10.6)
+    assert meter.read(fourth, 4.0).prefill_tokens_per_s == pytest.approx(3100)
+
+
+def test_how_fast_it_computes_prompts_by_what_it_did_between_two_looks() -> None:
+    meter = LoadMeter()
+    meter.read(vllm(prompt_tokens_total=1000, prefix_cache_hits_total=400), 1.0)
+    # 5,000 tokens more, 2,000 of them from the cache, in two seconds.
+    assert meter.read(vllm(prompt_tokens_total=6000, prefix_cache_hits_total=2400), 3.0).prefill_tokens_per_s == 1500
+
+
+def test_the_faster_of_both_counts() -> None:
+    """Requests that run beside each other each take longer than the engine needs for them."""
+    meter = LoadMeter()
+    names = {"prompt_tokens_total", "prefix_cache_hits_total", "request_prefill_kv_computed_tokens_sum", "request_prefill_time_seconds_sum"}
+    meter.read(vllm(**dict.fromkeys(names, 0.0)), 1.0)
+    both = {
+        "prompt_tokens_total": 8000,
+        "prefix_cache_hits_total": 0,
+        "request_prefill_kv_computed_tokens_sum": 8000,
+        "request_prefill_time_seconds_sum": 8,
+    }
+    assert meter.read(vllm(**both), 2.0).prefill_tokens_per_s == 8000
+
+
+def test_a_new_process_counts_from_zero() -> None:
+    meter = LoadMeter()
+    meter.read(vllm(prompt_tokens_total=0, prefix_cache_hits_total=0, request_prompt_tokens_count=10, request_prompt_tokens_sum=1000), 1.0)
+    meter.read(vllm(prompt_tokens_total=2000, prefix_cache_hits_total=0, request_prompt_tokens_count=12, request_prompt_tokens_sum=3000), 2.0)
+    again = meter.read(vllm(prompt_tokens_total=500, prefix_cache_hits_total=0, request_prompt_tokens_count=1, request_prompt_tokens_sum=500), 3.0)
+    # What was known of the pod stays, and no rate is made of the step back: 1,000 tokens a prompt after 100, then the only one of 500.
+    assert again.prefill_tokens_per_s == 2000
+    assert again.prompt_tokens_mean == pytest.approx(100 + 0.3 * 900 + 0.3 * (500 - 370))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "<html>not found</html>",
+        "vllm:num_requests_running 1.0\n",
+        "vllm:num_requests_running one\nvllm:num_requests_waiting 0.0\n",
+        "vllm:num_requests_running NaN\nvllm:num_requests_waiting -1.0\n",
+        "vllm:num_requests_running +Inf\nvllm:num_requests_waiting +Inf\n",
+        'vllm:num_requests_running{engine="0 1.0\nvllm:num_requests_waiting 0.0\n',
+        "envoy_cluster_upstream_rq_active 3\n",
+    ],
+)
+def test_what_tells_of_no_load_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - whatever it says, it is shown in the log
+        LoadMeter().read(text, 1.0)
+
+
+def test_a_cache_is_never_more_than_full() -> None:
+    assert LoadMeter().read(vllm(usage=1.5), 1.0).kv_usage == 1

@@ -1,0 +1,134 @@
+"""Asking engines for their load over real HTTP: what goes wrong with one pod costs no other."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from functools import wraps
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from indexer.config.settings import Settings
+from indexer.engines.api import EngineApi
+from indexer.engines.load import Load
+from indexer.engines.load_scraper import BYTES_MAX, LoadScraper
+from indexer.metrics import IndexerMetrics
+from tests.engine_http import EngineHttp
+from tests.owner import until
+from tests.ports import free_port
+
+SETTINGS = Settings(load_interval_s=0.05)
+
+
+def metrics_text(running: int) -> tuple[int, bytes]:
+    return 200, f'vllm:num_requests_running{{engine="0"}} {running}.0\nvllm:num_requests_waiting{{engine="0"}} 0.0\n'.encode()
+
+
+class Asked:
+    """A scraper, what it was told and what it counted."""
+
+    def __init__(self, bases: dict[str, str], *, limited: frozenset[str] = frozenset(), settings: Settings = SETTINGS) -> None:
+        self.bases = bases
+        self.loads: dict[str, Load] = {}
+        self.times_s: dict[str, float] = {}
+        self.count = 0
+        self._registry = CollectorRegistry()
+        self.scraper = LoadScraper(
+            settings.load_interval_s,
+            settings.engine_networks,
+            lambda: [(("m", pod), EngineApi(pod, base, pod in limited)) for pod, base in self.bases.items()],
+            self._note,
+            IndexerMetrics(self._registry),
+        )
+
+    def _note(self, model: str, pod: str, load: Load, at_s: float) -> None:
+        assert model == "m"
+        self.loads[pod], self.times_s[pod] = load, at_s
+        self.count += 1
+
+    def outcomes(self, outcome: str) -> float:
+        value = self._registry.get_sample_value("kv_indexer_load_requests_total", {"outcome": outcome})
+        assert value is not None
+        return value
+
+
+@asynccontextmanager
+async def asking(asked: Asked) -> AsyncIterator[Asked]:
+    async with asked.scraper:
+        yield asked
+
+
+def in_a_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    @wraps(test)
+    def run() -> None:
+        asyncio.run(test())
+
+    return run
+
+
+@in_a_loop
+async def test_each_pod_is_asked_again_and_again() -> None:
+    running = iter(range(10_000))
+    with EngineHttp({"/metrics": lambda: metrics_text(next(running))}) as one, EngineHttp({"/v2/metrics": lambda: metrics_text(7)}) as other:
+        began_s = time.monotonic()
+        async with asking(Asked({"a": one.url, "b": f"{other.url}/v2/"})) as asked:
+            await until(lambda: "b" in asked.loads and asked.loads.get("a", Load(0, 0)).running >= 3)
+        assert asked.loads["b"] == Load(7, 0)
+        assert began_s < asked.times_s["a"] <= time.monotonic()
+        assert set(one.asked) == {"/metrics"}
+        assert asked.outcomes("load") == asked.count
+
+
+@in_a_loop
+async def test_a_pod_that_does_not_answer_holds_up_no_other() -> None:
+    with EngineHttp({"/metrics": lambda: metrics_text(1)}) as well, EngineHttp({"/metrics": lambda: (time.sleep(3), metrics_text(9))[1]}) as hung:
+        async with asking(Asked({"hung": hung.url, "well": well.url})) as asked:
+            await until(lambda: asked.outcomes("timeout") == 1)
+        assert set(asked.loads) == {"well"}
+        assert asked.count >= 3
+
+
+@in_a_loop
+async def test_what_gives_no_load_is_counted_by_its_kind_and_asked_less_and_less() -> None:
+    answers = {"status": (503, b""), "malformed": (200, b"<html>"), "too_large": (200, b"#" * (BYTES_MAX + 1))}
+    with (
+        EngineHttp({f"/{name}/metrics": lambda answer=answer: answer for name, answer in answers.items()}) as api,  # type: ignore[misc]
+        EngineHttp({"/metrics": lambda: metrics_text(1)}) as well,
+    ):
+        bases = {name: f"{api.url}/{name}" for name in answers} | {"unreachable": f"http://127.0.0.1:{free_port()}", "well": well.url}
+        async with asking(Asked(bases)) as asked:
+            await until(lambda: all(asked.outcomes(name) >= 2 for name in [*answers, "unreachable"]) and asked.count >= 20)
+            assert asked.outcomes("status") < asked.count / 2
+        assert set(asked.loads) == {"well"}
+
+
+@in_a_loop
+async def test_one_that_comes_back_is_found_again() -> None:
+    port = free_port()
+    async with asking(Asked({"a": f"http://127.0.0.1:{port}"})) as asked:
+        await until(lambda: asked.outcomes("unreachable") >= 2)
+        with EngineHttp({"/metrics": lambda: metrics_text(4)}, port):
+            await until(lambda: asked.loads.get("a") == Load(4, 0))
+
+
+@in_a_loop
+async def test_a_pod_that_is_gone_is_not_asked_any_more() -> None:
+    with EngineHttp({"/metrics": lambda: metrics_text(1)}) as api, EngineHttp({"/metrics": lambda: metrics_text(2)}) as other:
+        async with asking(Asked({"a": api.url, "b": other.url})) as asked:
+            await until(lambda: "a" in asked.loads)
+            del asked.bases["a"]
+            before = other.asked["/metrics"]
+            await until(lambda: other.asked["/metrics"] > before + 2)
+            last = api.asked["/metrics"]
+            await until(lambda: other.asked["/metrics"] > before + 8)
+            assert api.asked["/metrics"] == last
+
+
+@in_a_loop
+async def test_what_somebody_registered_is_asked_only_where_engines_may_be() -> None:
+    with EngineHttp({"/metrics": lambda: metrics_text(1)}) as api:
+        settings = Settings(load_interval_s=0.05, allowed_engine_networks="10.0.0.0/8")
+        async with asking(Asked({"limited": api.url, "named": api.url}, limited=frozenset({"limited"}), settings=settings)) as asked:
+            await until(lambda: asked.outcomes("outside") >= 2 and "named" in asked.loads)
+        assert set(asked.loads) == {"named"}

@@ -1,0 +1,200 @@
+"""A score request, from its bytes to a prompt."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from indexer.http.negotiation import JSON, MSGPACK
+from indexer.http.problems import Problem
+from scorer_api.api.decode import EXTRA_KEYS_BYTES_MAX, FIELD_BYTES_MAX, UNMEASURED_BYTES_MAX, decode, prompt_of
+from scorer_api.index.view import Prompt
+
+
+def prompt(**fields: Any) -> Prompt:
+    return prompt_of(decode(msgspec.msgpack.encode({"model": "m", "token_ids": [1], **fields}), MSGPACK))
+
+
+def refused(body: bytes | dict[str, Any], media_type: str = JSON) -> tuple[int, str]:
+    """The status and the sentence that this body gets."""
+    encode = msgspec.json.encode if media_type == JSON else msgspec.msgpack.encode
+    with pytest.raises(Problem) as raised:
+        prompt_of(decode(body if isinstance(body, bytes) else encode(body), media_type))
+    return raised.value.status, raised.value.detail
+
+
+def test_tokens_are_packed_as_little_endian_uint32() -> None:
+    assert prompt(token_ids=[1, 256, 2**32 - 1]).tokens == b"\x01\0\0\0" + b"\0\x01\0\0" + b"\xff\xff\xff\xff"
+
+
+def test_packed_tokens_are_taken_as_they_are() -> None:
+    assert prompt(token_ids=b"\x01\0\0\0\x02\0\0\0") == prompt(token_ids=[1, 2])
+    assert prompt(token_ids=b"").length == 0
+
+
+def test_a_request_needs_a_model_and_tokens_only() -> None:
+    assert prompt_of(decode(b'{"model": "m", "token_ids": [7]}', JSON)) == Prompt("m", b"\x07\0\0\0", None, None)
+
+
+def test_empty_texts_mean_none() -> None:
+    assert prompt(lora_name="", cache_salt="") == prompt()
+
+
+def test_extra_keys_are_folded_beside_no_salt() -> None:
+    # [[["img", -1]], null] in msgpack.
+    assert prompt(block_extra_keys=[[3, [["img", -1]]]]).extra_keys == {3: b"\x92\x91\x92\xa3img\xff\xc0"}
+
+
+def test_the_salt_belongs_to_the_first_block() -> None:
+    # [[], "s"] in msgpack.
+    assert prompt(cache_salt="s").extra_keys == {0: b"\x92\x90\xa1s"}
+    assert prompt(block_extra_keys=[[0, ["s"]]]).extra_keys == {0: b"\x92\x90\xa1s"}
+    assert prompt(cache_salt="s", block_extra_keys=[[0, ["s"]]]).extra_keys == {0: b"\x92\x90\xa1s"}
+
+
+def test_a_text_in_a_later_block_is_no_salt() -> None:
+    assert prompt(block_extra_keys=[[1, ["s"]]]).extra_keys == {1: b"\x92\x91\xa1s\xc0"}
+
+
+def test_the_lora_name_among_the_extra_keys_is_dropped_once() -> None:
+    assert prompt(lora_name="l", block_extra_keys=[[0, ["l"]], [1, ["l"]]]) == prompt(lora_name="l")
+    assert prompt(lora_name="l", block_extra_keys=[[1, ["l", "l"]]]).extra_keys == {1: b"\x92\x91\xa1l\xc0"}
+
+
+def test_blocks_without_extra_keys_are_left_out() -> None:
+    assert prompt(block_extra_keys=[[0, []], [5, []]]) == prompt()
+    assert prompt(block_extra_keys=[]) == prompt()
+
+
+def test_binary_extra_keys_are_other_keys_than_texts() -> None:
+    assert prompt(block_extra_keys=[[1, [b"x"]]]).extra_keys != prompt(block_extra_keys=[[1, ["x"]]]).extra_keys
+
+
+def test_a_salt_that_contradicts_the_extra_keys_is_refused() -> None:
+    status, detail = refused({"model": "m", "token_ids": [], "cache_salt": "a", "block_extra_keys": [[0, ["b"]]]})
+    assert status == 422
+    assert detail.startswith("block_extra_keys[0]:")
+    assert "cache_salt" in detail
+
+
+@pytest.mark.parametrize(
+    ("media_type", "body"),
+    [
+        *[(JSON, b""), (JSON, b"{"), (JSON, b"\xff"), (JSON, b'{"model": "m", "token_ids": []} x')],
+        *[(MSGPACK, b""), (MSGPACK, b"\x82\xa5")],
+    ],
+)
+def test_what_is_not_json_or_msgpack_is_malformed(media_type: str, body: bytes) -> None:
+    status, detail = refused(body, media_type)
+    assert status == 400
+    assert media_type in detail
+
+
+@pytest.mark.parametrize("media_type", [JSON, MSGPACK])
+def test_a_body_nested_too_deeply_is_malformed_and_no_crash(media_type: str) -> None:
+    head = {"model": "m", "token_ids": [1], "block_extra_keys": [[0, ["@"]]]}
+    whole = msgspec.json.encode(head) if media_type == JSON else msgspec.msgpack.encode(head)
+    mark, nest = (b'"@"', b"[" * 100_000 + b"]" * 100_000) if media_type == JSON else (b"\xa1@", b"\x91" * 100_000 + b"\x90")
+    status, _ = refused(whole.replace(mark, nest), media_type)
+    assert status == 400
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"token_ids": [1, -1]}, ["token_ids[1]", "-1", "4294967295"]),
+        ({"token_ids": [2**32]}, ["token_ids[0]", "4294967296", "4294967295"]),
+        ({"token_ids": [0, 0, 2**70]}, ["token_ids[2]", "4294967295"]),
+        ({"token_ids": [1.5]}, ["token_ids[0]", "int", "float"]),
+        ({"token_ids": [True]}, ["token_ids[0]", "int", "bool"]),
+        ({"token_ids": ["1"]}, ["token_ids[0]", "int", "str"]),
+        ({"token_ids": "AQAAAA=="}, ["token_ids", "array"]),
+        ({"model": 1}, ["model", "str", "int"]),
+        ({"text": "hello"}, ["text", "unknown"]),
+        ({"prompt": ["hello"]}, ["prompt", "str"]),
+        ({"add_generation_prompt": 1}, ["add_generation_prompt", "bool"]),
+        ({"messages": "hello"}, ["messages", "a list of messages"]),
+        ({"limit": 0}, ["limit", ">= 1"]),
+        ({"limit": -1}, ["limit", ">= 1"]),
+        ({"limit": "1"}, ["limit", "int"]),
+        ({"pods": "a"}, ["pods", "array"]),
+        ({"pods": [1]}, ["pods[0]", "str"]),
+        ({"lora_name": 1}, ["lora_name", "str"]),
+        ({"lora_name": "x" * 4097}, ["lora_name", "4096"]),
+        ({"cache_salt": ["a"]}, ["cache_salt", "str"]),
+        ({"cache_salt": "x" * 4097}, ["cache_salt", "4096"]),
+        ({"block_extra_keys": {"0": []}}, ["block_extra_keys", "array"]),
+        ({"block_extra_keys": [[0]]}, ["block_extra_keys[0]", "2"]),
+        ({"block_extra_keys": [[-1, []]]}, ["block_extra_keys[0]", ">= 0"]),
+        ({"block_extra_keys": [["0", []]]}, ["block_extra_keys[0]", "int"]),
+        ({"block_extra_keys": [[0, "img"]]}, ["block_extra_keys[0]", "array"]),
+        ({"block_extra_keys": [[4, ["a"]], [4, ["b"]]]}, ["block_extra_keys[1]", "block 4", "twice"]),
+        ({"block_extra_keys": [[2, [2**70]]]}, ["block_extra_keys", "block 2", "64-bit"]),
+        ({"block_extra_keys": [[2, ["x" * EXTRA_KEYS_BYTES_MAX]]]}, ["block_extra_keys", "block 2", str(EXTRA_KEYS_BYTES_MAX)]),
+    ],
+)
+def test_wrong_values_get_a_sentence_that_names_the_field_and_what_would_be_right(fields: dict[str, Any], words: list[str]) -> None:
+    asked = {"model": "m", "token_ids": [1], **fields}
+    status, detail = refused(_json_with_big_ints(asked))
+    assert status == 422
+    assert [word for word in words if word not in detail] == []
+
+
+def _json_with_big_ints(asked: dict[str, Any]) -> bytes:
+    return json.dumps(asked).encode()
+
+
+def test_a_missing_model_is_named() -> None:
+    status, detail = refused({"token_ids": [1]})
+    assert status == 422
+    assert "model" in detail
+
+
+@pytest.mark.parametrize("body", [b"[]", b"1", b"null", b'"x"'])
+def test_a_body_that_is_no_object_has_the_wrong_type(body: bytes) -> None:
+    status, detail = refused(body)
+    assert status == 422
+    assert "object" in detail
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 4095])
+def test_packed_tokens_of_an_odd_length_are_refused(length: int) -> None:
+    status, detail = refused({"model": "m", "token_ids": b"\0" * length}, MSGPACK)
+    assert status == 422
+    assert detail.startswith("token_ids:")
+    assert str(length) in detail
+    assert "4 bytes" in detail
+
+
+def test_packed_tokens_are_no_part_of_json() -> None:
+    assert refused(b'{"model": "m", "token_ids": "AAAA"}')[0] == 422
+
+
+@pytest.mark.parametrize("media_type", [JSON, MSGPACK])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model", "m" * 300_000),
+        ("pods", ["pod"] * 100_000),
+        ("cache_salt", "s" * 300_000),
+        ("lora_name", "l" * 300_000),
+        ("block_extra_keys", [[0, [[]] * 2_200_000]]),
+    ],
+)
+def test_a_field_that_is_far_too_large_is_refused_before_it_is_decoded(media_type: str, field: str, value: Any) -> None:
+    status, detail = refused({"model": "m", "token_ids": [1], field: value}, media_type)
+    assert status == 422
+    assert detail.startswith(f"{field}: ")
+    assert str(FIELD_BYTES_MAX[field]) in detail
+
+
+def test_only_tokens_may_fill_a_large_body() -> None:
+    body = msgspec.json.encode({"model": "m", "token_ids": [1] * 200_000, "pods": ["pod"] * 9_000, "block_extra_keys": [[3, [["img", -1]]]]})
+    assert len(body) > UNMEASURED_BYTES_MAX
+    assert prompt_of(decode(body, JSON)).length == 200_000
+
+
+@pytest.mark.parametrize(("body", "status"), [(b"[" + b" " * 300_000 + b"1]", 422), (b"{" + b" " * 300_000, 400), (b'{"x":' + b"[" * 300_000, 400)])
+def test_a_large_body_that_is_no_request_is_refused_as_a_small_one(body: bytes, status: int) -> None:
+    assert refused(body)[0] == status
