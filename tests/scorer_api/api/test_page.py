@@ -17,7 +17,7 @@ from tests.processes import ingest
 from tests.redis_server import RedisServer
 from tests.running import ROOT, Client, Running
 
-FOLDER = ROOT / "scorer_api" / "ui"
+FOLDER = ROOT / "scorer_api" / "api" / "ui"
 TEXTS = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.iterdir()}
 SCRIPTS = {name: text for name, text in TEXTS.items() if name.endswith(".js")}
 TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
@@ -99,7 +99,7 @@ def test_a_wheel_has_all_files(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        packed = {name.rpartition("/")[2]: archive.read(name).decode() for name in archive.namelist() if name.startswith("scorer_api/api/ui/")}
+        packed = {name.rpartition("/")[2]: archive.read(name).decode() for name in archive.namelist() if name.startswith("scorer_api/ui/")}
     assert packed == TEXTS
 
 
