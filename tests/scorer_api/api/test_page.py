@@ -99,7 +99,7 @@ def test_a_wheel_has_all_files(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        packed = {name.rpartition("/")[2]: archive.read(name).decode() for name in archive.namelist() if name.startswith("scorer_api/ui/")}
+        packed = {name.rpartition("/")[2]: archive.read(name).decode() for name in archive.namelist() if name.startswith("scorer_api/api/ui/")}
     assert packed == TEXTS
 
 
