@@ -17,6 +17,7 @@ import httpx
 from indexer.http.server import serve
 from indexer.main.read_settings import read_settings
 from scorer_api.app import make_serve
+from tests.forked import IS_AVAILABLE, ForkedProcess, fork_module
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -134,21 +135,27 @@ MECHANISM_OFF = "TEST_MECHANISM_OFF"
 
 
 def _entry() -> list[str]:
-    name = os.environ.get(MECHANISM_OFF)
-    return ["scorer_api.cli"] if name is None else ["tests.patched", name]
+    """The module that processes run, and its first words."""
+    mechanism = os.environ.get(MECHANISM_OFF)
+    return ["scorer_api.cli.__main__"] if mechanism is None else ["tests.patched", mechanism]
 
 
 class Command(Client):
     """`with Command("serve", …) as service:` the kv-indexer command in a process of its own."""
 
-    def __init__(self, *words: str, env: dict[str, str] | None = None) -> None:
+    process: "subprocess.Popen[str] | ForkedProcess"
+
+    def __init__(self, *words: str, env: dict[str, str] | None = None, is_fresh: bool = False) -> None:
+        """`is_fresh`: an interpreter of its own, with the command line that a user would see; otherwise it is forked where that can be."""
         super().__init__()
         self.words = words
+        # The coverage of a forked process is not measured.
+        self._is_fresh = is_fresh or not IS_AVAILABLE or "COVERAGE_PROCESS_CONFIG" in os.environ
         self._env = {key: value for key, value in os.environ.items() if not key.startswith("KV_INDEXER_")} | (env or {})
         self.lines: list[str] = []
 
     def __enter__(self) -> Self:
-        self.process = subprocess.Popen([sys.executable, "-m", *_entry(), *self.words], cwd=ROOT, env=self._env, stderr=subprocess.PIPE, text=True)
+        self.process = self._start()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         return self
@@ -166,6 +173,13 @@ class Command(Client):
         self._reader.join(10)
         assert self.process.stderr is not None
         self.process.stderr.close()
+
+    def _start(self) -> "subprocess.Popen[str] | ForkedProcess":
+        module, *before = _entry()
+        if not self._is_fresh:
+            return fork_module(module, [*before, *self.words], self._env)
+        words = [sys.executable, "-m", module, *before, *self.words]
+        return subprocess.Popen(words, cwd=ROOT, env=self._env, stderr=subprocess.PIPE, text=True)
 
     def kill(self) -> None:
         """SIGKILL: it has no time for anything. Idempotent."""

@@ -68,7 +68,7 @@ def test_a_service_that_loses_redis_shows_no_password_and_no_token(files: dict[s
             for word in (f"--{name.replace('_', '-')}", value)
         ]
         engines = [] if role == "api" else ["--engine", engine.spec()]
-        with Command(role, *words, *engines, env=env) as service:
+        with Command(role, *words, *engines, env=env, is_fresh=True) as service:
             service.wait_url()
             wait_until(lambda: service.http.get(f"{service.url}/readyz").status_code == 200)
             told = answers(service)
