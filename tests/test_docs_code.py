@@ -1,0 +1,48 @@
+"""What the documentation says of the code is so: the paths that it names, the scripts, and the table of packages."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.test_docs_links import PAGES
+from tests.test_imports import MAY_IMPORT
+
+ROOT = Path(__file__).parent.parent
+ARCHITECTURE = ROOT / "docs/explanation/architecture.md"
+NAMED = re.compile(r"`((?:indexer|scorer_api|tests|docs|deploy|bench|\.ci)/[\w./*-]*)`")
+ROW = re.compile(r"^\| `((?:indexer|scorer_api)[\w.]*)` \| .+ \| (.+) \|$", re.MULTILINE)
+
+
+def missing(text: str) -> list[str]:
+    """The paths that a text names and that there are not. `*` stands for anything."""
+    return [path for path in NAMED.findall(text) if not any(ROOT.glob(path.rstrip("/")))]
+
+
+def test_a_path_that_is_not_there_is_found() -> None:
+    assert missing("`indexer/errors.py`, `indexer/store/lua/`, `tests/data/*.jsonl`, `tests/nowhere.py`") == ["tests/nowhere.py"]
+    assert len(NAMED.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))) > 40
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_path_that_is_named_is_there(page: Path) -> None:
+    assert missing(page.read_text(encoding="utf-8")) == []
+
+
+def test_every_script_that_the_architecture_names_is_there() -> None:
+    named = set(re.findall(r"`(\w+\.lua)`", ARCHITECTURE.read_text(encoding="utf-8")))
+    assert named
+    assert named - {path.name for path in (ROOT / "indexer/store/lua").iterdir()} == set()
+
+
+def test_the_table_of_packages_is_that_of_the_imports() -> None:
+    """Where it is not, the message says what the last column of each wrong line should be."""
+    shown = dict(ROW.findall(ARCHITECTURE.read_text(encoding="utf-8")))
+    assert shown.keys() == MAY_IMPORT.keys()
+    wrong = {}
+    for package, others in MAY_IMPORT.items():
+        own = package.partition(".")[0] + "."
+        names = {other.removeprefix(own) for other in others}
+        if set(re.findall(r"`([\w.]+)`", shown[package])) != names:
+            wrong[package] = ", ".join(f"`{name}`" for name in sorted(names)) or "nothing"
+    assert wrong == {}
