@@ -11,7 +11,7 @@ ENGINE_PYTHON ?= python3.11
 ENGINE_VENV := .venv-engine
 ENGINE_READY := $(ENGINE_VENV)/.ready
 
-.PHONY: help run test test-mechanisms test-hostile test-engine test-chaos test-failovers test-deploy test-browser bench lint types clean
+.PHONY: help run test test-mechanisms test-hostile test-engine test-chaos test-failovers test-deploy test-browser bench docs lint types clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -67,6 +67,10 @@ test-chaos: $(READY) ## five minutes of faults in a random order; TEST_CHAOS_SEE
 
 bench: $(READY) ## measure on this machine; a table, and build/bench.json
 	$(BIN)/python -m bench
+
+# Strict: a broken link, an unknown anchor or a page outside the navigation fails the build (not with `--quiet`, which hides them from the check).
+docs: $(READY) ## build the documentation site in build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean
 
 lint: $(READY) ## ruff: rules and format
 	$(BIN)/ruff check .

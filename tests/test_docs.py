@@ -1,22 +1,23 @@
-"""What a user can set, see, call or read as a reason is in the documentation."""
+"""What a user can set, see, call or read as a reason is in the documentation, on the page where it belongs."""
 
 import re
 from pathlib import Path
 
 import pytest
-from fastapi.openapi.utils import get_openapi
-from prometheus_client import CollectorRegistry
+from fastapi.testclient import TestClient
 
+from docs_site.pages import read_page, read_pages
+from docs_site.routes import routes
+from docs_site.settings import shown_default
 from indexer.config.settings import Settings, fields
 from indexer.core.names import Trust
 from indexer.engines.spec import EngineSpec
 from indexer.errors import REASONS
-from indexer.metrics import HttpMetrics, IndexerMetrics
-from scorer_api.app import make_serve
+from scorer_api.app import make_api, make_serve
+from scorer_api.cli.main import COMMANDS
 from scorer_api.doctor.kinds import KINDS
-from scorer_api.index.view import View
-from scorer_api.metrics import FollowerMetrics, ScorerMetrics, TokenMetrics
-from scorer_api.routing.metrics import RouteMetrics
+from scorer_api.explain.hints import HintCode
+from scorer_api.explain.reasons import Reason
 from scorer_api.routing.policies import PICK_REASONS, POLICY_NAMES
 from scorer_api.routing.router import BLOCKS_OUTCOMES, WHYS
 
@@ -25,99 +26,146 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def documentation() -> str:
-    return "\n".join(path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))])
+    return "\n".join(read_pages().values())
 
 
-def missing(words: list[str], documentation: str) -> list[str]:
+def missing(words: list[str], text: str) -> list[str]:
     """The words that do not appear, as whole words."""
-    return [word for word in words if not re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", documentation)]
+    return [word for word in words if not re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text)]
 
 
-def metric_names() -> list[str]:
-    """As Prometheus shows them: a counter ends in _total."""
-    registry = CollectorRegistry()
-    IndexerMetrics(registry)
-    HttpMetrics(registry)
-    view = View(Settings())
-    ScorerMetrics(registry, view)
-    TokenMetrics(registry)
-    FollowerMetrics(registry, view)
-    RouteMetrics(registry)
-    return [family.name + ("_total" if family.type == "counter" else "") for family in registry.collect()]
+def rows(text: str) -> list[list[str]]:
+    """The cells of every row of a table whose first cell is code, without the quotes of the first."""
+    found = [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    return [[first.strip("`"), *others] for first, *others in found]
 
 
-def route_paths() -> list[str]:
-    app = make_serve(Settings()).app
-    return list(get_openapi(title="", version="", routes=app.routes)["paths"])
+def section(text: str, heading: str) -> str:
+    """What stands under a heading of the second level."""
+    (found,) = re.findall(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    return str(found)
+
+
+def served_metrics() -> set[str]:
+    """Names of the metrics that the roles serve, as Prometheus shows them: a counter ends in _total."""
+    found = set()
+    for make, redis in ((make_serve, None), (make_serve, "redis://127.0.0.1:1/0"), (make_api, "redis://127.0.0.1:1/0")):
+        app = make(Settings(redis=redis)).app
+        # Without its lifespan: nothing is started, and /metrics answers all the same.
+        text = TestClient(app).get("/metrics").text
+        found |= set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
+    return found
 
 
 def test_what_is_looked_for_is_there() -> None:
-    assert {"kv_indexer_batches_total", "kv_indexer_streams", "kv_indexer_score_seconds"} <= set(metric_names())
-    assert {"/v1/score", "/v1/pods/{pod}", "/metrics"} <= set(route_paths())
+    assert {"kv_indexer_batches_total", "kv_indexer_streams", "kv_indexer_score_seconds"} <= served_metrics()
+    assert {"/v1/score", "/v1/pods/{pod}", "/metrics"} <= {path for _, path, _ in routes()}
     assert missing(["--port"], "--port-range is another flag") == ["--port"]
 
 
-def test_every_flag_is_documented(documentation: str) -> None:
-    assert missing(["--engine", *(field.flag for field in fields())], documentation) == []
-
-
-def test_the_default_of_every_setting_is_documented_on_its_line(documentation: str) -> None:
-    wrong = []
+def test_every_setting_is_there_with_its_default_and_meaning() -> None:
+    shown = {flag: (default.strip("`"), meaning) for flag, default, _, meaning in rows(section(read_page("reference/settings.md"), "All settings"))}
+    assert list(shown) == [field.flag for field in fields()]
     for field in fields():
-        lines = [line for line in documentation.splitlines() if not missing([field.flag], line)]
-        default = "none" if field.default in (None, ()) else field.default
-        shown = {str(default), f"{default:g}" if isinstance(default, float) else f"{default}"}
-        if isinstance(field.default, bool):
-            shown = {str(field.default).lower()}
-        elif isinstance(field.default, int):
-            shown |= {f"{field.default:,}"}
-        if lines and field.default != "" and not any(not missing([text], line) for line in lines for text in shown):
-            wrong.append(f"{field.flag}: none of {sorted(shown)}")
-    assert wrong == []
+        default, meaning = shown[field.flag]
+        assert default == shown_default(field)
+        assert meaning.replace("\\", "").replace("&#124;", "|") == field.description
 
 
-def test_every_key_of_a_spec_is_documented(documentation: str) -> None:
-    assert missing(list(EngineSpec.__struct_fields__), documentation) == []
+def test_every_key_of_a_spec_is_there_and_no_other() -> None:
+    keys = [key for key, *_ in rows(section(read_page("reference/settings.md"), "Engines"))]
+    assert sorted(keys) == sorted(EngineSpec.__struct_fields__)
 
 
-def test_the_variables_are_documented(documentation: str) -> None:
-    assert "KV_INDEXER_ENGINES" in documentation
+def test_the_ways_to_give_settings_are_there() -> None:
+    assert missing(["KV_INDEXER_ENGINES", "KV_INDEXER_CONFIG", "--engine", "--config"], read_page("reference/settings.md")) == []
 
 
-def test_every_metric_is_documented(documentation: str) -> None:
-    assert missing(metric_names(), documentation) == []
+def test_every_command_is_there() -> None:
+    headings = re.findall(r"^### `kv-indexer ([\w-]+)`$", read_page("reference/cli.md"), re.MULTILINE)
+    assert {*COMMANDS, "serve", "ingest", "api", "demo", "demo-engine"} == set(headings)
 
 
-def test_every_route_is_documented(documentation: str) -> None:
-    assert missing([*route_paths(), "/ui", "/docs", "/openapi.json"], documentation) == []
+def test_a_command_s_flags_are_there_and_its_settings_are_not_repeated() -> None:
+    page = read_page("reference/cli.md")
+    assert missing(["--messages-file", "--probe", "--listen-s", "--without-replay", "--session-id", "--requests-per-s"], page) == []
+    assert "--pod-expiry-s" not in page
 
 
-def test_every_reason_of_a_refusal_is_documented(documentation: str) -> None:
-    assert missing(list(REASONS), documentation) == []
+def test_every_metric_that_is_served_is_there_and_no_other() -> None:
+    assert {name for name, *_ in rows(section(read_page("reference/metrics.md"), "All metrics"))} == served_metrics()
 
 
-def test_every_word_of_a_pick_is_documented(documentation: str) -> None:
-    assert missing([*(f"`{word}`" for word in (*POLICY_NAMES, *PICK_REASONS, *WHYS, *BLOCKS_OUTCOMES))], documentation) == []
+def test_the_labels_of_a_metric_are_there_with_their_values() -> None:
+    labels = {name: labels for name, _, _, labels in rows(section(read_page("reference/metrics.md"), "All metrics"))}
+    assert labels["kv_indexer_denied_total"] == "`reason`: `no_token`, `wrong_token`, `not_admin`"
+    assert labels["kv_indexer_streams"] == "`trust`"
+    assert labels["kv_indexer_stream_last_batch_timestamp_seconds"] == "`model`<br>`engine_pod`<br>`rank`"
 
 
-def test_every_word_for_trust_is_documented(documentation: str) -> None:
-    assert missing([str(trust) for trust in Trust], documentation) == []
+def test_every_outcome_of_a_request_is_explained() -> None:
+    page = read_page("reference/metrics.md")
+    explained = set(re.findall(r"`(\w+)`", section(page, "Values of labels")))
+    for name, _, _, labels in rows(section(page, "All metrics")):
+        for label, values in re.findall(r"`(\w+)`: ([^<]*)", labels):
+            if label in ("outcome", "source", "why") or (label == "reason" and "redis" in name):
+                assert set(re.findall(r"`(\w+)`", values)) - explained <= {"known", "unknown"}, name
+
+
+def test_every_route_is_there() -> None:
+    page = read_page("reference/http-api.md")
+    assert {(method, path.strip("`")) for method, path, _ in re.findall(r"^\| ([A-Z]+) \| (`/.*?`) \| (.+) \|$", page, re.MULTILINE)} == {
+        (method, path) for method, path, _ in routes()
+    }
+    assert missing(["/ui", "/docs", "/openapi.json"], page) == []
+    assert missing([path for _, path, _ in routes() if path != "/v1/models"], section(page, "Health") + page) == []
+
+
+def test_every_reason_of_a_refusal_is_there() -> None:
+    shown = {reason: meaning for reason, meaning, _ in rows(section(read_page("reference/metrics.md"), "Refusals"))}
+    assert list(shown) == list(REASONS)
+
+
+def test_every_reason_and_hint_of_an_explanation_is_there_and_no_other() -> None:
+    page = section(read_page("reference/http-api.md"), "POST /v1/explain")
+    reasons, hints = (part.split("\n\n")[0] for part in page.split("| Meaning |")[1:])
+    assert sorted(re.findall(r"`(\w+)`", "\n".join(line.split(" | ")[0] for line in reasons.splitlines()))) == sorted(Reason)
+    assert sorted(row[0] for row in rows(hints)) == sorted(HintCode)
+
+
+def test_every_word_of_a_pick_is_there(documentation: str) -> None:
+    page = read_page("how-to/routing.md")
+    assert missing([*(f"`{word}`" for word in (*POLICY_NAMES, *PICK_REASONS, *WHYS))], page) == []
+    assert missing([f"`{word}`" for word in BLOCKS_OUTCOMES], documentation) == []
+
+
+def test_every_word_for_trust_is_explained() -> None:
+    assert [word for word, *_ in rows(section(read_page("concepts.md"), "Trust"))] == [str(trust) for trust in Trust]
 
 
 def test_no_metric_of_ours_in_the_documentation_is_made_up(documentation: str) -> None:
     suffixes = ("_bucket", "_count", "_sum")
-    named = {re.sub("|".join(f"{suffix}$" for suffix in suffixes), "", name) for name in re.findall(r"\bkv_indexer_\w+", documentation)}
-    assert named - set(metric_names()) == set()
+    text = documentation + (ROOT / "README.md").read_text(encoding="utf-8")
+    named = {re.sub("|".join(f"{suffix}$" for suffix in suffixes), "", name) for name in re.findall(r"\bkv_indexer_\w+", text)}
+    assert named - served_metrics() == set()
 
 
-def test_the_documentation_has_every_finding_of_the_doctor_as_it_is_and_no_other() -> None:
-    rows = re.findall(
-        r"^\| `(\w+)` \| (ok|note|warning|error) \| (.*?) \| (.*?) ?\|$", (ROOT / "docs/doctor.md").read_text(encoding="utf-8"), re.MULTILINE
-    )
-    assert rows == [(code, str(kind.severity), kind.meaning, kind.mend) for code, kind in KINDS.items()]
+def test_every_finding_of_the_doctor_is_there_as_it_is_and_no_other() -> None:
+    shown = [
+        [code, severity, *(text.replace("\\", "").replace("&#124;", "|") for text in texts)]
+        for code, severity, *texts in rows(section(read_page("doctor.md"), "Findings"))
+    ]
+    assert shown == [[code, str(kind.severity), kind.meaning, kind.mend] for code, kind in KINDS.items()]
 
 
 def test_every_finding_is_one_that_the_doctor_makes_and_the_other_way_round() -> None:
     sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "scorer_api/doctor").glob("*.py") if path.name != "kinds.py")
     assert [code for code in KINDS if f'"{code}"' not in sources] == []
     assert set(re.findall(r'finding\(\s*"(\w+)"', sources)) - set(KINDS) == set()
+
+
+def test_the_gate_runs_what_people_are_told_to_run() -> None:
+    (targets,) = re.findall(r"^make PYTHON=\S+ (.+)$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
+    told = "\n".join(path.read_text() for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md") if path.exists())
+    assert f"make {targets}" in told
+    assert {"lint", "types", "docs", "test"} <= set(targets.split())

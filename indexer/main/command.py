@@ -40,11 +40,15 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
         self._declare = declare
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:  # type: ignore[override]
-        """Of a command, called once it is the one."""
+    def declare_arguments(self) -> None:
+        """Add the arguments, unless they are there."""
         if self._declare is not None:
             declare, self._declare = self._declare, None
             declare(self)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:  # type: ignore[override]
+        """Of a command, called once it is the one."""
+        self.declare_arguments()
         return super().parse_known_args(args, namespace)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]

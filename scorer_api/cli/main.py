@@ -34,10 +34,11 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 1 where something failed, 2 where the user's words were wrong."""
-    return run_command(_parser(), arguments)
+    return run_command(make_parser(), arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of `kv-indexer` with all its commands."""
     parser = Parser(prog="kv-indexer", description="Tells any LLM router which pod already holds the longest prefix of a prompt.")
     parser.add_argument("--version", action="version", version=f"kv-indexer {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

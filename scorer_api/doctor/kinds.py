@@ -66,8 +66,7 @@ _SERVICE = {
     "events_refused": Kind(
         WARNING,
         "the service counted messages or events that it could not use, so some blocks are missing",
-        "the table of reasons under kv_indexer_refused_total in the README says what each means; compare the engine's version with those "
-        "that are supported",
+        "the table of refusals in the reference of metrics says what each reason means; compare the engine's version with those that are supported",
     ),
     "no_pods": Kind(ERROR, "the service knows no pod", "register pods: --engine, the config file, --listen, or PUT /v1/pods/{pod}"),
     "model_unknown": Kind(
