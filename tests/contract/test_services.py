@@ -1,64 +1,31 @@
-"""The OpenAPI document and the metrics of every role, over HTTP."""
+"""What the roles' processes say and write: OpenAPI documents, metrics, answers to a fixed scenario, and the content of Redis."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.contract.answers import ASKED, LONG, Asked, as_embedded, ask, described, score
+from tests.contract.redis_content import Content
 from tests.contract.snapshots import check
-from tests.engine import Engine, stored
-from tests.processes import api, ingest, serve
-from tests.redis_server import RedisServer
-from tests.running import Client, Command
+from tests.contract.world import ADMIN_TOKEN, API_TOKEN, MODEL, ROLES, TIMEOUT_S, World, scenario
+from tests.running import Client
 from tests.waiting import wait_until
-
-ROLES = ("serve", "serve-redis", "ingest", "api")
-WITH_INDEXER = ("serve", "serve-redis", "ingest")
-TOKEN = "t" * 32
 
 
 @pytest.fixture(scope="module")
-def roles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Client]]:
-    """Each follows the same engine, directly or by Redis, and knows of its one batch. The one that shares with nobody wants tokens."""
-    tokens = tmp_path_factory.mktemp("contract") / "tokens"
-    tokens.write_text(TOKEN + "\n", encoding="utf-8")
-    tokens.chmod(0o600)
-    with ExitStack() as stack:
-        redis, engine = stack.enter_context(RedisServer()), stack.enter_context(Engine())
-        engine.publish(stored([1, 2], range(8)))
-        spec = engine.spec()
-        commands = {
-            "serve": serve(None, spec),
-            "serve-redis": serve(
-                redis.url,
-                spec,
-                namespace="other",
-                allowed_engine_networks="127.0.0.0/8,ipc",
-                api_token_file=str(tokens),
-                admin_token_file=str(tokens),
-            ),
-            "ingest": ingest(redis.url, spec),
-            "api": api(redis.url),
-        }
-        started = [stack.enter_context(command) for command in commands.values()]
-        stack.callback(stop_all, started)
-        for command in started:
-            command.wait_url()
-        commands["serve-redis"].http.headers["Authorization"] = f"Bearer {TOKEN}"
-        for role in WITH_INDEXER:
-            wait_until(lambda client=commands[role]: client.http.get(f"{client.url}/v1/pods").json()["pods"], 60, f"a pod of {role}")
-            commands[role].wait_for(60, sequence=0, trust="live")
-        yield dict(commands)
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with scenario(tmp_path_factory.mktemp("contract")) as found:
+        yield found
 
 
-def stop_all(commands: list[Command]) -> None:
-    """All at once, which takes less time than one after the other."""
-    for command in commands:
-        command.process.terminate()
-    for command in commands:
-        command.process.wait(30)
+@pytest.fixture(scope="module")
+def roles(world: World) -> dict[str, Client]:
+    return world.roles
+
+
+# OpenAPI
 
 
 @pytest.mark.parametrize("role", ["serve", "ingest"])
@@ -75,6 +42,9 @@ def test_what_tokens_and_allowed_networks_add_to_the_openapi_document(roles: dic
     check("openapi-tokens", without_same(document_of(roles["serve-redis"]), document_of(roles["serve"])))
 
 
+# Metrics
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_the_metrics(roles: dict[str, Client], role: str) -> None:
     text = roles[role].http.get(f"{roles[role].url}/metrics").text
@@ -85,6 +55,61 @@ def test_the_metrics(roles: dict[str, Client], role: str) -> None:
         assert family.samples, f"{family.name} has no series, so its labels are unknown"
         found[family.name] = {"type": family.type, **series(family.samples)}
     check(f"metrics-{role}", found)
+
+
+# Answers
+
+
+@pytest.mark.parametrize("role", ["serve", "api"])
+def test_the_answers(world: World, role: str) -> None:
+    client = world.roles[role]
+    wait_until(lambda: loads_of(client) == {"a": 3}, TIMEOUT_S, "the load of a pod")
+    found = [ask(client, asked, world.names) for asked in ASKED]
+    check("answers", found if role == "serve" else as_embedded(found))
+
+
+@pytest.mark.parametrize("role", ["serve", "ingest"])
+def test_the_answers_to_registrations(world: World, role: str) -> None:
+    found = [described(answer, world.names) for answer in world.registrations[role]]
+    for answer in found:
+        if "streams" in answer.get("answer", {}):
+            answer["answer"]["streams"] = "ANY"  # they have just begun, or are about to
+    check("registrations", found)
+
+
+def test_the_answers_of_a_role_without_scores(world: World) -> None:
+    asked = [Asked("GET", "/v1/pods"), Asked("GET", "/healthz"), Asked("GET", "/readyz"), Asked("GET", "/v1/models"), score(token_ids=LONG)]
+    check("answers-ingest", [ask(world.roles["ingest"], one, world.names) for one in asked])
+
+
+def test_the_answers_to_tokens(world: World) -> None:
+    asked = [
+        Asked(method, path, headers={"Authorization": authorization})
+        for method, path in (("GET", "/v1/models"), ("DELETE", "/v1/pods/nobody"), ("GET", "/healthz"))
+        for authorization in ("", "Bearer wrong", f"Bearer {API_TOKEN}", f"Bearer {ADMIN_TOKEN}")
+    ]
+    found = [{"headers": one.headers, **ask(world.roles["serve-redis"], one, world.names)} for one in asked]
+    check("answers-tokens", found)
+
+
+def loads_of(client: Client) -> dict[str, int]:
+    """Pod → running requests, where that is known."""
+    body = {"model": MODEL, "token_ids": [1]}
+    pods = client.http.post(f"{client.url}/v1/explain", json=body).json()["pods"]
+    return {pod["pod"]: pod["load"]["running"] for pod in pods if pod["load"] is not None}
+
+
+# Redis
+
+
+def test_the_content_of_redis(world: World) -> None:
+    client = world.redis.client()
+    wait_until(lambda: not client.keys("kvi:*:0:d*"), TIMEOUT_S, "the end of a pod that was forgotten")
+    wait_until(lambda: len(client.keys("kvi:*:load:*")) == 2, TIMEOUT_S, "the loads of the two pods that tell of it")
+    check("redis", Content(client, "kvi").read(world.names))
+
+
+# How they are read
 
 
 def document_of(client: Client) -> dict[str, Any]:
