@@ -44,7 +44,7 @@ class Completion(Struct, frozen=True):
 def make_model(folder: Path) -> Path:
     """Make the model, its tokenizer and its LoRA adapters in this folder, in some seconds. Returns the folder."""
     assert PYTHON.exists(), f"{PYTHON} is missing: `make test-engine` makes it"
-    texts = [ROOT / "README.md", *sorted((ROOT / "indexer").glob("*.py"))]
+    texts = [*sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "indexer").rglob("*.py"))]
     words = [PYTHON, Path(__file__).parent / "make_model.py", folder, *texts]
     made = subprocess.run(words, env=_environment(folder), capture_output=True, text=True, timeout=UP_TIMEOUT_S, check=False)
     assert made.returncode == 0, made.stderr
