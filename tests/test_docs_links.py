@@ -1,9 +1,11 @@
-"""Every relative link in the documentation leads somewhere."""
+"""Every relative link in the documentation leads somewhere, on the pages that are no part of the site too; and the README is short."""
 
 import re
 from pathlib import Path
 
 import pytest
+
+from docs_site.pages import expand
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("**/*.md")) if path.exists())
@@ -13,9 +15,12 @@ FENCE = re.compile(r"^( *)(```|~~~).*?^\1\2", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^#+ +(.+?) *#*$", re.MULTILINE)
 
 
+README_LINES_MAX, README_BYTES_MAX = 200, 12_000
+
+
 def prose(page: Path) -> str:
-    """A page without its code blocks."""
-    return FENCE.sub("", page.read_text(encoding="utf-8"))
+    """A page with its generated parts and without its code blocks."""
+    return FENCE.sub("", expand(page.read_text(encoding="utf-8")))
 
 
 def anchors(page: Path) -> set[str]:
@@ -48,3 +53,9 @@ def test_every_relative_link_resolves(page: Path) -> None:
         if not path.exists() or (anchor and path.suffix == ".md" and anchor not in anchors(path)):
             broken.append(target)
     assert broken == []
+
+
+def test_the_readme_is_short() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= README_LINES_MAX
+    assert len(text.encode()) <= README_BYTES_MAX

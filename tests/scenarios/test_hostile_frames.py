@@ -13,7 +13,8 @@ from tests.running import QUICK, Command
 from tests.waiting import wait_until
 
 MIB = 2**20
-# What a message may take on top of itself while it is decoded (README, Settings), and what it takes itself, on its way and in the inbox.
+# What a message may take on top of itself while it is decoded (docs/explanation/performance.md), and what it takes itself, on its way and in the
+# inbox.
 GROWTH_MAX = 128 * MIB + 64 * MIB
 
 

@@ -10,7 +10,7 @@ from indexer.config.settings import Settings
 from tests.hostile_payloads import PAYLOADS, SIZE
 from tests.running import ROOT
 
-# README, Settings, says so.
+# docs/explanation/performance.md says so.
 GROWTH_MAX = 128 * 2**20
 
 
