@@ -2,9 +2,12 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from fastapi.testclient import TestClient
+from msgspec import Struct
 
 from docs_site.pages import read_page, read_pages
 from docs_site.routes import routes
@@ -15,6 +18,7 @@ from indexer.engines.spec import EngineSpec
 from indexer.errors import REASONS
 from scorer_api.app import make_api, make_serve
 from scorer_api.cli.main import COMMANDS
+from scorer_api.client import ExplainAnswer, RouteAnswer, ScoreAnswer
 from scorer_api.doctor.kinds import KINDS
 from scorer_api.explain.hints import HintCode
 from scorer_api.explain.reasons import Reason
@@ -44,6 +48,16 @@ def section(text: str, heading: str) -> str:
     """What stands under a heading of the second level."""
     (found,) = re.findall(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     return str(found)
+
+
+def paths(value: Any, before: str = "") -> set[str]:
+    """The fields of a JSON value at every depth, with the values of those that hold no others."""
+    match value:
+        case dict():
+            return set().union(*(paths(inner, f"{before}.{key}") for key, inner in value.items()))
+        case list():
+            return set().union(*(paths(inner, f"{before}[{index}]") for index, inner in enumerate(value)))
+    return {f"{before}={value}"}
 
 
 def served_metrics() -> set[str]:
@@ -119,6 +133,13 @@ def test_every_route_is_there() -> None:
     }
     assert missing(["/ui", "/docs", "/openapi.json"], page) == []
     assert missing([path for _, path, _ in routes() if path != "/v1/models"], section(page, "Health") + page) == []
+
+
+@pytest.mark.parametrize(("heading", "kind"), [("POST /v1/score", ScoreAnswer), ("POST /v1/explain", ExplainAnswer), ("POST /v1/route", RouteAnswer)])
+def test_an_answer_that_is_shown_has_the_fields_of_one(heading: str, kind: type[Struct]) -> None:
+    (shown,) = re.findall(r"^```json\n(.*?)^```", section(read_page("reference/http-api.md"), heading), re.MULTILINE | re.DOTALL)
+    answer = msgspec.json.encode(msgspec.json.decode(shown, type=kind))
+    assert paths(msgspec.json.decode(shown)) - paths(msgspec.json.decode(answer)) == set()
 
 
 def test_every_reason_of_a_refusal_is_there() -> None:
