@@ -100,10 +100,10 @@ class Content:
         if state is None:
             return shown
         shown[GENERATION] = "GENERATION" if entry[GENERATION] == int(state[b"gen"]) else "ANOTHER GENERATION"
-        shown[FENCE] = "FENCE" if entry[FENCE] == int(state[b"fence"]) else "ANOTHER FENCE"
-        if begins:
-            shown[NUMBER] = shown[AFTER_FENCE] = shown[AFTER_NUMBER] = shown[TRUST] = "ANY"
+        if begins:  # a pod that is registered again meanwhile may be claimed again
+            shown[FENCE] = shown[NUMBER] = shown[AFTER_FENCE] = shown[AFTER_NUMBER] = shown[TRUST] = "ANY"
             return shown
+        shown[FENCE] = "FENCE" if entry[FENCE] == int(state[b"fence"]) else "ANOTHER FENCE"
         shown[AFTER_FENCE] = "FENCE" if entry[AFTER_FENCE] == entry[FENCE] else "ANOTHER FENCE"
         for position in (NUMBER, AFTER_NUMBER):
             shown[position] = self._number(entry[position], prefix, stream)

@@ -13,6 +13,9 @@ from tests.contract.world import ADMIN_TOKEN, API_TOKEN, MODEL, ROLES, TIMEOUT_S
 from tests.running import Client
 from tests.waiting import wait_until
 
+# The first test starts everything, which takes a busy machine minutes.
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
