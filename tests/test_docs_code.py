@@ -46,3 +46,12 @@ def test_the_table_of_packages_is_that_of_the_imports() -> None:
         if set(re.findall(r"`([\w.]+)`", shown[package])) != names:
             wrong[package] = ", ".join(f"`{name}`" for name in sorted(names)) or "nothing"
     assert wrong == {}
+
+
+def test_every_task_and_thread_of_the_architecture_has_its_name_in_the_code() -> None:
+    (section,) = re.findall(r"^## Threads and tasks\n(.*?)(?=^## )", ARCHITECTURE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    cells = re.findall(r"^\| (`.+?) \|", section, re.MULTILINE)
+    names = {name.removesuffix(" …") for cell in cells for name in re.findall(r"`([a-z][a-z ]*…?)`", cell)}
+    assert len(names) > 10
+    sources = "\n".join(path.read_text(encoding="utf-8") for folder in ("indexer", "scorer_api") for path in (ROOT / folder).rglob("*.py"))
+    assert {name for name in names if not re.search(rf'f?"{name}\b', sources)} == set()
