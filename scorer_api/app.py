@@ -33,7 +33,7 @@ def make_serve(settings: Settings) -> Served:
     registry = CollectorRegistry()
     view = View(settings)
     service = Service(settings, view, IndexerMetrics(registry), view.loads.note)
-    view.names_of = service.names_of
+    view.mapped_key = service.mapped_key
     return _served(settings, view, service, registry, [service], service)
 
 

@@ -5,27 +5,30 @@ from msgspec import Struct
 from indexer.core.events import Tier
 
 
-class Names(Struct, frozen=True):
-    """Which block keys engine hashes stand for, after a change. `gone`: those that stand for none any more."""
+class HashMapping(Struct, frozen=True):
+    """What engine hashes stand for after a change. `keys`: engine hash → block key. `removed_hashes`: those that stand for none any more."""
 
     keys: dict[int, int]
-    gone: list[int]
+    removed_hashes: list[int]
+
+    def __len__(self) -> int:
+        return len(self.keys) + len(self.removed_hashes)
 
 
 class Change:
     """Final values, not steps: applying a change twice is the same as applying it once.
 
     `reload`: all that the stream held is void. `cleared`: the gpu tier is emptied. Both come before `touched`: per tier, block key → held
-    afterwards or not. `sequence`: of the engine's batch, where that is known. `names`: what became of engine hashes, where that is told.
+    afterwards or not. `sequence`: of the engine's batch, where that is known. `hash_mapping`: None where the owner does not hand it on.
     """
 
-    __slots__ = ("cleared", "names", "reload", "sequence", "touched")
+    __slots__ = ("cleared", "hash_mapping", "reload", "sequence", "touched")
 
     def __init__(self) -> None:
         self.reload = False
         self.cleared = False
         self.sequence: int | None = None
-        self.names: Names | None = None
+        self.hash_mapping: HashMapping | None = None
         self.touched: tuple[dict[int, bool], ...] = ({}, {}, {}, {}, {})  # one per tier, written out: made for every batch
 
     def clear_gpu(self) -> None:

@@ -361,14 +361,14 @@ class StreamState:
     def _known(self, engine_hash: int) -> Block | None:
         return self._blocks.get(engine_hash) or self._removed.get(engine_hash)
 
-    def name_of(self, engine_hash: int) -> int | None:
-        """The block key of an engine hash, for whoever keeps both: of what is held, and of what a lower tier may yet name."""
+    def mapped_key(self, engine_hash: int) -> int | None:
+        """The block key that an engine hash stands for when somebody asks by it; None where it stands for none.
+
+        A hash counts while a tier holds a block by it. Where blocks are offloaded it also counts as long as the removed block is remembered: its key
+        may be held by the offloaded run of a later hash, which covers the blocks before it.
+        """
         block = self._blocks.get(engine_hash) or (self._removed.get(engine_hash) if self._offloads else None)
         return None if block is None else block.key
-
-    def key_of(self, engine_hash: int) -> int | None:
-        """The block key of an engine hash, held or remembered."""
-        return self._key_of(engine_hash)
 
     def _key_of(self, engine_hash: int) -> int | None:
         block = self._known(engine_hash)

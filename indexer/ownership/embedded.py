@@ -75,10 +75,10 @@ class Service:
         for pod, specs in self._specs.items():
             yield (specs[0].model, pod), self.api(pod, specs[0].model)
 
-    def names_of(self, key: StreamKey) -> Callable[[int], int | None] | None:
-        """Which block keys the engine hashes of a stream stand for; None for a stream that does not run here."""
+    def mapped_key(self, key: StreamKey) -> Callable[[int], int | None] | None:
+        """`StreamState.mapped_key` of a stream; None for one that does not run here."""
         running = self._streams.running.get(key)
-        return None if running is None else running.stream.state.key_of
+        return None if running is None else running.stream.state.mapped_key
 
     # Pods
 

@@ -21,7 +21,7 @@ from struct import Struct as Layout
 import msgspec
 from msgspec import Struct
 
-from indexer.core.change import Change, Names
+from indexer.core.change import Change, HashMapping
 from indexer.core.events import Tier
 from indexer.core.names import Trust
 from indexer.core.stream_state import BlockRecord, Traits
@@ -129,9 +129,9 @@ class Entry(Struct, frozen=True, array_like=True):
     """One change of one stream, with what it follows.
 
     `generation`, `fence`, `number`: the state after it; `after_fence`, `after_number`: the state that it was made from, in the same
-    generation. `tiers`: per tier, the packed keys held afterwards and those not held. `names`: engine hashes and, behind all of them, their block
-    keys, packed; `nameless`: engine hashes that stand for no block any more; None where the owner does not tell. `sequence`: of the engine's
-    last batch in it, None where that is not told.
+    generation. `tiers`: per tier, the packed keys held afterwards and those not held. `hash_mapping`: engine hashes and, behind all of them, their
+    block keys, packed; `removed_hashes`: engine hashes that stand for no block any more; None where the owner does not tell. `sequence`: of the
+    engine's last batch in it, None where that is not told.
     """
 
     stream: str
@@ -145,24 +145,24 @@ class Entry(Struct, frozen=True, array_like=True):
     block_size: int | None
     cleared: bool = False
     tiers: tuple[tuple[bytes, bytes], ...] = ()
-    names: bytes | None = None
-    nameless: bytes | None = None
+    hash_mapping: bytes | None = None
+    removed_hashes: bytes | None = None
     sequence: int | None = None
 
 
-def pack_names(names: Names) -> tuple[bytes, bytes]:
-    """As `names` and `nameless` of an entry."""
-    return pack_keys((*names.keys, *names.keys.values())), pack_keys(names.gone)
+def pack_mapping(mapping: HashMapping) -> tuple[bytes, bytes]:
+    """As `hash_mapping` and `removed_hashes` of an entry."""
+    return pack_keys((*mapping.keys, *mapping.keys.values())), pack_keys(mapping.removed_hashes)
 
 
-def _names_of(entry: Entry) -> Names | None:
-    if entry.names is None or entry.nameless is None:
+def _mapping_of(entry: Entry) -> HashMapping | None:
+    if entry.hash_mapping is None or entry.removed_hashes is None:
         return None
-    packed = unpack_keys(entry.names)
+    packed = unpack_keys(entry.hash_mapping)
     half, odd = divmod(len(packed), 2)
     if odd:
         raise ValueError("each engine hash has a block key")
-    return Names(dict(zip(packed[:half], packed[half:], strict=True)), unpack_keys(entry.nameless))
+    return HashMapping(dict(zip(packed[:half], packed[half:], strict=True)), unpack_keys(entry.removed_hashes))
 
 
 def pack_tiers(touched: Iterable[dict[int, bool]]) -> tuple[tuple[bytes, bytes], ...]:
@@ -186,7 +186,7 @@ def change_of(entry: Entry) -> Change:
         touched = change.touched[tier]
         touched.update(dict.fromkeys(unpack_keys(held), True))
         touched.update(dict.fromkeys(unpack_keys(gone), False))
-    change.names = _names_of(entry)
+    change.hash_mapping = _mapping_of(entry)
     return change
 
 

@@ -16,7 +16,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from indexer.config.settings import Settings
-from indexer.core.change import Change, Names
+from indexer.core.change import Change, HashMapping
 from indexer.core.events import Tier
 from indexer.core.names import StreamKey
 from indexer.core.store import Point
@@ -34,7 +34,7 @@ from indexer.store.records import (
     encode_parked,
     encode_plain,
     encode_record,
-    pack_names,
+    pack_mapping,
     pack_tiers,
 )
 from indexer.store.scripts import Call, Word
@@ -204,9 +204,8 @@ class StreamWriter:
         before = self._next_number
         number = self._new_number()
         words, growth = self._words(touched)
-        change.names = self._names(touched) if self._settings.engine_hashes else None
-        names = 0 if change.names is None else len(change.names.keys) + len(change.names.gone)
-        is_large = max(sum(map(len, change.touched)), names) > ENTRY_BLOCKS_MAX
+        change.hash_mapping = self._mapping(touched) if self._settings.engine_hashes else None
+        is_large = max(sum(map(len, change.touched)), len(change.hash_mapping or ())) > ENTRY_BLOCKS_MAX
         entry = self._entry(Kind.RELOAD if is_large else Kind.CHANGE, self.generation, number, None if is_large else change)
         self._after = (self.fence, number)
         keys = [self.keys.state(self.key), self.keys.log, self.keys.streams, *self.keys.parts(self.key, self.generation)]
@@ -305,7 +304,9 @@ class StreamWriter:
         touched = state.track()
         words, _ = self._words(touched)
         self.expected = [len(self.hashes(part)) for part in range(len(PARTS))]
-        is_empty = not any(self.expected[tier] for tier in Tier)
+        # Hashes of removed blocks are part of the mapping: a follower that just dropped everything would not have them.
+        maps_removed = self._settings.engine_hashes and self.expected[REMOVED] > 0
+        is_empty = not maps_removed and not any(self.expected[tier] for tier in Tier)
         entry = self._entry(Kind.DROP if is_empty else Kind.RELOAD, generation, self._new_number(), None)
         self._after = (self.fence, self._next_number)
         old = [number for number in (*self.outdated, self.generation) if number is not None and number != generation]
@@ -363,17 +364,17 @@ class StreamWriter:
                 plain.append(encode_plain(engine_hash, block.copies, block.parent, block.key))
         return plain, gone
 
-    def _names(self, touched: Touched) -> Names:
-        """What became of these engine hashes, as it is now."""
-        state, keys, gone = self.stream.state, {}, []
+    def _mapping(self, touched: Touched) -> HashMapping:
+        """What these engine hashes stand for now."""
+        state, keys, removed_hashes = self.stream.state, {}, []
         for part in (*Tier, REMOVED):
             for engine_hash in touched[part]:
-                key = state.name_of(engine_hash)
+                key = state.mapped_key(engine_hash)
                 if key is None:
-                    gone.append(engine_hash)
+                    removed_hashes.append(engine_hash)
                 else:
                     keys[engine_hash] = key
-        return Names(keys, gone)
+        return HashMapping(keys, removed_hashes)
 
     def _limits(self) -> list[Word]:
         return [self._settings.log_entries_max, self._state_ttl_ms, self._blocks_ttl_ms, self._vouched_until_ms()]
@@ -389,12 +390,10 @@ class StreamWriter:
         tiers = () if change is None else pack_tiers(change.touched)
         cleared = change is not None and change.cleared
         trust = self.stream.point().trust
-        names, nameless = (None, None) if change is None or change.names is None else pack_names(change.names)
+        mapping, removed_hashes = (None, None) if change is None or change.hash_mapping is None else pack_mapping(change.hash_mapping)
         sequence = None if change is None else change.sequence
         after = self._after
-        return encode_entry(
-            Entry(self.name, kind, generation, self.fence, number, *after, trust, block_size, cleared, tiers, names, nameless, sequence)
-        )
+        return encode_entry(Entry(self.name, kind, generation, self.fence, number, *after, trust, block_size, cleared, tiers, mapping, removed_hashes, sequence))
 
 
 def merge(older: Change, newer: Change) -> None:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-from indexer.core.change import Change, Names
+from indexer.core.change import Change, HashMapping
 from indexer.core.events import Tier
 from indexer.core.names import Trust
 from indexer.core.stream_state import REMOVED
@@ -78,14 +78,14 @@ class Loading:
                 cursor, fields = await self._reader.blocks(name, cursor, PIECE_FIELDS)
                 change = Change()
                 change.touched[tier].update(dict.fromkeys(self._keys(fields.values()), True))
-                change.names = self._names(holding, fields)
+                change.hash_mapping = self._mapping(holding, fields)
                 holding.apply(change)
                 self._metrics.loaded_blocks.inc(len(fields))
                 if may_be_ambiguous:
                     claims.add(fields)
                 if not cursor:
                     break
-        if holding.names is not None:
+        if holding.hashes is not None:
             await self._read_removed(holding, names[REMOVED])
         if claims.ambiguous:
             change = Change()
@@ -99,18 +99,18 @@ class Loading:
         while not self._followed.must_load_again:
             cursor, fields = await self._reader.blocks(name, cursor, PIECE_FIELDS)
             change = Change()
-            change.names = self._names(holding, fields)
+            change.hash_mapping = self._mapping(holding, fields)
             holding.apply(change)
             if not cursor:
                 return
 
     @staticmethod
-    def _names(holding: Holding, fields: Mapping[bytes, bytes]) -> Names | None:
+    def _mapping(holding: Holding, fields: Mapping[bytes, bytes]) -> HashMapping | None:
         """Which block keys these fields' engine hashes stand for; None where nobody wants to know."""
-        if holding.names is None:
+        if holding.hashes is None:
             return None
         found = {decode_hash(field): keys_of_block(block)[:8] for field, block in fields.items() if len(block) >= BLOCK_BYTES_MIN}
-        return Names({name: int.from_bytes(key, "little") for name, key in found.items()}, [])
+        return HashMapping({engine_hash: int.from_bytes(key, "little") for engine_hash, key in found.items()}, [])
 
     def _keys(self, blocks: Iterable[bytes]) -> list[int]:
         """The block keys of these blocks. What is no block is counted and passed over."""

@@ -1,16 +1,16 @@
 """What one stream holds in an index, as a thing that can be put in its place, taken out and given back in pieces."""
 
 from indexer.core.change import Change
-from scorer_api.index.engine_hashes import NamedBlocks
+from scorer_api.index.engine_hashes import FollowedHashes
 from scorer_api.index.prefix_index import PrefixIndex
 
 
 class Holding:
     """A holder of its own in the index of its block size. The stream that it belongs to, if any, is the view's business."""
 
-    def __init__(self, indexes: dict[int, PrefixIndex], block_size: int, holder: int | None = None, names: NamedBlocks | None = None) -> None:
-        """`indexes`: block size → index, of one model; `holder`: one that is there already, else a new one; `names`: where engine hashes are kept."""
-        self.names = names
+    def __init__(self, indexes: dict[int, PrefixIndex], block_size: int, holder: int | None = None, hashes: FollowedHashes | None = None) -> None:
+        """`indexes`: block size → index, of one model. `holder`: one that is there, else a new one. `hashes`: where engine hashes are kept."""
+        self.hashes = hashes
         self.block_size = block_size
         self._indexes = indexes
         self._index = indexes.setdefault(block_size, PrefixIndex())
@@ -19,8 +19,8 @@ class Holding:
     def apply(self, change: Change) -> None:
         """Apply a change to what is held."""
         self._index.apply(self.holder, change)
-        if self.names is not None:
-            self.names.apply(change, self._index, self.holder)
+        if self.hashes is not None:
+            self.hashes.apply(change, self._index, self.holder)
 
     def give_back(self, blocks_max: int) -> bool:
         """Give back so many blocks at the most. Returns whether there are more; after the last one the holder is gone."""

@@ -17,7 +17,7 @@ from indexer.core.block_keys import TOKEN_BYTES, chain_keys, root_key
 from indexer.core.change import Change
 from indexer.core.events import Tier
 from indexer.core.names import StreamKey, Trust
-from scorer_api.index.engine_hashes import EngineHashes, KeyOf, NamedBlocks, keys_of
+from scorer_api.index.engine_hashes import EngineHashes, FollowedHashes, HashKeys, KeyOf, OwnedHashes
 from scorer_api.index.holding import Holding
 from scorer_api.index.loads import Loads
 from scorer_api.index.prefix_index import PrefixIndex, Step
@@ -88,7 +88,7 @@ class _StreamView(Struct):
     block_size: int | None = None
     holder: int | None = None
     has_other_seed: bool = False
-    names: NamedBlocks | None = None
+    hashes: HashKeys | None = None
 
     def trust_at(self, now_s: float) -> Trust:
         return self.trust if now_s < self.until_s or self.trust is Trust.EXPIRED else Trust.STALE
@@ -126,16 +126,16 @@ class View:
         self._models: dict[str, _Model] = {}
         self.loads = Loads()
         self.listener: Listener | None = None
-        self._keeps_names = settings.engine_hashes and source != EMBEDDED
-        self.names_of: Callable[[StreamKey], KeyOf | None] | None = None
-        """Where the streams run in this process: which blocks their engine hashes stand for. Else the view remembers that, if it is to."""
+        self._follows_hashes = settings.engine_hashes and source != EMBEDDED
+        self.mapped_key: Callable[[StreamKey], KeyOf | None] | None = None
+        """Where the streams run in this process: which block keys the engine hashes of a stream stand for."""
 
     # The store
 
     def open(self, stream: StreamKey) -> None:
         self.close(stream)
         model = self._models.setdefault(stream.model, _Model())
-        model.pods.setdefault(stream.pod, {})[stream.rank] = _StreamView(Removals(self._removals_max), names=self._new_names())
+        model.pods.setdefault(stream.pod, {})[stream.rank] = _StreamView(Removals(self._removals_max), hashes=self._new_hashes(stream))
 
     def append(self, stream: StreamKey, block_size: int, change: Change) -> None:
         model, view = self._find(stream)
@@ -148,8 +148,8 @@ class View:
         if self._removals_max:
             view.removals.note(change, index.held(view.holder, Tier.GPU) if change.cleared else ())
         index.apply(view.holder, change)
-        if view.names is not None:
-            view.names.apply(change, index, view.holder)
+        if view.hashes is not None:
+            view.hashes.apply(change, index, view.holder)
         if self.listener is not None:
             self.listener.appended(stream, change)
 
@@ -190,7 +190,7 @@ class View:
 
     def hold_apart(self, stream: StreamKey, block_size: int) -> Holding:
         """Room in the index for what a stream will hold: in no answer until it is exchanged for what the stream holds now."""
-        return Holding(self._find(stream)[0].indexes, block_size, names=self._new_names())
+        return Holding(self._find(stream)[0].indexes, block_size, hashes=FollowedHashes() if self._follows_hashes else None)
 
     def exchange(self, stream: StreamKey, new: Holding | None) -> Holding | None:
         """Let the stream hold this, or nothing. Returns what it held, which the caller gives back in pieces: it may be large."""
@@ -199,7 +199,7 @@ class View:
         if view.block_size is not None and view.holder is not None:
             held = Holding(model.indexes, view.block_size, view.holder)
         view.block_size, view.holder = (None, None) if new is None else (new.block_size, new.holder)
-        view.names = self._new_names() if new is None else new.names
+        view.hashes = self._new_hashes(stream) if new is None else new.hashes
         view.removals.forget()
         if self.listener is not None:
             self.listener.loaded(stream, lambda key: self.held(stream, (key,)) > 0)
@@ -213,12 +213,16 @@ class View:
         model = self._models[stream.model]
         return model, model.pods[stream.pod][stream.rank]
 
-    def _new_names(self) -> NamedBlocks | None:
-        return NamedBlocks() if self._keeps_names else None
+    def _new_hashes(self, stream: StreamKey) -> HashKeys | None:
+        """Of a stream that holds nothing; None where engine hashes cannot be asked by."""
+        if self._follows_hashes:
+            return FollowedHashes()
+        return OwnedHashes(lambda: None if self.mapped_key is None else self.mapped_key(stream)) if self.source == EMBEDDED else None
 
     def _drop(self, model: _Model, view: _StreamView) -> None:
         view.removals.forget()
-        view.names = self._new_names()
+        if isinstance(view.hashes, FollowedHashes):
+            view.hashes = FollowedHashes()
         if view.block_size is None or view.holder is None:
             return
         index = model.indexes[view.block_size]
@@ -325,12 +329,12 @@ class View:
 
     def why_no_hashes(self, model: str) -> str | None:
         """Why this model cannot be asked about by engine hashes, in words; None where it can. Raises KeyError for an unknown model."""
-        if self.names_of is not None:
+        if self.mapped_key is not None:
             return None
-        if not self._keeps_names:
+        if not self._follows_hashes:
             return "this service keeps no engine hashes: start it with --engine-hashes"
         pods = self._models[model].pods
-        partial = [pod for pod, ranks in pods.items() if any(view.names is not None and not view.names.is_whole for view in ranks.values())]
+        partial = [pod for pod, ranks in pods.items() if any(view.hashes is not None and not view.hashes.is_complete for view in ranks.values())]
         return f"the indexer of {partial[0]} does not log engine hashes: start indexers with --engine-hashes too" if partial else None
 
     def _score_hashes(self, asked: EngineHashes, model: _Model, pods: Mapping[str, Mapping[int, _StreamView]], now_s: float) -> list[PodScore]:
@@ -352,11 +356,7 @@ class View:
         """The walk of one stream by its own names."""
         if view.block_size is None or view.holder is None or isinstance(asked, Prompt):
             return None
-        if view.names is not None:
-            key_of: KeyOf | None = view.names.keys.get
-        else:
-            key_of = None if self.names_of is None else self.names_of(StreamKey(asked.model, pod, rank))
-        keys = [] if key_of is None else keys_of(asked.hashes, key_of)
+        keys = [] if view.hashes is None else view.hashes.keys_of(asked.hashes)
         index = model.indexes[view.block_size]
         return _Trace(index, index.walk(1 << view.holder, [keys]), keys)
 

@@ -31,7 +31,7 @@ def test_hashes_are_asked_for_where_they_are_kept() -> None:
     """In a view of its own process nobody keeps them: there is no service that has them."""
     view = View(Settings())
     view.open(StreamKey("m", "pod", 0))
-    view.names_of = lambda stream: {}.get
+    view.mapped_key = lambda stream: {}.get
     request = ScoreRequest("m", block_hashes=[1, "0000000000000002"])
     assert asyncio.run(asking(view).ask(request)) == Asked(request, "block_hashes", EngineHashes("m", [1, 2]))
 

@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from indexer.core.change import Change, Names
+from indexer.core.change import Change, HashMapping
 from indexer.core.events import Tier
-from scorer_api.index.engine_hashes import NamedBlocks, keys_of, normalised
+from scorer_api.index.engine_hashes import FollowedHashes, keys_of, normalised
 from scorer_api.index.prefix_index import PrefixIndex
 from tests.engine import Engine, cleared, removed, stored
 from tests.processes import api, ingest, serve
@@ -49,42 +49,42 @@ def test_keys_go_up_to_the_first_hash_that_is_not_known() -> None:
 def change(keys: dict[int, int] | None = None, gone: list[int] | None = None, *, tier: Tier = Tier.GPU, held: bool = True) -> Change:
     made = Change()
     made.touched[tier].update(dict.fromkeys((keys or {}).values(), held))
-    made.names = Names(keys or {}, gone or [])
+    made.hash_mapping = HashMapping(keys or {}, gone or [])
     return made
 
 
-def test_names_follow_changes() -> None:
-    index, names = PrefixIndex(), NamedBlocks()
+def test_the_mapping_follows_changes() -> None:
+    index, hashes = PrefixIndex(), FollowedHashes()
     holder = index.add_holder()
 
     def apply(made: Change) -> dict[int, int]:
         index.apply(holder, made)
-        names.apply(made, index, holder)
-        return names.keys
+        hashes.apply(made, index, holder)
+        return hashes._keys
 
     assert apply(change({1: 10, 2: 20})) == {1: 10, 2: 20}
     assert apply(change({3: 30}, [1])) == {2: 20, 3: 30}
     assert apply(change({3: 30}, tier=Tier.CPU)) == {2: 20, 3: 30}
     empty = change()
     empty.clear_gpu()
-    assert apply(empty) == {3: 30}, "what lies in a lower tier keeps its name"
-    assert names.is_whole
+    assert apply(empty) == {3: 30}, "the hash of what lies in a lower tier keeps its key"
+    assert hashes.is_complete
     reload = change({4: 40})
     reload.reload = True
     assert apply(reload) == {4: 40}
 
 
-def test_a_change_without_names_leaves_them_incomplete_where_it_adds_blocks() -> None:
-    index, names = PrefixIndex(), NamedBlocks()
+def test_a_change_without_a_mapping_leaves_it_incomplete_where_it_adds_blocks() -> None:
+    index, hashes = PrefixIndex(), FollowedHashes()
     holder = index.add_holder()
     gone = Change()
     gone.touched[Tier.GPU][10] = False
-    names.apply(gone, index, holder)
-    assert names.is_whole
+    hashes.apply(gone, index, holder)
+    assert hashes.is_complete
     added = Change()
     added.touched[Tier.GPU][10] = True
-    names.apply(added, index, holder)
-    assert not names.is_whole
+    hashes.apply(added, index, holder)
+    assert not hashes.is_complete
 
 
 # Over HTTP

@@ -1,0 +1,118 @@
+"""Engine hashes stand for the same block keys whether a stream runs in the scorer's process, is followed by the log or is loaded from Redis."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from indexer.config.settings import Settings
+from indexer.core.change import Change
+from indexer.core.events import Cleared, Event, Stored, Tier
+from indexer.core.names import StreamKey
+from scorer_api.following.follower import Follower
+from scorer_api.index.engine_hashes import EngineHashes
+from scorer_api.index.scoring import NO_MATCH
+from scorer_api.index.view import View
+from scorer_api.metrics import FollowerMetrics
+from tests.owner import SIZE, OwnedStream, owner_of, removed, settings_of, stored, until
+from tests.redis_server import RedisServer
+
+KEY = StreamKey("m", "a", 0)
+CHAINS = [*((engine_hash,) for engine_hash in range(1, 8)), (1, 2, 3)]
+CPU = Tier.CPU
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with RedisServer() as running:
+        yield running
+
+
+class BothModes:
+    """One owned stream, whose changes go to Redis and into a view of the same process."""
+
+    def __init__(self, settings: Settings, stream: OwnedStream) -> None:
+        self.stream = stream
+        self._settings = settings
+        self.embedded = View(Settings())
+        self.embedded.open(KEY)
+        self.embedded.mapped_key = lambda key: stream.state.mapped_key
+        self._append = stream._owner.store.append
+        stream._owner.store.append = self._append_to_both  # type: ignore[method-assign]  # the tee of this test
+
+    def _append_to_both(self, key: StreamKey, block_size: int, change: Change) -> None:
+        self.embedded.append(key, block_size, change)
+        self._append(key, block_size, change)
+
+    async def apply(self, *events: Event) -> None:
+        self.stream.apply(*events)
+        await self.stream.flushed()
+
+    async def lose(self) -> None:
+        """History was lost: the same engine goes on."""
+        self.stream.state.lose()
+        self.embedded.drop(KEY)
+        self.stream._owner.store.drop(KEY)
+        await self.stream.flushed()
+
+    async def agree(self, follower: View) -> tuple[set[int], int]:
+        """Wait until a scorer that follows answers as the embedded one, and see that one which loads does too.
+
+        Returns the hashes that match alone, and how many of the chain 1, 2, 3 match.
+        """
+        expected = answers(self.embedded)
+        await until(lambda: answers(follower) == expected, 10.0)
+        loading = View(self._settings, "redis")
+        async with Follower(self._settings, loading, FollowerMetrics(CollectorRegistry(), loading)) as late:
+            await until(lambda: late.is_settled)
+            assert answers(loading) == expected
+        return {chain[0] for chain, (blocks, _) in expected.items() if len(chain) == 1 and blocks}, expected[1, 2, 3][0]
+
+
+def answers(view: View) -> dict[tuple[int, ...], tuple[int, tuple[int, ...]]]:
+    """Matched blocks, and those by tier, for each chain of engine hashes."""
+    found = {}
+    for chain in CHAINS:
+        match = view.score(EngineHashes("m", chain))[0].ranks[0].match if view.has_model("m") else NO_MATCH
+        found[chain] = match.matched_blocks, match.tiers
+    return found
+
+
+def offloaded_run(last: int, blocks: int) -> Stored:
+    """A tier update: one hash on the cpu stands for a run of blocks that ends with its own."""
+    return Stored([last], None, b"", blocks * SIZE, CPU, None, None, True, 0, "full_attention")
+
+
+def test_all_modes_answer_the_same_for_engine_hashes(server: RedisServer) -> None:
+    settings = settings_of(server, engine_hashes=True)
+
+    async def scenario() -> None:
+        async with AsyncExitStack() as stack:
+            owner = await stack.enter_async_context(owner_of(settings))
+            view = View(settings, "redis")
+            modes = BothModes(settings, await owner.own(KEY))
+            await stack.enter_async_context(Follower(settings, view, FollowerMetrics(CollectorRegistry(), view)))
+
+            await modes.apply(stored([1, 2, 3], [1, 2, 3]))
+            assert await modes.agree(view) == ({1, 2, 3}, 3)
+            await modes.apply(stored([5], [1]), removed([1]))
+            assert await modes.agree(view) == ({2, 3, 5}, 0), "another hash holds what the removed one held, which stands for nothing"
+            await modes.apply(stored([1], [1]))
+            assert await modes.agree(view) == ({1, 2, 3, 5}, 3), "it is added again"
+            await modes.apply(offloaded_run(3, 3), removed([1, 2, 3, 5]))
+            assert await modes.agree(view) == ({1, 2, 3, 5}, 3), "the run covers the blocks of the removed hashes"
+            await modes.apply(stored([4], [1]), Cleared())
+            assert await modes.agree(view) == ({1, 2, 3, 4, 5}, 3), "a clear of the gpu leaves the run"
+            await modes.apply(removed([3], CPU))
+            assert await modes.agree(view) == (set(), 0)
+            await modes.apply(stored([6], [1]))
+            assert await modes.agree(view) == ({1, 4, 5, 6}, 1), "where blocks are offloaded, removed hashes stand for what they held"
+            await modes.apply(stored([1, 2, 3], [1, 2, 3]))
+            await modes.lose()
+            assert await modes.agree(view) == (set(), 0)
+            await modes.apply(offloaded_run(3, 3))
+            assert await modes.agree(view) == ({1, 2, 3, 4, 5, 6}, 3), "a lost stream's hashes are remembered"
+
+    asyncio.run(scenario())
