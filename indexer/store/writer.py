@@ -392,8 +392,8 @@ class StreamWriter:
         trust = self.stream.point().trust
         mapping, removed_hashes = (None, None) if change is None or change.hash_mapping is None else pack_mapping(change.hash_mapping)
         sequence = None if change is None else change.sequence
-        after = self._after
-        return encode_entry(Entry(self.name, kind, generation, self.fence, number, *after, trust, block_size, cleared, tiers, mapping, removed_hashes, sequence))
+        version = (generation, self.fence, number, *self._after)
+        return encode_entry(Entry(self.name, kind, *version, trust, block_size, cleared, tiers, mapping, removed_hashes, sequence))
 
 
 def merge(older: Change, newer: Change) -> None:
