@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scorer_api.explain": {"indexer.core", "scorer_api.index"},
     "scorer_api.routing": {"indexer.core", "indexer.engines", "indexer.config", "scorer_api.index", "scorer_api.metrics"},
     "scorer_api.tokens": {
-        *("indexer", "indexer.core", "indexer.wire", "indexer.engines", "indexer.config", "indexer.http"),
+        *("indexer", "indexer.core", "indexer.engines", "indexer.config", "indexer.http"),
         *("scorer_api.index", "scorer_api.metrics"),
     },
     "scorer_api.following": {
@@ -56,7 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("scorer_api.index", "scorer_api.metrics"),
     },
     "scorer_api.api": {
-        *("indexer", "indexer.core", "indexer.wire", "indexer.config", "indexer.streams", "indexer.http"),
+        *("indexer", "indexer.core", "indexer.config", "indexer.streams", "indexer.http"),
         *("scorer_api.index", "scorer_api.metrics", "scorer_api.explain", "scorer_api.routing", "scorer_api.tokens"),
     },
     "scorer_api.app": {
@@ -65,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "scorer_api.doctor": {"indexer", "indexer.wire", "indexer.receiving", "indexer.store"},
     "scorer_api.cli": {
-        *("indexer", "indexer.wire", "indexer.engines", "indexer.config", "indexer.store", "indexer.store.client", "indexer.http", "indexer.main"),
+        *("indexer", "indexer.core", "indexer.engines", "indexer.config", "indexer.store", "indexer.store.client", "indexer.http", "indexer.main"),
         *("indexer.simulation", "scorer_api.client", "scorer_api.routing", "scorer_api.app", "scorer_api.doctor"),
     },
     "scorer_api.__main__": {"scorer_api.cli"},

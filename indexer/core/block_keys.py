@@ -10,6 +10,8 @@ bytes behind them can only be extra keys. Engine hashes differ from release to r
 need only the tokens (docs/explanation/wire-format.md, "Engine hashes and block keys").
 """
 
+import sys
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from struct import Struct
@@ -87,3 +89,11 @@ def fold_extra_keys(own: Sequence[Any], salt: str | None) -> bytes:
     if not own and not salt:
         return b""
     return _canonical.encode([own, salt or None])
+
+
+def pack_tokens(token_ids: list[int]) -> bytes:
+    """Token ids as little-endian uint32. Raises OverflowError where one does not fit."""
+    packed = array("I", token_ids)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()

@@ -32,7 +32,7 @@ from indexer.receiving.replay import ReplayRequest
 from indexer.receiving.subscription import Context
 from indexer.store.records import Head
 from indexer.streams.applier import Applier
-from indexer.wire.decoder import split_frames, split_reply
+from indexer.wire.frames import split_frames, split_reply
 
 log = logging.getLogger(__name__)
 

@@ -3,17 +3,19 @@
 Array position 0 is the type. Fields that a release does not send have their defaults; UNSET tells "not sent" from "sent as nil".
 """
 
+from typing import Any
+
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 
 class SaltMap(Struct, gc=False):
-    """Where vLLM has the LoRA name, SGLang 0.5.18 and 0.5.19 have a map with the cache salt."""
+    """In the position where vLLM sends the LoRA name, SGLang 0.5.18 and 0.5.19 send a map with the cache salt."""
 
     cache_salt: str | None = None
 
 
-# Fields whose content nobody knows beforehand stay encoded (Raw): built into objects, they could take 80 times their bytes.
+# Fields of unknown content stay encoded (Raw): decoded into objects, they could take 80 times their bytes.
 class StoredArray(Struct, array_like=True, tag="BlockStored", gc=False):
     block_hashes: list[int | bytes]
     parent_block_hash: int | bytes | None
@@ -69,7 +71,7 @@ class ClearedMap(Struct, tag="AllBlocksCleared", gc=False):
     pass
 
 
-# The same types, refusing what they do not name: where one of these decodes a payload, nothing in it is unknown.
+# The same types without unknown fields: if one of these decodes a payload, nothing in it is unknown.
 class StoredArrayExact(StoredArray, tag="BlockStored", forbid_unknown_fields=True, gc=False):
     pass
 
@@ -143,9 +145,17 @@ decode_lenient_map_event = msgspec.msgpack.Decoder(StoredMap | RemovedMap | Clea
 decode_raw_list = msgspec.msgpack.Decoder(list[Raw]).decode
 decode_anything = msgspec.msgpack.Decoder().decode
 
-# What a decoder raises for bytes that are none of its type; text that is not UTF-8 is no DecodeError.
+# What a decoder raises for bytes that do not encode its type; text that is not UTF-8 raises no DecodeError.
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
 
 KNOWN_EVENTS = ("BlockStored", "BlockRemoved", "AllBlocksCleared")
 
 WireEvent = StoredArray | RemovedArray | ClearedArray | StoredMap | RemovedMap | ClearedMap
+
+
+def read_anything(raw: Raw | bytes) -> Any:
+    """Whatever this encodes; None also where it cannot be decoded."""
+    try:
+        return decode_anything(raw)
+    except (*UNREADABLE, ValueError, TypeError):
+        return None

@@ -6,11 +6,10 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from indexer.core.block_keys import TOKEN_BYTES, TOKEN_MAX, fold_extra_keys, read_extra_keys
+from indexer.core.block_keys import TOKEN_BYTES, TOKEN_MAX, fold_extra_keys, pack_tokens, read_extra_keys
 from indexer.errors import field_first
 from indexer.http.negotiation import JSON, MSGPACK
 from indexer.http.problems import Problem
-from indexer.wire.decoder import pack_tokens
 from scorer_api.api.schemas import ScoreRequest, ScoreRequestMsgpack
 from scorer_api.index.view import Prompt
 from scorer_api.tokens.wording import Wording

@@ -10,9 +10,9 @@ from typing import NamedTuple, cast
 import msgspec
 
 from indexer.config.auth_tokens import read_tokens as read_bearer_tokens
+from indexer.core.block_keys import pack_tokens
 from indexer.errors import SettingError
 from indexer.masking import masked
-from indexer.wire.decoder import pack_tokens
 from scorer_api.client import Asked, Client, ClientError, NoAnswerError, ProblemError
 
 TIMEOUT_S = 30.0

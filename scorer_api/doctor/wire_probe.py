@@ -14,7 +14,8 @@ import zmq.asyncio
 from indexer.errors import Refused
 from indexer.limits import ReplayLimits, WireLimits
 from indexer.receiving.replay import ReplayRequest
-from indexer.wire.decoder import WireDecoder, split_frames, split_reply
+from indexer.wire.decoder import WireDecoder
+from indexer.wire.frames import split_frames, split_reply
 from scorer_api.doctor.handshake import greet
 from scorer_api.doctor.seen import Handshake, Heard, Replied, SocketsSeen, StreamSeen
 from scorer_api.doctor.stream_checks import PUBLISHERS, ROUTER

@@ -15,14 +15,13 @@ from msgspec import Meta, Struct
 
 from indexer.config.auth_tokens import read_tokens
 from indexer.config.settings import Settings
-from indexer.core.block_keys import TOKEN_MAX
+from indexer.core.block_keys import TOKEN_MAX, pack_tokens
 from indexer.core.names import Trust
 from indexer.engines.api import EngineApi
 from indexer.engines.client import EngineClient, read_body
 from indexer.errors import IndexerError, SettingError
 from indexer.http.problems import Problem
 from indexer.masking import masked
-from indexer.wire.decoder import pack_tokens
 from scorer_api.index.view import View
 from scorer_api.metrics import TokenMetrics
 from scorer_api.tokens.wording import Wording

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from indexer.core.block_keys import pack_tokens
 from indexer.errors import SettingError
 from indexer.http.problems import Problem
-from indexer.wire.decoder import pack_tokens
 from scorer_api.tokens.wording import Wording
 
 try:

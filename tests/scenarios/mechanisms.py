@@ -16,7 +16,7 @@ from indexer.receiving.inbox import Inbox
 from indexer.receiving.subscription import Subscription
 from indexer.streams import stream
 from indexer.streams.stream import Outcome, Stream
-from indexer.wire.decoder import split_reply
+from indexer.wire.frames import split_reply
 
 Patch = pytest.MonkeyPatch
 
