@@ -7,6 +7,7 @@ from pathlib import Path
 
 from docs_site.commands import commands_section
 from docs_site.findings import findings_section
+from docs_site.imports import imports_table
 from docs_site.log_events import log_events_table
 from docs_site.metrics import metrics_section
 from docs_site.refusals import refusals_table
@@ -18,6 +19,7 @@ MARKER = re.compile(r"^<!-- generated: (.+) -->$", re.MULTILINE)
 PARTS: Mapping[str, Callable[[], str]] = {
     "commands": commands_section,
     "findings": findings_section,
+    "imports": imports_table,
     "log events": log_events_table,
     "metrics": metrics_section,
     "refusals": refusals_table,
