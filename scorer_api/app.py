@@ -13,15 +13,15 @@ from indexer.http.server import Part, Reconfigurable, Served
 from indexer.metrics import HttpMetrics, IndexerMetrics, RedisMetrics
 from indexer.ownership.embedded import Service
 from indexer.ownership.replica import SharedService
-from scorer_api.api import page, route_schemas
+from scorer_api.api import page
+from scorer_api.api.components import components
 from scorer_api.api.routes import make_router
-from scorer_api.api.schemas import components
 from scorer_api.following.fleet import Fleet
 from scorer_api.following.follower import Follower
 from scorer_api.index.view import View
 from scorer_api.metrics import FollowerMetrics, ScorerMetrics, TokenMetrics
 from scorer_api.tokens.engine_tokenizer import EngineTokenizer
-from scorer_api.tokens.texts import Texts, Tokenizer
+from scorer_api.tokens.resolver import Tokenizer, TokenResolver
 
 SUMMARY = "Tells any LLM router which pod already holds the longest prefix of a prompt."
 
@@ -59,19 +59,19 @@ def _served(
     settings: Settings, view: View, pods: Pods, registry: CollectorRegistry, parts: Sequence[Part], service: Reconfigurable | None = None
 ) -> Served:
     access = Access(settings, HttpMetrics(registry))
-    tokens = TokenMetrics(registry)
-    texts = Texts(settings, EngineTokenizer(settings, view, pods, tokens), _own_tokenizers(settings), tokens)
-    router = make_router(settings, view, pods, texts, ScorerMetrics(registry, view), registry, access)
-    described = components(*route_schemas.TYPES, requests=route_schemas.REQUESTS, allows_ipc=settings.engine_networks.allows_ipc)
+    token_metrics = TokenMetrics(registry)
+    token_resolver = TokenResolver(settings, EngineTokenizer(settings, view, pods, token_metrics), _local_tokenizers(settings), token_metrics)
+    router = make_router(settings, view, pods, token_resolver, ScorerMetrics(registry, view), registry, access)
+    described = components(allows_ipc=settings.engine_networks.allows_ipc)
     app = make_app(SUMMARY, router, described, settings, access, page.PATHS)
-    return Served(app, [*parts, texts], access, service)
+    return Served(app, [*parts, token_resolver], access, service)
 
 
-def _own_tokenizers(settings: Settings) -> dict[str, Tokenizer]:
+def _local_tokenizers(settings: Settings) -> dict[str, Tokenizer]:
     """Model → tokenizer. Raises SettingError."""
     folders = read_pairs(settings.tokenizer, "--tokenizer")
     if not folders:
         return {}
-    # What it needs takes every service a tenth of a second to import, and most want none.
+    # Imported here: its libraries take a tenth of a second, and most services need none of them.
     found: dict[str, Tokenizer] = import_module("scorer_api.tokens.local_tokenizer").read_tokenizers(folders, settings.tokenize_timeout_s)
     return found

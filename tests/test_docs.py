@@ -22,8 +22,9 @@ from scorer_api.client import ExplainAnswer, RouteAnswer, ScoreAnswer
 from scorer_api.doctor.kinds import KINDS
 from scorer_api.explain.hints import HintCode
 from scorer_api.explain.reasons import Reason
+from scorer_api.routing.pick import EXCLUSIONS
 from scorer_api.routing.policies import PICK_REASONS, POLICY_NAMES
-from scorer_api.routing.router import BLOCKS_OUTCOMES, WHYS
+from scorer_api.routing.speculative_scores import BLOCKS_OUTCOMES
 
 ROOT = Path(__file__).parent.parent
 
@@ -156,7 +157,7 @@ def test_every_reason_and_hint_of_an_explanation_is_there_and_no_other() -> None
 
 def test_every_word_of_a_pick_is_there(documentation: str) -> None:
     page = read_page("how-to/routing.md")
-    assert missing([*(f"`{word}`" for word in (*POLICY_NAMES, *PICK_REASONS, *WHYS))], page) == []
+    assert missing([*(f"`{word}`" for word in (*POLICY_NAMES, *PICK_REASONS, *EXCLUSIONS))], page) == []
     assert missing([f"`{word}`" for word in BLOCKS_OUTCOMES], documentation) == []
 
 

@@ -85,8 +85,8 @@ PURE = (
     ),
     *(f"indexer.engines.{name}" for name in ("spec", "networks", "load", "load_metrics")),
     *(f"indexer.store.{name}" for name in ("keyspace", "records", "clock", "condition")),
-    *("indexer.simulation.capture", "scorer_api.index", "scorer_api.explain", "scorer_api.tokens.wording", "scorer_api.tokens.cache"),
-    *(f"scorer_api.routing.{name}" for name in ("costs", "policies", "prompt_tree", "queues", "speculation")),
+    *("indexer.simulation.capture", "scorer_api.index", "scorer_api.explain", "scorer_api.tokens.tokenize_input", "scorer_api.tokens.cache"),
+    *(f"scorer_api.routing.{name}" for name in ("costs", "pick", "policies", "prompt_tree", "queues", "speculation", "speculative_scores", "router")),
     *(f"scorer_api.doctor.{name}" for name in ("kinds", "findings", "reply", "seen", "report")),
     *(f"scorer_api.doctor.{name}_checks" for name in ("service", "stream", "engine", "clock", "prompt", "probe", "redis")),
 )

@@ -12,11 +12,11 @@ from prometheus_client import CollectorRegistry
 from indexer.config.settings import Settings
 from indexer.engines.api import EngineApi
 from scorer_api.api.adapters import Adapters
-from scorer_api.api.resolve import Asking
+from scorer_api.api.resolve import RequestResolver
 from scorer_api.index.view import View
 from scorer_api.metrics import TokenMetrics
 from scorer_api.tokens.engine_tokenizer import EngineTokenizer
-from scorer_api.tokens.texts import Texts
+from scorer_api.tokens.resolver import TokenResolver
 
 Reply = Callable[[dict[str, Any]], "tuple[int, bytes] | Awaitable[tuple[int, bytes]]"]
 
@@ -128,7 +128,7 @@ class _Nobody:
         return set()
 
 
-def asking(view: View) -> Asking:
-    """What requests with tokens of their own need."""
+def request_resolver(view: View) -> RequestResolver:
+    """A resolver of requests that need no engine."""
     settings, metrics = Settings(), TokenMetrics(CollectorRegistry())
-    return Asking(view, Texts(settings, EngineTokenizer(settings, view, _Nobody(), metrics), {}, metrics), Adapters({}, _Nobody()))
+    return RequestResolver(view, TokenResolver(settings, EngineTokenizer(settings, view, _Nobody(), metrics), {}, metrics), Adapters({}, _Nobody()))

@@ -1,1 +1,1 @@
-"""The HTTP API: requests from their bytes to the bytes of their answers."""
+"""The HTTP API of scorers: decode a request, resolve its tokens, answer it from the prefix index, encode the answer."""

@@ -1,35 +1,68 @@
-"""A batch of requests, parted into its requests: each is decoded by itself later, so that a bad one spoils nothing."""
+"""Answers batches of score requests. Each is counted by its own outcome."""
 
-import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType, defstruct
+import asyncio
+import logging
+import time
 
-from indexer.http.negotiation import JSON, MSGPACK
-from indexer.http.problems import Problem
-from scorer_api.api.schemas import BATCH_REQUESTS_MAX
+from msgspec import Raw
 
-# A place for each request and one more, by which too many are known: what a body has beyond that is read over, and takes no memory.
-_PLACES = [f"request_{number}" for number in range(BATCH_REQUESTS_MAX + 1)]
-_Requests = defstruct("_Requests", [(place, Raw | UnsetType, UNSET) for place in _PLACES], array_like=True)
+from indexer.http.negotiation import encode
+from indexer.http.problems import Problem, details_of
+from scorer_api.api.decode import decode_score, split_batch
+from scorer_api.api.outcomes import count_failures
+from scorer_api.api.resolve import RequestResolver
+from scorer_api.api.schemas import BatchAnswer, BatchProblem
+from scorer_api.api.score import ScoreHandler
+from scorer_api.metrics import ScorerMetrics
+
+log = logging.getLogger(__name__)
+
+# Requests of one batch that are in progress at the same time, so that those whose tokens an engine has to find wait for them together.
+CONCURRENT_MAX = 8
 
 
-class _Batch(Struct, forbid_unknown_fields=True):
-    requests: _Requests  # type: ignore[valid-type]  # made of as many fields as there may be requests
+class BatchHandler:
+    """Answers `POST /v1/score/batch`."""
 
+    def __init__(self, scores: ScoreHandler, resolver: RequestResolver, metrics: ScorerMetrics) -> None:
+        self._scores = scores
+        self._resolver = resolver
+        self._metrics = metrics
 
-_DECODE = {JSON: msgspec.json.Decoder(_Batch).decode, MSGPACK: msgspec.msgpack.Decoder(_Batch).decode}
+    async def answer(self, body: bytes, media_type: str, accepted: str) -> bytes:
+        """The encoded answers, in the order of the requests. Raises Problem for a body that is not a batch."""
+        requests = split_batch(body, media_type)
+        answers = [b""] * len(requests)
+        remaining = iter(enumerate(requests))
+        turn = asyncio.Lock()
 
+        async def work() -> None:
+            for number, request in remaining:
+                answers[number] = await self._answer_in_turn(request, media_type, accepted, turn)
 
-def split(body: bytes, media_type: str) -> list[bytes]:
-    """The requests of a batch, still encoded. Raises Problem 400 for what is not JSON or msgpack, 422 for what is, and no batch."""
-    try:
-        batch = _DECODE[media_type](body)
-    except msgspec.ValidationError as error:
-        raise Problem(422, f"{error}; the body should be an object with requests, a list of score requests") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Problem(400, f"the body is not valid {media_type}: {error}") from None
-    except RecursionError:
-        raise Problem(400, "the body is nested too deeply") from None
-    found = [bytes(raw) for place in _PLACES if (raw := getattr(batch.requests, place)) is not UNSET]
-    if len(found) > BATCH_REQUESTS_MAX:
-        raise Problem(422, f"requests: there are more than {BATCH_REQUESTS_MAX}; send at most so many at once")
-    return found
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(min(CONCURRENT_MAX, len(requests))):
+                tasks.create_task(work(), name=f"batch {number}")
+        return encode(BatchAnswer(list(map(Raw, answers))), accepted)
+
+    async def _answer_in_turn(self, body: bytes, media_type: str, accepted: str, turn: asyncio.Lock) -> bytes:
+        """One encoded answer or problem. Each step holds the turn and then yields: a batch blocks the event loop for one step at most."""
+        try:
+            with count_failures(self._metrics.requests):
+                async with turn:
+                    started_s = time.perf_counter()
+                    request = decode_score(body, media_type)
+                    decode_s = time.perf_counter() - started_s
+                    await asyncio.sleep(0)
+                resolving_s = time.perf_counter()
+                resolved = await self._resolver.resolve(request)
+                self._scores.observe_decode(resolved, decode_s, resolving_s)
+                async with turn:
+                    answer = self._scores.encoded_answer(resolved, accepted)
+                    await asyncio.sleep(0)
+                return answer
+        except Problem as problem:
+            return encode(BatchProblem(details_of(problem.status, problem.detail)), accepted)
+        except Exception:
+            log.exception("request of a batch failed")
+            return encode(BatchProblem(details_of(500, "an internal error; the service's log says more")), accepted)

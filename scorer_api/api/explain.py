@@ -1,11 +1,9 @@
-"""Requests for explanations, from their bytes to the bytes of their answers. What they cost is paid here: a score does none of it."""
+"""Answers requests for explanations. All that an explanation costs is spent here: a score does none of it."""
 
 import sys
 import time
 from array import array
 from collections.abc import Sequence
-
-from msgspec import UNSET
 
 from indexer.core.block_keys import TOKEN_BYTES
 from indexer.core.stream_state import ADAPTERS_MAX
@@ -13,67 +11,67 @@ from indexer.http.negotiation import encode
 from indexer.http.routes import Pods
 from indexer.streams.stream import StreamStatus
 from scorer_api.api.adapters import Adapters
-from scorer_api.api.decode import decode
-from scorer_api.api.resolve import Asked, Asking, unknown_model
+from scorer_api.api.decode import decode_score
+from scorer_api.api.outcomes import count_failures
+from scorer_api.api.resolve import RequestResolver, ResolvedRequest, unknown_model
 from scorer_api.api.schemas import ExplainAnswer, ViewAnswer
-from scorer_api.api.score import counted, length_of
 from scorer_api.explain.hints import hints
 from scorer_api.explain.reasons import PodLoad, PromptSeen, StreamSeen, about, explained
 from scorer_api.index.view import EMBEDDED, Prompt, View
 from scorer_api.metrics import ScorerMetrics
 
 
-class Explanations:
-    """Says why pods match as they do. `pods`: where what is known of their streams comes from. `load_max_age_s`: an older load is unknown."""
+class ExplainHandler:
+    """Answers `POST /v1/explain`. `pods`: the status of their streams. `load_max_age_s`: an older load counts as unknown."""
 
-    def __init__(self, view: View, asking: Asking, pods: Pods, adapters: Adapters, metrics: ScorerMetrics, load_max_age_s: float) -> None:
+    def __init__(self, view: View, resolver: RequestResolver, pods: Pods, adapters: Adapters, metrics: ScorerMetrics, load_max_age_s: float) -> None:
         self._view = view
-        self._asking = asking
+        self._resolver = resolver
         self._pods = pods
         self._adapters = adapters
         self._metrics = metrics
         self._load_max_age_s = load_max_age_s
 
-    async def explain(self, body: bytes, media_type: str, accepted: str) -> bytes:
-        """The explanation of one request. Raises Problem."""
-        with counted(self._metrics.explanations):
-            content = encode(self._explain(await self._asking.ask(decode(body, media_type))), accepted)
+    async def answer(self, body: bytes, media_type: str, accepted: str) -> bytes:
+        """The encoded explanation for one request. Raises Problem."""
+        with count_failures(self._metrics.explanations):
+            resolved = await self._resolver.resolve(decode_score(body, media_type))
+            content = encode(self._explain(resolved), accepted)
         self._metrics.explanations["answered"].inc()
         return content
 
-    def _explain(self, asked: Asked) -> ExplainAnswer:
-        request, model = asked.request, asked.prompt.model
+    def _explain(self, resolved: ResolvedRequest) -> ExplainAnswer:
+        request, model = resolved.request, resolved.prompt.model
         try:
-            seen = self._view.trace(asked.prompt)
+            pods_seen = self._view.trace(resolved.prompt)
             counts = self._view.asked(model)
         except KeyError:
             raise unknown_model(model) from None
         statuses = [(pod.pod, status) for pod in self._pods.pods() if pod.model == model for status in pod.streams]
         streams = [self._stream_seen(pod, status) for pod, status in statuses]
-        length = length_of(asked, seen[0].ranks[0].block_size if seen else None)
-        prompt = _prompt_seen(asked, length, [status for _, status in statuses], self._adapters.of(model), *counts)
-        of_pod: dict[str, dict[int, StreamSeen]] = {}
+        tokens = resolved.tokens(pods_seen[0].ranks[0].block_size if pods_seen else None)
+        prompt = _prompt_seen(resolved, tokens, [status for _, status in statuses], self._adapters.of_model(model), *counts)
+        streams_by_pod: dict[str, dict[int, StreamSeen]] = {}
         for stream in streams:
-            of_pod.setdefault(stream.pod, {})[stream.rank] = stream
-        wanted = [pod for pod in seen if request.pods is None or pod.pod in request.pods]
-        known = {pod.pod for pod in seen}
+            streams_by_pod.setdefault(stream.pod, {})[stream.rank] = stream
+        requested = [pod for pod in pods_seen if request.pods is None or pod.pod in request.pods]
         return ExplainAnswer(
             model=request.model,
-            tokens=prompt.tokens,
-            source=asked.source,
-            pods=[explained(pod, prompt, of_pod.get(pod.pod, {}), self._load(model, pod.pod)) for pod in wanted[: request.limit]],
-            about=about(seen, streams, prompt),
-            hints=hints(seen, streams, prompt),
+            tokens=tokens,
+            source=resolved.source,
+            pods=[explained(pod, prompt, streams_by_pod.get(pod.pod, {}), self._load(model, pod.pod)) for pod in requested[: request.limit]],
+            about=about(pods_seen, streams, prompt),
+            hints=hints(pods_seen, streams, prompt),
             view=ViewAnswer(self._view.source, self._view.age_s),
-            unknown_pods=UNSET if request.pods is None else [pod for pod in dict.fromkeys(request.pods) if pod not in known],
+            unknown_pods=resolved.unknown_pods({pod.pod for pod in pods_seen}),
         )
 
     def _load(self, model: str, pod: str) -> PodLoad | None:
-        """Read, and nothing else: whoever asks why sends nothing anywhere."""
-        found = self._view.loads.get(model, pod)
-        if found is None:
+        """The pod's last known load. An explanation never asks an engine."""
+        known = self._view.loads.get(model, pod)
+        if known is None:
             return None
-        load, at_s = found
+        load, at_s = known
         age_s = time.monotonic() - at_s
         return None if age_s > self._load_max_age_s else PodLoad(load.running, load.waiting, load.kv_usage, round(age_s, 3))
 
@@ -96,12 +94,14 @@ class Explanations:
         )
 
 
-def _prompt_seen(asked: Asked, length: int, statuses: Sequence[StreamStatus], adapters: Sequence[str], prompts: int, unmatched: int) -> PromptSeen:
+def _prompt_seen(
+    resolved: ResolvedRequest, tokens: int, statuses: Sequence[StreamStatus], adapters: Sequence[str], prompts: int, unmatched: int
+) -> PromptSeen:
     return PromptSeen(
-        source=asked.source,
-        tokens=length,
-        highest_token=_highest(asked.prompt.tokens) if isinstance(asked.prompt, Prompt) else None,
-        lora_name=asked.prompt.lora_name if isinstance(asked.prompt, Prompt) else None,
+        source=resolved.source,
+        tokens=tokens,
+        highest_token=_highest_token(resolved.prompt.tokens) if isinstance(resolved.prompt, Prompt) else None,
+        lora_name=resolved.prompt.lora_name if isinstance(resolved.prompt, Prompt) else None,
         adapters=frozenset(adapters),
         knows_adapters=all(len(status.adapters) < ADAPTERS_MAX for status in statuses),
         asked=prompts,
@@ -109,7 +109,7 @@ def _prompt_seen(asked: Asked, length: int, statuses: Sequence[StreamStatus], ad
     )
 
 
-def _highest(tokens: bytes) -> int | None:
+def _highest_token(tokens: bytes) -> int | None:
     packed = array("I", tokens[: len(tokens) // TOKEN_BYTES * TOKEN_BYTES])
     if sys.byteorder == "big":
         packed.byteswap()

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of the routes that answer from the prefix index, beyond their names."""
+"""The bodies and responses of the routes that answer from the prefix index, for the OpenAPI document."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The page at /ui. Its files hold no data: a script among them asks the service for it, as any other client does."""
+"""The page at /ui. Its files contain no data: its script asks the service, like any other client."""
 
 from importlib.resources import files
 
@@ -7,12 +7,12 @@ from fastapi import APIRouter, Response
 FOLDER = files("scorer_api.api") / "ui"
 PAGE = "index.html"
 MEDIA_TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
-BESIDE = ("style.css", "icon.svg", "main.js", "service.js", "dom.js", "pods.js", "chart.js", "answer.js")
-FILES = {"/ui": PAGE} | {f"/ui/{name}": name for name in BESIDE}
+ASSETS = ("style.css", "icon.svg", "main.js", "service.js", "dom.js", "pods.js", "chart.js", "answer.js")
+FILES = {"/ui": PAGE} | {f"/ui/{name}": name for name in ASSETS}
 PATHS = frozenset(FILES)
-"""Who opens a page in a browser can give no token with that, so these need none."""
+"""These need no token: a browser sends none when it opens a page."""
 
-# Nothing but what is here can be loaded, run, asked or framed; and no text can become markup or script, whatever the script does with it.
+# The page can load, run and ask nothing but this service, and cannot be framed. Trusted Types keep text from becoming markup or script.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
@@ -23,13 +23,13 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
-    # After an upgrade the files have to fit each other.
+    # After an upgrade, files of both versions must not be mixed.
     "Cache-Control": "no-store",
 }
 
 
 def add_page(router: APIRouter) -> None:
-    """Add it to the router of a role that answers scores."""
+    """Add the page to the router of a role that answers scores."""
     for path, name in FILES.items():
         _add_file(router, path, FOLDER.joinpath(name).read_bytes(), MEDIA_TYPES[name.rpartition(".")[2]])
 

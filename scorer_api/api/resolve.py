@@ -1,45 +1,57 @@
-"""What a decoded request asks of the view, wherever its tokens come from. Scores, batches and explanations all ask in this way."""
+"""Resolves a decoded request: finds its tokens, wherever they come from, and what is looked up in the prefix index."""
 
-from msgspec import UNSET, Struct
+from collections.abc import Collection
+
+from msgspec import UNSET, Struct, UnsetType
 
 from indexer.http.problems import Problem
 from scorer_api.api.adapters import Adapters
-from scorer_api.api.decode import prompt_of, wording_of
+from scorer_api.api.prompt import prompt_of, tokenize_input_of
 from scorer_api.api.schemas import SOURCES, ScoreRequest
 from scorer_api.index.engine_hashes import EngineHashes, normalised
 from scorer_api.index.view import Prompt, View
-from scorer_api.tokens.texts import Texts
+from scorer_api.tokens.resolver import TokenResolver
 
 
-class Asked(Struct, frozen=True):
-    """A request, and what is looked for. `source`: the field that its tokens came from, one of SOURCES."""
+class ResolvedRequest(Struct, frozen=True):
+    """A request, and the prompt to look up. `source`: the field that its tokens came from, one of SOURCES."""
 
     request: ScoreRequest
     source: str
     prompt: Prompt | EngineHashes
 
+    def tokens(self, block_size: int | None) -> int:
+        """The prompt's length in tokens. `block_size`: the best pod's, None if unknown; each engine hash counts as that many tokens."""
+        return self.prompt.length if isinstance(self.prompt, Prompt) else len(self.prompt.hashes) * (block_size or 0)
 
-class Asking:
-    """Holds what it takes to find out what a request asks for."""
+    def unknown_pods(self, known: Collection[str]) -> list[str] | UnsetType:
+        """The requested pods that are not known, each once; UNSET if the request names no pods."""
+        if self.request.pods is None:
+            return UNSET
+        return [pod for pod in dict.fromkeys(self.request.pods) if pod not in known]
 
-    def __init__(self, view: View, texts: Texts, adapters: Adapters) -> None:
+
+class RequestResolver:
+    """Resolves the requests of all routes: for scores, batches, explanations and picks."""
+
+    def __init__(self, view: View, tokens: TokenResolver, adapters: Adapters) -> None:
         self._view = view
-        self._texts = texts
+        self._tokens = tokens
         self._adapters = adapters
 
-    async def ask(self, request: ScoreRequest) -> Asked:
-        """Raises Problem where it asks for nothing that there could be."""
+    async def resolve(self, request: ScoreRequest) -> ResolvedRequest:
+        """Raises Problem: 404 for an unknown model, 422 for values that do not fit together, 501 or 502 where there are no tokens or hashes."""
         source = source_of(request)
-        # What is looked for is the base model's; the answer says what was asked.
-        meant = request if self._view.has_model(request.model) else self._adapters.resolved(request)
+        # The base model is looked up; the answer repeats the model of the request.
+        of_base = request if self._view.has_model(request.model) else self._adapters.with_base_model(request)
         if source == "block_hashes":
-            return Asked(request, source, self._hashes_of(meant))
-        wording = wording_of(meant)
+            return ResolvedRequest(request, source, self._hashes_of(of_base))
+        tokenize_input = tokenize_input_of(of_base)
         if source == "token_ids":
-            return Asked(request, source, prompt_of(meant))
-        if not self._view.has_model(meant.model):
-            raise unknown_model(meant.model)
-        return Asked(request, source, prompt_of(meant, await self._texts.tokens(meant.model, wording)))
+            return ResolvedRequest(request, source, prompt_of(of_base))
+        if not self._view.has_model(of_base.model):
+            raise unknown_model(of_base.model)
+        return ResolvedRequest(request, source, prompt_of(of_base, await self._tokens.resolve(of_base.model, tokenize_input)))
 
     def _hashes_of(self, request: ScoreRequest) -> EngineHashes:
         try:
@@ -49,21 +61,20 @@ class Asking:
         try:
             why_not = self._view.why_no_hashes(request.model)
         except KeyError:
-            return hashes  # that there is no such model is said by whoever looks
+            return hashes  # the look-up that follows reports the unknown model
         if why_not is not None:
             raise Problem(501, f"block_hashes: {why_not}; or ask with token_ids")
         return hashes
 
 
 def source_of(request: ScoreRequest) -> str:
-    """The one source of tokens that a request has. Raises Problem 422 where it has none or several."""
+    """The one field that gives the request's tokens. Raises Problem 422 if there is none, or more than one."""
     given = [name for name in SOURCES if getattr(request, name) not in (None, UNSET)]
     if len(given) == 1:
         return given[0]
-    allowed = SOURCES[0] if len(SOURCES) == 1 else f"exactly one of {', '.join(SOURCES)}"
-    raise Problem(422, f"the prompt should be given as {allowed}, not as {' and '.join(given) or 'none of them'}")
+    raise Problem(422, f"the prompt should be given as exactly one of {', '.join(SOURCES)}, not as {' and '.join(given) or 'none of them'}")
 
 
 def unknown_model(model: str) -> Problem:
-    """There is no such model."""
+    """The problem for a model that no pod is registered for."""
     return Problem(404, f"model: {model!r} is not known; it is once a pod of it is registered, see /v1/models")

@@ -1,56 +1,50 @@
-"""Requests for a pick, from their bytes to the bytes of their answers."""
+"""Answers requests for a pick."""
 
 import time
 
-import msgspec
-
-from indexer.errors import field_first
-from indexer.http.negotiation import JSON, MSGPACK, encode
+from indexer.http.negotiation import encode
 from indexer.http.problems import Problem
-from scorer_api.api.decode import decode_as, decoders
-from scorer_api.api.resolve import Asked, Asking, unknown_model
-from scorer_api.api.route_schemas import DoneAnswer, DoneRequest, RouteAnswer, RouteRequest, RouteRequestMsgpack
+from scorer_api.api.decode import decode_done, decode_route
+from scorer_api.api.resolve import RequestResolver, ResolvedRequest, unknown_model
+from scorer_api.api.route_schemas import DoneAnswer, RouteAnswer, RouteRequest
 from scorer_api.api.schemas import ViewAnswer
-from scorer_api.api.score import length_of, unknown_pods
 from scorer_api.index.view import View
 from scorer_api.routing.metrics import RouteMetrics
-from scorer_api.routing.router import NoPodError, Picked, Router, UnknownModelError, Wanted
+from scorer_api.routing.pick import NoPodError, Pick, PickRequest, UnknownModelError
+from scorer_api.routing.router import Router
 
-# Whoever was told that there is no pod may ask again so soon.
+# When to ask again after an answer that no pod can be picked.
 RETRY_AFTER_S = 1
 
-ROUTE = decoders(RouteRequest, RouteRequestMsgpack)
-_DECODE_DONE = {JSON: msgspec.json.Decoder(DoneRequest).decode, MSGPACK: msgspec.msgpack.Decoder(DoneRequest).decode}
 
+class RouteHandler:
+    """Answers `POST /v1/route` and `POST /v1/route/done` with the router's picks."""
 
-class RouteAnswers:
-    """Answers with picks of the router."""
-
-    def __init__(self, view: View, asking: Asking, router: Router, metrics: RouteMetrics) -> None:
+    def __init__(self, view: View, resolver: RequestResolver, router: Router, metrics: RouteMetrics) -> None:
         self._view = view
-        self._asking = asking
+        self._resolver = resolver
         self._router = router
         self._metrics = metrics
 
-    async def route(self, body: bytes, media_type: str, accepted: str) -> bytes:
-        """The answer to one request. Raises Problem."""
-        began_s = time.perf_counter()
-        request = decode_as(body, media_type, ROUTE)
+    async def answer(self, body: bytes, media_type: str, accepted: str) -> bytes:
+        """The encoded answer to one request. Raises Problem."""
+        started_s = time.perf_counter()
+        request = decode_route(body, media_type)
         if request.policy == "session" and request.session_id is None:
             raise Problem(422, "session_id: the policy session needs one")
-        asked = await self._asking.ask(request)
+        resolved = await self._resolver.resolve(request)
         decoded_s = time.perf_counter()
-        picked = self._pick(asked, request)
+        pick = self._pick(resolved, request)
         picked_s = time.perf_counter()
-        content = encode(_answer(request, length_of(asked, picked.block_size), picked, ViewAnswer(self._view.source, self._view.age_s)), accepted)
-        self._metrics.seconds["decode"].observe(decoded_s - began_s)
+        content = encode(self._answer(resolved, pick), accepted)
+        self._metrics.seconds["decode"].observe(decoded_s - started_s)
         self._metrics.seconds["pick"].observe(picked_s - decoded_s)
         self._metrics.seconds["encode"].observe(time.perf_counter() - picked_s)
-        self._metrics.picked(picked)
+        self._metrics.picked(pick)
         return content
 
-    def _pick(self, asked: Asked, request: RouteRequest) -> Picked:
-        wanted = Wanted(
+    def _pick(self, resolved: ResolvedRequest, request: RouteRequest) -> Pick:
+        pick_request = PickRequest(
             None if request.pods is None else frozenset(request.pods),
             frozenset(request.exclude or ()),
             request.policy,
@@ -59,31 +53,34 @@ class RouteAnswers:
             request.include_speculative,
         )
         try:
-            return self._router.pick(asked.prompt, wanted, time.monotonic())
+            return self._router.pick(resolved.prompt, pick_request, time.monotonic())
         except UnknownModelError:
-            raise unknown_model(asked.prompt.model) from None
+            raise unknown_model(resolved.prompt.model) from None
         except NoPodError as error:
             raise Problem(503, str(error), retry_after_s=RETRY_AFTER_S) from None
 
+    def _answer(self, resolved: ResolvedRequest, pick: Pick) -> RouteAnswer:
+        order, reasons = pick.order, pick.reasons
+        if resolved.request.limit is not None:
+            order = order[: resolved.request.limit]
+            reasons = {pod: reasons[pod] for pod in order}
+        return RouteAnswer(
+            model=resolved.request.model,
+            tokens=resolved.tokens(pick.block_size),
+            id=pick.id,
+            pod=order[0],
+            rank=pick.rank,
+            fallbacks=order[1:],
+            policy=pick.policy,
+            picked_for=pick.picked_for,
+            reason=reasons,
+            view=ViewAnswer(self._view.source, self._view.age_s),
+            unknown_pods=resolved.unknown_pods(pick.reasons),
+        )
+
     def done(self, body: bytes, media_type: str, accepted: str) -> bytes:
-        """Take a request back. Raises Problem for what is no such request; an id that does not count here is none."""
-        try:
-            request = _DECODE_DONE[media_type](body)
-        except msgspec.ValidationError as error:
-            raise Problem(422, field_first(str(error))) from None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Problem(400, f"the body is not valid {media_type}: {error}") from None
+        """Forget a routed request. Raises Problem for a body of another shape, not for an id that is unknown here."""
+        request = decode_done(body, media_type)
         is_known = self._router.done(request.id)
-        self._metrics.told_done(is_known=is_known)
+        self._metrics.note_done(is_known=is_known)
         return encode(DoneAnswer(request.id, is_known), accepted)
-
-
-def _answer(request: RouteRequest, tokens: int, picked: Picked, seen: ViewAnswer) -> RouteAnswer:
-    order, reasons = picked.order, picked.reasons
-    if request.limit is not None:
-        order = order[: request.limit]
-        reasons = {pod: reasons[pod] for pod in order}
-    answer = RouteAnswer(request.model, tokens, picked.name, order[0], picked.rank, order[1:], picked.policy, picked.picked_for, reasons, seen)
-    if request.pods is None:
-        return answer
-    return msgspec.structs.replace(answer, unknown_pods=unknown_pods(request.pods, picked.reasons))

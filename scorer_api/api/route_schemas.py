@@ -1,12 +1,12 @@
-"""What requests about picks, and their answers, look like."""
+"""The types of requests for picks, and of their answers."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from scorer_api.api.schemas import ScoreRequest, Text, ViewAnswer
+from scorer_api.routing.pick import PodReason
 from scorer_api.routing.policies import PickReason, PolicyName
-from scorer_api.routing.router import PodReason
 
 OUTPUT_TOKENS_MAX = 10**7
 
@@ -56,7 +56,3 @@ class DoneAnswer(Struct, frozen=True):
 
     id: str
     known: bool
-
-
-TYPES: tuple[Any, ...] = (RouteRequest, RouteAnswer, DoneRequest, DoneAnswer)
-REQUESTS = ("RouteRequest",)

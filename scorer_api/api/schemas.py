@@ -1,13 +1,11 @@
-"""What requests about scores and models, and their answers, look like."""
+"""The types of requests for scores, batches, explanations and models, and of their answers."""
 
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from indexer.core.block_keys import TOKEN_MAX
 from indexer.core.names import Trust
-from indexer.http import schemas
 from indexer.http.problems import ProblemDetails
 from scorer_api.explain.hints import Hint
 from scorer_api.explain.reasons import About, PodExplained
@@ -143,76 +141,3 @@ class ModelsAnswer(Struct, frozen=True):
     """Every known model."""
 
     models: list[ModelAnswer]
-
-
-HASH = {"type": "integer", "minimum": 0, "maximum": 2**64 - 1}
-_OBJECTS = {"type": "array", "items": {"type": "object"}}
-CHAT: dict[str, Any] = {
-    "messages": {
-        "anyOf": [{**_OBJECTS, "examples": [[{"role": "user", "content": "Hello"}]]}, {"type": "null"}],
-        "description": "The chat, as the engine's chat completions take it; its chat template makes a prompt of it.",
-        "default": None,
-    },
-    "tools": {"anyOf": [_OBJECTS, {"type": "null"}], "description": "The tools of the chat.", "default": None},
-    "chat_template_kwargs": {"anyOf": [{"type": "object"}, {"type": "null"}], "description": "More for the chat template.", "default": None},
-}
-EXTRA_KEY = [{"type": "string"}, {"type": "integer", "minimum": -(2**63), "maximum": 2**64 - 1}]
-
-
-def components(*more: Any, requests: Sequence[str] = (), allows_ipc: bool) -> dict[str, Any]:
-    """The JSON schemas of these, of `more` and of the common types, by name, for the OpenAPI document.
-
-    `requests`: those of `more` that are score requests too. `allows_ipc`: whether a pod may be at ipc://.
-    """
-    found = schemas.components(ScoreRequest, ScoreAnswer, BatchProblem, ExplainAnswer, ModelsAnswer, *more, allows_ipc=allows_ipc)
-    for name in ("ScoreRequest", *requests):
-        _describe_request(found[name])
-        found[f"{name}Msgpack"] = _packed(found[name])
-    found["BatchAnswer"] = _batch_answer()
-    return {**found, "BatchRequest": _batch_of("ScoreRequest"), "BatchRequestMsgpack": _batch_of("ScoreRequestMsgpack")}
-
-
-def _describe_request(request: dict[str, Any]) -> None:
-    """Say of a request what its type does not."""
-    # The range is checked when the tokens are packed, not one by one while they are decoded; the document has it all the same.
-    _given(request, "token_ids")["items"] = {"type": "integer", "minimum": 0, "maximum": TOKEN_MAX}
-    entry = _given(request, "block_extra_keys")["items"]["prefixItems"][1]
-    request["properties"] |= CHAT
-    entry["items"] = {"anyOf": [*EXTRA_KEY, {"type": "array", "items": {"anyOf": EXTRA_KEY}}]}
-    digits = next(item for item in _given(request, "block_hashes")["items"]["anyOf"] if item["type"] == "string")
-    _given(request, "block_hashes")["items"] = {"anyOf": [HASH, digits]}
-    request["oneOf"] = [{"required": [name], "properties": {name: {"type": ["array", "string"]}}} for name in SOURCES]
-
-
-def _given(schema: dict[str, Any], name: str) -> dict[str, Any]:
-    """The schema of a field that may be null, where it is not."""
-    given: dict[str, Any] = schema["properties"][name]["anyOf"][0]
-    return given
-
-
-def _packed(schema: dict[str, Any]) -> dict[str, Any]:
-    """The request's schema in msgpack. JSON schema has no word for bin; OpenAPI's is a string of format binary."""
-    properties = schema["properties"]
-    as_list, null = properties["token_ids"]["anyOf"]
-    as_bin = {"type": "string", "format": "binary", "description": "bin: little-endian uint32, 4 bytes a token."}
-    tokens = {**properties["token_ids"], "anyOf": [as_list, as_bin, null]}
-    # Each may be bin, too, which the description says: a list of what no validator can check would be no list to any.
-    hashes = {**properties["block_hashes"], "anyOf": [{**_given(schema, "block_hashes"), "items": HASH, "examples": [[1, 2, 3]]}, null]}
-    return {**schema, "properties": {**properties, "token_ids": tokens, "block_hashes": hashes}}
-
-
-def _batch_of(name: str) -> dict[str, Any]:
-    """The schema of a batch: what is no request is taken too, and gets a problem of its own."""
-    item: dict[str, Any] = {"description": f"A {name}; anything else gets a problem of its own."}
-    if name == "ScoreRequest":  # a reference to what has bin in it would say of bin what no validator can check
-        item["anyOf"] = [{"$ref": schemas.COMPONENT.format(name=name)}, {}]
-    requests = {"type": "array", "items": item, "maxItems": BATCH_REQUESTS_MAX, "description": "The requests, answered in this order."}
-    return {"title": name.replace("Score", "Batch"), "type": "object", "properties": {"requests": requests}, "required": ["requests"]} | {
-        "additionalProperties": False
-    }
-
-
-def _batch_answer() -> dict[str, Any]:
-    item = {"anyOf": [{"$ref": schemas.COMPONENT.format(name=name)} for name in ("ScoreAnswer", "BatchProblem")]}
-    answers = {"type": "array", "items": item, "maxItems": BATCH_REQUESTS_MAX, "description": "One for each request, in their order."}
-    return {"title": "BatchAnswer", "type": "object", "properties": {"answers": answers}, "required": ["answers"]}

@@ -4,7 +4,7 @@ import argparse
 
 from scorer_api.cli.service_flags import add_prompt, add_service, ask, prompt_of, table
 from scorer_api.client import Client, RouteAnswer, RoutedPod
-from scorer_api.client.asking import RouteAsked
+from scorer_api.client.calls import RouteAsked
 from scorer_api.routing.policies import POLICY_NAMES
 
 HEADS = ("POD", "COST", "MATCHED", "UNCACHED", "QUEUED", "RUNNING", "WAITING", "KV", "LOAD AGE", "TRUST", "WHY")

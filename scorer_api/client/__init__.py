@@ -3,7 +3,23 @@
 It imports httpx and msgspec, and nothing of what the service is made of.
 """
 
-from scorer_api.client.answers import (
+from scorer_api.client.asynchronous import AsyncClient
+from scorer_api.client.calls import Asked, RouteAsked, Tokens
+from scorer_api.client.changes import (
+    Change,
+    Connected,
+    Disconnected,
+    PodAppeared,
+    PodGone,
+    Restarted,
+    ServiceBack,
+    ServiceLost,
+    StreamAppeared,
+    StreamGone,
+    TrustChanged,
+)
+from scorer_api.client.errors import ClientError, NoAnswerError, ProblemError, StrangeAnswerError
+from scorer_api.client.responses import (
     DoneAnswer,
     End,
     ExplainAnswer,
@@ -20,22 +36,6 @@ from scorer_api.client.answers import (
     StreamStatus,
     ViewAnswer,
 )
-from scorer_api.client.asking import Asked, RouteAsked, Tokens
-from scorer_api.client.asynchronous import AsyncClient
-from scorer_api.client.changes import (
-    Change,
-    Connected,
-    Disconnected,
-    PodAppeared,
-    PodGone,
-    Restarted,
-    ServiceBack,
-    ServiceLost,
-    StreamAppeared,
-    StreamGone,
-    TrustChanged,
-)
-from scorer_api.client.errors import ClientError, NoAnswerError, ProblemError, StrangeAnswerError
 from scorer_api.client.retries import Retries
 from scorer_api.client.synchronous import Client
 

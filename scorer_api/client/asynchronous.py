@@ -10,8 +10,7 @@ from typing import Self, TypeVar, Unpack
 
 import httpx
 
-from scorer_api.client.answers import DoneAnswer, ExplainAnswer, PodStatus, RouteAnswer, ScoreAnswer
-from scorer_api.client.asking import (
+from scorer_api.client.calls import (
     METRICS,
     PODS,
     Asked,
@@ -27,6 +26,7 @@ from scorer_api.client.asking import (
 )
 from scorer_api.client.changes import Change, Watch
 from scorer_api.client.errors import ClientError
+from scorer_api.client.responses import DoneAnswer, ExplainAnswer, PodStatus, RouteAnswer, ScoreAnswer
 from scorer_api.client.retries import DEFAULT, NONE, Retries
 
 A = TypeVar("A")

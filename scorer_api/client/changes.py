@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator
 
 from msgspec import Struct
 
-from scorer_api.client.answers import PodStatus, StreamStatus
 from scorer_api.client.errors import ClientError, NoAnswerError, StrangeAnswerError
+from scorer_api.client.responses import PodStatus, StreamStatus
 
 
 class PodAppeared(Struct, frozen=True):

@@ -10,7 +10,7 @@ import random
 import httpx
 from msgspec import Struct
 
-from scorer_api.client.asking import retry_after_s
+from scorer_api.client.calls import retry_after_s
 
 NOT_NOW = (429, 503)
 # Connections that never came to be, or that ended before an answer began. ReadTimeout and WriteTimeout are none of them.

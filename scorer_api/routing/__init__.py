@@ -1,1 +1,1 @@
-"""Which pod a request is to go to: what its prompt costs where, who is busy, and what was routed already."""
+"""Picks a pod for each request: what its prompt costs on each pod, how busy pods are, and what was routed before."""

@@ -1,14 +1,14 @@
-"""What it costs to send a prompt to a pod: how long its first token takes, and how long others have to wait for it.
+"""The cost of sending a prompt to a pod: the time to its first token, and the time that others wait for it.
 
     cost_s = (1 + OTHERS_SHARE) * uncached tokens / rate + load_s
-    load_s = queued tokens / rate                                  what has to be computed before this prompt
-           + KV_PRESSURE_S * ((usage - KV_FREE) / (1 - KV_FREE))²  what has to be evicted, or preempted, to make room
-           + DECODE_STEP_S * running * (1 + output tokens)         what each step takes longer for those that it is shared with
+    load_s = queued tokens / rate                                  prefill work ahead of this prompt
+           + KV_PRESSURE_S * ((usage - KV_FREE) / (1 - KV_FREE))²  eviction and preemption to make room
+           + DECODE_STEP_S * running * (1 + output tokens)         slower steps, which running requests share
 
-`rate`: the pod's prefill rate in tokens/s. `usage`: the part of its cache that requests use, with what was sent there since that was measured; in
-cost_s also with what this request will need, its uncached tokens and its answer. Each is a part of the tokens that the cache has room for, so it
-counts where the engine tells how many these are, and no usage is more than 1. A figure that a pod does not tell is the mean of those that others
-tell, so that it neither draws all requests nor gets none; where nobody tells it is a figure to start from, the same for all.
+`rate`: the pod's prefill rate in tokens/s. `usage`: the part of its cache that requests use, 0 to 1, plus what was sent there since the measurement;
+in cost_s also plus this request's uncached tokens and its answer. Tokens count towards the usage only if the engine says how many its cache holds.
+A figure that a pod's engine does not report is the mean of the other pods', so that the pod gets neither all requests nor none. If no engine reports
+it, all pods get the same prior.
 """
 
 import math
@@ -18,27 +18,27 @@ from msgspec import Struct
 
 from indexer.engines.load import Load
 
-# Who comes after a prompt waits until it is computed; without that a burst with the same new prefix would be computed on every pod, each as soon
-# done with it as the first. 1: as if one more waited.
+# Requests behind a prompt wait until it is computed. Without this share, a burst with the same new prefix would be computed on every pod, since each
+# would finish it as soon as the first. 1: as if one other request waited.
 OTHERS_SHARE = 1.0
-# A prompt waits where nobody said how long prompts are: that of a chat with a system prompt.
+# Length of a waiting prompt if no engine reports the mean: a chat with a system prompt.
 PROMPT_TOKENS_PRIOR = 1_024
-# Tokens of an answer where the request does not say: a short one, so that running requests count, and a long prompt counts for more.
+# Tokens of an answer if the request does not say: short, so that running requests count, but a long prompt counts for more.
 OUTPUT_TOKENS_PRIOR = 128
-# What one more running request adds to a step: some 5 ms for 50 of them, as engines of present-day accelerators show it.
+# What one more running request adds to a decode step: on present accelerators, 50 of them add some 5 ms.
 DECODE_STEP_S = 0.0001
-# Up to here a cache has room; beyond it blocks of others have to go, and near 1 running requests are preempted and computed again.
+# Above this usage a cache evicts blocks of others; near 1 it preempts running requests, which are computed again.
 KV_FREE = 0.8
-# What a preempted request costs, about: its whole prompt again, and the wait for room.
+# About the cost of a preemption: the whole prompt again, and the wait for room.
 KV_PRESSURE_S = 2.0
-# A rate outside of this is no rate of any engine.
+# Reported rates outside of this range are ignored.
 RATE_MIN, RATE_MAX = 1.0, 1e9
-# No cache has room for more tokens.
+# Reported cache sizes above this are ignored.
 KV_TOKENS_MAX = 1e12
 
 
-class Busy(Struct, frozen=True, gc=False):
-    """How busy a pod is, every figure filled in. `waiting_tokens`: of the prompts in its queue. `kv_tokens`: infinite where nobody tells."""
+class LoadEstimate(Struct, frozen=True, gc=False):
+    """A pod's load without gaps. `waiting_tokens`: of the prompts in its queue. `kv_tokens`: infinite if no engine reports it."""
 
     waiting_tokens: float
     running: float
@@ -47,7 +47,7 @@ class Busy(Struct, frozen=True, gc=False):
     kv_tokens: float = math.inf
 
     def pressure_s(self, more_tokens: float) -> float:
-        """What a cache costs that has no room for so many tokens more."""
+        """The cost of making room for so many more tokens in the cache."""
         usage = self.kv_usage + more_tokens / self.kv_tokens
         if usage <= KV_FREE:
             return 0.0
@@ -55,7 +55,7 @@ class Busy(Struct, frozen=True, gc=False):
         return KV_PRESSURE_S * pressure * pressure
 
     def costs_s(self, uncached_tokens: float, output_tokens: int | None, own_tokens: float, own_count: int) -> tuple[float, float]:
-        """cost_s and load_s, see the module. `own_…`: what was sent there since and is in no figure of the engine's yet."""
+        """cost_s and load_s, see the module. `own_tokens`, `own_count`: what was sent there since the engine's figures were measured."""
         output = OUTPUT_TOKENS_PRIOR if output_tokens is None else output_tokens
         wait_s = (self.waiting_tokens + own_tokens) / self.rate + DECODE_STEP_S * (self.running + own_count) * (1 + output)
         cost_s = (1 + OTHERS_SHARE) * uncached_tokens / self.rate + wait_s
@@ -65,28 +65,28 @@ class Busy(Struct, frozen=True, gc=False):
         return cost_s + self.pressure_s(needed), wait_s + self.pressure_s(own_tokens)
 
 
-def fill(loads: Sequence[Load | None], rate: float) -> list[Busy]:
-    """What to take for each pod. None: nothing is known of it. `rate`: what to start from, in tokens/s."""
+def estimate_loads(loads: Sequence[Load | None], rate: float) -> list[LoadEstimate]:
+    """A load without gaps for each pod. None: nothing is known of the pod. `rate`: the prior in tokens/s."""
     known = [load for load in loads if load is not None]
     if not known:
-        return [Busy(0.0, 0.0, 0.0, rate)] * len(loads)
-    prompt_tokens, _ = _completed([load.prompt_tokens_mean for load in known], 0.0, RATE_MAX, PROMPT_TOKENS_PRIOR)
-    kv_usages, kv_usage = _completed([load.kv_usage for load in known], 0.0, 1.0, 0.0)
-    rates, rate = _completed([load.prefill_tokens_per_s for load in known], RATE_MIN, RATE_MAX, rate)
-    rooms, room = _completed([load.kv_tokens for load in known], 1.0, KV_TOKENS_MAX, math.inf)
+        return [LoadEstimate(0.0, 0.0, 0.0, rate)] * len(loads)
+    prompt_tokens, _ = _fill_gaps([load.prompt_tokens_mean for load in known], 0.0, RATE_MAX, PROMPT_TOKENS_PRIOR)
+    kv_usages, kv_usage = _fill_gaps([load.kv_usage for load in known], 0.0, 1.0, 0.0)
+    rates, rate = _fill_gaps([load.prefill_tokens_per_s for load in known], RATE_MIN, RATE_MAX, rate)
+    rooms, room = _fill_gaps([load.kv_tokens for load in known], 1.0, KV_TOKENS_MAX, math.inf)
     waiting = [max(0, load.waiting) * tokens for load, tokens in zip(known, prompt_tokens, strict=True)]
     running = [max(0, load.running) for load in known]
-    told = map(Busy, waiting, running, kv_usages, rates, rooms)
-    unknown = Busy(_mean(waiting), _mean(running), kv_usage, rate, room)
-    return [unknown if load is None else next(told) for load in loads]
+    estimates = map(LoadEstimate, waiting, running, kv_usages, rates, rooms)
+    unknown = LoadEstimate(_mean(waiting), _mean(running), kv_usage, rate, room)
+    return [unknown if load is None else next(estimates) for load in loads]
 
 
-def _completed(figures: Sequence[float | None], least: float, most: float, prior: float) -> tuple[list[float], float]:
-    """One figure of every pod, and its mean, which stands for what a pod does not tell or no engine can have; the prior where nobody tells."""
-    told = [figure if figure is not None and least <= figure <= most else None for figure in figures]
-    sound = [figure for figure in told if figure is not None]
-    mean = _mean(sound) if sound else prior
-    return [mean if figure is None else figure for figure in told], mean
+def _fill_gaps(figures: Sequence[float | None], least: float, most: float, prior: float) -> tuple[list[float], float]:
+    """One figure of every pod, and its mean. The mean, or else the prior, replaces figures that are missing or outside of `least` to `most`."""
+    valid = [figure if figure is not None and least <= figure <= most else None for figure in figures]
+    reported = [figure for figure in valid if figure is not None]
+    mean = _mean(reported) if reported else prior
+    return [mean if figure is None else figure for figure in valid], mean
 
 
 def _mean(figures: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""The metrics of picks."""
+"""The metrics of routing."""
 
 import time
 from typing import Literal
@@ -6,8 +6,10 @@ from typing import Literal
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from scorer_api.metrics import OUTCOMES, PHASE_BUCKETS_S
+from scorer_api.routing.pick import Pick
 from scorer_api.routing.policies import PICK_REASONS, POLICY_NAMES
-from scorer_api.routing.router import BLOCKS_OUTCOMES, BlocksOutcome, Picked, Router
+from scorer_api.routing.router import Router
+from scorer_api.routing.speculative_scores import BLOCKS_OUTCOMES, BlocksOutcome
 
 ROUTE_OUTCOMES = ("picked", "no_pod", *(outcome for outcome in OUTCOMES if outcome not in ("match", "no_match")))
 PHASES = ("decode", "pick", "encode")
@@ -42,35 +44,35 @@ class RouteMetrics:
         )
 
     def show(self, router: Router) -> None:
-        """Have the gauges tell of this router."""
+        """Let the gauges report this router."""
 
-        def opened() -> float:
+        def open_requests() -> float:
             router.expire(time.monotonic())
             return router.requests
 
-        self._open.set_function(opened)
+        self._open.set_function(open_requests)
         self._speculative.set_function(lambda: router.speculation.blocks)
 
-    def picked(self, picked: Picked) -> None:
+    def picked(self, pick: Pick) -> None:
         """Count a pick."""
         self.requests["picked"].inc()
-        self._picks[picked.policy, picked.picked_for].inc()
-        age_s = picked.reasons[picked.order[0]].load_age_s
+        self._picks[pick.policy, pick.picked_for].inc()
+        age_s = pick.reasons[pick.order[0]].load_age_s
         if age_s is None:
             self._load_unknown.inc()
         else:
             self._load_age.observe(age_s)
 
-    def told_done(self, *, is_known: bool) -> None:
-        """Count a request that was told to be done."""
+    def note_done(self, *, is_known: bool) -> None:
+        """Count a call of /v1/route/done."""
         self._done[is_known].inc()
 
-    # What a router has counted
-
     def blocks(self, outcome: BlocksOutcome, count: int) -> None:
+        """Count the outcome of blocks of a sampled prompt."""
         if count:
             self._blocks[outcome].inc(count)
 
     def forgotten(self, why: Literal["time", "room"], count: int) -> None:
+        """Count requests that the router forgot."""
         if count:
             self._forgotten[why].inc(count)

@@ -1,6 +1,6 @@
-"""In which order pods are to be tried. A policy is a small function: pods with what is known of them in, the same pods in order out, best first.
+"""Routing policies. A policy is a pure function that orders candidates, best first.
 
-Nothing else goes in: the same pods in the same case come in the same order. What makes replicas differ is `Candidate.tie`, a random number each.
+Equal candidates and equal input give an equal order. Replicas differ by `Candidate.tie` only, a random number.
 """
 
 import math
@@ -15,12 +15,12 @@ PickReason = Literal["longest_match", "load", "no_match", "too_short", "turn", "
 POLICY_NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
 PICK_REASONS: tuple[PickReason, ...] = get_args(PickReason)
 
-# Times closer than this count as equal: the figures are not better than that, and among equals replicas spread.
+# Times closer than this count as equal. The estimates are no better, and ties spread the load of replicas.
 TIE_S = 0.001
 
 
 class Candidate(Struct, frozen=True, gc=False):
-    """A pod that may be picked, and its rank that would be. `tie`: in which order equal ones come, drawn at random."""
+    """A pod that may be picked, with the figures of its best rank. `tie`: a random number that orders candidates which are otherwise equal."""
 
     pod: str
     rank: int
@@ -31,8 +31,8 @@ class Candidate(Struct, frozen=True, gc=False):
     tie: float
 
 
-class Case(Struct, frozen=True):
-    """What else a pick depends on. `turn`: how many picks there were before, from a random one on."""
+class PolicyInput(Struct, frozen=True):
+    """What a policy depends on besides the candidates. `turn`: counts the model's picks, from a random number on."""
 
     session_id: str | None = None
     turn: int = 0
@@ -40,38 +40,39 @@ class Case(Struct, frozen=True):
     overload_s: float = 2.0
 
 
-Policy = Callable[[Sequence[Candidate], Case], list[Candidate]]
+Policy = Callable[[Sequence[Candidate], PolicyInput], list[Candidate]]
 
 
-def by_cost(pods: Sequence[Candidate], case: Case) -> list[Candidate]:
-    """What costs least first."""
+def by_cost(pods: Sequence[Candidate], policy_input: PolicyInput) -> list[Candidate]:
+    """The lowest cost first."""
     return sorted(pods, key=lambda pod: (round(pod.cost_s / TIE_S), pod.tie, pod.pod))
 
 
-def by_load(pods: Sequence[Candidate], case: Case) -> list[Candidate]:
-    """The least busy first, whatever it holds."""
+def by_load(pods: Sequence[Candidate], policy_input: PolicyInput) -> list[Candidate]:
+    """The lowest load first, whatever the match."""
     return sorted(pods, key=_least_load)
 
 
-def by_prefix(pods: Sequence[Candidate], case: Case) -> list[Candidate]:
-    """The longest match first; equal ones, and those that hold too little to matter, by load."""
-    return sorted(pods, key=lambda pod: (-pod.matched_tokens if pod.matched_blocks >= case.min_match_blocks else 0, *_least_load(pod)))
+def by_prefix(pods: Sequence[Candidate], policy_input: PolicyInput) -> list[Candidate]:
+    """The longest match first. Matches of fewer blocks than `min_match_blocks` count as none; equal ones are ordered by load."""
+    return sorted(pods, key=lambda pod: (-pod.matched_tokens if pod.matched_blocks >= policy_input.min_match_blocks else 0, *_least_load(pod)))
 
 
-def by_turn(pods: Sequence[Candidate], case: Case) -> list[Candidate]:
-    """One after the other, by name."""
+def by_turn(pods: Sequence[Candidate], policy_input: PolicyInput) -> list[Candidate]:
+    """In turn, by name."""
     named = sorted(pods, key=lambda pod: pod.pod)
-    start = case.turn % len(named) if named else 0
+    start = policy_input.turn % len(named) if named else 0
     return named[start:] + named[:start]
 
 
-def by_session(pods: Sequence[Candidate], case: Case) -> list[Candidate]:
-    """Always the same pod for a session, on every replica: the one with the highest hash of session and pod (rendezvous hashing), so that a pod that
-    comes or goes moves its own sessions only. Pods that are busier by `overload_s` than the least busy come after all others.
+def by_session(pods: Sequence[Candidate], policy_input: PolicyInput) -> list[Candidate]:
+    """The same pod for a session on every replica, by rendezvous hashing: a pod that appears or disappears moves its own sessions only.
+
+    Pods whose load exceeds the lowest one by `overload_s` come after all others.
     """
     least_s = min((pod.load_s for pod in pods), default=0.0)
-    seed = xxh3_64_intdigest((case.session_id or "").encode())
-    return sorted(pods, key=lambda pod: (pod.load_s > least_s + case.overload_s, -xxh3_64_intdigest(pod.pod.encode(), seed), pod.pod))
+    seed = xxh3_64_intdigest((policy_input.session_id or "").encode())
+    return sorted(pods, key=lambda pod: (pod.load_s > least_s + policy_input.overload_s, -xxh3_64_intdigest(pod.pod.encode(), seed), pod.pod))
 
 
 POLICIES: dict[PolicyName, Policy] = {
@@ -83,20 +84,20 @@ POLICIES: dict[PolicyName, Policy] = {
 }
 
 
-def reason_of(name: PolicyName, order: Sequence[Candidate], case: Case) -> PickReason:
-    """Why the first of this order, which the policy made, is first."""
+def reason_of(name: PolicyName, order: Sequence[Candidate], policy_input: PolicyInput) -> PickReason:
+    """Why this policy put the first candidate of `order` first."""
     picked = order[0]
     if len(order) == 1:
         return "only_one"
     if name == "round-robin":
         return "turn"
     if name == "session":
-        its_own = by_session(order, Case(case.session_id, overload_s=math.inf))[0]
-        return "session" if picked.pod == its_own.pod else "session_yields"
+        preferred = by_session(order, PolicyInput(policy_input.session_id, overload_s=math.inf))[0]
+        return "session" if picked.pod == preferred.pod else "session_yields"
     longest = max(pod.matched_tokens for pod in order)
     if not longest:
         return "no_match"
-    if name == "prefix" and max(pod.matched_blocks for pod in order) < case.min_match_blocks:
+    if name == "prefix" and max(pod.matched_blocks for pod in order) < policy_input.min_match_blocks:
         return "too_short"
     if name != "least-load" and picked.matched_tokens == longest:
         return "longest_match"

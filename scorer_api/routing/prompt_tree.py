@@ -1,12 +1,12 @@
-"""Prompts that were sent somewhere, by the block keys that they begin with.
+"""A radix tree of routed prompts, by their block keys.
 
-    root ─┬─ [k0 k1 k2] a:2 b:1 ─┬─ [k3 k4] a:1          two prompts went to a, one of them went on; one to b
+    root ─┬─ [k0 k1 k2] a:2 b:1 ─┬─ [k3 k4] a:1          two prompts were sent to a, one of them longer; one to b
           │                      └─ [x3 x4 x5] b:1
           └─ [y0] a:1
 
-Each node is a run of blocks that no prompt leaves in between, with how many prompts of each holder go through it. Keys are chained, so two prompts
-that have the key at one place in common have all before it in common: how far a run is shared is found by bisection. Adding, removing and matching
-thus cost by the branches on a prompt's way, and not by its blocks (a copy of a new run's keys aside). There is one tree per (model, block size).
+Each node is a run of blocks without a branch, with the number of prompts per holder that pass through it. Keys are chained, so prompts that share the
+key at one position share all keys before it: bisection finds how far a run is shared. Adding, removing and matching therefore cost by the branches on
+a prompt's path, not by its blocks (apart from copying the keys of a new run). There is one tree per (model, block size).
 """
 
 from array import array
@@ -34,10 +34,10 @@ class PromptTree(Generic[H]):
     def __init__(self) -> None:
         self._root: Node[H] = Node(array("Q"), None)
         self.blocks = 0
-        """How many blocks it remembers, those that prompts share once."""
+        """The number of blocks in the tree; those that prompts share count once."""
 
     def add(self, holder: H, keys: Sequence[int]) -> Node[H]:
-        """One more prompt with these keys, at least one, went to the holder. What is returned takes it back."""
+        """Add a prompt with these keys, at least one, that was sent to the holder. Pass the returned node to `remove`."""
         node, depth = self._root, 0
         while depth < len(keys):
             child = node.children.get(keys[depth])
@@ -54,7 +54,7 @@ class PromptTree(Generic[H]):
         return node
 
     def remove(self, holder: H, end: Node[H]) -> None:
-        """Take back one prompt that went to the holder and ends there. Others keep what they share with it."""
+        """Remove one prompt of the holder that ends at this node. Shared blocks remain for the others."""
         node = end
         while (parent := node.parent) is not None:
             if node.counts[holder] > 1:
@@ -67,7 +67,7 @@ class PromptTree(Generic[H]):
             node = parent
 
     def match(self, keys: Sequence[int]) -> dict[H, int]:
-        """Holder → how many of these blocks, from the first on, some prompt that went there has."""
+        """Holder → the longest prefix of these blocks, in blocks, that a prompt sent to it has."""
         found: dict[H, int] = {}
         node, depth = self._root, 0
         while depth < len(keys) and (child := node.children.get(keys[depth])) is not None:
@@ -81,7 +81,7 @@ class PromptTree(Generic[H]):
 
     @staticmethod
     def keys_of(end: Node[H]) -> "array[int]":
-        """The keys of a prompt that ends there."""
+        """The keys of a prompt that ends at this node."""
         runs = []
         node: Node[H] | None = end
         while node is not None:
@@ -94,7 +94,7 @@ class PromptTree(Generic[H]):
 
 
 def _shared(run: "array[int]", keys: Sequence[int], depth: int) -> int:
-    """How many blocks of a run, whose first is known to be the prompt's, are the prompt's from `depth` on."""
+    """How many blocks of a run equal the prompt's from `depth` on. The first one is known to."""
     most = min(len(run), len(keys) - depth)
     if run[most - 1] == keys[depth + most - 1]:
         return most
@@ -109,9 +109,9 @@ def _shared(run: "array[int]", keys: Sequence[int], depth: int) -> int:
 
 
 def _split(node: Node[H], at: int) -> Node[H]:
-    """Part a node in two. Returns the new one, which has the first blocks; the old one keeps its prompts' ends."""
+    """Split a node. Returns the new one, which has the first blocks; the old one keeps the ends of prompts."""
     parent = node.parent
-    assert parent is not None, "the root has no run to part"
+    assert parent is not None, "the root has no run to split"
     first: Node[H] = Node(node.keys[:at], parent)
     first.counts = dict(node.counts)
     parent.children[first.keys[0]] = first

@@ -1,7 +1,7 @@
-"""What this scorer itself sent to each pod, and what of it no figure of the engine's shows yet.
+"""The requests that this scorer sent to each pod, and which of them the engine's own figures do not include yet.
 
-A request counts from its pick until it is told to be done, or for so long as may be. Of a pod whose load was measured only those count that were
-picked since then: the engine counts the others itself.
+A request counts from its pick until it is done, or until `forget_s` has passed. Once a pod's load was measured, only requests picked since then
+count: the measurement includes the others.
 """
 
 import math
@@ -9,14 +9,14 @@ from collections import OrderedDict
 
 from msgspec import Struct
 
-# A request picked so shortly before a measurement is still on its way to the engine then.
+# A request that was picked so shortly before a measurement had not reached the engine by then.
 UNDER_WAY_S = 0.1
-# Beyond so many at once the oldest are forgotten.
+# Above this number the oldest requests are forgotten.
 REQUESTS_MAX = 65_536
 
 
 class Sent(Struct, frozen=True, gc=False):
-    """One request. `tokens`: those that its pod has to compute."""
+    """One request. `tokens`: those that its pod has to compute. `at_s`: monotonic time of the pick."""
 
     model: str
     pod: str
@@ -26,7 +26,7 @@ class Sent(Struct, frozen=True, gc=False):
 
 
 class _Pod:
-    """Sums over what was sent to one pod: all of it, by rank, and what came since its last measurement."""
+    """Totals of one pod: of all requests, by rank, and of the ones (`new`) since the last measurement."""
 
     __slots__ = ("measured_at_s", "new", "new_tokens", "ranks", "tokens")
 
@@ -39,7 +39,7 @@ class _Pod:
 
 
 class Queues:
-    """Times are of the monotonic clock, and never go back."""
+    """Times are of the monotonic clock, and never decrease."""
 
     def __init__(self, forget_s: float, requests_max: int = REQUESTS_MAX) -> None:
         self._forget_s = forget_s
@@ -52,7 +52,7 @@ class Queues:
         return len(self._sent)
 
     def add(self, name: str, sent: Sent) -> None:
-        """A request of this name, which no other has, was sent."""
+        """A request was sent. `name` is unique."""
         self._sent[name] = sent
         pod = self._pods.setdefault((sent.model, sent.pod), _Pod())
         pod.tokens += sent.tokens
@@ -61,7 +61,7 @@ class Queues:
         pod.new_tokens += sent.tokens
 
     def done(self, name: str) -> bool:
-        """The request does not count any more. Returns whether it did."""
+        """Stop counting the request. Returns whether it counted."""
         sent = self._sent.pop(name, None)
         if sent is None:
             return False
@@ -77,21 +77,21 @@ class Queues:
         return True
 
     def expire(self, now_s: float) -> tuple[int, int]:
-        """Forget those whose time is over, and the oldest beyond what there is room for. Returns how many of each."""
-        late = crowded = 0
+        """Forget requests whose time has passed, and the oldest above the limit. Returns how many of each."""
+        late = excess = 0
         while self._sent:
             name = next(iter(self._sent))
             if self._sent[name].at_s + self._forget_s <= now_s:
                 late += 1
             elif len(self._sent) > self._requests_max:
-                crowded += 1
+                excess += 1
             else:
                 break
             self.done(name)
-        return late, crowded
+        return late, excess
 
     def ahead(self, model: str, pod: str, measured_at_s: float | None) -> tuple[int, int]:
-        """Tokens and number of the requests that nobody else counts. `measured_at_s`: when the pod's load was measured, None where it was not."""
+        """Tokens and number of the requests that the engine's figures do not include. `measured_at_s`: when they were measured, None if unknown."""
         found = self._pods.get((model, pod))
         if found is None:
             return 0, 0

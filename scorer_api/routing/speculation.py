@@ -1,7 +1,7 @@
-"""What pods are expected to hold soon: the blocks of prompts that this scorer sent there a moment ago and whose events have not come yet.
+"""Speculative blocks: those of prompts that this scorer routed a moment ago, whose events have not arrived yet.
 
-Each prompt counts by itself: from its pick until its pod announces its last block, until it is told to be done, or until its time is over. So one
-that ends takes nothing from others that begin the same. Nothing of it is ever in the prefix index, or in Redis.
+Each prompt counts by itself, from its pick until its pod announces its last block, until the request is done, or until its time has passed. So a
+prompt that ends removes nothing of others with the same prefix. Speculative blocks are never in the prefix index, and never in Redis.
 """
 
 from collections import OrderedDict
@@ -14,10 +14,10 @@ from indexer.core.names import StreamKey
 from scorer_api.index.prefix_index import OWN_TIERS
 from scorer_api.routing.prompt_tree import Node, PromptTree
 
-# Beyond so many blocks at once, 8 bytes each, the oldest prompts are forgotten.
+# Above this number of blocks, 8 bytes each, the oldest prompts are forgotten.
 BLOCKS_MAX = 2**20
 
-# Of one prompt in so many it is told what came of it: going through all blocks of each would cost a third of a pick.
+# One prompt in so many is compared with what its pod holds in the end: doing that for each would cost a third of a pick.
 SAMPLE = 8
 
 Rank = tuple[str, int]
@@ -25,7 +25,7 @@ Rank = tuple[str, int]
 
 
 class Expected(Struct, frozen=True, gc=False):
-    """One prompt. `matched_blocks`: of its first ones, how many its rank held at the pick."""
+    """One routed prompt. `matched_blocks`: how many of its first blocks the rank held at the pick. `end`: its last node in the tree."""
 
     stream: StreamKey
     block_size: int
@@ -37,11 +37,11 @@ class Expected(Struct, frozen=True, gc=False):
 
 
 Ended = Callable[[Expected, Sequence[int]], None]
-"""Is told of every SAMPLE-th prompt, the first included, once its time is over or its events came; and of all its block keys."""
+"""Called with every SAMPLE-th prompt, from the first, and its block keys, once its events have arrived or its time has passed."""
 
 
 class Speculation:
-    """Times are of the monotonic clock, and never go back."""
+    """`lasts_s`: how long a prompt counts. Times are of the monotonic clock, and never decrease."""
 
     def __init__(self, lasts_s: float, ended: Ended, blocks_max: int = BLOCKS_MAX) -> None:
         self._lasts_s = lasts_s
@@ -52,10 +52,10 @@ class Speculation:
         self._awaited: dict[StreamKey, dict[int, dict[str, None]]] = {}
         self._added = 0
         self.blocks = 0
-        """Of all prompts together, those that they share once."""
+        """The number of speculative blocks; those that prompts share count once."""
 
     def __len__(self) -> int:
-        """How many prompts are expected somewhere."""
+        """The number of prompts that count."""
         return len(self._expected)
 
     def add(self, name: str, stream: StreamKey, block_size: int, keys: Sequence[int], matched_blocks: int, now_s: float) -> None:
@@ -69,20 +69,20 @@ class Speculation:
         self._awaited.setdefault(stream, {}).setdefault(keys[-1], {})[name] = None
 
     def match(self, model: str, block_size: int, keys: Sequence[int]) -> dict[Rank, int]:
-        """Which ranks are expected to hold how many of these blocks, from the first on."""
+        """Rank → how many of these blocks, from the first, it is expected to hold."""
         tree = self._trees.get((model, block_size))
         return {} if tree is None else tree.match(keys)
 
     def block_sizes(self, model: str) -> list[int]:
-        """In blocks of what sizes prompts of a model are remembered."""
+        """The block sizes in which prompts of a model are kept."""
         return [block_size for name, block_size in self._trees if name == model]
 
     def take_back(self, name: str) -> bool:
-        """Expect nothing of this prompt any more. Returns whether anything was."""
+        """Stop counting this prompt. Returns whether it counted."""
         return self._remove(name) is not None
 
     def expire(self, now_s: float) -> None:
-        """End those whose time is over, and the oldest beyond what there is room for."""
+        """End the prompts whose time has passed, and the oldest above the limit."""
         while self._expected:
             name, oldest = next(iter(self._expected.items()))
             if oldest.until_s > now_s and self.blocks <= self._blocks_max:
@@ -90,7 +90,7 @@ class Speculation:
             self._end(name)
 
     def appended(self, stream: StreamKey, change: Change) -> None:
-        """The stream's rank announced this, and it is held by now. After a restart nothing is left of what was sent there before."""
+        """The rank announced this change, and the index has it. A reload means that the engine was restarted: what was sent before is gone."""
         awaited = self._awaited.get(stream)
         if awaited is None:
             return
@@ -103,7 +103,7 @@ class Speculation:
                 self._arrive(awaited, [key for key in awaited.keys() & touched.keys() if touched[key]])
 
     def loaded(self, stream: StreamKey, is_held: Callable[[int], bool]) -> None:
-        """What the stream's rank holds was loaded at once. What it holds of that which was sent there it has announced meanwhile."""
+        """The rank's blocks were loaded as a whole. Prompts whose last block is among them have been announced meanwhile."""
         awaited = self._awaited.get(stream, {})
         self._arrive(awaited, [key for key in awaited if is_held(key)])
 
@@ -113,7 +113,7 @@ class Speculation:
                 self._end(name)
 
     def dropped(self, stream: StreamKey) -> None:
-        """The stream's rank holds nothing any more, and has not what was sent to it."""
+        """The rank holds nothing any more, not even what was sent to it."""
         for names in list(self._awaited.get(stream, {}).values()):
             for name in list(names):
                 self._remove(name)

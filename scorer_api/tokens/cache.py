@@ -1,48 +1,48 @@
-"""Tokens that were asked for before. Pure: the caller brings the time."""
+"""A cache of tokenized prompts and chats. Pure: the caller passes the time."""
 
 from collections import OrderedDict
 
-# What an entry costs besides its tokens.
+# Memory of an entry besides its tokens.
 ENTRY_BYTES = 256
-# A pod may be replaced by one of another release, with another chat template: after so long it is asked again.
+# A pod may be replaced by one of another release with another chat template, so entries expire.
 AGE_MAX_S = 300.0
 
 
 class TokenCache:
-    """The most recently used results, bounded in number and in bytes."""
+    """The most recently used entries, limited in number and in bytes."""
 
     def __init__(self, entries_max: int, bytes_max: int) -> None:
         self._entries_max = entries_max
         self._bytes_max = bytes_max
-        self._found: OrderedDict[bytes, tuple[bytes, float]] = OrderedDict()
+        self._entries: OrderedDict[bytes, tuple[bytes, float]] = OrderedDict()
         self.bytes = 0
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._entries)
 
     def get(self, key: bytes, now_s: float) -> bytes | None:
-        """Packed tokens."""
-        entry = self._found.get(key)
+        """The tokens as little-endian uint32, None where there is no entry or it has expired."""
+        entry = self._entries.get(key)
         if entry is None:
             return None
         tokens, since_s = entry
         if now_s - since_s > AGE_MAX_S:
             self._drop(key)
             return None
-        self._found.move_to_end(key)
+        self._entries.move_to_end(key)
         return tokens
 
     def put(self, key: bytes, tokens: bytes, now_s: float) -> None:
-        """Remember them, unless they alone are too large."""
-        if key in self._found:
+        """Add an entry, unless it alone exceeds the limit, and evict the least recently used ones."""
+        if key in self._entries:
             self._drop(key)
         if len(tokens) + ENTRY_BYTES > self._bytes_max:
             return
-        self._found[key] = (tokens, now_s)
+        self._entries[key] = (tokens, now_s)
         self.bytes += len(tokens) + ENTRY_BYTES
-        while self.bytes > self._bytes_max or len(self._found) > self._entries_max:
-            self._drop(next(iter(self._found)))
+        while self.bytes > self._bytes_max or len(self._entries) > self._entries_max:
+            self._drop(next(iter(self._entries)))
 
     def _drop(self, key: bytes) -> None:
-        tokens, _ = self._found.pop(key)
+        tokens, _ = self._entries.pop(key)
         self.bytes -= len(tokens) + ENTRY_BYTES

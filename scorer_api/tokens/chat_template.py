@@ -1,7 +1,7 @@
-"""A model's chat template: makes the prompt of a chat, as engines do, in jinja2's sandbox. Whoever gives the model's files writes the template;
-whoever asks, the messages.
+"""Renders a chat to a prompt with a model's chat template, as engines do, in jinja2's sandbox.
 
-What templates are written for is what transformers gives them: its filters, functions and tags.
+The template comes from the operator's files, the messages from a client. Templates are written for transformers: its filters, functions and tags
+are provided.
 """
 
 import json
@@ -14,14 +14,14 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-# A template in a loop over a hostile chat must not take all memory.
+# Limits the memory that a template can use on a hostile chat.
 PROMPT_LENGTH_MAX = 16 * 2**20
 
 
 class _Generation(Extension):
-    """`{% generation %}` says which part the assistant wrote; for a prompt it is as if the tag were not there."""
+    """`{% generation %}` marks what the assistant wrote. It has no effect on a prompt."""
 
-    tags = {"generation"}  # noqa: RUF012 - as jinja2 has it
+    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it this way
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
@@ -32,26 +32,26 @@ def _raise_exception(message: str) -> None:
     raise TemplateError(message)
 
 
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
+def _strftime_now(time_format: str) -> str:
+    return datetime.now().strftime(time_format)
 
 
 def _tojson(
     value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None, sort_keys: bool = False
 ) -> str:
-    """jinja2's own escapes what is special in HTML."""
+    """Like transformers' filter. jinja2's own escapes HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-    made.filters["tojson"] = _tojson
-    made.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
-    return made
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    environment.filters["tojson"] = _tojson
+    environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+    return environment
 
 
 class ChatTemplate:
-    """Raises jinja2.TemplateError for text that is no template. `special`: the names of special tokens, such as bos_token, with their texts."""
+    """`special`: name of each special token, such as bos_token, → its text. Raises jinja2.TemplateError for text that is no template."""
 
     def __init__(self, text: str, special: Mapping[str, str]) -> None:
         environment = _environment()
@@ -60,7 +60,7 @@ class ChatTemplate:
         self._takes_parts = _takes_parts(environment.parse(text))
 
     def render(self, messages: Sequence[dict[str, Any]], tools: Any, kwargs: Mapping[str, Any], *, add_generation_prompt: bool) -> str:
-        """The prompt. Raises jinja2.TemplateError where the template refuses the chat, ValueError for a chat that cannot be made one."""
+        """The prompt. Raises jinja2.TemplateError if the template rejects the chat, ValueError if the chat cannot be rendered."""
         values = {**self._special, "documents": None, **kwargs}
         values |= {
             "messages": list(map(self._message, messages)),
@@ -76,22 +76,22 @@ class ChatTemplate:
         return "".join(parts)
 
     def _message(self, message: dict[str, Any]) -> dict[str, Any]:
-        """As engines hand it to a template: parts of text in one text unless the template takes parts, arguments of tool calls as objects."""
-        made = dict(message)
-        content = made.get("content")
+        """The message as engines pass it to a template: text parts joined unless the template iterates over parts, tool-call arguments as objects."""
+        prepared = dict(message)
+        content = prepared.get("content")
         texts = [_text(part) for part in content] if isinstance(content, list) else [] if content is None else [_text(content)]
-        made["content"] = [{"type": "text", "text": text} for text in texts] if self._takes_parts else "\n".join(texts)
-        calls = made.get("tool_calls")
-        if made.get("role") == "assistant" and isinstance(calls, list):
+        prepared["content"] = [{"type": "text", "text": text} for text in texts] if self._takes_parts else "\n".join(texts)
+        calls = prepared.get("tool_calls")
+        if prepared.get("role") == "assistant" and isinstance(calls, list):
             if calls:
-                made["tool_calls"] = [_call(call) for call in calls]
+                prepared["tool_calls"] = [_call(call) for call in calls]
             else:
-                del made["tool_calls"]
-        return made
+                del prepared["tool_calls"]
+        return prepared
 
 
 def whole_tool(tool: Any) -> Any:
-    """As vLLM hands it to a template: what a function may lack is there, and is none."""
+    """The tool as vLLM passes it to a template: optional fields of its function are present, and None."""
     if not isinstance(tool, dict) or not isinstance(tool.get("function"), dict):
         raise ValueError("a tool should be an object with a function")
     return {"type": "function", **tool, "function": {"name": None, "description": None, "parameters": None, **tool["function"]}}
@@ -118,7 +118,7 @@ def _call(call: Any) -> Any:
 
 
 def _takes_parts(template: nodes.Template) -> bool:
-    """Whether the template goes through the parts of a message's content: then it is given parts, else text. vLLM decides in this way too."""
+    """Whether the template iterates over the parts of a message's content. It gets parts then, else text. vLLM decides the same way."""
     return any(_is_content(loop.iter) for loop in template.find_all(nodes.For))
 
 

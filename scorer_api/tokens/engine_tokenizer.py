@@ -24,7 +24,7 @@ from indexer.http.problems import Problem
 from indexer.masking import masked
 from scorer_api.index.view import View
 from scorer_api.metrics import TokenMetrics
-from scorer_api.tokens.wording import Wording
+from scorer_api.tokens.tokenize_input import TokenizeInput
 
 log = logging.getLogger(__name__)
 
@@ -107,8 +107,8 @@ class EngineTokenizer:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self._client.__aexit__(kind, error, trace)
 
-    async def tokens(self, model: str, wording: Wording, request: bytes) -> bytes:
-        """The packed tokens. `model`: whose pods to ask; `request`: the wording's own.
+    async def tokens(self, model: str, tokenize_input: TokenizeInput, request: bytes) -> bytes:
+        """The packed tokens. `model`: whose pods to ask; `request`: the body of the question.
 
         Raises Problem: 502 that names what was tried, 422 where the engines refuse the text itself.
         """
@@ -127,7 +127,7 @@ class EngineTokenizer:
                 self._metrics.seconds.observe(time.perf_counter() - began_s)
                 self._failed_until_s.pop(pod, None)
                 return tokens
-        raise _problem(model, wording, failures)
+        raise _problem(model, tokenize_input, failures)
 
     def _order(self, model: str) -> list[str]:
         """The pods to try: those that can be relied on before those that may be away, those that just failed last, else at random."""
@@ -195,10 +195,10 @@ def _message(content: bytes) -> str:
     return ""
 
 
-def _problem(model: str, wording: Wording, failures: Sequence[tuple[str, _Failed]]) -> Problem:
+def _problem(model: str, tokenize_input: TokenizeInput, failures: Sequence[tuple[str, _Failed]]) -> Problem:
     if not failures:
-        return Problem(502, f"{wording.source}: no pod of {model!r} is live that could tokenize it; send token_ids, or see --tokenizer")
+        return Problem(502, f"{tokenize_input.source}: no pod of {model!r} is live that could tokenize it; send token_ids, or see --tokenizer")
     tried = "; ".join(f"{pod} {failed.why}" for pod, failed in failures)
     if all(failed.outcome == "refused" for _, failed in failures):
-        return Problem(422, f"{wording.source}: the engine refuses it: {tried}")
-    return Problem(502, f"{wording.source}: no engine tokenized it: {tried}; send token_ids, or see --tokenizer")
+        return Problem(422, f"{tokenize_input.source}: the engine refuses it: {tried}")
+    return Problem(502, f"{tokenize_input.source}: no engine tokenized it: {tried}; send token_ids, or see --tokenizer")

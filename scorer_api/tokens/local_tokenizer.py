@@ -1,4 +1,4 @@
-"""A tokenizer of our own, from a model's files: tokenizer.json, and for chats tokenizer_config.json, special_tokens_map.json, chat_template.jinja."""
+"""Tokenizes here with a model's files: tokenizer.json, and for chats tokenizer_config.json, special_tokens_map.json, chat_template.jinja."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ import msgspec
 from indexer.core.block_keys import pack_tokens
 from indexer.errors import SettingError
 from indexer.http.problems import Problem
-from scorer_api.tokens.wording import Wording
+from scorer_api.tokens.tokenize_input import TokenizeInput
 
 try:
     from jinja2 import TemplateError
@@ -30,13 +30,13 @@ SOURCE = "--tokenizer"
 NEEDED = "needs the packages tokenizers and jinja2: pip install 'kv-event-indexer[tokenizers]'"
 FILE_BYTES_MAX = 256 * 2**20
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-# Tokenizing takes one core while it lasts; requests with tokens are not to wait for it.
+# Tokenizing keeps a core busy; requests that bring their tokens must not wait for it.
 THREADS = 2
 REFUSAL_LENGTH_MAX = 300
 
 
 class LocalTokenizer:
-    """Raises SettingError for files that cannot be used."""
+    """One model's tokenizer. `folder`: where its files are. Raises SettingError for files that cannot be used."""
 
     def __init__(self, folder: str, timeout_s: float) -> None:
         if not IS_AVAILABLE:
@@ -47,48 +47,50 @@ class LocalTokenizer:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenizer")
         self._turns = asyncio.Semaphore(THREADS)
 
-    async def tokens(self, wording: Wording) -> bytes:
-        """Packed. Raises Problem: 422 for what the template refuses, 502 where it takes too long."""
+    async def tokens(self, tokenize_input: TokenizeInput) -> bytes:
+        """The tokens as little-endian uint32. Raises Problem: 422 for a chat that the template rejects, 502 after the time limit."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._turns.acquire()
-                # What takes too long goes on in its thread; its turn ends with it.
-                work = asyncio.get_running_loop().run_in_executor(self._threads, self.tokenize, wording)
+                # After the time limit the work goes on in its thread, and keeps its turn until it ends.
+                work = asyncio.get_running_loop().run_in_executor(self._threads, self.tokenize, tokenize_input)
                 work.add_done_callback(self._done)
                 return await asyncio.shield(work)
         except TimeoutError:
-            raise Problem(502, f"{wording.source}: our own tokenizer did not finish within {self._timeout_s:g} s (--tokenize-timeout-s)") from None
+            raise Problem(
+                502, f"{tokenize_input.source}: our own tokenizer did not finish within {self._timeout_s:g} s (--tokenize-timeout-s)"
+            ) from None
 
     def _done(self, work: "asyncio.Future[bytes]") -> None:
         self._turns.release()
         if not work.cancelled():
-            work.exception()  # nobody may wait for it any more
+            work.exception()  # marks it as retrieved: the caller may have left
 
     def close(self) -> None:
-        """No more of it; what is under way ends by itself."""
+        """Take no more work. What is running ends by itself."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def tokenize(self, wording: Wording) -> bytes:
-        """The same, at once."""
-        # A chat's special tokens are in its template.
-        text, adds_special = (wording.prompt or "", True) if wording.messages is None else (self._prompt_of(wording), False)
+    def tokenize(self, tokenize_input: TokenizeInput) -> bytes:
+        """The same, in the calling thread and without a time limit."""
+        # A chat's template contains its special tokens.
+        text, adds_special = (tokenize_input.prompt or "", True) if tokenize_input.messages is None else (self._render(tokenize_input), False)
         try:
             return pack_tokens(self._tokenizer.encode(text, add_special_tokens=adds_special).ids)
         except (TypeError, ValueError) as error:
-            raise Problem(422, f"{wording.source}: should be text that can be written as UTF-8: {error}") from None
+            raise Problem(422, f"{tokenize_input.source}: should be text that can be written as UTF-8: {error}") from None
 
-    def _prompt_of(self, wording: Wording) -> str:
-        messages, tools, kwargs = (_decoded(name, getattr(wording, name)) for name in ("messages", "tools", "chat_template_kwargs"))
+    def _render(self, tokenize_input: TokenizeInput) -> str:
+        messages, tools, kwargs = (_decoded(name, getattr(tokenize_input, name)) for name in ("messages", "tools", "chat_template_kwargs"))
         if not all(isinstance(message, dict) for message in messages):
             raise Problem(422, "messages: should be a list of messages, each an object")
         template = (self._templates.get("tool_use") if tools else None) or self._templates.get("default")
         if template is None:
             raise Problem(422, "messages: the model's files have no chat template; send prompt or token_ids")
         try:
-            return template.render(messages, tools, kwargs or {}, add_generation_prompt=wording.add_generation_prompt)
+            return template.render(messages, tools, kwargs or {}, add_generation_prompt=tokenize_input.add_generation_prompt)
         except (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-            said = " ".join(str(error).split())[:REFUSAL_LENGTH_MAX]
-            raise Problem(422, f"messages: the chat template refuses it: {said or type(error).__name__}") from None
+            reason = " ".join(str(error).split())[:REFUSAL_LENGTH_MAX]
+            raise Problem(422, f"messages: the chat template refuses it: {reason or type(error).__name__}") from None
 
 
 def read_tokenizers(folders: Mapping[str, str], timeout_s: float) -> dict[str, LocalTokenizer]:
@@ -110,7 +112,7 @@ def _read_tokenizer(folder: str) -> "Tokenizer":
         raise SettingError(SOURCE, folder, f"should be a folder with tokenizer.json; there is no {path}")
     try:
         tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # noqa: BLE001 - tokenizers raises nothing more exact
+    except Exception as error:  # noqa: BLE001 - tokenizers raises plain Exception
         raise SettingError(SOURCE, folder, f"{path} is no tokenizer: {error}") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -118,7 +120,7 @@ def _read_tokenizer(folder: str) -> "Tokenizer":
 
 
 def _read_templates(folder: str) -> "dict[str, ChatTemplate]":
-    """By name; `default` is the one for chats without another."""
+    """The chat templates by name. `default` is the one for chats without tools."""
     config = _read_json(folder, "tokenizer_config.json")
     special = {name: text for name, value in (_read_json(folder, "special_tokens_map.json") | config).items() if (text := _special(name, value))}
     given = config.get("chat_template")
@@ -155,7 +157,7 @@ def _read_json(folder: str, name: str) -> dict[str, Any]:
 
 
 def _read(folder: str, path: Path) -> str | None:
-    """A file's text, None where there is none."""
+    """A file's text, None if there is no such file."""
     try:
         if path.stat().st_size > FILE_BYTES_MAX:
             raise SettingError(SOURCE, folder, f"{path} has more than {FILE_BYTES_MAX} bytes")

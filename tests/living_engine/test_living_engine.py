@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from scorer_api.tokens.local_tokenizer import LocalTokenizer
-from scorer_api.tokens.wording import Wording
+from scorer_api.tokens.tokenize_input import TokenizeInput
 from tests.living_engine.comparison import Comparison, Row, random_text, random_tokens
 from tests.living_engine.vllm_server import BLOCK_SIZE, CONTEXT_MAX, MODEL, POOL_BLOCKS, free_port
 from tests.running import Command
@@ -114,21 +114,21 @@ def test_our_own_tokenizer_says_what_the_engines_does(comparison: Comparison) ->
     try:
         for text in texts:
             completion = comparison.ask_as_text(kind, "A", "prompt", text)
-            assert tokens_of(tokenizer, Wording(MODEL, text)) == completion.prompt_ids, text
+            assert tokens_of(tokenizer, TokenizeInput(MODEL, text)) == completion.prompt_ids, text
         for number in range(10):
             chat = [{"role": role, "content": random.choice(texts)} for role in ("system", "user", "assistant", "user")[: 1 + number % 4]]
             parted = [{**message, "content": [{"type": "text", "text": text} for text in ("one", message["content"])]} for message in chat]
             for messages in (chat, parted):
                 content = json.dumps(messages, ensure_ascii=number % 2 == 0).encode()
                 completion = comparison.ask_as_text(kind, "A", "messages", messages)
-                assert tokens_of(tokenizer, Wording(MODEL, None, content)) == completion.prompt_ids, messages
+                assert tokens_of(tokenizer, TokenizeInput(MODEL, None, content)) == completion.prompt_ids, messages
     finally:
         tokenizer.close()
     comparison.verify(kind)
 
 
-def tokens_of(tokenizer: LocalTokenizer, wording: Wording) -> list[int]:
-    return array("I", tokenizer.tokenize(wording)).tolist()
+def tokens_of(tokenizer: LocalTokenizer, tokenize_input: TokenizeInput) -> list[int]:
+    return array("I", tokenizer.tokenize(tokenize_input)).tolist()
 
 
 def test_evictions(comparison: Comparison) -> None:

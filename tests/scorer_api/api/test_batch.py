@@ -14,15 +14,16 @@ from indexer.config.settings import Settings
 from indexer.core.names import StreamKey
 from indexer.http.negotiation import JSON, MSGPACK
 from indexer.http.problems import Problem
-from scorer_api.api.batch import split
-from scorer_api.api.score import Answers
+from scorer_api.api.batch import BatchHandler
+from scorer_api.api.decode import split_batch
+from scorer_api.api.score import ScoreHandler
 from scorer_api.index.view import View
 from scorer_api.metrics import ScorerMetrics
 from scorer_api.routing.metrics import RouteMetrics
 from scorer_api.routing.router import Router
 from tests.engine import Engine, stored
 from tests.running import Client, Running
-from tests.tokenizing import asking
+from tests.tokenizing import request_resolver
 
 ENCODE = {JSON: msgspec.json.encode, MSGPACK: msgspec.msgpack.encode}
 DECODE: dict[str, Any] = {JSON: msgspec.json.decode, MSGPACK: msgspec.msgpack.decode}
@@ -54,15 +55,15 @@ def answers(service: Client, requests: list[Any], media_type: str = JSON) -> lis
 @pytest.mark.parametrize("media_type", [JSON, MSGPACK])
 def test_a_batch_is_parted_into_its_requests(media_type: str) -> None:
     requests: list[Any] = [{"model": "m", "token_ids": [1]}, 7, "text", [[]], None]
-    assert [DECODE[media_type](part) for part in split(ENCODE[media_type]({"requests": requests}), media_type)] == requests
-    assert split(ENCODE[media_type]({"requests": []}), media_type) == []
+    assert [DECODE[media_type](part) for part in split_batch(ENCODE[media_type]({"requests": requests}), media_type)] == requests
+    assert split_batch(ENCODE[media_type]({"requests": []}), media_type) == []
 
 
 @pytest.mark.parametrize("media_type", [JSON, MSGPACK])
 def test_a_batch_has_at_most_256_requests(media_type: str) -> None:
-    assert len(split(ENCODE[media_type]({"requests": [1] * 256}), media_type)) == 256
+    assert len(split_batch(ENCODE[media_type]({"requests": [1] * 256}), media_type)) == 256
     with pytest.raises(Problem, match="256") as raised:
-        split(ENCODE[media_type]({"requests": [1] * 257}), media_type)
+        split_batch(ENCODE[media_type]({"requests": [1] * 257}), media_type)
     assert raised.value.status == 422
 
 
@@ -75,7 +76,7 @@ def test_a_batch_has_at_most_256_requests(media_type: str) -> None:
 )
 def test_what_is_no_batch_is_refused_as_a_whole(body: bytes, status: int) -> None:
     with pytest.raises(Problem) as raised:
-        split(body, JSON)
+        split_batch(body, JSON)
     assert raised.value.status == status
     assert status == 400 or "requests" in raised.value.detail
 
@@ -167,8 +168,9 @@ def test_others_have_their_turn_between_the_requests_of_a_batch() -> None:
         nonlocal turns
         body = msgspec.json.encode({"requests": [{"model": "m", "token_ids": list(range(4_000))}] * 256})
         router = Router(Settings(), view, RouteMetrics(CollectorRegistry()))
-        answers = Answers(view, asking(view), ScorerMetrics(CollectorRegistry(), view), router)
-        task = asyncio.create_task(answers.batch(body, JSON, JSON))
+        resolver, metrics = request_resolver(view), ScorerMetrics(CollectorRegistry(), view)
+        batches = BatchHandler(ScoreHandler(view, resolver, metrics, router), resolver, metrics)
+        task = asyncio.create_task(batches.answer(body, JSON, JSON))
         while not task.done():
             turns += 1
             await asyncio.sleep(0)

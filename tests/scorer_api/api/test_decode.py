@@ -8,19 +8,20 @@ import pytest
 
 from indexer.http.negotiation import JSON, MSGPACK
 from indexer.http.problems import Problem
-from scorer_api.api.decode import EXTRA_KEYS_BYTES_MAX, FIELD_BYTES_MAX, UNMEASURED_BYTES_MAX, decode, prompt_of
+from scorer_api.api.decode import FIELD_BYTES_MAX, UNSCANNED_BYTES_MAX, decode_score
+from scorer_api.api.prompt import EXTRA_KEYS_BYTES_MAX, prompt_of
 from scorer_api.index.view import Prompt
 
 
 def prompt(**fields: Any) -> Prompt:
-    return prompt_of(decode(msgspec.msgpack.encode({"model": "m", "token_ids": [1], **fields}), MSGPACK))
+    return prompt_of(decode_score(msgspec.msgpack.encode({"model": "m", "token_ids": [1], **fields}), MSGPACK))
 
 
 def refused(body: bytes | dict[str, Any], media_type: str = JSON) -> tuple[int, str]:
     """The status and the sentence that this body gets."""
     encode = msgspec.json.encode if media_type == JSON else msgspec.msgpack.encode
     with pytest.raises(Problem) as raised:
-        prompt_of(decode(body if isinstance(body, bytes) else encode(body), media_type))
+        prompt_of(decode_score(body if isinstance(body, bytes) else encode(body), media_type))
     return raised.value.status, raised.value.detail
 
 
@@ -34,7 +35,7 @@ def test_packed_tokens_are_taken_as_they_are() -> None:
 
 
 def test_a_request_needs_a_model_and_tokens_only() -> None:
-    assert prompt_of(decode(b'{"model": "m", "token_ids": [7]}', JSON)) == Prompt("m", b"\x07\0\0\0", None, None)
+    assert prompt_of(decode_score(b'{"model": "m", "token_ids": [7]}', JSON)) == Prompt("m", b"\x07\0\0\0", None, None)
 
 
 def test_empty_texts_mean_none() -> None:
@@ -191,8 +192,8 @@ def test_a_field_that_is_far_too_large_is_refused_before_it_is_decoded(media_typ
 
 def test_only_tokens_may_fill_a_large_body() -> None:
     body = msgspec.json.encode({"model": "m", "token_ids": [1] * 200_000, "pods": ["pod"] * 9_000, "block_extra_keys": [[3, [["img", -1]]]]})
-    assert len(body) > UNMEASURED_BYTES_MAX
-    assert prompt_of(decode(body, JSON)).length == 200_000
+    assert len(body) > UNSCANNED_BYTES_MAX
+    assert prompt_of(decode_score(body, JSON)).length == 200_000
 
 
 @pytest.mark.parametrize(("body", "status"), [(b"[" + b" " * 300_000 + b"1]", 422), (b"{" + b" " * 300_000, 400), (b'{"x":' + b"[" * 300_000, 400)])

@@ -1,4 +1,4 @@
-"""What a decoded request asks for."""
+"""Resolving decoded requests."""
 
 import asyncio
 
@@ -7,24 +7,24 @@ import pytest
 from indexer.config.settings import Settings
 from indexer.core.names import StreamKey
 from indexer.http.problems import Problem
-from scorer_api.api.resolve import Asked
+from scorer_api.api.resolve import ResolvedRequest
 from scorer_api.api.schemas import SOURCES, ScoreRequest
 from scorer_api.index.engine_hashes import EngineHashes
 from scorer_api.index.view import Prompt, View
-from tests.tokenizing import asking
+from tests.tokenizing import request_resolver
 
 
-def asked(request: ScoreRequest) -> Asked:
-    return asyncio.run(asking(View(Settings())).ask(request))
+def resolve(request: ScoreRequest) -> ResolvedRequest:
+    return asyncio.run(request_resolver(View(Settings())).resolve(request))
 
 
 def test_token_ids_are_asked_for_as_they_are() -> None:
     request = ScoreRequest("m", [1, 2], lora_name="l")
-    assert asked(request) == Asked(request, "token_ids", Prompt("m", b"\x01\0\0\0\x02\0\0\0", "l", None))
+    assert resolve(request) == ResolvedRequest(request, "token_ids", Prompt("m", b"\x01\0\0\0\x02\0\0\0", "l", None))
 
 
 def test_no_tokens_are_tokens_too() -> None:
-    assert asked(ScoreRequest("m", [])).prompt.length == 0
+    assert resolve(ScoreRequest("m", [])).prompt.length == 0
 
 
 def test_hashes_are_asked_for_where_they_are_kept() -> None:
@@ -33,11 +33,11 @@ def test_hashes_are_asked_for_where_they_are_kept() -> None:
     view.open(StreamKey("m", "pod", 0))
     view.mapped_key = lambda stream: {}.get
     request = ScoreRequest("m", block_hashes=[1, "0000000000000002"])
-    assert asyncio.run(asking(view).ask(request)) == Asked(request, "block_hashes", EngineHashes("m", [1, 2]))
+    assert asyncio.run(request_resolver(view).resolve(request)) == ResolvedRequest(request, "block_hashes", EngineHashes("m", [1, 2]))
 
 
 def test_a_request_without_a_source_of_tokens_is_told_of_them_all() -> None:
     with pytest.raises(Problem) as raised:
-        asked(ScoreRequest("m"))
+        resolve(ScoreRequest("m"))
     assert raised.value.status == 422
     assert [name for name in SOURCES if name not in raised.value.detail] == []

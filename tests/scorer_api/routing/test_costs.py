@@ -7,89 +7,91 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from indexer.engines.load import Load
-from scorer_api.routing.costs import Busy, fill
+from scorer_api.routing.costs import LoadEstimate, estimate_loads
 
 
 @pytest.mark.parametrize(
-    ("busy", "own", "output_tokens", "load_s"),
+    ("estimate", "own", "output_tokens", "load_s"),
     [
-        (Busy(0, 0, 0.0, 1000), (0, 0), 0, 0.0),
-        (Busy(3000, 0, 0.0, 1000), (500, 0), 0, 3.5),
-        (Busy(3000, 0, 0.0, 2000), (500, 0), 0, 1.75),
+        (LoadEstimate(0, 0, 0.0, 1000), (0, 0), 0, 0.0),
+        (LoadEstimate(3000, 0, 0.0, 1000), (500, 0), 0, 3.5),
+        (LoadEstimate(3000, 0, 0.0, 2000), (500, 0), 0, 1.75),
         # Each running request adds 0.1 ms to the first step and to each of 99 more.
-        (Busy(0, 20, 0.0, 1000), (0, 5), 99, 25 * 100 * 0.0001),
+        (LoadEstimate(0, 20, 0.0, 1000), (0, 5), 99, 25 * 100 * 0.0001),
         # Where nobody says how long the answer will be: 128 tokens.
-        (Busy(0, 20, 0.0, 1000), (0, 0), None, 20 * 129 * 0.0001),
+        (LoadEstimate(0, 20, 0.0, 1000), (0, 0), None, 20 * 129 * 0.0001),
         # Up to 80 % of the cache costs nothing; half-way from there to full a quarter of 2 s, full all of it.
-        (Busy(0, 0, 0.8, 1000), (0, 0), 0, 0.0),
-        (Busy(0, 0, 0.9, 1000), (0, 0), 0, 0.5),
-        (Busy(0, 0, 1.0, 1000), (0, 0), 0, 2.0),
+        (LoadEstimate(0, 0, 0.8, 1000), (0, 0), 0, 0.0),
+        (LoadEstimate(0, 0, 0.9, 1000), (0, 0), 0, 0.5),
+        (LoadEstimate(0, 0, 1.0, 1000), (0, 0), 0, 2.0),
     ],
 )
-def test_what_lies_before_a_request(busy: Busy, own: tuple[int, int], output_tokens: int | None, load_s: float) -> None:
-    assert busy.costs_s(0, output_tokens, *own)[1] == pytest.approx(load_s)
+def test_what_lies_before_a_request(estimate: LoadEstimate, own: tuple[int, int], output_tokens: int | None, load_s: float) -> None:
+    assert estimate.costs_s(0, output_tokens, *own)[1] == pytest.approx(load_s)
 
 
 @pytest.mark.parametrize(
-    ("busy", "own_tokens", "uncached_tokens", "output_tokens", "load_s", "cost_s"),
+    ("estimate", "own_tokens", "uncached_tokens", "output_tokens", "load_s", "cost_s"),
     [
         # 1,000 tokens are computed in 1 s, and that counts twice.
-        (Busy(0, 0, 0.0, 1000), 0, 1000, 0, 0.0, 2.0),
+        (LoadEstimate(0, 0, 0.0, 1000), 0, 1000, 0, 0.0, 2.0),
         # Nobody tells how much there is room for: what comes takes none.
-        (Busy(0, 0, 0.8, 1000), 0, 1000, 0, 0.0, 2.0),
+        (LoadEstimate(0, 0, 0.8, 1000), 0, 1000, 0, 0.0, 2.0),
         # 1,000 of 10,000 tokens: from 80 to 90 %, half-way to full.
-        (Busy(0, 0, 0.8, 1000, 10_000), 0, 1000, 0, 0.0, 2.0 + 0.5),
+        (LoadEstimate(0, 0, 0.8, 1000, 10_000), 0, 1000, 0, 0.0, 2.0 + 0.5),
         # The answer needs room too; of it nothing is computed beforehand.
-        (Busy(0, 0, 0.8, 1000, 10_000), 0, 600, 400, 0.0, 1.2 + 0.5),
+        (LoadEstimate(0, 0, 0.8, 1000, 10_000), 0, 600, 400, 0.0, 1.2 + 0.5),
         # What was sent there before takes its room for this one and for whatever else comes: 1 s of queue, 70 + 20 %, and then 100 %.
-        (Busy(0, 0, 0.7, 1000, 10_000), 2000, 1000, 0, 2.0 + 0.5, 2.0 + 2.0 + 2.0),
+        (LoadEstimate(0, 0, 0.7, 1000, 10_000), 2000, 1000, 0, 2.0 + 0.5, 2.0 + 2.0 + 2.0),
         # More than full is full.
-        (Busy(0, 0, 0.9, 1000, 10_000), 0, 50_000, 0, 0.5, 100.0 + 2.0),
+        (LoadEstimate(0, 0, 0.9, 1000, 10_000), 0, 50_000, 0, 0.5, 100.0 + 2.0),
     ],
 )
-def test_what_a_request_needs_room_for(busy: Busy, own_tokens: int, uncached_tokens: int, output_tokens: int, load_s: float, cost_s: float) -> None:
-    assert busy.costs_s(uncached_tokens, output_tokens, own_tokens, 0) == (pytest.approx(cost_s), pytest.approx(load_s))
+def test_what_a_request_needs_room_for(
+    estimate: LoadEstimate, own_tokens: int, uncached_tokens: int, output_tokens: int, load_s: float, cost_s: float
+) -> None:
+    assert estimate.costs_s(uncached_tokens, output_tokens, own_tokens, 0) == (pytest.approx(cost_s), pytest.approx(load_s))
 
 
 def test_what_all_tell_is_taken_as_it_is() -> None:
     loads = [Load(2, 3, 0.25, 100.0, 5000.0), Load(0, 0, 0.75, 900.0, 50.0)]
-    assert fill(loads, 8000.0) == [Busy(300.0, 2, 0.25, 5000.0), Busy(0.0, 0, 0.75, 50.0)]
+    assert estimate_loads(loads, 8000.0) == [LoadEstimate(300.0, 2, 0.25, 5000.0), LoadEstimate(0.0, 0, 0.75, 50.0)]
 
 
 def test_room_is_told_or_taken_from_others() -> None:
     loads = [Load(0, 0, 0.0, 100.0, 50.0, 1000.0), Load(0, 0, 0.0, 100.0, 50.0, 3000.0), Load(0, 0, 0.0, 100.0, 50.0), None]
-    assert [busy.kv_tokens for busy in fill(loads, 8000.0)] == [1000.0, 3000.0, 2000.0, 2000.0]
+    assert [estimate.kv_tokens for estimate in estimate_loads(loads, 8000.0)] == [1000.0, 3000.0, 2000.0, 2000.0]
 
 
 @pytest.mark.parametrize("tokens", [0.0, -1.0, math.nan, math.inf, 1e300])
 def test_a_room_that_is_none_is_not_told(tokens: float) -> None:
-    assert fill([Load(0, 0, 0.1, 10.0, 500.0, tokens)], 8000.0)[0].kv_tokens == math.inf
+    assert estimate_loads([Load(0, 0, 0.1, 10.0, 500.0, tokens)], 8000.0)[0].kv_tokens == math.inf
 
 
 def test_what_one_does_not_tell_is_what_the_others_tell_on_average() -> None:
     loads = [Load(2, 3, 0.2, 100.0, 5000.0), Load(4, 1, 0.6, 300.0, 1000.0), Load(6, 10), None]
-    assert fill(loads, 8000.0) == [
-        Busy(300.0, 2, 0.2, 5000.0),
-        Busy(300.0, 4, 0.6, 1000.0),
-        Busy(10 * 200.0, 6, 0.4, 3000.0),
-        Busy((300 + 300 + 2000) / 3, 4.0, 0.4, 3000.0),
+    assert estimate_loads(loads, 8000.0) == [
+        LoadEstimate(300.0, 2, 0.2, 5000.0),
+        LoadEstimate(300.0, 4, 0.6, 1000.0),
+        LoadEstimate(10 * 200.0, 6, 0.4, 3000.0),
+        LoadEstimate((300 + 300 + 2000) / 3, 4.0, 0.4, 3000.0),
     ]
 
 
 def test_where_nobody_tells_all_are_alike() -> None:
-    assert fill([None, None], 8000.0) == [Busy(0.0, 0.0, 0.0, 8000.0)] * 2
-    assert fill([Load(1, 2), None], 8000.0) == [Busy(2 * 1024, 1, 0.0, 8000.0)] * 2
-    assert fill([], 8000.0) == []
+    assert estimate_loads([None, None], 8000.0) == [LoadEstimate(0.0, 0.0, 0.0, 8000.0)] * 2
+    assert estimate_loads([Load(1, 2), None], 8000.0) == [LoadEstimate(2 * 1024, 1, 0.0, 8000.0)] * 2
+    assert estimate_loads([], 8000.0) == []
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, math.nan, math.inf, 1e300])
 def test_a_rate_that_is_none_is_not_told(rate: float) -> None:
-    assert fill([Load(0, 0, 0.1, 10.0, rate), Load(0, 0, 0.1, 10.0, 500.0)], 8000.0)[0].rate == 500.0
+    assert estimate_loads([Load(0, 0, 0.1, 10.0, rate), Load(0, 0, 0.1, 10.0, 500.0)], 8000.0)[0].rate == 500.0
 
 
 @pytest.mark.parametrize("usage", [-0.1, 1.1, math.nan, math.inf])
 def test_a_usage_that_is_none_is_not_told(usage: float) -> None:
-    assert fill([Load(0, 0, usage, 10.0, 1.0), Load(0, 0, 0.5, 10.0, 1.0)], 8000.0)[0].kv_usage == 0.5
+    assert estimate_loads([Load(0, 0, usage, 10.0, 1.0), Load(0, 0, 0.5, 10.0, 1.0)], 8000.0)[0].kv_usage == 0.5
 
 
 figures = st.none() | st.floats()
@@ -98,18 +100,18 @@ loads = st.none() | st.builds(Load, st.integers(-5, 10**9), st.integers(-5, 10**
 
 @given(st.lists(loads, max_size=6), st.floats(1.0, 1e6))
 def test_whatever_is_told_every_pod_has_a_load_that_is_neither_negative_nor_infinite(told: list[Load | None], rate: float) -> None:
-    filled = fill(told, rate)
+    filled = estimate_loads(told, rate)
     assert len(filled) == len(told)
-    for busy in filled:
-        cost_s, load_s = busy.costs_s(100, None, 0, 0)
+    for estimate in filled:
+        cost_s, load_s = estimate.costs_s(100, None, 0, 0)
         assert 0 <= load_s <= cost_s < math.inf
-        assert 0 < busy.rate < math.inf
+        assert 0 < estimate.rate < math.inf
 
 
 @given(st.lists(loads.filter(lambda load: load is not None), min_size=1, max_size=6), st.floats(1.0, 1e6))
 def test_an_unknown_load_lies_between_the_least_and_the_greatest_known(told: list[Load], rate: float) -> None:
-    *known, unknown = fill([*told, None], rate)
-    assert min(busy.running for busy in known) <= unknown.running * 1.000001 + 1e-9
-    assert unknown.running <= max(busy.running for busy in known) * 1.000001
-    assert min(busy.waiting_tokens for busy in known) <= unknown.waiting_tokens * 1.000001 + 1e-9
-    assert unknown.waiting_tokens <= max(busy.waiting_tokens for busy in known) * 1.000001
+    *known, unknown = estimate_loads([*told, None], rate)
+    assert min(estimate.running for estimate in known) <= unknown.running * 1.000001 + 1e-9
+    assert unknown.running <= max(estimate.running for estimate in known) * 1.000001
+    assert min(estimate.waiting_tokens for estimate in known) <= unknown.waiting_tokens * 1.000001 + 1e-9
+    assert unknown.waiting_tokens <= max(estimate.waiting_tokens for estimate in known) * 1.000001

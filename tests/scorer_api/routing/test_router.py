@@ -20,13 +20,14 @@ from indexer.core.names import StreamKey, Trust
 from indexer.engines.load import Load
 from scorer_api.index.view import Prompt, View
 from scorer_api.routing.metrics import RouteMetrics
+from scorer_api.routing.pick import NoPodError, Pick, PickRequest, UnknownModelError
 from scorer_api.routing.policies import POLICY_NAMES
-from scorer_api.routing.router import NoPodError, Picked, Router, UnknownModelError, Wanted
+from scorer_api.routing.router import Router
 
 SIZE = 16
-EVERYTHING = Wanted()
+EVERYTHING = PickRequest()
 # Answers of one token: what running requests cost is next to nothing.
-SHORT = Wanted(output_tokens=1)
+SHORT = PickRequest(output_tokens=1)
 
 
 class World:
@@ -57,8 +58,8 @@ class World:
     def load(self, pod: str, load: Load, age_s: float = 0.0) -> None:
         self.view.loads.note("m", pod, load, self.now_s - age_s)
 
-    def pick(self, letters: Iterable[str], wanted: Wanted = SHORT, model: str = "m") -> Picked:
-        return self.router.pick(prompt(letters, model), wanted, self.now_s)
+    def pick(self, letters: Iterable[str], request: PickRequest = SHORT, model: str = "m") -> Pick:
+        return self.router.pick(prompt(letters, model), request, self.now_s)
 
     def count(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(name, labels) or 0.0
@@ -90,7 +91,7 @@ def test_every_figure_of_a_pick() -> None:
     world.store("a", "xy")
     world.load("a", Load(3, 2, 0.9, 400.0, 2000.0), age_s=1.5)
     world.load("b", Load(0, 0, 0.1, 200.0, 500.0))
-    picked = world.pick("xyz", Wanted(output_tokens=9))
+    picked = world.pick("xyz", PickRequest(output_tokens=9))
     a, b = picked.reasons["a"], picked.reasons["b"]
     # 32 of 49 tokens are held; 2 x 400 wait; half-way from 80 % to full costs a quarter of 2 s; 3 running, 10 steps.
     assert (a.matched_tokens, a.speculative_tokens, a.uncached_tokens, a.queued_tokens) == (32, 0, 17, 800)
@@ -127,7 +128,7 @@ def test_a_slower_tier_costs_a_part_of_what_computing_costs() -> None:
 def test_an_excluded_pod_is_never_picked_and_the_reason_says_so() -> None:
     world = World("a", "b", "c")
     world.store("a", "xyz")
-    picked = world.pick("xyz", Wanted(exclude=frozenset("a")))
+    picked = world.pick("xyz", PickRequest(exclude=frozenset("a")))
     assert sorted(picked.order) == ["b", "c"]
     assert picked.reasons["a"].why == "excluded"
 
@@ -147,7 +148,7 @@ def test_a_stale_pod_comes_after_all_others_whatever_it_holds() -> None:
     world.store("b", "x")
     picked = world.pick("xyz")
     assert (picked.order, picked.reasons["a"].why, picked.reasons["b"].why) == (["b", "c", "a"], "stale", None)
-    picked = world.pick("xyz", Wanted(exclude=frozenset("bc")))
+    picked = world.pick("xyz", PickRequest(exclude=frozenset("bc")))
     assert (picked.order, picked.picked_for) == (["a"], "stale")
 
 
@@ -161,9 +162,9 @@ def test_where_no_pod_is_left_the_error_counts_why() -> None:
     world = World("a", "b", "c")
     world.view.vouch(StreamKey("m", "b", 0), Trust.EXPIRED)
     with pytest.raises(NoPodError, match="no pod can be picked: 2 excluded, 1 expired"):
-        world.pick("x", Wanted(exclude=frozenset("ac")))
+        world.pick("x", PickRequest(exclude=frozenset("ac")))
     with pytest.raises(NoPodError, match="there is none of those asked for"):
-        world.pick("x", Wanted(only=frozenset({"ghost"})))
+        world.pick("x", PickRequest(only=frozenset({"ghost"})))
     with pytest.raises(UnknownModelError):
         world.pick("x", model="ghost")
     assert world.router.requests == 0
@@ -172,7 +173,7 @@ def test_where_no_pod_is_left_the_error_counts_why() -> None:
 def test_only_the_pods_asked_for_are_picked() -> None:
     world = World("a", "b", "c")
     world.store("a", "xyz")
-    assert set(world.pick("xyz", Wanted(only=frozenset("bc"))).order) == {"b", "c"}
+    assert set(world.pick("xyz", PickRequest(only=frozenset("bc"))).order) == {"b", "c"}
 
 
 # Ranks
@@ -223,13 +224,13 @@ def test_what_was_sent_since_the_measurement_is_in_the_queue_until_it_is_measure
     world.now_s += 0.5
     first, second = world.pick("x" * 10), world.pick("y" * 20)
     assert world.pick("").reasons["a"].queued_tokens == 161 + 321
-    assert world.router.done(first.name)
-    assert not world.router.done(first.name)
+    assert world.router.done(first.id)
+    assert not world.router.done(first.id)
     assert world.pick("").reasons["a"].queued_tokens == 321 + 1
     world.now_s += 1
     world.load("a", Load(1, 3, 0.0, 100.0, 1000.0))
     assert world.pick("").reasons["a"].queued_tokens == 300, "the engine counts them now"
-    assert world.router.done(second.name)
+    assert world.router.done(second.id)
 
 
 def test_what_nobody_told_to_be_done_counts_for_its_time() -> None:
@@ -273,11 +274,11 @@ def test_the_same_seed_makes_the_same_picks() -> None:
 
 def test_turns_go_round_and_replicas_begin_at_different_pods() -> None:
     world = World(*"abc")
-    turns = "".join(world.pick("x", Wanted(policy="round-robin")).order[0] for _ in range(6))
+    turns = "".join(world.pick("x", PickRequest(policy="round-robin")).order[0] for _ in range(6))
     assert turns in ("abcabc", "bcabca", "cabcab")
     view = View(Settings())
     World(*"abc", view=view)
-    assert {World(seed=None, view=view).pick("x", Wanted(policy="round-robin")).order[0] for _ in range(50)} == set("abc")
+    assert {World(seed=None, view=view).pick("x", PickRequest(policy="round-robin")).order[0] for _ in range(50)} == set("abc")
 
 
 # Sessions
@@ -285,27 +286,27 @@ def test_turns_go_round_and_replicas_begin_at_different_pods() -> None:
 
 def test_a_session_stays_on_every_replica_and_yields_when_its_pod_is_overloaded() -> None:
     world, other = World(*"abcd", seed=1), World(*"abcd", seed=2)
-    wanted = Wanted(policy="session", session_id="somebody")
-    own = world.pick("x", wanted).order[0]
-    assert {replica.pick(f"{number}", wanted).order[0] for replica in (world, other) for number in range(10)} == {own}
+    request = PickRequest(policy="session", session_id="somebody")
+    own = world.pick("x", request).order[0]
+    assert {replica.pick(f"{number}", request).order[0] for replica in (world, other) for number in range(10)} == {own}
     for pod in "abcd":
         world.load(pod, Load(0, 30 if pod == own else 0, 0.0, 100.0, 1000.0))
-    picked = world.pick("x", wanted)
+    picked = world.pick("x", request)
     assert (picked.picked_for, picked.order[-1]) == ("session_yields", own)
 
 
 def test_where_the_services_policy_is_session_one_without_an_id_goes_by_cost() -> None:
     world = World(*"ab", route_policy="session")
     assert world.pick("x").policy == "cost"
-    assert world.pick("x", Wanted(session_id="s")).policy == "session"
+    assert world.pick("x", PickRequest(session_id="s")).policy == "session"
 
 
 # Speculation
 
 
-def burst(world: World, count: int, wanted: Wanted = SHORT) -> Counter[str]:
+def burst(world: World, count: int, request: PickRequest = SHORT) -> Counter[str]:
     """Requests with the same new prefix of 100 blocks, each with a block of its own behind it, all at once."""
-    return Counter(world.pick([*"p" * 100, f"own {number}"], wanted).order[0] for number in range(count))
+    return Counter(world.pick([*"p" * 100, f"own {number}"], request).order[0] for number in range(count))
 
 
 def test_a_burst_with_the_same_new_prefix_does_not_spread() -> None:
@@ -328,7 +329,7 @@ def test_what_is_expected_shows_in_the_pick_and_not_in_the_view() -> None:
     reason = world.pick("xyzw").reasons[first]
     assert (reason.matched_tokens, reason.speculative_tokens, reason.uncached_tokens) == (48, 48, 17)
     assert [score.ranks[0].match.matched_blocks for score in world.view.score(prompt("xyzw"))] == [0, 0]
-    ignoring = world.pick("xyzw", Wanted(speculates=False)).reasons[first]
+    ignoring = world.pick("xyzw", PickRequest(include_speculative=False)).reasons[first]
     assert (ignoring.matched_tokens, ignoring.speculative_tokens) == (0, 0)
 
 
@@ -342,7 +343,7 @@ def test_the_last_token_is_never_expected_either() -> None:
 def test_scores_show_what_is_expected_where_that_is_asked_for() -> None:
     world = World("a", "b")
     world.store("b", "x")
-    picked = world.pick("xyz", Wanted(only=frozenset("a"), output_tokens=1)).order[0]
+    picked = world.pick("xyz", PickRequest(only=frozenset("a"), output_tokens=1)).order[0]
     scores, beyond = world.router.score(prompt("xyz"), None, world.now_s)
     assert picked == "a"
     assert [(score.pod, score.ranks[0].match.matched_blocks, score.ranks[0].score) for score in scores] == [("a", 3, 1.0), ("b", 1, 16 / 48)]
@@ -368,7 +369,7 @@ def test_what_is_held_to_its_end_is_not_expected() -> None:
 def test_one_request_that_is_done_takes_nothing_from_another() -> None:
     world = World("a")
     first, _ = world.pick("xyz"), world.pick("xyz")
-    world.router.done(first.name)
+    world.router.done(first.id)
     assert world.pick("xyzw").reasons["a"].speculative_tokens == 48
     world.now_s += 2.0
     assert world.pick("xyzw").reasons["a"].speculative_tokens == 0
@@ -377,7 +378,7 @@ def test_one_request_that_is_done_takes_nothing_from_another() -> None:
 @pytest.mark.parametrize("end", ["drop", "close", "reload"])
 def test_an_engine_that_restarts_or_goes_is_expected_to_hold_nothing(end: str) -> None:
     world = World("a", "b")
-    world.pick("xyz", Wanted(only=frozenset("a")))
+    world.pick("xyz", PickRequest(only=frozenset("a")))
     stream = StreamKey("m", "a", 0)
     if end == "reload":
         change = Change()
@@ -471,14 +472,14 @@ def test_no_excluded_or_expired_pod_is_ever_in_the_order_and_a_stale_one_only_la
         world.open(str(number), trust=trust)
         if load is not None:
             world.load(str(number), load, age_s)
-    wanted = Wanted(exclude=frozenset(exclude), policy=policy, session_id="s")  # type: ignore[arg-type]
+    request = PickRequest(exclude=frozenset(exclude), policy=policy, session_id="s")  # type: ignore[arg-type]
     allowed = {str(number): trust for number, (trust, _, _) in enumerate(pods) if trust is not Trust.EXPIRED and str(number) not in exclude}
     for depth in depths:
         if not allowed:
             with pytest.raises(NoPodError):
-                world.pick("x" * depth, wanted)
+                world.pick("x" * depth, request)
             continue
-        order = world.pick("x" * depth, wanted).order
+        order = world.pick("x" * depth, request).order
         assert sorted(order) == sorted(allowed)
         is_stale = [allowed[pod] is Trust.STALE for pod in order]
         assert is_stale == sorted(is_stale)

@@ -14,7 +14,7 @@ from indexer.http.problems import Problem
 from indexer.main.read_settings import read_settings
 from scorer_api.tokens import local_tokenizer
 from scorer_api.tokens.local_tokenizer import LocalTokenizer, read_tokenizers
-from scorer_api.tokens.wording import Wording
+from scorer_api.tokens.tokenize_input import TokenizeInput
 from tests.engine import Engine, stored
 from tests.model_files import TEMPLATE, ids_of, make_files
 from tests.running import Command, Running
@@ -24,32 +24,32 @@ TOOL_USE = "{% set f = tools[0].function %}{{ tools[0].type }} {{ f.name }} {{ f
 FUNCTION = {"type": "function", "function": {"name": "f"}}
 
 
-def chat(messages: Any, tools: Any = None, kwargs: Any = None, *, generation: bool = True) -> Wording:
+def chat(messages: Any, tools: Any = None, kwargs: Any = None, *, generation: bool = True) -> TokenizeInput:
     tools, kwargs = (None if value is None else json.dumps(value).encode() for value in (tools, kwargs))
-    return Wording("m", None, json.dumps(messages).encode(), tools, kwargs, generation)
+    return TokenizeInput("m", None, json.dumps(messages).encode(), tools, kwargs, generation)
 
 
-def ids(folder: Path, wording: Wording) -> list[int]:
+def ids(folder: Path, tokenize_input: TokenizeInput) -> list[int]:
     tokenizer = LocalTokenizer(str(folder), 30)
     try:
-        return array("I", asyncio.run(tokenizer.tokens(wording))).tolist()
+        return array("I", asyncio.run(tokenizer.tokens(tokenize_input))).tolist()
     finally:
         tokenizer.close()
 
 
-def said(folder: Path, wording: Wording) -> str:
+def said(folder: Path, tokenize_input: TokenizeInput) -> str:
     with pytest.raises(Problem) as raised:
-        ids(folder, wording)
+        ids(folder, tokenize_input)
     assert raised.value.status == 422
     return raised.value.detail
 
 
 def test_a_prompt_gets_the_special_tokens_and_is_neither_cut_nor_filled_up(tmp_path: Path) -> None:
     folder = make_files(tmp_path)
-    assert ids(folder, Wording("m", "hello")) == [0, *ids_of("hello")]
-    assert ids(folder, Wording("m", "")) == [0]
+    assert ids(folder, TokenizeInput("m", "hello")) == [0, *ids_of("hello")]
+    assert ids(folder, TokenizeInput("m", "")) == [0]
     text = "hello, hello, 🎉 and </s> more than eight"
-    assert ids(folder, Wording("m", text)) == [0, *ids_of(text)]
+    assert ids(folder, TokenizeInput("m", text)) == [0, *ids_of(text)]
     assert len(ids_of("hello")) == 1
 
 
@@ -149,17 +149,17 @@ def test_what_a_template_refuses_is_told_to_whoever_asked(tmp_path: Path, name: 
 def test_chats_that_are_none_are_refused(tmp_path: Path) -> None:
     folder = make_files(tmp_path)
     assert "each an object" in said(folder, chat([1]))
-    assert "nested too deeply" in said(folder, Wording("m", None, b"[" * 100_000 + b"]" * 100_000))
+    assert "nested too deeply" in said(folder, TokenizeInput("m", None, b"[" * 100_000 + b"]" * 100_000))
     assert "a tool should be an object" in said(folder, chat([], [1]))
     assert "no chat template" in said(make_files(tmp_path / "without", None), chat([]))
-    assert "UTF-8" in said(folder, Wording("m", "\ud800"))
+    assert "UTF-8" in said(folder, TokenizeInput("m", "\ud800"))
 
 
 def test_what_takes_too_long_is_given_up_and_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = LocalTokenizer(str(make_files(tmp_path)), 0.2)
     may_end = threading.Event()
     real = tokenizer.tokenize
-    monkeypatch.setattr(tokenizer, "tokenize", lambda wording: may_end.wait(30) and real(wording))
+    monkeypatch.setattr(tokenizer, "tokenize", lambda tokenize_input: may_end.wait(30) and real(tokenize_input))
 
     async def scenario() -> None:
         ticks = 0
@@ -171,13 +171,13 @@ def test_what_takes_too_long_is_given_up_and_holds_up_nobody(tmp_path: Path, mon
                 ticks += 1
 
         ticking = asyncio.create_task(tick())
-        found = await asyncio.gather(*(tokenizer.tokens(Wording("m", "a")) for _ in range(4)), return_exceptions=True)
+        found = await asyncio.gather(*(tokenizer.tokens(TokenizeInput("m", "a")) for _ in range(4)), return_exceptions=True)
         ticking.cancel()
         assert [problem.status for problem in found if isinstance(problem, Problem)] == [502] * 4
         assert ticks > 2, "the loop went on meanwhile"
         may_end.set()
         tokenizer._timeout_s = 30
-        assert len(await tokenizer.tokens(Wording("m", "a"))) == 8
+        assert len(await tokenizer.tokens(TokenizeInput("m", "a"))) == 8
 
     asyncio.run(scenario())
     tokenizer.close()

@@ -1,4 +1,4 @@
-"""What is to be tokenized: a prompt or a chat, as an engine is asked for its tokens."""
+"""A prompt or a chat that is to be tokenized."""
 
 from hashlib import blake2b
 from typing import Any
@@ -9,9 +9,9 @@ from msgspec import Raw, Struct
 DIGEST_BYTES = 16
 
 
-class Wording(Struct, frozen=True):
-    """`model`: the name by which the engine knows it, that of the adapter where there is one. Either `prompt`, or `messages` with what belongs to
-    them, each in JSON as the client sent it, None where it did not.
+class TokenizeInput(Struct, frozen=True):
+    """`model`: the name that the engine serves it by, an adapter's where the request names one. Either `prompt`, or `messages` with `tools` and
+    `chat_template_kwargs`, each in JSON as the client sent it, None where it sent none.
     """
 
     model: str
@@ -23,12 +23,13 @@ class Wording(Struct, frozen=True):
 
     @property
     def source(self) -> str:
-        """The field of a request that it came from."""
+        """The request field that it came from."""
         return "prompt" if self.messages is None else "messages"
 
     def request(self) -> bytes:
-        """The body of `POST /tokenize`, as vLLM has it; SGLang takes the one of a prompt. Defaults are written out: they are what vLLM does with a
-        completion and with a chat, whose template has the special tokens in it.
+        """The body of `POST /tokenize` in vLLM's form; SGLang accepts the one of a prompt.
+
+        Defaults are written out. They are vLLM's own for a completion and for a chat, whose template contains the special tokens.
         """
         if self.messages is None:
             return msgspec.json.encode({"model": self.model, "prompt": self.prompt, "add_special_tokens": True})
@@ -46,5 +47,5 @@ class Wording(Struct, frozen=True):
 
 
 def digest(request: bytes) -> bytes:
-    """Stands for a request: equal ones have equal tokens."""
+    """A key for a request body: equal bodies have equal tokens."""
     return blake2b(request, digest_size=DIGEST_BYTES).digest()

@@ -11,8 +11,8 @@ import httpx
 import msgspec
 from msgspec import Struct
 
-from scorer_api.client.answers import DoneAnswer, ExplainAnswer, PodsAnswer, Problem, RouteAnswer, ScoreAnswer
 from scorer_api.client.errors import NoAnswerError, ProblemError, StrangeAnswerError
+from scorer_api.client.responses import DoneAnswer, ExplainAnswer, PodsAnswer, Problem, RouteAnswer, ScoreAnswer
 
 A = TypeVar("A")
 MSGPACK = "application/msgpack"

@@ -13,8 +13,8 @@ import pytest
 from indexer.http import schemas as http_schemas
 from indexer.http.problems import ProblemDetails
 from scorer_api.api import schemas
-from scorer_api.client import answers, asking
-from scorer_api.client.asking import Service, packed, trusted
+from scorer_api.client import calls, responses
+from scorer_api.client.calls import Service, packed, trusted
 from scorer_api.explain import hints
 from scorer_api.explain import reasons as explaining
 
@@ -77,18 +77,18 @@ def test_what_are_no_tokens_is_refused_and_named(tokens: Any) -> None:
 
 
 def test_a_request_holds_what_was_given_and_nothing_else() -> None:
-    call = asking.score_call("m", [1], {"lora_name": None, "pods": ("a", "b"), "limit": 2})
+    call = calls.score_call("m", [1], {"lora_name": None, "pods": ("a", "b"), "limit": 2})
     assert call.method == "POST"
     assert call.content is not None
     assert msgspec.msgpack.decode(call.content) == {"model": "m", "token_ids": b"\x01\0\0\0", "pods": ["a", "b"], "limit": 2}
-    call = asking.score_call("m", None, {"messages": [{"role": "user", "content": "hi"}], "block_hashes": None})
+    call = calls.score_call("m", None, {"messages": [{"role": "user", "content": "hi"}], "block_hashes": None})
     assert call.content is not None
     assert msgspec.msgpack.decode(call.content) == {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
 def test_what_cannot_be_written_is_refused() -> None:
     with pytest.raises(ValueError, match="msgpack"):
-        asking.score_call("m", [1], {"chat_template_kwargs": {"x": object()}})
+        calls.score_call("m", [1], {"chat_template_kwargs": {"x": object()}})
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8080", "ftp://h", "http://", "http://h:x", "", "http://[::1"])
@@ -104,14 +104,14 @@ def test_no_password_is_shown() -> None:
 @pytest.mark.parametrize("token", ["", "a b", "a\r\nX: y", "é"])
 def test_a_token_that_cannot_be_sent_is_refused_and_not_shown(token: str) -> None:
     with pytest.raises(ValueError, match="token") as raised:
-        Service.at("http://h", token).headers(asking.PODS)
+        Service.at("http://h", token).headers(calls.PODS)
     assert not token or token not in str(raised.value)
 
 
 def test_a_token_is_asked_for_anew_each_time() -> None:
     tokens = iter(["one", "two"])
     service = Service.at("http://h", lambda: next(tokens))
-    assert [service.headers(asking.PODS)["Authorization"] for _ in range(2)] == ["Bearer one", "Bearer two"]
+    assert [service.headers(calls.PODS)["Authorization"] for _ in range(2)] == ["Bearer one", "Bearer two"]
 
 
 def test_a_file_without_certificates_is_refused_and_named(tmp_path: Path) -> None:
@@ -125,20 +125,20 @@ def test_a_file_without_certificates_is_refused_and_named(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
-        (answers.ScoreAnswer, schemas.ScoreAnswer),
-        (answers.PodAnswer, schemas.PodAnswer),
-        (answers.ViewAnswer, schemas.ViewAnswer),
-        (answers.ExplainAnswer, schemas.ExplainAnswer),
-        (answers.ExplainedPod, explaining.PodExplained),
-        (answers.ExplainedRank, explaining.RankExplained),
-        (answers.PodLoad, explaining.PodLoad),
-        (answers.End, explaining.End),
-        (answers.ExplainedModel, explaining.About),
-        (answers.Hint, hints.Hint),
-        (answers.PodsAnswer, http_schemas.PodsAnswer),
-        (answers.PodStatus, http_schemas.PodStatus),
-        (answers.StreamStatus, http_schemas.PodStatus.__annotations__["streams"].__args__[0]),
-        (answers.Problem, ProblemDetails),
+        (responses.ScoreAnswer, schemas.ScoreAnswer),
+        (responses.PodAnswer, schemas.PodAnswer),
+        (responses.ViewAnswer, schemas.ViewAnswer),
+        (responses.ExplainAnswer, schemas.ExplainAnswer),
+        (responses.ExplainedPod, explaining.PodExplained),
+        (responses.ExplainedRank, explaining.RankExplained),
+        (responses.PodLoad, explaining.PodLoad),
+        (responses.End, explaining.End),
+        (responses.ExplainedModel, explaining.About),
+        (responses.Hint, hints.Hint),
+        (responses.PodsAnswer, http_schemas.PodsAnswer),
+        (responses.PodStatus, http_schemas.PodStatus),
+        (responses.StreamStatus, http_schemas.PodStatus.__annotations__["streams"].__args__[0]),
+        (responses.Problem, ProblemDetails),
     ],
 )
 def test_the_client_reads_no_field_that_the_service_does_not_say(ours: type[msgspec.Struct], theirs: type[msgspec.Struct]) -> None:
@@ -148,5 +148,5 @@ def test_the_client_reads_no_field_that_the_service_does_not_say(ours: type[msgs
 def test_fields_and_words_of_a_newer_service_are_no_error() -> None:
     stream = {"rank": 0, "sequence": 1, "trust": "half", "connected": True, "block_size": 16, "blocks": {"nvme": 1}, "batches": 1, "gaps": 0}
     stream |= {"replayed": 0, "restarts": 0, "last_batch_age_s": 1, "last_error": None, "mood": "good"}
-    (pod,) = asking.PODS.decode(msgspec.json.encode({"pods": [{"pod": "a", "model": "m", "streams": [stream], "zone": "b"}], "next": None})).pods
+    (pod,) = calls.PODS.decode(msgspec.json.encode({"pods": [{"pod": "a", "model": "m", "streams": [stream], "zone": "b"}], "next": None})).pods
     assert (pod.streams[0].trust, pod.streams[0].blocks) == ("half", {"nvme": 1})

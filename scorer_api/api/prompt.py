@@ -1,0 +1,80 @@
+"""From a decoded request to what is tokenized, and to the prompt that is looked up."""
+
+from typing import Any
+
+from msgspec import UNSET
+
+from indexer.core.block_keys import TOKEN_BYTES, TOKEN_MAX, fold_extra_keys, pack_tokens, read_extra_keys
+from indexer.http.problems import Problem
+from scorer_api.api.schemas import ScoreRequest
+from scorer_api.index.view import Prompt
+from scorer_api.tokens.tokenize_input import TokenizeInput
+
+EXTRA_KEYS_BYTES_MAX = 65_536
+
+
+def tokenize_input_of(request: ScoreRequest) -> TokenizeInput:
+    """The prompt or chat of a request that is to be tokenized. Raises Problem 422 for fields that do not go together."""
+    model = request.lora_name or request.model
+    if request.messages is UNSET:
+        for name in ("tools", "chat_template_kwargs", "add_generation_prompt"):
+            if getattr(request, name) not in (None, UNSET):
+                raise Problem(422, f"{name}: goes with messages only")
+        return TokenizeInput(model, request.prompt)
+    tools, kwargs = (None if raw is UNSET else bytes(raw) for raw in (request.tools, request.chat_template_kwargs))
+    return TokenizeInput(model, None, bytes(request.messages), tools, kwargs, request.add_generation_prompt is not False)
+
+
+def prompt_of(request: ScoreRequest, tokens: bytes | None = None) -> Prompt:
+    """The prompt of a request. `tokens`: packed, if the request does not contain them. Raises Problem 422 for values that no prompt can have."""
+    if tokens is None:
+        tokens = _packed_tokens(request.token_ids or [])
+    return Prompt(request.model, tokens, request.lora_name or None, _extra_keys(request))
+
+
+def _packed_tokens(token_ids: list[int] | bytes) -> bytes:
+    if isinstance(token_ids, bytes):
+        if len(token_ids) % TOKEN_BYTES:
+            raise Problem(
+                422, f"token_ids: a bin should have {TOKEN_BYTES} bytes a token (little-endian uint32); {len(token_ids)} is no multiple of that"
+            )
+        return token_ids
+    try:
+        return pack_tokens(token_ids)
+    except OverflowError:
+        position, token = next((i, t) for i, t in enumerate(token_ids) if not 0 <= t <= TOKEN_MAX)
+        raise Problem(422, f"token_ids[{position}]: {token} should be from 0 to {TOKEN_MAX}") from None
+
+
+def _extra_keys(request: ScoreRequest) -> dict[int, bytes] | None:
+    """Block number → folded extra keys: those of the request, read like an engine's, and its cache salt in the first block."""
+    own_keys: dict[int, list[Any]] = {}
+    salt = request.cache_salt or None
+    for position, (number, entry) in enumerate(request.block_extra_keys or ()):
+        where = f"block_extra_keys[{position}]"
+        if number in own_keys:
+            raise Problem(422, f"{where}: block {number} is given twice; give each block once")
+        own_keys[number], announced_salt = read_extra_keys(entry, request.lora_name or None, first=number == 0)
+        if announced_salt is not None and salt is not None and announced_salt != salt:
+            raise Problem(422, f"{where}: a text in block 0 is the cache salt, and it is not the one in cache_salt; give one of them")
+        salt = salt or announced_salt
+    if salt is not None:
+        own_keys.setdefault(0, [])
+    folded = {number: _folded(number, own, salt if number == 0 else None) for number, own in own_keys.items()}
+    return {number: extra for number, extra in folded.items() if extra} or None
+
+
+def _folded(number: int, own: list[Any], salt: str | None) -> bytes:
+    try:
+        if not all(_is_extra_key(item) or (isinstance(item, list) and all(map(_is_extra_key, item))) for item in own):
+            raise TypeError("not an extra key")
+        folded = fold_extra_keys(own, salt)
+    except (TypeError, ValueError, OverflowError):
+        raise Problem(422, f"block_extra_keys: the keys of block {number} should be texts, bytes, 64-bit integers or lists of these") from None
+    if len(folded) > EXTRA_KEYS_BYTES_MAX:
+        raise Problem(422, f"block_extra_keys: the keys of block {number} have {len(folded)} bytes; at most {EXTRA_KEYS_BYTES_MAX} are taken")
+    return folded
+
+
+def _is_extra_key(item: Any) -> bool:
+    return isinstance(item, str | bytes | int) and not isinstance(item, bool)

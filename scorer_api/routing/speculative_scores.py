@@ -1,0 +1,109 @@
+"""Scores that count speculative blocks, and what became of these blocks."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal, Protocol, get_args
+
+from indexer.config.settings import Settings
+from indexer.core.names import StreamKey
+from scorer_api.index.engine_hashes import EngineHashes
+from scorer_api.index.scoring import Match, score_of, usable_blocks
+from scorer_api.index.view import PodScore, Prompt, RankScore, View, tokens_at
+from scorer_api.routing.speculation import Expected, Rank, Speculation
+
+BlocksOutcome = Literal["matched_held", "matched_gone", "new_announced", "new_unseen"]
+BLOCKS_OUTCOMES: tuple[BlocksOutcome, ...] = get_args(BlocksOutcome)
+
+# Block size of a prompt that goes to a pod before any pod has announced blocks: the usual one.
+BLOCK_SIZE_PRIOR = 16
+
+ExpectedBlocks = Mapping[tuple[Rank, int], int]
+"""(rank, block size) → how many of the prompt's usable blocks, from the first, the rank is expected to hold."""
+
+
+class BlockCounters(Protocol):
+    """Counts what became of the blocks of sampled prompts."""
+
+    def blocks(self, outcome: BlocksOutcome, count: int) -> None: ...
+
+
+class SpeculativeScores:
+    """Joins the view's scores with the speculative blocks. It changes nothing in the view."""
+
+    def __init__(self, settings: Settings, view: View, counters: BlockCounters) -> None:
+        self._tier_weights = settings.tier_weights
+        self._is_enabled = bool(settings.route_speculative_s)
+        self._view = view
+        self._counters = counters
+        self.speculation = Speculation(settings.route_speculative_s, self._count_outcomes)
+        if self._is_enabled:
+            view.listener = self.speculation
+
+    def score(self, prompt: Prompt | EngineHashes, only: Collection[str] | None) -> tuple[list[PodScore], dict[Rank, int]]:
+        """The scores as if speculative blocks were held, and how many of each rank's matched blocks are speculative.
+
+        Raises KeyError for an unknown model.
+        """
+        keys_by_size: dict[int, list[int]] = {}
+        scores = self._view.score(prompt, only, keys_by_size)
+        expected = self.expected(prompt, keys_by_size)
+        speculative: dict[Rank, int] = {}
+        if not expected:
+            return scores, speculative
+        for number, score in enumerate(scores):
+            ranks = [self._raised(prompt, score.pod, rank, expected, speculative) for rank in score.ranks]
+            scores[number] = PodScore(score.pod, sorted(ranks, key=lambda rank: (-rank.score, rank.rank)))
+        scores.sort(key=lambda score: (-score.ranks[0].score, score.pod))
+        return scores, speculative
+
+    def _raised(self, prompt: Prompt | EngineHashes, pod: str, rank: RankScore, expected: ExpectedBlocks, speculative: dict[Rank, int]) -> RankScore:
+        """One rank's score with its speculative blocks, whose number is noted in `speculative`. They count as held on the gpu."""
+        block_size, match = rank.block_size, rank.match
+        more = 0 if block_size is None else expected.get(((pod, rank.rank), block_size), 0) - match.matched_blocks
+        if block_size is None or more <= 0:
+            return rank
+        speculative[pod, rank.rank] = more
+        gpu, *lower = match.tiers
+        match = Match(match.matched_blocks + more, (gpu + more, *lower))
+        score = score_of(match, tokens_at(prompt, block_size), block_size, self._tier_weights)
+        return RankScore(rank.rank, match, score, block_size, rank.usable_blocks, rank.trust)
+
+    def expected(self, prompt: Prompt | EngineHashes, keys_by_size: dict[int, list[int]]) -> ExpectedBlocks:
+        """What ranks are expected to hold of this prompt. `keys_by_size`: its block keys by block size, see View.keys."""
+        expected: dict[tuple[Rank, int], int] = {}
+        if not isinstance(prompt, Prompt):
+            return expected  # engine hashes have no meaning outside of their stream
+        for block_size in self.speculation.block_sizes(prompt.model):
+            usable = usable_blocks(prompt.length, block_size)
+            for rank, blocks in self.speculation.match(prompt.model, block_size, self._view.keys(prompt, block_size, keys_by_size)).items():
+                expected[rank, block_size] = min(blocks, usable)
+        return expected
+
+    def note_pick(
+        self, request: str, prompt: Prompt | EngineHashes, pod: str, rank: RankScore, keys_by_size: dict[int, list[int]], now_s: float
+    ) -> None:
+        """From now on the picked rank is expected to hold this prompt's blocks, unless it already holds the last one. `request`: its id."""
+        if not self._is_enabled or not isinstance(prompt, Prompt):
+            return
+        block_size = rank.block_size or max(keys_by_size, key=lambda size: len(keys_by_size[size]), default=BLOCK_SIZE_PRIOR)
+        keys = self._view.keys(prompt, block_size, keys_by_size)
+        stream = StreamKey(prompt.model, pod, rank.rank)
+        if keys and not self._view.held(stream, keys[-1:]):
+            self.speculation.add(request, stream, block_size, keys, rank.match.matched_blocks, now_s)
+
+    def _count_outcomes(self, expected: Expected, keys: Sequence[int]) -> None:
+        """Compare what a pick assumed of a prompt's blocks with what the rank holds now."""
+        matched, new = keys[: expected.matched_blocks], keys[expected.matched_blocks :]
+        held, announced = self._view.held(expected.stream, matched), self._view.held(expected.stream, new)
+        self._counters.blocks("matched_held", held)
+        self._counters.blocks("matched_gone", len(matched) - held)
+        self._counters.blocks("new_announced", announced)
+        self._counters.blocks("new_unseen", len(new) - announced)
+
+
+def speculative_tokens(pod: str, rank: RankScore, expected: ExpectedBlocks) -> int:
+    """Tokens that a rank is expected to hold beyond its match."""
+    key = pod, rank.rank
+    if rank.block_size is None:
+        # It has announced no blocks yet: all that was sent there counts, in any block size.
+        return max((blocks * block_size for (sent_to, block_size), blocks in expected.items() if sent_to == key), default=0)
+    return max(0, expected.get((key, rank.block_size), 0) - rank.match.matched_blocks) * rank.block_size
