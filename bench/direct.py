@@ -20,8 +20,9 @@ from indexer.core.store import Point
 from indexer.core.stream_state import StreamState
 from indexer.metrics import IndexerMetrics
 from indexer.store.keyspace import Keyspace
+from indexer.store.leases import Claim
 from indexer.store.records import Head
-from indexer.store.redis import Claim, RedisStore
+from indexer.store.redis import RedisStore
 from indexer.streams.applier import Applier
 from indexer.streams.stream import TURN_S
 from scorer_api.following.follower import Follower
@@ -88,7 +89,7 @@ class Indexer:
         if not isinstance(claim, Claim):
             raise RuntimeError(f"{claim} owns the stream")
         self._store.own(stream, claim, is_loaded=False)
-        await self._store.beat([MODEL])
+        await self._store.heartbeat([MODEL])
         await self._written(key, None)
 
     async def apply(self, pod: str, payloads: Iterable[bytes]) -> None:

@@ -1,9 +1,9 @@
 """A master that moves when a test says so: clients of Sentinels that are told directly who it is, where real Sentinels would take seconds.
 
     with Moving() as moving:
-        moving.begin(owner.store._client)
+        moving.begin(owner.store._session.client)
         moving.promote()
-        moving.move(owner.store._client)
+        moving.move(owner.store._session.client)
 
 The second server's clock may be said to differ: scripts then take the time from there (`skewed`).
 """

@@ -17,7 +17,8 @@ from indexer.core.names import StreamKey, Trust
 from indexer.core.store import Point
 from indexer.core.stream_state import StreamState
 from indexer.metrics import IndexerMetrics
-from indexer.store.redis import Claim, RedisStore
+from indexer.store.leases import Claim
+from indexer.store.redis import RedisStore
 from indexer.streams.stream import StreamStatus
 from tests.redis_server import RedisServer
 
@@ -61,7 +62,7 @@ class OwnedStream:
 
     async def flushed(self) -> None:
         """Wait until Redis has everything."""
-        await until(lambda: self._owner.store._writers[self.key].is_settled)  # nobody else has to know
+        await until(lambda: self._owner.store._flusher.streams[self.key].is_settled)  # nobody else has to know
 
     def status(self) -> bytes:
         blocks = {tier.word: self.state.count(tier) for tier in Tier if self.state.count(tier)}
@@ -89,8 +90,8 @@ class Owner:
         return stream
 
     async def keep(self) -> None:
-        await self.store.keep(lambda key: self.streams[key].status())
-        await self.store.beat({key.model for key in self.streams})
+        await self.store.renew(lambda key: self.streams[key].status())
+        await self.store.heartbeat({key.model for key in self.streams})
 
     async def _keep_again_and_again(self) -> None:
         while True:
@@ -119,7 +120,7 @@ def settings_of(server: RedisServer, **more: Any) -> Settings:
 
 
 async def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> None:
-    """Wait for it without standing in the way of what brings it about."""
+    """Wait for it without ownership in the way of what brings it about."""
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline_s, "it did not come true"

@@ -1,6 +1,6 @@
 """The ingest side where replicas share the streams: each follows those that it owns, writes them to Redis, and takes over what others leave.
 
-    every third of a lease:   keep what is ours ─▶ beat: who lives, which pods there are ─▶ who owns the rest ─▶ decide, see `owners`
+    every third of a lease:   keep what is ours ─▶ heartbeat: who lives, which pods there are ─▶ who owns the rest ─▶ decide, see `owners`
 
 What is ours is kept in each slot of a Cluster by a call of its own, and these wait neither for one another nor for the rest of a round: a node that
 is away must not cost us what others hold. A Redis that is no Cluster is one slot.
@@ -35,7 +35,9 @@ from indexer.metrics import IndexerMetrics
 from indexer.ownership.assignment import Duty, Owners, Pods, Seen
 from indexer.ownership.embedded import applies
 from indexer.receiving.listening import Announced
-from indexer.store.redis import How, RedisStore, Standing
+from indexer.store.flusher import Ownership
+from indexer.store.leases import ClaimMode
+from indexer.store.redis import RedisStore
 from indexer.streams.pool import PodStatus, Readiness, Source, Streams, by_pod, sources_of
 from indexer.streams.stream import Stream, ToldStatus
 
@@ -50,7 +52,7 @@ AFTER_FAILURE_S = 1.0
 
 
 class Parting(Enum):
-    """How a stream that is ours ends being so."""
+    """ClaimMode a stream that is ours ends being so."""
 
     RELEASE = auto()
     """Another indexer takes it."""
@@ -292,7 +294,7 @@ class SharedService:
 
     def _begin_keeping(self) -> None:
         """In every slot where that is not under way."""
-        for slot in self.store.kept_slots:
+        for slot in self.store.owned_slots:
             keeping = self._keeping.get(slot)
             if keeping is None or keeping.done():
                 self._keeping[slot] = asyncio.create_task(self._keep(slot), name=f"keep {slot}")
@@ -309,7 +311,7 @@ class SharedService:
     async def _keep(self, slot: int) -> bool:
         """Returns whether Redis answered."""
         try:
-            kept = await self.store.keep(self._status, slot)
+            kept = await self.store.renew(self._status, slot)
         except StoreError:
             return False
         except Exception:
@@ -317,8 +319,8 @@ class SharedService:
             return False
         for key, each in kept.items():
             self._wanted[key] = each.wanted_by
-            if each.standing is not Standing.OURS:
-                self._lost(key, each.standing)
+            if each.ownership is not Ownership.OURS:
+                self._lost(key, each.ownership)
         return True
 
     def _status(self, key: StreamKey) -> bytes:
@@ -332,22 +334,22 @@ class SharedService:
         """Say that we live, and hear who else does and which pods there are. Raises StoreError."""
         models = {specs[0].model for specs in self._pods.all().values()}
         # One that knows no stream, such as a gateway's own scorer, must not win any: the others would wait for it.
-        await self.store.registry.write_again()
+        await self.store.registry.repeat_unconfirmed()
         asked_s, node = time.monotonic(), self.store.registry.node
-        beat = await self.store.beat(models, is_candidate=any(not known.dials for known in self._known.values()))
-        self.store.registry.hear(beat.pods, node, asked_s)
+        heartbeat = await self.store.heartbeat(models, is_candidate=any(not known.dials for known in self._known.values()))
+        self.store.registry.note_registered(heartbeat.pods, node, asked_s)
         now_s = time.monotonic()
-        is_other = self._incarnation not in (None, beat.incarnation)
+        is_other = self._incarnation not in (None, heartbeat.incarnation)
         # A pod that was forgotten is remembered as such for as long as pods are: that it is in neither list means something only within that time.
         if is_other or (self._heard_s is not None and now_s - self._heard_s < self._settings.pod_expiry_s):
-            for specs in self._pods.lost(beat.pods, beat.forgotten).values():
+            for specs in self._pods.lost(heartbeat.pods, heartbeat.forgotten).values():
                 await self.store.registry.register(specs, keeps_old=True)
-                beat.pods.setdefault(specs[0].pod, specs)
+                heartbeat.pods.setdefault(specs[0].pod, specs)
         if is_other:
-            log.warning("redis has other data than before", extra={"registered": len(beat.pods)})
+            log.warning("redis has other data than before", extra={"registered": len(heartbeat.pods)})
             self._incarnated_s = now_s
-        self._incarnation, self._members, self._heard_s = beat.incarnation, beat.members, now_s
-        self._pods.learn(beat.pods, beat.forgotten)
+        self._incarnation, self._members, self._heard_s = heartbeat.incarnation, heartbeat.members, now_s
+        self._pods.learn(heartbeat.pods, heartbeat.forgotten)
         self._take_up()
 
     def _take_up(self) -> None:
@@ -476,7 +478,7 @@ class SharedService:
             await self._streams.close(known.stream)
             known.stream = None
 
-    async def _take(self, known: _Known, how: How) -> None:
+    async def _take(self, known: _Known, how: ClaimMode) -> None:
         """Raises StoreError."""
         stream = await self._open(known)
         while isinstance(claim := await self.store.claim(known.key, how), str):
@@ -497,19 +499,19 @@ class SharedService:
         stream = known.stream
         running = self._streams.detach(known.key)
         await asyncio.wait([running.task])
-        await self.store.let_go(known.key)
+        await self.store.release(known.key)
         log.info("stream handed over", extra={"pod": known.key.pod, "rank": known.key.rank, "to": self._wanted.get(known.key)})
         assert stream is running.stream, "what runs is what is known"
         await self._stand_down(known)
 
     # The end of what is ours
 
-    def _lost(self, key: StreamKey, standing: Standing) -> None:
+    def _lost(self, key: StreamKey, ownership: Ownership) -> None:
         """The store found that a stream is not ours any more."""
         known = self._known.get(key)
         if known is None or key not in self._streams.running:
             return
-        if standing is Standing.GONE:
+        if ownership is Ownership.GONE:
             self._pods.forget(key.pod)
             self._take_up()
             return
@@ -563,7 +565,7 @@ class SharedService:
             except StoreError as error:
                 log.info("stream not deleted", extra={"pod": key.pod, "rank": key.rank, "error": str(error)})
         if parting is not Parting.LOST:
-            await self.store.let_go(key)
+            await self.store.release(key)
         if stream is not None:
             await self._streams.close(stream)
 

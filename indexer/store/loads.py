@@ -18,9 +18,9 @@ log = logging.getLogger(__name__)
 
 # What is older says nothing any more.
 TTL_MS = 30_000
-# Loads are gathered so long before they are told in one call.
+# Loads are gathered so long before they are written in one call.
 GATHER_S = 0.05
-# So many pods are told of, or asked for, in one call.
+# So many pods are written, or read, in one call.
 PODS_MAX = 200
 
 
@@ -40,7 +40,7 @@ _decode = msgspec.msgpack.Decoder(_Record).decode
 
 
 class LoadWriter:
-    """`run` writes what `note` was told. A load that Redis does not take is lost: a newer one comes soon."""
+    """`run` writes what `note` was called with. A load that Redis does not take is lost: a newer one comes soon."""
 
     def __init__(self, client: Client, keyspace: Keyspace) -> None:
         self._client = client
@@ -61,9 +61,9 @@ class LoadWriter:
             self._woken.clear()
             pending, self._pending = self._pending, {}
             # A node of a Cluster that is away holds up its own models only.
-            await asyncio.gather(*(self._tell(model, list(loads.items())) for model, loads in pending.items()))
+            await asyncio.gather(*(self._write(model, list(loads.items())) for model, loads in pending.items()))
 
-    async def _tell(self, model: str, loads: Sequence[tuple[str, tuple[Load, float]]]) -> None:
+    async def _write(self, model: str, loads: Sequence[tuple[str, tuple[Load, float]]]) -> None:
         keys = self._keyspace.model(model)
         for start in range(0, len(loads), PODS_MAX):
             piece = loads[start : start + PODS_MAX]
@@ -71,17 +71,17 @@ class LoadWriter:
             for _, (load, at_s) in piece:
                 words += (int((time.monotonic() - at_s) * 1000), _encode(_Record(*msgspec.structs.astuple(load))))
             try:
-                (answer,) = await call_all(self._client, [Call("tell_loads", [keys.load(pod) for pod, _ in piece], words)])
+                (answer,) = await call_all(self._client, [Call("write_loads", [keys.load(pod) for pod, _ in piece], words)])
                 if isinstance(answer, RedisError):
                     raise answer
             except RedisError as error:
-                log.debug("loads not told", extra={"model": model, "error": said(error)})
+                log.debug("loads not written", extra={"model": model, "error": said(error)})
 
 
 def calls(keyspace: Keyspace, model: str, pods: Sequence[str]) -> list[Call]:
     """What to ask for the loads of these pods."""
     keys = keyspace.model(model)
-    return [Call("loads", [keys.load(pod) for pod in pods[start : start + PODS_MAX]]) for start in range(0, len(pods), PODS_MAX)]
+    return [Call("read_loads", [keys.load(pod) for pod in pods[start : start + PODS_MAX]]) for start in range(0, len(pods), PODS_MAX)]
 
 
 def decode(pods: Sequence[str], answers: Sequence[Sequence[bytes | None]]) -> dict[str, tuple[Load, float]]:

@@ -1,7 +1,6 @@
 """What a scorer reads from Redis. Every call raises StoreError where Redis does not answer, or refuses."""
 
 import logging
-import time
 from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -15,9 +14,9 @@ from indexer.core.names import StreamKey
 from indexer.engines.load import Load
 from indexer.engines.spec import EngineSpec
 from indexer.errors import StoreError
-from indexer.masking import masked
 from indexer.store import loads
-from indexer.store.client.connection import Client, answer_of, connect, life_of, node_of, said, slot_of, why
+from indexer.store.client.connection import Client, answer_of, connect, life_of, node_of, slot_of, why
+from indexer.store.health import RedisHealth, Trouble
 from indexer.store.keyspace import Keyspace, stream_id, text_of
 from indexer.store.records import Head, decode_head
 from indexer.store.registry import RegisteredPods
@@ -29,7 +28,6 @@ T = TypeVar("T")
 
 # So many states are read by one script: some hundred microseconds of Redis.
 SURVEY_STATES = 200
-UNREACHABLE = "unreachable"
 # It is asked several times a second.
 SILENT_S = 3.0
 
@@ -85,31 +83,22 @@ class Reader:
 
     def __init__(self, settings: Settings, up: Gauge | None = None) -> None:
         assert settings.redis is not None, "a shared store is somewhere"
-        self._url = settings.redis
-        self._up = up
         self.client: Client = connect(settings.redis, settings.redis_timeout_s)
         self.keyspace = Keyspace(settings.namespace)
-        self._troubles: dict[int, tuple[str, float]] = {}
-        """Of each slot of a Cluster; a Redis that is no Cluster is one slot."""
-        self._answered_s = time.monotonic()
-        self._refusal: str | None = None
+        self.health = RedisHealth(settings.redis, up, writes=False)
         self._pods = RegisteredPods()
         self._unreadable: set[StreamKey] = set()
-        """What the log was told of."""
+        """Streams whose state could not be read: each is logged once."""
 
     @property
-    def trouble(self) -> tuple[str, float] | None:
-        """What is wrong with Redis, and since when, in Unix time. One that says nothing is away, however long we may wait for its answer."""
-        return self._silence() or min(self._troubles.values(), key=lambda trouble: trouble[1], default=None)
+    def trouble(self) -> Trouble | None:
+        """What is wrong with Redis. If it does not answer at all it is away, however long we may wait for its answer."""
+        return self.health.silence(SILENT_S) or self.health.trouble
 
     @property
-    def directory_trouble(self) -> tuple[str, float] | None:
+    def directory_trouble(self) -> Trouble | None:
         """The same of what belongs to no model."""
-        return self._silence() or self._troubles.get(slot_of(self.client, self.keyspace.directory.pods))
-
-    def _silence(self) -> tuple[str, float] | None:
-        silent_s = time.monotonic() - self._answered_s
-        return (UNREACHABLE, time.time() - silent_s) if silent_s > SILENT_S and not self._troubles else None
+        return self.health.silence(SILENT_S) or self.health.trouble_in(slot_of(self.client, self.keyspace.directory.pods))
 
     def slot_of(self, model: str) -> int:
         """The slot in which all of a model lies."""
@@ -119,7 +108,7 @@ class Reader:
         """Nobody asks for this model any more, but for these others."""
         asked = {slot_of(self.client, self.keyspace.directory.pods), *map(self.slot_of, others)}
         if self.slot_of(model) not in asked:
-            self._troubles.pop(self.slot_of(model), None)
+            self.health.forget(self.slot_of(model))
 
     @property
     def life(self) -> int:
@@ -130,32 +119,15 @@ class Reader:
         await self.client.aclose()
 
     async def _ask(self, asking: Awaitable[T], key: str) -> T:
-        """Raises StoreError. One line in the log for each change of how Redis is."""
+        """Raises StoreError."""
         slot = slot_of(self.client, key)
         try:
             answer = await answer_of(asking)
         except RedisError as error:
-            self._note(error, slot)
+            self.health.note_error(error, slot)
             raise StoreError(why(error)) from error
-        self._answered_s = time.monotonic()
-        ended = self._troubles.pop(slot, None)
-        if ended is not None and ended[0] != "refusing" and not self._troubles:  # else the next call may be refused again, and again
-            log.info("redis well again", extra={"trouble": ended[0]})
-        if self._up is not None and not self._troubles:
-            self._up.set(1)
+        self.health.note_answer(slot)
         return answer
-
-    def _note(self, error: RedisError, slot: int) -> None:
-        trouble, before = why(error), self._troubles.get(slot)
-        words = {word for word, _ in self._troubles.values()}
-        is_news = str(error) != self._refusal if trouble == "refusing" else trouble not in words
-        if is_news:
-            log.error("redis in trouble", extra={"trouble": trouble, "url": masked(self._url), "error": said(error)})
-        if trouble == "refusing":
-            self._refusal = str(error)
-        self._troubles[slot] = trouble, time.time() if before is None else before[1]
-        if self._up is not None:
-            self._up.set(0)
 
     async def _call(self, calls: Sequence[Call]) -> list[Any]:
         async def answers() -> list[Any]:

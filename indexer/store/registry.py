@@ -19,28 +19,28 @@ from indexer.errors import StoreError
 from indexer.store.client.connection import Client, node_of, why
 from indexer.store.keyspace import Keyspace, stream_id, text_of
 from indexer.store.records import Entry, Kind, encode_entry
-from indexer.store.remembered import Remembered
 from indexer.store.scripts import Word, call
+from indexer.store.unconfirmed_registrations import UnconfirmedRegistrations
 
 log = logging.getLogger(__name__)
 
 
 class Registry:
-    """Needs no ownership of anything. Every call raises StoreError where Redis does not answer, or refuses; `note` is told before."""
+    """Needs no ownership of anything. Every call raises StoreError where Redis does not answer, or refuses; `note_error` is called before."""
 
-    def __init__(self, client: Client, keyspace: Keyspace, settings: Settings, note: Callable[[RedisError, str], None] | None = None) -> None:
+    def __init__(self, client: Client, keyspace: Keyspace, settings: Settings, note_error: Callable[[RedisError, str], None] | None = None) -> None:
         self._client = client
         self._keyspace = keyspace
         self._settings = settings
-        self._note = note
-        self._remembered = Remembered(settings.pod_expiry_s)
+        self._note_error = note_error
+        self._unconfirmed = UnconfirmedRegistrations(settings.pod_expiry_s)
 
     async def _call(self, script: str, keys: list[str], *words: Word) -> Any:
         try:
             return await call(self._client, script, keys, *words)
         except RedisError as error:
-            if self._note is not None:
-                self._note(error, keys[0])
+            if self._note_error is not None:
+                self._note_error(error, keys[0])
             raise StoreError(why(error)) from error
 
     async def register(self, specs: tuple[EngineSpec, ...], *, keeps_old: bool = False) -> bool:
@@ -48,7 +48,7 @@ class Registry:
         mark, node = secrets.token_hex(8), self.node
         is_new = await self._register(specs, mark, keeps_old=keeps_old)
         if not keeps_old:
-            self._remembered.note(specs[0].pod, specs, mark, node)
+            self._unconfirmed.note(specs[0].pod, specs, mark, node)
         return is_new
 
     async def _register(self, specs: tuple[EngineSpec, ...], mark: str, *, keeps_old: bool) -> bool:
@@ -61,7 +61,7 @@ class Registry:
         """Make all forget a pod. Returns whether it was registered."""
         node = self.node
         was_known, mark = await self._call("unregister", self._keys, pod, self._forgotten_ms, 0, "")
-        self._remembered.note(pod, None, text_of(mark), node)
+        self._unconfirmed.note(pod, None, text_of(mark), node)
         return bool(was_known)
 
     @property
@@ -78,29 +78,32 @@ class Registry:
         """The server that knows the pods now, where there may be several."""
         return node_of(self._client, self._keyspace.directory.pods)
 
-    def hear(self, pods: Mapping[str, tuple[EngineSpec, ...]], node: str, asked_s: float) -> None:
-        """These pods are registered: so this node said to who asked at this time."""
-        self._remembered.hear(pods, node, asked_s)
+    def note_registered(self, pods: Mapping[str, tuple[EngineSpec, ...]], node: str, asked_s: float) -> None:
+        """This node answered a question of this time: these pods are registered."""
+        self._unconfirmed.note_registered(pods, node, asked_s)
 
-    async def write_again(self) -> None:
-        """See to it that what was done here, and told to another server than knows the pods now, is not lost: not all is passed on in time."""
+    async def repeat_unconfirmed(self) -> None:
+        """Repeat what another server confirmed than is Redis now, where this one lacks it: a failover loses what was not replicated in time.
+
+        Raises StoreError.
+        """
         node = self.node
-        for pod, deed in self._remembered.told_another(node):
-            if deed.specs is not None:
-                is_lost = await self._register(deed.specs, deed.mark, keeps_old=True)
+        for pod, record in self._unconfirmed.confirmed_by_others(node):
+            if record.specs is not None:
+                is_lost = await self._register(record.specs, record.mark, keeps_old=True)
             else:
-                was_known, *_ = await self._call("unregister", self._keys, pod, self._forgotten_ms, 1, deed.mark)
+                was_known, *_ = await self._call("unregister", self._keys, pod, self._forgotten_ms, 1, record.mark)
                 is_lost = was_known == 1
-                for stream in deed.streams if was_known >= 0 else ():
+                for stream in record.streams if was_known >= 0 else ():
                     await self._delete(stream)
-            deed.node = node
+            record.node = node
             if is_lost:
-                log.warning("pod changed again, since redis lost that", extra={"pod": pod, "registered": deed.specs is not None})
+                log.warning("pod changed again, since redis lost that", extra={"pod": pod, "registered": record.specs is not None})
 
     async def delete(self, stream: StreamKey) -> None:
         """Delete what there is of a stream, whoever owns it."""
         await self._delete(stream)
-        self._remembered.note_deleted(stream)
+        self._unconfirmed.note_deleted(stream)
 
     async def _delete(self, stream: StreamKey) -> None:
         keys, name = self._keyspace.model(stream.model), stream_id(stream)
@@ -123,7 +126,7 @@ def _plain(specs: tuple[EngineSpec, ...]) -> tuple[EngineSpec, ...]:
 
 
 class RegisteredPods:
-    """Reads what was registered. What cannot be read somebody else wrote: it is passed over, and the log is told once."""
+    """Reads what was registered. What cannot be read somebody else wrote: it is passed over, and logged once."""
 
     def __init__(self) -> None:
         self._unreadable: set[bytes] = set()

@@ -15,7 +15,7 @@ from indexer.engines.endpoints import check_registration
 from indexer.engines.spec import EngineSpec, check_together, http_base, http_base_of, is_http_base
 from indexer.errors import StoreError
 from indexer.ownership.replica import SharedService
-from indexer.store.reader import UNREACHABLE
+from indexer.store.health import UNREACHABLE
 from indexer.streams.pool import PodStatus, Readiness
 from indexer.streams.stream import StreamStatus, ToldStatus
 from scorer_api.following.followed import Followed

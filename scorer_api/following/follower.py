@@ -122,10 +122,10 @@ class Follower:
         """Read the directory, and follow what it names. Raises StoreError."""
         async with self._looking:
             self._note_settled()
-            await self.registry.write_again()
+            await self.registry.repeat_unconfirmed()
             asked_s, node = time.monotonic(), self.registry.node
             seen = await self.reader.directory()
-            self.registry.hear(seen.pods, node, asked_s)
+            self.registry.note_registered(seen.pods, node, asked_s)
             await self._follow(seen)
 
     async def _follow(self, seen: DirectorySeen) -> None:

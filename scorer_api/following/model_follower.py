@@ -16,8 +16,9 @@ import msgspec
 from indexer.config.settings import Settings
 from indexer.core.names import StreamKey, Trust
 from indexer.errors import StoreError
+from indexer.store.health import UNREACHABLE
 from indexer.store.keyspace import stream_id, stream_of
-from indexer.store.reader import START, UNREACHABLE, Place, Reader, Stand, State, Survey
+from indexer.store.reader import START, Place, Reader, Stand, State, Survey
 from indexer.store.records import Entry, change_of, decode_entry
 from scorer_api.following.followed import Followed, Verdict, judge, stand_after
 from scorer_api.following.loading import Loading

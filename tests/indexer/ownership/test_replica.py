@@ -451,7 +451,7 @@ def test_an_outage_is_bridged_in_memory_by_the_same_owner(redis: RedisServer, en
             redis.kill()
             publish_chain(engine, 2, start=3)
             await until(lambda: owner.shows(sequence=3, trust=Trust.LIVE))
-            await until(lambda: not other.service.store.is_up)
+            await until(lambda: other.service.store.trouble is not None)
             redis.start(with_data=False)
             await until(lambda: in_redis(redis) == 4)
             await asyncio.sleep(4)  # longer than a lease
@@ -484,7 +484,7 @@ def test_after_an_outage_nobody_takes_what_its_owner_had_no_time_to_renew(redis:
             owner.service._round = late_round  # type: ignore[method-assign]
             owner.service.store.claim = late_claim  # type: ignore[method-assign]
             redis.kill()
-            await until(lambda: not other.service.store.is_up)
+            await until(lambda: other.service.store.trouble is not None)
             redis.start(with_data=False)
             await until(lambda: other.service._members == (other.service.member,))  # it sees nobody else, and a stream that is free
             await asyncio.sleep(1.2)

@@ -23,9 +23,11 @@ from indexer.core.stream_state import StreamState
 from indexer.engines.spec import EngineSpec
 from indexer.errors import StoreError
 from indexer.metrics import IndexerMetrics
+from indexer.store.encoding import RecordedStream
+from indexer.store.flusher import Ownership
 from indexer.store.keyspace import PARTS, Keyspace
-from indexer.store.redis import Claim, RedisStore, Standing
-from indexer.store.writer import Recorded
+from indexer.store.leases import Claim
+from indexer.store.redis import RedisStore
 from tests.redis_server import RedisServer
 
 KEY = StreamKey("my/{odd} model:", "10.0.0.7:8000", 0)
@@ -119,7 +121,7 @@ async def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
 
 
 async def settled(store: RedisStore, key: StreamKey = KEY) -> None:
-    await until(lambda: store._writers[key].is_settled)  # what is waiting has no public face: nobody else has to know
+    await until(lambda: store._flusher.streams[key].is_settled)  # what is waiting has no public face: nobody else has to know
 
 
 def in_redis(server: RedisServer, key: StreamKey = KEY) -> dict[str, dict[int, bytes]]:
@@ -251,7 +253,7 @@ def test_a_new_owner_goes_on_exactly_where_the_former_one_was(server: RedisServe
                     await settled(first)
             await settled(first)
             assert_written(server, stream)
-            await first.let_go(KEY)
+            await first.release(KEY)
         async with opened(settings_of(server), "second") as second:
             heir = await owned(second)
             assert heir.resumed is not None
@@ -277,15 +279,15 @@ def test_a_stream_has_one_owner(server: RedisServer) -> None:
             assert await b.claim(KEY, "free") == "a"
             assert await b.claim(KEY, "want") == "a"
             kept = await a.keep(lambda _: b"{}")
-            assert (kept[KEY].standing, kept[KEY].wanted_by) == (Standing.OURS, "b")
-            lost: list[tuple[StreamKey, Standing]] = []
-            a.lost = lambda key, standing: lost.append((key, standing))
+            assert (kept[KEY].ownership, kept[KEY].wanted_by) == (Ownership.OURS, "b")
+            lost: list[tuple[StreamKey, Ownership]] = []
+            a.lost = lambda key, ownership: lost.append((key, ownership))
             await settled(a)
             await asyncio.sleep(0.6)  # longer than the lease: nobody renews it
             heir = await owned(b)
             stream.apply(stored([1], None, 100))
             await until(lambda: lost)
-            assert lost == [(KEY, Standing.LOST)]
+            assert lost == [(KEY, Ownership.LOST)]
             await settled(b)
             assert_written(server, heir)
             assert not in_redis(server)["gpu"]
@@ -317,7 +319,7 @@ def test_an_idle_stream_is_written_again_where_redis_lost_it(server: RedisServer
             stream.apply(stored([1, 2], None, 100))
             await settled(store)
             server.client().flushall()
-            await store.keep(lambda _: b"{}")
+            await store.renew(lambda _: b"{}")
             await settled(store)
             assert_written(server, stream)
 
@@ -338,7 +340,7 @@ def test_an_older_snapshot_is_noticed_by_its_number(server: RedisServer) -> None
             server.start()
             while True:
                 try:
-                    await store.keep(lambda _: b"{}")
+                    await store.renew(lambda _: b"{}")
                     break
                 except StoreError:
                     await asyncio.sleep(0.05)
@@ -358,7 +360,7 @@ def test_a_hash_that_lost_fields_is_written_again(server: RedisServer) -> None:
             generation = server.client().hget(keys.state(KEY), "gen")
             assert generation is not None
             server.client().delete(keys.parts(KEY, int(generation))[0])
-            await store.keep(lambda _: b"{}")
+            await store.renew(lambda _: b"{}")
             await settled(store)
             assert_written(server, stream)
 
@@ -371,7 +373,7 @@ def test_an_append_whose_answer_never_came_is_not_applied_twice_and_not_lost(ser
             stream = await owned(store)
             stream.apply(stored([1], None, 100))
             await settled(store)
-            generation = store._writers[KEY].generation
+            generation = store._flusher.streams[KEY].generation
             for _ in range(3):
                 server.freeze()
                 stream.apply(stored([1], None, 100))
@@ -381,7 +383,7 @@ def test_an_append_whose_answer_never_came_is_not_applied_twice_and_not_lost(ser
                 await settled(store)
                 assert_written(server, stream)
             assert in_redis(server)["gpu"][1][0] == 4
-            assert store._writers[KEY].generation == generation
+            assert store._flusher.streams[KEY].generation == generation
 
     run(scenario())
 
@@ -394,15 +396,15 @@ def test_no_number_is_used_twice_also_where_its_call_was_never_carried_out(serve
             stream = await owned(store)
             stream.apply(stored([1], None, 0))
             await settled(store)
-            number = store._writers[KEY].number
+            number = store._flusher.streams[KEY].number
             server.save()
             server.kill()
             stream.apply(stored([2], 1, 4))
-            await until(lambda: store.trouble == "unreachable" and not store._writers[KEY].in_flight)
+            await until(lambda: store.trouble == "unreachable" and not store._flusher.streams[KEY].in_flight)
             server.start()
             await settled(store)
             assert_written(server, stream)
-            assert store._writers[KEY].number > number + 1
+            assert store._flusher.streams[KEY].number > number + 1
 
     run(scenario())
 
@@ -415,14 +417,14 @@ def test_a_state_that_is_older_than_what_was_written_is_not_vouched_for(server: 
             stream = await owned(store)
             stream.apply(stored([1], None, 0))
             await settled(store)
-            await store.keep(lambda _: b"null")
+            await store.renew(lambda _: b"null")
             keys, client = store.keyspace.model(KEY.model), server.client()
             client.hincrby(keys.state(KEY), "number", -1)
             client.delete(keys.streams)
-            await store.keep(lambda _: b"null")
+            await store.renew(lambda _: b"null")
             assert client.exists(keys.streams) == 0
             await settled(store)
-            await store.keep(lambda _: b"null")
+            await store.renew(lambda _: b"null")
             assert client.exists(keys.streams) == 1
 
     run(scenario())
@@ -438,8 +440,8 @@ def test_a_full_redis_refuses_and_takes_everything_later(server: RedisServer) ->
             client.config_set("maxmemory", 1)
             stream.apply(stored([4, 5], None, 400))
             await until(lambda: store.trouble == "full")
-            kept = await store.keep(lambda _: b"{}")
-            assert kept[KEY].standing is Standing.OURS
+            kept = await store.renew(lambda _: b"{}")
+            assert kept[KEY].ownership is Ownership.OURS
             assert store.trouble == "full", "a renewal says nothing of what grows"
             assert set(in_redis(server)["gpu"]) == {1, 2, 3}
             client.config_set("maxmemory", 0)
@@ -477,20 +479,20 @@ def test_a_full_redis_is_seen_to_be_well_again_by_who_has_nothing_to_write(serve
             stream = await owned(store)
             stream.apply(stored([1], None, 100))
             await settled(store)
-            incarnation = (await store.beat(["m"])).incarnation
+            incarnation = (await store.heartbeat(["m"])).incarnation
             client = server.client()
             client.config_set("maxmemory", 1)
             try:
                 with pytest.raises(StoreError, match="full"):
                     await store.registry.register((EngineSpec("pod", "m", events="tcp://127.0.0.1:9"),))
-                await store.keep(lambda _: b"{}")
-                await store.beat(["m"])
+                await store.renew(lambda _: b"{}")
+                await store.heartbeat(["m"])
                 assert store.trouble == "full"
             finally:
                 client.config_set("maxmemory", 0)
-            beat = await store.beat(["m"])
+            heartbeat = await store.heartbeat(["m"])
             assert store.trouble is None
-            assert (beat.incarnation, beat.pods) == (incarnation, {})
+            assert (heartbeat.incarnation, heartbeat.pods) == (incarnation, {})
 
     run(scenario())
 
@@ -529,7 +531,7 @@ def test_changes_that_come_while_everything_is_written_are_in_it(server: RedisSe
         async with opened(settings_of(server)) as store:
             stream = await owned(store)
             stream.apply(stored(list(range(1_000_001, 1_030_001)), None, 1))
-            store._writers[KEY].void()
+            store._flusher.streams[KEY].require_full_write()
             stream.apply(stored([2_000_000], None, 9))
             for _ in range(200):
                 stream.apply(*load.events())
@@ -562,11 +564,11 @@ def test_an_expired_stream_leaves_no_key_and_starts_anew_when_it_returns(server:
 def test_nothing_is_left_of_a_stream_that_nobody_keeps(server: RedisServer) -> None:
     async def scenario() -> None:
         async with opened(settings_of(server, pod_expiry_s=1.0, lease_s=0.5)) as store:
-            await store.beat(["m"])
+            await store.heartbeat(["m"])
             stream = await owned(store)
             stream.apply(stored([1, 2], None, 100), stored([9], 8, 900))
             await settled(store)
-            await store.keep(lambda _: b"{}")
+            await store.renew(lambda _: b"{}")
 
     run(scenario())
     server.wait_empty()
@@ -575,10 +577,10 @@ def test_nothing_is_left_of_a_stream_that_nobody_keeps(server: RedisServer) -> N
 def test_an_indexer_with_nothing_to_own_is_no_member(server: RedisServer) -> None:
     async def scenario() -> None:
         async with opened(settings_of(server), "a") as a, opened(settings_of(server), "b") as b:
-            assert (await a.beat([])).members == ("a",)
-            assert (await b.beat([])).members == ("a", "b")
-            assert (await a.beat([], is_candidate=False)).members == ("b",)
-            assert (await b.beat([])).members == ("b",)
+            assert (await a.heartbeat([])).members == ("a",)
+            assert (await b.heartbeat([])).members == ("a", "b")
+            assert (await a.heartbeat([], is_candidate=False)).members == ("b",)
+            assert (await b.heartbeat([])).members == ("b",)
 
     run(scenario())
 
@@ -591,10 +593,10 @@ def test_a_forgotten_pod_is_let_go(server: RedisServer) -> None:
             await settled(store)
             await store.registry.unregister(KEY.pod)
             await store.registry.delete(KEY)
-            kept = await store.keep(lambda _: b"{}")
-            assert kept[KEY].standing is Standing.GONE
+            kept = await store.renew(lambda _: b"{}")
+            assert kept[KEY].ownership is Ownership.GONE
             assert not [name for name in server.keys("kvi:") if b":state:" in name or b":gpu:" in name]
-            assert (await store.beat([])).forgotten == {KEY.pod}
+            assert (await store.heartbeat([])).forgotten == {KEY.pod}
 
     run(scenario())
 
@@ -605,7 +607,7 @@ def test_a_stream_of_other_ways_of_counting_starts_anew(server: RedisServer) -> 
             stream = await owned(store)
             stream.apply(stored([1], None, 100))
             await settled(store)
-            await store.let_go(KEY)
+            await store.release(KEY)
         async with opened(settings_of(server, hash_seed="another")) as store:
             stream = await owned(store)
             assert stream.resumed is None
@@ -623,11 +625,11 @@ def test_a_redis_that_was_never_there_is_told_of(server: RedisServer) -> None:
         async with opened(settings_of(server)) as store:
             with pytest.raises(StoreError, match="unreachable"):
                 await store.claim(KEY, "free")
-            assert not store.is_up
+            assert store.trouble is not None
 
     run(scenario())
 
 
 def test_the_stand_in_is_what_the_store_reads() -> None:
-    stream: Recorded = Owned(RedisStore(Settings(redis="redis://127.0.0.1:1"), IndexerMetrics(CollectorRegistry()), "me"))
+    stream: RecordedStream = Owned(RedisStore(Settings(redis="redis://127.0.0.1:1"), IndexerMetrics(CollectorRegistry()), "me"))
     assert stream.point().trust is Trust.LIVE

@@ -13,17 +13,17 @@ from indexer.core.held_keys import HeldKeys
 from indexer.core.stream_state import PARKED, REMOVED
 from indexer.errors import StoreError
 from indexer.ownership.assignment import Duty, Owners
-from indexer.store import keyspace, scripts
-from indexer.store import redis as redis_store
+from indexer.store import keyspace, scripts, session
 from indexer.store.client import sentinel
 from indexer.store.client.cluster import Cluster
+from indexer.store.encoding import StreamEncoder
 from indexer.store.keyspace import Keyspace
+from indexer.store.pending import PendingWrites
 from indexer.store.reader import Reader
 from indexer.store.records import encode_hash
 from indexer.store.redis import RedisStore
 from indexer.store.registry import Registry
-from indexer.store.remembered import Remembered
-from indexer.store.writer import StreamWriter
+from indexer.store.unconfirmed_registrations import UnconfirmedRegistrations
 from indexer.streams.stream import Stream
 from scorer_api.api import routes
 from scorer_api.following import model_follower
@@ -72,7 +72,7 @@ def no_fence(patch: Patch) -> None:
     _rewrite(patch, "append", "if held[2] ~= ARGV[1] then return {0} end", "")
     _rewrite(patch, "switch", "if fence ~= ARGV[1] then return {0} end", "")
     _rewrite(patch, "switch", "~= ARGV[2] then", "== '' then")
-    _rewrite(patch, "keep", "if (lease[1] and lease[1] ~= ARGV[1]) or (state[2] and state[2] ~= ARGV[at + 1]) then", "if false then")
+    _rewrite(patch, "renew", "if (lease[1] and lease[1] ~= ARGV[1]) or (state[2] and state[2] ~= ARGV[at + 1]) then", "if false then")
 
 
 def no_recorded_sequence(patch: Patch) -> None:
@@ -92,18 +92,18 @@ def no_recorded_sequence(patch: Patch) -> None:
 def no_buffering(patch: Patch) -> None:
     """What Redis did not take is not sent again."""
 
-    def give_up(self: StreamWriter, *, is_unsure: bool) -> None:
+    def give_up(self: PendingWrites, *, is_unsure: bool) -> None:
         self.in_flight = []
         self.sealed.clear()
         self._go_on_from(*self._base)
 
-    patch.setattr(StreamWriter, "take_back", give_up)
+    patch.setattr(PendingWrites, "take_back", give_up)
 
 
 def no_full_write(patch: Patch) -> None:
     """A stream is written as a whole once, when it is new."""
-    void = StreamWriter.void
-    patch.setattr(StreamWriter, "void", lambda self: void(self) if self.generation is None else None)
+    require = PendingWrites.require_full_write
+    patch.setattr(PendingWrites, "require_full_write", lambda self: require(self) if self.generation is None else None)
 
 
 def requests_wait(patch: Patch) -> None:
@@ -129,9 +129,9 @@ def sentinels_asked_when_something_fails(patch: Patch) -> None:
     patch.setattr(sentinel, "POLL_S", math.inf)
 
 
-def deeds_are_not_remembered(patch: Patch) -> None:
-    """What was done to a pod is done once."""
-    patch.setattr(Remembered, "note", lambda *words: None)
+def registrations_are_not_repeated(patch: Patch) -> None:
+    """What was acknowledged to who registered or deleted a pod is done once."""
+    patch.setattr(UnconfirmedRegistrations, "note", lambda *words: None)
 
 
 # Clusters
@@ -163,7 +163,7 @@ def no_redirections(patch: Patch) -> None:
 
 def one_slot_for_all(patch: Patch) -> None:
     """What lies in different slots is written and kept together."""
-    patch.setattr(redis_store, "slot_of", lambda client, key: 0)
+    patch.setattr(session, "slot_of", lambda client, key: 0)
 
 
 # Followers
@@ -226,7 +226,7 @@ def drop_block_by_block(patch: Patch) -> None:
 def gone_pods_are_kept(patch: Patch) -> None:
     """Whoever has an owner lives on, also without an engine."""
     patch.setattr(Stream, "_mourn", lambda self: math.inf)
-    _rewrite(patch, "keep", "if ARGV[at + 3] == '1' then", "if true then")
+    _rewrite(patch, "renew", "if ARGV[at + 3] == '1' then", "if true then")
 
 
 def keys_without_end(patch: Patch) -> None:
@@ -278,13 +278,13 @@ def _replace(patch: Patch, script: str, source: str) -> None:
 
 def _leave_out(patch: Patch, left_out: int) -> None:
     """Nothing of this part is written."""
-    fields, hashes = StreamWriter.fields, StreamWriter.hashes
+    fields, hashes = StreamEncoder.fields, StreamEncoder.hashes
 
-    def without(self: StreamWriter, part: int, wanted: Iterable[int]) -> Iterator[tuple[bytes, bytes | None]]:
+    def without(self: StreamEncoder, part: int, wanted: Iterable[int]) -> Iterator[tuple[bytes, bytes | None]]:
         return ((encode_hash(engine_hash), None) for engine_hash in wanted) if part == left_out else fields(self, part, wanted)
 
-    patch.setattr(StreamWriter, "fields", without)
-    patch.setattr(StreamWriter, "hashes", lambda self, part: [] if part == left_out else hashes(self, part))
+    patch.setattr(StreamEncoder, "fields", without)
+    patch.setattr(StreamEncoder, "hashes", lambda self, part: [] if part == left_out else hashes(self, part))
 
 
 REDIS_MECHANISMS: dict[str, Callable[[Patch], None]] = {
@@ -300,7 +300,7 @@ REDIS_MECHANISMS: dict[str, Callable[[Patch], None]] = {
         no_buffering,
         no_full_write,
         sentinels_asked_when_something_fails,
-        deeds_are_not_remembered,
+        registrations_are_not_repeated,
         requests_wait,
         slots_are_read_once,
         no_redirections,

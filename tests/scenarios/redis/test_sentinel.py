@@ -184,7 +184,7 @@ def test_redis_and_sentinels_ask_for_passwords(make_world: MakeWorld) -> None:
 
 
 @pytest.mark.failovers
-@mechanism("deeds_are_not_remembered")
+@mechanism("registrations_are_not_repeated")
 def test_the_failover_loses_what_was_done_to_pods(world: World) -> None:
     """One pod was registered and another one deleted at a scorer; both were acknowledged, and only the master that died knew."""
     redis = watched(world)

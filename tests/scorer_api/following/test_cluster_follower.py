@@ -82,8 +82,8 @@ def test_every_script_keeps_to_one_slot(cluster: RedisCluster, monkeypatch: pyte
                     await late.holds(other, [5], 1)
                 assert set((await owner.store.owners([one, other])).values()) == {"owner"}
                 second.vouch(Trust.EXPIRED)
-                await until(lambda: owner.store._writers[other].generation is None)
-                await owner.store.let_go(one)
+                await until(lambda: owner.store._flusher.streams[other].generation is None)
+                await owner.store.release(one)
                 await registry.delete(one)
                 await registry.unregister("pod")
                 await until(lambda: scorer.trust(one) is None and scorer.trust(other) is None)
@@ -149,7 +149,7 @@ def test_a_stream_that_moves_to_a_node_with_another_clock_is_vouched_for_by_that
                 for each in (scorer, late):
                     await until(lambda each=each: each.trust(key) is Trust.STALE, 20)
                 assert time.monotonic() - stopped_s < 10
-            await owner.store.let_go(key)
+            await owner.store.release(key)
             await owner.store.registry.delete(key)
 
     run(scenario())
@@ -182,7 +182,7 @@ def test_what_a_dead_owner_vouched_for_by_another_clock_is_not_believed(cluster:
                 owner.is_keeping = True  # it was not dead
                 await scorer.holds(key, [1], 1)
                 await late.holds(key, [1], 1)
-            await owner.store.let_go(key)
+            await owner.store.release(key)
             await owner.store.registry.delete(key)
 
     run(scenario())
@@ -215,7 +215,7 @@ def test_a_change_that_is_written_before_the_new_nodes_time_is_known_vouches_for
             assert vouched_until_ms() == before_ms
             await owner.keep()
             assert abs(vouched_until_ms() - time.time() * 1000 - lease_s * 1000) < lease_s * 1000
-            await owner.store.let_go(key)
+            await owner.store.release(key)
             await owner.store.registry.delete(key)
 
     run(scenario())

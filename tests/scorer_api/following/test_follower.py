@@ -323,7 +323,7 @@ def test_a_new_generation_is_loaded_while_the_old_one_serves(server: RedisServer
             may_load = asyncio.Event()
             _before_each_piece(scorer, may_load.wait)
             stream.state.forget()
-            stream._owner.store._writers[A].void()
+            stream._owner.store._flusher.streams[A].require_full_write()
             stream.apply(stored(numbers(1, 7), numbers(501, 7)))
             await stream.flushed()
             await until(lambda: scorer.loads("reload") == 1)

@@ -34,7 +34,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 
 
 def client(user: Owner | Scorer) -> Any:
-    return user.store._client if isinstance(user, Owner) else user.follower.reader.client
+    return user.store._session.client if isinstance(user, Owner) else user.follower.reader.client
 
 
 def vouched_until_ms(moving: Moving, stream: StreamKey) -> float:
@@ -58,7 +58,7 @@ def test_owners_vouch_by_the_clock_of_the_server_that_is_redis_now(moving: Movin
             # From the move on everything that the second server holds is looked at, as often as it goes.
             inherited = vouched_until_ms(moving, A)
             stream.apply(stored(range(2, 1000), range(2, 1000), 1))
-            assert owner.store._writers[A].sealed, "it is sealed, and says until when it is vouched for"
+            assert owner.store._flusher.streams[A].sealed, "it is sealed, and says until when it is vouched for"
             moving.move(client(owner))
             for content in range(1000, 1060):
                 stream.apply(stored([content], [content], content - 1))

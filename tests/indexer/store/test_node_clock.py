@@ -1,6 +1,6 @@
 """What an owner knows of the clock of the Redis that holds a stream."""
 
-from indexer.store.clock import NodeClock
+from indexer.store.node_clock import NodeClock
 
 
 def test_nothing_is_known_at_first() -> None:

@@ -2,7 +2,7 @@
 
 
 class NodeClock:
-    """An estimate that is never ahead of the clock. Each node of a Cluster has its own: what was seen of one says nothing of the next one's.
+    """An estimate that is never ahead of the clock. Each node of a Cluster has its own: the clock of one says nothing about that of another.
 
     Nodes are named by the caller; a Redis that is no Cluster is one node. Local times are of time.monotonic(), in seconds.
     """

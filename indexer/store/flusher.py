@@ -1,0 +1,332 @@
+"""The task that writes what owned streams changed: per slot of a Cluster, all that is pending of its streams in one round trip.
+
+    PendingWrites (one per stream) ──▶ queue of the slot ──▶ round: append, delete; a full write is a task of its own ──▶ switch
+
+While Redis is away the task retries, and changes gather, bounded by what the streams hold.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from enum import Enum, auto
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from indexer.core.names import StreamKey
+from indexer.errors import StoreError
+from indexer.store.client.connection import answer_of, is_away
+from indexer.store.full_write import write_generation
+from indexer.store.leases import Leases
+from indexer.store.pending import PendingWrites, random_number
+from indexer.store.scripts import Call, call, call_all
+from indexer.store.session import Slot, StoreSession
+
+log = logging.getLogger(__name__)
+
+# Pauses while Redis is away or refuses.
+RETRY_S = 0.1
+RETRY_MAX_S = 1.0
+ROOM_WAIT_S = 0.5
+FLUSH_S = 2.0
+# So many streams of a slot may be written in full at a time.
+FULL_WRITES_MAX = 2
+
+
+class Ownership(Enum):
+    """Whether an owned stream still is ours."""
+
+    OURS = auto()
+    LOST = auto()
+    """Another indexer has it."""
+    GONE = auto()
+    """Its pod was forgotten."""
+
+
+class _Queue:
+    """What waits to be written in one slot."""
+
+    def __init__(self, slot: Slot) -> None:
+        self.slot = slot
+        self.due: dict[StreamKey, PendingWrites] = {}
+        self.woken = asyncio.Event()
+        self.full_writes = asyncio.Semaphore(FULL_WRITES_MAX)
+
+
+class Flusher:
+    """`start` runs a task until the store ends. `lost` is called with a stream that was written in vain: it is not ours any more."""
+
+    def __init__(
+        self,
+        session: StoreSession,
+        leases: Leases,
+        start: Callable[[Coroutine[Any, Any, None], str], None],
+        lost: Callable[[StreamKey, Ownership], None],
+    ) -> None:
+        self.streams: dict[StreamKey, PendingWrites] = {}
+        """Those that are owned."""
+        self._session = session
+        self._leases = leases
+        self._start = start
+        self._lost = lost
+        self._queues: dict[int, _Queue] = {}
+        self._progress = asyncio.Event()
+        self._sealed_epoch = session.note_server_epoch()
+
+    # Owned streams
+
+    def add(self, pending: PendingWrites) -> None:
+        """Write this stream from now on."""
+        self.streams[pending.key] = pending
+        self.mark(pending)
+
+    def remove(self, stream: StreamKey) -> None:
+        """Write nothing more of it. Idempotent."""
+        pending = self.streams.pop(stream, None)
+        if pending is not None:
+            self._queue(pending).due.pop(stream, None)
+            pending.stream.state.untrack()
+
+    def is_current(self, pending: PendingWrites) -> bool:
+        return self.streams.get(pending.key) is pending
+
+    def mark(self, pending: PendingWrites) -> None:
+        """Something of it waits to be written."""
+        queue = self._queue(pending)
+        queue.due[pending.key] = pending
+        queue.woken.set()
+
+    def _queue(self, pending: PendingWrites) -> _Queue:
+        slot = self._session.slot(pending.keys.incarnation)
+        queue = self._queues.get(slot.number)
+        if queue is None:
+            queue = self._queues[slot.number] = _Queue(slot)
+            self._start(self._run(queue), f"redis writer {slot.number}")
+        return queue
+
+    def _is_well(self, pending: PendingWrites) -> bool:
+        return self._session.health.trouble_in(self._queue(pending).slot.number) is None
+
+    async def wait_for_room(self, stream: StreamKey) -> None:
+        """Wait, not for long, while more of this stream is waiting than should be and Redis is well."""
+        until_s = time.monotonic() + ROOM_WAIT_S
+        while (
+            (pending := self.streams.get(stream)) is not None
+            and pending.is_behind
+            and self._is_well(pending)
+            and (left_s := until_s - time.monotonic()) > 0
+        ):
+            await self._wait_for_progress(left_s)
+
+    async def flush(self, stream: StreamKey) -> None:
+        """Wait until all of it is written, if that can be done soon."""
+        pending = self.streams.get(stream)
+        until_s = time.monotonic() + FLUSH_S
+        while pending is not None and not pending.is_settled and self._is_well(pending) and time.monotonic() < until_s:
+            self.mark(pending)
+            await self._wait_for_progress(RETRY_S)
+
+    async def _wait_for_progress(self, wait_s: float) -> None:
+        self._progress.clear()
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._progress.wait()
+        except TimeoutError:
+            pass
+
+    # Rounds
+
+    async def _run(self, queue: _Queue) -> None:
+        pause_s = RETRY_S
+        while True:
+            await queue.woken.wait()
+            queue.woken.clear()
+            try:
+                is_well = await self._round(queue)
+            except RedisError as error:
+                self._session.note_error(error, queue.slot.probe)
+                is_well = False
+            except StoreError:
+                is_well = False  # logged where it was raised
+            except Exception:  # an error of ours must not end writing for all streams
+                log.exception("writing failed")
+                is_well = False
+            self._progress.set()
+            if is_well:
+                pause_s = RETRY_S
+            else:
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, RETRY_MAX_S)
+                queue.woken.set()
+
+    async def _round(self, queue: _Queue) -> bool:
+        """Send all that is pending, in one round trip. Returns whether Redis accepted it. Raises RedisError where it did not answer, StoreError."""
+        self._discard_sealed_of_another_epoch()
+        batch = self._take_batch(queue)
+        if not batch:
+            return True
+        try:
+            answers = await call_all(self._session.client, [sent for _, sent in batch])
+        except RedisError:
+            for pending in {id(pending): pending for pending, _ in batch}.values():
+                self._take_back(pending, is_unsure=True)
+            raise
+        is_well = True
+        grows = any(sealed.grows for pending, _ in batch for sealed in pending.in_flight)
+        for (pending, sent), answer in zip(batch, answers, strict=True):
+            if not self.is_current(pending):
+                continue
+            if isinstance(answer, RedisError):
+                is_well = False
+                self._session.note_error(answer, queue.slot.probe)
+                self._take_back(pending, is_unsure=is_away(answer))
+            elif sent.script == "delete":
+                self._note_deleted(pending, answer)
+            else:
+                await self._note_appended(pending, sent, answer)
+        # A full Redis accepts what shrinks: that it is full no longer is known only after something that grows.
+        trouble = self._session.health.trouble_in(queue.slot.number)
+        if is_well and (trouble is None or trouble.reason != "full" or grows):
+            self._session.health.note_answer(queue.slot.number, is_write=True)
+        return is_well
+
+    def _discard_sealed_of_another_epoch(self) -> None:
+        """Sealed calls say until when their content counts, by the clock of the server of their epoch."""
+        epoch = self._session.note_server_epoch()
+        if epoch != self._sealed_epoch:
+            self._sealed_epoch = epoch
+            for pending in self.streams.values():
+                self._take_back(pending, is_unsure=False)
+
+    def _take_batch(self, queue: _Queue) -> list[tuple[PendingWrites, Call]]:
+        """The calls to send now; full writes begin."""
+        due, queue.due = queue.due, {}
+        batch: list[tuple[PendingWrites, Call]] = []
+        for pending in due.values():
+            if pending.is_writing_in_full:
+                continue  # its end marks it again
+            if pending.is_expired:
+                if pending.generation is not None:
+                    batch.append((pending, pending.delete()))
+            elif pending.needs_full_write:
+                pending.is_writing_in_full = True
+                self._start(self._write_in_full(pending, queue), f"write all of {pending.key.pod} {pending.key.rank}")
+            else:
+                batch += [(pending, sealed.call) for sealed in pending.take_sealed()]
+        return batch
+
+    def _take_back(self, pending: PendingWrites, *, is_unsure: bool) -> None:
+        pending.take_back(is_unsure=is_unsure)
+        if self.is_current(pending):
+            self.mark(pending)
+
+    def _note_deleted(self, pending: PendingWrites, answer: Any) -> None:
+        if answer[0] == 0:
+            self._disown(pending, Ownership.LOST)
+        pending.generation = None
+
+    async def _note_appended(self, pending: PendingWrites, sent: Call, answer: Any) -> None:
+        sealed = next((sealed for sealed in pending.in_flight if sealed.call is sent), None)
+        if sealed is None:
+            return  # an earlier one of the same stream was refused, and with it all that follow
+        match answer[0]:
+            case 1:
+                pending.confirm(sealed)
+                self._session.metrics.appends.inc()
+            case 0:
+                self._disown(pending, Ownership.LOST)
+            case -3 if pending.confirm_unanswered(int(answer[1])):
+                self._take_back(pending, is_unsure=False)
+            case -1:
+                pending.take_back(is_unsure=False)
+                if await self.check_missing(pending) is Ownership.GONE:
+                    self._disown(pending, Ownership.GONE)
+            case _:
+                pending.take_back(is_unsure=False)
+                self.rewrite(pending, "went_back")
+
+    def _disown(self, pending: PendingWrites, ownership: Ownership) -> None:
+        self.remove(pending.key)
+        self._lost(pending.key, ownership)
+
+    # Redis lacks what was written
+
+    async def check_missing(self, pending: PendingWrites) -> Ownership:
+        """There is no state of a stream that was written: its pod was forgotten, or Redis lost it. Raises StoreError."""
+        key = self._session.keyspace.directory.forgotten
+        try:
+            forgotten = await answer_of(self._session.client.zscore(key, pending.key.pod))
+        except RedisError as error:
+            raise self._session.failed(error, key) from error
+        if forgotten is not None:
+            return Ownership.GONE
+        if pending.generation is not None and not pending.needs_full_write:
+            self.rewrite(pending, "lost")
+        return Ownership.OURS
+
+    def rewrite(self, pending: PendingWrites, reason: str) -> None:
+        """Redis does not have the stream as it was written: write it all again."""
+        log.warning("redis does not have the stream as it was written", extra={"pod": pending.key.pod, "rank": pending.key.rank, "reason": reason})
+        self._session.metrics.full_writes.labels(reason).inc()
+        # A restart between two calls shows no other sign: others may not have had the time to renew what they own.
+        self._session.health.note_data_loss(self._queue(pending).slot.number)
+        pending.require_full_write()
+        self.mark(pending)
+
+    # Full writes
+
+    async def _write_in_full(self, pending: PendingWrites, queue: _Queue) -> None:
+        try:
+            async with queue.full_writes:
+                while pending.needs_full_write and self.is_current(pending) and not pending.is_expired:
+                    await self._write_generation(pending)
+            self._session.health.note_answer(queue.slot.number, is_write=True)
+        except (RedisError, StoreError) as error:
+            if isinstance(error, RedisError):
+                self._session.note_error(error, queue.slot.probe)
+            pending.require_full_write()
+            await asyncio.sleep(RETRY_S)
+        finally:
+            pending.is_writing_in_full = False
+            if self.is_current(pending):
+                self.mark(pending)
+            self._progress.set()
+
+    async def _write_generation(self, pending: PendingWrites) -> None:
+        """Write all that the stream holds as a new generation, then make that the stream's. Raises RedisError, StoreError."""
+        generation = await write_generation(self._session.client, pending, lambda: self.is_current(pending))
+        if generation is None:
+            return
+        switch = pending.switch(generation, self._session.member, f"{random_number():016x}")
+        answer = await call(self._session.client, switch.script, switch.keys, *switch.words)
+        if answer[0] == 0:
+            # Either somebody else has it, or a Redis that lost everything does not know that it is ours.
+            pending.require_full_write()
+            claim = await self._leases.claim(pending.key, "free")
+            if isinstance(claim, str) or (claim.generation is not None and claim.fence_before != pending.fence):
+                self._disown(pending, Ownership.LOST)
+            else:
+                pending.fence = claim.fence
+        elif [int(length) for length in answer[1:]] != pending.expected_lengths:
+            pending.require_full_write()
+        else:
+            pending.switched(generation)
+            self._session.metrics.appends.inc()
+
+    # Probing
+
+    async def probe(self) -> None:
+        """See whether slots accept writes again where nothing waits to be written that would show it."""
+        session = self._session
+        unsettled = {self._queue(pending).slot.number for pending in self.streams.values() if not pending.is_settled}
+        await asyncio.gather(*(self._probe(session.slots[number]) for number in session.health.slots_in_trouble() - unsettled))
+
+    async def _probe(self, slot: Slot) -> None:
+        """Changes nothing that matters, and is refused as other writes are."""
+        try:
+            await answer_of(self._session.client.set(slot.probe, f"{random_number():016x}", nx=True, px=self._session.expiry_ms))
+        except RedisError as error:
+            self._session.note_error(error, slot.probe)
+        else:
+            self._session.health.note_answer(slot.number, is_write=True)

@@ -1,0 +1,99 @@
+"""Renewing what is owned: leases, times to live, and until when content counts; and seeing whether Redis still has it as it was written."""
+
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import Struct
+
+from indexer.core.names import StreamKey
+from indexer.store.client.connection import node_of
+from indexer.store.flusher import Flusher, Ownership
+from indexer.store.pending import PendingWrites
+from indexer.store.session import StoreSession
+
+# So many streams are renewed by one call.
+STREAMS_MAX = 50
+
+StatusOf = Callable[[StreamKey], bytes]
+"""A stream's status in JSON."""
+
+
+class Renewed(Struct, frozen=True):
+    """What became of one owned stream. `wanted_by`: another indexer that asks for it."""
+
+    ownership: Ownership
+    wanted_by: str | None = None
+
+
+class _Written(Struct, frozen=True):
+    """What Redis should have of a stream, as it was known when it was asked."""
+
+    generation: int | None
+    number: int
+    is_writing_in_full: bool
+
+
+class Renewal:
+    """Renews the streams that a flusher writes."""
+
+    def __init__(self, session: StoreSession, flusher: Flusher) -> None:
+        self._session = session
+        self._flusher = flusher
+
+    async def renew(self, status_of: StatusOf, slot: int | None = None) -> dict[StreamKey, Renewed]:
+        """Renew what is ours, in one slot or in all, and see whether it still is. Raises StoreError."""
+        renewed: dict[StreamKey, Renewed] = {}
+        by_model: dict[str, list[PendingWrites]] = {}
+        for pending in self._flusher.streams.values():
+            if slot is None or self._session.slot_of(pending.key.model) == slot:
+                by_model.setdefault(pending.key.model, []).append(pending)
+        for model, streams in by_model.items():
+            for start in range(0, len(streams), STREAMS_MAX):
+                renewed |= await self._renew(model, streams[start : start + STREAMS_MAX], status_of)
+            self._session.note_answer(self._session.keyspace.model(model).incarnation)
+        return renewed
+
+    async def _renew(self, model: str, streams: list[PendingWrites], status_of: StatusOf) -> dict[StreamKey, Renewed]:
+        key = self._session.keyspace.model(model).streams
+        await self._session.learn_time(key)
+        node = node_of(self._session.client, key)
+        renewed = await self._renew_once(model, streams, status_of)
+        if node_of(self._session.client, key) != node:
+            # Another node answered than the one by whose clock it was said until when the content counts.
+            await self._session.learn_time(key)
+            renewed = await self._renew_once(model, streams, status_of)
+        return renewed
+
+    async def _renew_once(self, model: str, streams: list[PendingWrites], status_of: StatusOf) -> dict[StreamKey, Renewed]:
+        session, keys = self._session, self._session.keyspace.model(model)
+        names = [keys.streams, keys.log, keys.incarnation]
+        words: list[Any] = [session.member, session.lease_ms, *streams[0].ttl_ms]
+        written = [_Written(pending.generation, pending.number, pending.is_writing_in_full) for pending in streams]
+        for pending in streams:
+            names += [keys.lease(pending.key), keys.state(pending.key), *keys.parts(pending.key, pending.generation or 0)]
+            until_ms = session.trusted_until_ms(keys.streams, pending.unwritten_since_s)
+            words += [pending.name, pending.fence, status_of(pending.key), int(pending.stream.is_connected), until_ms]
+            words += ["" if pending.generation is None else pending.generation, pending.number]
+        epoch = session.note_server_epoch()
+        now_ms, _, *answers = await session.call("renew", names, *words)
+        session.note_time(keys.streams, now_ms, epoch)
+        renewed = {}
+        for pending, before, answer in zip(streams, written, answers, strict=True):
+            if self._flusher.is_current(pending):
+                ownership = await self._check(pending, before, answer)
+                wanted_by = str(answer[4], "utf-8") if answer[0] == 1 and answer[4] else None
+                renewed[pending.key] = Renewed(ownership, wanted_by)
+        return renewed
+
+    async def _check(self, pending: PendingWrites, written: _Written, answer: Any) -> Ownership:
+        """Have written again what Redis does not have as it should. Raises StoreError."""
+        if answer[0] == 0:
+            return Ownership.LOST
+        is_in_full = written.is_writing_in_full or pending.is_writing_in_full or pending.needs_full_write
+        if is_in_full or pending.is_expired or written.generation is None or pending.generation != written.generation:
+            return Ownership.OURS  # nothing to compare with yet
+        if answer[0] == -1:
+            return await self._flusher.check_missing(pending)
+        if int(answer[1]) != written.generation or int(answer[2]) < written.number or not answer[3]:
+            self._flusher.rewrite(pending, "went_back")
+        return Ownership.OURS

@@ -1,0 +1,88 @@
+"""Reading what a stream's former owner wrote."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from typing import Protocol, cast
+
+import msgspec
+from redis.exceptions import RedisError
+
+from indexer.core.events import Tier
+from indexer.core.orphans import Parked
+from indexer.core.stream_state import PARKED, REMOVED, BlockRecord, StreamState
+from indexer.errors import StoreError
+from indexer.store.client.connection import Client, answer_of, life_of
+from indexer.store.encoding import RecordedStream
+from indexer.store.leases import Claim, Leases
+from indexer.store.records import Head, decode_block, decode_hash, decode_parked
+from indexer.store.session import StoreSession
+
+log = logging.getLogger(__name__)
+
+# Fields that one command reads: well below a millisecond of Redis.
+PIECE_FIELDS = 500
+
+
+class ResumableStream(RecordedStream, Protocol):
+    """A stream that can go on from where its former owner was."""
+
+    def resume(self, head: Head) -> None: ...
+
+
+async def load(session: StoreSession, leases: Leases, claim: Claim, stream: ResumableStream) -> bool:
+    """Let the stream hold what Redis has of it. Returns whether it does: else it starts anew. Raises StoreError."""
+    head, state = claim.head, stream.state
+    if claim.generation is None or head is None or (head.counting, head.hash_seed) != (state.counting, session.settings.hash_seed):
+        return False
+    parts, epoch = session.keyspace.model(stream.key.model).parts(stream.key, claim.generation), life_of(session.client)
+    renewing = asyncio.create_task(leases.extend(stream.key), name=f"renew {stream.key.pod} {stream.key.rank}")
+    try:
+        fields = [await _read_hash(session.client, part) for part in parts]
+        if epoch != life_of(session.client):
+            raise StoreError("unreachable")  # what was read may be half of one server and half of another
+        if tuple(map(len, fields)) != claim.lengths:
+            log.warning("blocks missing in redis", extra={"pod": stream.key.pod, "rank": stream.key.rank})
+            return False
+        # A million blocks take seconds: in the event loop the leases of all other streams would run out meanwhile.
+        await asyncio.to_thread(_restore, state, head, fields)
+    except RedisError as error:
+        raise session.failed(error, parts[0]) from error
+    except (ValueError, msgspec.DecodeError) as error:
+        log.warning("blocks in redis not readable", extra={"pod": stream.key.pod, "rank": stream.key.rank, "error": str(error)})
+        state.forget()
+        return False
+    finally:
+        renewing.cancel()
+    stream.resume(head)
+    return True
+
+
+async def _read_hash(client: Client, name: str) -> dict[bytes, bytes]:
+    """A whole hash, in pieces. Raises redis.exceptions.RedisError."""
+    found: dict[bytes, bytes] = {}
+    cursor = 0
+    while True:
+        cursor, piece = await answer_of(client.hscan(name, cursor, count=PIECE_FIELDS))
+        found.update(cast(dict[bytes, bytes], piece))
+        if not cursor:
+            return found
+
+
+def _restore(state: StreamState, head: Head, fields: list[dict[bytes, bytes]]) -> None:
+    """Raises ValueError, msgspec.DecodeError for what is not readable."""
+    state.restore(head.traits, [(tier, _blocks(fields[tier])) for tier in Tier], _blocks(fields[REMOVED]))
+    _park(state, fields[PARKED])
+
+
+def _blocks(fields: dict[bytes, bytes]) -> Iterable[tuple[int, BlockRecord]]:
+    return ((decode_hash(field), decode_block(value)) for field, value in fields.items())
+
+
+def _park(state: StreamState, fields: dict[bytes, bytes]) -> None:
+    now_s, now_ms = time.monotonic(), time.time() * 1000
+    records = sorted(((decode_hash(field), decode_parked(value)) for field, value in fields.items()), key=lambda item: item[1].since_ms)
+    for engine_hash, record in records:
+        parked: Parked = state.orphans.park(engine_hash, record.parent, record.tokens, record.extra, now_s - (now_ms - record.since_ms) / 1000)
+        parked.copies.update({Tier(tier): count for tier, count in record.copies.items()})
