@@ -25,7 +25,7 @@ from indexer.errors import StoreError
 from indexer.metrics import IndexerMetrics
 from indexer.store.encoding import RecordedStream
 from indexer.store.flusher import Ownership
-from indexer.store.keyspace import PARTS, Keyspace
+from indexer.store._session.keyspace import PARTS, Keyspace
 from indexer.store.leases import Claim
 from indexer.store.redis import RedisStore
 from tests.redis_server import RedisServer
@@ -278,8 +278,8 @@ def test_a_stream_has_one_owner(server: RedisServer) -> None:
             stream = await owned(a)
             assert await b.claim(KEY, "free") == "a"
             assert await b.claim(KEY, "want") == "a"
-            kept = await a.keep(lambda _: b"{}")
-            assert (kept[KEY].ownership, kept[KEY].wanted_by) == (Ownership.OURS, "b")
+            renewed = await a.renew(lambda _: b"{}")
+            assert (renewed[KEY].ownership, renewed[KEY].wanted_by) == (Ownership.OURS, "b")
             lost: list[tuple[StreamKey, Ownership]] = []
             a.lost = lambda key, ownership: lost.append((key, ownership))
             await settled(a)
@@ -418,7 +418,7 @@ def test_a_state_that_is_older_than_what_was_written_is_not_vouched_for(server: 
             stream.apply(stored([1], None, 0))
             await settled(store)
             await store.renew(lambda _: b"null")
-            keys, client = store.keyspace.model(KEY.model), server.client()
+            keys, client = store._session.keyspace.model(KEY.model), server.client()
             client.hincrby(keys.state(KEY), "number", -1)
             client.delete(keys.streams)
             await store.renew(lambda _: b"null")
@@ -440,8 +440,8 @@ def test_a_full_redis_refuses_and_takes_everything_later(server: RedisServer) ->
             client.config_set("maxmemory", 1)
             stream.apply(stored([4, 5], None, 400))
             await until(lambda: store.trouble == "full")
-            kept = await store.renew(lambda _: b"{}")
-            assert kept[KEY].ownership is Ownership.OURS
+            renewed = await store.renew(lambda _: b"{}")
+            assert renewed[KEY].ownership is Ownership.OURS
             assert store.trouble == "full", "a renewal says nothing of what grows"
             assert set(in_redis(server)["gpu"]) == {1, 2, 3}
             client.config_set("maxmemory", 0)
@@ -593,8 +593,8 @@ def test_a_forgotten_pod_is_let_go(server: RedisServer) -> None:
             await settled(store)
             await store.registry.unregister(KEY.pod)
             await store.registry.delete(KEY)
-            kept = await store.renew(lambda _: b"{}")
-            assert kept[KEY].ownership is Ownership.GONE
+            renewed = await store.renew(lambda _: b"{}")
+            assert renewed[KEY].ownership is Ownership.GONE
             assert not [name for name in server.keys("kvi:") if b":state:" in name or b":gpu:" in name]
             assert (await store.heartbeat([])).forgotten == {KEY.pod}
 
