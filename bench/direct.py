@@ -19,7 +19,7 @@ from indexer.core.sequence import Sequence
 from indexer.core.store import Point
 from indexer.core.stream_state import StreamState
 from indexer.metrics import IndexerMetrics
-from indexer.store._session.keyspace import Keyspace
+from indexer.store.keyspace import Keyspace
 from indexer.store.leases import Claim
 from indexer.store.records import Head
 from indexer.store.redis import RedisStore

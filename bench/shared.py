@@ -18,7 +18,7 @@ from bench.server import APPLIED_TIMEOUT_S, POLL_S, Server
 from bench.visibility import Visibility, measure_with
 from bench.workload import MODEL, Plan
 from indexer.core.names import StreamKey
-from indexer.store._session.keyspace import Keyspace
+from indexer.store.keyspace import Keyspace
 from tests.redis_server import RedisServer
 
 REPEATS = 3

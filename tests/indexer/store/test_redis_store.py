@@ -25,7 +25,7 @@ from indexer.errors import StoreError
 from indexer.metrics import IndexerMetrics
 from indexer.store.encoding import RecordedStream
 from indexer.store.flusher import Ownership
-from indexer.store._session.keyspace import PARTS, Keyspace
+from indexer.store.keyspace import PARTS, Keyspace
 from indexer.store.leases import Claim
 from indexer.store.redis import RedisStore
 from tests.redis_server import RedisServer

@@ -15,7 +15,7 @@ from indexer.engines.load import Load
 from indexer.engines.spec import EngineSpec
 from indexer.store import scripts
 from indexer.store.client.cluster import slot_of_key
-from indexer.store._session.keyspace import Keyspace
+from indexer.store.keyspace import Keyspace
 from indexer.store.scripts import SCRIPTS, Call
 from tests.owner import owner_of, removed, settings_of, stored, until
 from tests.redis_cluster import Member, RedisCluster

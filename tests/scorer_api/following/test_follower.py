@@ -17,7 +17,7 @@ from indexer.core.events import Cleared, Tier
 from indexer.core.names import StreamKey, Trust
 from indexer.engines.spec import EngineSpec
 from indexer.errors import StoreError
-from indexer.store._session.keyspace import Keyspace
+from indexer.store.keyspace import Keyspace
 from indexer.store.reader import Reader
 from indexer.store.registry import Registry
 from scorer_api.following import follower as follower_module

@@ -9,7 +9,7 @@ import pytest
 
 from indexer.core.names import StreamKey, Trust
 from indexer.engines.spec import EngineSpec
-from indexer.store._session.keyspace import Keyspace, stream_id
+from indexer.store.keyspace import Keyspace, stream_id
 from indexer.store.registry import RegisteredPods
 from tests.moving import Moving
 from tests.owner import Owner, owner_of, removed, settings_of, stored, until
