@@ -138,4 +138,6 @@ class StreamEncoder:
         trust = self._stream.point().trust
         mapping, removed_hashes = (None, None) if change is None or change.hash_mapping is None else pack_mapping(change.hash_mapping)
         sequence = None if change is None else change.sequence
-        return encode_entry(Entry(self.name, kind, generation, *version, *follows, trust, block_size, cleared, tiers, mapping, removed_hashes, sequence))
+        return encode_entry(
+            Entry(self.name, kind, generation, *version, *follows, trust, block_size, cleared, tiers, mapping, removed_hashes, sequence)
+        )
