@@ -61,8 +61,8 @@ def make_parser() -> argparse.ArgumentParser:
     demonstrating.set_defaults(command=_demo)
 
     engine = commands.add_parser("demo-engine", help="an engine without a model that speaks the wire protocol; prints its spec", allow_abbrev=False)
-    engine.add_argument("--pod", default="demo-0")
-    engine.add_argument("--model", default=demo.MODEL)
+    engine.add_argument("--pod", default="demo-0", help="the name of the pod in its topic and spec")
+    engine.add_argument("--model", default=demo.MODEL, help="the name of the model in its topic and spec")
     engine.add_argument("--chats", default="1,2,3,4,5,6,7,8", metavar="N,N,…", type=_numbers, help="numbers of the chats that it serves")
     engine.add_argument("--blocks", default=128, type=positive(int), help="how many blocks it caches")
     engine.add_argument("--host", default=LOOPBACK, help="address that it listens on; 0.0.0.0 for every one of this machine's")
@@ -70,7 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     engine.add_argument("--replay-port", default=0, type=port, help="default: a free one")
     engine.add_argument("--http-port", default=0, type=port, help="where it tokenizes prompts; default: a free one")
     engine.add_argument("--with-parent", action="store_true", help="stop when standard input ends, as it does when the parent dies")
-    engine.add_argument("--requests-per-s", default=4.0, type=positive(float))
+    engine.add_argument("--requests-per-s", default=4.0, type=positive(float), help="how many chat turns it serves a second")
     engine.set_defaults(command=_demo_engine)
     return parser
 

@@ -52,15 +52,15 @@ def trusting(ca_file: str) -> ssl.SSLContext:
 
 def add_prompt(parser: argparse.ArgumentParser) -> None:
     """The prompt, and what else a request says."""
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model", required=True, help="the model that the prompt is for")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--tokens-file", metavar="FILE", help="the prompt's tokens: a JSON list or white-space separated ints; - for standard input")
     source.add_argument("--prompt", metavar="TEXT", help="the prompt as text, which the service turns into tokens")
     source.add_argument(
         "--messages-file", metavar="FILE", help=f"a chat in JSON: a list of messages, or an object with {', '.join(CHAT)}; - for standard input"
     )
-    parser.add_argument("--lora-name")
-    parser.add_argument("--cache-salt")
+    parser.add_argument("--lora-name", help="the LoRA adapter that the prompt is for")
+    parser.add_argument("--cache-salt", help="the cache salt of the request")
     parser.add_argument("--limit", type=int, help="only the first so many pods")
 
 
