@@ -26,7 +26,8 @@ from indexer.store.redis import RedisStore
 from indexer.streams.applier import Applier
 from indexer.streams.stream import TURN_S
 from scorer_api.following.follower import Follower
-from scorer_api.index.view import Prompt, View
+from scorer_api.index.prompt import Prompt
+from scorer_api.index.view import View
 from scorer_api.metrics import FollowerMetrics
 from tests.redis_server import RedisServer
 

@@ -13,7 +13,8 @@ from indexer.core.block_keys import fold_extra_keys
 from indexer.core.events import Cleared, Event, Removed, Stored, Tier
 from indexer.core.names import StreamKey
 from indexer.core.stream_state import StreamState
-from scorer_api.index.view import Prompt, View
+from scorer_api.index.prompt import Prompt
+from scorer_api.index.view import View
 from tests.reference import Copy, Rank, Reference, Text
 
 TIERS = {"gpu": Tier.GPU, "cpu": Tier.CPU, "disk": Tier.DISK, "other": Tier.OTHER, "remote": Tier.REMOTE}

@@ -17,7 +17,8 @@ from scorer_api.api.resolve import RequestResolver, ResolvedRequest, unknown_mod
 from scorer_api.api.schemas import ExplainAnswer, ViewAnswer
 from scorer_api.explain.hints import hints
 from scorer_api.explain.reasons import PodLoad, PromptSeen, StreamSeen, about, explained
-from scorer_api.index.view import EMBEDDED, Prompt, View
+from scorer_api.index.prompt import Prompt
+from scorer_api.index.view import EMBEDDED, View
 from scorer_api.metrics import ScorerMetrics
 
 
@@ -44,7 +45,7 @@ class ExplainHandler:
         request, model = resolved.request, resolved.prompt.model
         try:
             pods_seen = self._view.trace(resolved.prompt)
-            counts = self._view.asked(model)
+            counts = self._view.prompt_counts(model)
         except KeyError:
             raise unknown_model(model) from None
         statuses = [(pod.pod, status) for pod in self._pods.pods() if pod.model == model for status in pod.streams]

@@ -7,7 +7,7 @@ from msgspec import UNSET
 from indexer.core.block_keys import TOKEN_BYTES, TOKEN_MAX, fold_extra_keys, pack_tokens, read_extra_keys
 from indexer.http.problems import Problem
 from scorer_api.api.schemas import ScoreRequest
-from scorer_api.index.view import Prompt
+from scorer_api.index.prompt import Prompt
 from scorer_api.tokens.tokenize_input import TokenizeInput
 
 EXTRA_KEYS_BYTES_MAX = 65_536

@@ -9,7 +9,8 @@ from scorer_api.api.adapters import Adapters
 from scorer_api.api.prompt import prompt_of, tokenize_input_of
 from scorer_api.api.schemas import SOURCES, ScoreRequest
 from scorer_api.index.engine_hashes import EngineHashes, normalised
-from scorer_api.index.view import Prompt, View
+from scorer_api.index.prompt import Prompt, Query
+from scorer_api.index.view import View
 from scorer_api.tokens.resolver import TokenResolver
 
 
@@ -18,7 +19,7 @@ class ResolvedRequest(Struct, frozen=True):
 
     request: ScoreRequest
     source: str
-    prompt: Prompt | EngineHashes
+    prompt: Query
 
     def tokens(self, block_size: int | None) -> int:
         """The prompt's length in tokens. `block_size`: the best pod's, None if unknown; each engine hash counts as that many tokens."""

@@ -10,8 +10,9 @@ from indexer.http.negotiation import encode
 from scorer_api.api.decode import decode_score
 from scorer_api.api.resolve import RequestResolver, ResolvedRequest, unknown_model
 from scorer_api.api.schemas import PodAnswer, ScoreAnswer, ViewAnswer
+from scorer_api.index.lookup import PodScore, matched_by_rank
 from scorer_api.index.prefix_index import OWN_TIERS
-from scorer_api.index.view import PodScore, View, ranks_by_number
+from scorer_api.index.view import View
 from scorer_api.metrics import ScorerMetrics
 from scorer_api.routing.router import Router
 from scorer_api.routing.speculation import Rank
@@ -100,7 +101,7 @@ def _pod_answer(score: PodScore, speculative: Mapping[Rank, int] | None) -> PodA
         block_size=best.block_size,
         tiers={TIER_WORDS[tier]: count for tier, count in enumerate(best.match.tiers) if count},
         rank=best.rank,
-        ranks=ranks_by_number(score.ranks),
+        ranks=matched_by_rank(score.ranks),
         trust=best.trust,
         speculative_blocks=UNSET if speculative is None else speculative.get((score.pod, best.rank), 0),
     )

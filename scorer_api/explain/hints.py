@@ -6,7 +6,7 @@ from enum import StrEnum
 from msgspec import Struct
 
 from scorer_api.explain.reasons import PromptSeen, StreamSeen
-from scorer_api.index.seen import PodSeen, RankSeen
+from scorer_api.index.traces import PodTrace, RankTrace
 
 # A prompt whose highest token is so many times the highest that was announced was made with another vocabulary.
 FOREIGN_TIMES = 2
@@ -41,7 +41,7 @@ class Hint(Struct, frozen=True):
     detail: str
 
 
-def hints(pods: Sequence[PodSeen], streams: Sequence[StreamSeen], prompt: PromptSeen) -> list[Hint]:
+def hints(pods: Sequence[PodTrace], streams: Sequence[StreamSeen], prompt: PromptSeen) -> list[Hint]:
     """What may be wrong, the most basic first. `pods`: all of the model."""
     found = [Hint(code, detail.format(who=_names(who))) for code, is_so, detail in OF_STREAMS if (who := [s.pod for s in streams if is_so(s)])]
     ranks = [seen for pod in pods for seen in pod.ranks]
@@ -50,7 +50,7 @@ def hints(pods: Sequence[PodSeen], streams: Sequence[StreamSeen], prompt: Prompt
     return found + _of_prompt(ranks, streams, prompt)
 
 
-def _of_prompt(ranks: Sequence[RankSeen], streams: Sequence[StreamSeen], prompt: PromptSeen) -> list[Hint]:
+def _of_prompt(ranks: Sequence[RankTrace], streams: Sequence[StreamSeen], prompt: PromptSeen) -> list[Hint]:
     found = []
     sizes = {seen.block_size for seen in ranks if seen.block_size is not None}
     if sizes and not any(seen.usable_blocks for seen in ranks):

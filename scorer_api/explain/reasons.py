@@ -10,7 +10,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from indexer.core.names import Trust
-from scorer_api.index.seen import PodSeen, RankSeen
+from scorer_api.index.traces import PodTrace, RankTrace
 
 
 class Reason(StrEnum):
@@ -127,7 +127,7 @@ class About(Struct, frozen=True):
 # Each rank
 
 
-def end_of(seen: RankSeen, prompt: PromptSeen, stream: StreamSeen | None = None) -> End:
+def end_of(seen: RankTrace, prompt: PromptSeen, stream: StreamSeen | None = None) -> End:
     """Why this rank's match ends. `stream`: its own, where its status is known."""
     block = seen.matched_blocks
     last_error = None if stream is None else stream.last_error
@@ -153,7 +153,7 @@ def end_of(seen: RankSeen, prompt: PromptSeen, stream: StreamSeen | None = None)
     return _unknown(seen, prompt, stream)
 
 
-def _unknown(seen: RankSeen, prompt: PromptSeen, stream: StreamSeen | None) -> End:
+def _unknown(seen: RankTrace, prompt: PromptSeen, stream: StreamSeen | None) -> End:
     """Nothing is known of the block."""
     block = seen.matched_blocks
     last_error = None if stream is None else stream.last_error
@@ -174,7 +174,7 @@ def _because(error: str | None) -> str:
     return f": {error}" if error else ""
 
 
-def explained(pod: PodSeen, prompt: PromptSeen, streams: Mapping[int, StreamSeen], load: PodLoad | None) -> PodExplained:
+def explained(pod: PodTrace, prompt: PromptSeen, streams: Mapping[int, StreamSeen], load: PodLoad | None) -> PodExplained:
     """A pod, with the reasons of all its ranks. `streams`: its own, by rank. `load`: None where nobody knows it now."""
     ends = {seen.rank: end_of(seen, prompt, streams.get(seen.rank)) for seen in pod.ranks}
     best = pod.ranks[0]
@@ -200,7 +200,7 @@ def explained(pod: PodSeen, prompt: PromptSeen, streams: Mapping[int, StreamSeen
 # The model
 
 
-def about(pods: Sequence[PodSeen], streams: Iterable[StreamSeen], prompt: PromptSeen) -> About:
+def about(pods: Sequence[PodTrace], streams: Iterable[StreamSeen], prompt: PromptSeen) -> About:
     """`pods`: all of the model."""
     ages = [stream.last_batch_age_s for stream in streams if stream.last_batch_age_s is not None]
     sizes = {seen.block_size for pod in pods for seen in pod.ranks if seen.block_size is not None}

@@ -62,7 +62,7 @@ class Follower:
         self._is_settled = False
 
     async def __aenter__(self) -> Self:
-        self.view.hear(time.monotonic())
+        self.view.note_heartbeat(time.monotonic())
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.reader.aclose)
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())

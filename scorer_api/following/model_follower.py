@@ -160,7 +160,7 @@ class ModelFollower:
     def _hear(self, at_ms: int) -> None:
         """An owner gave word at this time of Redis."""
         if self._clock_s is not None:
-            self._view.hear(min(time.monotonic(), self._clock_s + at_ms / 1000))
+            self._view.note_heartbeat(min(time.monotonic(), self._clock_s + at_ms / 1000))
 
     def _enter(self, place: Place, raw: bytes | None) -> None:
         outcomes = self._metrics.entries

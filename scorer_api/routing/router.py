@@ -16,8 +16,9 @@ from msgspec import Struct
 from indexer.config.settings import Settings
 from indexer.core.names import Trust
 from indexer.engines.load import Load
-from scorer_api.index.engine_hashes import EngineHashes
-from scorer_api.index.view import PodScore, Prompt, RankScore, View, tokens_at
+from scorer_api.index.lookup import Lookup, PodScore, RankScore
+from scorer_api.index.prompt import Prompt, Query, length_in_tokens
+from scorer_api.index.view import View
 from scorer_api.routing.costs import LoadEstimate, estimate_loads
 from scorer_api.routing.pick import Exclusion, NoPodError, Pick, PickRequest, PodReason, UnknownModelError
 from scorer_api.routing.policies import POLICIES, Candidate, PickReason, PolicyInput, PolicyName, reason_of
@@ -84,20 +85,19 @@ class Router:
         """The number of routed requests that count now."""
         return len(self._queues)
 
-    def score(self, prompt: Prompt | EngineHashes, only: Collection[str] | None, now_s: float) -> tuple[list[PodScore], dict[Rank, int]]:
+    def score(self, prompt: Query, only: Collection[str] | None, now_s: float) -> tuple[list[PodScore], dict[Rank, int]]:
         """The scores as if speculative blocks were held, see `SpeculativeScores.score`. Raises KeyError for an unknown model."""
         self.expire(now_s)
         return self._speculative.score(prompt, only)
 
-    def pick(self, prompt: Prompt | EngineHashes, request: PickRequest, now_s: float) -> Pick:
+    def pick(self, prompt: Query, request: PickRequest, now_s: float) -> Pick:
         """Pick a pod and count the request as sent there. Raises UnknownModelError, NoPodError."""
         self.expire(now_s)
-        keys_by_size: dict[int, list[int]] = {}
         try:
-            scores = self._view.score(prompt, request.only, keys_by_size)
+            lookup, scores = self._view.scored(prompt, request.only)
         except KeyError:
             raise UnknownModelError(prompt.model) from None
-        bests = self._best_ranks(prompt, scores, request, keys_by_size)
+        bests = self._best_ranks(lookup, scores, request)
         candidates = self._candidates(prompt, scores, bests, request, now_s)
         if not candidates.fresh and not candidates.stale:
             raise NoPodError(Counter(str(reason.why) for reason in candidates.reasons.values()))
@@ -107,7 +107,7 @@ class Router:
         name = secrets.token_hex(ID_BYTES)
         self._queues.add(name, Sent(prompt.model, picked.pod, picked.rank, reasons[picked.pod].uncached_tokens, now_s))
         (rank,) = (best.rank for score, best in zip(scores, bests, strict=True) if score.pod == picked.pod)
-        self._speculative.note_pick(name, prompt, picked.pod, rank, keys_by_size, now_s)
+        self._speculative.note_pick(name, lookup, picked.pod, rank, now_s)
         return Pick(name, picked.rank, rank.block_size, [candidate.pod for candidate in order], policy, picked_for, reasons)
 
     def done(self, name: str) -> bool:
@@ -125,13 +125,12 @@ class Router:
 
     # Candidates
 
-    def _best_ranks(
-        self, prompt: Prompt | EngineHashes, scores: Sequence[PodScore], request: PickRequest, keys_by_size: dict[int, list[int]]
-    ) -> list[_BestRank]:
-        expected = self._speculative.expected(prompt, keys_by_size) if request.include_speculative and self.speculation else {}
+    def _best_ranks(self, lookup: Lookup, scores: Sequence[PodScore], request: PickRequest) -> list[_BestRank]:
+        model = lookup.query.model
+        expected = self._speculative.expected(lookup) if request.include_speculative and self.speculation else {}
         expecting = {rank[0] for rank, _ in expected}
         return [
-            _BestRank(score.ranks[0], 0) if len(score.ranks) == 1 and score.pod not in expecting else self._best_rank(prompt.model, score, expected)
+            _BestRank(score.ranks[0], 0) if len(score.ranks) == 1 and score.pod not in expecting else self._best_rank(model, score, expected)
             for score in scores
         ]
 
@@ -149,9 +148,7 @@ class Router:
             ),
         )
 
-    def _candidates(
-        self, prompt: Prompt | EngineHashes, scores: Sequence[PodScore], bests: Sequence[_BestRank], request: PickRequest, now_s: float
-    ) -> _Candidates:
+    def _candidates(self, prompt: Query, scores: Sequence[PodScore], bests: Sequence[_BestRank], request: PickRequest, now_s: float) -> _Candidates:
         """What each pod would cost. One long loop: it runs for every pod of every pick."""
         fresh: list[Candidate] = []
         stale: list[Candidate] = []
@@ -165,7 +162,7 @@ class Router:
         for score, best, known, load, estimate in zip(scores, bests, measured, loads, self._estimates(model, loads), strict=True):
             pod, rank, speculative = score.pod, best.rank, best.speculative_tokens
             trust, block_size = rank.trust, rank.block_size or BLOCK_SIZE_PRIOR
-            length = tokens if tokens is not None else tokens_at(prompt, block_size)
+            length = tokens if tokens is not None else length_in_tokens(prompt, block_size)
             matched = rank.match.matched_blocks * block_size + speculative
             own_tokens, own_count = ahead(model, pod, None if load is None or known is None else known[1])
             # The score weighs tiers: a block on a slower one costs a part of computing it.

@@ -5,9 +5,10 @@ from typing import Literal, Protocol, get_args
 
 from indexer.config.settings import Settings
 from indexer.core.names import StreamKey
-from scorer_api.index.engine_hashes import EngineHashes
+from scorer_api.index.lookup import Lookup, PodScore, RankScore
+from scorer_api.index.prompt import Query, length_in_tokens
 from scorer_api.index.scoring import Match, score_of, usable_blocks
-from scorer_api.index.view import PodScore, Prompt, RankScore, View, tokens_at
+from scorer_api.index.view import View
 from scorer_api.routing.speculation import Expected, Rank, Speculation
 
 BlocksOutcome = Literal["matched_held", "matched_gone", "new_announced", "new_unseen"]
@@ -38,14 +39,13 @@ class SpeculativeScores:
         if self._is_enabled:
             view.listener = self.speculation
 
-    def score(self, prompt: Prompt | EngineHashes, only: Collection[str] | None) -> tuple[list[PodScore], dict[Rank, int]]:
+    def score(self, prompt: Query, only: Collection[str] | None) -> tuple[list[PodScore], dict[Rank, int]]:
         """The scores as if speculative blocks were held, and how many of each rank's matched blocks are speculative.
 
         Raises KeyError for an unknown model.
         """
-        keys_by_size: dict[int, list[int]] = {}
-        scores = self._view.score(prompt, only, keys_by_size)
-        expected = self.expected(prompt, keys_by_size)
+        lookup, scores = self._view.scored(prompt, only)
+        expected = self.expected(lookup)
         speculative: dict[Rank, int] = {}
         if not expected:
             return scores, speculative
@@ -55,7 +55,7 @@ class SpeculativeScores:
         scores.sort(key=lambda score: (-score.ranks[0].score, score.pod))
         return scores, speculative
 
-    def _raised(self, prompt: Prompt | EngineHashes, pod: str, rank: RankScore, expected: ExpectedBlocks, speculative: dict[Rank, int]) -> RankScore:
+    def _raised(self, prompt: Query, pod: str, rank: RankScore, expected: ExpectedBlocks, speculative: dict[Rank, int]) -> RankScore:
         """One rank's score with its speculative blocks, whose number is noted in `speculative`. They count as held on the gpu."""
         block_size, match = rank.block_size, rank.match
         more = 0 if block_size is None else expected.get(((pod, rank.rank), block_size), 0) - match.matched_blocks
@@ -64,29 +64,29 @@ class SpeculativeScores:
         speculative[pod, rank.rank] = more
         gpu, *lower = match.tiers
         match = Match(match.matched_blocks + more, (gpu + more, *lower))
-        score = score_of(match, tokens_at(prompt, block_size), block_size, self._tier_weights)
+        score = score_of(match, length_in_tokens(prompt, block_size), block_size, self._tier_weights)
         return RankScore(rank.rank, match, score, block_size, rank.usable_blocks, rank.trust)
 
-    def expected(self, prompt: Prompt | EngineHashes, keys_by_size: dict[int, list[int]]) -> ExpectedBlocks:
-        """What ranks are expected to hold of this prompt. `keys_by_size`: its block keys by block size, see View.keys."""
+    def expected(self, lookup: Lookup) -> ExpectedBlocks:
+        """What ranks are expected to hold of the prompt that was looked up."""
         expected: dict[tuple[Rank, int], int] = {}
-        if not isinstance(prompt, Prompt):
+        if lookup.prompt_keys is None:
             return expected  # engine hashes have no meaning outside of their stream
-        for block_size in self.speculation.block_sizes(prompt.model):
-            usable = usable_blocks(prompt.length, block_size)
-            for rank, blocks in self.speculation.match(prompt.model, block_size, self._view.keys(prompt, block_size, keys_by_size)).items():
+        model = lookup.query.model
+        for block_size in self.speculation.block_sizes(model):
+            usable = usable_blocks(length_in_tokens(lookup.query, block_size), block_size)
+            for rank, blocks in self.speculation.match(model, block_size, lookup.prompt_keys.all(block_size)).items():
                 expected[rank, block_size] = min(blocks, usable)
         return expected
 
-    def note_pick(
-        self, request: str, prompt: Prompt | EngineHashes, pod: str, rank: RankScore, keys_by_size: dict[int, list[int]], now_s: float
-    ) -> None:
+    def note_pick(self, request: str, lookup: Lookup, pod: str, rank: RankScore, now_s: float) -> None:
         """From now on the picked rank is expected to hold this prompt's blocks, unless it already holds the last one. `request`: its id."""
-        if not self._is_enabled or not isinstance(prompt, Prompt):
+        prompt_keys = lookup.prompt_keys
+        if not self._is_enabled or prompt_keys is None:
             return
-        block_size = rank.block_size or max(keys_by_size, key=lambda size: len(keys_by_size[size]), default=BLOCK_SIZE_PRIOR)
-        keys = self._view.keys(prompt, block_size, keys_by_size)
-        stream = StreamKey(prompt.model, pod, rank.rank)
+        block_size = rank.block_size or prompt_keys.longest or BLOCK_SIZE_PRIOR
+        keys = prompt_keys.all(block_size)
+        stream = StreamKey(lookup.query.model, pod, rank.rank)
         if keys and not self._view.held(stream, keys[-1:]):
             self.speculation.add(request, stream, block_size, keys, rank.match.matched_blocks, now_s)
 

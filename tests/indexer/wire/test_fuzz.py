@@ -27,7 +27,8 @@ from indexer.limits import WireLimits
 from indexer.metrics import IndexerMetrics
 from indexer.streams.applier import Applier
 from indexer.wire.decoder import WireDecoder
-from scorer_api.index.view import Prompt, View
+from scorer_api.index.prompt import Prompt
+from scorer_api.index.view import View
 
 GOLDEN = [bytes.fromhex(json.loads(line)["hex"]) for line in (Path(__file__).parents[2] / "data" / "wire-golden.jsonl").read_text().splitlines()]
 KEY = StreamKey("m", "pod", 0)

@@ -10,7 +10,7 @@ from indexer.http.negotiation import JSON, MSGPACK
 from indexer.http.problems import Problem
 from scorer_api.api.decode import FIELD_BYTES_MAX, UNSCANNED_BYTES_MAX, decode_score
 from scorer_api.api.prompt import EXTRA_KEYS_BYTES_MAX, prompt_of
-from scorer_api.index.view import Prompt
+from scorer_api.index.prompt import Prompt
 
 
 def prompt(**fields: Any) -> Prompt:

@@ -10,7 +10,8 @@ from indexer.http.problems import Problem
 from scorer_api.api.resolve import ResolvedRequest
 from scorer_api.api.schemas import SOURCES, ScoreRequest
 from scorer_api.index.engine_hashes import EngineHashes
-from scorer_api.index.view import Prompt, View
+from scorer_api.index.prompt import Prompt
+from scorer_api.index.view import View
 from tests.tokenizing import request_resolver
 
 

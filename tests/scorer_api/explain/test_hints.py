@@ -6,15 +6,15 @@ from msgspec.structs import replace
 from indexer.core.names import Trust
 from scorer_api.explain.hints import HintCode, hints
 from scorer_api.explain.reasons import PromptSeen, StreamSeen
-from scorer_api.index.seen import PodSeen, RankSeen
+from scorer_api.index.traces import PodTrace, RankTrace
 
 STREAM = StreamSeen("pod", 0, 7, Trust.LIVE, True, 8, 0, 0, {"gpu": 9}, 1.0, None, highest_token=1_000)
 PROMPT = PromptSeen("token_ids", 90, highest_token=500, asked=10, unmatched=0)
-RANK = RankSeen(0, Trust.LIVE, 16, 5, [], 0.0)
+RANK = RankTrace(0, Trust.LIVE, 16, 5, [], 0.0)
 
 
-def codes(prompt: PromptSeen = PROMPT, stream: StreamSeen = STREAM, rank: RankSeen = RANK) -> list[HintCode]:
-    return [hint.code for hint in hints([PodSeen("pod", [rank])], [stream], prompt)]
+def codes(prompt: PromptSeen = PROMPT, stream: StreamSeen = STREAM, rank: RankTrace = RANK) -> list[HintCode]:
+    return [hint.code for hint in hints([PodTrace("pod", [rank])], [stream], prompt)]
 
 
 @pytest.mark.parametrize(("asked", "unmatched", "is_told"), [(0, 0, True), (5, 5, True), (5, 4, False), (1_000, 63, False), (1_000, 64, True)])
@@ -42,10 +42,10 @@ def test_one_lost_last_batch_is_no_wrong_topic() -> None:
 
 def test_a_hint_names_a_few_pods_and_counts_the_rest() -> None:
     streams = [replace(STREAM, pod=f"pod-{number}", connected=False) for number in range(5) for _ in range(2)]
-    (hint,) = hints([PodSeen("pod", [RANK])], streams, replace(PROMPT, unmatched=0))
+    (hint,) = hints([PodTrace("pod", [RANK])], streams, replace(PROMPT, unmatched=0))
     assert hint.detail.startswith("pod-0, pod-1, pod-2 and 2 more: ")
 
 
 def test_the_hint_about_hashes_is_about_hashes() -> None:
-    (hint,) = hints([PodSeen("pod", [RANK])], [STREAM], replace(PROMPT, source="block_hashes", highest_token=None, asked=0))
+    (hint,) = hints([PodTrace("pod", [RANK])], [STREAM], replace(PROMPT, source="block_hashes", highest_token=None, asked=0))
     assert "PYTHONHASHSEED" in hint.detail

@@ -10,13 +10,14 @@ from indexer.core.change import Change
 from indexer.core.events import Tier
 from indexer.core.names import StreamKey, Trust
 from scorer_api.explain.reasons import PodLoad, PromptSeen, Reason, StreamSeen, about, end_of, explained
+from scorer_api.index.prompt import Prompt
 from scorer_api.index.removals import Removal
-from scorer_api.index.seen import PodSeen, RankSeen
-from scorer_api.index.view import Prompt, View
+from scorer_api.index.traces import PodTrace, RankTrace
+from scorer_api.index.view import View
 from tests.reference import Copy, Rank, Text
 from tests.scorer_api.index.test_view import keys, tokens_of
 
-LIVE = RankSeen(0, Trust.LIVE, 16, 5, [("gpu", 2), ("cpu", 1)], 0.5)
+LIVE = RankTrace(0, Trust.LIVE, 16, 5, [("gpu", 2), ("cpu", 1)], 0.5)
 PROMPT = PromptSeen("token_ids", 90)
 STREAM = StreamSeen("pod", 0, 7, Trust.LIVE, True, 8, 0, 0, {"gpu": 9}, 1.0, None)
 WITH_LORA = replace(PROMPT, lora_name="l", adapters=frozenset({"k"}))
@@ -32,10 +33,10 @@ NONE = replace(LIVE, runs=[])
         (replace(LIVE, is_remote=True), PROMPT, STREAM, Reason.REMOTE_ONLY, 3),
         (replace(LIVE, removal=Removal(6)), PROMPT, STREAM, Reason.REMOVED, 3),
         (replace(LIVE, is_remote=True, removal=Removal(6)), PROMPT, STREAM, Reason.REMOTE_ONLY, 3),
-        (RankSeen(0, Trust.LIVE, None, 0, [], 0.0), PROMPT, STREAM, Reason.NOTHING_ANNOUNCED, 0),
-        (RankSeen(0, Trust.PARTIAL, None, 0, [], 0.0), PROMPT, STREAM, Reason.NOTHING_ANNOUNCED, 0),
-        (RankSeen(0, Trust.STALE, None, 0, [], 0.0), PROMPT, STREAM, Reason.STREAM_STALE, 0),
-        (RankSeen(0, Trust.EXPIRED, None, 0, [], 0.0), PROMPT, STREAM, Reason.STREAM_EXPIRED, 0),
+        (RankTrace(0, Trust.LIVE, None, 0, [], 0.0), PROMPT, STREAM, Reason.NOTHING_ANNOUNCED, 0),
+        (RankTrace(0, Trust.PARTIAL, None, 0, [], 0.0), PROMPT, STREAM, Reason.NOTHING_ANNOUNCED, 0),
+        (RankTrace(0, Trust.STALE, None, 0, [], 0.0), PROMPT, STREAM, Reason.STREAM_STALE, 0),
+        (RankTrace(0, Trust.EXPIRED, None, 0, [], 0.0), PROMPT, STREAM, Reason.STREAM_EXPIRED, 0),
         (replace(LIVE, trust=Trust.STALE), PROMPT, STREAM, Reason.STREAM_STALE, 3),
         (replace(LIVE, trust=Trust.PARTIAL), PROMPT, STREAM, Reason.STREAM_PARTIAL, 3),
         (replace(LIVE, trust=Trust.STALE, removal=Removal(6)), PROMPT, STREAM, Reason.REMOVED, 3),
@@ -47,7 +48,7 @@ NONE = replace(LIVE, runs=[])
         (LIVE, PROMPT, None, Reason.NEVER_STORED, 3),
     ],
 )
-def test_each_reason_has_its_case(seen: RankSeen, prompt: PromptSeen, stream: StreamSeen | None, reason: Reason, block: int | None) -> None:
+def test_each_reason_has_its_case(seen: RankTrace, prompt: PromptSeen, stream: StreamSeen | None, reason: Reason, block: int | None) -> None:
     end = end_of(seen, prompt, stream)
     assert (end.reason, end.block) == (reason, block)
     assert end.detail
@@ -67,7 +68,7 @@ def test_a_doubtful_stream_says_what_is_wrong_with_it() -> None:
 
 
 def test_a_pod_has_the_figures_of_its_best_rank_and_all_ranks_by_number() -> None:
-    pod = PodSeen("p", [replace(LIVE, rank=1), replace(LIVE, rank=0, runs=[], score=0.0)])
+    pod = PodTrace("p", [replace(LIVE, rank=1), replace(LIVE, rank=0, runs=[], score=0.0)])
     made = explained(pod, PROMPT, {1: STREAM}, PodLoad(3, 2, 0.25, 0.5))
     assert (made.rank, made.score, made.matched_blocks, made.matched_tokens) == (1, 0.5, 3, 48)
     assert [(rank.rank, rank.runs) for rank in made.ranks] == [(0, []), (1, [("gpu", 2), ("cpu", 1)])]
@@ -76,7 +77,7 @@ def test_a_pod_has_the_figures_of_its_best_rank_and_all_ranks_by_number() -> Non
 
 
 def test_about_the_model_are_its_block_sizes_adapters_and_last_events() -> None:
-    pods = [PodSeen("p", [LIVE, replace(LIVE, rank=1, block_size=None)]), PodSeen("q", [replace(LIVE, block_size=8)])]
+    pods = [PodTrace("p", [LIVE, replace(LIVE, rank=1, block_size=None)]), PodTrace("q", [replace(LIVE, block_size=8)])]
     ages = [replace(STREAM, last_batch_age_s=age) for age in (3.0, None, 2.0)]
     made = about(pods, ages, WITH_LORA)
     assert (made.pods, made.block_sizes, made.adapters, made.last_event_age_s) == (2, [8, 16], ["k"], 2.0)

@@ -24,7 +24,8 @@ from scorer_api.following import follower as follower_module
 from scorer_api.following import loading
 from scorer_api.following.fleet import Fleet
 from scorer_api.following.follower import Follower
-from scorer_api.index.view import Prompt, View
+from scorer_api.index.prompt import Prompt
+from scorer_api.index.view import View
 from scorer_api.metrics import FollowerMetrics
 from tests.owner import OwnedStream, keys_of, owner_of, removed, settings_of, stored, tokens_of, until
 from tests.redis_server import RedisServer

@@ -14,7 +14,9 @@ from indexer.config.settings import Settings
 from indexer.core.change import Change
 from indexer.core.events import Tier
 from indexer.core.names import StreamKey, Trust
-from scorer_api.index.view import PodScore, Prompt, View, ranks_by_number
+from scorer_api.index.lookup import PodScore, matched_by_rank
+from scorer_api.index.prompt import Prompt
+from scorer_api.index.view import View
 
 GPU, CPU, DISK, OTHER, REMOTE = Tier
 # msgpack of [1, "", "m", nil].
@@ -52,7 +54,7 @@ def asked(letters: str, more: int = 1, block_size: int = 2) -> Prompt:
 
 
 def matched(scores: list[PodScore]) -> dict[str, dict[str, int]]:
-    return {score.pod: ranks_by_number(score.ranks) for score in scores}
+    return {score.pod: matched_by_rank(score.ranks) for score in scores}
 
 
 A, A1, B, C = StreamKey("m", "a", 0), StreamKey("m", "a", 1), StreamKey("m", "b", 0), StreamKey("m", "c", 0)
@@ -124,7 +126,7 @@ def test_ranks_share_nothing() -> None:
     view.append(A1, 2, holds(first, second))
     (score,) = view.score(asked("XYZ"))
     assert [(rank.rank, rank.match.matched_blocks) for rank in score.ranks] == [(1, 2), (0, 1)]
-    assert ranks_by_number(score.ranks) == {"0": 1, "1": 2}
+    assert matched_by_rank(score.ranks) == {"0": 1, "1": 2}
 
 
 def test_equal_ranks_come_by_number() -> None:
@@ -390,8 +392,8 @@ def test_the_age_of_the_newest_word() -> None:
     view = new_view(A)
     assert view.age_s == 0.0
     now_s = time.monotonic()
-    view.hear(now_s - 5)
-    view.hear(now_s - 60)
+    view.note_heartbeat(now_s - 5)
+    view.note_heartbeat(now_s - 60)
     assert 5 <= view.age_s < 30
-    view.hear(now_s + 3600)
+    view.note_heartbeat(now_s + 3600)
     assert view.age_s == 0.0

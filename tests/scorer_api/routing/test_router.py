@@ -18,7 +18,8 @@ from indexer.core.change import Change
 from indexer.core.events import Tier
 from indexer.core.names import StreamKey, Trust
 from indexer.engines.load import Load
-from scorer_api.index.view import Prompt, View
+from scorer_api.index.prompt import Prompt
+from scorer_api.index.view import View
 from scorer_api.routing.metrics import RouteMetrics
 from scorer_api.routing.pick import NoPodError, Pick, PickRequest, UnknownModelError
 from scorer_api.routing.policies import POLICY_NAMES

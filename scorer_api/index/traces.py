@@ -6,10 +6,10 @@ from indexer.core.names import Trust
 from scorer_api.index.removals import Removal
 
 
-class RankSeen(Struct, frozen=True):
-    """What a rank holds of a prompt. `runs`: its matched blocks in order, by best tier.
+class RankTrace(Struct, frozen=True):
+    """What a rank holds of a query. `runs`: its matched blocks in order, by best tier.
 
-    Of the block at which the match ended: whether it is held `is_remote`, and its `removal`.
+    Of the block at which the match ends: `is_remote`, whether it is held in remote storage, and its `removal`, where that is remembered.
     """
 
     rank: int
@@ -21,14 +21,15 @@ class RankSeen(Struct, frozen=True):
     is_remote: bool = False
     removal: Removal | None = None
     has_other_seed: bool = False
+    """Whether the stream's owner makes block keys with another hash seed than this scorer."""
 
     @property
     def matched_blocks(self) -> int:
         return sum(blocks for _, blocks in self.runs)
 
 
-class PodSeen(Struct, frozen=True):
+class PodTrace(Struct, frozen=True):
     """A pod's ranks, the best one first."""
 
     pod: str
-    ranks: list[RankSeen]
+    ranks: list[RankTrace]
