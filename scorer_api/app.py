@@ -12,7 +12,7 @@ from indexer.http.routes import Pods
 from indexer.http.server import Part, Reconfigurable, Served
 from indexer.metrics import HttpMetrics, IndexerMetrics, RedisMetrics
 from indexer.ownership.embedded import Service
-from indexer.ownership.replica import SharedService
+from indexer.ownership.replica import ReplicaService
 from scorer_api.api import page
 from scorer_api.api.components import components
 from scorer_api.api.routes import make_router
@@ -47,7 +47,7 @@ def _make_shared(settings: Settings, *, with_indexer: bool) -> Served:
     view = View(settings, "redis")
     metrics = FollowerMetrics(registry, view)
     if with_indexer:
-        service = SharedService(settings, IndexerMetrics(registry))
+        service = ReplicaService(settings, IndexerMetrics(registry))
         follower = Follower(settings, view, metrics)
         fleet = Fleet(settings, follower, service)
         return _served(settings, view, fleet, registry, [service, follower], service)

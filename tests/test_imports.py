@@ -82,6 +82,7 @@ PURE = (
         "indexer.wire",
         "indexer.config.settings",
         "indexer.ownership.assignment",
+        "indexer.ownership.pod_directory",
     ),
     *(f"indexer.engines.{name}" for name in ("spec", "networks", "load", "load_metrics")),
     *(f"indexer.store.{name}" for name in ("keyspace", "records", "node_clock", "condition")),

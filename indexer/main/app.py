@@ -10,7 +10,7 @@ from indexer.http.routes import add_routes
 from indexer.http.schemas import components
 from indexer.http.server import Served
 from indexer.metrics import HttpMetrics, IndexerMetrics
-from indexer.ownership.replica import SharedService
+from indexer.ownership.replica import ReplicaService
 
 SUMMARY = "Follows engines and writes what they cache to Redis, where scorers read it."
 
@@ -18,7 +18,7 @@ SUMMARY = "Follows engines and writes what they cache to Redis, where scorers re
 def make_ingest(settings: Settings) -> Served:
     """The `ingest` role: an indexer that shares the streams with others."""
     registry = CollectorRegistry()
-    service = SharedService(settings, IndexerMetrics(registry))
+    service = ReplicaService(settings, IndexerMetrics(registry))
     access = Access(settings, HttpMetrics(registry))
     router = APIRouter()
     add_routes(router, settings, service, registry, access)

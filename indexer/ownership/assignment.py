@@ -11,14 +11,13 @@ After an outage of Redis leases may be gone that owners have not had the time to
 Cluster each stream has its own outages, those of the node that holds it; while that is away nobody can say who has the stream, and nobody takes it.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from enum import Enum, auto
 
 from msgspec import Struct
 from xxhash import xxh3_64_intdigest
 
 from indexer.core.names import StreamKey
-from indexer.engines.spec import EngineSpec
 
 
 class Duty(Enum):
@@ -36,7 +35,7 @@ class Duty(Enum):
     """Subscribe and claim it, if it is still free."""
 
 
-class Seen(Struct, frozen=True):
+class ObservedStream(Struct, frozen=True):
     """What is known of a stream. `owner`: who has the lease. `wanted_by`: who asks for it, where it runs here. `outage_ended_s`: when what holds the
     stream was last away. `is_hidden`: it is away."""
 
@@ -56,7 +55,7 @@ def ranking(stream: StreamKey, members: Collection[str]) -> list[str]:
     return sorted(members, key=lambda member: (-xxh3_64_intdigest((name + member).encode()), member))
 
 
-def shares(streams: Collection[StreamKey], members: Collection[str]) -> dict[StreamKey, list[str]]:
+def fair_rankings(streams: Collection[StreamKey], members: Collection[str]) -> dict[StreamKey, list[str]]:
     """For each stream the members in the order in which it falls to them.
 
     Nobody is first for more than an even share, rounded up: where the hash would have it so, the next in line is.
@@ -72,7 +71,7 @@ def shares(streams: Collection[StreamKey], members: Collection[str]) -> dict[Str
     return orders
 
 
-class Owners:
+class Assignment:
     """One indexer's decisions. `me`: its name among the members. The caller brings the time, in seconds."""
 
     def __init__(self, me: str, lease_s: float) -> None:
@@ -80,14 +79,14 @@ class Owners:
         self._lease_s = lease_s
         self._free_since_s: dict[StreamKey, float] = {}
 
-    def decide(self, streams: Collection[Seen], members: Collection[str], now_s: float, outage_ended_s: float) -> dict[StreamKey, Duty]:
+    def decide(self, streams: Collection[ObservedStream], members: Collection[str], now_s: float, outage_ended_s: float) -> dict[StreamKey, Duty]:
         """What to do with each of all the streams that this indexer knows; nothing anew with those that are hidden."""
         free = {seen.stream for seen in streams if seen.owner is None and not seen.runs_here and not seen.is_hidden}
         self._free_since_s = {stream: self._free_since_s.get(stream, now_s) for stream in free}
-        orders = shares([seen.stream for seen in streams], {*members, self.me})
+        orders = fair_rankings([seen.stream for seen in streams], {*members, self.me})
         return {seen.stream: self._duty(seen, orders[seen.stream], now_s, outage_ended_s) for seen in streams}
 
-    def _duty(self, seen: Seen, order: list[str], now_s: float, outage_ended_s: float) -> Duty:
+    def _duty(self, seen: ObservedStream, order: list[str], now_s: float, outage_ended_s: float) -> Duty:
         winner, may_take = order[0], now_s - max(outage_ended_s, seen.outage_ended_s) >= self._lease_s
         if seen.is_hidden:
             return Duty.KEEP
@@ -101,84 +100,8 @@ class Owners:
             return Duty.TAKE
         return Duty.STAND_BY if not seen.has_replay and self._is_next(seen, order) else Duty.NOTHING
 
-    def _is_next(self, seen: Seen, order: list[str]) -> bool:
+    def _is_next(self, seen: ObservedStream, order: list[str]) -> bool:
         """Whether the stream falls to us should its owner die."""
         if seen.owner is None:
             return seen.stands_by or self.me in order[:2]
         return next(member for member in order if member != seen.owner) == self.me
-
-
-class Pods:
-    """Which pods there are, by flags, by registration, and by having dialled us. A registration replaces what a flag says of the same pod."""
-
-    def __init__(self, flags: Mapping[str, tuple[EngineSpec, ...]]) -> None:
-        self._flags = dict(flags)
-        self.registered: dict[str, tuple[EngineSpec, ...]] = {}
-        self._guests: dict[str, tuple[EngineSpec, ...]] = {}
-        self._dropped: set[str] = set()
-        self._forgotten: frozenset[str] = frozenset()
-
-    def all(self) -> dict[str, tuple[EngineSpec, ...]]:
-        """Every pod with its specs."""
-        named = {pod: specs for pod, specs in self._flags.items() if pod not in self._dropped} | self.registered
-        for pod, guests in self._guests.items():
-            named[pod] = (*named.get(pod, ()), *guests)
-        return named
-
-    def of(self, pod: str) -> tuple[EngineSpec, ...]:
-        """One pod's specs, none where there is no such pod."""
-        return (*(self.registered.get(pod) or self.flagged(pod)), *self._guests.get(pod, ()))
-
-    def flagged(self, pod: str) -> tuple[EngineSpec, ...]:
-        """What flags say of a pod, unless it was forgotten or registered since."""
-        return () if pod in self._dropped or pod in self.registered else self._flags.get(pod, ())
-
-    def lost(self, registered: Collection[str], forgotten: Collection[str]) -> dict[str, tuple[EngineSpec, ...]]:
-        """Those that were registered and that Redis knows nothing of any more, not even that they were forgotten."""
-        return {pod: specs for pod, specs in self.registered.items() if pod not in registered and pod not in forgotten}
-
-    def learn(self, registered: Mapping[str, tuple[EngineSpec, ...]], forgotten: frozenset[str]) -> None:
-        """Redis says this."""
-        for pod in forgotten - self._forgotten:
-            self.forget(pod)
-        self._forgotten = forgotten
-        for specs in registered.values():
-            if self.registered.get(specs[0].pod) != specs:
-                self.register(specs)
-        self.registered = dict(registered)
-
-    def register(self, specs: tuple[EngineSpec, ...]) -> None:
-        """A pod is what these specs say, and no guest."""
-        pod = specs[0].pod
-        self.registered[pod] = specs
-        self._dropped.discard(pod)
-        self._guests.pop(pod, None)
-
-    def forget(self, pod: str) -> None:
-        """Follow it no longer, also where a flag names it."""
-        self._dropped.add(pod)
-        self.registered.pop(pod, None)
-        self._guests.pop(pod, None)
-
-    def configure(self, flags: Mapping[str, tuple[EngineSpec, ...]]) -> None:
-        """The flags were read again; what is new there counts also where the pod was forgotten."""
-        self._dropped -= {pod for pod, specs in flags.items() if self._flags.get(pod) != specs}
-        self._flags = dict(flags)
-
-    def is_void(self, pod: str) -> bool:
-        """Whether what Redis holds of a pod's streams that are not named any more is to be deleted: not where only a flag of ours is gone."""
-        return pod in self._dropped or pod in self.registered
-
-    def has_guest(self, stream: StreamKey) -> bool:
-        """Whether this stream is there since it dialled us."""
-        return any(spec.model == stream.model and stream.rank in spec.stream_ranks for spec in self._guests.get(stream.pod, ()))
-
-    def invite(self, spec: EngineSpec) -> None:
-        """A pod dialled us."""
-        self._guests[spec.pod] = (*self._guests.get(spec.pod, ()), spec)
-
-    def part(self, stream: StreamKey) -> None:
-        """One that dialled us stayed away, or dialled another indexer."""
-        left = tuple(spec for spec in self._guests.pop(stream.pod, ()) if stream.rank not in spec.stream_ranks)
-        if left:
-            self._guests[stream.pod] = left

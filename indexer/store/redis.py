@@ -95,6 +95,10 @@ class RedisStore:
         ended_s = session.health.outage_ended_s(session.slot(session.keyspace.directory.incarnation).number)
         return ended_s if model is None else max(ended_s, session.health.outage_ended_s(self.slot_of(model)))
 
+    def note_data_loss(self) -> None:
+        """Redis has other data than before: as after an outage."""
+        self._session.health.note_data_loss()
+
     def slot_of(self, model: str) -> int:
         """The number of the slot in which all of a model lies."""
         return self._session.slot_of(model)

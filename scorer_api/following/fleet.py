@@ -14,7 +14,7 @@ from indexer.engines.api import EngineApi
 from indexer.engines.endpoints import check_registration
 from indexer.engines.spec import EngineSpec, check_together, http_base, http_base_of, is_http_base
 from indexer.errors import StoreError
-from indexer.ownership.replica import SharedService
+from indexer.ownership.replica import ReplicaService
 from indexer.store.health import UNREACHABLE
 from indexer.streams.pool import PodStatus, Readiness
 from indexer.streams.stream import StreamStatus, ToldStatus
@@ -33,7 +33,7 @@ _decode_status = msgspec.json.Decoder(ToldStatus).decode
 class Fleet:
     """What `/v1/pods` and `/readyz` are about. Pods that were registered here are known to all replicas. `service`: the indexer in this process."""
 
-    def __init__(self, settings: Settings, follower: Follower, service: SharedService | None = None) -> None:
+    def __init__(self, settings: Settings, follower: Follower, service: ReplicaService | None = None) -> None:
         self._service = service
         self._settings = settings
         self._follower = follower

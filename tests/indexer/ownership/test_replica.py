@@ -18,7 +18,7 @@ from indexer.errors import SettingError, StoreError
 from indexer.main.read_settings import read_settings
 from indexer.metrics import IndexerMetrics
 from indexer.ownership.assignment import ranking
-from indexer.ownership.replica import SharedService
+from indexer.ownership.replica import ReplicaService
 from indexer.store.keyspace import Keyspace
 from indexer.streams.stream import Stream
 from tests.engine import BLOCK_SIZE, Engine, removed, stored
@@ -75,7 +75,7 @@ class Replica:
     def __init__(self, redis_url: str, *engines: str, **flags: str) -> None:
         self.registry = CollectorRegistry()
         self.settings = read_settings({**QUICK, "redis": redis_url, **flags}, engines, {})
-        self.service = SharedService(self.settings, IndexerMetrics(self.registry))
+        self.service = ReplicaService(self.settings, IndexerMetrics(self.registry))
 
     @property
     def owned(self) -> dict[StreamKey, Stream]:
@@ -91,7 +91,7 @@ class Replica:
 
     def stands_by(self, pod: str = "pod") -> bool:
         """Whether it is subscribed to a stream that another one owns."""
-        known = self.service._known.get(StreamKey("m", pod, 0))
+        known = self.service._known.by_key.get(StreamKey("m", pod, 0))
         return known is not None and known.stream is not None and known.stream.inbox.connected and self.stream(pod) is None
 
     def metric(self, name: str) -> float:
@@ -199,7 +199,7 @@ def test_what_an_indexer_leaves_is_taken_at_once(redis: RedisServer, engine: Eng
             one = await first.enter_async_context(replica(redis.url, engine.spec(), lease_s="300"))
             await until(lambda: one.shows(sequence=2))
             two = await second.enter_async_context(replica(redis.url, engine.spec(), lease_s="300"))
-            await until(lambda: len(one.service._members) == len(two.service._members) == 2)
+            await until(lambda: len(one.service._rounds.members) == len(two.service._rounds.members) == 2)
             await asyncio.sleep(1.5)  # for a move that may be due
             leaving, staying = (first, two) if one.owned else (second, one)
             await leaving.aclose()
@@ -212,7 +212,7 @@ def test_the_streams_of_an_indexer_that_died_are_taken_within_seconds(redis: Red
     async def scenario() -> None:
         async with replica(redis.url, engine.spec()) as one, replica(redis.url, engine.spec()) as two:
             publish_chain(engine, 3)
-            await until(lambda: len(one.service._members) == len(two.service._members) == 2)
+            await until(lambda: len(one.service._rounds.members) == len(two.service._rounds.members) == 2)
             await until(lambda: one.shows(sequence=2) or two.shows(sequence=2))
             await asyncio.sleep(1.5)  # a move under way would look like a takeover
             dying, heir = (one, two) if one.owned else (two, one)
@@ -233,28 +233,28 @@ def test_one_that_comes_back_is_fenced_out_and_becomes_a_candidate_again(redis: 
     async def scenario() -> None:
         async with replica(redis.url, engine.spec()) as one, replica(redis.url, engine.spec()) as two:
             publish_chain(engine, 3)
-            await until(lambda: len(one.service._members) == len(two.service._members) == 2)
+            await until(lambda: len(one.service._rounds.members) == len(two.service._rounds.members) == 2)
             await asyncio.sleep(1.5)
             late, heir = (one, two) if one.owned else (two, one)
             await until(lambda: late.shows(sequence=2))
-            thawed, real, keep = asyncio.Event(), late.service._round, late.service._begin_keeping
+            thawed, real, keep = asyncio.Event(), late.service._rounds._round, late.service._rounds._begin_renewals
 
             async def hang() -> None:
                 await thawed.wait()
                 await real()
 
-            late.service._round = hang  # type: ignore[method-assign]
-            late.service._begin_keeping = lambda: None  # type: ignore[method-assign]
+            late.service._rounds._round = hang  # type: ignore[method-assign]
+            late.service._rounds._begin_renewals = lambda: None  # type: ignore[method-assign]
             await until(lambda: heir.owned, 20)
             assert late.owned  # it knows nothing of that yet
             engine.publish(stored([9], [9] * BLOCK_SIZE))  # it applies that, and its write is refused
             await until(lambda: not late.owned)
             assert late.metric("kv_indexer_fenced_total") == 1
             await until(lambda: heir.shows(sequence=3) and in_redis(redis) == 4)
-            late.service._round = real  # type: ignore[method-assign]
-            late.service._begin_keeping = keep  # type: ignore[method-assign]
+            late.service._rounds._round = real  # type: ignore[method-assign]
+            late.service._rounds._begin_renewals = keep  # type: ignore[method-assign]
             thawed.set()
-            winner = ranking(StreamKey("m", "pod", 0), late.service._members)[0]
+            winner = ranking(StreamKey("m", "pod", 0), late.service._rounds.members)[0]
             await until(lambda: late.shows(sequence=3) if winner == late.service.member else heir.shows(sequence=3))
             await asyncio.sleep(2.5)
             assert len([each for each in (one, two) if each.owned]) == 1
@@ -279,7 +279,7 @@ def test_an_engine_that_only_one_knows_is_followed_by_that_one(redis: RedisServe
 def test_the_next_in_line_keeps_the_frames_and_a_takeover_finds_no_gap(redis: RedisServer, unasked: Engine) -> None:
     async def scenario() -> None:
         async with replica(redis.url, unasked.spec()) as one, replica(redis.url, unasked.spec(), ring_frames_max="10") as two:
-            await until(lambda: len(one.service._members) == len(two.service._members) == 2)
+            await until(lambda: len(one.service._rounds.members) == len(two.service._rounds.members) == 2)
             await asyncio.sleep(1.5)
             dying, heir = (one, two) if one.owned else (two, one)
             await until(lambda: heir.stands_by() and dying.shows(connected=True))
@@ -318,7 +318,7 @@ def test_an_orphan_that_was_parked_before_a_takeover_is_adopted_after_it(redis: 
 def test_a_ring_that_is_too_short_leaves_a_gap_and_what_is_held_is_purged(redis: RedisServer, unasked: Engine) -> None:
     async def scenario() -> None:
         async with replica(redis.url, unasked.spec(), ring_frames_max="3") as one, replica(redis.url, unasked.spec(), ring_frames_max="3") as two:
-            await until(lambda: len(one.service._members) == len(two.service._members) == 2)
+            await until(lambda: len(one.service._rounds.members) == len(two.service._rounds.members) == 2)
             await asyncio.sleep(1.5)
             dying, heir = (one, two) if one.owned else (two, one)
             await until(lambda: heir.stands_by() and dying.shows(connected=True))
@@ -338,7 +338,7 @@ def test_a_ring_that_is_too_short_leaves_a_gap_and_what_is_held_is_purged(redis:
 def test_an_engine_restarted_between_owners_is_noticed_by_what_was_kept(redis: RedisServer, unasked: Engine) -> None:
     async def scenario() -> None:
         async with replica(redis.url, unasked.spec()) as one, replica(redis.url, unasked.spec()) as two:
-            await until(lambda: len(one.service._members) == len(two.service._members) == 2)
+            await until(lambda: len(one.service._rounds.members) == len(two.service._rounds.members) == 2)
             await asyncio.sleep(1.5)
             dying, heir = (one, two) if one.owned else (two, one)
             await until(lambda: heir.stands_by() and dying.shows(connected=True))
@@ -443,7 +443,7 @@ def test_an_outage_is_bridged_in_memory_by_the_same_owner(redis: RedisServer, en
     async def scenario() -> None:
         async with replica(redis.url, engine.spec()) as one, replica(redis.url, engine.spec()) as two:
             publish_chain(engine, 2)
-            await until(lambda: len(one.service._members) == len(two.service._members) == 2)
+            await until(lambda: len(one.service._rounds.members) == len(two.service._rounds.members) == 2)
             await asyncio.sleep(1.5)
             owner, other = (one, two) if one.owned else (two, one)
             await until(lambda: owner.shows(sequence=1) and in_redis(redis) == 2)
@@ -466,12 +466,12 @@ def test_after_an_outage_nobody_takes_what_its_owner_had_no_time_to_renew(redis:
     async def scenario() -> None:
         async with replica(redis.url, engine.spec()) as one, replica(redis.url, engine.spec()) as two:
             publish_chain(engine, 2)
-            await until(lambda: len(one.service._members) == len(two.service._members) == 2)
+            await until(lambda: len(one.service._rounds.members) == len(two.service._rounds.members) == 2)
             await asyncio.sleep(1.5)
             owner, other = (one, two) if one.owned else (two, one)
             await until(lambda: owner.shows(sequence=1) and in_redis(redis) == 2)
             stream = owner.stream()
-            goes_on, real_round, real_claim = asyncio.Event(), owner.service._round, owner.service.store.claim
+            goes_on, real_round, real_claim = asyncio.Event(), owner.service._rounds._round, owner.service.store.claim
 
             async def late_round() -> None:
                 await goes_on.wait()
@@ -481,12 +481,12 @@ def test_after_an_outage_nobody_takes_what_its_owner_had_no_time_to_renew(redis:
                 await goes_on.wait()
                 return await real_claim(*arguments)
 
-            owner.service._round = late_round  # type: ignore[method-assign]
+            owner.service._rounds._round = late_round  # type: ignore[method-assign]
             owner.service.store.claim = late_claim  # type: ignore[method-assign]
             redis.kill()
             await until(lambda: other.service.store.trouble is not None)
             redis.start(with_data=False)
-            await until(lambda: other.service._members == (other.service.member,))  # it sees nobody else, and a stream that is free
+            await until(lambda: other.service._rounds.members == (other.service.member,))  # it sees nobody else, and a stream that is free
             await asyncio.sleep(1.2)
             assert not other.owned
             goes_on.set()
@@ -520,7 +520,7 @@ def test_a_pod_that_is_forgotten_anywhere_is_gone_everywhere(redis: RedisServer,
     async def scenario() -> None:
         publish_chain(engine, 2)
         async with replica(redis.url, engine.spec()) as one, replica(redis.url, engine.spec()) as two:
-            await until(lambda: len(one.service._members) == len(two.service._members) == 2)
+            await until(lambda: len(one.service._rounds.members) == len(two.service._rounds.members) == 2)
             await until(lambda: (one.shows(sequence=1) or two.shows(sequence=1)) and in_redis(redis) == 2)
             assert not await one.service.forget("other")
             assert await one.service.forget("pod")

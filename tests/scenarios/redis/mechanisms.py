@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from indexer.core.held_keys import HeldKeys
 from indexer.core.stream_state import PARKED, REMOVED
 from indexer.errors import StoreError
-from indexer.ownership.assignment import Duty, Owners
+from indexer.ownership.assignment import Assignment, Duty
 from indexer.store import keyspace, scripts, session
 from indexer.store.client import sentinel
 from indexer.store.client.cluster import Cluster
@@ -33,18 +33,18 @@ from scorer_api.following.model_follower import ModelFollower
 Patch = pytest.MonkeyPatch
 
 
-# Owners
+# Assignment
 
 
 def nobody_asks(patch: Patch) -> None:
     """Who has a stream keeps it, whoever comes."""
-    duty = Owners._duty
+    duty = Assignment._duty
 
     def keep(*arguments: Any, **more: Any) -> Duty:
         found = duty(*arguments, **more)
         return Duty.NOTHING if found is Duty.ASK and arguments[1].owner is not None else found
 
-    patch.setattr(Owners, "_duty", keep)
+    patch.setattr(Assignment, "_duty", keep)
 
 
 def leases_without_end(patch: Patch) -> None:
@@ -54,7 +54,7 @@ def leases_without_end(patch: Patch) -> None:
 
 def no_ring(patch: Patch) -> None:
     """Nobody listens but the owner."""
-    patch.setattr(Owners, "_is_next", lambda self, seen, order: False)
+    patch.setattr(Assignment, "_is_next", lambda self, seen, order: False)
 
 
 def no_recorded_orphans(patch: Patch) -> None:

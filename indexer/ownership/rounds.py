@@ -1,0 +1,197 @@
+"""What an indexer does again and again to share the streams with others.
+
+    every third of a lease:   renew what is ours ─▶ heartbeat: who lives, which pods there are ─▶ who owns the rest ─▶ decide, see `assignment`
+
+Each slot of a Cluster is renewed by a call of its own, and these wait neither for one another nor for the rest of a round: a node that is away must
+not cost us what others hold. A Redis that is no Cluster is one slot.
+"""
+
+import asyncio
+import logging
+import time
+
+import msgspec
+
+from indexer.config.settings import Settings
+from indexer.core.names import StreamKey
+from indexer.engines.spec import http_base
+from indexer.errors import StoreError
+from indexer.ownership.assignment import Assignment, ObservedStream
+from indexer.ownership.known_streams import KnownStream, KnownStreams
+from indexer.ownership.moves import Moves
+from indexer.ownership.pod_directory import PodDirectory
+from indexer.store.flusher import Ownership
+from indexer.store.redis import RedisStore
+from indexer.streams.pool import Streams
+from indexer.streams.stream import ToldStatus
+
+log = logging.getLogger(__name__)
+
+# Rounds are a third of a lease apart, and no further than this: every second it is renewed until when a stream's content counts.
+ROUND_MAX_S = 1.0
+# Pause after a round that failed by an error of ours.
+AFTER_FAILURE_S = 1.0
+
+
+class Rounds:
+    """`run` them. `changing`: held while it is looked up or changed which pods there are. `members`: the living indexers. `heartbeat_s`: when Redis
+    answered the last heartbeat, by time.monotonic()."""
+
+    def __init__(self, settings: Settings, store: RedisStore, pods: PodDirectory, known: KnownStreams, streams: Streams, moves: Moves) -> None:
+        self.members: tuple[str, ...] = ()
+        self.heartbeat_s: float | None = None
+        self.changing = asyncio.Lock()
+        self._settings = settings
+        self._store = store
+        self._pods = pods
+        self._known = known
+        self._streams = streams
+        self._moves = moves
+        self._assignment = Assignment(store.member, settings.lease_s)
+        self._owned_by: dict[StreamKey, str | None] = {}
+        self._incarnation: str | None = None
+        self._renewals: dict[int, asyncio.Task[bool]] = {}
+
+    def begin_soon(self) -> None:
+        """Do not wait for the next round's time."""
+        self._moves.round_due.set()
+
+    def has_owner(self, key: StreamKey) -> bool:
+        """Whether the stream runs here, or somebody else had it in the last round."""
+        return key in self._streams.running or self._owned_by.get(key) not in (None, self._store.member)
+
+    async def run(self) -> None:
+        """Cancel it."""
+        interval_s = min(self._settings.lease_s / 3, ROUND_MAX_S)
+        under_way: asyncio.Task[None] | None = None
+        try:
+            while True:
+                due_s = time.monotonic() + interval_s
+                self._begin_renewals()
+                if under_way is None or under_way.done():
+                    self._moves.round_due.clear()
+                    under_way = asyncio.create_task(self._round(), name="round")
+                await asyncio.wait([under_way], timeout=interval_s)
+                try:
+                    async with asyncio.timeout(max(0.0, due_s - time.monotonic())):
+                        await self._moves.round_due.wait()
+                except TimeoutError:
+                    pass
+        finally:
+            ending = [task for task in (under_way, *self._renewals.values()) if task is not None]
+            for task in ending:
+                task.cancel()
+            await asyncio.gather(*ending, return_exceptions=True)
+
+    async def _round(self) -> None:
+        """Never fails."""
+        try:
+            await self._wait_for_renewals()
+            await self._look_at_others()
+        except StoreError:
+            pass  # the store logs it, once
+        except Exception:
+            log.exception("sharing failed")
+            await asyncio.sleep(AFTER_FAILURE_S)
+
+    # Renewing what is ours
+
+    def _begin_renewals(self) -> None:
+        """In every slot where none is under way."""
+        for slot in self._store.owned_slots:
+            renewal = self._renewals.get(slot)
+            if renewal is None or renewal.done():
+                self._renewals[slot] = asyncio.create_task(self._renew(slot), name=f"renew {slot}")
+
+    async def _wait_for_renewals(self) -> None:
+        """Wait for all that were begun, but for slots whose node was away before. Raises StoreError where all that it waits for fail."""
+        under_way = {slot: task for slot, task in self._renewals.items() if not task.done()}
+        waits_for = [task for slot, task in under_way.items() if len(under_way) == 1 or self._store.is_well(slot)]
+        if waits_for:
+            await asyncio.wait(waits_for)
+            if not any(task.result() for task in waits_for):
+                raise StoreError(self._store.trouble or "unreachable")
+
+    async def _renew(self, slot: int) -> bool:
+        """Returns whether Redis answered."""
+        try:
+            renewed = await self._store.renew(self._status, slot)
+        except StoreError:
+            return False
+        except Exception:
+            log.exception("renewing failed")
+            return False
+        for key, each in renewed.items():
+            if (known := self._known.by_key.get(key)) is not None:
+                known.wanted_by = each.wanted_by
+            if each.ownership is not Ownership.OURS:
+                self._moves.note_lost(key, each.ownership)
+        return True
+
+    def _status(self, key: StreamKey) -> bytes:
+        known = self._known.by_key.get(key)
+        if known is None or known.stream is None:
+            return b"null"  # it is on its way out
+        specs = self._pods.of(key.pod)
+        return msgspec.json.encode(ToldStatus(**msgspec.structs.asdict(known.stream.status()), http=http_base(specs) if specs else None))
+
+    # Heartbeat
+
+    async def heartbeat(self) -> None:
+        """Say that this indexer lives, and learn which others do and which pods there are. Hold `changing`. Raises StoreError."""
+        registry = self._store.registry
+        await registry.repeat_unconfirmed()
+        models = {specs[0].model for specs in self._pods.all().values()}
+        # One that knows no stream, such as a gateway's own scorer, must not win any: the others would wait for it.
+        is_candidate = any(not known.dials_us for known in self._known.by_key.values())
+        asked_s, node = time.monotonic(), registry.node
+        answer = await self._store.heartbeat(models, is_candidate=is_candidate)
+        registry.note_registered(answer.pods, node, asked_s)
+        now_s = time.monotonic()
+        is_other = self._incarnation not in (None, answer.incarnation)
+        # A pod that was deleted is remembered as such for as long as pods are: that it is in neither list means something only within that time.
+        if is_other or (self.heartbeat_s is not None and now_s - self.heartbeat_s < self._settings.pod_expiry_s):
+            for specs in self._pods.missing(answer.pods, answer.forgotten).values():
+                await registry.register(specs, keeps_old=True)
+                answer.pods.setdefault(specs[0].pod, specs)
+        if is_other:
+            log.warning("redis has other data than before", extra={"registered": len(answer.pods)})
+            self._store.note_data_loss()
+        self._incarnation, self.members, self.heartbeat_s = answer.incarnation, answer.members, now_s
+        self._pods.learn(answer.pods, answer.forgotten)
+        self._moves.update_streams()
+
+    # Deciding
+
+    async def _look_at_others(self) -> None:
+        """Raises StoreError."""
+        async with self.changing:
+            await self.heartbeat()
+        others = [key for key in self._known.by_key if key not in self._streams.running]
+        self._owned_by = await self._store.owners(others) if others else {}
+        self._begin_moves()
+
+    def _begin_moves(self) -> None:
+        """Begin what is due with each stream."""
+        shared = [known for known in self._known.by_key.values() if not known.dials_us]
+        observed = [self._observed(known) for known in shared]
+        duties = self._assignment.decide(observed, self.members, time.monotonic(), self._store.outage_ended_s())
+        for known in shared:
+            known.duty = duties[known.key]
+            self._moves.begin(known)
+        for known in self._known.by_key.values():
+            if known.dials_us:
+                self._moves.begin_for_dialling(known)
+
+    def _observed(self, known: KnownStream) -> ObservedStream:
+        key, runs_here = known.key, known.key in self._streams.running
+        return ObservedStream(
+            key,
+            has_replay=known.source.replay is not None,
+            runs_here=runs_here,
+            stands_by=known.stream is not None,
+            owner=self._owned_by.get(key),
+            wanted_by=known.wanted_by,
+            outage_ended_s=self._store.outage_ended_s(key.model),
+            is_hidden=not runs_here and key not in self._owned_by,
+        )
