@@ -9,9 +9,9 @@ import pytest
 from fastapi.testclient import TestClient
 from msgspec import Struct
 
-from docs_site.pages import read_page, read_pages
-from docs_site.routes import routes
-from docs_site.settings import shown_default
+from docs.generator.pages import read_page, read_pages
+from docs.generator.routes import routes
+from docs.generator.settings import shown_default
 from indexer.config.settings import Settings, fields
 from indexer.core.names import Trust
 from indexer.engines.spec import EngineSpec

@@ -10,7 +10,7 @@ from tests.test_imports import MAY_IMPORT
 
 ROOT = Path(__file__).parent.parent
 ARCHITECTURE = ROOT / "docs/explanation/architecture.md"
-NAMED = re.compile(r"`((?:indexer|scorer_api|tests|docs|docs_site|deploy|bench|\.ci)/[\w./*-]*)`")
+NAMED = re.compile(r"`((?:indexer|scorer_api|tests|docs|deploy|bench|\.ci)/[\w./*-]*)`")
 PACKAGE = re.compile(r"^\| `((?:indexer|scorer_api)[\w.]*)` \| .+ \|$", re.MULTILINE)
 
 

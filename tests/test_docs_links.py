@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from docs_site.pages import expand
+from docs.generator.pages import expand
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("**/*.md")) if path.exists())

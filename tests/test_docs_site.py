@@ -10,9 +10,9 @@ import pytest
 import yaml
 from markdown.extensions.toc import slugify
 
-from docs_site.log_events import log_events
-from docs_site.markdown import cell, table
-from docs_site.pages import UnknownPart, expand
+from docs.generator.log_events import log_events
+from docs.generator.markdown import cell, table
+from docs.generator.pages import UnknownPart, expand
 from tests.running import ROOT
 
 

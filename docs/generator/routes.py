@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi.openapi.utils import get_openapi
 
-from docs_site.markdown import cell, code, table
+from docs.generator.markdown import cell, code, table
 from indexer.config.settings import Settings
 from scorer_api.app import make_serve
 

@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
-from docs_site.commands import commands_section
-from docs_site.findings import findings_section
-from docs_site.imports import imports_table
-from docs_site.log_events import log_events_table
-from docs_site.metrics import metrics_section
-from docs_site.refusals import refusals_table
-from docs_site.routes import routes_table
-from docs_site.settings import settings_table
+from docs.generator.commands import commands_section
+from docs.generator.findings import findings_section
+from docs.generator.imports import imports_table
+from docs.generator.log_events import log_events_table
+from docs.generator.metrics import metrics_section
+from docs.generator.refusals import refusals_table
+from docs.generator.routes import routes_table
+from docs.generator.settings import settings_table
 
 DOCS = Path(__file__).parent.parent / "docs"
 MARKER = re.compile(r"^<!-- generated: (.+) -->$", re.MULTILINE)

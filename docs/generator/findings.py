@@ -1,6 +1,6 @@
 """The doctor's findings, from `scorer_api.doctor.kinds`."""
 
-from docs_site.markdown import cell, code, sections, table
+from docs.generator.markdown import cell, code, sections, table
 from scorer_api.doctor.kinds import GROUPS, Kind
 
 

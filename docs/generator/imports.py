@@ -1,6 +1,6 @@
 """Which package may import which, as the test of the imports states it."""
 
-from docs_site.markdown import code, table
+from docs.generator.markdown import code, table
 from tests.test_imports import MAY_IMPORT
 
 

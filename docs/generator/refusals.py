@@ -1,6 +1,6 @@
 """The reasons for which something from an engine is passed over, from `indexer.errors`."""
 
-from docs_site.markdown import cell, code, table
+from docs.generator.markdown import cell, code, table
 from indexer.errors import LOSSY_REASONS, REASONS
 
 

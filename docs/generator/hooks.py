@@ -5,7 +5,7 @@ from typing import Any
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.pages import Page
 
-from docs_site.pages import UnknownPart, expand
+from docs.generator.pages import UnknownPart, expand
 
 
 def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:

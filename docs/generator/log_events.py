@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from docs_site.markdown import code, table
+from docs.generator.markdown import code, table
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("indexer", "scorer_api")

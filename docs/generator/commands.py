@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Iterator
 
-from docs_site.markdown import cell, code, sections, table
+from docs.generator.markdown import cell, code, sections, table
 from indexer.config.settings import fields
 from scorer_api.cli.main import make_parser
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from msgspec import Meta
 
-from docs_site.markdown import cell, code, table
+from docs.generator.markdown import cell, code, table
 from indexer.config.settings import Field, fields
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Metric
 
-from docs_site.markdown import cell, code, sections, table
+from docs.generator.markdown import cell, code, sections, table
 from indexer.config.settings import Settings
 from indexer.metrics import HttpMetrics, IndexerMetrics
 from scorer_api.index.view import View
