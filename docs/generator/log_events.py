@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from docs.generator.markdown import code, table
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PACKAGES = ("indexer", "scorer_api")
 LEVELS = {"debug": "debug", "info": "info", "warning": "warning", "error": "error", "exception": "error"}
 

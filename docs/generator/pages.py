@@ -14,7 +14,7 @@ from docs.generator.refusals import refusals_table
 from docs.generator.routes import routes_table
 from docs.generator.settings import settings_table
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[1]
 MARKER = re.compile(r"^<!-- generated: (.+) -->$", re.MULTILINE)
 PARTS: Mapping[str, Callable[[], str]] = {
     "commands": commands_section,
