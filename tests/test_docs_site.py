@@ -1,14 +1,12 @@
 """`make docs` fails for what would be broken on the site."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from markdown.extensions.toc import slugify
 
 from docs.generator.log_events import log_events
 from docs.generator.markdown import cell, table
@@ -52,17 +50,6 @@ def test_a_site_with_an_unknown_part_is_not_built(tmp_path: Path) -> None:
     built = build(tmp_path, {"index.md": "<!-- generated: nothing -->"})
     assert built.returncode != 0
     assert "index.md: nothing generates 'nothing'" in built.stdout + built.stderr
-
-
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
-def test_what_a_file_outside_of_the_site_links_to_is_there(name: str) -> None:
-    links = re.findall(r"\]\((?!https?://)([^)#\s]*)(?:#([^)\s]+))?\)", (ROOT / name).read_text(encoding="utf-8"))
-    assert len(links) > 3
-    for path, anchor in links:
-        target = ROOT / (path or name)
-        assert target.exists(), path
-        headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE) if anchor else []
-        assert anchor in ("", *(slugify(heading.replace("`", ""), "-") for heading in headings)), f"{path}#{anchor}"
 
 
 def test_parts_stand_in_the_place_of_their_markers() -> None:
