@@ -75,6 +75,14 @@ class Orphans:
             del self._children[parked.parent]
         return parked
 
+    def pop_descendants(self, parent: int) -> Iterator[tuple[int, Parked]]:
+        """Take out the blocks that wait for this hash, and those that wait for them, parents first."""
+        waiting = self.children(parent)
+        while waiting:
+            child = waiting.pop()
+            yield child, self.pop(child)
+            waiting.extend(self.children(child))
+
     def drop_over(self, count_max: int) -> int:
         """Drop the oldest beyond so many. Returns how many went."""
         over = max(0, len(self._parked) - count_max)

@@ -76,9 +76,9 @@ class Service:
             yield (specs[0].model, pod), self.api(pod, specs[0].model)
 
     def mapped_key(self, key: StreamKey) -> Callable[[int], int | None] | None:
-        """`StreamState.mapped_key` of a stream; None for one that does not run here."""
+        """`BlockTable.mapped_key` of a stream; None for one that does not run here."""
         running = self._streams.running.get(key)
-        return None if running is None else running.stream.state.mapped_key
+        return None if running is None else running.stream.state.table.mapped_key
 
     # Pods
 

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from indexer.config.settings import Settings
+from indexer.core.block_table import PARKED, REMOVED, Touched
 from indexer.core.change import Change, HashMapping
 from indexer.core.events import Tier
 from indexer.core.names import StreamKey
 from indexer.core.store import Point
-from indexer.core.stream_state import PARKED, REMOVED, StreamState, Touched
+from indexer.core.stream_state import StreamState
 from indexer.store.keyspace import PARTS, stream_id
 from indexer.store.records import (
     Entry,
@@ -58,7 +59,7 @@ class StreamEncoder:
         state = self._stream.state
         if part == PARKED:
             return list(state.orphans)
-        return state.removed_hashes() if part == REMOVED else state.hashes(Tier(part))
+        return state.table.removed_hashes() if part == REMOVED else state.table.hashes(Tier(part))
 
     def fields(self, part: int, hashes: Iterable[int]) -> Iterator[tuple[bytes, bytes | None]]:
         """Field and value of these engine hashes in a part; None for those that are not held."""
@@ -67,7 +68,7 @@ class StreamEncoder:
             return
         state = self._stream.state
         for engine_hash in hashes:
-            found = state.removed_record(engine_hash) if part == REMOVED else state.record(Tier(part), engine_hash)
+            found = state.table.removed_record(engine_hash) if part == REMOVED else state.table.record(Tier(part), engine_hash)
             yield encode_hash(engine_hash), None if found is None else encode_record(found)
 
     def _parked_fields(self, hashes: Iterable[int]) -> Iterator[tuple[bytes, bytes | None]]:
@@ -100,7 +101,7 @@ class StreamEncoder:
 
     def _gpu_words(self, touched: Iterable[int]) -> tuple[list[bytes], list[bytes]]:
         """The same of the gpu's part, which is nearly all that there is."""
-        blocks = self._stream.state.blocks
+        blocks = self._stream.state.table.held
         plain: list[bytes] = []
         gone: list[bytes] = []
         for engine_hash in touched:
@@ -116,7 +117,7 @@ class StreamEncoder:
         state, keys, removed_hashes = self._stream.state, {}, []
         for part in (*Tier, REMOVED):
             for engine_hash in touched[part]:
-                key = state.mapped_key(engine_hash)
+                key = state.table.mapped_key(engine_hash)
                 if key is None:
                     removed_hashes.append(engine_hash)
                 else:

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from indexer.config.settings import Settings
+from indexer.core.block_table import REMOVED, Touched
 from indexer.core.change import Change
 from indexer.core.events import Tier
-from indexer.core.stream_state import REMOVED, Touched
 from indexer.store.encoding import RecordedStream, StreamEncoder
 from indexer.store.keyspace import PARTS, ModelKeys
 from indexer.store.records import ENTRY_BLOCKS_MAX, Kind

@@ -21,10 +21,11 @@ from struct import Struct as Layout
 import msgspec
 from msgspec import Struct
 
+from indexer.core.block_table import BlockRecord
 from indexer.core.change import Change, HashMapping
 from indexer.core.events import Tier
 from indexer.core.names import Trust
-from indexer.core.stream_state import BlockRecord, Traits
+from indexer.core.traits import Traits
 
 # A change of more blocks goes into the log as `reload`: whoever follows loads the stream instead.
 ENTRY_BLOCKS_MAX = 1_024

@@ -9,9 +9,10 @@ from typing import Protocol, cast
 import msgspec
 from redis.exceptions import RedisError
 
+from indexer.core.block_table import PARKED, REMOVED, BlockRecord
 from indexer.core.events import Tier
 from indexer.core.orphans import Parked
-from indexer.core.stream_state import PARKED, REMOVED, BlockRecord, StreamState
+from indexer.core.stream_state import StreamState
 from indexer.errors import StoreError
 from indexer.store.client.connection import Client, answer_of, life_of
 from indexer.store.encoding import RecordedStream

@@ -5,10 +5,11 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
+from indexer.core.block_table import REMOVED
 from indexer.core.change import Change, HashMapping
 from indexer.core.events import Tier
+from indexer.core.key_claims import KeyClaims
 from indexer.core.names import Trust
-from indexer.core.stream_state import REMOVED
 from indexer.store.reader import START, Place, Reader, Stand
 from indexer.store.records import Entry, change_of, decode_hash, keys_of_block, unpack_keys
 from scorer_api.following.followed import Followed, Verdict, judge, stand_after
@@ -71,7 +72,7 @@ class Loading:
     async def _read_blocks(self, holding: Holding, generation: int, *, may_be_ambiguous: bool) -> None:
         key = self._followed.key
         names = self._reader.keyspace.model(key.model).parts(key, generation)
-        claims = Claims()
+        claims = KeyClaims()
         for tier, name in zip(Tier, names, strict=False):
             cursor = 0
             while not self._followed.must_load_again:
@@ -82,7 +83,7 @@ class Loading:
                 holding.apply(change)
                 self._metrics.loaded_blocks.inc(len(fields))
                 if may_be_ambiguous:
-                    claims.add(fields)
+                    self._claim(claims, fields)
                 if not cursor:
                     break
         if holding.hashes is not None:
@@ -111,6 +112,13 @@ class Loading:
             return None
         found = {decode_hash(field): keys_of_block(block)[:8] for field, block in fields.items() if len(block) >= BLOCK_BYTES_MIN}
         return HashMapping({engine_hash: int.from_bytes(key, "little") for engine_hash, key in found.items()}, [])
+
+    @staticmethod
+    def _claim(claims: KeyClaims, fields: Mapping[bytes, bytes]) -> None:
+        """Note which engine hashes stand for which keys. `fields`: engine hash → block."""
+        for engine_hash, block in fields.items():
+            if len(block) >= BLOCK_BYTES_MIN:
+                claims.claim(decode_hash(engine_hash), int.from_bytes(keys_of_block(block)[:8], "little"))
 
     def _keys(self, blocks: Iterable[bytes]) -> list[int]:
         """The block keys of these blocks. What is no block is counted and passed over."""
@@ -157,20 +165,3 @@ class Loading:
             return False
         self.holding.apply(change)
         return True
-
-
-class Claims:
-    """Where an engine announces no extra keys, two hashes for one key may be two images: such a key is not indexed."""
-
-    def __init__(self) -> None:
-        self.ambiguous: set[int] = set()
-        self._hashes: dict[int, bytes] = {}
-
-    def add(self, fields: dict[bytes, bytes]) -> None:
-        """Engine hash → block."""
-        for engine_hash, block in fields.items():
-            if len(block) < BLOCK_BYTES_MIN:
-                continue
-            key = int.from_bytes(keys_of_block(block)[:8], "little")
-            if self._hashes.setdefault(key, engine_hash) != engine_hash:
-                self.ambiguous.add(key)

@@ -1,7 +1,7 @@
 """Asking by the engine's own hashes: engine hash → block key → prefix index.
 
 Such a hash is meaningful inside its stream only, so each stream has a mapping of its own. The stream's owner decides by one rule which hashes stand
-for which block keys, `StreamState.mapped_key`: those by which a tier holds a block and, where blocks are offloaded, those of removed blocks that are
+for which block keys, `BlockTable.mapped_key`: those by which a tier holds a block and, where blocks are offloaded, those of removed blocks that are
 still remembered.
 
     Redis       each change carries what it does to the mapping (`HashMapping`); `FollowedHashes` keeps the whole of it

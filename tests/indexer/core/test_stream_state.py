@@ -13,7 +13,8 @@ from xxhash import xxh3_64_intdigest
 
 from indexer.core.change import Change
 from indexer.core.events import Cleared, Event, Removed, Stored, Tier
-from indexer.core.stream_state import ADAPTER_LENGTH_MAX, ADAPTERS_MAX, Counting, StreamState, Traits
+from indexer.core.stream_state import ADAPTER_LENGTH_MAX, ADAPTERS_MAX, Counting, StreamState
+from indexer.core.traits import Traits
 from indexer.limits import StateLimits
 
 GPU, CPU, DISK, OTHER, REMOTE = Tier

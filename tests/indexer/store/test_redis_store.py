@@ -141,14 +141,14 @@ def as_held(state: StreamState) -> dict[str, dict[int, bytes]]:
     """The same as the stream has it, written down here byte for byte."""
     found: dict[str, dict[int, bytes]] = {part: {} for part in PARTS}
     for tier in Tier:
-        for engine_hash in state.hashes(tier):
-            record = state.record(tier, engine_hash)
+        for engine_hash in state.table.hashes(tier):
+            record = state.table.record(tier, engine_hash)
             assert record is not None
             parent = struct.pack("<BQ", record.parent is not None, record.parent or 0)
             found[tier.word][engine_hash] = bytes([record.copies]) + parent + struct.pack(f"<{len(record.keys)}Q", *record.keys)
     for engine_hash in state.orphans:
         found["parked"][engine_hash] = b"parked"
-    for engine_hash in state.removed_hashes():
+    for engine_hash in state.table.removed_hashes():
         found["removed"][engine_hash] = b"removed"
     return found
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from redis.exceptions import RedisError
 
+from indexer.core.block_table import PARKED, REMOVED
 from indexer.core.held_keys import HeldKeys
-from indexer.core.stream_state import PARKED, REMOVED
 from indexer.errors import StoreError
 from indexer.ownership.assignment import Assignment, Duty
 from indexer.store import keyspace, scripts, session

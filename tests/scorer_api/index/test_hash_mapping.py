@@ -38,7 +38,7 @@ class BothModes:
         self._settings = settings
         self.embedded = View(Settings())
         self.embedded.open(KEY)
-        self.embedded.mapped_key = lambda key: stream.state.mapped_key
+        self.embedded.mapped_key = lambda key: stream.state.table.mapped_key
         self._append = stream._owner.store.append
         stream._owner.store.append = self._append_to_both  # type: ignore[method-assign]  # the tee of this test
 

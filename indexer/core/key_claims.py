@@ -1,0 +1,39 @@
+"""Which engine hashes stand for each block key, of an engine that does not announce extra keys.
+
+Two engine hashes with the same tokens then may be two images: the key that they share is ambiguous, and not indexed. This is the only place that
+decides it, for the events of an engine as well as for blocks that are loaded from Redis.
+"""
+
+
+class KeyClaims:
+    """Block key → the engine hashes that claim it. `ambiguous`: the keys that more than one hash claims; to read, not to change."""
+
+    def __init__(self) -> None:
+        self.ambiguous: set[int] = set()
+        self._hashes: dict[int, int | set[int]] = {}
+        """A set only where there was more than one: nearly always there is one."""
+
+    def claim(self, engine_hash: int, key: int) -> bool:
+        """The engine hash stands for the key. Returns whether the key has become ambiguous by it."""
+        claimed_by = self._hashes.setdefault(key, engine_hash)
+        if isinstance(claimed_by, set):
+            claimed_by.add(engine_hash)
+            return False
+        if claimed_by == engine_hash:
+            return False
+        self._hashes[key] = {claimed_by, engine_hash}
+        self.ambiguous.add(key)
+        return True
+
+    def release(self, engine_hash: int, key: int) -> bool:
+        """The engine hash holds no block any more. Returns whether the key is unambiguous again: not before all that claimed it are gone."""
+        claimed_by = self._hashes.get(key)
+        if isinstance(claimed_by, set):
+            claimed_by.discard(engine_hash)
+            if not claimed_by:
+                del self._hashes[key]
+                self.ambiguous.remove(key)
+                return True
+        elif claimed_by == engine_hash:
+            del self._hashes[key]
+        return False

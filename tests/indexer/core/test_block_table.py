@@ -1,0 +1,76 @@
+"""Blocks by engine hash: what is known of them, and which removed ones are remembered."""
+
+from indexer.core.block_table import PARKED, REMOVED, Block, BlockRecord, BlockTable, LowerCopy
+from indexer.core.events import Tier
+
+
+def table_of(*blocks: tuple[int, Block], removed_max: int = 2) -> BlockTable:
+    table = BlockTable(removed_max)
+    table.held.update(blocks)
+    return table
+
+
+def test_a_block_is_retired_when_no_tier_holds_it() -> None:
+    block = Block(10, None, 1)
+    table = table_of((1, block))
+    assert not table.retire(1, block)
+    block.copies = 0
+    table.lower[Tier.CPU][1] = LowerCopy((10,), 1)
+    assert not table.retire(1, block)
+    del table.lower[Tier.CPU][1]
+    assert table.retire(1, block)
+    assert (table.held, table.removed) == ({}, {1: block})
+    assert (table.known(1), table.key_of(1)) == (block, 10)
+
+
+def test_the_oldest_removed_block_goes_first() -> None:
+    table = table_of()
+    for engine_hash in (1, 2, 1, 3):
+        table.remember(engine_hash, Block(10 * engine_hash, None, 0))
+    assert list(table.removed) == [1, 3]
+
+
+def test_a_removed_hash_stands_for_its_key_only_where_blocks_are_offloaded() -> None:
+    table = table_of((1, Block(10, None)))
+    table.remember(2, Block(20, 1, 0))
+    assert [table.mapped_key(engine_hash) for engine_hash in (1, 2, 3)] == [10, None, None]
+    assert table.removed_hashes() == []
+    table.note_offloading()
+    assert [table.mapped_key(engine_hash) for engine_hash in (1, 2, 3)] == [10, 20, None]
+    assert table.removed_hashes() == [2]
+    assert table.removed_record(2) == BlockRecord(0, 1, (20,))
+
+
+def test_removed_blocks_are_noted_once_blocks_are_offloaded() -> None:
+    table = table_of()
+    table.touched = tuple({} for _ in range(REMOVED + 1))
+    table.remember(1, Block(10, None, 0))
+    assert not any(table.touched)
+    table.note_offloading()
+    assert list(table.touched[REMOVED]) == [1]
+    table.remember(2, Block(20, None, 0))
+    table.remember(3, Block(30, None, 0))
+    table.revive(2)
+    table.revive(4)
+    assert list(table.touched[REMOVED]) == [1, 2, 3]
+    assert not any(table.touched[:REMOVED])
+    assert len(table.touched[PARKED]) == 0
+
+
+def test_an_offloaded_run_covers_the_blocks_before_it_as_far_as_they_are_known() -> None:
+    table = table_of((1, Block(10, None)), (3, Block(30, 2)), removed_max=9)
+    table.remember(2, Block(20, 1, 0))
+    assert table.covered(table.held[3], 2) == (30, 20)
+    assert table.covered(table.held[3], 9) == (30, 20, 10)
+    assert table.covered(Block(50, 4), 3) == (50,)
+
+
+def test_a_record_says_what_a_tier_holds() -> None:
+    table = table_of((1, Block(10, None, 2)), (2, Block(20, 1, 0)))
+    table.lower[Tier.CPU][2] = LowerCopy((20, 10), 1)
+    assert table.record(Tier.GPU, 1) == BlockRecord(2, None, (10,))
+    assert table.record(Tier.GPU, 2) is None
+    assert table.record(Tier.CPU, 2) == BlockRecord(1, 1, (20, 10))
+    assert table.record(Tier.CPU, 1) is None
+    assert table.record(Tier.CPU, 3) is None
+    assert (table.hashes(Tier.GPU), table.hashes(Tier.CPU)) == ([1], [2])
