@@ -65,7 +65,7 @@ REASONS = {
     "topic_claimed": "a message to --listen under the name of a pod that another connection or engine has, or of one beyond --streams-max",
     "batch_malformed": "a payload that is no batch of events",
     "batch_nested": "a payload nested too deeply",
-    "batch_events": "a batch of more events than --events-per-batch-max",
+    "batch_events": "a batch of more events than `events_per_batch_max` of the limits",
     "event_malformed": "an event whose fields have other types than they should",
     "event_nested": "an event nested too deeply",
     "event_limit": "an event of more hashes, tokens, text or extra keys than allowed",

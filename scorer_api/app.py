@@ -73,5 +73,6 @@ def _local_tokenizers(settings: Settings) -> dict[str, Tokenizer]:
     if not folders:
         return {}
     # Imported here: its libraries take a tenth of a second, and most services need none of them.
-    found: dict[str, Tokenizer] = import_module("scorer_api.tokens.local_tokenizer").read_tokenizers(folders, settings.tokenize_timeout_s)
-    return found
+    module = import_module("scorer_api.tokens.local_tokenizer")
+    tokenizers: dict[str, Tokenizer] = module.read_tokenizers(folders, settings.limits.tokenize.tokenize_timeout_s)
+    return tokenizers

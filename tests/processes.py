@@ -4,7 +4,8 @@ with ingest(redis.url, engine.spec()) as indexer, api(redis.url) as scorer:
     scorer.wait_url().score([1, 2, 3])
 """
 
-from tests.running import QUICK, Command
+from tests.running import Command
+from tests.settings import QUICK, words_of
 
 
 def ingest(redis_url: str, *engines: str, namespace: str = "kvi", **settings: str) -> Command:
@@ -25,5 +26,4 @@ def serve(redis_url: str | None, *engines: str, namespace: str = "kvi", **settin
 
 def _command(role: str, redis_url: str | None, engines: tuple[str, ...], settings: dict[str, str]) -> Command:
     flags = {"port": "0", **({} if redis_url is None else {"redis": redis_url}), **settings}
-    words = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", value)]
-    return Command(role, *words, *(word for spec in engines for word in ("--engine", spec)))
+    return Command(role, *words_of(flags), *(word for spec in engines for word in ("--engine", spec)))

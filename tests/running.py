@@ -15,21 +15,12 @@ from typing import Any, Self
 import httpx
 
 from indexer.http.server import serve
-from indexer.main.read_settings import read_settings
 from scorer_api.app import make_serve
 from tests.forked import IS_AVAILABLE, ForkedProcess, fork_module
+from tests.settings import QUICK, settings_of
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
-# Short enough for tests, long enough for a small machine under load.
-QUICK = {
-    "silence_s": "0.3",
-    "silence_max_s": "0.6",
-    "replay_idle_s": "0.5",
-    "replay_retry_s": "0.05",
-    "replay_retry_max_s": "0.2",
-    "reconnect_s": "0.05",
-}
 
 
 class Client:
@@ -88,7 +79,7 @@ class Running(Client):
 
     def __init__(self, *engines: str, **flags: str) -> None:
         super().__init__()
-        self._settings = read_settings({**QUICK, "port": "0", **flags}, engines, {})
+        self._settings = settings_of({**QUICK, "port": "0", **flags}, engines)
 
     def __enter__(self) -> Self:
         self._ready = threading.Event()

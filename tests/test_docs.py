@@ -12,7 +12,7 @@ from msgspec import Struct
 from docs.generator.pages import read_page, read_pages
 from docs.generator.routes import routes
 from docs.generator.settings import shown_default
-from indexer.config.settings import Settings, fields
+from indexer.config.settings import Settings, fields, limit_fields
 from indexer.core.names import Trust
 from indexer.engines.spec import EngineSpec
 from indexer.errors import REASONS
@@ -85,6 +85,11 @@ def test_every_setting_is_there_with_its_default_and_meaning() -> None:
         default, meaning = shown[field.flag]
         assert default == shown_default(field)
         assert meaning.replace("\\", "").replace("&#124;", "|") == field.description
+
+
+def test_every_limit_is_there_with_its_default_and_meaning() -> None:
+    shown = {name: (default.strip("`"), meaning) for name, default, _, meaning in rows(section(read_page("reference/settings.md"), "Limits"))}
+    assert shown == {field.name: (shown_default(field), field.description) for field in limit_fields()}
 
 
 def test_every_key_of_a_spec_is_there_and_no_other() -> None:

@@ -12,7 +12,7 @@ from docs.generator.log_events import log_events_table
 from docs.generator.metrics import metrics_section
 from docs.generator.refusals import refusals_table
 from docs.generator.routes import routes_table
-from docs.generator.settings import settings_table
+from docs.generator.settings import limits_table, settings_table
 
 DOCS = Path(__file__).parents[1]
 MARKER = re.compile(r"^<!-- generated: (.+) -->$", re.MULTILINE)
@@ -25,6 +25,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "refusals": refusals_table,
     "routes": routes_table,
     "settings": settings_table,
+    "limits": limits_table,
 }
 
 

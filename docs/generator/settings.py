@@ -1,17 +1,25 @@
-"""The table of settings, from `indexer.config.settings`."""
+"""The tables of settings and limits, from `indexer.config.settings`."""
 
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from msgspec import Meta
 
 from docs.generator.markdown import cell, code, table
-from indexer.config.settings import Field, fields
+from indexer.config.settings import Field, fields, limit_fields
 
 
 def settings_table() -> str:
     """Every setting with its default and the values that are allowed."""
-    rows = ((code(field.flag), code(shown_default(field)) or "", allowed(field), cell(field.description)) for field in fields())
-    return table(["Flag", "Default", "Allowed", "Meaning"], rows)
+    return table(["Flag", "Default", "Allowed", "Meaning"], (_row(field.flag, field) for field in fields()))
+
+
+def limits_table() -> str:
+    """Every entry of `[limits]` with its default and the values that are allowed."""
+    return table(["Entry", "Default", "Allowed", "Meaning"], (_row(field.name, field) for field in limit_fields()))
+
+
+def _row(name: str, field: Field) -> list[str]:
+    return [code(name), code(shown_default(field)) or "", allowed(field), cell(field.description)]
 
 
 def shown_default(field: Field) -> str:

@@ -31,6 +31,9 @@ GPU = Tier.GPU
 # How many names of adapters are remembered, and the longest. They are written to Redis with each batch.
 ADAPTERS_MAX = 128
 ADAPTER_LENGTH_MAX = 256
+# Root keys that are cached, one for each adapter, and KV-cache groups that are remembered.
+ROOTS_MAX = 4_096
+GROUPS_MAX = 256
 
 
 class StreamState:
@@ -60,7 +63,7 @@ class StreamState:
         self.other_block_size: int | None = None
         """Of blocks that were passed over since the stream's are of another size."""
         self._block_size_is_gpu = False
-        self._groups = AttentionGroups(self._limits.groups_max)
+        self._groups = AttentionGroups(GROUPS_MAX)
         self._roots: dict[str | None, int] = {}
         self.adapters: dict[str, None] = {}
         """Names of LoRA adapters that were announced, the oldest first."""
@@ -170,7 +173,7 @@ class StreamState:
         """Hold what a former owner of the stream recorded, in place of everything. Orphans are parked by the caller."""
         self.forget()
         self.block_size, self._block_size_is_gpu = traits.block_size, traits.block_size_is_gpu
-        self._groups = AttentionGroups(self._limits.groups_max, traits.indexed_group, dict(traits.groups))
+        self._groups = AttentionGroups(GROUPS_MAX, traits.indexed_group, dict(traits.groups))
         self._blocks.announces_extra_keys, self._blocks.table.offloads = traits.announces_extra_keys, traits.offloads
         self.adapters = dict.fromkeys(traits.adapters)
         self._blocks.restore(tiers, removed)
@@ -244,7 +247,7 @@ class StreamState:
         root = self._roots.get(lora_name)
         if root is None:
             root = root_key(self._model, lora_name, self._hash_seed)
-            if len(self._roots) >= self._limits.roots_max:
+            if len(self._roots) >= ROOTS_MAX:
                 self._roots.clear()
             self._roots[lora_name] = root
         return root

@@ -77,7 +77,7 @@ def _add_pods(router: APIRouter, settings: Settings, pods: Pods, access: Access)
         """Register a pod, or replace it. What stays the same keeps its blocks."""
         access.check_change(request)
         media_type_of(request, JSON)
-        spec = _pod_spec(pod, await read_body(request, POD_BYTES_MAX, settings.body_timeout_s))
+        spec = _pod_spec(pod, await read_body(request, POD_BYTES_MAX, settings.limits.http.body_timeout_s))
         try:
             await check_names(spec, networks)
             is_new = await pods.register((spec,))

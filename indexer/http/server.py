@@ -121,7 +121,7 @@ async def _cancel(*tasks: asyncio.Task[Any]) -> None:
 def _config(app: Any, settings: Settings, certificate: Certificate | None) -> uvicorn.Config:
     config = uvicorn.Config(
         app,
-        http=Connection.with_timeout(settings.head_timeout_s),
+        http=Connection.with_timeout(settings.limits.http.head_timeout_s),
         ws="none",
         lifespan="off",
         log_config=None,

@@ -7,7 +7,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import uvloop
 
@@ -20,65 +20,13 @@ from indexer.main import logs
 from indexer.main.allocation import share_one_arena
 from indexer.main.app import make_ingest
 from indexer.main.config_file import ConfigFile, read_file
+from indexer.main.parser import USAGE_ERROR, Parser, add_config
 from indexer.main.read_settings import read_settings
-from indexer.masking import masked
 
-USAGE_ERROR = 2
 # The receiving thread gets the interpreter so soon after it asks for it.
 SWITCH_INTERVAL_S = 0.001
 # Connections and engines cost open files; many systems allow 1,024 unless a process asks for more. More than this is not asked for.
 OPEN_FILES_MAX = 65_536
-
-
-class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with the command line, without what may be secret in it.
-
-    `declare`: adds the arguments once they are wanted, not before.
-    """
-
-    def __init__(self, *args: Any, declare: Callable[["Parser"], None] | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._declare = declare
-
-    def declare_arguments(self) -> None:
-        """Add the arguments, unless they are there."""
-        if self._declare is not None:
-            declare, self._declare = self._declare, None
-            declare(self)
-
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:  # type: ignore[override]
-        """Of a command, called once it is the one."""
-        self.declare_arguments()
-        return super().parse_known_args(args, namespace)
-
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
-        """argparse would repeat the values of flags that there are not."""
-        parsed: argparse.Namespace
-        parsed, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
-            self.error(f"unrecognized arguments: {' '.join(flags) or f'{len(unknown)} words that belong to no flag'}")
-        return parsed
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(USAGE_ERROR, f"{self.prog}: {masked(message)}; see {self.prog} --help\n")
-
-
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """A flag for each setting."""
-    for field in fields():
-        shown = f"{field.description} (default: {field.default!r})".replace("%", "%%")
-        more: dict[str, Any] = {"action": "append"} if field.is_list else {"nargs": "?", "const": "true"} if field.is_switch else {}
-        parser.add_argument(field.flag, dest=field.name, default=argparse.SUPPRESS, metavar="VALUE", help=shown, **more)
-
-
-def add_config(parser: argparse.ArgumentParser, *, with_engines: bool = True) -> None:
-    """What a command that serves takes: engines, a file, and a flag for each setting."""
-    parser.set_defaults(engine=[])
-    if with_engines:
-        parser.add_argument("--engine", action="append", metavar="SPEC", help="pod=…,model=…,events=tcp://…[,replay=tcp://…]; may be repeated")
-    parser.add_argument("--config", metavar="FILE", help="a TOML file with any of these settings; read again on SIGHUP and when it changes")
-    add_settings(parser)
 
 
 def settings_of(parsed: argparse.Namespace, engines: Sequence[str], config: str | None = None) -> Settings:

@@ -6,18 +6,17 @@ from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
-from indexer.config.settings import PREFIX, Field, Settings, fields, read_pairs
+from indexer.config.settings import PREFIX, Field, Settings, fields, limit_fields, read_pairs
 from indexer.engines.networks import EngineNetworks
 from indexer.engines.spec import EngineSpec, ListenSpec, check_replay_template, check_together
 from indexer.errors import SettingError
+from indexer.limits import Limits
 from indexer.masking import HIDDEN
 from indexer.store.client.connection import check_url
 from indexer.store.keyspace import check_namespace
 
 NOT_FIELDS = (PREFIX + "ENGINES", PREFIX + "CONFIG")
-
-
-# What Kubernetes puts into the environment of every pod beside a service called kv-indexer, or kv-indexer-anything: not ours.
+# Kubernetes sets these in every pod beside a service named kv-indexer, or kv-indexer-anything: they are not ours.
 _SERVICE_LINK = re.compile(r"KV_INDEXER_(\w+_)?(SERVICE_(HOST|PORT)\w*|PORT_\d+_\w+)")
 
 
@@ -29,20 +28,29 @@ def read_settings(
     Raises SettingError that names the flag, variable or entry, the value and what is allowed.
     """
     known = {field.name: field for field in fields()}
-    values = _file_values(file or {}, known)
+    limits = {field.name: field for field in limit_fields()}
+    values = _file_values(file or {}, known, limits)
     for variable, text in environ.items():
         if not variable.startswith(PREFIX) or variable in NOT_FIELDS or _is_service_link(variable, text):
             continue
-        field = known.get(variable.removeprefix(PREFIX).lower())
+        name = variable.removeprefix(PREFIX).lower()
+        field = known.get(name)
         if field is None or field.variable != variable:
+            if name in limits:
+                raise SettingError(variable, text, moved(name))
             allowed = f"unknown variable; known are {', '.join(NOT_FIELDS)} and {PREFIX}* for each flag of kv-indexer serve --help"
             raise SettingError(variable, HIDDEN, allowed)
         values[field.name] = _converted(field, variable, text)
     for name, given in flags.items():
         values[name] = _converted(known[name], known[name].flag, given)
-    settings = Settings(engines=_engines(engines, environ, file or {}), **values)
+    settings = Settings(engines=_engines(engines, environ, file or {}), limits=_limits(file or {}, limits), **values)
     _check_texts(settings)
     return settings
+
+
+def moved(name: str) -> str:
+    """What to say of a limit that is given as if it were a setting, as all were in earlier versions."""
+    return f"is the entry {name} in the table [limits] of the configuration file (--config)"
 
 
 def _check_texts(settings: Settings) -> None:
@@ -61,18 +69,30 @@ def _check_texts(settings: Settings) -> None:
         check_replay_template(settings.listen_replay, "--listen-replay")
     for spec in settings.engines:
         if spec.events is None and settings.listen is None:
-            raise SettingError("--engine", spec.pod, "events is required: without --listen no pod can dial us")
+            raise SettingError("--engine", spec.pod, "events is required: without --listen no pod can dial in")
 
 
-def _file_values(file: Mapping[str, Any], known: Mapping[str, Field]) -> dict[str, Any]:
+def _file_values(file: Mapping[str, Any], known: Mapping[str, Field], limits: Mapping[str, Field]) -> dict[str, Any]:
     values = {}
     for key, value in file.items():
-        if key == "engines":
+        if key in ("engines", "limits"):
             continue
+        if key in limits:
+            raise SettingError(key, value, moved(key))
         if key not in known:
-            raise SettingError(key, HIDDEN, f"unknown entry; known are engines, {', '.join(known)}")
+            raise SettingError(key, HIDDEN, f"unknown entry; known are engines, limits, {', '.join(known)}")
         values[key] = _converted(known[key], key, value, strict=True)
     return values
+
+
+def _limits(file: Mapping[str, Any], known: Mapping[str, Field]) -> Limits:
+    table = file.get("limits", {})
+    if not isinstance(table, dict):
+        raise SettingError("limits", table, "should be a table, [limits]")
+    for key in table:
+        if key not in known:
+            raise SettingError(f"limits.{key}", HIDDEN, f"unknown entry; known in [limits] are {', '.join(known)}")
+    return Limits.of(**{key: _converted(known[key], f"limits.{key}", value, strict=True) for key, value in table.items()})
 
 
 def _engines(texts: Sequence[str], environ: Mapping[str, str], file: Mapping[str, Any]) -> tuple[EngineSpec, ...]:

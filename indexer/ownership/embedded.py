@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
-from indexer.config.settings import Settings
+from indexer.config.settings import Settings, changed_settings
 from indexer.core.names import StreamKey
 from indexer.core.store import Store
 from indexer.engines.api import EngineApi
@@ -222,8 +222,7 @@ class Service:
 
 def applies(streams: Streams, before: Settings, after: Settings) -> bool:
     """Whether new settings can be taken up while the service runs; says in the log what cannot."""
-    changed = sorted(name for name in Settings.__struct_fields__ if name != "engines" and getattr(before, name) != getattr(after, name))
-    if changed:
+    if changed := changed_settings(before, after):
         log.warning("settings changed that need a restart", extra={"settings": ",".join(changed)})
     try:
         for spec in after.engines:

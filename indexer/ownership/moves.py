@@ -49,7 +49,7 @@ class Moves:
         self._known = known
         self._streams = streams
         self._ring_limits = msgspec.structs.replace(
-            settings.receive_limits, inbox_frames_max=settings.ring_frames_max, inbox_bytes_max=settings.ring_bytes_max
+            settings.limits.receive, inbox_frames_max=settings.limits.store.ring_frames_max, inbox_bytes_max=settings.limits.store.ring_bytes_max
         )
 
     async def wait_for(self, tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -11,7 +11,7 @@ from typing import Self
 import zmq
 import zmq.asyncio
 
-from indexer.limits import ReplayLimits
+from indexer.limits import ReceiveLimits
 
 RECONNECT_MS = 100
 # Short enough to notice soon that the caller lost interest, e.g. because the engine went away.
@@ -24,11 +24,11 @@ class ReplayRequest:
     """One request for all batches from number `start` on.
 
     `async with ReplayRequest(…) as request: async for replies in request.replies(…)`. Replies come in chunks, as raw frames, in the order
-    of their arrival; the end marker is among them. The iterator ends when nothing came for `idle_s`, after `total_s`, or when the caller's
-    `is_wanted` says no. Raises zmq.ZMQError for an endpoint that cannot be connected to.
+    of their arrival; the end marker is among them. The iterator ends when nothing came for `replay_idle_s`, after `replay_total_s`, or when the
+    caller's `is_wanted` says no. Raises zmq.ZMQError for an endpoint that cannot be connected to.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, start: int, limits: ReplayLimits) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, start: int, limits: ReceiveLimits) -> None:
         self._context = context
         self._endpoint = endpoint
         self._start = start
@@ -55,12 +55,12 @@ class ReplayRequest:
 
     async def replies(self, is_wanted: Callable[[], bool]) -> AsyncGenerator[list[list[bytes]], None]:
         clock = asyncio.get_running_loop().time
-        deadline = clock() + self._limits.total_s
-        silent_until = clock() + self._limits.idle_s
+        deadline = clock() + self._limits.replay_total_s
+        silent_until = clock() + self._limits.replay_idle_s
         while is_wanted() and clock() < min(deadline, silent_until):
             if await self._poller.poll(POLL_S * 1000):
                 yield self._take()
-                silent_until = clock() + self._limits.idle_s
+                silent_until = clock() + self._limits.replay_idle_s
 
     def _take(self) -> list[list[bytes]]:
         taken: list[list[bytes]] = []

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from indexer.engines.spec import EngineSpec
 from indexer.errors import SettingError
-from indexer.limits import ReceiveLimits, ReplayLimits
+from indexer.limits import ReceiveLimits
 from indexer.receiving.inbox import Inbox
 from indexer.receiving.replay import ReplayRequest
 from indexer.receiving.subscriber import Subscriber
@@ -187,7 +187,7 @@ class Recording:
             return not ended and self.size + held <= self._limits.bytes
 
         try:
-            async with ReplayRequest(self._context, endpoint, start, ReplayLimits()) as request:
+            async with ReplayRequest(self._context, endpoint, start, ReceiveLimits()) as request:
                 async for chunk in request.replies(is_wanted):
                     replies += [(time.time(), frames) for frames in chunk]
                     held += sum(len(frame) for frames in chunk for frame in frames)

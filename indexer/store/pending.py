@@ -281,10 +281,10 @@ class PendingWrites:
         parts = [] if generation is None else self.keys.parts(self.key, generation)
         keys = [self.keys.state(self.key), self.keys.log, self.keys.streams, *parts]
         words: list[Word] = [self.fence, "" if generation is None else generation, self.name, entry]
-        return Call("delete", keys, [*words, self._settings.log_entries_max, self._state_ttl_ms])
+        return Call("delete", keys, [*words, self._settings.limits.store.log_entries_max, self._state_ttl_ms])
 
     def _limits(self) -> list[Word]:
-        return [self._settings.log_entries_max, self._state_ttl_ms, self._blocks_ttl_ms, self._trusted_until_ms()]
+        return [self._settings.limits.store.log_entries_max, self._state_ttl_ms, self._blocks_ttl_ms, self._trusted_until_ms()]
 
 
 def merge(older: Change, newer: Change) -> None:

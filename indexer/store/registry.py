@@ -111,7 +111,7 @@ class Registry:
         while True:
             entry = encode_entry(Entry(name, Kind.GONE, generation or 0, 0, 0, 0, 0, Trust.EXPIRED, None))
             parts = [] if generation is None else keys.parts(stream, generation)
-            limits = (self._settings.log_entries_max, int(self._settings.pod_expiry_s * 1000))
+            limits = (self._settings.limits.store.log_entries_max, int(self._settings.pod_expiry_s * 1000))
             words: tuple[Word, ...] = ("", "" if generation is None else generation, name, entry, *limits)
             answer = await self._call("delete", [keys.state(stream), keys.log, keys.streams, *parts], *words)
             if answer[0] == 1:

@@ -43,8 +43,8 @@ class Applier:
         self._key = key
         self._store = store
         self._metrics = metrics
-        self._decoder = WireDecoder(settings.wire_limits)
-        self.state = StreamState(key.model, settings.hash_seed, counting, settings.state_limits, offload_block_size)
+        self._decoder = WireDecoder(settings.limits.wire)
+        self.state = StreamState(key.model, settings.hash_seed, counting, settings.limits.state, offload_block_size)
         self._batches = 0
         self._events: Counter[type[Event]] = Counter()
         self._parked_seen = 0

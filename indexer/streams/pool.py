@@ -152,7 +152,7 @@ class Streams:
         spec = ListenSpec.from_text(self._settings.listen)
         for rank in range(spec.ranks):
             try:
-                limits = self._settings.receive_limits
+                limits = self._settings.limits.receive
                 await self._subscriber.listen(spec.endpoint(rank), rank, limits, self.announced.put_nowait, self._refuse)
             except zmq.ZMQError as error:
                 raise SettingError("--listen", spec.endpoint(rank), f"cannot listen there: {error.strerror}") from None
@@ -199,7 +199,7 @@ class Streams:
             self._dialling[stream] = self.tasks.create_task(self._look_up(source, stream).run(), name=f"dialling {source.key.pod} {source.key.rank}")
 
     async def _dial(self, source: Source, stream: Stream, events: str) -> None:
-        await self._subscriber.add(events, source.topic.encode(), stream.inbox, self._settings.receive_limits)
+        await self._subscriber.add(events, source.topic.encode(), stream.inbox, self._settings.limits.receive)
 
     def _look_up(self, source: Source, stream: Stream) -> Dialling:
         async def connect(events: str | None, replay: str | None) -> None:

@@ -129,7 +129,7 @@ class Stream:
         self._dials_us = dials_us
         self._is_guest = guest is not None
         self.owner = owner
-        self.inbox = Inbox(limits or settings.receive_limits) if guest is None else guest
+        self.inbox = Inbox(limits or settings.limits.receive) if guest is None else guest
         self.inbox.wake = self._woken.set
         self.settled = asyncio.Event()
         """Set once the first replay has ended or failed, or the first connection is up where there is none to ask."""
@@ -152,7 +152,7 @@ class Stream:
         self._connected = False
         self._down_since_s = time.monotonic()
         self._silent_since_s = time.monotonic()
-        self._probe_after_s = settings.silence_s
+        self._probe_after_s = settings.limits.recovery.silence_s
         self._dropped_seen = 0
 
         self.batches = 0
@@ -219,7 +219,7 @@ class Stream:
 
     def begin(self) -> None:
         """From now on it is run. What was kept for this had limits of its own, and dropping the oldest of it was no loss."""
-        self.inbox.limit(self._settings.receive_limits)
+        self.inbox.limit(self._settings.limits.receive)
         self._dropped_seen = self.inbox.dropped
         self._down_since_s = self._silent_since_s = time.monotonic()
 
@@ -393,7 +393,7 @@ class Stream:
         self._say_trust()
         clock = time.monotonic
         unanswered_since_s = clock()
-        pause_s = self._settings.replay_retry_s
+        pause_s = self._settings.limits.recovery.replay_retry_s
         while self.inbox.connected and self.inbox.epoch == self._epoch:
             outcome = await self._replay()
             self.settled.set()
@@ -411,11 +411,11 @@ class Stream:
                     unanswered_since_s = clock()
                 case Outcome.UNANSWERED:
                     self._last_error = f"replay endpoint {self._replay_endpoint} does not answer"
-                    if clock() - unanswered_since_s > self._settings.replay_give_up_s:
+                    if clock() - unanswered_since_s > self._settings.limits.recovery.replay_give_up_s:
                         self._give_up()
                         return
                     await self._wait_for_change(pause_s)
-                    pause_s = min(2 * pause_s, self._settings.replay_retry_max_s)
+                    pause_s = min(2 * pause_s, self._settings.limits.recovery.replay_retry_max_s)
 
     async def _replay(self, *, is_probe: bool = False) -> Outcome:
         """One request, applied as its replies come in. A probe applies nothing, and gives way to live frames."""
@@ -425,7 +425,7 @@ class Stream:
             return Outcome.UNANSWERED
         epoch = self._epoch
         progress = ReplayProgress(self._sequence, verify=not self._verified)
-        request = ReplayRequest(self._context, self.replay_address, progress.start, self._settings.replay_limits)
+        request = ReplayRequest(self._context, self.replay_address, progress.start, self._settings.limits.receive)
 
         def is_wanted() -> bool:
             return self.inbox.connected and self.inbox.epoch == epoch and not (is_probe and self.inbox)
@@ -622,13 +622,13 @@ class Stream:
             case _:
                 pass
         self._silent_since_s = time.monotonic()
-        self._probe_after_s = min(2 * self._probe_after_s, self._settings.silence_max_s)
+        self._probe_after_s = min(2 * self._probe_after_s, self._settings.limits.recovery.silence_max_s)
         return 0.0
 
     def _rest(self) -> None:
         """Something was heard: silence begins anew."""
         self._silent_since_s = time.monotonic()
-        self._probe_after_s = self._settings.silence_s
+        self._probe_after_s = self._settings.limits.recovery.silence_s
 
     def _apply(self, number: int, payload: bytes, *, is_live: bool) -> None:
         """Apply one batch, readable or not: its number is done with either way."""

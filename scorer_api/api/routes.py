@@ -36,13 +36,13 @@ def make_router(
     route_metrics.show(pod_router)
     scores = ScoreHandler(view, resolver, metrics, pod_router)
     batches = BatchHandler(scores, resolver, metrics)
-    explanations = ExplainHandler(view, resolver, pods, adapters, metrics, settings.load_max_age_s)
+    explanations = ExplainHandler(view, resolver, pods, adapters, metrics, settings.limits.routing.load_max_age_s)
     picks = RouteHandler(view, resolver, pod_router, route_metrics)
 
     async def read(request: Request) -> tuple[bytes, str, str]:
         """A request's body, its media type, and that of the answer."""
         media_type = media_type_of(request, JSON, MSGPACK)
-        return await read_body(request, settings.body_bytes_max, settings.body_timeout_s), media_type, accepted_type(request, media_type)
+        return await read_body(request, settings.body_bytes_max, settings.limits.http.body_timeout_s), media_type, accepted_type(request, media_type)
 
     @router.post("/v1/score", **openapi.SCORE)
     async def score(request: Request) -> Response:

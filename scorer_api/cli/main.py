@@ -12,7 +12,8 @@ import zmq
 
 from indexer import __version__
 from indexer.errors import SettingError
-from indexer.main.command import Parser, add_config, add_ingest, add_settings, run, run_command, serve_until_stopped, settings_of
+from indexer.main.command import add_ingest, run, run_command, serve_until_stopped, settings_of
+from indexer.main.parser import Parser, add_config, add_settings
 from indexer.simulation import demo_engine
 from indexer.simulation.publisher import LOOPBACK
 from scorer_api.app import make_api, make_serve

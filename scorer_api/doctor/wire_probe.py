@@ -12,7 +12,7 @@ import zmq
 import zmq.asyncio
 
 from indexer.errors import Refused
-from indexer.limits import ReplayLimits, WireLimits
+from indexer.limits import ReceiveLimits, WireLimits
 from indexer.receiving.replay import ReplayRequest
 from indexer.wire.decoder import WireDecoder
 from indexer.wire.frames import split_frames, split_reply
@@ -29,7 +29,7 @@ TOPICS_MAX = 8
 # From the first of which on there is nothing to learn any more: what is already on its way is all that still comes.
 REPLIES_MAX = 64
 POLL_S = 0.1
-REPLAY_LIMITS = ReplayLimits(idle_s=2.5, total_s=4.0, frame_bytes_max=FRAME_BYTES_MAX)
+REPLAY_LIMITS = ReceiveLimits(replay_idle_s=2.5, replay_total_s=4.0, frame_bytes_max=FRAME_BYTES_MAX)
 
 
 async def look_at_sockets(context: Context, stream: StreamSeen, listen_s: float) -> SocketsSeen:

@@ -53,7 +53,7 @@ class View:
         self._heartbeat_at_s: float | None = None
         self._hash_seed = settings.hash_seed
         self._weights = settings.tier_weights
-        self._removals_max = settings.explain_removals_max
+        self._removals_max = settings.limits.explain.explain_removals_max
         self._follows_hashes = settings.engine_hashes and source != EMBEDDED
 
     # The store

@@ -70,8 +70,8 @@ class Router:
         self._settings = settings
         self._view = view
         self._counters = counters
-        self._random = random.Random(settings.route_seed)
-        self._queues = Queues(settings.route_forget_s)
+        self._random = random.Random(settings.limits.routing.route_seed)
+        self._queues = Queues(settings.limits.routing.route_forget_s)
         self._models: dict[str, _ModelState] = {}
         self._speculative = SpeculativeScores(settings, view, counters)
 
@@ -156,7 +156,7 @@ class Router:
         model, exclude, output_tokens = prompt.model, request.exclude, request.output_tokens
         ahead, draw = self._queues.ahead, self._random.random
         tokens = prompt.length if isinstance(prompt, Prompt) else None
-        oldest_s = now_s - self._settings.load_max_age_s
+        oldest_s = now_s - self._settings.limits.routing.load_max_age_s
         measured = [self._view.loads.get(model, score.pod) for score in scores]
         loads = [None if known is None or known[1] < oldest_s else known[0] for known in measured]
         for score, best, known, load, estimate in zip(scores, bests, measured, loads, self._estimates(model, loads), strict=True):
@@ -203,7 +203,7 @@ class Router:
         """The load of each pod without gaps; computed again only if a load changed."""
         state = self._model(model)
         if state.loads != loads:
-            state.loads, state.estimates = loads, estimate_loads(loads, self._settings.route_prefill_tokens_per_s)
+            state.loads, state.estimates = loads, estimate_loads(loads, self._settings.limits.routing.route_prefill_tokens_per_s)
         return state.estimates
 
     # Policies
@@ -215,7 +215,8 @@ class Router:
     def _policy_input(self, model: str, request: PickRequest) -> PolicyInput:
         state = self._model(model)
         state.turn += 1
-        return PolicyInput(request.session_id, state.turn, self._settings.route_min_match_blocks, self._settings.route_overload_s)
+        limits = self._settings.limits.routing
+        return PolicyInput(request.session_id, state.turn, limits.route_min_match_blocks, limits.route_overload_s)
 
     def _order(self, policy: PolicyName, policy_input: PolicyInput, candidates: _Candidates) -> tuple[list[Candidate], PickReason | Literal["stale"]]:
         """All candidates, best first and stale ones last; and why the first one is first."""

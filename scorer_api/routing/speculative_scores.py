@@ -32,10 +32,10 @@ class SpeculativeScores:
 
     def __init__(self, settings: Settings, view: View, counters: BlockCounters) -> None:
         self._tier_weights = settings.tier_weights
-        self._is_enabled = bool(settings.route_speculative_s)
+        self._is_enabled = bool(settings.limits.routing.route_speculative_s)
         self._view = view
         self._counters = counters
-        self.speculation = Speculation(settings.route_speculative_s, self._count_outcomes)
+        self.speculation = Speculation(settings.limits.routing.route_speculative_s, self._count_outcomes)
         if self._is_enabled:
             view.listener = self.speculation
 

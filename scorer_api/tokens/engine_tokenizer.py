@@ -140,7 +140,7 @@ class EngineTokenizer:
 
     async def _ask(self, api: EngineApi, request: bytes) -> bytes:
         """Raises _Failed."""
-        timeout_s = self._settings.tokenize_timeout_s
+        timeout_s = self._settings.limits.tokenize.tokenize_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
                 content = await self._answer(api, request)
@@ -167,9 +167,9 @@ class EngineTokenizer:
                 raise await _refusal(response)
             if response.headers.get("content-encoding", "identity") != "identity":
                 raise _Failed("malformed", "answered in an encoding that was not asked for")
-            content = await read_body(response, self._settings.tokenize_answer_bytes_max)
+            content = await read_body(response, self._settings.limits.tokenize.tokenize_answer_bytes_max)
             if content is None:
-                raise _Failed("too_large", f"answered with more than {self._settings.tokenize_answer_bytes_max} bytes")
+                raise _Failed("too_large", f"answered with more than {self._settings.limits.tokenize.tokenize_answer_bytes_max} bytes")
             return content
 
 

@@ -58,7 +58,7 @@ class LocalTokenizer:
                 return await asyncio.shield(work)
         except TimeoutError:
             raise Problem(
-                502, f"{tokenize_input.source}: our own tokenizer did not finish within {self._timeout_s:g} s (--tokenize-timeout-s)"
+                502, f"{tokenize_input.source}: our own tokenizer did not finish within {self._timeout_s:g} s (tokenize_timeout_s)"
             ) from None
 
     def _done(self, work: "asyncio.Future[bytes]") -> None:

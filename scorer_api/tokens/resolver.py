@@ -37,7 +37,7 @@ class TokenResolver:
         self._engines = engines
         self._tokenizers = tokenizers
         self._metrics = metrics
-        self._cache = TokenCache(settings.tokenize_cache_entries_max, settings.tokenize_cache_bytes_max)
+        self._cache = TokenCache(settings.limits.tokenize.tokenize_cache_entries_max, settings.limits.tokenize.tokenize_cache_bytes_max)
         self._flights: SingleFlight[bytes] = SingleFlight()
         metrics.cached_bytes.set_function(lambda: self._cache.bytes)
 

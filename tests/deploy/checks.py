@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from indexer.config.settings import Settings
 from indexer.main.read_settings import read_settings
 from scorer_api.app import make_serve
-from scorer_api.cli.main import _parser
+from scorer_api.cli.main import make_parser
 from tests.deploy.manifests import Container, Document, containers, named
 
 SECRET_URL = "redis://:secret@redis:6379/0"  # noqa: S105 - stands for what the secret holds
@@ -23,7 +23,7 @@ def routes() -> set[str]:
 
 def check_command(words: list[str], environ: Mapping[str, str], file: Mapping[str, Any] | None = None) -> Settings:
     """The real parser and the real settings take these. Raises SystemExit or SettingError where they do not."""
-    parsed = _parser().parse_args(words)
+    parsed = make_parser().parse_args(words)
     flags = {name: value for name, value in vars(parsed).items() if name in Settings.__struct_fields__}
     settings = read_settings(flags, getattr(parsed, "engine", None) or (), environ, file)
     assert words[0] not in NEED_REDIS or settings.redis is not None, f"{words[0]} needs Redis"

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from indexer.config.settings import limit_fields
 from indexer.engines.spec import EngineSpec
+from indexer.limits import Limits
 from indexer.main.read_settings import read_settings
 from scorer_api.cli.demo import MODEL
 from tests.deploy.checks import check_all_of_ours, check_confined, check_references, check_tokens_and_tls, containers_of_ours
@@ -23,7 +25,8 @@ ELSEWHERE = {"redis": {"enabled": False}, "networkPolicy": {"externalRedis": {"c
 EVERYTHING: Document = {
     "engines": ENGINES,
     "image": {"tag": "2.0.0", "pullSecrets": ["registry"]},
-    "settings": {"log_entries_max": 1_000_000, "weight_cpu": 0.25, "pod_expiry_s": 120, "hash_seed": "1e3"},
+    "settings": {"weight_cpu": 0.25, "pod_expiry_s": 120, "hash_seed": "1e3"},
+    "limits": {"log_entries_max": 1_000_000, "body_timeout_s": 2.5},
     "ingest": {"replicas": 3, "extraArgs": ["--lease-s", "5"], "nodeSelector": {"a": "b"}, "tolerations": [{"operator": "Exists"}], "affinity": {}},
     "api": {"autoscaling": {"enabled": False}, "replicas": 4, "podAnnotations": {"a": "b"}, "service": {"type": "LoadBalancer", "port": 80}},
     "extraVolumes": [{"name": "more", "emptyDir": {}}],
@@ -76,6 +79,12 @@ def test_every_value_has_a_schema_and_a_default() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     assert keys(load(CHART / "values.yaml"), schema) == []
     assert keys({"mode": 1, "more": 1}, {"properties": {"mode": {}, "less": {}}}) != []
+
+
+def test_the_values_have_limits_apart_from_settings() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]
+    pattern = schema["limits"]["propertyNames"]["pattern"]
+    assert [field.name for field in limit_fields() if not re.fullmatch(pattern, field.name)] == []
 
 
 def test_the_schema_of_an_engine_has_the_keys_of_a_spec() -> None:
@@ -131,7 +140,10 @@ def test_engines_and_settings_arrive_as_they_were_said() -> None:
     assert file["engines"] == ENGINES
     (ingest,) = [container for container in containers(documents) if container.name.startswith("kv-indexer-ingest")]
     settings = read_settings({}, (), ingest.variables, file)
-    assert (settings.log_entries_max, settings.weight_cpu, settings.pod_expiry_s, settings.hash_seed) == (1_000_000, 0.25, 120.0, "1e3")
+    assert (settings.weight_cpu, settings.pod_expiry_s, settings.hash_seed) == (0.25, 120.0, "1e3")
+    (api,) = [container for container in containers(documents) if container.name.startswith("kv-indexer-api")]
+    assert api.spec["args"] == ["api", "--config", "/etc/kv-indexer/kv-indexer.toml"]
+    assert settings.limits == Limits.of(log_entries_max=1_000_000, body_timeout_s=2.5)
     assert ingest.spec["image"] == "kv-indexer:2.0.0"
     assert named(documents, "Deployment")["kv-indexer-ingest"]["spec"]["replicas"] == 3
     assert named(documents, "Deployment")["kv-indexer-api"]["spec"]["replicas"] == 4

@@ -11,6 +11,7 @@ import pytest
 from tests.engine import Engine
 from tests.recorder import Process
 from tests.running import Client, Command
+from tests.settings import words_of
 from tests.tokenizing import TokenizingEngine
 from tests.waiting import wait_until
 
@@ -151,7 +152,7 @@ def test_the_index_says_what_the_engine_said(name: str, rows: int, unknowable: s
     """Every sequential request is predicted exactly, but for the two that no index can know."""
     player = Player(name, lost_every=lost_every)
     try:
-        with Command("serve", "--port", "0", "--silence-s", "0.2", *engine_flags(player)) as service:
+        with Command("serve", *words_of({"port": "0", "silence_s": "0.2"}), *engine_flags(player)) as service:
             service.wait_url()
             wait_until(lambda: service.http.get(f"{service.url}/readyz").status_code == 200)
             player.play(service)
@@ -169,7 +170,7 @@ def test_prompts_chats_and_adapters_as_text_are_predicted_alike(name: str, rows:
     """The engine's /tokenize says what the captured one said; nothing but where the tokens come from is different."""
     player = Player(name, as_text=True)
     try:
-        with player.api, Command("serve", "--port", "0", "--silence-s", "0.2", *engine_flags(player)) as service:
+        with player.api, Command("serve", *words_of({"port": "0", "silence_s": "0.2"}), *engine_flags(player)) as service:
             service.wait_url()
             wait_until(lambda: service.http.get(f"{service.url}/readyz").status_code == 200)
             player.play(service)
@@ -192,7 +193,7 @@ def test_the_index_says_what_the_engine_said_when_the_recording_is_replayed(name
         player = Replayed(name, process)
         specs = [word for _ in player.engines for word in ("--engine", process.line())]
         try:
-            with Command("serve", "--port", "0", "--silence-s", "0.2", *specs) as service:
+            with Command("serve", *words_of({"port": "0", "silence_s": "0.2"}), *specs) as service:
                 service.wait_url()
                 wait_until(lambda: service.http.get(f"{service.url}/readyz").status_code == 200)
                 player.play(service)

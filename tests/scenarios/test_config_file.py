@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from indexer.config.settings import fields
+from indexer.config.settings import fields, limit_fields
 from indexer.errors import SettingError
 from indexer.main.read_settings import read_settings
 from tests.engine import Engine, stored
@@ -95,9 +95,9 @@ def test_settings_that_need_a_restart_are_named(tmp_path: Path) -> None:
     write(path)
     with Command("serve", "--log-format", "json", "--config", str(path)) as service:
         service.wait_url()
-        write(path, "pod_expiry_s = 7", "silence_s = 2.5")
+        write(path, "pod_expiry_s = 7", "[limits]", "silence_s = 2.5")
         wait_until(lambda: any("need a restart" in line for line in service.lines))
-        assert json.loads(service.lines[-1 if "need a restart" in service.lines[-1] else -2])["settings"] == "pod_expiry_s,silence_s"
+        assert json.loads(service.lines[-1 if "need a restart" in service.lines[-1] else -2])["settings"] == "limits.silence_s,pod_expiry_s"
 
 
 def test_flags_win_over_variables_and_variables_over_the_file() -> None:
@@ -115,7 +115,8 @@ def test_engines_of_flags_replace_those_of_variables_and_these_those_of_the_file
 
 
 def test_every_setting_can_be_in_the_file() -> None:
-    file = {field.name: field.default for field in fields()}
+    limits = {field.name: field.default for field in limit_fields() if field.default is not None}
+    file = {field.name: field.default for field in fields()} | {"limits": limits}
     assert read_settings({}, [], {}, file) == read_settings({}, [], {})
 
 
@@ -123,6 +124,12 @@ def test_every_setting_can_be_in_the_file() -> None:
     ("file", "said"),
     [
         ({"colour": "red"}, ["colour=***", "unknown entry", "pod_expiry_s"]),
+        ({"silence_s": 1}, ["silence_s=1", "[limits]"]),
+        ({"limits": {"colour": "red"}}, ["limits.colour=***", "unknown entry", "silence_s"]),
+        ({"limits": {"port": 1}}, ["limits.port=***", "unknown entry"]),
+        ({"limits": {"silence_s": "1"}}, ["limits.silence_s", "'1'", "float"]),
+        ({"limits": {"receive_hwm": 2**31}}, ["limits.receive_hwm", "2147483648", "<= 2147483647"]),
+        ({"limits": 1}, ["limits=1", "table"]),
         ({"port": "8080"}, ["port", "'8080'", "int"]),
         ({"log_format": "xml"}, ["log_format", "'xml'", "text or json"]),
         ({"engines": "pod=a"}, ["engines", "'pod=a'", "[[engines]]"]),

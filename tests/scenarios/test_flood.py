@@ -11,7 +11,8 @@ import time
 from tests.engine import Engine, stored
 from tests.flood import HISTORY_MAX, POOL, Flood, block_tokens
 from tests.hostile_payloads import memory_bytes
-from tests.running import QUICK, Command
+from tests.running import Command
+from tests.settings import QUICK, words_of
 
 BATCHES_PER_S = 50_000
 DURATION_S = float(os.environ.get("TEST_FLOOD_S", "3"))
@@ -57,7 +58,7 @@ def percentile_99(values: list[float]) -> float:
 
 
 def test_a_flood_from_one_pod_leaves_others_and_scoring_their_latency_and_its_own_index_right() -> None:
-    words = [word for name, value in {**QUICK, "port": "0"}.items() for word in ("--" + name.replace("_", "-"), value)]
+    words = words_of({**QUICK, "port": "0"})
     with Flood() as flood, Engine() as calm, Command("serve", *words, "--engine", flood.spec("flood"), "--engine", calm.spec("calm")) as service:
         service.wait_url()
         for pod in ("flood", "calm"):

@@ -9,17 +9,14 @@ import pytest
 
 from tests.engine import Engine, batch, removed, stored
 from tests.hostile_payloads import memory_bytes
-from tests.running import QUICK, Command
+from tests.running import Command
+from tests.settings import QUICK, words_of
 from tests.waiting import wait_until
 
 MIB = 2**20
 # What a message may take on top of itself while it is decoded (docs/explanation/performance.md), and what it takes itself, on its way and in the
 # inbox.
 GROWTH_MAX = 128 * MIB + 64 * MIB
-
-
-def flags(**more: str) -> list[str]:
-    return [word for name, value in {**QUICK, **more}.items() for word in ("--" + name.replace("_", "-"), value)]
 
 
 def block(number: int) -> dict[str, Any]:
@@ -68,7 +65,7 @@ class Pair:
 @pytest.fixture
 def pair() -> Iterator[Pair]:
     with Engine() as hostile, Engine() as calm:
-        words = flags(port="0", replay_give_up_s="1")
+        words = words_of({**QUICK, "port": "0", "replay_give_up_s": "1"})
         with Command("serve", *words, "--engine", hostile.spec("hostile"), "--engine", calm.spec("calm")) as service:
             pair = Pair(service.wait_url(), hostile, calm)
             pair.settle()

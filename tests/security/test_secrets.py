@@ -12,7 +12,8 @@ from tests.engine import Engine, stored
 from tests.ports import free_port
 from tests.processes import api, ingest, serve
 from tests.redis_server import RedisServer, User
-from tests.running import QUICK, ROOT, Command
+from tests.running import ROOT, Command
+from tests.settings import QUICK, words_of
 from tests.waiting import wait_until
 
 WORD = "s3cret/Pass@word"  # as it has to be quoted in a URL, and as people forget to
@@ -62,11 +63,7 @@ def test_a_service_that_loses_redis_shows_no_password_and_no_token(files: dict[s
         engine.publish(stored([1], [1, 2, 3, 4]))
         settings = {"log_format": log_format, "ready_after_s": "0.1", "redis_timeout_s": "0.3", **files}
         env = {"KV_INDEXER_REDIS": redis.url}
-        words = [
-            word
-            for name, value in {"port": "0", **(QUICK if role != "api" else {}), **settings}.items()
-            for word in (f"--{name.replace('_', '-')}", value)
-        ]
+        words = words_of({"port": "0", **(QUICK if role != "api" else {}), **settings})
         engines = [] if role == "api" else ["--engine", engine.spec()]
         with Command(role, *words, *engines, env=env, is_fresh=True) as service:
             service.wait_url()

@@ -1,9 +1,12 @@
 """Settings, from flags and variables."""
 
+from itertools import groupby
+
 import pytest
 
-from indexer.config.settings import Field, Settings, fields
+from indexer.config.settings import GROUPS, Field, Settings, changed_settings, fields, limit_fields
 from indexer.errors import SettingError
+from indexer.limits import Limits
 from indexer.main.read_settings import read_settings
 
 SPEC = "pod=a,model=m,events=tcp://h:1"
@@ -23,12 +26,12 @@ def test_with_nothing_given_the_defaults_hold() -> None:
 
 
 def test_the_names_of_flags_and_variables_follow_from_the_field() -> None:
-    (field,) = [field for field in fields() if field.name == "inbox_frames_max"]
-    assert (field.flag, field.variable, field.default) == ("--inbox-frames-max", "KV_INDEXER_INBOX_FRAMES_MAX", 100_000)
+    (field,) = [field for field in fields() if field.name == "streams_max"]
+    assert (field.flag, field.variable, field.default) == ("--streams-max", "KV_INDEXER_STREAMS_MAX", 4_096)
 
 
 def test_every_setting_has_a_description_that_is_a_sentence() -> None:
-    assert [field.name for field in fields() if not field.description.endswith(".")] == []
+    assert [field.name for field in (*fields(), *limit_fields()) if not field.description.endswith(".")] == []
 
 
 @pytest.mark.parametrize("field", list(fields()), ids=lambda field: field.name)
@@ -105,8 +108,8 @@ def test_a_wrong_variable_is_named_with_its_value_and_what_is_allowed() -> None:
     [
         *[("port", "-1"), ("port", "80.5"), ("port", ""), ("log_format", "xml"), ("log_format", "JSON"), ("log_level", "loud")],
         *[("pod_expiry_s", "0"), ("pod_expiry_s", "nan"), ("pod_expiry_s", "inf"), ("pod_expiry_s", "5s"), ("weight_gpu", "nan")],
-        *[("weight_other", "-0.1"), ("inbox_frames_max", "0"), ("inbox_frames_max", "1.5"), ("receive_hwm", str(2**31)), ("receive_hwm", "0")],
-        *[("heartbeat_s", "1000001"), ("heartbeat_s", "0"), ("heartbeat_timeout_s", "1000001"), ("reconnect_s", "1000001"), ("reconnect_s", "0")],
+        *[("weight_other", "-0.1"), ("streams_max", "0"), ("streams_max", "1.5"), ("streams_max", "10001"), ("body_bytes_max", "0")],
+        *[("lease_s", "1000001"), ("lease_s", "0"), ("load_interval_s", "3601"), ("redis_timeout_s", "0")],
         ("hash_seed", "x" * 257),
     ],
 )
@@ -132,17 +135,34 @@ def test_a_pod_and_rank_given_twice_stops_the_start() -> None:
     assert "rank 0" in error.allowed
 
 
-def test_the_limits_of_each_part_come_from_the_settings() -> None:
-    receiving = {"inbox_frames_max": "7", "receive_hwm": "8", "frame_bytes_max": "9"}
-    settings = read_settings({**receiving, "copies_max": "3", "block_size_max": "32", "replay_idle_s": "0.5"}, (), {})
-    limits = settings.receive_limits
-    assert (limits.inbox_frames_max, limits.receive_hwm, limits.frame_bytes_max, limits.heartbeat_s) == (7, 8, 9, 1.0)
-    assert (settings.replay_limits.idle_s, settings.replay_limits.total_s, settings.replay_limits.frame_bytes_max) == (0.5, 120.0, 9)
-    assert settings.state_limits.copies_max == 3
-    assert settings.wire_limits.block_size_max == 32
+def test_limits_come_from_their_table_by_flat_names() -> None:
+    table = {"inbox_frames_max": 7, "receive_hwm": 8, "frame_bytes_max": 9, "copies_max": 3, "block_size_max": 32, "replay_idle_s": 0.5}
+    limits = read_settings({}, (), {}, {"limits": table}).limits
+    receive = limits.receive
+    assert (receive.inbox_frames_max, receive.receive_hwm, receive.frame_bytes_max, receive.heartbeat_s) == (7, 8, 9, 1.0)
+    assert (receive.replay_idle_s, receive.replay_total_s) == (0.5, 120.0)
+    assert (limits.state.copies_max, limits.wire.block_size_max) == (3, 32)
 
 
-def test_every_limit_of_a_part_is_a_setting_of_the_same_name() -> None:
-    settings = Settings()
-    for part in (settings.receive_limits, settings.wire_limits):
-        assert [name for name in part.__struct_fields__ if not hasattr(settings, name)] == []
+def test_a_limit_has_neither_a_flag_nor_a_variable() -> None:
+    error = refused(environ={"KV_INDEXER_SILENCE_S": "2"})
+    assert (error.key, error.value) == ("KV_INDEXER_SILENCE_S", "2")
+    assert "silence_s in the table [limits]" in error.allowed
+
+
+def test_settings_and_limits_have_one_name_each() -> None:
+    names = [field.name for field in (*fields(), *limit_fields())]
+    assert sorted(set(names)) == sorted(names)
+
+
+def test_every_setting_is_in_one_group_of_the_help() -> None:
+    groups = [field.group for field in fields()]
+    assert list(dict.fromkeys(groups)) == list(GROUPS)
+    assert [group for group, _ in groupby(groups)] == list(GROUPS), "the members of a group are side by side"
+
+
+def test_what_changed_is_named_as_a_user_writes_it() -> None:
+    before = Settings(port=1)
+    after = Settings(port=2, lease_s=1.0, limits=Limits.of(silence_s=0.5))
+    assert changed_settings(before, before) == []
+    assert changed_settings(before, after) == ["lease_s", "limits.silence_s", "port"]

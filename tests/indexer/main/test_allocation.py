@@ -8,7 +8,7 @@ import pytest
 
 ALLOCATE_IN_A_THREAD = """
 import ctypes, threading
-from indexer.allocation import share_one_arena
+from indexer.main.allocation import share_one_arena
 {call}
 thread = threading.Thread(target=lambda: [bytes(10_000) for _ in range(100)])
 thread.start()

@@ -10,7 +10,8 @@ import pytest
 
 from indexer.main.logs import JsonFormatter, TextFormatter
 from tests.engine import Engine, removed, stored
-from tests.running import QUICK, Command
+from tests.running import Command
+from tests.settings import QUICK, words_of
 from tests.waiting import wait_until
 
 
@@ -62,14 +63,9 @@ def test_arguments_of_other_libraries_messages_are_filled_in(formatter: logging.
     assert "took 5 ms" in formatter.format(made)
 
 
-QUICK_FLAGS = [word for name, value in QUICK.items() for word in ("--" + name.replace("_", "-"), value)]
-
-
 def test_a_state_change_is_one_line_and_an_event_none() -> None:
-    with (
-        Engine() as engine,
-        Command("serve", "--port", "0", "--log-format", "json", "--load-interval-s", "0", *QUICK_FLAGS, "--engine", engine.spec("p/1")) as service,
-    ):
+    words = words_of({**QUICK, "port": "0", "log_format": "json", "load_interval_s": "0"})
+    with Engine() as engine, Command("serve", *words, "--engine", engine.spec("p/1")) as service:
         service.wait_url()
         service.wait_for(pod="p/1", trust="live")
         for number in range(100):

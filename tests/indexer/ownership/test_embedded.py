@@ -14,7 +14,8 @@ import pytest
 
 from indexer.errors import SettingError
 from tests.engine import Engine, stored
-from tests.running import QUICK, Client, Command, Running
+from tests.running import Client, Command, Running
+from tests.settings import QUICK, words_of
 from tests.waiting import wait_until
 
 FIRST, SECOND = list(range(1, 6)), list(range(101, 106))
@@ -319,8 +320,7 @@ def test_the_start_stops_where_more_streams_are_given_than_allowed() -> None:
 
 def test_where_the_system_allows_no_more_open_files_a_pod_is_refused_as_a_whole(engine: Engine) -> None:
     """Nothing of it stays, and what was there before is followed on."""
-    words = [word for name, value in {**QUICK, "port": "0"}.items() for word in ("--" + name.replace("_", "-"), value)]
-    with Command("serve", *words, "--engine", engine.spec()) as service:
+    with Command("serve", *words_of({**QUICK, "port": "0"}), "--engine", engine.spec()) as service:
         service.wait_url().wait_for(sequence=0, trust="live")
         open_files = Path(f"/proc/{service.process.pid}/fd")
         before = len(list(open_files.iterdir()))

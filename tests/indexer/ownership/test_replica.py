@@ -15,7 +15,6 @@ from indexer.core.events import Tier
 from indexer.core.names import StreamKey, Trust
 from indexer.engines.spec import EngineSpec
 from indexer.errors import SettingError, StoreError
-from indexer.main.read_settings import read_settings
 from indexer.metrics import IndexerMetrics
 from indexer.ownership.assignment import ranking
 from indexer.ownership.replica import ReplicaService
@@ -24,7 +23,7 @@ from indexer.streams.stream import Stream
 from tests.engine import BLOCK_SIZE, Engine, removed, stored
 from tests.ports import free_port
 from tests.redis_server import RedisServer
-from tests.running import QUICK
+from tests.settings import QUICK, settings_of
 from tests.waiting import TIMEOUT_MAX_S
 
 Scenario = Callable[[], Coroutine[Any, Any, None]]
@@ -74,7 +73,7 @@ class Replica:
 
     def __init__(self, redis_url: str, *engines: str, **flags: str) -> None:
         self.registry = CollectorRegistry()
-        self.settings = read_settings({**QUICK, "redis": redis_url, **flags}, engines, {})
+        self.settings = settings_of({**QUICK, "redis": redis_url, **flags}, engines)
         self.service = ReplicaService(self.settings, IndexerMetrics(self.registry))
 
     @property

@@ -15,7 +15,7 @@ GROWTH_MAX = 128 * 2**20
 
 
 def test_the_payloads_are_as_large_as_a_message_may_be() -> None:
-    assert Settings().frame_bytes_max == SIZE
+    assert Settings().limits.receive.frame_bytes_max == SIZE
 
 
 @pytest.mark.parametrize("name", PAYLOADS)

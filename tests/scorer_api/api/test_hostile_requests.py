@@ -17,7 +17,8 @@ import pytest
 
 from tests.engine import Engine, stored
 from tests.hostile_payloads import EMPTY_ARRAY, EMPTY_MAP, HASH, memory_bytes
-from tests.running import QUICK, Command, Running
+from tests.running import Command, Running
+from tests.settings import QUICK, words_of
 from tests.waiting import wait_until
 
 MIB = 2**20
@@ -43,15 +44,11 @@ def asked(length: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Command]:
-    words = [w for name, value in {**QUICK, "port": "0", "body_timeout_s": "1", "head_timeout_s": "1"}.items() for w in flag(name, value)]
+    words = words_of({**QUICK, "port": "0", "body_timeout_s": "1", "head_timeout_s": "1"})
     with Engine() as engine, Command("serve", *words, "--engine", engine.spec()) as service:
         service.wait_url()
         service.wait_for(sequence=publish_prompt(engine), trust="live")
         yield service
-
-
-def flag(name: str, value: str) -> tuple[str, str]:
-    return "--" + name.replace("_", "-"), value
 
 
 @pytest.fixture(autouse=True)
@@ -264,7 +261,7 @@ def test_a_thousand_idle_connections_hold_nobody_up() -> None:
     """Many systems let a process open 1,024 files unless it asks for more, and the service does."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert hard >= 4_096, "this test needs more open files than this system allows"
-    words = [w for name, value in {**QUICK, "port": "0"}.items() for w in flag(name, value)]
+    words = words_of({**QUICK, "port": "0"})
     with Engine() as engine, ExitStack() as stack:
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
         try:

@@ -18,6 +18,7 @@ from indexer.core.change import Change
 from indexer.core.events import Tier
 from indexer.core.names import StreamKey, Trust
 from indexer.engines.load import Load
+from indexer.limits import Limits
 from scorer_api.index.prompt import Prompt
 from scorer_api.index.view import View
 from scorer_api.routing.metrics import RouteMetrics
@@ -34,8 +35,8 @@ SHORT = PickRequest(output_tokens=1)
 class World:
     """A view and a router. Everything happens at `now_s` unless said otherwise."""
 
-    def __init__(self, *pods: str, seed: int | None = 1, view: View | None = None, **settings: object) -> None:
-        self.settings = Settings(route_seed=seed, route_prefill_tokens_per_s=1000.0, **settings)  # type: ignore[arg-type]
+    def __init__(self, *pods: str, seed: int | None = 1, view: View | None = None, **limits: object) -> None:
+        self.settings = Settings(limits=Limits.of(route_seed=seed, route_prefill_tokens_per_s=1000.0, **limits))
         self.view = view or View(self.settings)
         self.registry = CollectorRegistry()
         self.metrics = RouteMetrics(self.registry)
@@ -422,7 +423,7 @@ def test_the_longest_match_alone_herds_and_the_cost_does_not() -> None:
     By prefix alone all go to a, whose queue grows without end; by cost others get theirs as soon as a's queue is longer than what it saves.
     """
 
-    def run(policy: str) -> tuple[Counter[str], float]:
+    def run(policy: PolicyName) -> tuple[Counter[str], float]:
         world = World(*"abcd", route_policy=policy)
         world.store("a", "s" * 64)
         queues = dict.fromkeys("abcd", 0.0)

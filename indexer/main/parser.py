@@ -1,0 +1,93 @@
+"""The parser of a command line, and the flags of the commands that serve."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any, NoReturn
+
+from indexer.config.settings import Field, fields, limit_fields
+from indexer.main.read_settings import moved
+from indexer.masking import masked
+
+USAGE_ERROR = 2
+# As wide as the longest flag with its value, so that each flag and its help share a line.
+HELP_COLUMN = 36
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a mistake on the command line in one line, without repeating what may be secret in it.
+
+    `declare`: adds the arguments; called when the command is chosen, not before.
+    """
+
+    def __init__(self, *args: Any, declare: Callable[["Parser"], None] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **{"formatter_class": _HelpFormatter, **kwargs})
+        self._declare = declare
+
+    def declare_arguments(self) -> None:
+        """Add the arguments, unless that was done before."""
+        if self._declare is not None:
+            declare, self._declare = self._declare, None
+            declare(self)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:  # type: ignore[override]
+        """argparse calls it for a command when that is the chosen one."""
+        self.declare_arguments()
+        return super().parse_known_args(args, namespace)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
+        """argparse would repeat the values of unknown flags."""
+        parsed: argparse.Namespace
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+            limits = {field.flag: field.name for field in limit_fields()}
+            for flag in flags:
+                if flag in limits:
+                    self.error(f"{flag} {moved(limits[flag])}")
+            self.error(f"unrecognized arguments: {' '.join(flags) or f'{len(unknown)} words that belong to no flag'}")
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE_ERROR, f"{self.prog}: {masked(message)}; see {self.prog} --help\n")
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=HELP_COLUMN)
+
+
+def add_config(parser: argparse.ArgumentParser, *, with_engines: bool = True) -> None:
+    """What a command that serves takes: engines, a file, and a flag for each setting."""
+    parser.set_defaults(engine=[])
+    if with_engines:
+        parser.add_argument("--engine", action="append", metavar="SPEC", help="pod=…,model=…,events=tcp://…[,replay=tcp://…]; may be repeated")
+    parser.add_argument("--config", metavar="FILE", help="TOML file with settings, engines and limits; read again when it changes and on SIGHUP")
+    parser.usage = f"%(prog)s {'[--engine SPEC …] ' if with_engines else ''}[--config FILE] [--SETTING VALUE …]"
+    add_settings(parser)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """A flag for each setting, grouped as in the documentation."""
+    for group, members in groupby(fields(), lambda field: field.group):
+        heading = parser.add_argument_group(group)
+        for field in members:
+            more: dict[str, Any] = {"action": "append"} if field.is_list else {"nargs": "?", "const": "true"} if field.is_switch else {}
+            heading.add_argument(field.flag, dest=field.name, default=argparse.SUPPRESS, metavar=_value_name(field), help=_help(field), **more)
+
+
+def _value_name(field: Field) -> str:
+    if field.name.endswith("_s"):
+        return "SECONDS"
+    if field.name.endswith("_bytes_max"):
+        return "BYTES"
+    return "FILE" if field.name.startswith("tls_") or field.name.endswith("_file") else "VALUE"
+
+
+def _shown(default: Any) -> str:
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def _help(field: Field) -> str:
+    default = "" if field.default in (None, "", ()) else f" (default: {_shown(field.default)})"
+    return f"{field.description.removesuffix('.')}{default}".replace("%", "%%")
