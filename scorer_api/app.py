@@ -64,7 +64,7 @@ def _served(
     router = make_router(settings, view, pods, token_resolver, ScorerMetrics(registry, view), registry, access)
     described = components(allows_ipc=settings.engine_networks.allows_ipc)
     app = make_app(SUMMARY, router, described, settings, access, page.PATHS)
-    return Served(app, [*parts, token_resolver], access, service)
+    return Served(app, [*parts, token_resolver], [access], service)
 
 
 def _local_tokenizers(settings: Settings) -> dict[str, Tokenizer]:

@@ -1,62 +1,65 @@
-"""Noticing that files changed: a look now and then, which costs one stat each."""
+"""One loop that watches files and reads again what depends on them: a look now and then, which costs one stat per file."""
 
 import asyncio
+import logging
 import os
+from collections.abc import Sequence
+from typing import Protocol
 
-# A change is noticed so soon.
+log = logging.getLogger(__name__)
+
+# A change is noticed within this time.
 LOOK_S = 1.0
 
-Look = tuple[tuple[int, int, int] | None, ...]
 
+class WatchedFiles:
+    """Some files and their state when they were last looked at. Make it before the files are read, so that no change is missed."""
 
-class Asking:
-    """Somebody asks, now and then, that files be read at once: everybody who watches some is told."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._asked = asyncio.Event()
-
-    def ask(self) -> None:
-        self.count += 1
-        self._asked.set()
-        self._asked = asyncio.Event()
-
-    async def wait(self) -> None:
-        """Until the next time."""
-        await self._asked.wait()
-
-
-class FileWatch:
-    """Watches these files from now on. Make it before they are read, so that no change is missed."""
-
-    def __init__(self, *paths: str, asking: Asking | None = None) -> None:
+    def __init__(self, *paths: str) -> None:
         self._paths = paths
-        self._asking = asking or Asking()
-        self._count = self._asking.count
         self._seen = self._look()
 
-    def _look(self) -> Look:
+    def have_changed(self) -> bool:
+        """Whether a file was changed, replaced, created or deleted since the last look."""
+        before, self._seen = self._seen, self._look()
+        return self._seen != before
+
+    def _look(self) -> tuple[tuple[int, int, int] | None, ...]:
         return tuple(_stamp(path) for path in self._paths)
 
-    async def changed(self) -> None:
-        """Until a file is another one, changed or gone, or somebody asks."""
-        while True:
-            if self._asking.count == self._count:
+
+class Reloadable(Protocol):
+    """Something that is made from files."""
+
+    @property
+    def files(self) -> WatchedFiles: ...
+
+    async def reload(self) -> None:
+        """Read the files again. Files that cannot be used are logged and change nothing."""
+
+
+async def keep_reloading(parts: Sequence[Reloadable], reload_now: asyncio.Event) -> None:
+    """Reload each part when its files change, and all of them when the event is set, until cancelled."""
+    while True:
+        try:
+            async with asyncio.timeout(LOOK_S):
+                await reload_now.wait()
+        except TimeoutError:
+            pass
+        is_requested = reload_now.is_set()
+        reload_now.clear()
+        for part in parts:
+            if part.files.have_changed() or is_requested:
                 try:
-                    async with asyncio.timeout(LOOK_S):
-                        await self._asking.wait()
-                except TimeoutError:
-                    pass
-            before, self._seen = (self._count, self._seen), self._look()
-            self._count = self._asking.count
-            if (self._count, self._seen) != before:
-                return
+                    await part.reload()
+                except Exception:  # one part must not keep the others from being reloaded
+                    log.exception("reload failed")
 
 
 def _stamp(path: str) -> tuple[int, int, int] | None:
     """What tells one state of a file from another, also where a link is turned to another file."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_ino, found.st_size
+    return status.st_mtime_ns, status.st_ino, status.st_size

@@ -14,7 +14,7 @@ from typing import Any
 from fastapi import Request
 
 from indexer.config.auth_tokens import TokenFile
-from indexer.config.reload import Asking, FileWatch
+from indexer.config.reload import WatchedFiles
 from indexer.config.settings import Settings
 from indexer.errors import SettingError
 from indexer.http.problems import Problem, response_of
@@ -38,10 +38,13 @@ class Access:
     def __init__(self, settings: Settings, metrics: HttpMetrics) -> None:
         self._metrics = metrics
         given = {"--api-token-file": settings.api_token_file, "--admin-token-file": settings.admin_token_file}
-        self._files = {source: TokenFile(path, source) for source, path in given.items() if path is not None}
+        paths = {source: path for source, path in given.items() if path is not None}
+        self.files = WatchedFiles(*paths.values())
+        self._files = {source: TokenFile(path, source) for source, path in paths.items()}
         self._api = self._files.get("--api-token-file")
         self._admin = self._files.get("--admin-token-file")
-        self._told: dict[str, str] = {}
+        self._logged: dict[str, str] = {}
+        """Flag → the error that was logged last, as long as its file cannot be used."""
 
     @property
     def needs_token(self) -> bool:
@@ -84,25 +87,17 @@ class Access:
         self._metrics.denied[reason].inc()
         return why
 
-    async def follow(self, asking: Asking | None = None) -> None:
-        """Read the files again when they change. One that cannot be used is told of once, and what it held before stays good."""
-        if not self._files:
-            return
-        watch = FileWatch(*(file.path for file in self._files.values()), asking=asking)
-        while True:
-            self._read_again()
-            await watch.changed()
-
-    def _read_again(self) -> None:
+    async def reload(self) -> None:
+        """Read the files again. One that cannot be used is logged once, and its tokens stay as they were."""
         for source, file in self._files.items():
             try:
                 file.read()
             except SettingError as error:
-                if self._told.get(source) != str(error):
+                if self._logged.get(source) != str(error):
                     log.error("tokens not read again", extra={"error": str(error)})
-                self._told[source] = str(error)
+                self._logged[source] = str(error)
             else:
-                if self._told.pop(source, None) is not None:
+                if self._logged.pop(source, None) is not None:
                     log.info("tokens read again", extra={"file": file.path})
 
 

@@ -4,39 +4,41 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, Protocol, TypeAlias
 
 import uvicorn
 from msgspec import Struct
 
-from indexer.config.reload import Asking
+from indexer.config.reload import Reloadable, keep_reloading
 from indexer.config.settings import Settings
 from indexer.errors import SettingError
-from indexer.http.access import Access
 from indexer.http.connection import Connection
 from indexer.http.tls import Certificate
 
 log = logging.getLogger(__name__)
 
 BACKLOG = 2048
-Changed = Callable[[], Awaitable[Settings]]
 Part: TypeAlias = AbstractAsyncContextManager[Any]
 
 
 class Reconfigurable(Protocol):
-    """What follows engines."""
+    """A service whose engines can change while it runs. `reconfigure` returns the settings that are in force afterwards."""
 
     async def reconfigure(self, before: Settings, after: Settings) -> Settings: ...
 
 
 class Served(Struct, frozen=True):
-    """An ASGI app, what has to run while it is served, in the order of its start, who may ask it, and what follows engines, if anything does."""
+    """An ASGI app and what it needs.
+
+    `parts`: what runs while it is served, in the order of the start. `reloadables`: what is read again when its files change. `service`: what
+    follows engines, if anything does.
+    """
 
     app: Any
     parts: Sequence[Part]
-    access: Access
+    reloadables: Sequence[Reloadable]
     service: Reconfigurable | None = None
 
 
@@ -68,13 +70,11 @@ async def serve(
     make: Callable[[], Served],
     stop: asyncio.Event,
     listening: "asyncio.Future[str] | None" = None,
-    changed: Changed | None = None,
-    asking: Asking | None = None,
+    reload_now: asyncio.Event | None = None,
 ) -> None:
     """Serve what `make` makes until `stop` is set, then let running requests finish.
 
-    `listening` gets the service's URL; `changed` waits for the settings to change and returns the new ones; `asking` has tokens and certificate
-    read again at once.
+    `listening` gets the service's URL. Setting `reload_now` has all files read again at once.
 
     Raises SettingError before it serves anything.
     """
@@ -91,23 +91,14 @@ async def serve(
             log.info("listening", extra={"url": url, "engines": len(settings.engines)})
             if listening is not None:
                 listening.set_result(url)
-            reloading = [
-                asyncio.create_task(_reload(served.service, settings, changed), name="reload"),
-                asyncio.create_task(served.access.follow(asking), name="tokens"),
-            ]
-            if certificate is not None:
-                reloading.append(asyncio.create_task(certificate.follow(asking), name="certificate"))
+            reloadables = [*served.reloadables, *([] if certificate is None else [certificate])]
+            reloading = asyncio.create_task(keep_reloading(reloadables, reload_now or asyncio.Event()), name="reload")
             stopping = asyncio.create_task(stop.wait(), name="stop")
             await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
-            await _cancel(stopping, *reloading)
+            await _cancel(stopping, reloading)
             server.should_exit = True
             await serving
             log.info("stopped")
-
-
-async def _reload(service: Reconfigurable | None, settings: Settings, changed: Changed | None) -> None:
-    while service is not None and changed is not None:
-        settings = await service.reconfigure(settings, await changed())
 
 
 async def _cancel(*tasks: asyncio.Task[Any]) -> None:

@@ -5,7 +5,7 @@ import ssl
 from pathlib import Path
 from typing import Self
 
-from indexer.config.reload import Asking, FileWatch
+from indexer.config.reload import WatchedFiles
 from indexer.config.settings import Settings
 from indexer.errors import SettingError
 
@@ -22,7 +22,9 @@ class Certificate:
     def __init__(self, cert: str, key: str) -> None:
         self._cert = cert
         self._key = key
+        self.files = WatchedFiles(cert, key)
         self.context = self._newest = self._read()
+        self._logged: str | None = None
         self.context.sni_callback = self._go_over
 
     def _go_over(self, connection: ssl.SSLSocket | ssl.SSLObject, server_name: str | None, context: ssl.SSLContext) -> None:
@@ -56,19 +58,15 @@ class Certificate:
             raise SettingError("--tls-cert and --tls-key", f"{self._cert} and {self._key}", f"cannot be read: {error.strerror or error}") from None
         return context
 
-    async def follow(self, asking: Asking | None = None) -> None:
-        """Show the new certificate when the files change. Files that cannot be used are told of once, and change nothing."""
-        watch = FileWatch(self._cert, self._key, asking=asking)
-        told: str | None = None
-        while True:
-            try:
-                self._newest = self._read()
-            except SettingError as error:
-                if str(error) != told:
-                    log.error("certificate not read again", extra={"error": str(error)})
-                told = str(error)
-            else:
-                if told is not None:
-                    log.info("certificate read again")
-                told = None
-            await watch.changed()
+    async def reload(self) -> None:
+        """Present what the files hold now. Files that cannot be used are logged once, and change nothing."""
+        try:
+            self._newest = self._read()
+        except SettingError as error:
+            if str(error) != self._logged:
+                log.error("certificate not read again", extra={"error": str(error)})
+            self._logged = str(error)
+        else:
+            if self._logged is not None:
+                log.info("certificate read again")
+            self._logged = None

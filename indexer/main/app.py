@@ -22,4 +22,6 @@ def make_ingest(settings: Settings) -> Served:
     access = Access(settings, HttpMetrics(registry))
     router = APIRouter()
     add_routes(router, settings, service, registry, access)
-    return Served(make_app(SUMMARY, router, components(allows_ipc=settings.engine_networks.allows_ipc), settings, access), [service], access, service)
+    return Served(
+        make_app(SUMMARY, router, components(allows_ipc=settings.engine_networks.allows_ipc), settings, access), [service], [access], service
+    )

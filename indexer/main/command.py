@@ -9,17 +9,18 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+import msgspec
 import uvloop
 
 from indexer import __version__
-from indexer.config.reload import Asking
+from indexer.config.reload import WatchedFiles
 from indexer.config.settings import PREFIX, Settings, fields
 from indexer.errors import SettingError
 from indexer.http.server import Served, serve
 from indexer.main import logs
 from indexer.main.allocation import share_one_arena
 from indexer.main.app import make_ingest
-from indexer.main.config_file import ConfigFile, read_file
+from indexer.main.config_file import Reconfiguration, read_file
 from indexer.main.parser import USAGE_ERROR, Parser, add_config
 from indexer.main.read_settings import read_settings
 
@@ -45,6 +46,7 @@ def serve_until_stopped(parsed: argparse.Namespace, make: Callable[[Settings], S
         return settings_of(parsed, parsed.engine, config)
 
     async def until_stopped(stop: asyncio.Event) -> None:
+        files = WatchedFiles(config) if config else None
         settings = read()
         if needs_redis and settings.redis is None:
             raise SettingError(
@@ -52,11 +54,18 @@ def serve_until_stopped(parsed: argparse.Namespace, make: Callable[[Settings], S
                 None,
                 "is required: a redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// URL; without Redis there is kv-indexer serve",
             )
-        asking = Asking()
+
+        def make_served() -> Served:
+            served = make(settings)
+            if files is None or served.service is None:
+                return served
+            reconfiguration = Reconfiguration(files, read, settings, served.service)
+            return msgspec.structs.replace(served, reloadables=[*served.reloadables, reconfiguration])
+
+        reload_now = asyncio.Event()
         if config or settings.api_token_file or settings.admin_token_file or settings.tls_cert:
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, asking.ask)
-        changed = ConfigFile(config, read, asking).changed if config else None
-        return await serve(settings, lambda: make(settings), stop, changed=changed, asking=asking)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload_now.set)
+        await serve(settings, make_served, stop, reload_now=reload_now)
 
     return run(until_stopped)
 

@@ -1,7 +1,10 @@
-"""The settings' file: TOML, read at the start and again when it changes.
+"""The configuration file: TOML, read at the start and again when it changes.
 
 port = 8080
 pod_expiry_s = 120
+
+[limits]
+log_entries_max = 1_000_000
 
 [[engines]]
 pod = "10.0.0.7:8000"
@@ -16,9 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from indexer.config.reload import Asking, FileWatch
+from indexer.config.reload import WatchedFiles
 from indexer.config.settings import Settings
 from indexer.errors import SettingError
+from indexer.http.server import Reconfigurable
 
 log = logging.getLogger(__name__)
 
@@ -33,20 +37,20 @@ def read_file(path: str) -> dict[str, Any]:
         raise SettingError("--config", path, f"is not TOML: {error}") from None
 
 
-class ConfigFile:
-    """Waits for the settings to change. `read` makes them anew; `asking` has them read at once."""
+class Reconfiguration:
+    """Applies new settings to a service while it runs. `read` makes them anew, and raises SettingError; `settings` are those in force."""
 
-    def __init__(self, path: str, read: Callable[[], Settings], asking: Asking | None = None) -> None:
+    def __init__(self, files: WatchedFiles, read: Callable[[], Settings], settings: Settings, service: Reconfigurable) -> None:
+        self.files = files
         self._read = read
-        self._watch = FileWatch(path, asking=asking)
+        self._settings = settings
+        self._service = service
 
-    async def changed(self) -> Settings:
-        """The new settings, once there are any. A file with a mistake is told of and otherwise ignored."""
-        while True:
-            await self._watch.changed()
-            try:
-                settings = self._read()
-            except SettingError as error:
-                log.error("settings not read again", extra={"error": str(error)})
-            else:
-                return settings
+    async def reload(self) -> None:
+        """A file with a mistake is logged and changes nothing."""
+        try:
+            settings = self._read()
+        except SettingError as error:
+            log.error("settings not read again", extra={"error": str(error)})
+            return
+        self._settings = await self._service.reconfigure(self._settings, settings)
