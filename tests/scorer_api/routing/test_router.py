@@ -23,7 +23,7 @@ from scorer_api.index.prompt import Prompt
 from scorer_api.index.view import View
 from scorer_api.routing.metrics import RouteMetrics
 from scorer_api.routing.pick import NoPodError, Pick, PickRequest, UnknownModelError
-from scorer_api.routing.policies import POLICY_NAMES
+from scorer_api.routing.policies import POLICY_NAMES, PolicyName
 from scorer_api.routing.router import Router
 
 SIZE = 16
@@ -35,8 +35,8 @@ SHORT = PickRequest(output_tokens=1)
 class World:
     """A view and a router. Everything happens at `now_s` unless said otherwise."""
 
-    def __init__(self, *pods: str, seed: int | None = 1, view: View | None = None, **limits: object) -> None:
-        self.settings = Settings(limits=Limits.of(route_seed=seed, route_prefill_tokens_per_s=1000.0, **limits))
+    def __init__(self, *pods: str, seed: int | None = 1, view: View | None = None, policy: PolicyName = "cost", **limits: object) -> None:
+        self.settings = Settings(route_policy=policy, limits=Limits.of(route_seed=seed, route_prefill_tokens_per_s=1000.0, **limits))
         self.view = view or View(self.settings)
         self.registry = CollectorRegistry()
         self.metrics = RouteMetrics(self.registry)
@@ -298,7 +298,7 @@ def test_a_session_stays_on_every_replica_and_yields_when_its_pod_is_overloaded(
 
 
 def test_where_the_services_policy_is_session_one_without_an_id_goes_by_cost() -> None:
-    world = World(*"ab", route_policy="session")
+    world = World(*"ab", policy="session")
     assert world.pick("x").policy == "cost"
     assert world.pick("x", PickRequest(session_id="s")).policy == "session"
 
@@ -424,7 +424,7 @@ def test_the_longest_match_alone_herds_and_the_cost_does_not() -> None:
     """
 
     def run(policy: PolicyName) -> tuple[Counter[str], float]:
-        world = World(*"abcd", route_policy=policy)
+        world = World(*"abcd", policy=policy)
         world.store("a", "s" * 64)
         queues = dict.fromkeys("abcd", 0.0)
         picks: Counter[str] = Counter()
