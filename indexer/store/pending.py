@@ -53,8 +53,8 @@ class PendingWrites:
     `is_unsure`: a call was not answered, and may have been carried out. `old_generations`: those that the next switch deletes.
     """
 
-    def __init__(self, stream: RecordedStream, keys: ModelKeys, settings: Settings, fence: int, trusted_until_ms: Callable[[], int]) -> None:
-        """`trusted_until_ms`: until when content counts that Redis has completely now, by Redis's clock."""
+    def __init__(self, stream: RecordedStream, keys: ModelKeys, settings: Settings, fence: int, vouched_until_ms: Callable[[], int]) -> None:
+        """`vouched_until_ms`: until when a stream is vouched for that Redis has completely now, by Redis's clock."""
         self.stream = stream
         self.key = stream.key
         self.keys = keys
@@ -73,7 +73,7 @@ class PendingWrites:
         self.sealed: deque[Sealed] = deque()
         self.in_flight: list[Sealed] = []
         self._settings = settings
-        self._trusted_until_ms = trusted_until_ms
+        self._vouched_until_ms = vouched_until_ms
         self._state_ttl_ms = int(settings.pod_expiry_s * 1000)
         self._blocks_ttl_ms = int((settings.pod_expiry_s + settings.lease_s) * 1000)
         self._base = self._after = (0, 0)
@@ -284,7 +284,7 @@ class PendingWrites:
         return Call("delete", keys, [*words, self._settings.limits.store.log_entries_max, self._state_ttl_ms])
 
     def _limits(self) -> list[Word]:
-        return [self._settings.limits.store.log_entries_max, self._state_ttl_ms, self._blocks_ttl_ms, self._trusted_until_ms()]
+        return [self._settings.limits.store.log_entries_max, self._state_ttl_ms, self._blocks_ttl_ms, self._vouched_until_ms()]
 
 
 def merge(older: Change, newer: Change) -> None:

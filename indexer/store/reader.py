@@ -15,7 +15,7 @@ from indexer.engines.load import Load
 from indexer.engines.spec import EngineSpec
 from indexer.errors import StoreError
 from indexer.store import loads
-from indexer.store.client.connection import Client, answer_of, connect, life_of, node_of, slot_of, why
+from indexer.store.client.connection import Client, answer_of, connect, node_of, server_epoch_of, slot_of, why
 from indexer.store.health import RedisHealth, Trouble
 from indexer.store.keyspace import Keyspace, stream_id, text_of
 from indexer.store.records import Head, decode_head
@@ -113,7 +113,7 @@ class Reader:
     @property
     def life(self) -> int:
         """Counts how often Redis became another server. What was asked for and answered within one is of one server."""
-        return life_of(self.client)
+        return server_epoch_of(self.client)
 
     async def aclose(self) -> None:
         await self.client.aclose()

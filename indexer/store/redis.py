@@ -153,7 +153,7 @@ class RedisStore:
     def own(self, stream: RecordedStream, claim: Claim, *, is_loaded: bool) -> None:
         """From now on what the stream holds is written. `is_loaded`: it holds what Redis has; else that does not count."""
         session, keys = self._session, self._session.keyspace.model(stream.key.model)
-        pending = PendingWrites(stream, keys, session.settings, claim.fence, partial(session.trusted_until_ms, keys.streams))
+        pending = PendingWrites(stream, keys, session.settings, claim.fence, partial(session.vouched_until_ms, keys.streams))
         if claim.generation is not None:
             pending.continue_from(claim.generation, claim.fence_before, claim.number)
         if is_loaded:

@@ -71,7 +71,7 @@ class Renewal:
         written = [_Written(pending.generation, pending.number, pending.is_writing_in_full) for pending in streams]
         for pending in streams:
             names += [keys.lease(pending.key), keys.state(pending.key), *keys.parts(pending.key, pending.generation or 0)]
-            until_ms = session.trusted_until_ms(keys.streams, pending.unwritten_since_s)
+            until_ms = session.vouched_until_ms(keys.streams, pending.unwritten_since_s)
             words += [pending.name, pending.fence, status_of(pending.key), int(pending.stream.is_connected), until_ms]
             words += ["" if pending.generation is None else pending.generation, pending.number]
         epoch = session.note_server_epoch()

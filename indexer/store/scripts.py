@@ -9,7 +9,7 @@ from msgspec import Struct
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 
-from indexer.store.client.connection import Client, answer_of, life_of
+from indexer.store.client.connection import Client, answer_of, server_epoch_of
 
 _FOLDER = Path(__file__).parent / "lua"
 _PRELUDE = "prelude"
@@ -41,11 +41,11 @@ async def call_all(client: Client, calls: Sequence[Call]) -> list[Any]:
 
     Raises redis.exceptions.RedisError where nothing can be said of any of them.
     """
-    life = life_of(client)
+    epoch = server_epoch_of(client)
     answers = await _send(client, calls, "EVALSHA", _DIGESTS)
     again = [position for position, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
     if again:
-        if life != life_of(client):
+        if epoch != server_epoch_of(client):
             raise RedisConnectionError("Redis is another server than these calls were made for")
         # A server that has carried out a script by its text knows it by its digest from then on. Of a Cluster that is the node which needs it.
         for position, answer in zip(again, await _send(client, [calls[position] for position in again], "EVAL", SCRIPTS), strict=True):

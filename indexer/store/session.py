@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 from indexer.config.settings import Settings
 from indexer.errors import StoreError
 from indexer.metrics import IndexerMetrics
-from indexer.store.client.connection import Client, connect, life_of, node_of, slot_of, why
+from indexer.store.client.connection import Client, connect, node_of, server_epoch_of, slot_of, why
 from indexer.store.health import RedisHealth
 from indexer.store.keyspace import Keyspace, incarnation_beside
 from indexer.store.node_clock import NodeClock
@@ -37,7 +37,7 @@ class StoreSession:
         self.client: Client = connect(settings.redis, settings.redis_timeout_s)
         self.health = RedisHealth(settings.redis, self.metrics.up, writes=True)
         self.slots: dict[int, Slot] = {}
-        self._server_epoch = life_of(self.client)
+        self._server_epoch = server_epoch_of(self.client)
 
     @property
     def lease_ms(self) -> int:
@@ -70,7 +70,7 @@ class StoreSession:
 
     def note_server_epoch(self) -> int:
         """See whether another server is Redis now: it may lack what the former did not replicate in time. Returns the present epoch."""
-        epoch = life_of(self.client)
+        epoch = server_epoch_of(self.client)
         if epoch != self._server_epoch:
             self._server_epoch = epoch
             self.health.note_data_loss()
@@ -92,7 +92,7 @@ class StoreSession:
 
     def note_time(self, key: str, now_ms: bytes, epoch: int) -> None:
         """The clock of the node that holds this key showed this a moment ago, to who asked in this epoch."""
-        if epoch == life_of(self.client):
+        if epoch == server_epoch_of(self.client):
             self.slot(key).clock.note(node_of(self.client, key), int(now_ms), time.monotonic())
 
     async def learn_time(self, key: str) -> None:
@@ -101,8 +101,8 @@ class StoreSession:
             epoch = self.note_server_epoch()
             self.note_time(key, await self.call("clock", [key]), epoch)
 
-    def trusted_until_ms(self, key: str, written_at_s: float | None = None) -> int:
-        """Until when content counts that Redis had completely at this time, or now. By the clock of the node that holds this key; 0 where that is not
-        known yet."""
+    def vouched_until_ms(self, key: str, written_at_s: float | None = None) -> int:
+        """Until when a stream is vouched for that Redis had completely at this time, or now: by the clock of the node that has this key; 0 where that
+        is not known yet."""
         at_ms = self.slot(key).clock.at_ms(node_of(self.client, key), time.monotonic() if written_at_s is None else written_at_s)
         return at_ms and at_ms + self.lease_ms

@@ -14,7 +14,7 @@ from indexer.core.events import Tier
 from indexer.core.orphans import Parked
 from indexer.core.stream_state import StreamState
 from indexer.errors import StoreError
-from indexer.store.client.connection import Client, answer_of, life_of
+from indexer.store.client.connection import Client, answer_of, server_epoch_of
 from indexer.store.encoding import RecordedStream
 from indexer.store.leases import Claim, Leases
 from indexer.store.records import Head, decode_block, decode_hash, decode_parked
@@ -37,11 +37,11 @@ async def load(session: StoreSession, leases: Leases, claim: Claim, stream: Resu
     head, state = claim.head, stream.state
     if claim.generation is None or head is None or (head.counting, head.hash_seed) != (state.counting, session.settings.hash_seed):
         return False
-    parts, epoch = session.keyspace.model(stream.key.model).parts(stream.key, claim.generation), life_of(session.client)
+    parts, epoch = session.keyspace.model(stream.key.model).parts(stream.key, claim.generation), server_epoch_of(session.client)
     renewing = asyncio.create_task(leases.extend(stream.key), name=f"renew {stream.key.pod} {stream.key.rank}")
     try:
         fields = [await _read_hash(session.client, part) for part in parts]
-        if epoch != life_of(session.client):
+        if epoch != server_epoch_of(session.client):
             raise StoreError("unreachable")  # what was read may be half of one server and half of another
         if tuple(map(len, fields)) != claim.lengths:
             log.warning("blocks missing in redis", extra={"pod": stream.key.pod, "rank": stream.key.rank})

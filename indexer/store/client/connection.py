@@ -80,13 +80,13 @@ def node_of(client: Client, key: str) -> str:
     """The node of a Cluster that answers for a key, or the master that Sentinels name: its clock counts. Empty where none is known, and where there
     is one Redis only."""
     if isinstance(client, sentinel.SentinelClient):
-        return f"master {client.life}"
+        return f"master {client.server_epoch}"
     return client.node_of(key) if isinstance(client, Cluster) else ""
 
 
-def life_of(client: Client) -> int:
+def server_epoch_of(client: Client) -> int:
     """Counts how often the client's Redis became another server as a whole, whose log goes its own way."""
-    return client.life if isinstance(client, sentinel.SentinelClient) else 0
+    return client.server_epoch if isinstance(client, sentinel.SentinelClient) else 0
 
 
 async def answer_of(asking: Awaitable[T]) -> T:

@@ -186,7 +186,7 @@ class MasterPool(ConnectionPool):
 class SentinelClient(redis.asyncio.Redis):
     """A client of the master. It begins to ask the Sentinels when it is first used, and ends that with `aclose`.
 
-    `life` counts how often the master became another server. What was asked for within one life, and answered in it, was asked of one server.
+    `server_epoch` counts how often the master became another server. What was asked and answered in one epoch came from one server.
     """
 
     def __init__(self, watched: Watched, timeout_s: float, options: Mapping[str, Any]) -> None:
@@ -194,7 +194,7 @@ class SentinelClient(redis.asyncio.Redis):
         self._timeout_s = timeout_s
         self._options = {**options, **watched.options, "connection_class": SSLMasterConnection if watched.is_tls else MasterConnection}
         self._sentinel_options = {**options, **watched.sentinel_options, "connection_class": SSLConnection if watched.is_tls else Connection}
-        self.life = 0
+        self.server_epoch = 0
         self._known: Named | None = None
         self._older_since_s: float | None = None
         self._words: dict[Address, Named] = {}
@@ -316,7 +316,7 @@ class SentinelClient(redis.asyncio.Redis):
         left, self._pool = self._pool, MasterPool(self, self._options)
         self._pool.name(address)
         self.connection_pool = self._pool
-        self.life += 1
+        self.server_epoch += 1
         left.is_left = True
         self._start(left.leave(), "leave the former master")
 

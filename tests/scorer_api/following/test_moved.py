@@ -141,7 +141,7 @@ def test_a_load_that_began_at_one_server_does_not_end_at_another(moving: Moving)
 
                 async def read_and_move(name: str, cursor: int, count: int) -> Any:
                     found = await blocks(name, cursor, count)
-                    if client(scorer).life == 0:
+                    if client(scorer).server_epoch == 0:
                         moving.move(client(owner), client(scorer))
                         stream.apply(removed([2]))
                     return found

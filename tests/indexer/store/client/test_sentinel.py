@@ -10,7 +10,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from indexer.errors import SettingError
-from indexer.store.client.connection import answer_of, check_url, connect, life_of, why
+from indexer.store.client.connection import answer_of, check_url, connect, server_epoch_of, why
 from indexer.store.client.sentinel import Named, SentinelClient, judge, parse
 from indexer.store.scripts import Call, call, call_all
 from tests.ports import free_port
@@ -128,7 +128,7 @@ def with_client(url: str, act: Callable[[SentinelClient], Awaitable[None]], time
 
 async def has_moved(client: SentinelClient, since: int) -> None:
     async with asyncio.timeout(20):
-        while client.life == since:  # noqa: ASYNC110 - a counter tells nobody
+        while client.server_epoch == since:  # noqa: ASYNC110 - a counter tells nobody
             await asyncio.sleep(0.05)
 
 
@@ -138,7 +138,7 @@ def test_the_master_moves_although_it_answers(watched: WatchedRedis) -> None:
     async def act(client: SentinelClient) -> None:
         former = watched.master
         assert await answer_of(client.set("name", "value"))
-        assert life_of(client) == 0
+        assert server_epoch_of(client) == 0
         waiting = asyncio.create_task(answer_of(client.blpop(["nothing"], timeout=30)))
         unsent = client.pipeline(transaction=False)
         unsent.set("late", "write")
@@ -156,7 +156,7 @@ def test_the_master_moves_although_it_answers(watched: WatchedRedis) -> None:
         # No connection, new or of somebody's who still has it, leads back.
         assert former.client().get("late") is None
         await asyncio.to_thread(watched.heal, former)
-        assert life_of(client) == 1
+        assert server_epoch_of(client) == 1
 
     # It waits for longer than the Sentinels take.
     with_client(watched.url, act, timeout_s=20.0)
@@ -174,7 +174,7 @@ def test_calls_made_for_one_master_are_not_sent_to_the_next(watched: WatchedRedi
 
             async def execute_and_move(*how: Any, **further: Any) -> Any:
                 answers = await execute(*how, **further)
-                client.life += 1
+                client.server_epoch += 1
                 return answers
 
             monkeypatch.undo()
