@@ -4,9 +4,8 @@
                                       ▲ MOVED: from now on another one     ASK: another one, this once
                                       └ where a node does not answer the others are asked which slots lie where, beside all calls
 
-The routing is our own. The library's client sends a command again whose answer was lost, reads the nodes anew in the midst of a call, and lets one
-node's outage fail a pipeline's calls to all the others. Here a command is sent again only where a node said that it was not carried out, a call waits
-for the nodes that it is about and for no other, and what went wrong with some commands of a pipeline stands in the place of their answers.
+A command is sent again only where a node said that it was not carried out, a call waits for the nodes that it is about and no others, and what went
+wrong with some commands of a pipeline stands in place of their answers. docs/explanation/architecture.md says why the library's client is not used.
 """
 
 import asyncio
