@@ -1,9 +1,5 @@
-"""Every test ends with a check for leaked keys: after all processes have stopped and the time has passed for which keys outlive them, none is left.
+"""Every test ends with a check for leaked keys: once all processes have stopped, each key that is left expires, and soon."""
 
-The checks of a module's tests are waited for together, at the module's end.
-"""
-
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -16,7 +12,7 @@ from tests.scenarios.redis.world import NAMESPACE, World
 Failed = pytest.StashKey[bool]()
 # The longest that a key outlives its owner, in times of `pod_expiry_s`: blocks outlive their state, and what is forgotten is so for a while.
 EXPIRY_FACTOR = 2.5
-WAITED_MAX_S = 60.0
+NO_EXPIRY_MS = -1
 
 
 @pytest.hookimpl(wrapper=True)
@@ -27,48 +23,16 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report
 
 
-class Graveyard:
-    """Servers whose tests are over: their keys have to go."""
-
-    def __init__(self) -> None:
-        self._stack = ExitStack()
-        self._buried: list[tuple[str, RedisServer, float]] = []
-
-    def bury(self, test: str, redis: RedisServer, pod_expiry_s: float) -> None:
-        """From now on it is not touched any more."""
-        with ExitStack() as ending:
-            ending.push(redis)
-            self._check_all_expire(test, redis, pod_expiry_s)
-            if pod_expiry_s * EXPIRY_FACTOR <= WAITED_MAX_S:
-                self._buried.append((test, redis, time.monotonic() + pod_expiry_s * EXPIRY_FACTOR))
-                self._stack.push(ending.pop_all())
-
-    def close(self) -> None:
-        with self._stack:
-            for test, redis, until_s in self._buried:
-                try:
-                    redis.wait_empty(max(1.0, until_s - time.monotonic()), prefix=f"{NAMESPACE}:")
-                except AssertionError as error:
-                    raise AssertionError(f"{test}: {error}") from None
-
-    @staticmethod
-    def _check_all_expire(test: str, redis: RedisServer, pod_expiry_s: float) -> None:
-        """No key without an end, and none whose end is too far away to wait for."""
-        client = redis.client()
-        left_s = {name: client.pttl(name) / 1000 for name in redis.keys(f"{NAMESPACE}:")}
-        leaked = {name: seconds for name, seconds in left_s.items() if seconds == -0.001 or seconds > pod_expiry_s * EXPIRY_FACTOR}
-        assert not leaked, f"{test}: these keys do not expire in time: {leaked}"
-
-
-@pytest.fixture(scope="module")
-def graveyard() -> Iterator[Graveyard]:
-    graves = Graveyard()
-    yield graves
-    graves.close()
+def check_all_keys_expire(redis: RedisServer, pod_expiry_s: float) -> None:
+    """Nobody is left to renew a key, so its time to live says when it goes; that it does is Redis's own part, and `test_expiry.py` waits for it."""
+    client = redis.client()
+    left_ms = {name: client.pttl(name) for name in redis.keys(f"{NAMESPACE}:")}
+    leaked = {name: ms for name, ms in left_ms.items() if ms == NO_EXPIRY_MS or ms > pod_expiry_s * EXPIRY_FACTOR * 1000}
+    assert not leaked, f"these keys do not expire in time: {leaked}"
 
 
 @pytest.fixture
-def make_world(request: pytest.FixtureRequest, graveyard: Graveyard) -> Iterator[Callable[..., World]]:
+def make_world(request: pytest.FixtureRequest) -> Iterator[Callable[..., World]]:
     """`make_world(pod_expiry_s=…, appendonly="yes", …)`: a world of this test; other options are redis-server's."""
     with ExitStack() as stack:
         worlds: list[World] = []
@@ -81,10 +45,9 @@ def make_world(request: pytest.FixtureRequest, graveyard: Graveyard) -> Iterator
         for world in worlds:
             if request.node.stash.get(Failed, False):
                 world.show_lines()
-                stack.push(world.redis)
                 continue
             world.stop_processes()
-            graveyard.bury(request.node.nodeid, world.redis, world.pod_expiry_s)
+            check_all_keys_expire(world.redis, world.pod_expiry_s)
 
 
 @pytest.fixture

@@ -37,10 +37,10 @@ class World:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
+        with ExitStack() as stack:
+            stack.push(self.redis)
+            stack.callback(self._fleets.close)
             self.stop_processes()
-        finally:
-            self._fleets.close()
 
     def stop_processes(self) -> None:
         """All of them, in order. Idempotent."""
