@@ -16,8 +16,8 @@ from indexer.ownership.replica import ReplicaService
 from scorer_api.api import page
 from scorer_api.api.components import components
 from scorer_api.api.routes import make_router
-from scorer_api.following.fleet import Fleet
 from scorer_api.following.follower import Follower
+from scorer_api.following.shared_pods import SharedPods
 from scorer_api.index.view import View
 from scorer_api.metrics import FollowerMetrics, ScorerMetrics, TokenMetrics
 from scorer_api.tokens.engine_tokenizer import EngineTokenizer
@@ -49,10 +49,10 @@ def _make_shared(settings: Settings, *, with_indexer: bool) -> Served:
     if with_indexer:
         service = ReplicaService(settings, IndexerMetrics(registry))
         follower = Follower(settings, view, metrics)
-        fleet = Fleet(settings, follower, service)
-        return _served(settings, view, fleet, registry, [service, follower], service)
+        pods = SharedPods(settings, follower, service)
+        return _served(settings, view, pods, registry, [service, follower], service)
     follower = Follower(settings, view, metrics, RedisMetrics(registry).up)
-    return _served(settings, view, Fleet(settings, follower), registry, [follower])
+    return _served(settings, view, SharedPods(settings, follower), registry, [follower])
 
 
 def _served(

@@ -31,47 +31,47 @@ SURVEY_STATES = 200
 # It is asked several times a second.
 SILENT_S = 3.0
 
-Place = tuple[int, int]
-"""A place in a log: milliseconds of Redis's clock, and a count within them."""
-START: Place = (0, 0)
+LogOffset = tuple[int, int]
+"""A position in a log: milliseconds of Redis's clock, and a count within them."""
+LOG_START: LogOffset = (0, 0)
 
 
-class Stand(Struct, frozen=True):
-    """Which of a stream's states one is: its `number`-th change under this generation, made by the owner with this fence."""
+class StateVersion(Struct, frozen=True):
+    """Which of a stream's states one is: its `number`-th change in this generation, made by the owner with this fence."""
 
     generation: int
     fence: int
     number: int
 
 
-class Peeked(Struct, frozen=True):
-    """A stream's state, and the place in the log that it belongs to. `stand` is None where there is no state, `head` also where it cannot be read."""
+class StateSnapshot(Struct, frozen=True):
+    """A stream's state at one log offset. `version` is None where there is no state, `head` also where it cannot be read."""
 
-    place: Place
-    stand: Stand | None = None
+    offset: LogOffset
+    version: StateVersion | None = None
     head: Head | None = None
 
 
-class State(Struct, frozen=True):
-    """The same as a survey sees it. `status`: what the stream's owner says of it, in JSON."""
+class SurveyedState(Struct, frozen=True):
+    """A stream's state as a survey sees it. `version` is None where there is none. `status`: what the stream's owner says of it, in JSON."""
 
-    stand: Stand | None
+    version: StateVersion | None
     status: bytes | None
 
 
 class Survey(Struct, frozen=True):
-    """Where streams stand, and the place in the log that this belongs to. `vouched`: name of a stream → until when, in milliseconds. `node`: the one
+    """The states of streams at one log offset. `vouched`: name of a stream → until when, in milliseconds. `node`: the one
     of a Cluster whose clock this goes by."""
 
     now_ms: int
-    place: Place
+    offset: LogOffset
     incarnation: bytes | None
     vouched: dict[str, int]
-    states: dict[str, State]
+    states: dict[str, SurveyedState]
     node: str = ""
 
 
-class DirectorySeen(Struct, frozen=True):
+class Directory(Struct, frozen=True):
     """What belongs to no model. `models`: those worth looking at."""
 
     pods: dict[str, tuple[EngineSpec, ...]]
@@ -111,8 +111,8 @@ class Reader:
             self.health.forget(self.slot_of(model))
 
     @property
-    def life(self) -> int:
-        """Counts how often Redis became another server. What was asked for and answered within one is of one server."""
+    def server_epoch(self) -> int:
+        """Counts how often Redis became another server. What was asked for and answered in one epoch is of one server."""
         return server_epoch_of(self.client)
 
     async def aclose(self) -> None:
@@ -139,7 +139,7 @@ class Reader:
 
         return await self._ask(answers(), calls[0].keys[0])
 
-    async def directory(self) -> DirectorySeen:
+    async def directory(self) -> Directory:
         """Registered pods, and the models that somebody indexes."""
         names = self.keyspace.directory
         pipeline = self.client.pipeline(transaction=False)
@@ -149,22 +149,20 @@ class Reader:
         pipeline.zrange(names.models, 0, -1, withscores=True)
         (seconds, microseconds), pods, specs, models = await self._ask(pipeline.execute(), names.pods)
         now_ms = seconds * 1000 + microseconds // 1000
-        return DirectorySeen(
-            self._pods.read(pods.items(), specs.items()), frozenset(text_of(model) for model, until_ms in models if until_ms >= now_ms)
-        )
+        return Directory(self._pods.read(pods.items(), specs.items()), frozenset(text_of(model) for model, until_ms in models if until_ms >= now_ms))
 
-    async def peek(self, stream: StreamKey) -> Peeked:
+    async def snapshot(self, stream: StreamKey) -> StateSnapshot:
         """One stream's state."""
         keys = self.keyspace.model(stream.model)
-        ((place, *stand, head),) = await self._call([Call("peek", [keys.state(stream), keys.log])])
-        found = _stand(stand)
+        ((offset, *version, head),) = await self._call([Call("peek", [keys.state(stream), keys.log])])
+        found = _version_of(version)
         try:
-            return Peeked(place_of(place), found, None if found is None else decode_head(head))
+            return StateSnapshot(offset_of(offset), found, None if found is None else decode_head(head))
         except msgspec.MsgspecError:
             if stream not in self._unreadable:
                 log.error("state in redis not readable", extra={"model": stream.model, "pod": stream.pod, "rank": stream.rank})
             self._unreadable.add(stream)
-            return Peeked(place_of(place), found)
+            return StateSnapshot(offset_of(offset), found)
 
     async def survey(self, model: str, streams: Sequence[StreamKey]) -> list[Survey]:
         """All streams' vouching, and these streams' states; several surveys where there are many of them."""
@@ -173,17 +171,17 @@ class Reader:
         found = []
         for piece in pieces:
             call = Call("survey", [keys.streams, keys.log, keys.incarnation, *map(keys.state, piece)])
-            ((now_ms, place, incarnation, vouched, *states),) = await self._call([call])
+            ((now_ms, offset, incarnation, vouched, *states),) = await self._call([call])
             until = {text_of(name): int(float(until_ms)) for name, until_ms in pairs(vouched)}
-            seen = {stream_id(stream): State(_stand(state[:3]), state[3]) for stream, state in zip(piece, states, strict=True)}
-            found.append(Survey(int(now_ms), place_of(place), incarnation, until, seen, node_of(self.client, keys.log)))
+            seen = {stream_id(stream): SurveyedState(_version_of(state[:3]), state[3]) for stream, state in zip(piece, states, strict=True)}
+            found.append(Survey(int(now_ms), offset_of(offset), incarnation, until, seen, node_of(self.client, keys.log)))
         return found
 
-    async def entries(self, model: str, after: Place, count: int, wait_ms: int) -> list[tuple[Place, bytes | None]]:
+    async def entries(self, model: str, after: LogOffset, count: int, wait_ms: int) -> list[tuple[LogOffset, bytes | None]]:
         """So many entries of the model's log at the most; waits so long for the first, 0 for not at all. None: an entry that is not one of ours."""
         name = self.keyspace.model(model).log
         answer: Any = await self._ask(self.client.xread({name: f"{after[0]}-{after[1]}"}, count=count, block=wait_ms or None), name)
-        return [(place_of(identifier), (fields or {}).get(b"e")) for _, entries in answer or () for identifier, fields in entries]
+        return [(offset_of(identifier), (fields or {}).get(b"e")) for _, entries in answer or () for identifier, fields in entries]
 
     async def loads(self, model: str, pods: Sequence[str]) -> dict[str, tuple[Load, float]]:
         """Pod → how busy it is, and how many seconds ago that was measured; without those of whom nobody says so."""
@@ -196,15 +194,15 @@ class Reader:
         return cursor, cast(dict[bytes, bytes], fields)
 
 
-def place_of(identifier: bytes) -> Place:
+def offset_of(identifier: bytes) -> LogOffset:
     """From a log's identifier of an entry."""
     ms, _, count = identifier.partition(b"-")
     return int(ms), int(count)
 
 
-def _stand(words: Iterable[bytes | None]) -> Stand | None:
+def _version_of(words: Iterable[bytes | None]) -> StateVersion | None:
     try:
         generation, fence, number = (int(word or b"") for word in words)
     except ValueError:
         return None
-    return Stand(generation, fence, number)
+    return StateVersion(generation, fence, number)

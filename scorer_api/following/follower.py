@@ -1,4 +1,4 @@
-"""Following all that indexers write into Redis: which models there are, a task for each, and what has to be given back in the end."""
+"""Following all that indexers write to Redis: a task per model, and one that frees in pieces what streams no longer hold."""
 
 import asyncio
 import logging
@@ -15,9 +15,9 @@ from indexer.config.settings import Settings
 from indexer.core.names import StreamKey
 from indexer.engines.spec import EngineSpec
 from indexer.errors import StoreError
-from indexer.store.reader import DirectorySeen, Reader
+from indexer.store.reader import Directory, Reader
 from indexer.store.registry import Registry
-from scorer_api.following.followed import Followed
+from scorer_api.following.followed_stream import FollowedStream
 from scorer_api.following.model_follower import ModelFollower
 from scorer_api.index.holding import Holding
 from scorer_api.index.view import View
@@ -28,10 +28,10 @@ log = logging.getLogger(__name__)
 LOOK_S = 1.0
 # Pause while Redis does not answer.
 RETRY_S = 0.1
-# Pause before a model begins again whose follower failed by an error of ours.
+# Pause before a model's follower that failed by an error of ours is started again.
 AFTER_FAILURE_S = 1.0
 LOADS_MAX = 2
-# Blocks given back at a stretch, well below a millisecond of the event loop, and the pause until the next.
+# Blocks freed at a stretch, well below a millisecond of the event loop, and the pause until the next.
 PIECE_BLOCKS = 1_000
 PIECE_PAUSE_S = 0.001
 
@@ -42,7 +42,7 @@ class _Running(Struct):
 
 
 class Follower:
-    """`async with Follower(settings, view, metrics) as follower:` it does not matter whether Redis is up."""
+    """`async with Follower(settings, view, metrics) as follower:` it starts whether Redis is up or not."""
 
     def __init__(self, settings: Settings, view: View, metrics: FollowerMetrics, up: Gauge | None = None) -> None:
         """`up`, where nobody else sets it, says whether Redis answers."""
@@ -55,9 +55,9 @@ class Follower:
         self.pods: dict[str, tuple[EngineSpec, ...]] = {}
         """The registered ones."""
         self._looking = asyncio.Lock()
-        self._given_back: asyncio.Queue[Holding] = asyncio.Queue()
+        self._to_give_back: asyncio.Queue[Holding] = asyncio.Queue()
         self._running: dict[str, _Running] = {}
-        self._first: list[ModelFollower] = []
+        self._first_models: list[ModelFollower] = []
         self._has_looked = False
         self._is_settled = False
 
@@ -68,7 +68,7 @@ class Follower:
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
             stack.callback(self._cancel_all)
             self._own = [
-                self._tasks.create_task(self._look_again_and_again(), name="directory"),
+                self._tasks.create_task(self._watch_directory(), name="directory"),
                 self._tasks.create_task(self._give_back(), name="give back"),
             ]
             self._stack = stack.pop_all()
@@ -95,21 +95,21 @@ class Follower:
 
     def _note_settled(self) -> None:
         """Once settled it is for good, whether anybody asks in time or not."""
-        self._is_settled = self._is_settled or (bool(self._first) and all(model.is_settled and model.streams for model in self._first))
+        self._is_settled = self._is_settled or (bool(self._first_models) and all(model.is_settled and model.streams for model in self._first_models))
 
     @property
-    def is_bare(self) -> bool:
-        """Whether Redis says that there is nothing: nobody indexes anything yet, or it has just lost everything."""
+    def is_empty(self) -> bool:
+        """Whether Redis answers that it holds nothing: nobody indexes anything yet, or it has just lost everything."""
         return self._has_looked and self.reader.trouble is None and not any(self.streams())
 
-    def streams(self) -> Iterator[Followed]:
+    def streams(self) -> Iterator[FollowedStream]:
         """Every stream that is followed."""
         for running in self._running.values():
             yield from running.follower.streams.values()
 
     # The directory
 
-    async def _look_again_and_again(self) -> None:
+    async def _watch_directory(self) -> None:
         while True:
             try:
                 await self.look()
@@ -124,30 +124,30 @@ class Follower:
             self._note_settled()
             await self.registry.repeat_unconfirmed()
             asked_s, node = time.monotonic(), self.registry.node
-            seen = await self.reader.directory()
-            self.registry.note_registered(seen.pods, node, asked_s)
-            await self._follow(seen)
+            directory = await self.reader.directory()
+            self.registry.note_registered(directory.pods, node, asked_s)
+            await self._follow(directory)
 
-    async def _follow(self, seen: DirectorySeen) -> None:
-        self.pods = seen.pods
-        expected: dict[str, list[StreamKey]] = {model: [] for model in seen.models}
-        for pod, specs in seen.pods.items():
+    async def _follow(self, directory: Directory) -> None:
+        self.pods = directory.pods
+        expected: dict[str, list[StreamKey]] = {model: [] for model in directory.models}
+        for pod, specs in directory.pods.items():
             for spec in specs:
                 expected.setdefault(spec.model, []).extend(StreamKey(spec.model, pod, rank) for rank in spec.stream_ranks)
         now_s = time.monotonic()
         for model in self._running.keys() - expected.keys():
-            await self._miss(model, now_s)
+            await self._note_missing(model, now_s)
         for model, streams in expected.items():
             if model not in self._running:
                 self._start(model)
             follower = self._running[model].follower
             follower.missing_since_s = None
             follower.expect(streams)
-        if not self._first:
-            self._first = [running.follower for running in self._running.values()]
+        if not self._first_models:
+            self._first_models = [running.follower for running in self._running.values()]
         self._has_looked = True
 
-    async def _miss(self, model: str, now_s: float) -> None:
+    async def _note_missing(self, model: str, now_s: float) -> None:
         """Nobody names it any more; or Redis lost it, or is older than it, and its indexers will name it again."""
         follower = self._running[model].follower
         follower.expect(())
@@ -182,11 +182,11 @@ class Follower:
     def give_back(self, holding: Holding | None) -> None:
         """What a stream held is not needed any more."""
         if holding is not None:
-            self._given_back.put_nowait(holding)
+            self._to_give_back.put_nowait(holding)
 
     async def _give_back(self) -> None:
         while True:
-            holding = await self._given_back.get()
+            holding = await self._to_give_back.get()
             while True:
                 if not holding.give_back(PIECE_BLOCKS):
                     break

@@ -1,21 +1,19 @@
-"""Reading one stream from Redis: its state, its blocks in pieces, then the entries of the log since."""
+"""Loading one stream: a snapshot of its state, its blocks in pieces, then the entries of the log since."""
 
 import asyncio
 import time
 from collections.abc import Iterable, Mapping
-from typing import Protocol
 
 from indexer.core.block_table import REMOVED
 from indexer.core.change import Change, HashMapping
 from indexer.core.events import Tier
 from indexer.core.key_claims import KeyClaims
 from indexer.core.names import Trust
-from indexer.store.reader import START, Place, Reader, Stand
+from indexer.store.reader import LOG_START, LogOffset, StateVersion
 from indexer.store.records import Entry, change_of, decode_hash, keys_of_block, unpack_keys
-from scorer_api.following.followed import Followed, Verdict, judge, stand_after
+from scorer_api.following.followed_model import FollowerContext
+from scorer_api.following.followed_stream import FollowedStream, Verdict, judge, version_after
 from scorer_api.index.holding import Holding
-from scorer_api.index.view import View
-from scorer_api.metrics import FollowerMetrics
 
 # Fields that one command reads: well below a millisecond of Redis, and of the event loop.
 PIECE_FIELDS = 1_000
@@ -24,58 +22,50 @@ TURN_S = 0.002
 BLOCK_BYTES_MIN = 18
 
 
-class Surroundings(Protocol):
-    """What a load needs."""
-
-    reader: Reader
-    view: View
-    metrics: FollowerMetrics
-
-
 class Loading:
-    """One load of one stream, into room of its own: what was held goes on serving.
+    """One load of one stream, into room of its own: what was held keeps serving.
 
-    What `read` found: `is_missing`, where there is no such stream; else `stand`, None where that cannot be read, `holding`, None where it holds
-    nothing, `place` and `trust`. Where it is not `is_whole` something came in between, and the holding has to be given back.
+    What `read` found: `is_missing`, where there is no such stream; else `version`, None where that cannot be read, `holding`, None where it holds
+    nothing, `offset` and `trust`. Where it is not `is_whole` something came in between, and the holding has to be given back.
     """
 
-    def __init__(self, followed: Followed, surroundings: Surroundings) -> None:
+    def __init__(self, stream: FollowedStream, context: FollowerContext) -> None:
         self.holding: Holding | None = None
-        self.stand: Stand | None = None
-        self.place: Place = START
+        self.version: StateVersion | None = None
+        self.offset: LogOffset = LOG_START
         self.trust = Trust.STALE
         self.hash_seed: str | None = None
         """What the block keys are made with; None where that cannot be read."""
         self.is_missing = False
         self.is_whole = False
-        self._followed = followed
-        self._reader, self._view, self._metrics = surroundings.reader, surroundings.view, surroundings.metrics
+        self._stream = stream
+        self._reader, self._view, self._metrics = context.reader, context.view, context.metrics
 
     async def read(self) -> None:
         """Raises StoreError."""
-        followed, life = self._followed, self._reader.life
-        followed.begin_keeping()
-        peeked = await self._reader.peek(followed.key)
-        self.place = peeked.place
-        self.is_missing = peeked.stand is None
-        if peeked.stand is not None and peeked.head is not None:
-            self.stand, self.trust, self.hash_seed = peeked.stand, peeked.head.trust, peeked.head.hash_seed
-            traits = peeked.head.traits
+        stream, server_epoch = self._stream, self._reader.server_epoch
+        stream.begin_buffering()
+        snapshot = await self._reader.snapshot(stream.key)
+        self.offset = snapshot.offset
+        self.is_missing = snapshot.version is None
+        if snapshot.version is not None and snapshot.head is not None:
+            self.version, self.trust, self.hash_seed = snapshot.version, snapshot.head.trust, snapshot.head.hash_seed
+            traits = snapshot.head.traits
             if traits.block_size is not None:
-                self.holding = self._view.hold_apart(followed.key, traits.block_size)
-                await self._read_blocks(self.holding, peeked.stand.generation, may_be_ambiguous=not traits.announces_extra_keys)
+                self.holding = self._view.hold_apart(stream.key, traits.block_size)
+                await self._read_blocks(self.holding, snapshot.version.generation, may_be_ambiguous=not traits.announces_extra_keys)
             if not await self._catch_up():
                 return
         # Else it may be half of one server and half of another.
-        self.is_whole = not followed.must_load_again and life == self._reader.life
+        self.is_whole = not stream.must_load_again and server_epoch == self._reader.server_epoch
 
     async def _read_blocks(self, holding: Holding, generation: int, *, may_be_ambiguous: bool) -> None:
-        key = self._followed.key
+        key = self._stream.key
         names = self._reader.keyspace.model(key.model).parts(key, generation)
         claims = KeyClaims()
         for tier, name in zip(Tier, names, strict=False):
             cursor = 0
-            while not self._followed.must_load_again:
+            while not self._stream.must_load_again:
                 cursor, fields = await self._reader.blocks(name, cursor, PIECE_FIELDS)
                 change = Change()
                 change.touched[tier].update(dict.fromkeys(self._keys(fields.values()), True))
@@ -97,7 +87,7 @@ class Loading:
     async def _read_removed(self, holding: Holding, name: str) -> None:
         """The engine hashes of blocks that a lower tier may yet name."""
         cursor = 0
-        while not self._followed.must_load_again:
+        while not self._stream.must_load_again:
             cursor, fields = await self._reader.blocks(name, cursor, PIECE_FIELDS)
             change = Change()
             change.hash_mapping = self._mapping(holding, fields)
@@ -107,7 +97,7 @@ class Loading:
 
     @staticmethod
     def _mapping(holding: Holding, fields: Mapping[bytes, bytes]) -> HashMapping | None:
-        """Which block keys these fields' engine hashes stand for; None where nobody wants to know."""
+        """Which block keys these fields' engine hashes version for; None where nobody wants to know."""
         if holding.hashes is None:
             return None
         found = {decode_hash(field): keys_of_block(block)[:8] for field, block in fields.items() if len(block) >= BLOCK_BYTES_MIN}
@@ -136,23 +126,23 @@ class Loading:
 
     async def _catch_up(self) -> bool:
         """Apply the entries since. Returns whether they all follow. Nothing waits between the last one and the return."""
-        kept = self._followed.kept
-        assert kept is not None, "entries are kept while a load runs"
+        buffered = self._stream.buffered
+        assert buffered is not None, "entries are buffered while a load runs"
         began_s = time.monotonic()
-        while kept:
-            place, entry = kept.popleft()
-            if place <= self.place:
+        while buffered:
+            offset, entry = buffered.popleft()
+            if offset <= self.offset:
                 continue
-            if judge(self.stand, entry) is not Verdict.APPLY or not self._apply(entry):
+            if judge(self.version, entry) is not Verdict.APPLY or not self._apply(entry):
                 return False
-            self.stand, self.place, self.trust = stand_after(entry), place, entry.trust
+            self.version, self.offset, self.trust = version_after(entry), offset, entry.trust
             if time.monotonic() - began_s > TURN_S:
                 await asyncio.sleep(0)
                 began_s = time.monotonic()
         return True
 
     def _apply(self, entry: Entry) -> bool:
-        """Returns whether it fits."""
+        """Returns whether the entry fits what was read."""
         try:
             change = change_of(entry)
         except ValueError:
@@ -160,7 +150,7 @@ class Loading:
         if not change or entry.block_size is None:
             return True
         if self.holding is None:
-            self.holding = self._view.hold_apart(self._followed.key, entry.block_size)
+            self.holding = self._view.hold_apart(self._stream.key, entry.block_size)
         if self.holding.block_size != entry.block_size:
             return False
         self.holding.apply(change)

@@ -26,9 +26,9 @@ from indexer.store.registry import Registry
 from indexer.store.unconfirmed_registrations import UnconfirmedRegistrations
 from indexer.streams.stream import Stream
 from scorer_api.api import routes
-from scorer_api.following import model_follower
-from scorer_api.following.followed import Followed, Verdict
-from scorer_api.following.model_follower import ModelFollower
+from scorer_api.following import log_reader
+from scorer_api.following.followed_model import FollowedModel
+from scorer_api.following.followed_stream import FollowedStream, Verdict
 
 Patch = pytest.MonkeyPatch
 
@@ -193,25 +193,25 @@ def one_removal_is_enough(patch: Patch) -> None:
 
 def no_doubt_of_the_log(patch: Patch) -> None:
     """What the log has is applied, whatever it should follow."""
-    judge = model_follower.judge
-    patch.setattr(model_follower, "judge", lambda *words: Verdict.APPLY if (found := judge(*words)) is Verdict.LOST else found)
+    judge = log_reader.judge
+    patch.setattr(log_reader, "judge", lambda *words: Verdict.APPLY if (found := judge(*words)) is Verdict.LOST else found)
     no_comparing_of_states(patch)
 
 
 def no_comparing_of_states(patch: Patch) -> None:
     """What is held is compared with entries of the log only."""
-    patch.setattr(Followed, "differs", lambda self, state: False)
+    patch.setattr(FollowedStream, "differs", lambda self, state: False)
 
 
 def vouched_for_ever(patch: Patch) -> None:
     """A word of an owner holds for good."""
-    vouch = ModelFollower._vouch
+    set_trust = FollowedModel.set_trust
 
-    def trust(self: ModelFollower, followed: Followed) -> None:
-        followed.vouched_until_s = math.inf
-        vouch(self, followed)
+    def trust(self: FollowedModel, stream: FollowedStream) -> None:
+        stream.vouched_until_s = math.inf
+        set_trust(self, stream)
 
-    patch.setattr(ModelFollower, "_vouch", trust)
+    patch.setattr(FollowedModel, "set_trust", trust)
 
 
 # What is kept, and for how long

@@ -22,8 +22,8 @@ from indexer.store.reader import Reader
 from indexer.store.registry import Registry
 from scorer_api.following import follower as follower_module
 from scorer_api.following import loading
-from scorer_api.following.fleet import Fleet
 from scorer_api.following.follower import Follower
+from scorer_api.following.shared_pods import SharedPods
 from scorer_api.index.prompt import Prompt
 from scorer_api.index.view import View
 from scorer_api.metrics import FollowerMetrics
@@ -55,7 +55,7 @@ class Scorer:
         self.registry = CollectorRegistry()
         self.metrics = FollowerMetrics(self.registry, self.view)
         self.follower = Follower(settings, self.view, self.metrics)
-        self.fleet = Fleet(settings, self.follower)
+        self.pods = SharedPods(settings, self.follower)
 
     def matched(self, stream: StreamKey, contents: list[int]) -> int | None:
         """How many of these blocks the stream holds from the first on; None where nobody knows it."""
@@ -465,14 +465,14 @@ def test_vouching_runs_out_while_redis_hangs_and_answers_go_on(server: RedisServ
             try:
                 await scorer.holds(A, [1], 1, Trust.STALE)
                 await until(lambda: scorer.view.age_s > 2 * settings.lease_s)
-                await until(lambda: any("Redis is unreachable since" in reason for reason in scorer.fleet.readiness().reasons))
-                assert scorer.fleet.readiness().status == "degraded"
+                await until(lambda: any("Redis is unreachable since" in reason for reason in scorer.pods.readiness().reasons))
+                assert scorer.pods.readiness().status == "degraded"
             finally:
                 server.thaw()
             stream.apply(stored([2], [2], 1))
             await scorer.holds(A, [1, 2], 2)
             assert scorer.view.age_s < settings.lease_s
-            assert scorer.fleet.readiness().status == "ready"
+            assert scorer.pods.readiness().status == "ready"
 
     run(scenario())
 
@@ -482,15 +482,15 @@ def test_a_redis_that_says_nothing_is_away_however_long_its_answer_is_waited_for
 
     async def scenario() -> None:
         async with scorer_of(settings) as scorer:
-            await until(lambda: scorer.fleet.readiness().status == "ready")
+            await until(lambda: scorer.pods.readiness().status == "ready")
             server.freeze()
             try:
-                await until(lambda: scorer.fleet.readiness().status == "degraded")
+                await until(lambda: scorer.pods.readiness().status == "degraded")
                 with pytest.raises(StoreError):
-                    await scorer.fleet.register((EngineSpec("a", "m", events="tcp://127.0.0.1:9"),))
+                    await scorer.pods.register((EngineSpec("a", "m", events="tcp://127.0.0.1:9"),))
             finally:
                 server.thaw()
-            await until(lambda: scorer.fleet.readiness().status == "ready")
+            await until(lambda: scorer.pods.readiness().status == "ready")
 
     run(scenario())
 
@@ -831,15 +831,15 @@ def test_a_registered_pod_is_known_before_anything_is_known_of_it(server: RedisS
     async def scenario() -> None:
         async with scorer_of(settings) as scorer, scorer_of(settings) as other:
             spec = EngineSpec("p/1", "m {1}", events="tcp://127.0.0.1:9", ranks=2)
-            assert await scorer.fleet.register((spec,))
-            assert [(pod.pod, pod.model, len(pod.streams)) for pod in scorer.fleet.pods()] == [("p/1", "m {1}", 2)]
+            assert await scorer.pods.register((spec,))
+            assert [(pod.pod, pod.model, len(pod.streams)) for pod in scorer.pods.pods()] == [("p/1", "m {1}", 2)]
             await until(lambda: other.view.models() == {"m {1}": ["p/1"]})
-            assert not await other.fleet.register((EngineSpec("p/1", "m {1}", events="tcp://127.0.0.1:9"),))
-            await until(lambda: [len(pod.streams) for pod in scorer.fleet.pods()] == [1])
-            (status,) = scorer.fleet.pods()[0].streams
+            assert not await other.pods.register((EngineSpec("p/1", "m {1}", events="tcp://127.0.0.1:9"),))
+            await until(lambda: [len(pod.streams) for pod in scorer.pods.pods()] == [1])
+            (status,) = scorer.pods.pods()[0].streams
             assert (status.trust, status.sequence, status.blocks, status.owner) == (Trust.STALE, None, {}, None)
-            assert await scorer.fleet.forget("p/1")
-            assert not await scorer.fleet.forget("p/1")
+            assert await scorer.pods.forget("p/1")
+            assert not await scorer.pods.forget("p/1")
             assert scorer.view.models() == {}
             await until(lambda: other.view.models() == {})
 
@@ -852,15 +852,15 @@ def test_a_pod_deleted_at_one_scorer_is_gone_at_all_and_in_redis(server: RedisSe
     async def scenario() -> None:
         async with owner_of(settings) as owner, scorer_of(settings) as scorer, scorer_of(settings) as other:
             spec = EngineSpec(A.pod, MODEL, events="tcp://127.0.0.1:9", ranks=2)
-            assert await scorer.fleet.register((spec,))
+            assert await scorer.pods.register((spec,))
             for key in (A, A1):
                 stream = await owner.own(key)
                 stream.apply(stored([1], [1]))
                 for each in (scorer, other):
                     await each.holds(key, [1], 1)
-            status = scorer.fleet.pods()[0].streams[0]
+            status = scorer.pods.pods()[0].streams[0]
             assert (status.owner, status.trust, status.blocks, status.sequence) == ("owner", Trust.LIVE, {"gpu": 1}, 0)
-            assert await other.fleet.forget(A.pod)
+            assert await other.pods.forget(A.pod)
             assert other.view.models() == {}
             await until(lambda: scorer.view.models() == {})
             names = server.keys()
@@ -874,14 +874,14 @@ def test_a_registered_pod_whose_streams_are_gone_stays_listed(server: RedisServe
 
     async def scenario() -> None:
         async with owner_of(settings) as owner, scorer_of(settings) as scorer:
-            await scorer.fleet.register((EngineSpec(A.pod, MODEL, events="tcp://127.0.0.1:9"),))
+            await scorer.pods.register((EngineSpec(A.pod, MODEL, events="tcp://127.0.0.1:9"),))
             stream = await owner.own(A)
             stream.apply(stored([1], [1]))
             await scorer.holds(A, [1], 1)
             owner.store.disown(A)
             await Registry(scorer.follower.reader.client, Keyspace(settings.namespace), settings).delete(A)
             await scorer.holds(A, [1], 0, Trust.STALE)
-            await until(lambda: scorer.fleet.pods()[0].streams[0].owner is None)
+            await until(lambda: scorer.pods.pods()[0].streams[0].owner is None)
 
     run(scenario())
 
@@ -899,13 +899,13 @@ def test_readiness_waits_for_what_there_was_at_first(server: RedisServer) -> Non
             _before_each_piece(scorer, may_load.wait)
             async with scorer.follower:
                 await until(lambda: scorer.count("kv_indexer_follower_loading") == 1)
-                readiness = scorer.fleet.readiness()
+                readiness = scorer.pods.readiness()
                 assert (readiness.status, readiness.is_ready) == ("starting", False)
                 may_load.set()
-                await until(lambda: scorer.fleet.readiness().status == "ready")
+                await until(lambda: scorer.pods.readiness().status == "ready")
                 stream.vouch(Trust.STALE)
-                await until(lambda: scorer.fleet.readiness().status == "degraded")
-                assert scorer.fleet.readiness().reasons == [f"pod {A.pod} rank 0 is stale"]
+                await until(lambda: scorer.pods.readiness().status == "degraded")
+                assert scorer.pods.readiness().reasons == [f"pod {A.pod} rank 0 is stale"]
 
     run(scenario())
 
@@ -915,13 +915,13 @@ def test_a_scorer_that_finds_nothing_waits_for_somebody_to_write(server: RedisSe
 
     async def scenario() -> None:
         async with scorer_of(settings_of(server, ready_after_s=60.0)) as scorer, scorer_of(settings_of(server, ready_after_s=0.001)) as hasty:
-            await until(lambda: scorer.follower.is_bare and hasty.follower.is_bare)
-            assert hasty.fleet.readiness().status == "ready"
-            assert scorer.fleet.readiness().status == "starting"
+            await until(lambda: scorer.follower.is_empty and hasty.follower.is_empty)
+            assert hasty.pods.readiness().status == "ready"
+            assert scorer.pods.readiness().status == "starting"
             async with owner_of(settings_of(server)) as owner:
                 stream = await owner.own(A)
                 stream.apply(stored([1], [1]))
-                await until(lambda: scorer.fleet.readiness().status == "ready")
+                await until(lambda: scorer.pods.readiness().status == "ready")
                 assert scorer.matched(A, [1]) == 1
 
     run(scenario())
@@ -932,13 +932,13 @@ def test_a_scorer_that_could_load_nothing_is_not_ready_and_says_why() -> None:
 
     async def scenario() -> None:
         async with scorer_of(settings) as scorer:
-            await until(lambda: scorer.fleet.readiness().reasons)
-            assert scorer.fleet.readiness().status == "starting"
-            (reason,) = scorer.fleet.readiness().reasons
+            await until(lambda: scorer.pods.readiness().reasons)
+            assert scorer.pods.readiness().status == "starting"
+            (reason,) = scorer.pods.readiness().reasons
             assert reason.startswith("Redis is unreachable since ")
             with pytest.raises(StoreError):
-                await scorer.fleet.register((EngineSpec("a", "m", events="tcp://127.0.0.1:9"),))
+                await scorer.pods.register((EngineSpec("a", "m", events="tcp://127.0.0.1:9"),))
             with pytest.raises(StoreError):
-                await scorer.fleet.forget("a")
+                await scorer.pods.forget("a")
 
     run(scenario())

@@ -99,7 +99,7 @@ def test_what_was_vouched_for_by_another_clock_does_not_count(moving: Moving, mo
 
 
 def test_a_log_that_went_its_own_way_is_not_read_on_from_the_place_in_the_former(moving: Moving) -> None:
-    """One owner moved before the scorer, another after it: what the first wrote meanwhile lies before the scorer's place, and is not lost on it."""
+    """One owner moved before the scorer, another after it: what the first wrote meanwhile lies before the scorer's offset, and is not lost on it."""
 
     async def scenario() -> None:
         settings = settings_of(moving)
@@ -170,9 +170,9 @@ def test_a_registration_that_a_failover_lost_is_made_again_by_who_made_it(moving
     async def scenario() -> None:
         async with scorer_of(settings_of(moving)) as scorer:
             moving.begin(client(scorer))
-            await until(lambda: scorer.follower.is_bare)
+            await until(lambda: scorer.follower.is_empty)
             moving.promote()
-            assert await scorer.fleet.register(SPECS)
+            assert await scorer.pods.register(SPECS)
             assert registered(moving.second) == {}
             moving.move(client(scorer))
             await until(lambda: registered(moving.second) == {"pod": SPECS})
@@ -192,12 +192,12 @@ def test_a_deletion_that_a_failover_lost_is_made_again_by_who_made_it(moving: Mo
             moving.begin(client(owner), client(scorer))
             owned = await owner.own(stream)
             owned.apply(stored([1], [1]))
-            await scorer.fleet.register(SPECS)
+            await scorer.pods.register(SPECS)
             await scorer.holds(stream, [1], 1)
             owner.is_keeping = False
             moving.promote()
             owner.store.disown(stream)
-            assert await scorer.fleet.forget("pod")
+            assert await scorer.pods.forget("pod")
             state = Keyspace("kvi").model(MODEL).state(stream)
             assert registered(moving.second) == {"pod": SPECS}
             assert moving.second.client().exists(state)
@@ -216,11 +216,11 @@ def test_a_pod_that_was_registered_since_it_was_deleted_stays(moving: Moving) ->
     async def scenario() -> None:
         async with scorer_of(settings_of(moving)) as scorer, scorer_of(settings_of(moving)) as other:
             moving.begin(client(scorer), client(other))
-            await scorer.fleet.register(SPECS)
+            await scorer.pods.register(SPECS)
             moving.promote()
-            assert await scorer.fleet.forget("pod")
+            assert await scorer.pods.forget("pod")
             moving.move(client(other))
-            await other.fleet.register(SPECS)
+            await other.pods.register(SPECS)
             moving.move(client(scorer))
             await scorer.follower.look()
             assert registered(moving.second) == {"pod": SPECS}
@@ -233,14 +233,14 @@ def test_a_pod_that_was_replaced_or_deleted_since_it_was_registered_stays_so(mov
     async def scenario() -> None:
         async with scorer_of(settings_of(moving)) as scorer, scorer_of(settings_of(moving)) as other:
             moving.begin(client(scorer), client(other))
-            await scorer.fleet.register(SPECS)
-            await other.fleet.register(OTHERS)
+            await scorer.pods.register(SPECS)
+            await other.pods.register(OTHERS)
             moving.promote()
             moving.move(client(scorer))
             await scorer.follower.look()
             assert registered(moving.second) == {"pod": OTHERS}
             moving.move(client(other))
-            assert await other.fleet.forget("pod")
+            assert await other.pods.forget("pod")
             await scorer.follower.look()
             assert registered(moving.second) == {}
 

@@ -1,4 +1,4 @@
-"""The pods as replicas share them: registered by anybody for all, and what the owners of their streams say of them."""
+"""The pods that replicas share: registered at any of them for all, and what the owners of their streams publish."""
 
 import asyncio
 import logging
@@ -18,20 +18,20 @@ from indexer.ownership.replica import ReplicaService
 from indexer.store.health import UNREACHABLE
 from indexer.streams.pool import PodStatus, Readiness
 from indexer.streams.stream import StreamStatus, ToldStatus
-from scorer_api.following.followed import Followed
+from scorer_api.following.followed_stream import FollowedStream
 from scorer_api.following.follower import Follower
 
 log = logging.getLogger(__name__)
 
-# A deleted pod is gone from the answers within milliseconds; so long it is waited for.
-GONE_S = 2.0
+# A deletion waits so long until the deleted pod is gone from the answers, which takes milliseconds.
+GONE_TIMEOUT_S = 2.0
 GONE_POLL_S = 0.005
 
 _decode_status = msgspec.json.Decoder(ToldStatus).decode
 
 
-class Fleet:
-    """What `/v1/pods` and `/readyz` are about. Pods that were registered here are known to all replicas. `service`: the indexer in this process."""
+class SharedPods:
+    """Behind `/v1/pods` and `/readyz`. What is registered here is known to all replicas. `service`: the indexer in this process, if there is one."""
 
     def __init__(self, settings: Settings, follower: Follower, service: ReplicaService | None = None) -> None:
         self._service = service
@@ -47,10 +47,10 @@ class Fleet:
         """Every pod with its streams, the registered ones first."""
         found: dict[tuple[str, str], list[StreamStatus]] = {(pod, specs[0].model): [] for pod, specs in self._follower.pods.items()}
         bases = {(pod, specs[0].model): http_base(specs) for pod, specs in self._follower.pods.items()}
-        for followed in self._follower.streams():
-            name = (followed.key.pod, followed.key.model)
-            told = told_by(followed)
-            found.setdefault(name, []).append(self._status(followed, told))
+        for stream in self._follower.streams():
+            name = (stream.key.pod, stream.key.model)
+            told = published_status(stream)
+            found.setdefault(name, []).append(self._status(stream, told))
             if told is not None and told.http is not None:
                 bases.setdefault(name, told.http)
         return [
@@ -58,25 +58,25 @@ class Fleet:
             for (pod, model), streams in found.items()
         ]
 
-    def _status(self, followed: Followed, told: ToldStatus | None) -> StreamStatus:
-        trust = self._follower.view.trust(followed.key)
+    def _status(self, stream: FollowedStream, told: ToldStatus | None) -> StreamStatus:
+        trust = self._follower.view.trust(stream.key)
         if told is None:
-            return StreamStatus(followed.key.rank, None, trust, False, None, {}, 0, 0, 0, 0, None, None)
+            return StreamStatus(stream.key.rank, None, trust, False, None, {}, 0, 0, 0, 0, None, None)
         status = StreamStatus(*(getattr(told, name) for name in StreamStatus.__struct_fields__))
         age_s = status.last_batch_age_s
         if age_s is not None:
-            age_s = round(age_s + time.monotonic() - followed.status_at_s, 3)
-        owner = status.owner if followed.vouched_until_s > time.monotonic() else None
+            age_s = round(age_s + time.monotonic() - stream.status_at_s, 3)
+        owner = status.owner if stream.vouched_until_s > time.monotonic() else None
         return msgspec.structs.replace(status, trust=trust, last_batch_age_s=age_s, owner=owner)
 
     def models_with(self, adapter: str) -> set[str]:
         """The models for which an adapter of this name was announced, as the owners of streams say."""
-        told = ((followed.key.model, told_by(followed)) for followed in self._follower.streams())
+        told = ((stream.key.model, published_status(stream)) for stream in self._follower.streams())
         return {model for model, each in told if each is not None and adapter in each.adapters}
 
     def adapters(self, model: str) -> set[str]:
         """Names of the adapters that were announced for a model."""
-        told = (told_by(followed) for followed in self._follower.streams() if followed.key.model == model)
+        told = (published_status(stream) for stream in self._follower.streams() if stream.key.model == model)
         return {name for each in told if each is not None for name in each.adapters}
 
     def api(self, pod: str, model: str) -> EngineApi:
@@ -86,7 +86,7 @@ class Fleet:
         specs = self._follower.pods.get(pod, ())
         if specs and specs[0].http is not None:
             return EngineApi(pod, specs[0].http, is_limited=True)
-        told = (told_by(followed) for followed in self._follower.streams() if (followed.key.pod, followed.key.model) == (pod, model))
+        told = (published_status(stream) for stream in self._follower.streams() if (stream.key.pod, stream.key.model) == (pod, model))
         bases = (each.http for each in told if each is not None and each.http is not None)
         return EngineApi(pod, next(bases, http_base_of(pod)), is_limited=True)
 
@@ -109,13 +109,13 @@ class Fleet:
         await self._follower.look()
         if pod not in self._known():
             return False
-        streams = {followed.key for followed in self._follower.streams() if followed.key.pod == pod}
+        streams = {stream.key for stream in self._follower.streams() if stream.key.pod == pod}
         streams.update(_streams_of(self._follower.pods.get(pod, ())))
         await self._registry.unregister(pod)
         await self._follower.look()
         for stream in streams:
             await self._registry.delete(stream)
-        await self._see_gone(pod)
+        await self._wait_until_gone(pod)
         log.info("pod forgotten", extra={"pod": pod})
         return True
 
@@ -126,12 +126,12 @@ class Fleet:
             raise StoreError(UNREACHABLE)
 
     def _known(self) -> set[str]:
-        return self._follower.pods.keys() | {followed.key.pod for followed in self._follower.streams()}
+        return self._follower.pods.keys() | {stream.key.pod for stream in self._follower.streams()}
 
-    async def _see_gone(self, pod: str) -> None:
-        """Wait until the deletion has come back by the log."""
-        until_s = time.monotonic() + GONE_S
-        while pod in self._known() and time.monotonic() < until_s:  # noqa: ASYNC110 - the log is read in paces anyway
+    async def _wait_until_gone(self, pod: str) -> None:
+        """Wait until the log has brought the deletion."""
+        until_s = time.monotonic() + GONE_TIMEOUT_S
+        while pod in self._known() and time.monotonic() < until_s:  # noqa: ASYNC110 - the log is polled anyway
             await asyncio.sleep(GONE_POLL_S)
 
     # Readiness
@@ -140,8 +140,8 @@ class Fleet:
         """Ready once all that there was at first is loaded, however long that takes; where there is nothing, after a while. Then for good."""
         if not self._ready:
             has_waited = time.monotonic() - self._started_s >= self._settings.ready_after_s
-            self._ready = self._follower.is_settled or (self._follower.is_bare and has_waited)
-        reasons = [*self._troubles(), *(reason for followed in self._follower.streams() if (reason := self._doubt(followed)))]
+            self._ready = self._follower.is_settled or (self._follower.is_empty and has_waited)
+        reasons = [*self._troubles(), *(reason for stream in self._follower.streams() if (reason := self._doubt(stream)))]
         if self._service is not None:
             own = self._service.readiness()
             self._ready = self._ready and own.is_ready
@@ -157,21 +157,21 @@ class Fleet:
         since = datetime.fromtimestamp(trouble[1], UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         return [f"{StoreError(trouble[0])} since {since}"]
 
-    def _doubt(self, followed: Followed) -> str | None:
-        status = self._status(followed, told_by(followed))
+    def _doubt(self, stream: FollowedStream) -> str | None:
+        status = self._status(stream, published_status(stream))
         if status.trust is Trust.LIVE or (status.trust is Trust.PARTIAL and not status.last_error):
             return None
-        return f"pod {followed.key.pod} rank {followed.key.rank} is {status.trust}" + (f": {status.last_error}" if status.last_error else "")
+        return f"pod {stream.key.pod} rank {stream.key.rank} is {status.trust}" + (f": {status.last_error}" if status.last_error else "")
 
 
-def told_by(followed: Followed) -> ToldStatus | None:
-    """What the owner of a stream says of it, None where nobody said anything that can be read."""
-    if followed.told_in is not followed.status:
-        followed.told_in, followed.told = followed.status, _told(followed.status)
-    return followed.told
+def published_status(stream: FollowedStream) -> ToldStatus | None:
+    """What the owner of a stream published of it last; None where that is nothing, or unreadable."""
+    if stream.decoded_from is not stream.status:
+        stream.decoded_from, stream.decoded_status = stream.status, _decoded(stream.status)
+    return stream.decoded_status
 
 
-def _told(status: bytes | None) -> ToldStatus | None:
+def _decoded(status: bytes | None) -> ToldStatus | None:
     try:
         told = _decode_status(status or b"")
     except msgspec.MsgspecError:

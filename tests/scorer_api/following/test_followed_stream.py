@@ -3,13 +3,13 @@
 import pytest
 
 from indexer.core.names import StreamKey, Trust
-from indexer.store.reader import Stand, State
+from indexer.store.reader import StateVersion, SurveyedState
 from indexer.store.records import Entry, Kind
-from scorer_api.following import followed as followed_module
-from scorer_api.following.followed import Followed, Verdict, judge, stand_after
+from scorer_api.following import followed_stream
+from scorer_api.following.followed_stream import FollowedStream, Verdict, judge, version_after
 
 GENERATION, OTHER_GENERATION, FENCE, NEW_FENCE = 11, 12, 21, 22
-HELD = Stand(GENERATION, FENCE, 5)
+HELD = StateVersion(GENERATION, FENCE, 5)
 
 
 def entry(
@@ -29,7 +29,7 @@ def entry(
         (HELD, entry(), Verdict.APPLY),
         (HELD, entry(fence=NEW_FENCE), Verdict.APPLY),
         # The state was read when the new owner had claimed it and not yet written: its first entry names the former one.
-        (Stand(GENERATION, NEW_FENCE, 5), entry(fence=NEW_FENCE), Verdict.APPLY),
+        (StateVersion(GENERATION, NEW_FENCE, 5), entry(fence=NEW_FENCE), Verdict.APPLY),
         (HELD, entry(after=(FENCE, 4), number=5), Verdict.LOST),
         (HELD, entry(after=(FENCE, 6), number=7), Verdict.LOST),
         (HELD, entry(fence=NEW_FENCE, after=(NEW_FENCE, 5)), Verdict.LOST),
@@ -45,22 +45,22 @@ def entry(
         (None, entry(Kind.GONE), Verdict.CLOSE),
     ],
 )
-def test_what_an_entry_means(held: Stand | None, seen: Entry, verdict: Verdict) -> None:
+def test_what_an_entry_means(held: StateVersion | None, seen: Entry, verdict: Verdict) -> None:
     assert judge(held, seen) is verdict
 
 
 def test_the_state_after_an_entry() -> None:
-    assert stand_after(entry(fence=NEW_FENCE)) == Stand(GENERATION, NEW_FENCE, 6)
+    assert version_after(entry(fence=NEW_FENCE)) == StateVersion(GENERATION, NEW_FENCE, 6)
 
 
-def holding(stand: Stand | None = HELD) -> Followed:
-    made = Followed(StreamKey("m", "a", 0))
-    made.stand = stand
+def holding(version: StateVersion | None = HELD) -> FollowedStream:
+    made = FollowedStream(StreamKey("m", "a", 0))
+    made.version = version
     return made
 
 
-def surveyed(generation: int = GENERATION, fence: int = FENCE, number: int = 5) -> State:
-    return State(Stand(generation, fence, number), None)
+def surveyed(generation: int = GENERATION, fence: int = FENCE, number: int = 5) -> SurveyedState:
+    return SurveyedState(StateVersion(generation, fence, number), None)
 
 
 def test_a_difference_in_number_or_generation_counts_at_once() -> None:
@@ -80,27 +80,27 @@ def test_a_difference_in_the_fence_alone_counts_when_it_stays() -> None:
 
 def test_only_after_redis_went_back_what_is_held_can_be_newer() -> None:
     stream = holding()
-    assert not stream.is_ahead(surveyed(number=4))
-    stream.is_newer = True
-    assert stream.is_ahead(surveyed(number=4))
-    assert stream.is_ahead(surveyed(generation=OTHER_GENERATION, number=90))
-    assert not stream.is_ahead(surveyed(number=6))
+    assert not stream.is_ahead_of(surveyed(number=4))
+    stream.may_be_newer = True
+    assert stream.is_ahead_of(surveyed(number=4))
+    assert stream.is_ahead_of(surveyed(generation=OTHER_GENERATION, number=90))
+    assert not stream.is_ahead_of(surveyed(number=6))
 
 
-def test_entries_are_kept_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(followed_module, "KEPT_BYTES_MAX", 5_000)
+def test_entries_are_buffered_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(followed_stream, "BUFFERED_BYTES_MAX", 5_000)
     stream = holding()
-    stream.begin_keeping()
+    stream.begin_buffering()
     large = entry(tiers=((bytes(1_000), bytes(1_000)),))
-    stream.keep((1, 0), large)  # 2,512 bytes
+    stream.buffer((1, 0), large)  # 2,512 bytes
     assert not stream.must_load_again
-    stream.keep((1, 1), large)
-    assert stream.kept is not None
-    assert (len(stream.kept), stream.must_load_again) == (0, True)
-    stream.keep((1, 2), entry())
-    assert (len(stream.kept), stream.must_load_again) == (0, True)
-    stream.begin_keeping()
-    stream.keep((1, 3), entry())
-    assert (len(stream.kept), stream.must_load_again) == (1, False)
-    stream.stop_keeping()
-    assert (stream.kept, stream.must_load_again) == (None, False)
+    stream.buffer((1, 1), large)
+    assert stream.buffered is not None
+    assert (len(stream.buffered), stream.must_load_again) == (0, True)
+    stream.buffer((1, 2), entry())
+    assert (len(stream.buffered), stream.must_load_again) == (0, True)
+    stream.begin_buffering()
+    stream.buffer((1, 3), entry())
+    assert (len(stream.buffered), stream.must_load_again) == (1, False)
+    stream.stop_buffering()
+    assert (stream.buffered, stream.must_load_again) == (None, False)
