@@ -19,7 +19,7 @@ from indexer.errors import REASONS
 from scorer_api.app import make_api, make_serve
 from scorer_api.cli.main import COMMANDS
 from scorer_api.client import ExplainAnswer, RouteAnswer, ScoreAnswer
-from scorer_api.doctor.kinds import KINDS
+from scorer_api.doctor.checks.kinds import KINDS
 from scorer_api.explain.hints import HintCode
 from scorer_api.explain.reasons import Reason
 from scorer_api.routing.pick import EXCLUSIONS
@@ -186,7 +186,7 @@ def test_every_finding_of_the_doctor_is_there_as_it_is_and_no_other() -> None:
 
 
 def test_every_finding_is_one_that_the_doctor_makes_and_the_other_way_round() -> None:
-    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "scorer_api/doctor").glob("*.py") if path.name != "kinds.py")
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "scorer_api/doctor").rglob("*.py") if path.name != "kinds.py")
     assert [code for code in KINDS if f'"{code}"' not in sources] == []
     assert set(re.findall(r'finding\(\s*"(\w+)"', sources)) - set(KINDS) == set()
 

@@ -63,10 +63,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("indexer.metrics", "indexer.config", "indexer.ownership", "indexer.http", "scorer_api.index", "scorer_api.metrics", "scorer_api.tokens"),
         *("scorer_api.following", "scorer_api.api"),
     },
-    "scorer_api.doctor": {"indexer", "indexer.wire", "indexer.receiving", "indexer.store"},
+    "scorer_api.doctor.checks": {"indexer", "indexer.store"},
+    "scorer_api.doctor.probes": {"indexer", "indexer.wire", "indexer.receiving", "indexer.engines", "scorer_api.doctor.checks"},
+    "scorer_api.doctor": {"indexer", "indexer.store", "scorer_api.doctor.checks", "scorer_api.doctor.probes"},
     "scorer_api.cli": {
         *("indexer", "indexer.core", "indexer.engines", "indexer.config", "indexer.store", "indexer.store.client", "indexer.http", "indexer.main"),
         *("indexer.simulation", "scorer_api.client", "scorer_api.routing", "scorer_api.app", "scorer_api.doctor"),
+        "scorer_api.doctor.checks",
     },
     "scorer_api.__main__": {"scorer_api.cli"},
 }
@@ -78,6 +81,7 @@ PURE = (
         "indexer.masking",
         "indexer.errors",
         "indexer.limits",
+        "indexer.metrics_text",
         "indexer.core",
         "indexer.wire",
         "indexer.config.settings",
@@ -88,8 +92,7 @@ PURE = (
     *(f"indexer.store.{name}" for name in ("keyspace", "records", "node_clock", "condition")),
     *("indexer.simulation.capture", "scorer_api.index", "scorer_api.explain", "scorer_api.tokens.tokenize_input", "scorer_api.tokens.cache"),
     *(f"scorer_api.routing.{name}" for name in ("costs", "pick", "policies", "prompt_tree", "queues", "speculation", "speculative_scores", "router")),
-    *(f"scorer_api.doctor.{name}" for name in ("kinds", "findings", "reply", "seen", "report")),
-    *(f"scorer_api.doctor.{name}_checks" for name in ("service", "stream", "engine", "clock", "prompt", "probe", "redis")),
+    *("scorer_api.doctor.checks", "scorer_api.doctor.report"),
 )
 """Packages, and single modules of others, that do no I/O; nor does anything that they import."""
 IMPURE = {"zmq", "redis", "asyncio", "fastapi", "starlette", "uvicorn", "uvloop", "httpx", "threading", "socket"}
@@ -97,7 +100,7 @@ IMPURE = {"zmq", "redis", "asyncio", "fastapi", "starlette", "uvicorn", "uvloop"
 # They receive, replay, or pass the context on and catch its errors; the simulation's engines are engines.
 ZMQ = {
     *("indexer.receiving", "indexer.simulation", "indexer.streams.stream", "indexer.streams.pool", "indexer.engines.endpoints"),
-    *("scorer_api.cli.main", "scorer_api.doctor.examination", "scorer_api.doctor.wire_probe"),
+    *("scorer_api.cli.main", "scorer_api.doctor.examination", "scorer_api.doctor.probes.sockets"),
 }
 REDIS = {"indexer.store"}
 WEB = {"indexer.http", "indexer.main.app", "scorer_api.api"}

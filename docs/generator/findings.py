@@ -1,7 +1,7 @@
-"""The doctor's findings, from `scorer_api.doctor.kinds`."""
+"""The doctor's findings, from `scorer_api.doctor.checks.kinds`."""
 
 from docs.generator.markdown import cell, code, sections, table
-from scorer_api.doctor.kinds import GROUPS, Kind
+from scorer_api.doctor.checks.kinds import GROUPS, Kind
 
 
 def findings_section() -> str:

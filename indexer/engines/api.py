@@ -1,7 +1,8 @@
-"""Where a pod's own API is, and how to dial it without being led elsewhere."""
+"""Where a pod's own HTTP API is, and which address of it may be dialled."""
 
 from msgspec import Struct
 
+from indexer.engines.http_client import Target
 from indexer.engines.networks import EngineNetworks, literal
 from indexer.engines.resolver import address_of
 from indexer.engines.spec import host_of, is_http_base
@@ -9,25 +10,17 @@ from indexer.errors import SettingError
 
 
 class EngineApi(Struct, frozen=True):
-    """`base`: what its paths are appended to. `is_limited`: somebody other than the operator said where it is."""
+    """`base`: the URL that paths are appended to. `is_limited`: whether somebody other than the operator set it, so that networks are checked."""
 
     pod: str
     base: str
     is_limited: bool
 
 
-class Route(Struct, frozen=True):
-    """`url`: what to dial. `host`: for the header of that name, and `server_name` for TLS, where the URL has an address in place of the name."""
+async def target_of(api: EngineApi, path: str, networks: EngineNetworks) -> Target:
+    """What to dial for a path of the API. A limited API is dialled at an address that was checked, never by its name.
 
-    url: str
-    host: str | None = None
-    server_name: str | None = None
-
-
-async def route_to(api: EngineApi, path: str, networks: EngineNetworks) -> Route:
-    """Where `path` of the API is at present. What is limited is dialled at an address that was looked at, never by its name.
-
-    Raises SettingError where there is no such address.
+    Raises SettingError if there is no such address.
     """
     base = api.base.rstrip("/")
     if not is_http_base(base):
@@ -35,10 +28,10 @@ async def route_to(api: EngineApi, path: str, networks: EngineNetworks) -> Route
     host = host_of(base)
     assert host is not None, "an API's base has a host"
     if not api.is_limited:
-        return Route(base + path)
+        return Target(base + path)
     if (address := literal(host)) is not None:
         networks.check_address(address, "http", base)
-        return Route(base + path)
+        return Target(base + path)
     at = await address_of(base, "http", networks)
-    named = base.partition("://")[2].partition("/")[0]
-    return Route(at + path, named, host)
+    netloc = base.partition("://")[2].partition("/")[0]
+    return Target(at + path, netloc, host)

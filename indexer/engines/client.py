@@ -1,61 +1,52 @@
-"""Speaking HTTP to the pods' own APIs: only where they may be, and never more of an answer than was wanted."""
+"""Requests to the pods' own APIs, in the networks where engines may be."""
 
+import asyncio
 import ssl
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
-import httpx
-
-from indexer.engines.api import EngineApi, route_to
+from indexer.engines.api import EngineApi, target_of
+from indexer.engines.http_client import Answer, FetchError, HttpClient
 from indexer.engines.networks import EngineNetworks
+from indexer.errors import SettingError
 
 CONNECTIONS_MAX = 64
 
 
 class EngineClient:
-    """`async with EngineClient(networks) as client:` keeps connections to them. A question as a whole has a deadline of the caller's."""
+    """`async with EngineClient(networks) as client:` keeps connections to the pods."""
 
     def __init__(self, networks: EngineNetworks) -> None:
         self._networks = networks
 
     async def __aenter__(self) -> Self:
-        # No proxy and no .netrc of the environment's: what was looked at is what is dialled.
-        self._http = httpx.AsyncClient(
-            trust_env=False,
-            follow_redirects=False,
-            timeout=None,  # noqa: S113 - see the class
-            limits=httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX),
-            verify=ssl.create_default_context(),
-        )
+        # No proxies: the address that was checked is the one that is dialled.
+        self._http = await HttpClient(verify=ssl.create_default_context(), connections_max=CONNECTIONS_MAX).__aenter__()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        await self._http.aclose()
+        await self._http.__aexit__(kind, error, trace)
 
-    @asynccontextmanager
-    async def ask(self, api: EngineApi, path: str, headers: Mapping[str, str], content: bytes | None = None) -> AsyncIterator[httpx.Response]:
-        """GET of a path of the API, or POST where there is content; what the answer holds is not read yet.
-
-        Raises SettingError where the API has no address that may be dialled, httpx.HTTPError and httpx.InvalidURL where it does not answer.
-        """
-        route = await route_to(api, path, self._networks)
-        sent = {**headers, "Accept-Encoding": "identity"}
-        if route.host is not None:
-            sent["Host"] = route.host
-        extensions = {} if route.server_name is None else {"sni_hostname": route.server_name}
-        method = "GET" if content is None else "POST"
-        async with self._http.stream(method, route.url, content=content, headers=sent, extensions=extensions) as response:
-            yield response
-
-
-async def read_body(response: httpx.Response, bytes_max: int) -> bytes | None:
-    """What the answer holds, None where that is more."""
-    found, size = [], 0
-    async for chunk in response.aiter_raw():
-        size += len(chunk)
-        if size > bytes_max:
-            return None
-        found.append(chunk)
-    return b"".join(found)
+    async def fetch(
+        self,
+        api: EngineApi,
+        path: str,
+        *,
+        timeout_s: float,
+        bytes_max: int,
+        error_bytes_max: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+    ) -> Answer:
+        """GET a path of the API, or POST `content` to it, see `HttpClient.fetch`. `timeout_s` includes the look-up of the name. Raises FetchError."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                target = await target_of(api, path, self._networks)
+                return await self._http.fetch(
+                    target, timeout_s=timeout_s, bytes_max=bytes_max, error_bytes_max=error_bytes_max, headers=headers, content=content
+                )
+        except TimeoutError:
+            raise FetchError("timeout", f"no answer within {timeout_s:g} s") from None
+        except SettingError as error:
+            raise FetchError("outside", error.allowed) from None

@@ -1,18 +1,18 @@
-"""From the text of an engine's /metrics to its pod's load.
+"""Derives a pod's load from the text of its engine's /metrics.
 
-Engines count since they started; how fast one computes prompts, and how long prompts are, is what these counts grew by between two looks.
+Engines count since their start. The prefill rate and the mean length of prompts come from the growth of these counters between two scrapes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from math import isfinite
 from typing import Final
 
 from msgspec import Struct
-from prometheus_client.parser import text_string_to_metric_families
 
 from indexer.engines.load import Load
+from indexer.metrics_text import read_samples
 
-# vLLM's names, older ones of it, SGLang's: what of this an engine has. Data-parallel ranks are series of their own.
+# vLLM's names, names of older vLLM, SGLang's. The first one that an engine has counts. Data-parallel ranks are separate series.
 RUNNING: Final = ("vllm:num_requests_running", "sglang:num_running_reqs")
 WAITING: Final = ("vllm:num_requests_waiting", "sglang:num_queue_reqs")
 KV_USAGE: Final = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglang:token_usage")
@@ -22,23 +22,23 @@ ALL_TOKENS: Final = ("vllm:prompt_tokens_total", "sglang:prompt_tokens_total")
 CACHED_TOKENS: Final = ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total", "sglang:cached_tokens_total")
 PREFILL_TOKENS: Final = ("vllm:request_prefill_kv_computed_tokens_sum",)
 PREFILL_SECONDS: Final = ("vllm:request_prefill_time_seconds_sum",)
-# How many tokens the cache has room for. vLLM says so in labels.
+# How many tokens the cache has room for. vLLM reports that in labels.
 CACHE_CONFIG: Final = "vllm:cache_config_info"
 KV_TOKENS: Final = (CACHE_CONFIG, "sglang:max_total_num_tokens")
 _NAMES: Final = frozenset(
     (*RUNNING, *WAITING, *KV_USAGE, *REQUESTS, *PROMPT_TOKENS, *ALL_TOKENS, *CACHED_TOKENS, *PREFILL_TOKENS, *PREFILL_SECONDS, *KV_TOKENS)
 )
 
-# A number of tokens with more is none.
+# Longer numbers in labels are ignored.
 DIGITS_MAX = 15
-# Less than this computed between two looks says more about the rest of what the engine did than about its speed.
+# Fewer tokens between two scrapes say little about the engine's speed.
 RATE_TOKENS_MIN = 256
-# A newer figure counts so much against what was known.
+# Weight of a new figure in the moving average.
 NEWER = 0.3
 
 
 class _Counts(Struct, frozen=True):
-    """What an engine counted since it started, None where it does not."""
+    """The engine's counters, None for those that it does not have."""
 
     at_s: float
     requests: float | None
@@ -50,7 +50,7 @@ class _Counts(Struct, frozen=True):
 
 
 class LoadMeter:
-    """Reads one pod's metrics again and again."""
+    """Turns successive scrapes of one pod's metrics into loads."""
 
     def __init__(self) -> None:
         self._before: _Counts | None = None
@@ -58,11 +58,11 @@ class LoadMeter:
         self._prompt_tokens: float | None = None
 
     def read(self, text: str, at_s: float) -> Load:
-        """The load that `text`, which came at this time of the monotonic clock, tells of. Raises ValueError where it tells of none."""
+        """The load at `at_s` of the monotonic clock, when `text` arrived. Raises ValueError if the text contains no load."""
         values = _values(text)
         running, waiting = _sum(values, RUNNING), _sum(values, WAITING)
         if running is None or waiting is None:
-            raise ValueError(f"neither {RUNNING[0]} nor {RUNNING[1]} with what waits, so these are metrics of no engine that is known here")
+            raise ValueError(f"neither {RUNNING[0]} nor {RUNNING[1]} with what waits, so these are the metrics of no known engine")
         counts = _Counts(
             at_s, *(_sum(values, names) for names in (REQUESTS, PROMPT_TOKENS, ALL_TOKENS, CACHED_TOKENS, PREFILL_TOKENS, PREFILL_SECONDS))
         )
@@ -74,7 +74,7 @@ class LoadMeter:
 
     def _learn(self, now: _Counts) -> None:
         before, self._before = self._before, now
-        # At the first look, and of a new process, which counts from zero, all that it did is what there is to go by.
+        # At the first scrape, and after a restart of the engine, its totals are all there is.
         requests, tokens = now.requests, now.prompt_tokens
         if before is not None:
             more, longer = _growth(before.requests, now.requests), _growth(before.prompt_tokens, now.prompt_tokens)
@@ -88,10 +88,10 @@ class LoadMeter:
 
 
 def _rate(before: _Counts, now: _Counts) -> float | None:
-    """Prompt tokens computed a second, None where too few were.
+    """Prompt tokens computed per second, None if they are too few.
 
-    Per request where the engine tells how long each took, which counts what ran beside it as slowness of its own; and over the whole time between
-    the looks, in which the engine may have had nothing to do. Both are no more than it can do: the larger counts.
+    Measured per request if the engine reports how long each took, where requests that run at the same time slow each other; and over the time between
+    the scrapes, in which the engine may have been idle. Both underestimate what it can do, so the larger counts.
     """
     rates = []
     tokens, seconds = _growth(before.prefill_tokens, now.prefill_tokens), _growth(before.prefill_s, now.prefill_s)
@@ -105,7 +105,7 @@ def _rate(before: _Counts, now: _Counts) -> float | None:
 
 
 def _growth(before: float | None, now: float | None) -> float | None:
-    """None where nothing is known, or a new process counts from zero again."""
+    """None if a value is unknown, or the engine was restarted and counts from zero again."""
     return None if before is None or now is None or now < before else now - before
 
 
@@ -114,31 +114,23 @@ def _mixed(known: float | None, newer: float) -> float:
 
 
 def _values(text: str) -> dict[str, list[float]]:
-    """The values of the series that matter, by name. Raises ValueError for what is no text of metrics."""
+    """The values of the known series, by name. Raises ValueError for text in another format."""
     found: dict[str, list[float]] = {}
-    for family in text_string_to_metric_families("\n".join(_lines(text)) + "\n"):
-        for sample in family.samples:
-            value = _kv_tokens(sample.labels) if sample.name == CACHE_CONFIG else sample.value
-            if isfinite(value) and value >= 0:
-                found.setdefault(sample.name, []).append(value)
+    for sample in read_samples(text, _NAMES.__contains__):
+        value = _kv_tokens(sample.labels) if sample.name == CACHE_CONFIG else sample.value
+        if isfinite(value) and value >= 0:
+            found.setdefault(sample.name, []).append(value)
     return found
 
 
 def _kv_tokens(labels: Mapping[str, str]) -> float:
-    """What the labels of vLLM's cache configuration say, newer ones outright; 0 where they do not, which they put as None."""
+    """The cache's size in tokens by the labels of vLLM's cache configuration, 0 if they do not contain it."""
     return _number(labels, "kv_cache_size_tokens") or _number(labels, "num_gpu_blocks") * _number(labels, "block_size")
 
 
 def _number(labels: Mapping[str, str], name: str) -> float:
     word = labels.get(name, "")
     return float(word) if word.isascii() and word.isdigit() and len(word) <= DIGITS_MAX else 0.0
-
-
-def _lines(text: str) -> Iterator[str]:
-    """Reading all of them would take ten milliseconds: an engine has thousands."""
-    for line in text.splitlines():
-        if line.startswith(("vllm:", "sglang:")) and line.partition("{")[0].partition(" ")[0] in _NAMES:
-            yield line
 
 
 def _found(values: Mapping[str, list[float]], names: tuple[str, ...]) -> list[float] | None:

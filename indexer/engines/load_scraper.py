@@ -1,36 +1,36 @@
-"""Asking pods' engines how busy they are, once a second: `GET {http}/metrics`."""
+"""Scrapes the load of pods from their engines, once a second: `GET {http}/metrics`."""
 
 import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
+from http import HTTPStatus
 from types import TracebackType
 from typing import Self
 
-import httpx
 from msgspec import Struct
 
 from indexer.engines.api import EngineApi
-from indexer.engines.client import EngineClient, read_body
+from indexer.engines.client import EngineClient
+from indexer.engines.http_client import FetchError
 from indexer.engines.load import Load
 from indexer.engines.load_metrics import LoadMeter
 from indexer.engines.networks import EngineNetworks
-from indexer.errors import SettingError
 from indexer.metrics import IndexerMetrics
 
 log = logging.getLogger(__name__)
 
 # An engine's metrics are some 100 kB of text.
 BYTES_MAX = 8 * 2**20
-# A pod that gives none is asked again after one interval, then two, four … and no more than this.
-AGAIN_MAX_S = 30.0
+# A pod without an answer is asked again after one interval, then two, four …, up to this.
+RETRY_MAX_S = 30.0
 
 Pod = tuple[str, str]
 """A model, and a pod of it."""
 
 
-class _Failed(Exception):
-    """`outcome`: as it is counted; `why`: in words."""
+class _LoadError(Exception):
+    """There is no load. `outcome`: as it is counted; `why`: in words."""
 
     def __init__(self, outcome: str, why: str) -> None:
         super().__init__(why)
@@ -39,7 +39,7 @@ class _Failed(Exception):
 
 
 class _Target(Struct, eq=False):
-    """One pod. `task`: the question that is under way."""
+    """One pod. `task`: the request that is in progress."""
 
     meter: LoadMeter
     task: asyncio.Task[None] | None = None
@@ -50,7 +50,7 @@ class _Target(Struct, eq=False):
 class LoadScraper:
     """`async with LoadScraper(…):` asks every `interval_s`, in these networks only.
 
-    `targets`: the pods to ask now. `deliver` is called with each load and the monotonic time of its arrival.
+    `targets`: the pods to ask now. `deliver` is called with the model, the pod, its load, and the monotonic time when that arrived.
     """
 
     def __init__(
@@ -70,21 +70,21 @@ class LoadScraper:
 
     async def __aenter__(self) -> Self:
         await self._client.__aenter__()
-        self._asking = asyncio.create_task(self._ask_again_and_again(), name="loads")
+        self._scraping = asyncio.create_task(self._scrape(), name="loads")
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        tasks = [self._asking, *(target.task for target in self._known.values() if target.task is not None)]
+        tasks = [self._scraping, *(target.task for target in self._known.values() if target.task is not None)]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._client.__aexit__(kind, error, trace)
 
-    async def _ask_again_and_again(self) -> None:
+    async def _scrape(self) -> None:
         while True:
             try:
                 self._ask_all()
-            except Exception:  # an error of ours must not end it
+            except Exception:  # an unexpected error must not end the task
                 log.exception("asking for loads failed")
             await asyncio.sleep(self._interval_s)
 
@@ -102,19 +102,19 @@ class LoadScraper:
 
     async def _ask(self, pod: Pod, target: _Target, api: EngineApi) -> None:
         try:
-            text = await self._text(api)
+            text = await self._metrics_text(api)
             at_s = time.monotonic()
             try:
                 load = target.meter.read(text, at_s)
             except ValueError as error:
-                raise _Failed("malformed", str(error)) from None
-        except _Failed as failed:
+                raise _LoadError("malformed", str(error)) from None
+        except _LoadError as failed:
             self._metrics.load_requests[failed.outcome].inc()
             if not target.failures:
                 log.info("load of a pod not known", extra={"model": pod[0], "pod": pod[1], "error": failed.why})
-            target.not_before_s = time.monotonic() + min(AGAIN_MAX_S, self._interval_s * 2**target.failures)
+            target.not_before_s = time.monotonic() + min(RETRY_MAX_S, self._interval_s * 2**target.failures)
             target.failures = min(target.failures + 1, 10)
-        except Exception:  # an error of ours costs this answer only
+        except Exception:  # an unexpected error costs this answer only
             log.exception("reading a load failed", extra={"model": pod[0], "pod": pod[1]})
         else:
             if target.failures:
@@ -124,24 +124,16 @@ class LoadScraper:
             if self._known.get(pod) is target:
                 self._deliver(*pod, load, at_s)
 
-    async def _text(self, api: EngineApi) -> str:
-        """Raises _Failed."""
-        deadline_s = max(self._interval_s, 1.0)
+    async def _metrics_text(self, api: EngineApi) -> str:
+        """Raises _LoadError."""
         try:
-            async with asyncio.timeout(deadline_s):
-                return await self._get(api)
-        except TimeoutError:
-            raise _Failed("timeout", f"no answer within {deadline_s:g} s") from None
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise _Failed("unreachable", str(error) or type(error).__name__) from None
-        except SettingError as error:
-            raise _Failed("outside", error.allowed) from None
-
-    async def _get(self, api: EngineApi) -> str:
-        async with self._client.ask(api, "/metrics", {"Accept": "text/plain"}) as response:
-            if response.status_code != httpx.codes.OK:
-                raise _Failed("status", f"{response.url} answered {response.status_code}")
-            content = await read_body(response, BYTES_MAX)
-            if content is None:
-                raise _Failed("too_large", f"{response.url} answered with more than {BYTES_MAX} bytes")
-        return content.decode(errors="replace")
+            answer = await self._client.fetch(
+                api, "/metrics", headers={"Accept": "text/plain"}, timeout_s=max(self._interval_s, 1.0), bytes_max=BYTES_MAX, error_bytes_max=0
+            )
+        except FetchError as error:
+            raise _LoadError(error.outcome, error.why) from None
+        if answer.status != HTTPStatus.OK:
+            raise _LoadError("status", f"{answer.url} answered {answer.status}")
+        if answer.is_cut:
+            raise _LoadError("too_large", f"{answer.url} answered with more than {BYTES_MAX} bytes")
+        return answer.body.decode(errors="replace")

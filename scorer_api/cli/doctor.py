@@ -11,8 +11,8 @@ from indexer.masking import masked
 from indexer.store.client.connection import check_url
 from indexer.store.keyspace import check_namespace
 from scorer_api.cli.service_flags import add_service, connection_of
-from scorer_api.doctor.examination import Wanted, examine
-from scorer_api.doctor.findings import EXIT_CODES, Finding, worst
+from scorer_api.doctor.checks.findings import EXIT_CODES, Finding, worst
+from scorer_api.doctor.examination import ExaminationRequest, examine
 from scorer_api.doctor.report import as_json, as_text
 
 LISTEN_MAX_S = 60.0
@@ -37,12 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(parsed: argparse.Namespace) -> int:
     """Returns the exit code: 0 nothing worse than notes, 1 warnings, 3 errors. Raises SettingError for words or files that cannot be used."""
-    wanted = wanted_of(parsed)
+    request = request_of(parsed)
     findings: list[Finding] | None = None
 
     async def until_stopped(stop: asyncio.Event) -> None:
         nonlocal findings
-        examining = asyncio.create_task(examine(wanted), name="examination")
+        examining = asyncio.create_task(examine(request), name="examination")
         stopping = asyncio.create_task(stop.wait(), name="stop")
         await asyncio.wait([examining, stopping], return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
@@ -58,7 +58,7 @@ def execute(parsed: argparse.Namespace) -> int:
     return INTERRUPTED if findings is None else EXIT_CODES[worst(findings)]
 
 
-def wanted_of(parsed: argparse.Namespace) -> Wanted:
+def request_of(parsed: argparse.Namespace) -> ExaminationRequest:
     """Raises SettingError."""
     _check_url(parsed.url)
     for flag, is_given in (("--prompt", parsed.prompt is not None), ("--probe", parsed.probe)):
@@ -70,7 +70,7 @@ def wanted_of(parsed: argparse.Namespace) -> Wanted:
     if parsed.redis is not None:
         check_url(parsed.redis, "--redis")
     connection = connection_of(parsed)
-    return Wanted(
+    return ExaminationRequest(
         connection.url,
         token=connection.token,
         verify=connection.verify,

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 from msgspec import Struct
-from prometheus_client.parser import text_string_to_metric_families
 
+from indexer.metrics_text import read_samples
 from scorer_api.client import PodStatus, StreamStatus
 
 PREFIX = "kv_indexer_"
@@ -47,11 +47,10 @@ class Figures(Struct, frozen=True):
 def totals_of(text: str) -> dict[str, float]:
     """From the text format of Prometheus. Raises ValueError for anything else."""
     totals: dict[str, float] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            if sample.name.startswith(PREFIX):
-                name = sample.name.removeprefix(PREFIX)
-                totals[name] = totals.get(name, 0.0) + sample.value
+    for sample in read_samples(text, lambda name: True):
+        if sample.name.startswith(PREFIX):
+            name = sample.name.removeprefix(PREFIX)
+            totals[name] = totals.get(name, 0.0) + sample.value
     return totals
 
 

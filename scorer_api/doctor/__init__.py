@@ -1,7 +1,7 @@
 """`kv-indexer doctor`: why scores are zero, or what else is wrong.
 
-    service, engines, sockets, Redis ──asked──▶ what was seen ──judged──▶ findings ──▶ report, exit code
-       service_api  engine_api  wire_probe  indexer.store.inspection     *_checks   findings    report
+    service, engines, sockets, Redis ──▶ observations ──▶ findings ──▶ report, exit code
+        probes, indexer.store.inspection           checks       report
 
-Asking and judging are apart: `*_checks` are pure, and know nothing of how it was come by what they judge.
+Probing and checking are apart: `checks` is pure, and knows nothing of how an observation was made. `examination` runs both.
 """

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import Struct
 
-from scorer_api.doctor.findings import Finding, worst
-from scorer_api.doctor.kinds import Severity
+from scorer_api.doctor.checks.findings import Finding, worst
+from scorer_api.doctor.checks.kinds import Severity
 
 WIDTH = 120
 INDENT = 9

@@ -1,15 +1,14 @@
-"""Asking live engines for tokens: `POST /tokenize`, on one pod of the model and, where that fails, on another."""
+"""Asks live engines for tokens: `POST /tokenize` on one pod of the model and, if that fails, on another."""
 
-import asyncio
 import logging
 import os
 import random
 import time
 from collections.abc import Sequence
+from http import HTTPStatus
 from types import TracebackType
 from typing import Annotated, Protocol, Self
 
-import httpx
 import msgspec
 from msgspec import Meta, Struct
 
@@ -18,24 +17,24 @@ from indexer.config.settings import Settings
 from indexer.core.block_keys import TOKEN_MAX, pack_tokens
 from indexer.core.names import Trust
 from indexer.engines.api import EngineApi
-from indexer.engines.client import EngineClient, read_body
+from indexer.engines.client import EngineClient
+from indexer.engines.http_client import Answer, FetchError
 from indexer.errors import IndexerError, SettingError
 from indexer.http.problems import Problem
-from indexer.masking import masked
 from scorer_api.index.view import View
 from scorer_api.metrics import TokenMetrics
 from scorer_api.tokens.tokenize_input import TokenizeInput
 
 log = logging.getLogger(__name__)
 
-# One pod, and another one where that fails.
+# One pod, and another one if that fails.
 PODS_TRIED = 2
-# A pod that failed is asked after the others for so long.
+# For so long a pod that failed is asked after the others.
 AFTER_FAILURE_S = 5.0
-# How much of an engine's refusal is repeated to whoever asked.
+# How much of an engine's refusal is repeated to the client.
 REFUSAL_BYTES_MAX = 2_048
 REFUSAL_LENGTH_MAX = 300
-# The engine refuses the text itself: so would any other.
+# The engine rejects the text itself, as any other engine would.
 REFUSALS = (400, 422)
 
 
@@ -45,16 +44,16 @@ class Apis(Protocol):
     def api(self, pod: str, model: str) -> EngineApi: ...
 
 
-class _Answer(Struct):
+class _Tokenized(Struct):
     tokens: list[Annotated[int, Meta(ge=0, le=TOKEN_MAX)]]
     count: int | None = None
 
 
-_decode = msgspec.json.Decoder(_Answer).decode
+_decode = msgspec.json.Decoder(_Tokenized).decode
 
 
-class _Failed(IndexerError):
-    """A pod gave no tokens. `outcome`: as it is counted; `why`: in words."""
+class _TokenizeError(IndexerError):
+    """A pod returned no tokens. `outcome`: as it is counted; `why`: in words."""
 
     def __init__(self, outcome: str, why: str) -> None:
         super().__init__(why)
@@ -63,24 +62,24 @@ class _Failed(IndexerError):
 
 
 class EngineKey:
-    """The key that engines want, from a file that may be replaced while it is in use. Raises SettingError for one that cannot be used."""
+    """The API key of the engines, read again when its file changes. Raises SettingError for a file that cannot be used."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._key = read_tokens(path, "--engine-api-key-file")[0]
-        self._seen = self._look()
+        self._version = self._file_version()
 
-    def _look(self) -> tuple[int, int] | None:
+    def _file_version(self) -> tuple[int, int] | None:
         try:
-            found = os.stat(self._path)
+            status = os.stat(self._path)
         except OSError:
             return None
-        return found.st_mtime_ns, found.st_ino
+        return status.st_mtime_ns, status.st_ino
 
     def header(self) -> dict[str, str]:
-        """For a request to an engine."""
-        if (seen := self._look()) != self._seen:
-            self._seen = seen
+        """The header that a request to an engine carries."""
+        if (version := self._file_version()) != self._version:
+            self._version = version
             try:
                 self._key = read_tokens(self._path, "--engine-api-key-file")[0]
             except SettingError as error:
@@ -107,17 +106,17 @@ class EngineTokenizer:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self._client.__aexit__(kind, error, trace)
 
-    async def tokens(self, model: str, tokenize_input: TokenizeInput, request: bytes) -> bytes:
-        """The packed tokens. `model`: whose pods to ask; `request`: the body of the question.
+    async def tokens(self, model: str, tokenize_input: TokenizeInput, body: bytes) -> bytes:
+        """The tokens as little-endian uint32. `model`: whose pods to ask; `body`: of the request, see `TokenizeInput.request`.
 
-        Raises Problem: 502 that names what was tried, 422 where the engines refuse the text itself.
+        Raises Problem: 502 with the pods that were tried, 422 if the engines reject the text itself.
         """
-        failures: list[tuple[str, _Failed]] = []
+        failures: list[tuple[str, _TokenizeError]] = []
         for pod in self._order(model):
             began_s = time.perf_counter()
             try:
-                tokens = await self._ask(self._apis.api(pod, model), request)
-            except _Failed as failed:
+                tokens = await self._ask(self._apis.api(pod, model), body)
+            except _TokenizeError as failed:
                 self._metrics.requests[failed.outcome].inc()
                 failures.append((pod, failed))
                 if failed.outcome != "refused":
@@ -130,7 +129,7 @@ class EngineTokenizer:
         raise _problem(model, tokenize_input, failures)
 
     def _order(self, model: str) -> list[str]:
-        """The pods to try: those that can be relied on before those that may be away, those that just failed last, else at random."""
+        """The pods to try: stale ones after others, ones that failed lately last, otherwise at random."""
         now_s = time.monotonic()
         self._failed_until_s = {pod: until_s for pod, until_s in self._failed_until_s.items() if until_s > now_s}
         pods = [(pod, trust) for pod, trust in self._view.trusts(model).items() if trust is not Trust.EXPIRED]
@@ -138,50 +137,49 @@ class EngineTokenizer:
         pods.sort(key=lambda each: (each[0] in self._failed_until_s, each[1] is Trust.STALE))
         return [pod for pod, _ in pods[:PODS_TRIED]]
 
-    async def _ask(self, api: EngineApi, request: bytes) -> bytes:
-        """Raises _Failed."""
-        timeout_s = self._settings.limits.tokenize.tokenize_timeout_s
-        try:
-            async with asyncio.timeout(timeout_s):
-                content = await self._answer(api, request)
-        except TimeoutError:
-            raise _Failed("timeout", f"did not answer within {timeout_s:g} s") from None
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise _Failed("unreachable", f"cannot be reached: {masked(str(error)) or type(error).__name__}") from None
-        except SettingError as error:
-            raise _Failed("outside", error.allowed) from None
+    async def _ask(self, api: EngineApi, body: bytes) -> bytes:
+        """Raises _TokenizeError."""
+        content = await self._answer(api, body)
         try:
             answer = _decode(content)
         except msgspec.ValidationError as error:
-            raise _Failed("malformed", f"answered with other than tokens: {error}") from None
+            raise _TokenizeError("malformed", f"answered with other than tokens: {error}") from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise _Failed("malformed", "answered with what is not JSON") from None
+            raise _TokenizeError("malformed", "answered with what is not JSON") from None
         if answer.count is not None and answer.count != len(answer.tokens):
-            raise _Failed("malformed", f"answered with {len(answer.tokens)} tokens and says that they are {answer.count}")
+            raise _TokenizeError("malformed", f"answered with {len(answer.tokens)} tokens and says that they are {answer.count}")
         return pack_tokens(answer.tokens)
 
-    async def _answer(self, api: EngineApi, request: bytes) -> bytes:
+    async def _answer(self, api: EngineApi, body: bytes) -> bytes:
         headers = {"Content-Type": "application/json", "Accept": "application/json", **({} if self._key is None else self._key.header())}
-        async with self._client.ask(api, "/tokenize", headers, request) as response:
-            if response.status_code != 200:
-                raise await _refusal(response)
-            if response.headers.get("content-encoding", "identity") != "identity":
-                raise _Failed("malformed", "answered in an encoding that was not asked for")
-            content = await read_body(response, self._settings.limits.tokenize.tokenize_answer_bytes_max)
-            if content is None:
-                raise _Failed("too_large", f"answered with more than {self._settings.limits.tokenize.tokenize_answer_bytes_max} bytes")
-            return content
+        limits = self._settings.limits.tokenize
+        timeout_s, bytes_max = limits.tokenize_timeout_s, limits.tokenize_answer_bytes_max
+        try:
+            answer = await self._client.fetch(
+                api, "/tokenize", headers=headers, content=body, timeout_s=timeout_s, bytes_max=bytes_max, error_bytes_max=REFUSAL_BYTES_MAX
+            )
+        except FetchError as error:
+            why = {"timeout": f"did not answer within {timeout_s:g} s", "unreachable": f"cannot be reached: {error.why}"}.get(
+                error.outcome, error.why
+            )
+            raise _TokenizeError(error.outcome, why) from None
+        if answer.status != HTTPStatus.OK:
+            raise _refusal(answer)
+        if answer.headers.get("content-encoding", "identity") != "identity":
+            raise _TokenizeError("malformed", "answered in an encoding that was not asked for")
+        if answer.is_cut:
+            raise _TokenizeError("too_large", f"answered with more than {bytes_max} bytes")
+        return answer.body
 
 
-async def _refusal(response: httpx.Response) -> _Failed:
-    content = await read_body(response, REFUSAL_BYTES_MAX)
-    said = "" if content is None else _message(content)
-    outcome = "refused" if response.status_code in REFUSALS else "status"
-    return _Failed(outcome, f"answered {response.status_code}" + (f": {said}" if said else ""))
+def _refusal(answer: Answer) -> _TokenizeError:
+    message = "" if answer.is_cut else _message(answer.body)
+    outcome = "refused" if answer.status in REFUSALS else "status"
+    return _TokenizeError(outcome, f"answered {answer.status}" + (f": {message}" if message else ""))
 
 
 def _message(content: bytes) -> str:
-    """What an engine says is wrong, in the forms that engines have for it."""
+    """The message of an engine's error, in any of the forms that engines use."""
     try:
         said = msgspec.json.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -195,7 +193,7 @@ def _message(content: bytes) -> str:
     return ""
 
 
-def _problem(model: str, tokenize_input: TokenizeInput, failures: Sequence[tuple[str, _Failed]]) -> Problem:
+def _problem(model: str, tokenize_input: TokenizeInput, failures: Sequence[tuple[str, _TokenizeError]]) -> Problem:
     if not failures:
         return Problem(502, f"{tokenize_input.source}: no pod of {model!r} is live that could tokenize it; send token_ids, or see --tokenizer")
     tried = "; ".join(f"{pod} {failed.why}" for pod, failed in failures)

@@ -4,16 +4,16 @@ import asyncio
 from typing import Any
 
 from indexer.store.keyspace import check_namespace
-from scorer_api.doctor.examination import Wanted, examine
-from scorer_api.doctor.findings import EXIT_CODES, Finding, worst
+from scorer_api.doctor.checks.findings import EXIT_CODES, Finding, worst
+from scorer_api.doctor.examination import ExaminationRequest, examine
 
 
 class Examined:
-    """What the doctor found with these wishes, see `Wanted`. `exit_code`: what the command would end with."""
+    """What the doctor found with these wishes, see `ExaminationRequest`. `exit_code`: what the command would end with."""
 
-    def __init__(self, url: str, **wanted: Any) -> None:
-        check_namespace(wanted.get("namespace", "kvi"), "namespace")
-        self.findings: list[Finding] = asyncio.run(examine(Wanted(url, **{"listen_s": 0.3, **wanted})))
+    def __init__(self, url: str, **request: Any) -> None:
+        check_namespace(request.get("namespace", "kvi"), "namespace")
+        self.findings: list[Finding] = asyncio.run(examine(ExaminationRequest(url, **{"listen_s": 0.3, **request})))
         self.exit_code = EXIT_CODES[worst(self.findings)]
 
     @property

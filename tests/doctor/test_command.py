@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from scorer_api.doctor.findings import finding
-from scorer_api.doctor.kinds import KINDS, Severity
+from scorer_api.doctor.checks.findings import finding
+from scorer_api.doctor.checks.kinds import KINDS, Severity
 from scorer_api.doctor.report import as_text
 from tests.engine import Engine, stored
 from tests.engine_api import EngineApi

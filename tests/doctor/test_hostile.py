@@ -7,8 +7,8 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from scorer_api.doctor.fetching import BODY_BYTES_MAX
-from scorer_api.doctor.handshake import GREETING, properties
+from scorer_api.doctor.probes.asker import BODY_BYTES_MAX
+from scorer_api.doctor.probes.handshake import GREETING, properties
 from scorer_api.doctor.report import as_json, as_text
 from tests.doctor.examined import Examined
 from tests.engine import Engine, stored

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from indexer.store.condition import ModelCondition, RedisCondition
-from scorer_api.doctor.redis_checks import judge_redis
+from scorer_api.doctor.checks.redis import check_redis
 from tests.doctor.examined import Examined
 from tests.engine import Engine, stored
 from tests.engine_api import EngineApi
@@ -69,7 +69,7 @@ def test_a_redis_that_is_nearly_full_and_one_that_is_full(redis: RedisServer, re
     nearly = Examined(replica.url, redis=redis.url)
     client.config_set("maxmemory", used // 2)
     full = Examined(replica.url, redis=redis.url)
-    assert (nearly.bad(), nearly.exit_code) == ({"redis_nearly_full"}, 1)
+    assert (nearly.bad(), nearly.exit_code) == ({"redis_full"}, 1)
     assert "redis_full" in full.bad()
     assert full.exit_code == 3
 
@@ -104,8 +104,9 @@ def test_a_replica_of_a_redis(redis: RedisServer, replica: Command) -> None:
 def test_another_namespace_or_database(redis: RedisServer, replica: Command) -> None:
     namespace = Examined(replica.url, redis=redis.url, namespace="other")
     database = Examined(replica.url, redis=redis.url_of(None, 5))
-    assert (namespace.bad(), namespace.exit_code) == ({"redis_nothing_here"}, 3)
-    assert (database.bad(), database.exit_code) == ({"redis_nothing_here"}, 3)
+    assert "under namespace 'other'" in namespace.the("no_indexer").detail
+    assert (namespace.bad(), namespace.exit_code) == ({"no_indexer"}, 3)
+    assert (database.bad(), database.exit_code) == ({"no_indexer"}, 3)
 
 
 def test_replicas_of_another_layout(redis: RedisServer, replica: Command) -> None:
@@ -131,7 +132,7 @@ def test_indexers_that_died(redis: RedisServer) -> None:
         wait_until(lambda: scorer.stream()["owner"] is None)
         dead = Examined(scorer.url, redis=redis.url)
     assert (well.bad(), well.exit_code) == (set(), 0)
-    assert {"no_indexer", "streams_unowned", "stream_stale"} <= dead.bad()
+    assert {"no_indexer", "not_followed", "stream_stale"} <= dead.bad()
     assert dead.exit_code == 3
 
 
@@ -149,17 +150,17 @@ def test_indexers_that_died(redis: RedisServer) -> None:
         (RedisCondition(version="7.0.1", members=1, has_write_error=True), "redis_write_errors"),
         (RedisCondition(version="7.0.1", members=1, role="sentinel"), "redis_read_only"),
         (RedisCondition(version="7.0.1"), "no_indexer"),
-        (RedisCondition(version="7.0.1", members=1, models=[ModelCondition("m", 2, ["pod rank 0"])]), "streams_unowned"),
+        (RedisCondition(version="7.0.1", members=1, models=[ModelCondition("m", 2, ["pod rank 0"])]), "not_followed"),
     ],
 )
 def test_what_is_wrong_with_a_redis_by_its_words(condition: RedisCondition, code: str) -> None:
-    assert [found.code for found in judge_redis(condition, "kvi")] == [code]
+    assert [found.code for found in check_redis(condition, "kvi")] == [code]
 
 
 @pytest.mark.parametrize("version", ["6.2.0", "7.4.1", "10.0.0"])
 def test_versions_that_are_new_enough(version: str) -> None:
-    assert [found.code for found in judge_redis(RedisCondition(version=version, members=1), "kvi")] == ["redis_well"]
+    assert [found.code for found in check_redis(RedisCondition(version=version, members=1), "kvi")] == ["redis_well"]
 
 
 def test_a_valkey_is_no_old_redis() -> None:
-    assert [found.code for found in judge_redis(RedisCondition(version="1.0.0", server="valkey", members=1), "kvi")] == ["redis_well"]
+    assert [found.code for found in check_redis(RedisCondition(version="1.0.0", server="valkey", members=1), "kvi")] == ["redis_well"]

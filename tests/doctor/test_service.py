@@ -58,8 +58,8 @@ def test_a_prompt_that_is_too_short_for_a_block(fleet: Running) -> None:
 
 def test_a_model_that_nobody_serves_names_one_that_is_like_it(fleet: Running) -> None:
     found = Examined(fleet.url, model="M1")
-    assert "'m'" in found.the("model_unknown").detail
-    assert (found.bad(), found.exit_code) == ({"model_unknown"}, 3)
+    assert "'m'" in found.the("pod_unknown").detail
+    assert (found.bad(), found.exit_code) == ({"pod_unknown"}, 3)
 
 
 def test_a_pod_that_is_not_registered(fleet: Running) -> None:
@@ -121,7 +121,8 @@ def test_tokens(tmp_path: Path) -> None:
         engine.publish(stored([1], range(1, 5)))
         service.wait_for(sequence=0, trust="live")
         without, wrong, right = (Examined(service.url, token=token) for token in (None, "wrong", "right"))
-    assert (without.bad(), without.exit_code) == ({"token_missing"}, 3)
+    assert without.the("token_wrong").detail.endswith("without a token")
+    assert (without.bad(), without.exit_code) == ({"token_wrong"}, 3)
     assert (wrong.bad(), wrong.exit_code) == ({"token_wrong"}, 3)
     assert (right.bad(), right.exit_code) == (set(), 0)
 
@@ -149,8 +150,8 @@ def test_the_token_goes_to_the_service_and_to_nobody_else() -> None:
 def test_a_service_that_is_not_ready_yet_and_the_reason() -> None:
     with Running(f"pod=pod,model=m,events=tcp://127.0.0.1:{free_port()}", ready_after_s="600") as service:
         found = Examined(service.url)
-    assert "pod" in found.the("service_starting").detail
-    assert found.bad() == {"service_starting", "events_unreachable"}
+    assert "pod" in found.the("service_degraded").detail
+    assert found.bad() == {"service_degraded", "events_unreachable"}
     assert found.exit_code == 3
 
 

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from scorer_api.doctor.engine_api import tokenize
-from scorer_api.doctor.fetching import Asker
-from scorer_api.doctor.probe_checks import Probed, Scored
-from scorer_api.doctor.reply import Reply
-from scorer_api.doctor.seen import EngineSeen, PodSeen
-from scorer_api.doctor.service_api import Service
+from scorer_api.doctor.checks.observations import ObservedEngine, ObservedPod
+from scorer_api.doctor.checks.probe import PodMatch, ProbeResult
+from scorer_api.doctor.checks.reply import Reply
+from scorer_api.doctor.probes.asker import Asker
+from scorer_api.doctor.probes.engine_api import tokenize
+from scorer_api.doctor.probes.service_api import Service
 
 COMPLETE_S = 30.0
 APPEAR_S = 8.0
@@ -28,7 +28,7 @@ SPARE_TOKENS = 8
 
 
 class _Score(Struct):
-    pods: list[Scored]
+    pods: list[PodMatch]
 
 
 class _Details(Struct):
@@ -44,13 +44,13 @@ class _Completion(Struct):
     usage: _Usage | None = None
 
 
-async def probe(asker: Asker, service: Service, pod: PodSeen, engine: EngineSeen, prompt: str | None) -> Probed:
+async def probe(asker: Asker, service: Service, pod: ObservedPod, engine: ObservedEngine, prompt: str | None) -> ProbeResult:
     """`asker`: without the service's token. Never raises for what the others do."""
     ranks = max(1, len(pod.streams))
     tokens = await _tokens(asker, pod, engine, prompt or PROMPT)
     if tokens is None:
-        return Probed(ranks=ranks, refusal=f"{engine.base}/tokenize makes no tokens of it")
-    probed = Probed(len(tokens), ranks, before=await _scored(service, pod, tokens))
+        return ProbeResult(ranks=ranks, refusal=f"{engine.base}/tokenize makes no tokens of it")
+    probed = ProbeResult(len(tokens), ranks, before=await _scored(service, pod, tokens))
     if probed.before is None:
         probed.refusal = "the service answers no score for it"
         return probed
@@ -66,7 +66,7 @@ async def probe(asker: Asker, service: Service, pod: PodSeen, engine: EngineSeen
     return probed
 
 
-async def _tokens(asker: Asker, pod: PodSeen, engine: EngineSeen, prompt: str) -> list[int] | None:
+async def _tokens(asker: Asker, pod: ObservedPod, engine: ObservedEngine, prompt: str) -> list[int] | None:
     """The prompt's, and enough new ones."""
     block_size = min(engine.block_size or max(pod.block_sizes, default=USUAL_BLOCK_SIZE), BLOCK_SIZE_MAX)
     wanted = NEW_BLOCKS * block_size + 1
@@ -81,18 +81,18 @@ async def _tokens(asker: Asker, pod: PodSeen, engine: EngineSeen, prompt: str) -
     return [*kept, *end[-wanted:]][:room]
 
 
-async def _complete(asker: Asker, pod: PodSeen, engine: EngineSeen, tokens: Sequence[int]) -> Reply:
+async def _complete(asker: Asker, pod: ObservedPod, engine: ObservedEngine, tokens: Sequence[int]) -> Reply:
     asked = {"model": pod.model, "prompt": tokens, "max_tokens": 1, "temperature": 0}
     return await asker.post(f"{engine.base}/v1/completions", asked, timeout_s=COMPLETE_S)
 
 
-async def _scored(service: Service, pod: PodSeen, tokens: list[int]) -> Scored | None:
+async def _scored(service: Service, pod: ObservedPod, tokens: list[int]) -> PodMatch | None:
     reply = await service.score(pod.model, tokens, [pod.pod])
     found = reply.read(_Score) if reply.is_ok else None
     return next((each for each in found.pods if each.pod == pod.pod), None) if found is not None else None
 
 
-async def _appear(service: Service, pod: PodSeen, tokens: list[int], probed: Probed) -> None:
+async def _appear(service: Service, pod: ObservedPod, tokens: list[int], probed: ProbeResult) -> None:
     """Wait until all usable blocks are known, or it takes too long."""
     clock = asyncio.get_running_loop().time
     started = clock()

@@ -1,36 +1,37 @@
-"""What is wrong with an engine, by what its own API says."""
+"""Checks an engine, by its own API."""
 
 from collections.abc import Iterator, Sequence
 
-from scorer_api.doctor.findings import Finding, finding
-from scorer_api.doctor.kinds import Severity
-from scorer_api.doctor.seen import EngineSeen, PodSeen
+from scorer_api.doctor.checks.findings import Finding, finding
+from scorer_api.doctor.checks.kinds import Severity
+from scorer_api.doctor.checks.observations import ObservedEngine, ObservedPod
 
 NAMES_MAX = 5
 
 
-def judge_engine(pod: PodSeen, seen: EngineSeen) -> list[Finding]:
-    """Compared with what the service knows of the pod."""
+def check_engine(pod: ObservedPod, seen: ObservedEngine) -> list[Finding]:
+    """Compare what the API says with what the service knows of the pod."""
     subject = f"pod {pod.pod}"
     if seen.health.status is None:
-        return [finding("api_unreachable", subject, f"{seen.base}: {seen.health.error}")]
+        return [finding("unreachable_from_here", subject, f"the API at {seen.base}: {seen.health.error}")]
     found = [*_health(subject, seen), *_cache(subject, pod, seen), *_models(subject, pod, seen)]
     if any(each.severity in (Severity.WARNING, Severity.ERROR) for each in found):
         return found
     version = f", version {seen.version}" if seen.version else ""
-    return [finding("engine_well", subject, f"{seen.base} is well{version}"), *found]
+    adapters = f", with adapters {', '.join(map(repr, seen.adapters[:NAMES_MAX]))}" if seen.adapters else ""
+    return [finding("engine_well", subject, f"{seen.base} is well{version}{adapters}"), *found]
 
 
-def _health(subject: str, seen: EngineSeen) -> Iterator[Finding]:
+def _health(subject: str, seen: ObservedEngine) -> Iterator[Finding]:
     if seen.health.is_ok:
         return
     if seen.health.status in (401, 403, 404, 405):
-        yield finding("api_unreachable", subject, f"{seen.base}/health answers {seen.health.said}: is that the engine, and does it want a key?")
+        yield finding("unreachable_from_here", subject, f"{seen.base}/health answers {seen.health.said}: is that the engine, and does it want a key?")
     else:
         yield finding("engine_unhealthy", subject, f"{seen.base}/health answers {seen.health.said}")
 
 
-def _cache(subject: str, pod: PodSeen, seen: EngineSeen) -> Iterator[Finding]:
+def _cache(subject: str, pod: ObservedPod, seen: ObservedEngine) -> Iterator[Finding]:
     if seen.prefix_caching is False:
         yield finding("prefix_caching_off", subject, f"{seen.base} says that prefix caching is off")
     sizes = pod.block_sizes
@@ -43,7 +44,7 @@ def _cache(subject: str, pod: PodSeen, seen: EngineSeen) -> Iterator[Finding]:
         yield finding("tokenize_missing", subject, f"{seen.base}/tokenize turns no prompt into tokens")
 
 
-def _models(subject: str, pod: PodSeen, seen: EngineSeen) -> Iterator[Finding]:
+def _models(subject: str, pod: ObservedPod, seen: ObservedEngine) -> Iterator[Finding]:
     if seen.models is None:
         return
     served = [name for name in seen.models if name not in seen.adapters]
@@ -53,12 +54,10 @@ def _models(subject: str, pod: PodSeen, seen: EngineSeen) -> Iterator[Finding]:
         else:
             said = f"{seen.base} serves {', '.join(map(repr, served[:NAMES_MAX])) or 'nothing'}, and not {pod.model!r}"
         yield finding("model_not_served", subject, said)
-    if seen.adapters:
-        yield finding("adapters", subject, f"adapters: {', '.join(map(repr, seen.adapters[:NAMES_MAX]))}")
 
 
-def judge_tokenizers(engines: Sequence[tuple[PodSeen, EngineSeen]]) -> list[Finding]:
-    """Of the pods of one model that were asked for the same prompt's tokens."""
+def check_tokenizers(engines: Sequence[tuple[ObservedPod, ObservedEngine]]) -> list[Finding]:
+    """Whether the pods of one model turn the same prompt into the same tokens."""
     tokens = {pod.pod: seen.tokens for pod, seen in engines if seen.tokens is not None}
     if len({tuple(each) for each in tokens.values()}) <= 1:
         return []

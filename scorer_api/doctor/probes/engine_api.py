@@ -1,4 +1,4 @@
-"""Asking an engine's own API what it is: vLLM's and SGLang's, as far as they have it. All questions go out at once."""
+"""Observes an engine by its own HTTP API, vLLM's or SGLang's. All requests go out at the same time."""
 
 import asyncio
 import re
@@ -8,15 +8,15 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from scorer_api.doctor.fetching import Asker
-from scorer_api.doctor.reply import Reply
-from scorer_api.doctor.seen import EngineSeen, Source
+from indexer.metrics_text import read_samples
+from scorer_api.doctor.checks.observations import AdvertisedSource, ObservedEngine
+from scorer_api.doctor.checks.reply import Reply
+from scorer_api.doctor.probes.asker import Asker
 
 MODELS_MAX = 1_000
 SOURCES_MAX = 4_096
-# What an engine says of its cache, in labels of a gauge: vLLM's name for a block's size and SGLang's.
-CACHE_INFO = re.compile(rb"^(?:vllm|sglang)[:_]cache_config_info\{([^\n]*)\} ", re.MULTILINE)
-LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+# Gauges whose labels describe the engine's cache.
+CACHE_INFO = frozenset({"vllm:cache_config_info", "sglang:cache_config_info", "sglang_cache_config_info"})
 
 
 class _Model(Struct):
@@ -33,7 +33,7 @@ class _Version(Struct):
 
 
 class _Tokenized(Struct):
-    """vLLM has max_model_len, SGLang does not."""
+    """SGLang has no max_model_len."""
 
     tokens: list[int]
     max_model_len: int | None = None
@@ -46,7 +46,7 @@ class _Source(Struct):
 
 
 class _ServerInfo(Struct):
-    """SGLang's: its arguments. `kv_events_config` is JSON in a text."""
+    """SGLang's arguments. `kv_events_config` is JSON as text."""
 
     version: str | None = None
     page_size: int | None = None
@@ -54,12 +54,12 @@ class _ServerInfo(Struct):
     kv_events_config: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
-async def look_at(asker: Asker, base: str, model: str, prompt: str | None) -> EngineSeen:
-    """`base`: where its API begins. `prompt`: turned into tokens if given."""
+async def observe(asker: Asker, base: str, model: str, prompt: str | None) -> ObservedEngine:
+    """`base`: the URL of its API. `prompt`: to tokenize, None for none."""
     base = base.rstrip("/")
     health = await asker.get(f"{base}/health")
     if health.status is None:
-        return EngineSeen(base, health)
+        return ObservedEngine(base, health)
     paths = ("/metrics", "/v1/models", "/version", "/kv_event_sources")
     asked = [asker.get(base + path) for path in paths]
     tokenizing = asker.post(f"{base}/tokenize", {"model": model, "prompt": prompt or "doctor"})
@@ -68,7 +68,7 @@ async def look_at(asker: Asker, base: str, model: str, prompt: str | None) -> En
     served = models.read(_Models) if models.is_ok else None
     tokens = tokenized.read(_Tokenized) if tokenized.is_ok else None
     said = version.read(_Version) if version.is_ok else None
-    return EngineSeen(
+    return ObservedEngine(
         base,
         health,
         version=said.version if said is not None else info.version,
@@ -85,14 +85,14 @@ async def look_at(asker: Asker, base: str, model: str, prompt: str | None) -> En
 
 
 async def tokenize(asker: Asker, base: str, model: str, prompt: str) -> list[int] | None:
-    """A prompt's tokens, as the engine makes them; None where it does not."""
+    """The engine's tokens of a prompt, None if it does not tokenize it."""
     reply = await asker.post(f"{base.rstrip('/')}/tokenize", {"model": model, "prompt": prompt})
     found = reply.read(_Tokenized) if reply.is_ok else None
     return None if found is None else found.tokens
 
 
 async def _server_info(asker: Asker, base: str) -> _ServerInfo:
-    """Newer SGLang has it under the first path, older under the second; vLLM only in its development mode, and then it says other things."""
+    """Newer SGLang has the first path, older SGLang the second. vLLM has it in its development mode only, with other content."""
     for path in ("/server_info", "/get_server_info"):
         reply = await asker.get(base + path)
         if reply.is_ok and (info := reply.read(_ServerInfo)) is not None:
@@ -101,9 +101,11 @@ async def _server_info(asker: Asker, base: str) -> _ServerInfo:
 
 
 def cache_labels(metrics: bytes) -> dict[str, str]:
-    """The labels in which an engine says how it caches; those of its first rank."""
-    found = CACHE_INFO.search(metrics)
-    return dict(LABEL.findall(found[1].decode(errors="replace"))) if found else {}
+    """The labels in which an engine describes its cache: those of its first rank, none if it has none."""
+    try:
+        return next((sample.labels for sample in read_samples(metrics.decode(errors="replace"), CACHE_INFO.__contains__)), {})
+    except ValueError:
+        return {}
 
 
 def _prefix_caching(labels: dict[str, str], info: _ServerInfo) -> bool | None:
@@ -116,16 +118,17 @@ def _number(text: str | None) -> int | None:
     return int(text) if text is not None and re.fullmatch(r"[1-9]\d{0,6}", text) else None
 
 
-def _sources(reply: Reply, info: _ServerInfo) -> list[Source] | None:
-    """vLLM 0.31 and newer list them; SGLang says how it was started."""
+def _sources(reply: Reply, info: _ServerInfo) -> list[AdvertisedSource] | None:
+    """vLLM 0.31 and newer list them; SGLang reports its arguments."""
     if reply.is_ok and (listed := reply.read(list[_Source])) is not None:
-        return [Source(each.data_parallel_rank, each.endpoint, each.replay_endpoint) for each in listed[:SOURCES_MAX]] or [Source(None, None)]
+        sources = [AdvertisedSource(each.data_parallel_rank, each.endpoint, each.replay_endpoint) for each in listed[:SOURCES_MAX]]
+        return sources or [AdvertisedSource(None, None)]
     if info.kv_events_config is msgspec.UNSET:
         return None
     return list(_configured(info.kv_events_config))
 
 
-def _configured(config: str | None) -> Iterator[Source]:
+def _configured(config: str | None) -> Iterator[AdvertisedSource]:
     """From SGLang's --kv-events-config: the port of rank 0."""
     given: Any = None
     try:
@@ -133,8 +136,8 @@ def _configured(config: str | None) -> Iterator[Source]:
     except (msgspec.DecodeError, RecursionError):
         return
     if not isinstance(given, dict) or given.get("publisher", "null") == "null":
-        yield Source(None, None)
+        yield AdvertisedSource(None, None)
         return
     endpoint, replay = given.get("endpoint"), given.get("replay_endpoint")
     if isinstance(endpoint, str) and endpoint:
-        yield Source(0, endpoint, replay if isinstance(replay, str) and replay else None)
+        yield AdvertisedSource(0, endpoint, replay if isinstance(replay, str) and replay else None)

@@ -16,9 +16,9 @@ from indexer.limits import ReceiveLimits, WireLimits
 from indexer.receiving.replay import ReplayRequest
 from indexer.wire.decoder import WireDecoder
 from indexer.wire.frames import split_frames, split_reply
-from scorer_api.doctor.handshake import greet
-from scorer_api.doctor.seen import Handshake, Heard, Replied, SocketsSeen, StreamSeen
-from scorer_api.doctor.stream_checks import PUBLISHERS, ROUTER
+from scorer_api.doctor.checks.observations import EventSample, Handshake, ObservedSockets, ObservedStream, ReplaySample
+from scorer_api.doctor.checks.stream import PUBLISHERS, ROUTER
+from scorer_api.doctor.probes.handshake import greet
 
 Context = zmq.Context[zmq.Socket[bytes]]
 
@@ -32,16 +32,16 @@ POLL_S = 0.1
 REPLAY_LIMITS = ReceiveLimits(replay_idle_s=2.5, replay_total_s=4.0, frame_bytes_max=FRAME_BYTES_MAX)
 
 
-async def look_at_sockets(context: Context, stream: StreamSeen, listen_s: float) -> SocketsSeen:
+async def observe_sockets(context: Context, stream: ObservedStream, listen_s: float) -> ObservedSockets:
     """Both sockets of a stream at once, as far as it has them. Never raises for what the other side does."""
     (events, heard), (replay, replied) = await asyncio.gather(
-        _look_at_events(context, stream.events if isinstance(stream.events, str) else None, listen_s),
-        _look_at_replay(context, stream.replay, stream.sequence or 0),
+        _observe_events(context, stream.events if isinstance(stream.events, str) else None, listen_s),
+        _observe_replay(context, stream.replay, stream.sequence or 0),
     )
-    return SocketsSeen(events, heard, replay, replied)
+    return ObservedSockets(events, heard, replay, replied)
 
 
-async def _look_at_events(context: Context, endpoint: str | None, listen_s: float) -> tuple[Handshake | None, Heard | None]:
+async def _observe_events(context: Context, endpoint: str | None, listen_s: float) -> tuple[Handshake | None, EventSample | None]:
     if endpoint is None:
         return None, None
     shaken = await greet(endpoint)
@@ -50,7 +50,7 @@ async def _look_at_events(context: Context, endpoint: str | None, listen_s: floa
     return shaken, await listen(context, shaken.address, listen_s)
 
 
-async def _look_at_replay(context: Context, endpoint: str | None, start: int) -> tuple[Handshake | None, Replied | None]:
+async def _observe_replay(context: Context, endpoint: str | None, start: int) -> tuple[Handshake | None, ReplaySample | None]:
     if endpoint is None:
         return None, None
     shaken = await greet(endpoint)
@@ -59,9 +59,9 @@ async def _look_at_replay(context: Context, endpoint: str | None, start: int) ->
     return shaken, await ask_replay(context, shaken.address, start)
 
 
-async def listen(context: Context, address: str, seconds: float) -> Heard:
+async def listen(context: Context, address: str, seconds: float) -> EventSample:
     """Subscribe to everything. Never raises for what the other side does."""
-    heard = Heard(seconds)
+    heard = EventSample(seconds)
     decoder = WireDecoder(WireLimits())
     clock = asyncio.get_running_loop().time
     until = clock() + seconds
@@ -86,7 +86,7 @@ async def listen(context: Context, address: str, seconds: float) -> Heard:
     return heard
 
 
-def _take(heard: Heard, decoder: WireDecoder, frames: list[bytes]) -> None:
+def _take(heard: EventSample, decoder: WireDecoder, frames: list[bytes]) -> None:
     now_s = time.time()
     heard.messages += 1
     topic = frames[0][:512].decode(errors="replace") if frames else ""
@@ -110,9 +110,9 @@ def _take(heard: Heard, decoder: WireDecoder, frames: list[bytes]) -> None:
         heard.skew_s = skew_s if heard.skew_s is None else max(heard.skew_s, skew_s)
 
 
-async def ask_replay(context: Context, address: str, start: int) -> Replied:
+async def ask_replay(context: Context, address: str, start: int) -> ReplaySample:
     """Ask for the batches from this number on. Never raises for what the other side does."""
-    replied = Replied(start)
+    replied = ReplaySample(start)
     decoder = WireDecoder(WireLimits())
     try:
         async with (
@@ -127,7 +127,7 @@ async def ask_replay(context: Context, address: str, start: int) -> Replied:
     return replied
 
 
-def _note(replied: Replied, decoder: WireDecoder, frames: list[bytes]) -> None:
+def _note(replied: ReplaySample, decoder: WireDecoder, frames: list[bytes]) -> None:
     try:
         reply = split_reply(frames)
         if reply is None:

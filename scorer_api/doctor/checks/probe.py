@@ -1,13 +1,14 @@
-"""What came of a probe, and what that means."""
+"""Checks the result of a probe."""
 
 from msgspec import Struct
 
-from scorer_api.doctor.findings import Finding, finding
-from scorer_api.doctor.seen import PodSeen
+from scorer_api.doctor.checks.findings import Finding, finding
+from scorer_api.doctor.checks.kinds import Severity
+from scorer_api.doctor.checks.observations import ObservedPod
 
 
-class Scored(Struct):
-    """How much of the probe the service knows of a pod."""
+class PodMatch(Struct):
+    """A pod's match of the probe's prompt, by the service."""
 
     pod: str
     matched_tokens: int
@@ -15,23 +16,24 @@ class Scored(Struct):
     usable_blocks: int
 
 
-class Probed(Struct):
-    """What came of one engine's probe. `cached_tokens`: what the engine took from its cache the second time; `before`: what was known before.
+class ProbeResult(Struct):
+    """The result of one engine's probe.
 
-    `refusal`: why it was not carried out.
+    `before`, `after`: the pod's match before and after the engine computed the prompt. `cached_tokens`: what the engine took from its cache when it
+    got the prompt again. `refusal`: why the probe was not carried out.
     """
 
     tokens: int = 0
     ranks: int = 1
-    before: Scored | None = None
-    after: Scored | None = None
+    before: PodMatch | None = None
+    after: PodMatch | None = None
     waited_s: float = 0.0
     cached_tokens: int | None = None
     refusal: str = ""
 
 
-def judge_probe(pod: PodSeen, probed: Probed) -> list[Finding]:
-    """What the probe shows."""
+def check_probe(pod: ObservedPod, probed: ProbeResult) -> list[Finding]:
+    """Whether the service learned of the new blocks, and the engine's own count agrees."""
     subject, before, after = f"pod {pod.pod}", probed.before, probed.after
     if probed.refusal:
         return [finding("probe_refused", subject, probed.refusal)]
@@ -40,7 +42,7 @@ def judge_probe(pod: PodSeen, probed: Probed) -> list[Finding]:
         return [finding("probe_unseen", subject, said)]
     blocks = f"{after.matched_blocks} of {after.usable_blocks} blocks of a new prompt were known after {probed.waited_s:.1f} s"
     if after.matched_blocks < after.usable_blocks:
-        return [finding("probe_incomplete", subject, blocks)]
+        return [finding("probe_unseen", subject, blocks, Severity.WARNING)]
     if probed.cached_tokens is None:
         return [finding("probe_uncounted", subject, f"{blocks}; the engine does not say what it took from its cache")]
     if probed.cached_tokens != after.matched_tokens:

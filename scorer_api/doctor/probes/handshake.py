@@ -7,7 +7,7 @@ READY       flags, size, "\\x05READY", then properties: length of name, name, le
 import asyncio
 import socket
 
-from scorer_api.doctor.seen import Handshake
+from scorer_api.doctor.checks.observations import Handshake
 
 SECONDS = 3.0
 GREETING = b"\xff" + bytes(7) + b"\x01\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" + bytes(31)

@@ -1,4 +1,4 @@
-"""An answer over HTTP, or none."""
+"""The reply to an HTTP request, or why there is none."""
 
 from typing import TypeVar
 
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Reply(Struct, frozen=True):
-    """What came of a request. Without `status` nothing did, and `error` says why. `skew_s`: the other clock less ours, by its Date, to a second."""
+    """`status`: None if there is no answer; `error` says why. `skew_s`: the other clock minus ours, by the Date header, to a second."""
 
     status: int | None = None
     body: bytes = b""
@@ -23,11 +23,11 @@ class Reply(Struct, frozen=True):
 
     @property
     def said(self) -> str:
-        """In a few words."""
+        """The reply in a few words."""
         return self.error if self.status is None else f"{self.status} {self.body[:120].decode(errors='replace')}".strip()
 
     def read(self, kind: type[T]) -> T | None:
-        """Its JSON; None where it is not of this shape."""
+        """The body decoded from JSON, None if it has another shape."""
         try:
             return msgspec.json.decode(self.body, type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -1,12 +1,12 @@
-"""What was seen, before anybody judges it. Everything here came over a network: nothing of it is sure to be true, or to fit together."""
+"""What probes observed, before it is checked. All of it came over a network and may be wrong or contradictory."""
 
 from msgspec import UNSET, Struct, UnsetType
 
-from scorer_api.doctor.reply import Reply
+from scorer_api.doctor.checks.reply import Reply
 
 
-class StreamSeen(Struct, frozen=True):
-    """A stream as the service shows it; fields that a newer service has are passed over. `events` is UNSET where an older one does not say."""
+class ObservedStream(Struct, frozen=True):
+    """A stream as the service shows it. Fields of a newer service are ignored; `events` is UNSET if an older one does not send it."""
 
     rank: int
     trust: str
@@ -24,12 +24,12 @@ class StreamSeen(Struct, frozen=True):
     topic: str = ""
 
 
-class PodSeen(Struct, frozen=True):
+class ObservedPod(Struct, frozen=True):
     """A pod as the service shows it."""
 
     pod: str
     model: str
-    streams: list[StreamSeen] = []
+    streams: list[ObservedStream] = []
     http: str | None = None
 
     @property
@@ -41,28 +41,28 @@ class PodSeen(Struct, frozen=True):
         return {stream.block_size for stream in self.streams if stream.block_size is not None}
 
 
-class PodsSeen(Struct, frozen=True):
+class ObservedPods(Struct, frozen=True):
     """The answer of /v1/pods."""
 
-    pods: list[PodSeen]
+    pods: list[ObservedPod]
 
 
-class ServiceSeen(Struct, frozen=True):
-    """What the service said. `pods` is None where it did not say which there are. `wants_tls`: asked without TLS it says nothing, with it does."""
+class ObservedService(Struct, frozen=True):
+    """The service's answers. `pods`: None if it did not list them. `wants_tls`: it does not answer without TLS, but accepts a TLS connection."""
 
     health: Reply
     ready: Reply
     metrics: Reply
     listed: Reply
-    pods: list[PodSeen] | None
+    pods: list[ObservedPod] | None
     wants_tls: bool = False
 
 
 class Handshake(Struct, frozen=True):
-    """What a socket says of itself when it is connected to.
+    """What a socket says when somebody connects.
 
-    `address`: an address that the endpoint's name has, with its port, once it was connected to. `is_refused`: there is a machine, and nobody
-    listens. `is_zmq`: it speaks ZMQ, and then `socket_type` and `mechanism` are what it says. `heard`: what it said, where it is not.
+    `address`: the endpoint with the address that was connected to, None if there was no connection. `is_refused`: nobody listens there. `is_zmq`: it
+    speaks ZMQ; `socket_type` and `mechanism` are what it says of itself. `heard`: the bytes that it sent, if it does not speak ZMQ.
     """
 
     address: str | None = None
@@ -74,8 +74,8 @@ class Handshake(Struct, frozen=True):
     heard: bytes = b""
 
 
-class Heard(Struct):
-    """What came at the events endpoint meanwhile. `skew_s`: the engine's clock less ours. `undecodable`, `refused`: reason → how many."""
+class EventSample(Struct):
+    """What arrived at the events endpoint in `seconds`. `skew_s`: the engine's clock minus ours. `undecodable`, `refused`: reason → count."""
 
     seconds: float
     messages: int = 0
@@ -89,8 +89,8 @@ class Heard(Struct):
     error: str = ""
 
 
-class Replied(Struct):
-    """What the replay socket answered. `newest_s`: the highest time stamp in it, in Unix time."""
+class ReplaySample(Struct):
+    """What the replay socket answered. `odd`: reason → count of unreadable replies. `newest_s`: the latest time stamp, in Unix time."""
 
     start: int
     replies: int = 0
@@ -101,27 +101,28 @@ class Replied(Struct):
     error: str = ""
 
 
-class SocketsSeen(Struct, frozen=True):
-    """The sockets of one stream. None: it was not asked, or has no such socket."""
+class ObservedSockets(Struct, frozen=True):
+    """The sockets of one stream. None: not observed, or there is no such socket."""
 
     events: Handshake | None = None
-    heard: Heard | None = None
+    heard: EventSample | None = None
     replay: Handshake | None = None
-    replied: Replied | None = None
+    replied: ReplaySample | None = None
 
 
-class Source(Struct, frozen=True):
-    """Where an engine says that a rank's events and replays are; `endpoint` None: it says that it publishes none."""
+class AdvertisedSource(Struct, frozen=True):
+    """Where the engine says that a rank publishes. `endpoint`: None if it says that it publishes nothing."""
 
     rank: int | None
     endpoint: str | None
     replay: str | None = None
 
 
-class EngineSeen(Struct, frozen=True):
-    """An engine's API. `prefix_caching`, `block_size`: as it says itself. `models`: names that it serves, `adapters` those that are LoRA adapters.
+class ObservedEngine(Struct, frozen=True):
+    """An engine's API.
 
-    `sources`: None where it does not say. `tokens`: of the prompt.
+    `models`: names that it serves; `adapters`: those of them that are LoRA adapters. `tokens`: of the prompt. `sources`: where it says that it
+    publishes. Fields are None if the engine does not say.
     """
 
     base: str
@@ -135,4 +136,4 @@ class EngineSeen(Struct, frozen=True):
     has_tokenize: bool | None = None
     context_max: int | None = None
     tokens: list[int] | None = None
-    sources: list[Source] | None = None
+    sources: list[AdvertisedSource] | None = None

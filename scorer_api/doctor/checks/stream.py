@@ -1,6 +1,6 @@
-"""What is wrong with a stream: by what the service says of it, by what its sockets are, and by what comes from them.
+"""Checks a stream: by its status in the service, by its sockets, and by the messages that come from them.
 
-A socket that cannot be reached from where the doctor runs proves nothing while the service is connected to it: then it is a note.
+A socket that cannot be reached from where the doctor runs proves nothing while the service is connected to it, so that is a note.
 """
 
 from collections.abc import Iterator
@@ -8,57 +8,59 @@ from collections.abc import Iterator
 from msgspec import UNSET
 
 from indexer.errors import LOSSY_REASONS
-from scorer_api.doctor.findings import Finding, finding
-from scorer_api.doctor.kinds import Severity
-from scorer_api.doctor.seen import EngineSeen, Handshake, PodSeen, SocketsSeen, Source, StreamSeen
+from scorer_api.doctor.checks.findings import Finding, finding
+from scorer_api.doctor.checks.kinds import Severity
+from scorer_api.doctor.checks.observations import AdvertisedSource, Handshake, ObservedEngine, ObservedPod, ObservedSockets, ObservedStream
 
 PUBLISHERS = ("PUB", "XPUB")
 ROUTER = "ROUTER"
 NAMES_MAX = 3
 
 
-def subject_of(pod: PodSeen, stream: StreamSeen) -> str:
-    """How a finding names it."""
+def subject_of(pod: ObservedPod, stream: ObservedStream) -> str:
+    """The name of the stream in findings."""
     return f"pod {pod.pod}" if len(pod.streams) == 1 and not stream.rank else f"pod {pod.pod} rank {stream.rank}"
 
 
-def dials(stream: StreamSeen) -> bool:
-    """Whether it is the engine that dials the service."""
+def dials(stream: ObservedStream) -> bool:
+    """Whether the engine dials the service."""
     return stream.events is None
 
 
-def judge_pod(pod: PodSeen) -> list[Finding]:
-    """Of a pod without any stream."""
+def check_pod(pod: ObservedPod) -> list[Finding]:
+    """Whether the pod has streams at all."""
     if pod.streams:
         return []
     return [finding("not_followed", f"pod {pod.pod}", f"it is registered for {pod.model!r}, and no indexer follows it")]
 
 
-def judge_stream(pod: PodSeen, stream: StreamSeen, seen: SocketsSeen, engine: EngineSeen | None, later: StreamSeen | None) -> list[Finding]:
+def check_stream(
+    pod: ObservedPod, stream: ObservedStream, seen: ObservedSockets, engine: ObservedEngine | None, later: ObservedStream | None
+) -> list[Finding]:
     """`later`: the stream as the service showed it after the doctor had listened."""
     subject = subject_of(pod, stream)
-    found = [*_sockets(subject, stream, seen, engine), *_told(subject, stream, seen), *_missed(subject, stream, seen, later)]
+    found = [*_sockets(subject, stream, seen, engine), *_status(subject, stream, seen), *_missed(subject, stream, seen, later)]
     found += _sources(subject, stream, engine)
     if any(each.severity in (Severity.WARNING, Severity.ERROR) for each in found):
         return found
     return [finding("stream_well", subject, _summary(stream)), *found] if stream.connected and stream.trust == "live" else found
 
 
-def _summary(stream: StreamSeen) -> str:
+def _summary(stream: ObservedStream) -> str:
     blocks = ", ".join(f"{count} {tier}" for tier, count in stream.blocks.items()) or "no blocks"
     return f"connected, {stream.trust}, batch {stream.sequence}, holds {blocks}"
 
 
-# What the service says
+# Its status in the service
 
 
-def _told(subject: str, stream: StreamSeen, seen: SocketsSeen) -> Iterator[Finding]:
+def _status(subject: str, stream: ObservedStream, seen: ObservedSockets) -> Iterator[Finding]:
     because = f": {stream.last_error}" if stream.last_error else ""
     if stream.trust == "expired":
         yield finding("stream_expired", subject, f"away for longer than --pod-expiry-s, its blocks were dropped{because}")
     elif not stream.connected:
         if dials(stream):
-            yield finding("dials_not", subject, f"it is not connected to --listen{because}")
+            yield finding("not_connected", subject, f"it is not connected to --listen{because}")
         elif seen.events is None or seen.events.socket_type in PUBLISHERS:
             where = "" if seen.events is None else f", and from here {stream.events} is reached"
             yield finding("not_connected", subject, f"the service is not connected to its events{where}{because}")
@@ -69,66 +71,67 @@ def _told(subject: str, stream: StreamSeen, seen: SocketsSeen) -> Iterator[Findi
     elif stream.trust == "partial":
         yield finding("stream_partial", subject, f"some of what the engine announced is missing{because}")
     if stream.gaps and not stream.replayed:
-        yield finding("gaps_lost", subject, f"batches were missing {stream.gaps} times, and none came by replay")
+        yield finding("stream_partial", subject, f"batches were missing {stream.gaps} times, and none came by replay", Severity.WARNING)
     if dials(stream):
-        yield finding("engine_dials", subject, "it dials the service: its sockets are not looked at from here")
+        yield finding("unreachable_from_here", subject, "it dials the service: its sockets are not looked at from here")
     if stream.replay is None and stream.events is not UNSET:
         yield finding("no_replay", subject, "it has no replay endpoint")
 
 
-# What its sockets are
+# Its sockets
 
 
-def _sockets(subject: str, stream: StreamSeen, seen: SocketsSeen, engine: EngineSeen | None) -> Iterator[Finding]:
+def _sockets(subject: str, stream: ObservedStream, seen: ObservedSockets, engine: ObservedEngine | None) -> Iterator[Finding]:
     events, replay = seen.events, seen.replay
-    exchanged = events is not None and replay is not None and events.socket_type == ROUTER and replay.socket_type in PUBLISHERS
-    if exchanged:
-        yield finding("ports_exchanged", subject, f"{stream.events} is a replay socket (ROUTER), and {stream.replay} one of events (PUB)")
+    is_swapped = events is not None and replay is not None and events.socket_type == ROUTER and replay.socket_type in PUBLISHERS
+    if is_swapped:
+        detail = f"{stream.events} is a replay socket (ROUTER), and {stream.replay} one of events (PUB)"
+        yield finding("events_port_differs", subject, detail, mend="swap the ports of events=… and replay=…")
         return
     if events is not None:
         yield from _events_socket(subject, stream, events, engine)
         if events.socket_type in PUBLISHERS:
-            yield from _heard(subject, stream, seen)
+            yield from _sample(subject, stream, seen)
     if replay is not None:
         yield from _replay_socket(subject, stream, replay)
         if replay.socket_type == ROUTER:
-            yield from _replied(subject, stream, seen)
+            yield from _replay_sample(subject, stream, seen)
 
 
-def _events_socket(subject: str, stream: StreamSeen, events: Handshake, engine: EngineSeen | None) -> Iterator[Finding]:
+def _events_socket(subject: str, stream: ObservedStream, events: Handshake, engine: ObservedEngine | None) -> Iterator[Finding]:
     where = f"events={stream.events}"
     if events.address is None:
         if stream.connected:
             yield finding("unreachable_from_here", subject, f"{where}, to which the service is connected: from here {events.error}")
         elif events.is_refused and engine is not None and engine.health.is_ok:
-            yield finding("events_port_closed", subject, f"{where}: {events.error}, though the engine's API at {engine.base} answers")
+            yield finding("events_disabled", subject, f"{where}: {events.error}, though the engine's API at {engine.base} answers")
         else:
             yield finding("events_unreachable", subject, f"{where}: {events.error}; the service is not connected either")
     elif not events.is_zmq:
         severity = Severity.NOTE if stream.connected else None
-        yield finding("events_not_zmq", subject, f"{where}: {_spoke(events)}", severity)
+        yield finding("events_port_differs", subject, f"{where}: {_spoke(events)}", severity)
     elif events.mechanism not in (None, "NULL"):
         yield finding("zmq_secured", subject, f"{where} asks for {events.mechanism}")
     elif events.socket_type == ROUTER:
-        yield finding("events_is_replay", subject, f"{where} is a replay socket (ROUTER), no PUB")
+        yield finding("events_port_differs", subject, f"{where} is a replay socket (ROUTER), no PUB")
     elif events.socket_type not in PUBLISHERS:
-        yield finding("events_not_pub", subject, f"{where} is {_kind(events)}, no PUB")
+        yield finding("events_port_differs", subject, f"{where} is {_kind(events)}, no PUB")
 
 
-def _replay_socket(subject: str, stream: StreamSeen, replay: Handshake) -> Iterator[Finding]:
+def _replay_socket(subject: str, stream: ObservedStream, replay: Handshake) -> Iterator[Finding]:
     where = f"replay={stream.replay}"
     if replay.address is None:
         is_well = stream.connected and stream.trust == "live"
         said = f"{where}: {replay.error}" + ("; what the service holds is complete all the same" if is_well else "")
         yield finding("unreachable_from_here" if is_well and not replay.is_refused else "replay_unreachable", subject, said)
     elif not replay.is_zmq:
-        yield finding("replay_not_zmq", subject, f"{where}: {_spoke(replay)}")
+        yield finding("replay_port_differs", subject, f"{where}: {_spoke(replay)}")
     elif replay.mechanism not in (None, "NULL"):
         yield finding("zmq_secured", subject, f"{where} asks for {replay.mechanism}")
     elif replay.socket_type in PUBLISHERS:
-        yield finding("replay_is_events", subject, f"{where} is a socket of events ({replay.socket_type}), no ROUTER")
+        yield finding("replay_port_differs", subject, f"{where} is a socket of events ({replay.socket_type}), no ROUTER")
     elif replay.socket_type != ROUTER:
-        yield finding("replay_not_router", subject, f"{where} is {_kind(replay)}, no ROUTER")
+        yield finding("replay_port_differs", subject, f"{where} is {_kind(replay)}, no ROUTER")
 
 
 def _kind(socket: Handshake) -> str:
@@ -142,10 +145,10 @@ def _spoke(socket: Handshake) -> str:
     return f"it speaks HTTP, like an API: {said!r}" if said.startswith("HTTP/") else f"it says {said!r}, which is no ZMQ"
 
 
-# What comes from them
+# Its messages
 
 
-def _heard(subject: str, stream: StreamSeen, seen: SocketsSeen) -> Iterator[Finding]:
+def _sample(subject: str, stream: ObservedStream, seen: ObservedSockets) -> Iterator[Finding]:
     heard = seen.heard
     if heard is None:
         return
@@ -158,12 +161,12 @@ def _heard(subject: str, stream: StreamSeen, seen: SocketsSeen) -> Iterator[Find
         yield finding("topic_matches_nothing", subject, f"topic={stream.topic!r} is no beginning of what is published: {topics}")
     elif not heard.decoded:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(heard.undecodable.items()))
-        yield finding("events_undecodable", subject, f"none of {heard.messages} messages can be read: {reasons}")
+        yield finding("events_refused", subject, f"none of {heard.messages} messages can be read: {reasons}", Severity.ERROR)
     else:
-        yield from _read(subject, stream, seen)
+        yield from _readable(subject, stream, seen)
 
 
-def _read(subject: str, stream: StreamSeen, seen: SocketsSeen) -> Iterator[Finding]:
+def _readable(subject: str, stream: ObservedStream, seen: ObservedSockets) -> Iterator[Finding]:
     heard = seen.heard
     assert heard is not None, "something was heard"
     lossy = {reason: count for reason, count in {**heard.refused, **heard.undecodable}.items() if reason in LOSSY_REASONS}
@@ -176,45 +179,46 @@ def _read(subject: str, stream: StreamSeen, seen: SocketsSeen) -> Iterator[Findi
         yield finding("events_well", subject, f"{heard.decoded} batches came within {heard.seconds:g} s, topic {heard.topics[0]!r}")
 
 
-def judge_topics(pod: PodSeen, stream: StreamSeen, seen: SocketsSeen) -> list[Finding]:
-    """Topics of the form kv@pod@model name their model: another one's are a sign of the wrong port."""
+def check_topics(pod: ObservedPod, stream: ObservedStream, seen: ObservedSockets) -> list[Finding]:
+    """Topics of the form kv@pod@model name their model. Another model is a sign of the wrong port."""
     topics = [] if seen.heard is None else [topic for topic in seen.heard.topics if topic.startswith("kv@") and topic.count("@") >= 2]
     models = {topic.split("@", 2)[2] for topic in topics}
     if not models or pod.model in models:
         return []
-    return [finding("topic_other_model", subject_of(pod, stream), f"the topic is {topics[0]!r}, the pod is registered for {pod.model!r}")]
+    detail = f"the topic is {topics[0]!r}, the pod is registered for {pod.model!r}"
+    return [finding("events_port_differs", subject_of(pod, stream), detail, Severity.WARNING)]
 
 
-def _replied(subject: str, stream: StreamSeen, seen: SocketsSeen) -> Iterator[Finding]:
+def _replay_sample(subject: str, stream: ObservedStream, seen: ObservedSockets) -> Iterator[Finding]:
     replied = seen.replied
     if replied is None:
         return
     if replied.error:
         yield finding("check_failed", subject, f"could not ask {stream.replay}: {replied.error}")
     elif replied.odd:
-        yield finding("replay_odd", subject, f"replay={stream.replay} answers what no engine answers: {', '.join(sorted(replied.odd))}")
+        yield finding("replay_unreachable", subject, f"replay={stream.replay} answers what no engine answers: {', '.join(sorted(replied.odd))}")
     elif not replied.replies and not replied.has_ended:
-        yield finding("replay_silent", subject, f"replay={stream.replay} was asked for batches from {replied.start} on and says nothing")
+        yield finding("replay_unreachable", subject, f"replay={stream.replay} was asked for batches from {replied.start} on and says nothing")
     else:
         end = "" if replied.has_ended else ", without the end that was waited for"
         yield finding("replay_well", subject, f"asked from batch {replied.start} on, it sent {replied.replies} batches{end}")
 
 
-def _missed(subject: str, stream: StreamSeen, seen: SocketsSeen, later: StreamSeen | None) -> Iterator[Finding]:
-    """Whether the service has what came here."""
+def _missed(subject: str, stream: ObservedStream, seen: ObservedSockets, later: ObservedStream | None) -> Iterator[Finding]:
+    """Whether the service has the batches that arrived here."""
     heard = seen.heard
     if heard is None or heard.last_sequence is None or later is None or not later.connected:
         return
-    # After a restart of the engine numbers begin anew; whoever is connected learns of that with the next batch.
+    # After a restart of the engine its numbers start again; the service notices at the next batch.
     has_it = later.sequence is not None and (later.sequence >= heard.last_sequence or later.batches > stream.batches)
     if not has_it:
-        yield finding("service_misses_events", subject, f"batch {heard.last_sequence} came here, and the service has {later.sequence}")
+        yield finding("service_misses_events", subject, f"batch {heard.last_sequence} arrived here, and the service has {later.sequence}")
 
 
-# What the engine itself says of its sockets
+# What the engine reports about its sockets
 
 
-def _sources(subject: str, stream: StreamSeen, engine: EngineSeen | None) -> Iterator[Finding]:
+def _sources(subject: str, stream: ObservedStream, engine: ObservedEngine | None) -> Iterator[Finding]:
     if engine is None or not engine.sources or not isinstance(stream.events, str):
         return
     if all(source.endpoint is None for source in engine.sources):
@@ -233,7 +237,7 @@ def _sources(subject: str, stream: StreamSeen, engine: EngineSeen | None) -> Ite
             yield finding(code, subject, f"{engine.base} says that {key} is at port {there + offset}; the spec has {key}={given}")
 
 
-def _of_rank(sources: list[Source], rank: int) -> Source | None:
+def _of_rank(sources: list[AdvertisedSource], rank: int) -> AdvertisedSource | None:
     exact = next((source for source in sources if source.rank == rank), None)
     return exact or (sources[0] if len(sources) == 1 else None)
 

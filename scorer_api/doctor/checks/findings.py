@@ -1,17 +1,17 @@
-"""Findings: what the doctor found, and where."""
+"""A finding of the doctor: what is wrong, and where."""
 
 from msgspec import Struct
 
-from scorer_api.doctor.kinds import KINDS, Severity
+from scorer_api.doctor.checks.kinds import KINDS, Severity
 
 TEXT_LENGTH_MAX = 400
 
 EXIT_CODES = {Severity.OK: 0, Severity.NOTE: 0, Severity.WARNING: 1, Severity.ERROR: 3}
-"""2 is for wrong words, as everywhere."""
+"""2 is for a wrong command line, as in all commands."""
 
 
 class Finding(Struct, frozen=True):
-    """One thing that was found about `subject`: the service, a pod, Redis."""
+    """`subject`: the service, a pod, Redis. `mend`: what to do about it."""
 
     code: str
     severity: Severity
@@ -21,17 +21,17 @@ class Finding(Struct, frozen=True):
 
 
 def finding(code: str, subject: str, detail: str, severity: Severity | None = None, mend: str | None = None) -> Finding:
-    """`severity`, `mend`: where they are other than usual for this code."""
+    """`severity`, `mend`: instead of the usual ones of this code."""
     kind = KINDS[code]
-    return Finding(code, severity or kind.severity, shown(subject), shown(detail), kind.mend if mend is None else shown(mend))
+    return Finding(code, severity or kind.severity, printable(subject), printable(detail), kind.mend if mend is None else printable(mend))
 
 
-def shown(text: str) -> str:
-    """As it can go to a terminal, whatever others put into it: one line, nothing that steers it, not too long."""
+def printable(text: str) -> str:
+    """The text in one line without control characters, cut to a maximum: it may contain anything, and goes to a terminal."""
     plain = "".join(character if character.isprintable() else "�" for character in text)
     return plain if len(plain) <= TEXT_LENGTH_MAX else plain[: TEXT_LENGTH_MAX - 1] + "…"
 
 
 def worst(findings: list[Finding]) -> Severity:
-    """The gravest severity among them."""
+    """The most severe of their severities."""
     return max((found.severity for found in findings), key=lambda severity: severity.rank, default=Severity.OK)

@@ -1,10 +1,11 @@
-"""What is wrong with Redis, or with what lies in it."""
+"""Checks Redis, and what the indexers wrote to it."""
 
 import re
 from collections.abc import Iterator
 
 from indexer.store.condition import RedisCondition
-from scorer_api.doctor.findings import Finding, finding
+from scorer_api.doctor.checks.findings import Finding, finding
+from scorer_api.doctor.checks.kinds import Severity
 
 REDIS = "redis"
 OLDEST = (6, 2)
@@ -15,8 +16,8 @@ NAMES_MAX = 5
 TROUBLES = {"unreachable": "redis_unreachable", "loading": "redis_loading", "refusing": "redis_refuses"}
 
 
-def judge_redis(seen: RedisCondition, namespace: str) -> list[Finding]:
-    """`namespace`: that was looked into."""
+def check_redis(seen: RedisCondition, namespace: str) -> list[Finding]:
+    """`namespace`: the one that was inspected."""
     if seen.trouble is not None:
         return [finding(TROUBLES[seen.trouble], REDIS, seen.error)]
     found = [*_server(seen), *_memory(seen), *_content(seen, namespace)]
@@ -50,20 +51,18 @@ def _memory(seen: RedisCondition) -> Iterator[Finding]:
         if share >= FULL:
             yield finding("redis_full", REDIS, said)
         elif share >= NEARLY_FULL:
-            yield finding("redis_nearly_full", REDIS, said)
+            yield finding("redis_full", REDIS, said, Severity.WARNING)
 
 
 def _content(seen: RedisCondition, namespace: str) -> Iterator[Finding]:
     if seen.layouts:
         yield finding("redis_other_layout", REDIS, f"namespace {namespace!r} has keys of layout {', '.join(map(str, seen.layouts))} too")
     if seen.is_empty:
-        yield finding("redis_nothing_here", REDIS, f"no indexer ever wrote under namespace {namespace!r} in this database")
+        yield finding("no_indexer", REDIS, f"no indexer ever wrote under namespace {namespace!r} in this database")
         return
     if not seen.members:
         yield finding("no_indexer", REDIS, f"no indexer of namespace {namespace!r} has given a sign of life within its lease")
     for model in seen.models:
         if model.unowned:
             names = ", ".join(model.unowned[:NAMES_MAX])
-            yield finding(
-                "streams_unowned", REDIS, f"{len(model.unowned)} of {model.streams} streams of {model.model!r} have no living owner: {names}"
-            )
+            yield finding("not_followed", REDIS, f"{len(model.unowned)} of {model.streams} streams of {model.model!r} have no living owner: {names}")

@@ -1,17 +1,17 @@
-"""What the service's answers about the prompt mean."""
+"""Checks the service's answers about a prompt."""
 
 from collections.abc import Iterator
 
 from msgspec import Struct
 
-from scorer_api.doctor.findings import Finding, finding
-from scorer_api.doctor.kinds import Severity
-from scorer_api.doctor.reply import Reply
+from scorer_api.doctor.checks.findings import Finding, finding
+from scorer_api.doctor.checks.kinds import Severity
+from scorer_api.doctor.checks.reply import Reply
 
 PROMPT = "prompt"
 PODS_MAX = 8
 HINTS_MAX = 20
-# Hints at what is nobody's mistake.
+# Hints that point to no mistake.
 MILDER = {"prompt_too_short": Severity.NOTE, "block_sizes_differ": Severity.NOTE}
 
 
@@ -50,12 +50,12 @@ class _Problem(Struct):
     detail: str
 
 
-def judge_prompt(score: Reply | None, explained: Reply | None) -> list[Finding]:
-    """`score`: None where the prompt's tokens are not known here. `explained`: what /v1/explain says; an older service has none."""
+def check_prompt(score: Reply | None, explained: Reply | None) -> list[Finding]:
+    """`score`: None if the prompt's tokens are not known here. `explained`: the answer of /v1/explain, which an older service does not have."""
     why = explained.read(_Explained) if explained is not None and explained.is_ok else None
     if score is None and why is None:
         said = "no engine's /tokenize was to be had" + ("" if explained is None else f", and the service says {_detail(explained)}")
-        return [finding("prompt_no_tokens", PROMPT, said)]
+        return [finding("tokenize_missing", PROMPT, said, Severity.WARNING)]
     found: list[Finding] = []
     scored = None if score is None else score.read(_Score) if score.is_ok else None
     if scored is None and score is not None and why is None:

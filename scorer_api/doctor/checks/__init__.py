@@ -1,0 +1,1 @@
+"""What the observations mean. Pure: a check gets values, and returns findings."""
