@@ -16,7 +16,7 @@ from scorer_api.api.outcomes import count_failures
 from scorer_api.api.resolve import RequestResolver, ResolvedRequest, unknown_model
 from scorer_api.api.schemas import ExplainAnswer, ViewAnswer
 from scorer_api.explain.hints import hints
-from scorer_api.explain.reasons import PodLoad, PromptSeen, StreamSeen, about, explained
+from scorer_api.explain.reasons import PodLoad, PromptFacts, StreamFacts, describe_model, explain_pod
 from scorer_api.index.prompt import Prompt
 from scorer_api.index.view import EMBEDDED, View
 from scorer_api.metrics import ScorerMetrics
@@ -44,27 +44,27 @@ class ExplainHandler:
     def _explain(self, resolved: ResolvedRequest) -> ExplainAnswer:
         request, model = resolved.request, resolved.prompt.model
         try:
-            pods_seen = self._view.trace(resolved.prompt)
+            traces = self._view.trace(resolved.prompt)
             counts = self._view.prompt_counts(model)
         except KeyError:
             raise unknown_model(model) from None
         statuses = [(pod.pod, status) for pod in self._pods.pods() if pod.model == model for status in pod.streams]
-        streams = [self._stream_seen(pod, status) for pod, status in statuses]
-        tokens = resolved.tokens(pods_seen[0].ranks[0].block_size if pods_seen else None)
-        prompt = _prompt_seen(resolved, tokens, [status for _, status in statuses], self._adapters.of_model(model), *counts)
-        streams_by_pod: dict[str, dict[int, StreamSeen]] = {}
+        streams = [self._stream_facts(pod, status) for pod, status in statuses]
+        tokens = resolved.tokens(traces[0].ranks[0].block_size if traces else None)
+        prompt = _prompt_facts(resolved, tokens, [status for _, status in statuses], self._adapters.of_model(model), *counts)
+        streams_by_pod: dict[str, dict[int, StreamFacts]] = {}
         for stream in streams:
             streams_by_pod.setdefault(stream.pod, {})[stream.rank] = stream
-        requested = [pod for pod in pods_seen if request.pods is None or pod.pod in request.pods]
+        requested = [pod for pod in traces if request.pods is None or pod.pod in request.pods]
         return ExplainAnswer(
             model=request.model,
             tokens=tokens,
             source=resolved.source,
-            pods=[explained(pod, prompt, streams_by_pod.get(pod.pod, {}), self._load(model, pod.pod)) for pod in requested[: request.limit]],
-            about=about(pods_seen, streams, prompt),
-            hints=hints(pods_seen, streams, prompt),
+            pods=[explain_pod(pod, prompt, streams_by_pod.get(pod.pod, {}), self._load(model, pod.pod)) for pod in requested[: request.limit]],
+            about=describe_model(traces, streams, prompt),
+            hints=hints(traces, streams, prompt),
             view=ViewAnswer(self._view.source, self._view.age_s),
-            unknown_pods=resolved.unknown_pods({pod.pod for pod in pods_seen}),
+            unknown_pods=resolved.unknown_pods({pod.pod for pod in traces}),
         )
 
     def _load(self, model: str, pod: str) -> PodLoad | None:
@@ -76,8 +76,8 @@ class ExplainHandler:
         age_s = time.monotonic() - at_s
         return None if age_s > self._load_max_age_s else PodLoad(load.running, load.waiting, load.kv_usage, round(age_s, 3))
 
-    def _stream_seen(self, pod: str, status: StreamStatus) -> StreamSeen:
-        return StreamSeen(
+    def _stream_facts(self, pod: str, status: StreamStatus) -> StreamFacts:
+        return StreamFacts(
             pod=pod,
             rank=status.rank,
             sequence=status.sequence,
@@ -95,10 +95,10 @@ class ExplainHandler:
         )
 
 
-def _prompt_seen(
+def _prompt_facts(
     resolved: ResolvedRequest, tokens: int, statuses: Sequence[StreamStatus], adapters: Sequence[str], prompts: int, unmatched: int
-) -> PromptSeen:
-    return PromptSeen(
+) -> PromptFacts:
+    return PromptFacts(
         source=resolved.source,
         tokens=tokens,
         highest_token=_highest_token(resolved.prompt.tokens) if isinstance(resolved.prompt, Prompt) else None,

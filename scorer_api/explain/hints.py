@@ -1,18 +1,18 @@
-"""Hints for the classic mistakes: what an explanation says of how engines, routers and this service are set up. Pure."""
+"""Hints at common mistakes in how engines, routers and this service are set up. Pure."""
 
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 
 from msgspec import Struct
 
-from scorer_api.explain.reasons import PromptSeen, StreamSeen
+from scorer_api.explain.reasons import PromptFacts, StreamFacts
 from scorer_api.index.traces import PodTrace, RankTrace
 
-# A prompt whose highest token is so many times the highest that was announced was made with another vocabulary.
+# A prompt whose highest token is more than so many times the highest announced one was made with another vocabulary.
 FOREIGN_TIMES = 2
-# So many prompts without any match are no coincidence; before there were so many, all of them have to be without.
+# So many prompts in a row without any match are no coincidence. While there were fewer, all of them have to be without.
 UNMATCHED_MIN = 64
-# More than one lost last batch that only a replay brought is no coincidence either.
+# Gaps at which all batches came by replay: one may be a lost last batch, more are no coincidence.
 ONLY_REPLAYS_GAPS_MIN = 2
 NAMES_MAX = 3
 
@@ -41,19 +41,19 @@ class Hint(Struct, frozen=True):
     detail: str
 
 
-def hints(pods: Sequence[PodTrace], streams: Sequence[StreamSeen], prompt: PromptSeen) -> list[Hint]:
+def hints(pods: Sequence[PodTrace], streams: Sequence[StreamFacts], prompt: PromptFacts) -> list[Hint]:
     """What may be wrong, the most basic first. `pods`: all of the model."""
     found = [Hint(code, detail.format(who=_names(who))) for code, is_so, detail in OF_STREAMS if (who := [s.pod for s in streams if is_so(s)])]
-    ranks = [seen for pod in pods for seen in pod.ranks]
-    if who := [pod.pod for pod in pods if any(seen.has_other_seed for seen in pod.ranks)]:
+    ranks = [trace for pod in pods for trace in pod.ranks]
+    if who := [pod.pod for pod in pods if any(trace.has_other_seed for trace in pod.ranks)]:
         found.append(Hint(HintCode.HASH_SEED_DIFFERS, SEED.format(who=_names(who))))
     return found + _of_prompt(ranks, streams, prompt)
 
 
-def _of_prompt(ranks: Sequence[RankTrace], streams: Sequence[StreamSeen], prompt: PromptSeen) -> list[Hint]:
+def _of_prompt(ranks: Sequence[RankTrace], streams: Sequence[StreamFacts], prompt: PromptFacts) -> list[Hint]:
     found = []
-    sizes = {seen.block_size for seen in ranks if seen.block_size is not None}
-    if sizes and not any(seen.usable_blocks for seen in ranks):
+    sizes = {trace.block_size for trace in ranks if trace.block_size is not None}
+    if sizes and not any(trace.usable_blocks for trace in ranks):
         least = min(sizes) + 1
         found.append(
             Hint(
@@ -65,8 +65,8 @@ def _of_prompt(ranks: Sequence[RankTrace], streams: Sequence[StreamSeen], prompt
         found.append(Hint(HintCode.BLOCK_SIZES_DIFFER, BLOCK_SIZES.format(sizes=", ".join(map(str, sorted(sizes))))))
     if prompt.has_unknown_lora:
         found.append(Hint(HintCode.LORA_UNKNOWN, f"no engine has announced the adapter {prompt.lora_name!r} yet: {LORA}"))
-    can_match = any(seen.usable_blocks for seen in ranks)
-    if not can_match or any(seen.matched_blocks for seen in ranks) or not any(sum(stream.blocks.values()) for stream in streams):
+    can_match = any(trace.usable_blocks for trace in ranks)
+    if not can_match or any(trace.matched_blocks for trace in ranks) or not any(sum(stream.blocks.values()) for stream in streams):
         return found
     highest = max((stream.highest_token for stream in streams if stream.highest_token is not None), default=None)
     if highest is not None and prompt.highest_token is not None and prompt.highest_token > FOREIGN_TIMES * highest:
@@ -100,7 +100,7 @@ NOTHING = (
     "pods hold blocks of this model, but none knows the first of these hashes, and {before}: engine hashes are meaningful inside one engine process "
     "only; compare hash algorithm, PYTHONHASHSEED and block size of router and engines, or ask with token_ids",
 )
-OF_STREAMS: tuple[tuple[HintCode, Callable[[StreamSeen], bool], str], ...] = (
+OF_STREAMS: tuple[tuple[HintCode, Callable[[StreamFacts], bool], str], ...] = (
     (
         HintCode.NOBODY_FOLLOWS,
         lambda stream: not stream.is_followed,

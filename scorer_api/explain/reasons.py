@@ -1,4 +1,4 @@
-"""Why a prompt matches as far as it does, and no further: from what is known of streams and blocks to reasons and sentences. Pure.
+"""Why a prompt matches as far as it does, and no further: reasons and sentences, from what is known of streams and blocks. Pure.
 
 What is said of a block depends on its block key alone, so a block that is held under another cache salt is to all others like one that nobody has.
 """
@@ -29,8 +29,8 @@ class Reason(StrEnum):
     LORA_UNKNOWN = "lora_unknown"
 
 
-class StreamSeen(Struct, frozen=True):
-    """What is known of a stream besides its blocks: the part of its status that tells of mistakes."""
+class StreamFacts(Struct, frozen=True):
+    """What is known of a stream besides its blocks: the fields of its status that show mistakes."""
 
     pod: str
     rank: int
@@ -49,10 +49,10 @@ class StreamSeen(Struct, frozen=True):
     """Whether any indexer follows it."""
 
 
-class PromptSeen(Struct, frozen=True):
-    """What is asked about. `adapters`: those that are known, with `knows_adapters` off some of them only.
+class PromptFacts(Struct, frozen=True):
+    """What is asked about. `adapters`: the known ones of the model; with `knows_adapters` off, some of them only.
 
-    `unmatched`: prompts since the last one that matched anywhere, of all that were `asked` for.
+    `asked`: how many prompts were scored for the model. `unmatched`: how many of them since the last one that matched anywhere.
     """
 
     source: str
@@ -127,44 +127,44 @@ class About(Struct, frozen=True):
 # Each rank
 
 
-def end_of(seen: RankTrace, prompt: PromptSeen, stream: StreamSeen | None = None) -> End:
+def explain_rank(trace: RankTrace, prompt: PromptFacts, stream: StreamFacts | None = None) -> End:
     """Why this rank's match ends. `stream`: its own, where its status is known."""
-    block = seen.matched_blocks
+    block = trace.matched_blocks
     last_error = None if stream is None else stream.last_error
-    if seen.trust is Trust.EXPIRED:
+    if trace.trust is Trust.EXPIRED:
         return End(Reason.STREAM_EXPIRED, 0, f"the pod has been away for too long, and its blocks were dropped{_because(last_error)}")
-    if seen.block_size is None:
-        if seen.trust is Trust.STALE:
+    if trace.block_size is None:
+        if trace.trust is Trust.STALE:
             return End(Reason.STREAM_STALE, 0, f"nothing is held, and the stream is not confirmed at present{_because(last_error)}")
         return End(Reason.NOTHING_ANNOUNCED, 0, "the engine has announced no block since its start")
-    if not seen.usable_blocks:
-        least = seen.block_size + 1
+    if not trace.usable_blocks:
+        least = trace.block_size + 1
         return End(
             Reason.PROMPT_TOO_SHORT, None, f"a prompt of {prompt.tokens} tokens has no whole block before its last token; it takes {least} tokens"
         )
-    if block >= seen.usable_blocks:
+    if block >= trace.usable_blocks:
         return End(Reason.WHOLE_PROMPT, None, "every block that the engine could take from its cache matches")
-    if seen.is_remote:
+    if trace.is_remote:
         return End(Reason.REMOTE_ONLY, block, f"block {block} is held only in remote storage, which is nobody's own and does not count")
-    if seen.removal is not None:
-        sequence = seen.removal.sequence
+    if trace.removal is not None:
+        sequence = trace.removal.sequence
         at = "" if sequence is None else f" with batch {sequence}"
         return End(Reason.REMOVED, block, f"block {block} was held and the engine removed it{at}", sequence)
-    return _unknown(seen, prompt, stream)
+    return _explain_unknown_block(trace, prompt, stream)
 
 
-def _unknown(seen: RankTrace, prompt: PromptSeen, stream: StreamSeen | None) -> End:
+def _explain_unknown_block(trace: RankTrace, prompt: PromptFacts, stream: StreamFacts | None) -> End:
     """Nothing is known of the block."""
-    block = seen.matched_blocks
+    block = trace.matched_blocks
     last_error = None if stream is None else stream.last_error
     if not block and prompt.has_unknown_lora:
         return End(Reason.LORA_UNKNOWN, block, f"no adapter {prompt.lora_name!r} is known of this model, and block {block} depends on it")
     if stream is not None and stream.other_block_size is not None:
-        passed_over = f"announcements of blocks of {stream.other_block_size} tokens were passed over, since this pod's are of {seen.block_size}"
+        passed_over = f"announcements of blocks of {stream.other_block_size} tokens were passed over, since this pod's are of {trace.block_size}"
         return End(Reason.OTHER_BLOCK_SIZE, block, f"block {block} is not known; {passed_over}")
-    if seen.trust is Trust.STALE:
+    if trace.trust is Trust.STALE:
         return End(Reason.STREAM_STALE, block, f"block {block} is not known, and the stream is not confirmed at present{_because(last_error)}")
-    if seen.trust is Trust.PARTIAL:
+    if trace.trust is Trust.PARTIAL:
         return End(Reason.STREAM_PARTIAL, block, f"block {block} is not known; some of what the engine announced is missing{_because(last_error)}")
     what = "under this hash" if prompt.source == "block_hashes" else "with these tokens"
     return End(Reason.NEVER_STORED, block, f"block {block} was never announced {what}, as far as is remembered")
@@ -174,9 +174,9 @@ def _because(error: str | None) -> str:
     return f": {error}" if error else ""
 
 
-def explained(pod: PodTrace, prompt: PromptSeen, streams: Mapping[int, StreamSeen], load: PodLoad | None) -> PodExplained:
+def explain_pod(pod: PodTrace, prompt: PromptFacts, streams: Mapping[int, StreamFacts], load: PodLoad | None) -> PodExplained:
     """A pod, with the reasons of all its ranks. `streams`: its own, by rank. `load`: None where nobody knows it now."""
-    ends = {seen.rank: end_of(seen, prompt, streams.get(seen.rank)) for seen in pod.ranks}
+    ends = {trace.rank: explain_rank(trace, prompt, streams.get(trace.rank)) for trace in pod.ranks}
     best = pod.ranks[0]
     whose = "" if len(pod.ranks) == 1 else f"best is rank {best.rank}: "
     return PodExplained(
@@ -191,8 +191,8 @@ def explained(pod: PodTrace, prompt: PromptSeen, streams: Mapping[int, StreamSee
         why=f"{whose}{best.matched_blocks} of {best.usable_blocks} blocks match; {ends[best.rank].detail}",
         load=load,
         ranks=[
-            RankExplained(seen.rank, seen.trust, seen.block_size, seen.matched_blocks, seen.usable_blocks, seen.runs, ends[seen.rank])
-            for seen in sorted(pod.ranks, key=lambda seen: seen.rank)
+            RankExplained(trace.rank, trace.trust, trace.block_size, trace.matched_blocks, trace.usable_blocks, trace.runs, ends[trace.rank])
+            for trace in sorted(pod.ranks, key=lambda trace: trace.rank)
         ],
     )
 
@@ -200,8 +200,8 @@ def explained(pod: PodTrace, prompt: PromptSeen, streams: Mapping[int, StreamSee
 # The model
 
 
-def about(pods: Sequence[PodTrace], streams: Iterable[StreamSeen], prompt: PromptSeen) -> About:
+def describe_model(pods: Sequence[PodTrace], streams: Iterable[StreamFacts], prompt: PromptFacts) -> About:
     """`pods`: all of the model."""
     ages = [stream.last_batch_age_s for stream in streams if stream.last_batch_age_s is not None]
-    sizes = {seen.block_size for pod in pods for seen in pod.ranks if seen.block_size is not None}
+    sizes = {trace.block_size for pod in pods for trace in pod.ranks if trace.block_size is not None}
     return About(len(pods), sorted(sizes), sorted(prompt.adapters), min(ages, default=None))

@@ -5,15 +5,15 @@ from msgspec.structs import replace
 
 from indexer.core.names import Trust
 from scorer_api.explain.hints import HintCode, hints
-from scorer_api.explain.reasons import PromptSeen, StreamSeen
+from scorer_api.explain.reasons import PromptFacts, StreamFacts
 from scorer_api.index.traces import PodTrace, RankTrace
 
-STREAM = StreamSeen("pod", 0, 7, Trust.LIVE, True, 8, 0, 0, {"gpu": 9}, 1.0, None, highest_token=1_000)
-PROMPT = PromptSeen("token_ids", 90, highest_token=500, asked=10, unmatched=0)
+STREAM = StreamFacts("pod", 0, 7, Trust.LIVE, True, 8, 0, 0, {"gpu": 9}, 1.0, None, highest_token=1_000)
+PROMPT = PromptFacts("token_ids", 90, highest_token=500, asked=10, unmatched=0)
 RANK = RankTrace(0, Trust.LIVE, 16, 5, [], 0.0)
 
 
-def codes(prompt: PromptSeen = PROMPT, stream: StreamSeen = STREAM, rank: RankTrace = RANK) -> list[HintCode]:
+def codes(prompt: PromptFacts = PROMPT, stream: StreamFacts = STREAM, rank: RankTrace = RANK) -> list[HintCode]:
     return [hint.code for hint in hints([PodTrace("pod", [rank])], [stream], prompt)]
 
 

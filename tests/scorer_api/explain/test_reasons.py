@@ -9,7 +9,7 @@ from indexer.config.settings import Settings
 from indexer.core.change import Change
 from indexer.core.events import Tier
 from indexer.core.names import StreamKey, Trust
-from scorer_api.explain.reasons import PodLoad, PromptSeen, Reason, StreamSeen, about, end_of, explained
+from scorer_api.explain.reasons import PodLoad, PromptFacts, Reason, StreamFacts, describe_model, explain_pod, explain_rank
 from scorer_api.index.prompt import Prompt
 from scorer_api.index.removals import Removal
 from scorer_api.index.traces import PodTrace, RankTrace
@@ -18,8 +18,8 @@ from tests.reference import Copy, Rank, Text
 from tests.scorer_api.index.test_view import keys, tokens_of
 
 LIVE = RankTrace(0, Trust.LIVE, 16, 5, [("gpu", 2), ("cpu", 1)], 0.5)
-PROMPT = PromptSeen("token_ids", 90)
-STREAM = StreamSeen("pod", 0, 7, Trust.LIVE, True, 8, 0, 0, {"gpu": 9}, 1.0, None)
+PROMPT = PromptFacts("token_ids", 90)
+STREAM = StreamFacts("pod", 0, 7, Trust.LIVE, True, 8, 0, 0, {"gpu": 9}, 1.0, None)
 WITH_LORA = replace(PROMPT, lora_name="l", adapters=frozenset({"k"}))
 NONE = replace(LIVE, runs=[])
 
@@ -48,14 +48,14 @@ NONE = replace(LIVE, runs=[])
         (LIVE, PROMPT, None, Reason.NEVER_STORED, 3),
     ],
 )
-def test_each_reason_has_its_case(seen: RankTrace, prompt: PromptSeen, stream: StreamSeen | None, reason: Reason, block: int | None) -> None:
-    end = end_of(seen, prompt, stream)
+def test_each_reason_has_its_case(seen: RankTrace, prompt: PromptFacts, stream: StreamFacts | None, reason: Reason, block: int | None) -> None:
+    end = explain_rank(seen, prompt, stream)
     assert (end.reason, end.block) == (reason, block)
     assert end.detail
 
 
 def test_a_removal_is_told_with_its_batch_where_that_is_known() -> None:
-    known, unknown = (end_of(replace(LIVE, removal=Removal(sequence)), PROMPT) for sequence in (41, None))
+    known, unknown = (explain_rank(replace(LIVE, removal=Removal(sequence)), PROMPT) for sequence in (41, None))
     assert (known.sequence, unknown.sequence) == (41, None)
     assert "41" in known.detail
     assert "None" not in unknown.detail
@@ -64,12 +64,12 @@ def test_a_removal_is_told_with_its_batch_where_that_is_known() -> None:
 def test_a_doubtful_stream_says_what_is_wrong_with_it() -> None:
     broken = replace(STREAM, last_error="replay endpoint tcp://x:1 does not answer")
     for trust in (Trust.STALE, Trust.PARTIAL):
-        assert "tcp://x:1 does not answer" in end_of(replace(LIVE, trust=trust), PROMPT, broken).detail
+        assert "tcp://x:1 does not answer" in explain_rank(replace(LIVE, trust=trust), PROMPT, broken).detail
 
 
 def test_a_pod_has_the_figures_of_its_best_rank_and_all_ranks_by_number() -> None:
     pod = PodTrace("p", [replace(LIVE, rank=1), replace(LIVE, rank=0, runs=[], score=0.0)])
-    made = explained(pod, PROMPT, {1: STREAM}, PodLoad(3, 2, 0.25, 0.5))
+    made = explain_pod(pod, PROMPT, {1: STREAM}, PodLoad(3, 2, 0.25, 0.5))
     assert (made.rank, made.score, made.matched_blocks, made.matched_tokens) == (1, 0.5, 3, 48)
     assert [(rank.rank, rank.runs) for rank in made.ranks] == [(0, []), (1, [("gpu", 2), ("cpu", 1)])]
     assert made.why.startswith("best is rank 1: 3 of 5 blocks match; block 3 ")
@@ -79,9 +79,9 @@ def test_a_pod_has_the_figures_of_its_best_rank_and_all_ranks_by_number() -> Non
 def test_about_the_model_are_its_block_sizes_adapters_and_last_events() -> None:
     pods = [PodTrace("p", [LIVE, replace(LIVE, rank=1, block_size=None)]), PodTrace("q", [replace(LIVE, block_size=8)])]
     ages = [replace(STREAM, last_batch_age_s=age) for age in (3.0, None, 2.0)]
-    made = about(pods, ages, WITH_LORA)
+    made = describe_model(pods, ages, WITH_LORA)
     assert (made.pods, made.block_sizes, made.adapters, made.last_event_age_s) == (2, [8, 16], ["k"], 2.0)
-    assert about([], [], PROMPT).last_event_age_s is None
+    assert describe_model([], [], PROMPT).last_event_age_s is None
 
 
 # Against the naive model
@@ -138,7 +138,7 @@ def test_runs_and_ends_are_those_of_the_naive_model(seed: int) -> None:
         (seen,) = pod.ranks
         assert seen.runs == runs_by_the_reference(rank, prompt)
         assert seen.score == pytest.approx(rank.score(prompt))
-        end = end_of(seen, PROMPT)
+        end = explain_rank(seen, PROMPT)
         if seen.matched_blocks == len(asked):
             assert end.reason is Reason.WHOLE_PROMPT
             continue
