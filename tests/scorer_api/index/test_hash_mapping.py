@@ -116,3 +116,29 @@ def test_all_modes_answer_the_same_for_engine_hashes(server: RedisServer) -> Non
             assert await modes.agree(view) == ({1, 2, 3, 4, 5, 6}, 3), "a lost stream's hashes are remembered"
 
     asyncio.run(scenario())
+
+
+def test_all_modes_leave_ambiguous_keys_out_of_the_index(server: RedisServer) -> None:
+    """The engine announces no extra keys: two hashes of the same tokens may be two images."""
+    settings = settings_of(server, engine_hashes=True)
+    server.client().flushall()
+
+    async def scenario() -> None:
+        async with AsyncExitStack() as stack:
+            owner = await stack.enter_async_context(owner_of(settings))
+            view = View(settings, "redis")
+            modes = BothModes(settings, await owner.own(KEY))
+            await stack.enter_async_context(Follower(settings, view, FollowerMetrics(CollectorRegistry(), view)))
+
+            await modes.apply(stored([1, 2, 3], [1, 2, 3], announces_extra_keys=False))
+            assert await modes.agree(view) == ({1, 2, 3}, 3)
+            await modes.apply(stored([5], [1], announces_extra_keys=False))
+            assert await modes.agree(view) == ({2, 3}, 0), "neither hash counts: nothing tells their blocks apart"
+            await modes.apply(stored([6], [2], 1, CPU, announces_extra_keys=False))
+            assert await modes.agree(view) == ({3}, 0), "nor does one in another tier"
+            await modes.apply(removed([1, 5]))
+            assert await modes.agree(view) == ({3}, 0)
+            await modes.apply(stored([7], [1], announces_extra_keys=False))
+            assert await modes.agree(view) == ({7, 3, 1, 5}, 1), "all that claimed the key are gone, so it counts again"
+
+    asyncio.run(scenario())
