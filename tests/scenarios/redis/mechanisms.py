@@ -21,7 +21,6 @@ from indexer.store.keyspace import Keyspace
 from indexer.store.pending import PendingWrites
 from indexer.store.reader import Reader
 from indexer.store.records import encode_hash
-from indexer.store.redis import RedisStore
 from indexer.store.registry import Registry
 from indexer.store.unconfirmed_registrations import UnconfirmedRegistrations
 from indexer.streams.stream import Stream
@@ -241,7 +240,6 @@ def registrations_stay_local(patch: Patch) -> None:
         return True
 
     patch.setattr(Registry, "register", register)
-    patch.setattr(RedisStore, "register", register)
 
 
 def one_namespace(patch: Patch) -> None:
