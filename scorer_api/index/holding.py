@@ -1,4 +1,4 @@
-"""What one stream holds in an index, as a thing that can be put in its place, taken out and given back in pieces."""
+"""What one stream holds in an index: it can be built apart, exchanged for what the stream held, and freed in pieces."""
 
 from indexer.core.change import Change
 from scorer_api.index.engine_hashes import FollowedHashes
@@ -6,7 +6,7 @@ from scorer_api.index.prefix_index import PrefixIndex
 
 
 class Holding:
-    """A holder of its own in the index of its block size. The stream that it belongs to, if any, is the view's business."""
+    """A holder of its own in the index of its block size. Until it is exchanged for what a stream holds, it is in no answer."""
 
     def __init__(self, indexes: dict[int, PrefixIndex], block_size: int, holder: int | None = None, hashes: FollowedHashes | None = None) -> None:
         """`indexes`: block size → index, of one model. `holder`: one that is there, else a new one. `hashes`: where engine hashes are kept."""

@@ -53,6 +53,6 @@ class Removals:
         return next((Removal(sequence) for sequence, touched in reversed(self._kept) if touched.get(key) is False), None)
 
     def forget(self) -> None:
-        """The engine's former life counts no longer."""
+        """Forget all removals: the engine was restarted, or the stream was loaded anew."""
         self._kept.clear()
         self._blocks = 0

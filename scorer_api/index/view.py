@@ -15,8 +15,8 @@ from indexer.core.events import Tier
 from indexer.core.names import StreamKey, Trust
 from scorer_api.index.engine_hashes import FollowedHashes, HashKeys, KeyOf, OwnedHashes
 from scorer_api.index.holding import Holding
-from scorer_api.index.loads import Loads
 from scorer_api.index.lookup import Lookup, PodScore
+from scorer_api.index.pod_loads import PodLoads
 from scorer_api.index.prefix_index import PrefixIndex
 from scorer_api.index.prompt import Query
 from scorer_api.index.removals import Removals
@@ -45,7 +45,7 @@ class View:
 
     def __init__(self, settings: Settings, source: str = EMBEDDED) -> None:
         self.source = source
-        self.loads = Loads()
+        self.loads = PodLoads()
         self.listener: Listener | None = None
         self.mapped_key: Callable[[StreamKey], KeyOf | None] | None = None
         """Where the streams run in this process: which block keys the engine hashes of a stream stand for."""

@@ -1,10 +1,10 @@
-"""The newest load of every pod that one is known of."""
+"""How busy pods are: the newest load of each pod of which one is known."""
 
 from indexer.engines.load import Load
 
 
-class Loads:
-    """What was measured last. How old that is, and what it still says then, is the reader's business."""
+class PodLoads:
+    """The last measurement of each pod, however old: readers decide how long it counts."""
 
     def __init__(self) -> None:
         self._loads: dict[tuple[str, str], tuple[Load, float]] = {}
