@@ -15,7 +15,7 @@ from typing import Any, Self
 import pytest
 
 from indexer.store import scripts
-from indexer.store.client.sentinel import Address, Named, SentinelClient
+from indexer.store.client.sentinel import Address, MasterReport, SentinelClient
 from tests.redis_server import RedisServer
 from tests.scenarios.redis.mechanisms import _rewrite
 from tests.waiting import wait_until
@@ -46,9 +46,9 @@ class Moving:
         """The first server is the master of these clients, which have not asked anything so far."""
         for client in clients:
             assert isinstance(client, SentinelClient)
-            client._known = Named(self._address(self.first), 1)
-            client._pool.name(self._address(self.first))
-            client._has_named.set()
+            client._known = MasterReport(self._address(self.first), 1)
+            client._pool.set_address(self._address(self.first))
+            client._is_known.set()
 
     def promote(self) -> None:
         """All that the first has, the second has; from now on both go their own ways."""
@@ -58,8 +58,8 @@ class Moving:
     def move(self, *clients: Any) -> None:
         """From now on the second server is the master of these clients."""
         for client in clients:
-            client._known = Named(self._address(self.second), 2)
-            client._move(self._address(self.first), self._address(self.second))
+            client._known = MasterReport(self._address(self.second), 2)
+            client._change_master(self._address(self.first), self._address(self.second))
 
     def skew(self, ms: int, monkeypatch: pytest.MonkeyPatch) -> None:
         """The second server's clock is ahead by so much, as far as scripts tell the time."""

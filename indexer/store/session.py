@@ -99,7 +99,7 @@ class StoreSession:
         """Ask the node that holds this key for its time, unless that is known. Raises StoreError."""
         if not self.slot(key).clock.knows(node_of(self.client, key)):
             epoch = self.note_server_epoch()
-            self.note_time(key, await self.call("clock", [key]), epoch)
+            self.note_time(key, await self.call("read_clock", [key]), epoch)
 
     def vouched_until_ms(self, key: str, written_at_s: float | None = None) -> int:
         """Until when a stream is vouched for that Redis had completely at this time, or now: by the clock of the node that has this key; 0 where that

@@ -142,7 +142,7 @@ def why(error: RedisError) -> str:
     # A slot without a node, one whose keys are on their way to another node, and a wait that ended since its slot did.
     if is_away(error) or isinstance(error, ClusterDownError | TryAgainError) or text.startswith("UNBLOCKED"):
         return "unreachable"
-    # The library makes some errors a class and takes the word for it off their text; older servers tell what a script met in a text of the script's.
+    # The library makes some errors a class and takes the code off their text; older servers report an error of a script in a text of their own.
     if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in text:
         return "full"
     if isinstance(error, ReadOnlyError) or "READONLY" in text or "MISCONF" in text:

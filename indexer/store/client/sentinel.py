@@ -2,9 +2,9 @@
 
     redis+sentinel://[user:password@]host:port,host:port/service[/database][?sentinel_username=…&sentinel_password=…&…]
 
-Every second each Sentinel is asked who the master is, and since which epoch; the newest word counts. A master that is cut off from its Sentinels and
-replicas goes on answering us, so no error of a connection would ever show that there is another: when the word changes, all connections to the
-former master are dropped, those in use too, and what was asked through them fails as if Redis had gone away.
+Every second each Sentinel is asked who the master is, and since which epoch; the report of the newest epoch counts. A master that is cut off from its
+Sentinels and replicas goes on answering, so no connection error would show that there is another. When the master changes, all connections to the
+former one are dropped, those in use too, and the commands that wait on them fail as if Redis had gone away.
 """
 
 import asyncio
@@ -35,18 +35,18 @@ SENTINEL_PORT = 26379
 POLL_S = 1.0
 # Sentinels are not asked more often than this, whatever goes wrong.
 POLL_PAUSE_S = 0.1
-# So long most Sentinels have to name an older master than the one that is known: they were set up anew. One that lags behind is no reason to go back.
-SET_UP_ANEW_S = 10.0
+# An older epoch than the known one counts if most Sentinels have reported it for so long: they were set up anew. One that lags behind does not count.
+OLDER_EPOCH_AFTER_S = 10.0
 
 
-class Named(Struct, frozen=True):
-    """A Sentinel's word. `epoch` grows with each failover."""
+class MasterReport(Struct, frozen=True):
+    """A Sentinel's answer. `epoch` grows with each failover."""
 
     address: Address
     epoch: int
 
 
-class Watched(Struct, frozen=True):
+class SentinelSettings(Struct, frozen=True):
     """What a URL says. `options` are those of connections to the master, `sentinel_options` of those to Sentinels."""
 
     sentinels: tuple[Address, ...]
@@ -61,7 +61,7 @@ def is_sentinel(url: str) -> bool:
     return url.partition("://")[0].lower() in SCHEMES
 
 
-def parse(url: str) -> Watched:
+def parse(url: str) -> SentinelSettings:
     """Read a URL. Raises ValueError, whose text holds nothing of the URL."""
     split = urlsplit(url)
     is_tls = split.scheme == "rediss+sentinel"
@@ -81,7 +81,7 @@ def parse(url: str) -> Watched:
         options.pop(name, None)
     of_sentinels = {name: options.pop(f"sentinel_{name}") for name in ("username", "password") if f"sentinel_{name}" in options}
     of_sentinels |= {name: value for name, value in options.items() if name.startswith("ssl_")}
-    return Watched(sentinels, unquote(service), is_tls, options, of_sentinels)
+    return SentinelSettings(sentinels, unquote(service), is_tls, options, of_sentinels)
 
 
 def _address(host: str) -> Address:
@@ -95,23 +95,23 @@ def _address(host: str) -> Address:
     return name, port or SENTINEL_PORT
 
 
-def judge(known: Named | None, words: Collection[Named], sentinels: int) -> tuple[Named | None, bool]:
-    """Whom to take for the master, by what is known and what those of so many Sentinels say that answer.
+def choose_master(known: MasterReport | None, reports: Collection[MasterReport], sentinels: int) -> tuple[MasterReport | None, bool]:
+    """The master by what is known and what was reported; `sentinels`: how many there are, those that do not answer included.
 
-    The second is whether most of them name an older one than is known, and none a newer: right only where they were set up anew.
+    The second value is whether most of them report an older epoch than the known one, and none a newer: right only if they were set up anew.
     """
-    if not words:
+    if not reports:
         return known, False
-    newest = max(words, key=lambda word: word.epoch)
+    newest = max(reports, key=lambda report: report.epoch)
     if known is None or newest.epoch > known.epoch:
         return newest, False
     if newest.epoch < known.epoch:
-        return known, 2 * len(words) > sentinels
-    return (known if known in words else newest), False
+        return known, 2 * len(reports) > sentinels
+    return (known if known in reports else newest), False
 
 
 class MasterConnection(Connection):
-    """Tells when the server turns out to be a replica."""
+    """Calls `on_read_only` when the server turns out to be a replica."""
 
     def __init__(self, *, on_read_only: Callable[[], None], **options: Any) -> None:
         super().__init__(**options)
@@ -121,7 +121,7 @@ class MasterConnection(Connection):
         try:
             return await super().read_response(*arguments, **options)
         except ResponseError as error:
-            # Older servers tell what a script met in a text of the script's.
+            # Older servers report an error inside of a script in a text of their own.
             if isinstance(error, ReadOnlyError) or "READONLY" in str(error):
                 self._on_read_only()
             raise
@@ -132,51 +132,51 @@ class SSLMasterConnection(MasterConnection, SSLConnection):
 
 
 class MasterPool(ConnectionPool):
-    """Connections to one master, until `leave`: from then on there are none, whoever still holds the pool."""
+    """Connections to one master, until `retire`: from then on there are none, whoever still holds the pool."""
 
     def __init__(self, client: "SentinelClient", options: Mapping[str, Any]) -> None:
-        super().__init__(redis_connect_func=self._greet, on_read_only=client.look_soon, **options)
+        super().__init__(redis_connect_func=self._check_role, on_read_only=client.poll_soon, **options)
         self._client = client
-        self.is_left = False
+        self.is_retired = False
 
     def __repr__(self) -> str:
         return f"<MasterPool {self.connection_kwargs.get('host')}:{self.connection_kwargs.get('port')}>"
 
-    def name(self, address: Address) -> None:
-        """From now on it is known where to connect to."""
+    def set_address(self, address: Address) -> None:
+        """Where to connect to from now on."""
         self.connection_kwargs["host"], self.connection_kwargs["port"] = address
 
     async def get_connection(self, *arguments: Any, **options: Any) -> Any:
         """Raises redis.exceptions.RedisError, also where no Sentinel names a master in time."""
-        await self._client.named()
-        self._check()
+        await self._client.wait_for_master()
+        self._check_in_use()
         try:
             return await super().get_connection(*arguments, **options)  # type: ignore[no-untyped-call]
         except RedisError:
-            self._client.look_soon()
+            self._client.poll_soon()
             raise
 
-    async def _greet(self, connection: Any) -> None:
-        """A new connection, also one of somebody's who had it when all were dropped."""
-        self._check()
+    async def _check_role(self, connection: Any) -> None:
+        """Of a new connection, or of one that connects again after all were dropped."""
+        self._check_in_use()
         await connection.on_connect()
         await connection.send_command("INFO", "replication")
         try:
             answer = await connection.read_response()
         except NoPermissionError:
             answer = b""
-        self._check()
+        self._check_in_use()
         if b"role:slave" in (answer if isinstance(answer, bytes) else str(answer).encode()):
-            self._client.look_soon()
+            self._client.poll_soon()
             raise ReadOnlyError("READONLY: what Sentinels name as the master is a replica")
 
-    def _check(self) -> None:
-        if self.is_left:
+    def _check_in_use(self) -> None:
+        if self.is_retired:
             raise RedisConnectionError("the master is another one now")
 
-    async def leave(self) -> None:
+    async def retire(self) -> None:
         """Drop all connections."""
-        self.is_left = True
+        self.is_retired = True
         try:
             await self.disconnect()
         except (RedisError, OSError) as error:
@@ -189,20 +189,20 @@ class SentinelClient(redis.asyncio.Redis):
     `server_epoch` counts how often the master became another server. What was asked and answered in one epoch came from one server.
     """
 
-    def __init__(self, watched: Watched, timeout_s: float, options: Mapping[str, Any]) -> None:
-        self._watched = watched
+    def __init__(self, watched: SentinelSettings, timeout_s: float, options: Mapping[str, Any]) -> None:
+        self._settings = watched
         self._timeout_s = timeout_s
         self._options = {**options, **watched.options, "connection_class": SSLMasterConnection if watched.is_tls else MasterConnection}
         self._sentinel_options = {**options, **watched.sentinel_options, "connection_class": SSLConnection if watched.is_tls else Connection}
         self.server_epoch = 0
-        self._known: Named | None = None
+        self._known: MasterReport | None = None
         self._older_since_s: float | None = None
-        self._words: dict[Address, Named] = {}
+        self._reports: dict[Address, MasterReport] = {}
         self._errors: dict[Address, str] = {}
-        self._has_named = asyncio.Event()
-        self._soon = {address: asyncio.Event() for address in watched.sentinels}
+        self._is_known = asyncio.Event()
+        self._poll_now = {address: asyncio.Event() for address in watched.sentinels}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._is_watching = False
+        self._is_polling = False
         self._is_closed = False
         self._pool = MasterPool(self, self._options)
         self._pool.make_connection()  # type: ignore[no-untyped-call] # raises TypeError for an option that there is not
@@ -221,51 +221,51 @@ class SentinelClient(redis.asyncio.Redis):
 
     # Who is master
 
-    def look_soon(self) -> None:
-        """Ask the Sentinels at once: something is wrong with the master."""
-        for event in self._soon.values():
+    def poll_soon(self) -> None:
+        """Ask the Sentinels at once, since something is wrong with the master."""
+        for event in self._poll_now.values():
             event.set()
 
-    async def named(self) -> None:
+    async def wait_for_master(self) -> None:
         """Wait until some Sentinel has named a master. Raises redis.exceptions.ConnectionError where none does in time."""
-        if self._has_named.is_set():
+        if self._is_known.is_set():
             return
-        self._watch_all()
+        self._begin_polling()
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._has_named.wait()
+                await self._is_known.wait()
         except TimeoutError:
-            raise RedisConnectionError(f"no Sentinel names a master called {self._watched.service}: {self._complaints()}") from None
+            raise RedisConnectionError(f"no Sentinel names a master called {self._settings.service}: {self._reasons()}") from None
 
-    def _complaints(self) -> str:
-        return "; ".join(f"{host}:{port}: {self._errors.get((host, port), 'no answer')}" for host, port in self._watched.sentinels)
+    def _reasons(self) -> str:
+        return "; ".join(f"{host}:{port}: {self._errors.get((host, port), 'no answer')}" for host, port in self._settings.sentinels)
 
-    def _watch_all(self) -> None:
-        if self._is_watching or self._is_closed:
+    def _begin_polling(self) -> None:
+        if self._is_polling or self._is_closed:
             return
-        self._is_watching = True
-        for address in self._watched.sentinels:
-            self._start(self._watch(address), f"watch sentinel {address[0]}:{address[1]}")
+        self._is_polling = True
+        for address in self._settings.sentinels:
+            self._start(self._poll(address), f"watch sentinel {address[0]}:{address[1]}")
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(partial(_report, self._tasks))
 
-    async def _watch(self, address: Address) -> None:
-        """Ask one Sentinel again and again. That one hangs keeps nobody from hearing the others."""
+    async def _poll(self, address: Address) -> None:
+        """Ask one Sentinel again and again; each has a task of its own, so that one that hangs does not hold up the others."""
         pool = ConnectionPool(host=address[0], port=address[1], **self._sentinel_options)
         sentinel = redis.asyncio.Redis(connection_pool=pool)
-        soon = self._soon[address]
+        soon = self._poll_now[address]
         try:
             # The library may lose a cancellation.
             while not self._is_closed:
                 soon.clear()
                 try:
-                    self._words[address] = await self._ask(sentinel)
+                    self._reports[address] = await self._read_report(sentinel)
                     self._errors.pop(address, None)
                 except (RedisError, OSError, ValueError) as error:
-                    self._words.pop(address, None)
+                    self._reports.pop(address, None)
                     self._errors[address] = masked(str(error).partition(", with args beginning with:")[0])
                 self._decide()
                 await asyncio.sleep(POLL_PAUSE_S)
@@ -277,12 +277,12 @@ class SentinelClient(redis.asyncio.Redis):
         finally:
             await pool.aclose()
 
-    async def _ask(self, sentinel: redis.asyncio.Redis) -> Named:
+    async def _read_report(self, sentinel: redis.asyncio.Redis) -> MasterReport:
         """Raises redis.exceptions.RedisError; ValueError for an answer that makes no sense."""
         pipeline = sentinel.pipeline(transaction=False)
-        # While a failover goes on only the former tells the new address, and only the latter the epoch.
-        pipeline.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._watched.service)
-        pipeline.execute_command("SENTINEL", "MASTER", self._watched.service)
+        # During a failover only the first has the new address, and only the second the epoch.
+        pipeline.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._settings.service)
+        pipeline.execute_command("SENTINEL", "MASTER", self._settings.service)
         address, facts = await pipeline.execute(raise_on_error=False)
         if address is None:
             raise ValueError("knows no such master")
@@ -291,34 +291,34 @@ class SentinelClient(redis.asyncio.Redis):
                 raise answer
         host, port = address
         epoch = dict(zip(facts[::2], facts[1::2], strict=True)).get(b"config-epoch", b"")
-        return Named((str(host, "utf-8"), int(port)), int(epoch))
+        return MasterReport((str(host, "utf-8"), int(port)), int(epoch))
 
     def _decide(self) -> None:
-        named, is_older = judge(self._known, self._words.values(), len(self._watched.sentinels))
+        named, is_older = choose_master(self._known, self._reports.values(), len(self._settings.sentinels))
         if not is_older:
             self._older_since_s = None
         elif self._older_since_s is None:
             self._older_since_s = time.monotonic()
-        elif time.monotonic() - self._older_since_s > SET_UP_ANEW_S:
+        elif time.monotonic() - self._older_since_s > OLDER_EPOCH_AFTER_S:
             self._older_since_s = None
-            named, _ = judge(None, self._words.values(), len(self._watched.sentinels))
+            named, _ = choose_master(None, self._reports.values(), len(self._settings.sentinels))
         former, self._known = self._known, named
         if named is None or (former is not None and former.address == named.address):
             return
         if former is None:
-            self._pool.name(named.address)
-            self._has_named.set()
+            self._pool.set_address(named.address)
+            self._is_known.set()
         else:
-            self._move(former.address, named.address)
+            self._change_master(former.address, named.address)
 
-    def _move(self, former: Address, address: Address) -> None:
+    def _change_master(self, former: Address, address: Address) -> None:
         log.warning("redis has another master", extra={"former": "{}:{}".format(*former), "master": "{}:{}".format(*address)})
         left, self._pool = self._pool, MasterPool(self, self._options)
-        self._pool.name(address)
+        self._pool.set_address(address)
         self.connection_pool = self._pool
         self.server_epoch += 1
-        left.is_left = True
-        self._start(left.leave(), "leave the former master")
+        left.is_retired = True
+        self._start(left.retire(), "leave the former master")
 
 
 def connect(url: str, timeout_s: float, options: Mapping[str, Any]) -> SentinelClient:

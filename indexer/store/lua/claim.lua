@@ -1,11 +1,11 @@
--- Become a stream's owner, or say that one would like to.
+-- Claim a stream: become its owner, or ask its owner for it.
 --
 -- KEYS  1 lease  2 state  3 incarnation
--- ARGV  1 who  2 lease, ms  3 fence  4 state's time to live, ms  5 incarnation to set where there is none
---       6 how: "free" only if nobody has it, "want" the same and else ask the owner for it, "force" in any case
+-- ARGV  1 member  2 lease, ms  3 new fence  4 TTL of the state, ms  5 incarnation to set if there is none
+--       6 mode: "free" only if nobody owns it, "want" the same and else ask the owner for it, "force" in any case
 --
--- Returns {0, owner} somebody else has it; {1, incarnation} it is ours, and there is no state; or
---         {1, incarnation, generation, fence before, number, head, lengths} it is ours from this state on: whoever had it before is kept out by the fence.
+-- Returns {0, owner} another member owns it; {1, incarnation} claimed, there is no state; or
+--         {1, incarnation, generation, former fence, number, head, lengths} claimed with this state: the fence keeps its former owner out.
 
 local owner = redis.call('HGET', KEYS[1], 'owner')
 if owner and owner ~= ARGV[1] and ARGV[6] ~= 'force' then

@@ -1,10 +1,10 @@
--- Delete a stream with all that it holds; who follows the log is told.
+-- Delete a stream with all that it holds, and log that it is gone.
 --
--- KEYS  1 state  2 log  3 streams  4… the generation's hash of each part, none where there is no state
--- ARGV  1 fence, empty where anybody's will do  2 generation, empty where there is no state  3 the stream's name  4 entry of the log
---       5 entries that the log keeps  6 log's time to live, ms
+-- KEYS  1 state  2 log  3 streams  4… the generation's hash of each part, none if there is no state
+-- ARGV  1 fence, empty to delete whoever owns it  2 generation, empty if there is no state  3 name of the stream  4 log entry
+--       5 maximum length of the log  6 TTL of the log, ms
 --
--- Returns {1} done, {0} another owner has it, {-2, generation} it has another generation: nothing was changed.
+-- Returns {1} done, {0} another owner has the stream, {-2, generation} another generation. Nothing is changed unless it returns {1}.
 
 local held = redis.call('HMGET', KEYS[1], 'gen', 'fence')
 if held[1] and ARGV[1] ~= '' and held[2] ~= ARGV[1] then return {0} end

@@ -1,9 +1,10 @@
--- An indexer's sign of life, answered with all that it has to know of the others.
+-- Announce that an indexer lives, and read what it has to know of the others.
 --
 -- KEYS  1 members  2 models  3 pods  4 forgotten  5 incarnation  6 specs
--- ARGV  1 who  2 how long it counts as alive, ms; 0 where it has nothing that it could own  3 time to live of the rest, ms  4 incarnation to set where there is none  5… its models
+-- ARGV  1 member  2 how long it counts as alive, ms; 0 if it may own no stream  3 TTL of all else, ms  4 incarnation to set if there is none
+--       5… models of the member
 --
--- Returns {time in ms, incarnation, living members, pod, specs, pod, specs …, forgotten pods, pod, specs with all keys …} as six lists or texts.
+-- Returns {time in ms, incarnation, living members, {pod, specs, …}, forgotten pods, {pod, specs with all keys, …}}.
 
 local now = now_ms()
 local text = string.format('%.0f', now)

@@ -1,11 +1,11 @@
 -- Put in front of every script when it is loaded.
 --
--- What a script writes stands in ARGV, from `at` on, for each part in turn:
---   plain blocks, one behind the other, 8 bytes of field and 18 of value each
---   number of words to set (field, value, field, value …), these words: all blocks that are not plain
---   fields to delete, one behind the other, 8 bytes each
--- Packed, since a word costs the sender as much as all else that it does for a block.
--- Lua hands over at most some 8,000 values at once: 2,000 at a time stays well below.
+-- What a script writes is in ARGV, from `at` on, for each part in turn:
+--   plain blocks, concatenated: 8 bytes of field and 18 of value each
+--   number of words to set, and these words (field, value, field, value …): all blocks that are not plain
+--   fields to delete, concatenated: 8 bytes each
+-- They are packed because a word costs the sender as much as all else that it does for a block.
+-- Lua's unpack fails near 8,000 values: 2,000 at a time are well below.
 
 local PIECE = 2000
 -- A hash per tier, one for parked blocks and one for removed ones.
@@ -17,7 +17,7 @@ local function in_pieces(command, key, words, first, last)
   end
 end
 
--- Returns where the words of each part are: {plain, first set, last set, deleted}, …
+-- Returns for each part where its words are: {plain, first set, last set, deleted}.
 local function read_parts(at)
   local parts = {}
   for part = 1, PARTS do
@@ -60,7 +60,7 @@ local function now_ms()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- How many fields each part has, as it is noted in the state: what does not fit any more was lost.
+-- The number of fields of each part, as the state records it: what does not fit any more was lost.
 local function lengths(first_key)
   local found = {}
   for part = 0, PARTS - 1 do
@@ -69,7 +69,7 @@ local function lengths(first_key)
   return table.concat(found, ',')
 end
 
--- Everything that a batch leaves behind besides the blocks: the state, the log, and how long they live.
+-- Everything that a change writes besides blocks: the state, the log entry, and their TTL.
 local function record(state, log, streams, fields, entry, log_max, state_ttl, stream, vouched)
   redis.call('HSET', state, unpack(fields))
   redis.call('PEXPIRE', state, state_ttl)

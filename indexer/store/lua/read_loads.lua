@@ -1,7 +1,7 @@
--- How busy pods of one model are.
+-- Read the load of pods of one model.
 --
--- KEYS  each pod's load
+-- KEYS  load of each pod
 --
--- Returns {time in ms, load or false …}; a load is when it was measured, in ms, a blank, and what was, in msgpack.
+-- Returns {time in ms, load or false …}; a load is the time of the measurement in ms, a blank, and the load in msgpack.
 
 return {string.format('%.0f', now_ms()), unpack(redis.call('MGET', unpack(KEYS)))}

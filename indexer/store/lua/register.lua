@@ -1,10 +1,10 @@
--- Register a pod for all indexers, or replace what was registered.
+-- Register a pod for all indexers, or replace its registration.
 --
 -- KEYS  1 pods  2 forgotten  3 incarnation  4 specs  5 marks
--- ARGV  1 pod  2 specs, JSON  3 incarnation to set where there is none  4 1 where a pod that is there stays as it is, and one that was forgotten too
---       5 specs with the keys that older versions cannot read, empty where there are none  6 this registration's mark
+-- ARGV  1 pod  2 specs, JSON  3 incarnation to set if there is none  4 1 to change nothing if the pod is registered or was deleted
+--       5 specs with the keys that older versions cannot read, empty if there are none  6 mark of this registration
 --
--- Returns 1 where it was not registered, else 0.
+-- Returns 1 if the pod was not registered, else 0.
 
 if ARGV[4] == '1' and (redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 or redis.call('ZSCORE', KEYS[2], ARGV[1])) then return 0 end
 local is_new = redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])

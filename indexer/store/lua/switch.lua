@@ -1,13 +1,13 @@
--- Start a stream's content again: from now on it is what lies in the hashes of a new generation. With nothing in them this drops the stream's blocks,
--- at a cost that does not depend on how many there were.
+-- Switch a stream to a new generation, whose blocks were written before. If nothing was written this drops the stream's blocks, at a cost that does
+-- not depend on how many there were.
 --
--- KEYS  1 state  2 log  3 streams  4 incarnation  5 lease  6–12 the new generation's hash of each part  13… those of old ones
--- ARGV  1 fence  2 owner  3 generation  4 number afterwards  5 head  6 entry of the log  7 entries that the log keeps
---       8 state's and 9 blocks' time to live, ms  10 until when the stream is vouched for; 0 where it is not  11 the stream's name
---       12 incarnation to set where there is none  13… what changed since the new hashes were written, see prelude.lua
+-- KEYS  1 state  2 log  3 streams  4 incarnation  5 lease  6–12 the new generation's hash of each part  13… those of old generations
+-- ARGV  1 fence  2 owner  3 generation  4 number afterwards  5 head  6 log entry  7 maximum length of the log
+--       8 TTL of the state and 9 of the blocks, ms  10 until when the stream is vouched for, ms; 0 if it is not  11 name of the stream
+--       12 incarnation to set if there is none  13… what changed since the new hashes were written, see prelude.lua
 --
--- Returns {1, fields of each new hash} done, {0} another owner has the stream: nothing was changed.
--- Without a state it goes by the lease: then Redis lost its data, or the stream is new.
+-- Returns {1, length of each new hash} done, {0} another owner has the stream: nothing was changed.
+-- If there is no state the lease decides: then Redis lost its data, or the stream is new.
 
 local fence = redis.call('HGET', KEYS[1], 'fence')
 if fence then

@@ -1,10 +1,10 @@
--- Forget a pod: nobody follows it any more, also where a flag names it, for as long as it is remembered as forgotten.
+-- Delete a pod for all indexers, also where a setting names it, for as long as it is remembered as forgotten.
 --
 -- KEYS  1 pods  2 forgotten  3 incarnation  4 specs  5 marks
--- ARGV  1 pod  2 how long it is remembered, ms  3 1 where it was forgotten before, and this may have been lost
---       4 then the mark that it had: where it is registered under another, or none is known, it was registered since, and stays so
+-- ARGV  1 pod  2 how long it is remembered as forgotten, ms  3 1 if it was deleted before, and this may have been lost
+--       4 then the mark that it had: a pod with another mark, or none, was registered since, and stays
 --
--- Returns {1 where it was registered, else 0, its mark or ''}; {-1} where it stays.
+-- Returns {1 if it was registered else 0, its mark or ''}, or {-1} if it stays.
 
 local mark = redis.call('HGET', KEYS[5], ARGV[1]) or ''
 if ARGV[3] == '1' and redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 and (mark == '' or mark ~= ARGV[4]) then return {-1} end

@@ -1,9 +1,9 @@
--- Say how busy pods of one model are.
+-- Write the load of pods of one model.
 --
--- KEYS  each pod's load
--- ARGV  1 time to live, ms, then for each pod: how long ago that was measured, ms, and what was, in msgpack
+-- KEYS  load of each pod
+-- ARGV  1 TTL, ms, then for each pod: age of the measurement in ms, and the load in msgpack
 --
--- Returns how many there were.
+-- Returns the number of pods.
 
 local now = now_ms()
 for pod = 1, #KEYS do

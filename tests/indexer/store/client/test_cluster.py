@@ -179,7 +179,7 @@ def test_a_script_is_loaded_where_it_is_needed(cluster: RedisCluster) -> None:
     async def scenario(client: Cluster) -> None:
         for member in cluster.living:
             member.ask("SCRIPT", "FLUSH")
-        calls = [Call("clock", [key]) for key in keys]
+        calls = [Call("read_clock", [key]) for key in keys]
         for _ in range(2):
             assert all(abs(int(now_ms) / 1000 - time.time()) < 5 for now_ms in await call_all(client, calls))
 
@@ -190,7 +190,7 @@ def test_keys_of_several_slots_in_one_script_are_refused(cluster: RedisCluster) 
     """What the tests that run every script on a Cluster rely on."""
 
     async def scenario(client: Cluster) -> None:
-        (answer,) = await call_all(client, [Call("clock", list(one_key_each(cluster).values()))])
+        (answer,) = await call_all(client, [Call("read_clock", list(one_key_each(cluster).values()))])
         assert isinstance(answer, ResponseError)
         assert "slot" in str(answer)
 
@@ -226,7 +226,7 @@ def test_a_slot_on_the_move_is_asked_for_key_by_key_and_scripts_over_several_key
         async def during() -> None:
             found = [await client.hget(name, "field") for name in (key, *others)]
             seen.append(found == [name.encode() for name in (key, *others)])
-            (answer,) = await call_all(client, [Call("clock", [key, "{leaving}none", others[-1]])])
+            (answer,) = await call_all(client, [Call("read_clock", [key, "{leaving}none", others[-1]])])
             seen.append(answer)
             await client.set("{leaving}new", "a")  # one that is not there is made where the slot goes to
             seen.append(node_of(client, key))
@@ -241,7 +241,7 @@ def test_a_slot_on_the_move_is_asked_for_key_by_key_and_scripts_over_several_key
         assert isinstance(seen[1], TryAgainError)
         assert why(seen[1]) == "unreachable"
         assert seen[2] == f"127.0.0.1:{target.port}", "whoever answered last"
-        assert isinstance((await call_all(client, [Call("clock", [key, "{leaving}none", others[-1]])]))[0], bytes)
+        assert isinstance((await call_all(client, [Call("read_clock", [key, "{leaving}none", others[-1]])]))[0], bytes)
         assert await client.hget(others[3], "field") == others[3].encode()
         assert target.keys("{leaving}new") == [b"{leaving}new"]
 
@@ -307,7 +307,7 @@ def test_a_node_that_is_away_takes_nothing_else_with_it_and_its_replica_is_found
                     reasons.add(why(error))
                 await asyncio.sleep(0.1)
             assert reasons == {"unreachable"}
-            (answer,) = await call_all(client, [Call("clock", [keys[victim]])])
+            (answer,) = await call_all(client, [Call("read_clock", [keys[victim]])])
             assert isinstance(answer, bytes), "scripts are loaded where a replica does not know them"
             assert node_of(client, keys[victim]) != f"127.0.0.1:{victim.port}"
 
@@ -348,7 +348,7 @@ def test_a_user_with_few_rights_is_enough() -> None:
             client: Any = connect(f"redis+cluster://{quote(user.name, '')}:{quote(user.password, '')}@127.0.0.1:{member.port}", TIMEOUT_S)
             try:
                 assert await client.hset("kvi:1:{a}:state", "field", 1) == 1
-                (now_ms,) = await call_all(client, [Call("clock", ["kvi:1:{a}:state"])])
+                (now_ms,) = await call_all(client, [Call("read_clock", ["kvi:1:{a}:state"])])
                 assert abs(int(now_ms) / 1000 - time.time()) < 5
                 await client._client(("127.0.0.1", member.port)).execute_command("ASKING")
                 with pytest.raises(ResponseError, match=r"(?i)no permission"):

@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 
 from indexer.errors import SettingError
 from indexer.store.client.connection import answer_of, check_url, connect, server_epoch_of, why
-from indexer.store.client.sentinel import Named, SentinelClient, judge, parse
+from indexer.store.client.sentinel import MasterReport, SentinelClient, choose_master, parse
 from indexer.store.scripts import Call, call, call_all
 from tests.ports import free_port
 from tests.redis_sentinel import SERVICE, WatchedRedis
@@ -74,32 +74,32 @@ def test_an_unknown_parameter_stops_the_start_too() -> None:
 
 # Whose word counts
 
-OLD, NEW = Named(("old", 1), 4), Named(("new", 1), 5)
+OLD, NEW = MasterReport(("old", 1), 4), MasterReport(("new", 1), 5)
 
 
 def test_the_newest_word_counts_however_few_say_it() -> None:
-    assert judge(None, [OLD, OLD, NEW], 3) == (NEW, False)
-    assert judge(OLD, [OLD, OLD, NEW], 3) == (NEW, False)
-    assert judge(OLD, [NEW], 3) == (NEW, False)
+    assert choose_master(None, [OLD, OLD, NEW], 3) == (NEW, False)
+    assert choose_master(OLD, [OLD, OLD, NEW], 3) == (NEW, False)
+    assert choose_master(OLD, [NEW], 3) == (NEW, False)
 
 
 def test_what_is_known_stays_known_while_nobody_answers() -> None:
-    assert judge(OLD, [], 3) == (OLD, False)
-    assert judge(None, [], 3) == (None, False)
+    assert choose_master(OLD, [], 3) == (OLD, False)
+    assert choose_master(None, [], 3) == (None, False)
 
 
 def test_an_older_word_is_no_reason_to_go_back() -> None:
     """A Sentinel that was cut off with the old master, or has not heard yet."""
-    assert judge(NEW, [OLD], 3) == (NEW, False)
-    assert judge(NEW, [OLD, OLD], 3) == (NEW, True), "most say so: that counts when it stays"
-    assert judge(NEW, [OLD], 1) == (NEW, True)
-    assert judge(NEW, [OLD, NEW], 2) == (NEW, False)
+    assert choose_master(NEW, [OLD], 3) == (NEW, False)
+    assert choose_master(NEW, [OLD, OLD], 3) == (NEW, True), "most say so: that counts when it stays"
+    assert choose_master(NEW, [OLD], 1) == (NEW, True)
+    assert choose_master(NEW, [OLD, NEW], 2) == (NEW, False)
 
 
 def test_another_address_in_the_same_epoch_is_a_correction() -> None:
-    moved = Named(("moved", 1), 5)
-    assert judge(NEW, [moved, moved], 3) == (moved, False)
-    assert judge(NEW, [NEW, moved], 3) == (NEW, False)
+    moved = MasterReport(("moved", 1), 5)
+    assert choose_master(NEW, [moved, moved], 3) == (moved, False)
+    assert choose_master(NEW, [NEW, moved], 3) == (NEW, False)
 
 
 # A client
@@ -237,8 +237,8 @@ def test_a_replica_that_is_named_as_the_master_is_refused(watched: WatchedRedis)
     replica = next(server for server in watched.servers if server is not watched.master)
 
     async def act(client: SentinelClient) -> None:
-        await client.named()
-        client._pool.name(("127.0.0.1", replica.port))
+        await client.wait_for_master()
+        client._pool.set_address(("127.0.0.1", replica.port))
         with pytest.raises(RedisError) as raised:
             await answer_of(client.get("name"))
         assert why(raised.value) == "read-only"
