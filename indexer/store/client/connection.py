@@ -20,6 +20,8 @@ from indexer.store.client.cluster import Cluster
 Client: TypeAlias = "redis.asyncio.Redis"
 
 T = TypeVar("T")
+# What uvloop raises where a connection is closed between its opening and the first command; the library lets it through.
+CLOSED_BY_PEER = "the handler is closed"
 SCHEMES = ("redis", "rediss", "unix", *sentinel.SCHEMES, *cluster.SCHEMES)
 SHAPE = "it should be redis://user:password@host:port/database, with / @ : # ? and % in the password written as %2F %40 %3A %23 %3F and %25"
 CLUSTER_SHAPE = SHAPE.replace("redis://user:password@host:port/database", "redis+cluster://user:password@host:port,host:port")
@@ -100,9 +102,11 @@ async def answer_of(asking: Awaitable[T]) -> T:
     before = task.cancelling()
     try:
         answer = await asking
-    except RedisError as error:
+    except (RedisError, RuntimeError) as error:
         if task.cancelling() > before:
             raise asyncio.CancelledError from error
+        if CLOSED_BY_PEER in str(error) and not isinstance(error, RedisError):
+            raise RedisConnectionError("Connection closed by server.") from error
         raise
     if task.cancelling() > before:
         raise asyncio.CancelledError

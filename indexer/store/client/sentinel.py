@@ -264,7 +264,7 @@ class SentinelClient(redis.asyncio.Redis):
                 try:
                     self._reports[address] = await self._read_report(sentinel)
                     self._errors.pop(address, None)
-                except (RedisError, OSError, ValueError) as error:
+                except (RedisError, OSError, ValueError, RuntimeError) as error:  # the last from uvloop, for a connection that was closed at once
                     self._reports.pop(address, None)
                     self._errors[address] = masked(str(error).partition(", with args beginning with:")[0])
                 self._decide()

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import redis
+import uvloop
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
@@ -51,6 +52,38 @@ def test_answers_and_errors_pass_through() -> None:
             await answer_of(fail())
 
     asyncio.run(scenario())
+
+
+def test_a_connection_that_is_closed_at_once_is_one_that_was_lost() -> None:
+    """uvloop raises no OSError where a command is sent on it, and the library expects nothing else."""
+
+    async def send() -> None:
+        closed = asyncio.Event()
+
+        def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.transport.abort()
+            closed.set()
+
+        server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+        try:
+            _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            await closed.wait()
+            writer.transport.abort()
+            await asyncio.sleep(0.01)
+            writer.writelines([b"PING\r\n"])
+        finally:
+            server.close()
+
+    async def fail() -> None:
+        raise RuntimeError("an error of ours")
+
+    async def scenario() -> None:
+        with pytest.raises(RedisConnectionError, match="closed"):
+            await answer_of(send())
+        with pytest.raises(RuntimeError, match="ours"):
+            await answer_of(fail())
+
+    uvloop.run(scenario())
 
 
 @pytest.fixture(scope="module")
