@@ -61,7 +61,7 @@ class OwnedStream:
         until_s = 0.0
         for payload in payloads:
             if time.monotonic() >= until_s:
-                self._applier.tell()
+                self._applier.count_applied()
                 await asyncio.sleep(0)
                 await self._store.room(self.key)
                 until_s = time.monotonic() + TURN_S

@@ -19,7 +19,7 @@ from indexer.core.stream_state import StreamState
 from indexer.metrics import IndexerMetrics
 from indexer.store.leases import Claim
 from indexer.store.redis import RedisStore
-from indexer.streams.stream import StreamStatus
+from indexer.streams.status import StreamStatus
 from tests.redis_server import RedisServer
 
 SIZE = 4

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from indexer.store.keyspace import LAYOUT
-from indexer.streams.stream import StreamStatus
+from indexer.streams.status import StreamStatus
 from tests.deploy.manifests import DEPLOY, ROOT, load
 
 PATH = ROOT / "docs/operations.md"

@@ -120,41 +120,41 @@ class ReplayProgress:
         return Step.RESTARTED if self._verify and not self.replies else Step.SKIP
 
 
-class Joint(Enum):
-    """How frames that were kept go on from what a former owner recorded."""
+class Overlap(Enum):
+    """How frames that were kept lie to the batch that a former owner recorded as its last."""
 
-    SAME = auto()
-    """The recorded batch is among them: nothing is missing."""
+    FOUND = auto()
+    """It is among them: nothing is missing."""
     RESTARTED = auto()
-    """They are another life's."""
-    OPEN = auto()
-    """They begin behind the recorded batch: judge the first one as any other."""
-    EARLY = auto()
-    """They end before the recorded batch: it may be on its way, or this is another life."""
+    """They are another process's."""
+    AFTER = auto()
+    """They begin after it: judge the first one as any other."""
+    BEFORE = auto()
+    """They end before it: it may be on its way, or this is another process."""
 
 
-class Joining(Struct, frozen=True):
-    """`passed`: so many of the frames, from the oldest, are done with."""
+class KeptMatch(Struct, frozen=True):
+    """`done`: so many of the frames, from the oldest, need not be applied."""
 
-    joint: Joint
-    passed: int
+    overlap: Overlap
+    done: int
 
 
-def join(recorded: Sequence, batches: list[tuple[int, bytes]]) -> Joining:
-    """Find where kept batches, number and payload, oldest first, go on from the recorded one. There is at least one of each.
+def match_kept(recorded: Sequence, batches: list[tuple[int, bytes]]) -> KeptMatch:
+    """Find the recorded batch among kept ones: number and payload, oldest first, at least one.
 
-    Numbers that fall back begin another life: what lies before is done with, where the recorded batch is not among them.
+    Numbers that fall back begin another process: what lies before is done with, where the recorded batch is not among them.
     """
-    assert recorded.last is not None, "without a recorded batch there is nothing to join"
-    life = 0
+    assert recorded.last is not None, "without a recorded batch there is nothing to find"
+    restarted_at = 0
     for position, (number, payload) in enumerate(batches):
         if position and number <= batches[position - 1][0]:
-            life = position
+            restarted_at = position
         if number == recorded.last and recorded.is_same(payload):
-            return Joining(Joint.SAME, position + 1)
-    if life or any(number == recorded.last for number, _ in batches):
-        return Joining(Joint.RESTARTED, life)
+            return KeptMatch(Overlap.FOUND, position + 1)
+    if restarted_at or any(number == recorded.last for number, _ in batches):
+        return KeptMatch(Overlap.RESTARTED, restarted_at)
     if batches[-1][0] < recorded.last:
-        return Joining(Joint.EARLY, 0)
-    behind = next(position for position, (number, _) in enumerate(batches) if number > recorded.last)
-    return Joining(Joint.OPEN, behind)
+        return KeptMatch(Overlap.BEFORE, 0)
+    after = next(position for position, (number, _) in enumerate(batches) if number > recorded.last)
+    return KeptMatch(Overlap.AFTER, after)

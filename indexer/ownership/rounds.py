@@ -23,7 +23,7 @@ from indexer.ownership.pod_directory import PodDirectory
 from indexer.store.flusher import Ownership
 from indexer.store.redis import RedisStore
 from indexer.streams.pool import Streams
-from indexer.streams.stream import ToldStatus
+from indexer.streams.status import PublishedStatus
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class Rounds:
         if known is None or known.stream is None:
             return b"null"  # it is on its way out
         specs = self._pods.of(key.pod)
-        return msgspec.json.encode(ToldStatus(**msgspec.structs.asdict(known.stream.status()), http=http_base(specs) if specs else None))
+        return msgspec.json.encode(PublishedStatus(**msgspec.structs.asdict(known.stream.status()), http=http_base(specs) if specs else None))
 
     # Heartbeat
 

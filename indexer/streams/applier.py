@@ -108,7 +108,7 @@ class Applier:
 
     def close(self) -> None:
         """The stream ends: it counts no longer."""
-        self.tell()
+        self.count_applied()
         self._metrics.orphans_parked.dec(self._parked_seen)
 
     def refuse(self, reason: str, count: int = 1) -> str | None:
@@ -116,7 +116,7 @@ class Applier:
         self._metrics.refused.labels(reason).inc(count)
         return reason if reason in LOSSY_REASONS else None
 
-    def tell(self) -> None:
+    def count_applied(self) -> None:
         """Add to the metrics what was applied since this was last called: once per turn, since it costs as much as a small batch."""
         metrics, state = self._metrics, self.state
         metrics.batches.inc(self._batches)

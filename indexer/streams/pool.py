@@ -27,7 +27,8 @@ from indexer.receiving.inbox import Inbox
 from indexer.receiving.listening import Announced
 from indexer.receiving.subscriber import Subscriber
 from indexer.receiving.subscription import Context
-from indexer.streams.stream import Stream, StreamStatus
+from indexer.streams.status import StreamStatus
+from indexer.streams.stream import Stream
 
 log = logging.getLogger(__name__)
 
@@ -203,7 +204,7 @@ class Streams:
 
     def _look_up(self, source: Source, stream: Stream) -> Dialling:
         async def connect(events: str | None, replay: str | None) -> None:
-            stream.replay_address = replay
+            stream.dial_replays_at(replay)
             if events is not None:
                 await self._subscriber.remove(stream.inbox)
                 stream.inbox.error = None
@@ -235,7 +236,7 @@ class Streams:
             owner=self._owner,
         )
         if source.is_looked_up:
-            stream.replay_address = None
+            stream.dial_replays_at(None)
         return stream
 
     def attach(self, source: Source, stream: Stream, ended: Callable[[Stream], object]) -> None:

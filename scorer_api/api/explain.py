@@ -9,7 +9,7 @@ from indexer.core.block_keys import TOKEN_BYTES
 from indexer.core.stream_state import ADAPTERS_MAX
 from indexer.http.negotiation import encode
 from indexer.http.routes import Pods
-from indexer.streams.stream import StreamStatus
+from indexer.streams.status import StreamStatus
 from scorer_api.api.adapters import Adapters
 from scorer_api.api.decode import decode_score
 from scorer_api.api.outcomes import count_failures

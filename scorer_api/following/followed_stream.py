@@ -6,7 +6,7 @@ from enum import Enum, auto
 from indexer.core.names import StreamKey, Trust
 from indexer.store.reader import LOG_START, LogOffset, StateVersion, SurveyedState
 from indexer.store.records import Entry, Kind
-from indexer.streams.stream import ToldStatus
+from indexer.streams.status import PublishedStatus
 
 # Entries are buffered while their stream is loaded; beyond this it is loaded again.
 BUFFERED_BYTES_MAX = 32 * 2**20
@@ -77,7 +77,7 @@ class FollowedStream:
         self.status: bytes | None = None
         """What the owner published of it last, undecoded, and when that was first seen by the monotonic clock."""
         self.status_at_s = 0.0
-        self.decoded_status: ToldStatus | None = None
+        self.decoded_status: PublishedStatus | None = None
         self.decoded_from: bytes | None = None
         """The status that was last decoded."""
         self.buffered: deque[tuple[LogOffset, Entry]] | None = None

@@ -17,7 +17,7 @@ from indexer.errors import StoreError
 from indexer.ownership.replica import ReplicaService
 from indexer.store.health import UNREACHABLE
 from indexer.streams.pool import PodStatus, Readiness
-from indexer.streams.stream import StreamStatus, ToldStatus
+from indexer.streams.status import PublishedStatus, StreamStatus
 from scorer_api.following.followed_stream import FollowedStream
 from scorer_api.following.follower import Follower
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 GONE_TIMEOUT_S = 2.0
 GONE_POLL_S = 0.005
 
-_decode_status = msgspec.json.Decoder(ToldStatus).decode
+_decode_status = msgspec.json.Decoder(PublishedStatus).decode
 
 
 class SharedPods:
@@ -58,7 +58,7 @@ class SharedPods:
             for (pod, model), streams in found.items()
         ]
 
-    def _status(self, stream: FollowedStream, told: ToldStatus | None) -> StreamStatus:
+    def _status(self, stream: FollowedStream, told: PublishedStatus | None) -> StreamStatus:
         trust = self._follower.view.trust(stream.key)
         if told is None:
             return StreamStatus(stream.key.rank, None, trust, False, None, {}, 0, 0, 0, 0, None, None)
@@ -164,14 +164,14 @@ class SharedPods:
         return f"pod {stream.key.pod} rank {stream.key.rank} is {status.trust}" + (f": {status.last_error}" if status.last_error else "")
 
 
-def published_status(stream: FollowedStream) -> ToldStatus | None:
+def published_status(stream: FollowedStream) -> PublishedStatus | None:
     """What the owner of a stream published of it last; None where that is nothing, or unreadable."""
     if stream.decoded_from is not stream.status:
         stream.decoded_from, stream.decoded_status = stream.status, _decoded(stream.status)
     return stream.decoded_status
 
 
-def _decoded(status: bytes | None) -> ToldStatus | None:
+def _decoded(status: bytes | None) -> PublishedStatus | None:
     try:
         told = _decode_status(status or b"")
     except msgspec.MsgspecError:

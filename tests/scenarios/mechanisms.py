@@ -14,8 +14,11 @@ from indexer.limits import ReceiveLimits
 from indexer.receiving import subscriber
 from indexer.receiving.inbox import Inbox
 from indexer.receiving.subscription import Subscription
-from indexer.streams import stream
-from indexer.streams.stream import Outcome, Stream
+from indexer.streams import recovery, stream
+from indexer.streams.progress import StreamProgress
+from indexer.streams.recovery import Recovery, ReplayOutcome
+from indexer.streams.stream import Stream
+from indexer.streams.trust import Phase, Signal, TrustState
 from indexer.wire.frames import split_reply
 
 Patch = pytest.MonkeyPatch
@@ -29,12 +32,12 @@ def no_replay_of_gaps(patch: Patch) -> None:
 
 def no_first_replay(patch: Patch) -> None:
     """What was published before the service came is not asked for."""
-    replay = Stream._replay
+    replay = Recovery.replay
 
-    async def skip(self: Stream, *, is_probe: bool = False) -> Outcome:
-        return Outcome.ENDED if self._sequence.last is None else await replay(self, is_probe=is_probe)
+    async def skip(self: Recovery, *, is_probe: bool = False) -> ReplayOutcome:
+        return ReplayOutcome.ENDED if self._progress.sequence.last is None else await replay(self, is_probe=is_probe)
 
-    patch.setattr(Stream, "_replay", skip)
+    patch.setattr(Recovery, "replay", skip)
 
 
 def no_contiguity_check(patch: Patch) -> None:
@@ -44,32 +47,32 @@ def no_contiguity_check(patch: Patch) -> None:
 
 def no_asking_again(patch: Patch) -> None:
     """A reply that breaks off counts as whole."""
-    _outcome_instead(patch, {Outcome.CUT, Outcome.HOLE, Outcome.UNANSWERED})
+    _outcome_instead(patch, {ReplayOutcome.CUT, ReplayOutcome.HOLE, ReplayOutcome.UNANSWERED})
 
 
 def no_permanent_holes(patch: Patch) -> None:
     """A hole is asked for again for ever."""
 
-    def step_over_gap(self: Stream, number: int, payload: bytes) -> bool:
-        self._confirmed = False
+    def never(self: StreamProgress) -> bool:
+        self.note(Signal.GAP)
         return False
 
-    patch.setattr(Stream, "_step_over_gap", step_over_gap)
+    patch.setattr(StreamProgress, "is_permanent_gap", never)
 
 
 def one_reply_shape(patch: Patch) -> None:
     """Replies are read from the front, in the shape with a topic only."""
-    patch.setattr(stream, "split_reply", lambda frames: split_reply(frames) if len(frames) == 4 else (0, b""))
+    patch.setattr(recovery, "split_reply", lambda frames: split_reply(frames) if len(frames) == 4 else (0, b""))
 
 
 def no_patience(patch: Patch) -> None:
     """An unanswered replay counts as answered."""
-    _outcome_instead(patch, {Outcome.UNANSWERED})
+    _outcome_instead(patch, {ReplayOutcome.UNANSWERED})
 
 
 def no_purge_of_lost_history(patch: Patch) -> None:
     """A history that starts late is taken for a whole one."""
-    patch.setattr(Stream, "_lose", lambda self, *, is_same_life: None)
+    patch.setattr(StreamProgress, "lose_history", lambda self, *, is_same_process: None)
 
 
 def no_probe_of_silence(patch: Patch) -> None:
@@ -97,14 +100,14 @@ def no_regress(patch: Patch) -> None:
 
 def no_doubt_of_reconnects(patch: Patch) -> None:
     """A reconnect without a replay endpoint changes nothing."""
-    begin = Stream._begin
+    take_up = StreamProgress.take_up
 
-    def keep(self: Stream, epoch: int) -> None:
-        complete = self._complete
-        begin(self, epoch)
-        self._complete, self._confirmed = complete, True
+    def keep(self: StreamProgress, epoch: int, *, has_replay: bool) -> None:
+        is_complete = self.state.is_complete
+        take_up(self, epoch, has_replay=has_replay)
+        self.state = TrustState(Phase.CONFIRMED if has_replay else Phase.UNASKED, is_complete)
 
-    patch.setattr(Stream, "_begin", keep)
+    patch.setattr(StreamProgress, "take_up", keep)
 
 
 def no_parking(patch: Patch) -> None:
@@ -115,7 +118,7 @@ def no_parking(patch: Patch) -> None:
 
 def no_expiry(patch: Patch) -> None:
     """A pod that went away is kept for ever."""
-    patch.setattr(Stream, "_mourn", lambda self: math.inf)
+    patch.setattr(Stream, "_expire_if_away", lambda self: math.inf)
 
 
 def silence_is_death(patch: Patch) -> None:
@@ -123,8 +126,8 @@ def silence_is_death(patch: Patch) -> None:
     listen = Stream._listen
 
     async def expire(self: Stream) -> float:
-        if stream.time.monotonic() - (self._last_batch_s or 0) > self._settings.pod_expiry_s:
-            self._expired = True
+        if stream.time.monotonic() - (self._progress.last_batch_s or 0) > self._settings.pod_expiry_s:
+            self._progress.note(Signal.EXPIRED)
             self._applier.forget()
         return min(0.1, await listen(self))
 
@@ -139,7 +142,7 @@ def no_heartbeats(patch: Patch) -> None:
 def no_forgetting(patch: Patch) -> None:
     """What was held stays, whatever shows that it is void."""
     no_purge_of_lost_history(patch)
-    patch.setattr(Stream, "_restart", lambda self: None)
+    patch.setattr(StreamProgress, "restart", lambda self: None)
 
 
 def every_reconnect_is_a_restart(patch: Patch) -> None:
@@ -154,7 +157,7 @@ def no_clearing(patch: Patch) -> None:
 
 def no_giving_up(patch: Patch) -> None:
     """A replay is waited for without end."""
-    patch.setattr(Stream, "_give_up", lambda self: None)
+    patch.setattr(Recovery, "give_up", lambda self: None)
 
 
 def no_room(patch: Patch) -> None:
@@ -182,14 +185,14 @@ def receiving_waits(patch: Patch) -> None:
     patch.setattr(subscriber.Subscriber, "_turn", wait_for_loop)
 
 
-def _outcome_instead(patch: Patch, outcomes: set[Outcome]) -> None:
-    replay = Stream._replay
+def _outcome_instead(patch: Patch, outcomes: set[ReplayOutcome]) -> None:
+    replay = Recovery.replay
 
-    async def ended(self: Stream, *, is_probe: bool = False) -> Outcome:
+    async def ended(self: Recovery, *, is_probe: bool = False) -> ReplayOutcome:
         outcome = await replay(self, is_probe=is_probe)
-        return Outcome.ENDED if outcome in outcomes else outcome
+        return ReplayOutcome.ENDED if outcome in outcomes else outcome
 
-    patch.setattr(Stream, "_replay", ended)
+    patch.setattr(Recovery, "replay", ended)
 
 
 def _without_heartbeats(open_subscription: Callable[[Any], None]) -> Callable[[Any], None]:

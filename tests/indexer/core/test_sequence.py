@@ -2,7 +2,7 @@
 
 import pytest
 
-from indexer.core.sequence import Joining, Joint, ReplayProgress, Sequence, Step, Verdict, join
+from indexer.core.sequence import KeptMatch, Overlap, ReplayProgress, Sequence, Step, Verdict, match_kept
 
 
 def sequence(last: int | None = None, heard: int | None = None) -> Sequence:
@@ -159,7 +159,7 @@ def test_the_payload_is_compared_where_the_request_verifies_only() -> None:
     assert steps(ReplayProgress(stream, verify=False), (9, b"any")) == [Step.APPLY, Step.SKIP]
 
 
-# Joining what was kept to what a former owner recorded
+# KeptMatch what was kept to what a former owner recorded
 
 
 def kept(*numbers: int, life: bytes = b"") -> list[tuple[int, bytes]]:
@@ -167,34 +167,34 @@ def kept(*numbers: int, life: bytes = b"") -> list[tuple[int, bytes]]:
 
 
 @pytest.mark.parametrize(
-    ("batches", "joint", "passed"),
+    ("batches", "overlap", "done"),
     [
         # The recorded batch, 7, is there: what comes behind it is new.
-        (kept(5, 6, 7), Joint.SAME, 3),
-        (kept(5, 6, 7, 8, 9), Joint.SAME, 3),
-        (kept(7), Joint.SAME, 1),
-        (kept(6, 7) + kept(0, 1, life=b"new "), Joint.SAME, 2),
-        (kept(0, 1, life=b"old ") + kept(6, 7, 8), Joint.SAME, 4),
-        (kept(7, life=b"old ") + kept(7, 8), Joint.SAME, 2),
+        (kept(5, 6, 7), Overlap.FOUND, 3),
+        (kept(5, 6, 7, 8, 9), Overlap.FOUND, 3),
+        (kept(7), Overlap.FOUND, 1),
+        (kept(6, 7) + kept(0, 1, life=b"new "), Overlap.FOUND, 2),
+        (kept(0, 1, life=b"old ") + kept(6, 7, 8), Overlap.FOUND, 4),
+        (kept(7, life=b"old ") + kept(7, 8), Overlap.FOUND, 2),
         # A batch of its number with another payload, or numbers that fall back: another life.
-        (kept(7, 8, life=b"new "), Joint.RESTARTED, 0),
-        (kept(6, 7, 8, life=b"new "), Joint.RESTARTED, 0),
-        (kept(5, 6) + kept(0, 1, 2, life=b"new "), Joint.RESTARTED, 2),
-        (kept(8, 9) + kept(0, life=b"new "), Joint.RESTARTED, 2),
-        (kept(3, life=b"a ") + kept(3, life=b"b ") + kept(1, life=b"c "), Joint.RESTARTED, 2),
+        (kept(7, 8, life=b"new "), Overlap.RESTARTED, 0),
+        (kept(6, 7, 8, life=b"new "), Overlap.RESTARTED, 0),
+        (kept(5, 6) + kept(0, 1, 2, life=b"new "), Overlap.RESTARTED, 2),
+        (kept(8, 9) + kept(0, life=b"new "), Overlap.RESTARTED, 2),
+        (kept(3, life=b"a ") + kept(3, life=b"b ") + kept(1, life=b"c "), Overlap.RESTARTED, 2),
         # What was kept begins behind it: the next one, or a gap.
-        (kept(8), Joint.OPEN, 0),
-        (kept(8, 9), Joint.OPEN, 0),
-        (kept(12, 13), Joint.OPEN, 0),
-        (kept(5, 6, 8), Joint.OPEN, 2),
-        (kept(5, 9), Joint.OPEN, 1),
+        (kept(8), Overlap.AFTER, 0),
+        (kept(8, 9), Overlap.AFTER, 0),
+        (kept(12, 13), Overlap.AFTER, 0),
+        (kept(5, 6, 8), Overlap.AFTER, 2),
+        (kept(5, 9), Overlap.AFTER, 1),
         # It has not come yet, or never will.
-        (kept(6), Joint.EARLY, 0),
-        (kept(0, 1, 2), Joint.EARLY, 0),
+        (kept(6), Overlap.BEFORE, 0),
+        (kept(0, 1, 2), Overlap.BEFORE, 0),
     ],
 )
-def test_kept_batches_are_joined_where_the_recorded_one_is(batches: list[tuple[int, bytes]], joint: Joint, passed: int) -> None:
-    assert join(sequence(last=7), batches) == Joining(joint, passed)
+def test_kept_batches_are_joined_where_the_recorded_one_is(batches: list[tuple[int, bytes]], overlap: Overlap, done: int) -> None:
+    assert match_kept(sequence(last=7), batches) == KeptMatch(overlap, done)
 
 
 def test_a_sequence_goes_on_from_what_was_recorded() -> None:

@@ -82,7 +82,7 @@ class Stream:
 
     def total(self, name: str) -> int:
         """The sum of a counter's series, as at the end of a turn."""
-        self.applier.tell()
+        self.applier.count_applied()
         return int(sum(s.value for f in self.registry.collect() for s in f.samples if s.name == name))
 
     def held(self) -> dict[Tier, set[int]]:

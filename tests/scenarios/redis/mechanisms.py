@@ -80,7 +80,7 @@ def no_recorded_sequence(patch: Patch) -> None:
 
     def forget(self: Stream, head: Any) -> None:
         resume(self, head)
-        self._sequence.forget()
+        self._progress.sequence.forget()
 
     patch.setattr(Stream, "resume", forget)
 
@@ -224,7 +224,7 @@ def drop_block_by_block(patch: Patch) -> None:
 
 def gone_pods_are_kept(patch: Patch) -> None:
     """Whoever has an owner lives on, also without an engine."""
-    patch.setattr(Stream, "_mourn", lambda self: math.inf)
+    patch.setattr(Stream, "_expire_if_away", lambda self: math.inf)
     _rewrite(patch, "renew", "if ARGV[at + 3] == '1' then", "if true then")
 
 

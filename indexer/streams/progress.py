@@ -1,0 +1,188 @@
+"""How far one stream was applied: its sequence, what it holds, how far that can be relied on, and what was counted on the way."""
+
+import logging
+import time
+
+from indexer.core.names import StreamKey, Trust
+from indexer.core.sequence import Sequence
+from indexer.core.store import Point, Store
+from indexer.metrics import IndexerMetrics
+from indexer.receiving.inbox import Inbox
+from indexer.store.records import Head
+from indexer.streams.applier import Applier
+from indexer.streams.trust import Phase, Signal, TrustState
+
+log = logging.getLogger(__name__)
+
+
+class StreamProgress:
+    """Everything that one stream's task changes, one batch after another.
+
+    `epoch`: the connection that the state is about. `replayed_to`: the number of the last batch that a replay brought on it. `last_error`: the last
+    thing that went wrong, None once it is over.
+    """
+
+    def __init__(self, key: StreamKey, applier: Applier, inbox: Inbox, store: Store, metrics: IndexerMetrics) -> None:
+        self.key = key
+        self.applier = applier
+        self.inbox = inbox
+        self.store = store
+        self.metrics = metrics
+        self.sequence = Sequence()
+        self.state = TrustState()
+        self.epoch = 0
+        self.replayed_to = -1
+        self.last_error: str | None = None
+        self.batches = self.gaps = self.replayed = self.restarts = 0
+        self.last_batch_s: float | None = None
+        self.heard_s = time.monotonic()
+        """When a batch was last applied, or a connection taken up."""
+        self._told_trust = Trust.STALE
+        self._lost_at: int | None = None
+
+    @property
+    def log_names(self) -> dict[str, str | int]:
+        """The fields that name the stream in the log."""
+        return {"pod": self.key.pod, "rank": self.key.rank}
+
+    def note(self, signal: Signal) -> None:
+        """Something happened that says how far the content can be relied on."""
+        self.state = self.state.after(signal)
+
+    # Connections
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the connection that was taken up last is up, and the newest."""
+        return self.inbox.connected and self.inbox.epoch == self.epoch
+
+    def take_up(self, epoch: int, *, has_replay: bool) -> None:
+        """A new connection: nothing is confirmed on it yet. `has_replay`: the engine has an endpoint for that."""
+        self.epoch = epoch
+        self.sequence.connected()
+        self.replayed_to = -1
+        if has_replay:
+            self.note(Signal.CONNECTED_EMPTY if self.sequence.last is None else Signal.CONNECTED)
+        else:
+            self.note(Signal.CONNECTED_UNASKED_EMPTY if self.sequence.last is None else Signal.CONNECTED_UNASKED)
+        self.heard_s = time.monotonic()
+
+    def resume(self, head: Head) -> None:
+        """Go on from where a former owner was."""
+        self.sequence.resume(head.sequence, head.fingerprint)
+        self.state = TrustState(Phase.UNVERIFIED, head.complete)
+        self.applier.is_simulator = head.is_simulator
+
+    # Batches
+
+    def apply(self, number: int, payload: bytes, *, is_live: bool) -> None:
+        """Apply one batch, readable or not: its number is done with either way."""
+        applied = self.applier.apply(payload, number, is_live=is_live)
+        if applied.cleared:
+            self.note(Signal.WHOLE)
+        self.note_refused(applied.lossy)
+        self.sequence.applied(number, payload)
+        self.store.recorded(self.key)
+        self.batches += 1
+        self.last_batch_s = self.heard_s = time.monotonic()
+
+    def apply_live(self, number: int, payload: bytes) -> None:
+        """Apply one live batch of the connection that was taken up."""
+        if not self.state.is_confirmed:
+            self.note(Signal.HEARD)
+        self.sequence.heard(number)
+        self.apply(number, payload, is_live=True)
+
+    def apply_replayed(self, number: int, payload: bytes) -> None:
+        """Apply one batch that a replay brought."""
+        self.apply(number, payload, is_live=False)
+        self.replayed_to = number
+        self.replayed += 1
+        self.metrics.replayed.inc()
+
+    def refuse(self, reason: str) -> None:
+        """Count a message that could not be read."""
+        self.note_refused(self.applier.refuse(reason))
+
+    def note_refused(self, lossy: str | None) -> None:
+        """`lossy`: the reason of a refusal after which something may be missing."""
+        if lossy is not None:
+            self.note(Signal.REFUSED)
+            self.last_error = f"refused: {lossy}"
+
+    # What is missing
+
+    def note_gap(self) -> None:
+        """Count a gap."""
+        self.gaps += 1
+        self.metrics.gaps.inc()
+
+    def is_permanent_gap(self) -> bool:
+        """Batches are missing before the next one. Returns whether they were asked for already; else they are to be asked for."""
+        expected = self.sequence.expected
+        if self._lost_at == expected and self.state.is_confirmed:
+            return True
+        if self._lost_at != expected:
+            self.note_gap()
+        self._lost_at = expected
+        self.note(Signal.GAP)
+        return False
+
+    def lose_history(self, *, is_same_process: bool) -> None:
+        """What was missed cannot be had again: some of what is held is gone at the engine, nobody knows which."""
+        if self.sequence.last is not None:
+            self.metrics.losses.inc()
+            log.warning("history lost", extra={**self.log_names, "sequence": self.sequence.last})
+            if is_same_process:
+                self.applier.lose()
+            else:
+                self.applier.forget()
+        self.note(Signal.HISTORY_LOST)
+
+    def restart(self) -> None:
+        """Another process of the engine publishes now: nothing of the old one counts."""
+        self.restarts += 1
+        self.metrics.restarts.inc()
+        log.info("engine restarted", extra={**self.log_names, "sequence": self.sequence.last})
+        self.applier.forget()
+        self.forget_sequence()
+
+    def forget_sequence(self) -> None:
+        """Nothing of what was applied counts any more."""
+        self.sequence.forget()
+        self.note(Signal.FORGOTTEN)
+        self._lost_at = None
+
+    def expire(self) -> None:
+        """The engine stayed away: drop everything."""
+        self.applier.forget()
+        self.forget_sequence()
+        self.note(Signal.EXPIRED)
+
+    def fail(self) -> None:
+        """After an error of ours: hold nothing, and begin again."""
+        self.applier.forget()
+        self.forget_sequence()
+        self.note(Signal.FAILED)
+        self.last_error = "an internal error, see the log"
+
+    # What is told of it
+
+    @property
+    def trust(self) -> Trust:
+        """How far the content can be relied on now."""
+        return self.state.trust(is_current=self.is_current)
+
+    def publish_trust(self) -> None:
+        """Tell the store where the trust changed."""
+        trust = self.trust
+        if trust is self._told_trust:
+            return
+        extra = {"trust": str(trust), "was": str(self._told_trust), "sequence": self.sequence.last, "error": self.last_error or self.inbox.error}
+        log.info("stream changed", extra={**self.log_names, **extra})
+        self._told_trust = trust
+        self.store.vouch(self.key, trust)
+
+    def point(self) -> Point:
+        """Where the stream stands between two batches."""
+        return Point(self.sequence.last, self.sequence.fingerprint, self.state.is_complete, self.trust, self.applier.is_simulator)

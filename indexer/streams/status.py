@@ -1,0 +1,35 @@
+"""A stream's status: what its owner reports, what Redis keeps of it, and what `/v1/pods` shows."""
+
+from msgspec import Struct
+
+from indexer.core.names import Trust
+
+
+class StreamStatus(Struct, frozen=True):
+    """A stream as `/v1/pods` shows it."""
+
+    rank: int
+    sequence: int | None
+    trust: Trust
+    connected: bool
+    block_size: int | None
+    blocks: dict[str, int]
+    batches: int
+    gaps: int
+    replayed: int
+    restarts: int
+    last_batch_age_s: float | None
+    last_error: str | None
+    owner: str | None = None
+    highest_token: int | None = None
+    adapters: tuple[str, ...] = ()
+    other_block_size: int | None = None
+    events: str | None = None
+    replay: str | None = None
+    topic: str = ""
+
+
+class PublishedStatus(StreamStatus, frozen=True, kw_only=True):
+    """The same as its owner writes it to Redis for all replicas. `http`: where the pod's own API begins."""
+
+    http: str | None = None

@@ -1,0 +1,144 @@
+"""How far a stream's content can be relied on: its phase, what moves it to another, and the trust that follows. Pure.
+
+    UNVERIFIED ──▶ RECOVERING ◀──▶ CONFIRMED     the engine can be asked to replay
+    UNHEARD ──▶ UNASKED                          it cannot: no replay endpoint, or one that did not answer on this connection
+    EXPIRED                                      away for too long, dropped; a new connection begins again
+
+Beside the phase stands whether the content is complete, as far as is known. Signals that say nothing of a phase leave it as it is.
+"""
+
+from enum import Enum, auto
+
+from msgspec import Struct
+
+from indexer.core.names import Trust
+
+
+class Phase(Enum):
+    """What is known of the present connection."""
+
+    UNVERIFIED = auto()
+    """Something is held from before, and another process of the engine may answer now."""
+    RECOVERING = auto()
+    """Nothing held is another process's, but batches may be missing until a replay ends."""
+    CONFIRMED = auto()
+    """What is held joins what the engine publishes now."""
+    UNHEARD = auto()
+    """Nobody can be asked, and nothing was heard on this connection yet."""
+    UNASKED = auto()
+    """Nobody can be asked; what is held counts."""
+    EXPIRED = auto()
+    """The engine stayed away, everything was dropped."""
+
+
+class Signal(Enum):
+    """What happens to a stream."""
+
+    CONNECTED = auto()
+    """A new connection of an engine that can be asked; something is held."""
+    CONNECTED_EMPTY = auto()
+    """The same, with nothing held."""
+    CONNECTED_UNASKED = auto()
+    """A new connection of an engine without a replay endpoint; something is held."""
+    CONNECTED_UNASKED_EMPTY = auto()
+    """The same, with nothing held: nothing that is known can be wrong."""
+    RECOVERY_STARTED = auto()
+    VERIFIED = auto()
+    """A reply shows that the same process answers."""
+    REPLAYED = auto()
+    """A replay came to its end."""
+    REPLAYED_EMPTY = auto()
+    """The same, and there was nothing to replay."""
+    GAVE_UP = auto()
+    """The replay endpoint does not answer; something is held."""
+    GAVE_UP_EMPTY = auto()
+    HEARD = auto()
+    """A live batch of this connection was applied."""
+    GAP = auto()
+    """Batches are missing that may be replayed."""
+    FOUND = auto()
+    """After a takeover the recorded batch was found in what was kept, so that nothing is missing."""
+    HISTORY_LOST = auto()
+    """Batches are missing for good."""
+    WHOLE = auto()
+    """All that the engine holds is known: from its first batch on, or since its cache was cleared."""
+    REFUSED = auto()
+    """Something could not be read that may have changed what is held."""
+    FORGOTTEN = auto()
+    """Nothing of what was applied counts any more."""
+    FAILED = auto()
+    """An error of ours: begin again with nothing."""
+    EXPIRED = auto()
+
+
+_UNVERIFIED, _RECOVERING, _CONFIRMED = Phase.UNVERIFIED, Phase.RECOVERING, Phase.CONFIRMED
+_UNHEARD, _UNASKED, _EXPIRED = Phase.UNHEARD, Phase.UNASKED, Phase.EXPIRED
+
+TRANSITIONS: dict[Signal, dict[Phase, Phase]] = {
+    Signal.CONNECTED: dict.fromkeys(Phase, _UNVERIFIED),
+    Signal.CONNECTED_EMPTY: dict.fromkeys(Phase, _RECOVERING),
+    Signal.CONNECTED_UNASKED: dict.fromkeys(Phase, _UNHEARD),
+    Signal.CONNECTED_UNASKED_EMPTY: dict.fromkeys(Phase, _UNASKED),
+    Signal.RECOVERY_STARTED: {_CONFIRMED: _RECOVERING},
+    Signal.VERIFIED: {_UNVERIFIED: _RECOVERING},
+    Signal.REPLAYED: {_UNVERIFIED: _CONFIRMED, _RECOVERING: _CONFIRMED},
+    Signal.REPLAYED_EMPTY: {_UNVERIFIED: _CONFIRMED, _RECOVERING: _CONFIRMED},
+    Signal.GAVE_UP: {_UNVERIFIED: _UNHEARD, _RECOVERING: _UNHEARD, _CONFIRMED: _UNHEARD},
+    Signal.GAVE_UP_EMPTY: {_UNVERIFIED: _UNASKED, _RECOVERING: _UNASKED, _CONFIRMED: _UNASKED},
+    Signal.HEARD: {_UNVERIFIED: _CONFIRMED, _RECOVERING: _CONFIRMED, _UNHEARD: _UNASKED},
+    Signal.GAP: {_CONFIRMED: _RECOVERING},
+    Signal.FOUND: {_UNHEARD: _UNASKED},
+    Signal.FORGOTTEN: {_UNVERIFIED: _RECOVERING},
+    Signal.FAILED: {_UNVERIFIED: _RECOVERING, _CONFIRMED: _RECOVERING, _UNASKED: _UNHEARD},
+    Signal.EXPIRED: dict.fromkeys(Phase, _EXPIRED),
+}
+"""Signal → phase before → phase after; a phase that is not there stays as it is."""
+
+COMPLETE_AFTER: dict[Signal, bool] = {
+    Signal.CONNECTED_UNASKED: False,
+    Signal.CONNECTED_UNASKED_EMPTY: False,
+    Signal.REPLAYED_EMPTY: True,
+    Signal.GAVE_UP: False,
+    Signal.GAVE_UP_EMPTY: False,
+    Signal.HISTORY_LOST: False,
+    Signal.WHOLE: True,
+    Signal.REFUSED: False,
+    Signal.FORGOTTEN: False,
+    Signal.FAILED: False,
+    Signal.EXPIRED: False,
+}
+"""Signal → whether the content is complete after it; others do not say."""
+
+
+class TrustState(Struct, frozen=True):
+    """A stream's phase, and whether its content is complete as far as is known. Never changed: `after` makes the next one."""
+
+    phase: Phase = Phase.UNVERIFIED
+    is_complete: bool = False
+
+    def after(self, signal: Signal) -> "TrustState":
+        """What this becomes by a signal."""
+        return TrustState(TRANSITIONS.get(signal, {}).get(self.phase, self.phase), COMPLETE_AFTER.get(signal, self.is_complete))
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether what is held counts on the present connection."""
+        return self.phase is Phase.CONFIRMED or self.phase is Phase.UNASKED
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether it is known that nothing held is another process's, or nobody can tell."""
+        return self.phase is not Phase.UNVERIFIED
+
+    @property
+    def can_be_asked(self) -> bool:
+        """Whether the engine may still answer a replay, if it has an endpoint for it."""
+        return self.phase is not Phase.UNHEARD and self.phase is not Phase.UNASKED
+
+    def trust(self, *, is_current: bool) -> Trust:
+        """`is_current`: the connection that this is about is up."""
+        if self.phase is Phase.EXPIRED:
+            return Trust.EXPIRED
+        if not is_current or not self.is_confirmed:
+            return Trust.STALE
+        return Trust.LIVE if self.is_complete else Trust.PARTIAL
