@@ -27,7 +27,10 @@ PR_SET_CHILD_SUBREAPER = 36
 REQUEST_BYTES_MAX = 2**20
 POLL_S = 0.005
 # What the service imports late, or only in one of its roles.
-IMPORTED = ("scorer_api.cli.__main__", "scorer_api.tokens.local_tokenizer", "tests.patched", "tests.next_layout")
+IMPORTED = (
+    *("scorer_api.cli.__main__", "scorer_api.cli.serve", "scorer_api.cli.api", "scorer_api.cli.ingest"),
+    *("scorer_api.tokens.local_tokenizer", "tests.patched", "tests.next_layout"),
+)
 
 
 class ForkedProcess:

@@ -103,7 +103,7 @@ def test_the_ways_to_give_settings_are_there() -> None:
 
 def test_every_command_is_there() -> None:
     headings = re.findall(r"^### `kv-indexer ([\w-]+)`$", read_page("reference/cli.md"), re.MULTILINE)
-    assert {*COMMANDS, "serve", "ingest", "api", "demo", "demo-engine"} == set(headings)
+    assert list(COMMANDS) == headings
 
 
 def test_a_command_s_flags_are_there_and_its_settings_are_not_repeated() -> None:

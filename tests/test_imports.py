@@ -100,7 +100,7 @@ IMPURE = {"zmq", "redis", "asyncio", "fastapi", "starlette", "uvicorn", "uvloop"
 # They receive, replay, or pass the context on and catch its errors; the simulation's engines are engines.
 ZMQ = {
     *("indexer.receiving", "indexer.simulation", "indexer.streams.recovery", "indexer.streams.pool", "indexer.engines.endpoints"),
-    *("scorer_api.cli.main", "scorer_api.doctor.examination", "scorer_api.doctor.probes.sockets"),
+    *("scorer_api.cli.demo_engine", "scorer_api.doctor.examination", "scorer_api.doctor.probes.sockets"),
 }
 REDIS = {"indexer.store"}
 WEB = {"indexer.http", "indexer.main.app", "scorer_api.api"}

@@ -1,5 +1,6 @@
 """`kv-indexer demo`: the service with two demo engines, processes of their own."""
 
+import argparse
 import asyncio
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -9,6 +10,9 @@ from functools import partial
 
 from indexer.config.settings import Settings
 from indexer.http.server import listen, serve
+from indexer.main.command import run as run_until_stopped
+from indexer.main.command import settings_of
+from indexer.main.parser import add_settings
 from scorer_api.app import make_serve
 
 MODEL = "demo/chat"
@@ -33,13 +37,24 @@ or look at {url}/ui and {url}/docs in a browser. Stop with Ctrl-C.
 """
 
 
-async def run(settings_with: Callable[[Sequence[str]], Settings], stop: asyncio.Event) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags."""
+    add_settings(parser)
+    parser.set_defaults(command=run)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Returns the exit code. Raises SettingError."""
+    return run_until_stopped(lambda stop: serve_demo(lambda engines: settings_of(parsed, engines), stop))
+
+
+async def serve_demo(settings_with: Callable[[Sequence[str]], Settings], stop: asyncio.Event) -> None:
     """Start the engines, serve, and take everything down again. Raises SettingError."""
     listen(settings_with([])).close()  # what is wrong, or taken, stops the start before anything runs
     async with AsyncExitStack() as stack:
         specs = [await _start_engine(stack, pod, chats) for pod, chats in CHATS.items()]
         listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        listening.add_done_callback(partial(_say_what_to_try, specs))
+        listening.add_done_callback(partial(_print_what_to_try, specs))
         settings = settings_with(specs)
         await serve(settings, lambda: make_serve(settings), stop, listening)
 
@@ -69,9 +84,9 @@ async def _stop_engine(engine: Process) -> None:
         await engine.wait()
 
 
-def _say_what_to_try(specs: Sequence[str], listening: "asyncio.Future[str]") -> None:
+def _print_what_to_try(specs: Sequence[str], listening: "asyncio.Future[str]") -> None:
     if not listening.cancelled():
         command = sys.argv[0] if sys.argv[0].endswith("kv-indexer") else f"{sys.executable} -m scorer_api.cli"
         engines = "".join(f"\n  --engine {spec}" for spec in specs)
-        said = WHAT_TO_TRY.format(url=listening.result(), model=MODEL, command=command, engines=engines)
-        print(said, flush=True)  # noqa: T201 - the command's output
+        text = WHAT_TO_TRY.format(url=listening.result(), model=MODEL, command=command, engines=engines)
+        print(text, flush=True)  # noqa: T201 - the command's output

@@ -6,11 +6,12 @@ import math
 from urllib.parse import urlsplit
 
 from indexer.errors import SettingError
-from indexer.main.command import run
+from indexer.main.command import run as run_until_stopped
 from indexer.masking import masked
 from indexer.store.client.connection import check_url
 from indexer.store.keyspace import check_namespace
-from scorer_api.cli.service_flags import add_service, connection_of
+from scorer_api.cli.service_connection import add_service, connection_of
+from scorer_api.cli.stop_event import unless_stopped
 from scorer_api.doctor.checks.findings import EXIT_CODES, Finding, worst
 from scorer_api.doctor.examination import ExaminationRequest, examine
 from scorer_api.doctor.report import as_json, as_text
@@ -32,29 +33,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--namespace", default="kvi", help="beginning of every key in Redis (default: %(default)s)")
     parser.add_argument("--listen-s", type=float, default=3.0, help="how long to listen to each engine's events (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
-    parser.set_defaults(command=execute)
+    parser.set_defaults(command=run)
 
 
-def execute(parsed: argparse.Namespace) -> int:
+def run(parsed: argparse.Namespace) -> int:
     """Returns the exit code: 0 nothing worse than notes, 1 warnings, 3 errors. Raises SettingError for words or files that cannot be used."""
     request = request_of(parsed)
     findings: list[Finding] | None = None
 
     async def until_stopped(stop: asyncio.Event) -> None:
         nonlocal findings
-        examining = asyncio.create_task(examine(request), name="examination")
-        stopping = asyncio.create_task(stop.wait(), name="stop")
-        await asyncio.wait([examining, stopping], return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if examining.done():
-            findings = examining.result()
+        findings = await unless_stopped(stop, examine(request))
+        if findings is not None:
             # Before the loop ends: a name that is still being looked up would hold it.
             print(as_json(findings) if parsed.json else as_text(findings), flush=True)  # noqa: T201 - the command's output
-        else:
-            examining.cancel()
-        await asyncio.gather(examining, stopping, return_exceptions=True)
 
-    run(until_stopped)
+    run_until_stopped(until_stopped)
     return INTERRUPTED if findings is None else EXIT_CODES[worst(findings)]
 
 

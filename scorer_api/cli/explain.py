@@ -2,7 +2,9 @@
 
 import argparse
 
-from scorer_api.cli.service_flags import add_prompt, add_service, ask, prompt_of, table
+from scorer_api.cli.prompt_arguments import add_prompt, prompt_of
+from scorer_api.cli.service_connection import add_service, ask
+from scorer_api.cli.text_table import table
 from scorer_api.client import ExplainAnswer, PodLoad
 
 HEADS = ("POD", "SCORE", "TOKENS", "BLOCKS", "RUNNING", "WAITING", "KV", "TRUST", "WHY")
@@ -18,10 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Returns the exit code. Raises SettingError for a file that cannot be used."""
     tokens, asked = prompt_of(parsed)
-    return ask(parsed, lambda client: shown(client.explain(parsed.model, tokens, **asked)))
+    return ask(parsed, lambda client: as_text(client.explain(parsed.model, tokens, **asked)))
 
 
-def shown(answer: ExplainAnswer) -> str:
+def as_text(answer: ExplainAnswer) -> str:
     """The answer as people read it."""
     rows = [
         (pod.pod, f"{pod.score:.4f}", str(pod.matched_tokens), f"{pod.matched_blocks}/{pod.usable_blocks}", *_busy(pod.load), pod.trust, pod.why)

@@ -2,7 +2,8 @@
 
 import argparse
 
-from scorer_api.cli.service_flags import add_service, ask, table
+from scorer_api.cli.service_connection import add_service, ask
+from scorer_api.cli.text_table import table
 from scorer_api.client import PodStatus
 
 HEADS = ("POD", "MODEL", "RANK", "TRUST", "BLOCKS", "BATCHES", "GAPS", "RESTARTS", "LAST BATCH", "LAST ERROR")
@@ -17,10 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Returns the exit code. Raises SettingError for a file that cannot be used."""
-    return ask(parsed, lambda client: shown([pod for pod in client.pods() if parsed.model in (None, pod.model)]))
+    return ask(parsed, lambda client: as_text([pod for pod in client.pods() if parsed.model in (None, pod.model)]))
 
 
-def shown(pods: list[PodStatus]) -> str:
+def as_text(pods: list[PodStatus]) -> str:
     """The pods as people read them."""
     rows = [
         (

@@ -9,7 +9,7 @@ from indexer.errors import SettingError
 from indexer.main.command import run as run_until_stopped
 from indexer.simulation.capture import CaptureError
 from indexer.simulation.recording import Recording, RecordingLimits, Source
-from scorer_api.cli.numbers import positive
+from scorer_api.cli.argument_types import positive
 
 ALONE = "A"
 
@@ -41,12 +41,12 @@ def run(parsed: argparse.Namespace) -> int:
             await recording.run(stop)
         for stream in recording.streams:
             lost = f", {stream.inbox.dropped} came faster than they could be written" if stream.inbox.dropped else ""
-            _say(f"{stream.source.name}: {stream.messages} messages, {stream.gaps} gaps{lost}")
+            _print(f"{stream.source.name}: {stream.messages} messages, {stream.gaps} gaps{lost}")
             if not stream.epoch:
                 missed.append(f"{stream.source.name} was never reached: {stream.inbox.error}")
         for writer in (recording.frames, recording.replays):
             if writer is not None:
-                _say(f"{writer.path}: {writer.items} entries, {writer.size} bytes")
+                _print(f"{writer.path}: {writer.items} entries, {writer.size} bytes")
 
     try:
         run_until_stopped(record)
@@ -68,5 +68,5 @@ def _specs(parsed: argparse.Namespace) -> list[EngineSpec]:
     return [EngineSpec.from_mapping({"pod": ALONE, "model": "any", **endpoints}, "--events", parsed.events)]
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(line, flush=True)  # noqa: T201 - the command's output

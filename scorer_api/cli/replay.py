@@ -10,8 +10,8 @@ from indexer.main.command import run as run_until_stopped
 from indexer.simulation.capture import Message, read_exchanges, read_messages, replays_beside
 from indexer.simulation.playing import Playing
 from indexer.simulation.publisher import LOOPBACK
-from scorer_api.cli.numbers import port, positive
-from scorer_api.cli.stopping import unless
+from scorer_api.cli.argument_types import port, positive
+from scorer_api.cli.stop_event import unless_stopped
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,8 +58,8 @@ def run(parsed: argparse.Namespace) -> int:
     async def play(stop: asyncio.Event) -> None:
         async with playing:
             for engine in playing.engines.values():
-                _say(engine.spec(parsed.host, parsed.model))
-            await unless(stop, _play(parsed, playing))
+                _print(engine.spec(parsed.host, parsed.model))
+            await unless_stopped(stop, _play(parsed, playing))
             if not parsed.end:
                 await stop.wait()
 
@@ -71,7 +71,7 @@ async def _play(parsed: argparse.Namespace, playing: Playing) -> None:
         await playing.subscribed()
     if parsed.steps:
         async for line in playing.obey(_lines()):
-            _say(line)
+            _print(line)
     else:
         await playing.play()
     print(f"kv-indexer: played {playing.played} messages", file=sys.stderr, flush=True)  # noqa: T201 - how far it is
@@ -96,5 +96,5 @@ def _messages(parsed: argparse.Namespace) -> list[Message]:
     return [message for message in messages if parsed.engine in (None, message.engine)]
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(line, flush=True)  # noqa: T201 - the command's output

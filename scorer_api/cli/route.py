@@ -2,7 +2,9 @@
 
 import argparse
 
-from scorer_api.cli.service_flags import add_prompt, add_service, ask, prompt_of, table
+from scorer_api.cli.prompt_arguments import add_prompt, prompt_of
+from scorer_api.cli.service_connection import add_service, ask
+from scorer_api.cli.text_table import table
 from scorer_api.client import Client, RouteAnswer, RoutedPod
 from scorer_api.client.calls import RouteAsked
 from scorer_api.routing.policies import POLICY_NAMES
@@ -35,12 +37,12 @@ def run(parsed: argparse.Namespace) -> int:
     def pick(client: Client) -> str:
         answer = client.route(parsed.model, tokens, **asked)
         client.route_done(answer.id)  # nothing will be sent
-        return shown(answer)
+        return as_text(answer)
 
     return ask(parsed, pick)
 
 
-def shown(answer: RouteAnswer) -> str:
+def as_text(answer: RouteAnswer) -> str:
     """The answer as people read it, the pods in the order in which to try them, then the others."""
     order = [answer.pod, *answer.fallbacks]
     order += [pod for pod in answer.reason if pod not in order]

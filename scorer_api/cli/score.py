@@ -2,7 +2,9 @@
 
 import argparse
 
-from scorer_api.cli.service_flags import add_prompt, add_service, ask, prompt_of, table
+from scorer_api.cli.prompt_arguments import add_prompt, prompt_of
+from scorer_api.cli.service_connection import add_service, ask
+from scorer_api.cli.text_table import table
 from scorer_api.client import ScoreAnswer
 
 HEADS = ("POD", "SCORE", "TOKENS", "BLOCKS", "TIERS", "RANK", "TRUST")
@@ -18,10 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Returns the exit code. Raises SettingError for a file that cannot be used."""
     tokens, asked = prompt_of(parsed)
-    return ask(parsed, lambda client: shown(client.score(parsed.model, tokens, **asked)))
+    return ask(parsed, lambda client: as_text(client.score(parsed.model, tokens, **asked)))
 
 
-def shown(answer: ScoreAnswer) -> str:
+def as_text(answer: ScoreAnswer) -> str:
     """The answer as people read it."""
     rows = [
         (

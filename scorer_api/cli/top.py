@@ -16,10 +16,10 @@ from rich.live import Live
 from indexer.errors import SettingError
 from indexer.main.command import run as run_until_stopped
 from indexer.masking import masked
-from scorer_api.cli.numbers import positive
-from scorer_api.cli.sampling import Sample, totals_of
-from scorer_api.cli.service_flags import Connection, add_service, connection_of, told
-from scorer_api.cli.stopping import unless
+from scorer_api.cli.argument_types import positive
+from scorer_api.cli.service_connection import Connection, add_service, connection_of, error_line
+from scorer_api.cli.stop_event import unless_stopped
+from scorer_api.cli.top_samples import Sample, totals_of
 from scorer_api.cli.top_view import frame
 from scorer_api.client import AsyncClient, ClientError, Retries, StrangeAnswerError
 from scorer_api.client.changes import is_outage
@@ -75,13 +75,13 @@ def run(parsed: argparse.Namespace) -> int:
         try:
             async with _client(connection) as client:
                 looking = _Looking(client, parsed.model)
-                await (unless(stop, _once(looking, parsed)) if is_once else _live(looking, parsed, stop))
+                await (unless_stopped(stop, _once(looking, parsed)) if is_once else _live(looking, parsed, stop))
         except ClientError as error:
             failures.append(error)
 
     run_until_stopped(act)
     for error in failures:
-        print(f"kv-indexer: {told(error, parsed.url)}", file=sys.stderr)  # noqa: T201 - the command's one line of error
+        print(f"kv-indexer: {error_line(error, parsed.url)}", file=sys.stderr)  # noqa: T201 - the command's one line of error
     return 1 if failures else 0
 
 
@@ -106,10 +106,10 @@ async def _once(looking: _Looking, parsed: argparse.Namespace) -> None:
 async def _live(looking: _Looking, parsed: argparse.Namespace, stop: asyncio.Event) -> None:
     with _keys(stop), Live(console=Console(), screen=True, auto_refresh=False) as live:
         while not stop.is_set():
-            await unless(stop, looking.look())
-            away = None if looking.away is None else told(looking.away, parsed.url)
+            await unless_stopped(stop, looking.look())
+            away = None if looking.away is None else error_line(looking.away, parsed.url)
             live.update(frame(masked(parsed.url), looking.before, looking.now, away), refresh=True)
-            await unless(stop, asyncio.sleep(parsed.interval_s))
+            await unless_stopped(stop, asyncio.sleep(parsed.interval_s))
 
 
 @contextmanager

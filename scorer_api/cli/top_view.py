@@ -4,8 +4,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from scorer_api.cli.sampling import Figures, Sample, figures, rows
-from scorer_api.cli.service_flags import printable
+from scorer_api.cli.text_table import printable
+from scorer_api.cli.top_samples import Figures, Sample, figures, rows
 
 STYLES = {"live": "green", "partial": "yellow", "stale": "red", "expired": "dim"}
 COLUMNS = ("POD", "MODEL", "RANK", "TRUST", "BLOCKS", "BATCHES/S", "LAST BATCH", "GAPS", "RESTARTS", "LAST ERROR")

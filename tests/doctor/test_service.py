@@ -9,7 +9,7 @@ from threading import Thread
 import httpx
 import pytest
 
-from scorer_api.cli.service_flags import trusting
+from scorer_api.cli.service_connection import trusted_context
 from tests.doctor.examined import Examined
 from tests.engine import Engine, stored
 from tests.engine_api import EngineApi
@@ -103,11 +103,11 @@ def test_a_service_without_pods() -> None:
 def test_tls_with_a_certificate_that_nobody_vouches_for_and_without_tls() -> None:
     secured = Running(tls_cert=str(CERTIFICATE), tls_key=str(DATA / "tls-key.pem"))
     secured.http.close()
-    secured.http = httpx.Client(timeout=30, verify=trusting(str(CERTIFICATE)))
+    secured.http = httpx.Client(timeout=30, verify=trusted_context(str(CERTIFICATE)))
     with secured as service:
         untrusted = Examined(service.url)
         plain = Examined(service.url.replace("https", "http"))
-        trusted = Examined(service.url, verify=trusting(str(CERTIFICATE)))
+        trusted = Examined(service.url, verify=trusted_context(str(CERTIFICATE)))
     assert (untrusted.codes, untrusted.exit_code) == (["service_tls"], 3)
     assert (plain.codes, plain.exit_code) == (["service_tls"], 3)
     assert trusted.bad() == {"no_pods"}

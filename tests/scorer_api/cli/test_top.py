@@ -17,7 +17,7 @@ from typing import Self
 
 import pytest
 
-from scorer_api.cli.sampling import Sample, figures, rows, totals_of
+from scorer_api.cli.top_samples import Sample, figures, rows, totals_of
 from scorer_api.client import PodStatus, StreamStatus
 from tests.engine import Engine, removed, stored
 from tests.ports import free_port

@@ -1,0 +1,13 @@
+"""`kv-indexer api`: answer scores over HTTP from what indexers write to Redis."""
+
+import argparse
+
+from indexer.main.command import serve_until_stopped
+from indexer.main.parser import add_config
+from scorer_api.app import make_api
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags."""
+    add_config(parser, with_engines=False)
+    parser.set_defaults(command=lambda parsed: serve_until_stopped(parsed, make_api, needs_redis=True))
