@@ -1,7 +1,7 @@
-"""Files of what an engine's stream carried: `NAME.frames.msgpack`, and with its replays `NAME.replays.msgpack`.
+"""Capture files: `NAME.frames.msgpack` has the messages of streams, `NAME.replays.msgpack` their replays.
 
-Both are one msgpack list. Its count is in a header of fixed size that is written anew after each flush, so that a file whose writer was killed is
-whole up to its last flush; what a reader finds behind that is taken too as far as it is whole.
+Each is one msgpack list. The count is in a header of fixed size that is rewritten after each flush, so a file whose writer was killed is complete up
+to its last flush. A reader also takes what follows, up to the first incomplete entry.
 """
 
 import os
@@ -21,7 +21,7 @@ REPLAYS = ".replays.msgpack"
 # array32: this byte and a count of four bytes, big-endian.
 ARRAY32 = 0xDD
 HEADER_BYTES = 5
-# What prompts are made of is in there.
+# The files contain the tokens of prompts.
 MODE = 0o600
 BUFFER_BYTES_MAX = 2**20
 
@@ -29,7 +29,7 @@ T = TypeVar("T", bound=Struct)
 
 
 class Message(Struct, frozen=True, array_like=True):
-    """One message of a stream, as it came. `received_at_s`: Unix time. `frames`: [topic, sequence number, payload] of a well-behaved engine."""
+    """One message as it was received. `received_at_s`: Unix time. `frames`: [topic, sequence number, payload] of a well-behaved engine."""
 
     received_at_s: float
     engine: str
@@ -37,7 +37,7 @@ class Message(Struct, frozen=True, array_like=True):
 
 
 class Exchange(Struct, frozen=True):
-    """One question for a replay and its replies. `t` and `t_end`: Unix time. `start`: the number asked for. `ended`: whether the end marker came."""
+    """One replay request and its replies. `t` and `t_end`: Unix time. `start`: the number asked for. `ended`: whether the end marker came."""
 
     t: float
     engine: str
@@ -68,7 +68,7 @@ class CaptureWriter:
         try:
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE)
         except FileExistsError:
-            raise SettingError(source, path, "exists already, and nothing is written over; name another") from None
+            raise SettingError(source, path, "exists already and is not overwritten; name another file") from None
         except OSError as error:
             raise SettingError(source, path, f"cannot be written: {error.strerror}") from None
         try:

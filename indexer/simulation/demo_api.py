@@ -1,6 +1,7 @@
-"""The demo engine's own API: `POST /tokenize` with a tokenizer that one can follow by hand, `GET /health`, `GET /metrics` with vLLM's names.
+"""The demo engine's own API: `POST /tokenize` with a tokenizer that is easy to follow by hand, `GET /health`, `GET /metrics` with vLLM's names.
 
-A number is the token of that number, since the demo's prompts are numbers; any other word has one from a digest of it. A chat is its messages' words.
+The token of a number is the number itself, since the demo's prompts are numbers; the token of any other word comes from a digest of it. A chat is the
+words of its messages.
 """
 
 import sys
@@ -15,18 +16,18 @@ import msgspec
 
 BODY_BYTES_MAX = 16 * 2**20
 NUMBER_MAX = 10**6
-# Words begin behind the numbers that the demo's prompts are made of.
+# The tokens of words start above those of numbers.
 WORDS_FROM = 2 * 10**6
 WORDS = 10**6
 SOCKET_S = 30.0
 
 
-class _Asked(msgspec.Struct):
+class _TokenizeRequest(msgspec.Struct):
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
 
 
-_decode = msgspec.json.Decoder(_Asked).decode
+_decode = msgspec.json.Decoder(_TokenizeRequest).decode
 
 
 def tokenize(text: str) -> list[int]:
@@ -45,30 +46,30 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         assert isinstance(self.server, _Server), "it is made with this handler"
         if self.path == "/metrics":
-            self._say(200, self.server.metrics().encode(), "text/plain; version=0.0.4; charset=utf-8")
+            self._respond(200, self.server.metrics().encode(), "text/plain; version=0.0.4; charset=utf-8")
         else:
-            self._say(200 if self.path == "/health" else 404, b"{}")
+            self._respond(200 if self.path == "/health" else 404, b"{}")
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
         if not length.isdigit() or int(length) > BODY_BYTES_MAX:
             self.close_connection = True
-            self._say(413, b'{"message": "the body should have a length, of at most 16 MiB"}')
+            self._respond(413, b'{"message": "the body should have a length, of at most 16 MiB"}')
             return
         body = self.rfile.read(int(length))
         if self.path != "/tokenize":
-            self._say(404, b"{}")
+            self._respond(404, b"{}")
             return
         try:
-            asked = _decode(body)
+            request = _decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            self._say(400, msgspec.json.encode({"message": str(error)}))
+            self._respond(400, msgspec.json.encode({"message": str(error)}))
             return
-        text = asked.prompt or " ".join(str(message.get("content", "")) for message in asked.messages or ())
+        text = request.prompt or " ".join(str(message.get("content", "")) for message in request.messages or ())
         tokens = tokenize(text)
-        self._say(200, msgspec.json.encode({"tokens": tokens, "count": len(tokens), "max_model_len": NUMBER_MAX}))
+        self._respond(200, msgspec.json.encode({"tokens": tokens, "count": len(tokens), "max_model_len": NUMBER_MAX}))
 
-    def _say(self, status: int, content: bytes, media_type: str = "application/json") -> None:
+    def _respond(self, status: int, content: bytes, media_type: str = "application/json") -> None:
         self.send_response(status)
         self.send_header("Content-Type", media_type)
         self.send_header("Content-Length", str(len(content)))
@@ -76,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Not a line for each request."""
+        """Log no line for each request."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -87,14 +88,17 @@ class _Server(ThreadingHTTPServer):
         self.metrics = metrics
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Whoever hung up has no need of an answer, and nobody of a traceback."""
+        """A client that hung up needs no traceback."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
 
 @contextmanager
 def serving(host: str, port: int, metrics: Callable[[], str]) -> Iterator[int]:
-    """Answer at this address, at a free port where 0 is given. Yields the port. Raises OSError where it cannot listen. `metrics`: their text."""
+    """Serve the API at this address; port 0 takes a free one. Yields the port. `metrics`: makes the text of `/metrics`.
+
+    Raises OSError if it cannot listen.
+    """
     server = _Server((host, port), metrics)
     thread = threading.Thread(target=server.serve_forever, name="demo api", daemon=True)
     thread.start()

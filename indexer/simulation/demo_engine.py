@@ -1,7 +1,7 @@
-"""A small engine without a model: it serves a made-up chat workload and says over ZMQ what it caches, as vLLM does.
+"""A small engine without a model: it serves a made-up chat workload and publishes over ZMQ what it caches, as vLLM does.
 
 Every prompt begins with the same system prompt, tokens 1 to 64; chat number c goes on with tokens 1000 c + 1, 1000 c + 2 and so on, turn
-after turn. The first chat of an engine is served every other time and so stays cached; the others come and go.
+after turn. The first chat of an engine is served every other time and so stays cached; the others are evicted and come back.
 """
 
 import asyncio
@@ -16,21 +16,21 @@ import msgspec
 import zmq.asyncio
 
 from indexer.simulation import demo_api
-from indexer.simulation.publisher import EVERY_ADDRESS, LOOPBACK, Publisher, dialled
+from indexer.simulation.publisher import EVERY_ADDRESS, LOOPBACK, Publisher, dial_host
 
 SYSTEM_PROMPT = range(1, 65)
 BLOCK_SIZE = 16
 TURN_TOKENS = 80
 CHAT_TOKENS_MAX = 800
 HISTORY_BATCHES = 1_000
-# Served at once, so that there is something to see from the start.
+# Requests served at the start, so that there is something to see at once.
 WARM_UP_REQUESTS = 24
 
 Event = dict[str, object]
 
 
 class BlockCache:
-    """An LRU of blocks that says what it stores and evicts. Blocks go leaf first, as engines free them."""
+    """An LRU of blocks that returns events for what it stores and evicts. Leaves are evicted first, as engines do it."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -38,7 +38,7 @@ class BlockCache:
         self._requests = self._tokens = self._cached_tokens = 0
 
     def metrics(self) -> str:
-        """What it has done so far, by vLLM's names. Requests are over at once, so none ever runs or waits or uses a block."""
+        """Counters by vLLM's names, in the text format of Prometheus. Requests end at once: none ever runs, waits or uses a block."""
         figures = {
             "num_requests_running": 0,
             "num_requests_waiting": 0,
@@ -101,7 +101,7 @@ def _engine_hashes(tokens: list[int]) -> Iterator[int]:
 
 
 def chat_workload(chats: list[int], rng: random.Random) -> Iterator[list[int]]:
-    """Endless sequences: prompts with their answers. A chat that grew too long begins anew."""
+    """Endless sequences: prompts with their answers. A chat that became too long starts over."""
     lengths = dict.fromkeys(chats, 0)
     while True:
         chat = chats[0] if rng.random() < 0.5 else rng.choice(chats)
@@ -120,16 +120,16 @@ async def run(
     replay_port: int = 0,
     http_port: int = 0,
 ) -> None:
-    """Print the engine's spec, then serve until cancelled. Raises zmq.ZMQError, and OSError, where it cannot listen."""
+    """Print the engine's spec, then serve until cancelled. Raises zmq.ZMQError or OSError if it cannot listen."""
     cache = BlockCache(capacity)
     listen_at = "" if host in EVERY_ADDRESS else host
     with zmq.asyncio.Context() as context, demo_api.serving(listen_at, http_port, cache.metrics) as http_port:
         context.linger = 0
         publisher = Publisher(context, host, events_port, replay_port, history_max=HISTORY_BATCHES)
         await publisher.open()
-        reached_at = dialled(host)
-        spec = f"pod={pod},model={model},events=tcp://{reached_at}:{publisher.events_port},replay=tcp://{reached_at}:{publisher.replay_port}"
-        print(f"{spec},http=http://{reached_at}:{http_port}", flush=True)  # noqa: T201 - the command's output: what to give to --engine
+        dial_at = dial_host(host)
+        spec = f"pod={pod},model={model},events=tcp://{dial_at}:{publisher.events_port},replay=tcp://{dial_at}:{publisher.replay_port}"
+        print(f"{spec},http=http://{dial_at}:{http_port}", flush=True)  # noqa: T201 - the command's output: what to give to --engine
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(publisher.serve(), name="publisher")
@@ -150,7 +150,7 @@ class _Announcer:
         payload = msgspec.msgpack.encode([time.time(), events, 0])
         number = self._next.to_bytes(8, "big")
         self._next += 1
-        self._publisher.keep(self._topic, number, payload)
+        self._publisher.add_to_history(self._topic, number, payload)
         await self._publisher.publish([self._topic, number, payload])
 
 

@@ -1,4 +1,4 @@
-"""An engine's two sockets: PUB for what it announces, ROUTER for those who ask for it again. For engines without a model."""
+"""An engine's two sockets, for engines without a model: PUB for its events, ROUTER for replays."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ LOOPBACK = "127.0.0.1"
 EVERY_ADDRESS = ("0.0.0.0", "*")  # noqa: S104 - what a user may ask for, never a default
 END = b"\xff" * 8
 NUMBER_BYTES = 8
-# A port that these sockets' former life had is free again only when libzmq has closed it, in a thread of its own.
+# After a restart a port is free only when libzmq has closed the former socket, which it does in a thread of its own.
 REBIND_S = 5.0
 REBIND_POLL_S = 0.02
 
@@ -21,7 +21,7 @@ REBIND_POLL_S = 0.02
 class Publisher:
     """PUB and ROUTER on ports of one address, free ones where 0 is given, with a bounded history for replays.
 
-    Without `with_replay` nobody is answered. `await open()`, then `serve()` in a task. Open raises zmq.ZMQError for an address that is not this
+    `with_replay`: whether replays are answered. `await open()`, then `serve()` in a task. `open` raises zmq.ZMQError for an address that is not this
     machine's, or a port that is taken.
     """
 
@@ -29,7 +29,7 @@ class Publisher:
         self, context: zmq.asyncio.Context, host: str, events_port: int, replay_port: int, *, history_max: int, with_replay: bool = True
     ) -> None:
         self._host = host
-        # What it sends is what a PUB sends, and it tells of subscriptions.
+        # It sends what a PUB sends, and reports subscriptions.
         self._pub = context.socket(zmq.XPUB)
         self._router = context.socket(zmq.ROUTER)
         self._pub.sndhwm = 0
@@ -40,9 +40,9 @@ class Publisher:
         self.subscribed = asyncio.Event()
         self._history: deque[tuple[bytes, bytes, bytes]] = deque(maxlen=history_max)
 
-    async def open(self, *, is_again: bool = False) -> None:
-        """Bind both. `is_again`: the ports were a former life's, which may still be closing them."""
-        wait_s = REBIND_S if is_again else 0
+    async def open(self, *, is_restart: bool = False) -> None:
+        """Bind both sockets. `is_restart`: former sockets had the ports, and may still be closing them."""
+        wait_s = REBIND_S if is_restart else 0
         self.events_port = await _bind(self._pub, self._host, self.events_port, wait_s)
         if self._with_replay:
             self.replay_port = await _bind(self._router, self._host, self.replay_port, wait_s)
@@ -52,12 +52,12 @@ class Publisher:
         self._pub.close()
         self._router.close()
 
-    def keep(self, topic: bytes, number: bytes, payload: bytes) -> None:
-        """Have it in the history, where replays come from."""
+    def add_to_history(self, topic: bytes, number: bytes, payload: bytes) -> None:
+        """Keep a batch for replays."""
         self._history.append((topic, number, payload))
 
     async def publish(self, frames: Sequence[bytes]) -> None:
-        """Send a message to all who subscribed by now."""
+        """Send a message to all present subscribers."""
         await self._pub.send_multipart(frames)
 
     async def serve(self) -> None:
@@ -102,6 +102,6 @@ async def _bind(socket: zmq.asyncio.Socket, host: str, port: int, wait_s: float)
             return port
 
 
-def dialled(host: str) -> str:
-    """What others dial to reach what listens there: every address is none that can be dialled, the machine's name is."""
+def dial_host(host: str) -> str:
+    """The host that others connect to for a socket that listens at `host`: the machine's name for a socket at every address."""
     return gethostname() if host in EVERY_ADDRESS else host

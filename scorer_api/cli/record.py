@@ -8,7 +8,7 @@ from indexer.engines.spec import EngineSpec
 from indexer.errors import SettingError
 from indexer.main.command import run as run_until_stopped
 from indexer.simulation.capture import CaptureError
-from indexer.simulation.recording import Recording, RecordingLimits, Source
+from indexer.simulation.recorder import Recorder, RecordingLimits, Source
 from scorer_api.cli.argument_types import positive
 
 ALONE = "A"
@@ -37,14 +37,14 @@ def run(parsed: argparse.Namespace) -> int:
     missed: list[str] = []
 
     async def record(stop: asyncio.Event) -> None:
-        async with Recording(sources, parsed.out, limits) as recording:
-            await recording.run(stop)
-        for stream in recording.streams:
+        async with Recorder(sources, parsed.out, limits) as recorder:
+            await recorder.run(stop)
+        for stream in recorder.streams:
             lost = f", {stream.inbox.dropped} came faster than they could be written" if stream.inbox.dropped else ""
             _print(f"{stream.source.name}: {stream.messages} messages, {stream.gaps} gaps{lost}")
             if not stream.epoch:
                 missed.append(f"{stream.source.name} was never reached: {stream.inbox.error}")
-        for writer in (recording.frames, recording.replays):
+        for writer in (recorder.frames, recorder.replays):
             if writer is not None:
                 _print(f"{writer.path}: {writer.items} entries, {writer.size} bytes")
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from indexer.errors import SettingError
 from indexer.main.command import run as run_until_stopped
 from indexer.simulation.capture import Message, read_exchanges, read_messages, replays_beside
-from indexer.simulation.playing import Playing
+from indexer.simulation.player import Player
 from indexer.simulation.publisher import LOOPBACK
 from scorer_api.cli.argument_types import port, positive
 from scorer_api.cli.stop_event import unless_stopped
@@ -43,7 +43,7 @@ def run(parsed: argparse.Namespace) -> int:
     """Returns the exit code. Raises SettingError for a file or an address that cannot be used."""
     messages = _messages(parsed)
     beside = replays_beside(parsed.file)
-    playing = Playing(
+    player = Player(
         messages,
         read_exchanges(beside) if beside is not None else [],
         host=parsed.host,
@@ -52,29 +52,29 @@ def run(parsed: argparse.Namespace) -> int:
         speed=None if parsed.steps else parsed.speed,
         with_replay=not parsed.without_replay,
     )
-    if max(parsed.events_port, parsed.replay_port) + len(playing.engines) > 65536:
+    if max(parsed.events_port, parsed.replay_port) + len(player.engines) > 65536:
         raise SettingError("--events-port and --replay-port", (parsed.events_port, parsed.replay_port), "leave no port for each engine of the file")
 
     async def play(stop: asyncio.Event) -> None:
-        async with playing:
-            for engine in playing.engines.values():
+        async with player:
+            for engine in player.engines.values():
                 _print(engine.spec(parsed.host, parsed.model))
-            await unless_stopped(stop, _play(parsed, playing))
+            await unless_stopped(stop, _play(parsed, player))
             if not parsed.end:
                 await stop.wait()
 
     return run_until_stopped(play)
 
 
-async def _play(parsed: argparse.Namespace, playing: Playing) -> None:
+async def _play(parsed: argparse.Namespace, player: Player) -> None:
     if not parsed.at_once:
-        await playing.subscribed()
+        await player.subscribed()
     if parsed.steps:
-        async for line in playing.obey(_lines()):
+        async for line in player.run_steps(_lines()):
             _print(line)
     else:
-        await playing.play()
-    print(f"kv-indexer: played {playing.played} messages", file=sys.stderr, flush=True)  # noqa: T201 - how far it is
+        await player.play()
+    print(f"kv-indexer: played {player.played} messages", file=sys.stderr, flush=True)  # noqa: T201 - how far it is
 
 
 async def _lines() -> AsyncIterator[str]:

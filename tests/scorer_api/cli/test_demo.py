@@ -22,7 +22,7 @@ import pytest
 from indexer.engines.load import Load
 from indexer.engines.load_metrics import LoadMeter
 from indexer.simulation.demo_api import serving, tokenize
-from indexer.simulation.demo_engine import BLOCK_SIZE, CHAT_TOKENS_MAX, SYSTEM_PROMPT, TURN_TOKENS, BlockCache, chat_workload, dialled
+from indexer.simulation.demo_engine import BLOCK_SIZE, CHAT_TOKENS_MAX, SYSTEM_PROMPT, TURN_TOKENS, BlockCache, chat_workload, dial_host
 from tests.running import ROOT, Client, Running
 from tests.waiting import wait_until
 
@@ -264,8 +264,8 @@ def test_a_demo_engine_listens_where_it_is_told_to() -> None:
             process.kill()
 
 
-def test_a_demo_engine_that_listens_everywhere_is_dialled_by_its_machine_s_name() -> None:
-    assert [dialled(host) for host in ("0.0.0.0", "*", "10.0.0.7")] == [socket.gethostname(), socket.gethostname(), "10.0.0.7"]  # noqa: S104
+def test_a_demo_engine_that_listens_everywhere_is_dial_host_by_its_machine_s_name() -> None:
+    assert [dial_host(host) for host in ("0.0.0.0", "*", "10.0.0.7")] == [socket.gethostname(), socket.gethostname(), "10.0.0.7"]  # noqa: S104
 
 
 def test_a_demo_engine_says_where_it_cannot_listen() -> None:

@@ -1,4 +1,4 @@
-"""Writing what engines publish, and what they answer when they are asked for it again, to files: for bug reports, tests and benches."""
+"""Records what engines publish, and their replies to replay requests, to files: for bug reports, tests and benches."""
 
 import asyncio
 import time
@@ -18,10 +18,10 @@ from indexer.receiving.replay import ReplayRequest
 from indexer.receiving.subscriber import Subscriber
 from indexer.simulation.capture import FRAMES, REPLAYS, CaptureWriter, Exchange, Message
 
-# A killed recorder loses no more than what came in so long.
+# A killed recorder loses at most what arrived within this time.
 FLUSH_S = 0.5
 END = b"\xff" * 8
-# What an entry has around the frames of a message, at most: heads, time and a stream's name.
+# Upper bound of what an entry adds to the frames of a message: headers, time and the stream's name.
 OVERHEAD_BYTES = 1_024
 
 
@@ -34,7 +34,7 @@ class RecordingLimits(Struct, frozen=True):
 
 
 class Source(Struct, frozen=True):
-    """One stream. `name`: what the file calls it."""
+    """One stream. `name`: its name in the file."""
 
     name: str
     events: str
@@ -45,7 +45,7 @@ class Source(Struct, frozen=True):
     def of(cls, spec: EngineSpec) -> "list[Source]":
         """A pod's streams: called as the pod is, and where it has several ranks `pod/rank`. Raises SettingError."""
         if spec.events is None:
-            raise SettingError("--engine", spec.pod, "has no events endpoint that could be dialled; events is required")
+            raise SettingError("--engine", spec.pod, "has no events endpoint to connect to; events is required")
         sources = []
         for rank in spec.stream_ranks:
             events, replay = spec.endpoints(rank)
@@ -64,10 +64,10 @@ class _Stream:
         self.last: int | None = None
         self.messages = 0
         self.gaps = 0
-        self.asking: asyncio.Task[None] | None = None
-        self.to_ask: tuple[int, str] | None = None
+        self.replaying: asyncio.Task[None] | None = None
+        self.to_replay: tuple[int, str] | None = None
 
-    def follow(self, frames: list[bytes]) -> int | None:
+    def count(self, frames: list[bytes]) -> int | None:
         """Count a message. Returns the first number that is missing before it, if any is."""
         self.messages += 1
         if len(frames) != 3 or len(frames[1]) != 8:
@@ -80,11 +80,11 @@ class _Stream:
         return last + 1
 
 
-class Recording:
-    """`async with Recording(sources, out, limits) as recording: await recording.run(stop)`. Files are `<out>.frames.msgpack` and, where a stream has
-    a replay endpoint, `<out>.replays.msgpack`: after each connection and each gap the engine is asked for what is missing.
+class Recorder:
+    """`async with Recorder(sources, out, limits) as recorder: await recorder.run(stop)`. Files are `<out>.frames.msgpack` and, where a stream has
+    a replay endpoint, `<out>.replays.msgpack`: after each connection and each gap a replay of what is missing is requested.
 
-    Raises SettingError for an endpoint or a file that cannot be used, CaptureError where a file cannot be written any more.
+    Raises SettingError for an endpoint or a file that cannot be used, CaptureError if a file cannot be written any more.
     """
 
     def __init__(self, sources: Sequence[Source], out: str, limits: RecordingLimits) -> None:
@@ -109,7 +109,7 @@ class Recording:
                     await subscriber.add(stream.source.events, stream.source.topic.encode(), stream.inbox, ReceiveLimits())
                 except zmq.ZMQError as error:
                     raise SettingError("--engine", stream.source.events, f"cannot be connected to: {error.strerror}") from None
-            stack.push_async_callback(self._give_up_asking)
+            stack.push_async_callback(self._cancel_replays)
             self._stack = stack.pop_all()
         return self
 
@@ -147,14 +147,14 @@ class Recording:
         for stream in self.streams:
             if stream.inbox.epoch != stream.epoch:
                 stream.epoch = stream.inbox.epoch
-                stream.to_ask = 0, "from 0" if stream.epoch == 1 else "after reconnect, from 0"
+                stream.to_replay = 0, "from 0" if stream.epoch == 1 else "after reconnect, from 0"
             while (item := stream.inbox.take()) is not None:
                 message = Message(time.time(), stream.source.name, item[1])
                 if self.size + sum(map(len, item[1])) + OVERHEAD_BYTES > self._limits.bytes:
                     return False
                 self.frames.add(message)
-                if (missing := stream.follow(item[1])) is not None and stream.to_ask is None:
-                    stream.to_ask = missing, f"gap, from {missing}"
+                if (missing := stream.count(item[1])) is not None and stream.to_replay is None:
+                    stream.to_replay = missing, f"gap, from {missing}"
                 if self.frames.items == self._limits.frames:
                     return False
         return True
@@ -164,21 +164,21 @@ class Recording:
         if self.replays is not None:
             self.replays.flush()
         for stream in self.streams:
-            self._ask(stream)
+            self._request_replay(stream)
 
-    def _ask(self, stream: _Stream) -> None:
-        """One question at a time; what is missing meanwhile is asked for next, from the first of it on."""
-        if stream.asking is not None and stream.asking.done():
-            stream.asking.result()
-            stream.asking = None
-        if stream.asking is None and stream.to_ask is not None and stream.source.replay is not None:
-            exchange = self._exchange(stream.source.name, stream.source.replay, *stream.to_ask)
-            stream.asking, stream.to_ask = asyncio.create_task(exchange, name="replay"), None
+    def _request_replay(self, stream: _Stream) -> None:
+        """One replay at a time; what is missing meanwhile is requested next, from its first batch on."""
+        if stream.replaying is not None and stream.replaying.done():
+            stream.replaying.result()
+            stream.replaying = None
+        if stream.replaying is None and stream.to_replay is not None and stream.source.replay is not None:
+            exchange = self._exchange(stream.source.name, stream.source.replay, *stream.to_replay)
+            stream.replaying, stream.to_replay = asyncio.create_task(exchange, name="replay"), None
 
     async def _exchange(self, name: str, endpoint: str, start: int, note: str) -> None:
-        """One question and its replies, written when it has ended: the list of the replies is within the list of the exchanges."""
+        """One replay request and its replies, written when it has ended, since the replies are a list inside the entry."""
         assert self.replays is not None, "a stream has a replay endpoint"
-        began_s = time.time()
+        started_s = time.time()
         replies: list[tuple[float, list[bytes]]] = []
         ended = False
         held = 0
@@ -195,10 +195,10 @@ class Recording:
         except zmq.ZMQError as error:
             raise SettingError("replay", endpoint, f"cannot be connected to: {error.strerror}") from None
         if self.size + held <= self._limits.bytes:
-            self.replays.add(Exchange(began_s, name, start.to_bytes(8, "big"), note, ended, replies, time.time()))
+            self.replays.add(Exchange(started_s, name, start.to_bytes(8, "big"), note, ended, replies, time.time()))
 
-    async def _give_up_asking(self) -> None:
-        tasks = [stream.asking for stream in self.streams if stream.asking is not None]
+    async def _cancel_replays(self) -> None:
+        tasks = [stream.replaying for stream in self.streams if stream.replaying is not None]
         for task in tasks:
             task.cancel()
         for outcome in await asyncio.gather(*tasks, return_exceptions=True):

@@ -1,7 +1,7 @@
-"""Playing a recording as the engines would: their sockets, their messages in the order and at the pace in which they came, and their history.
+"""Plays a recording as the engines would: their sockets, their messages in the recorded order and at the recorded pace, and their history.
 
-Where the numbers of an engine begin anew it was restarted: its sockets are closed and opened again on the same ports, with an empty history. What its
-first life had published before the recording began, or what the recorder missed of it, is in the history as far as a recorded replay has it.
+Where an engine's sequence numbers start over, it was restarted: its sockets are closed and opened again on the same ports, with an empty history.
+Batches from before the recording, or that the recorder missed, are in the history of the engine's first run if a recorded replay has them.
 """
 
 import asyncio
@@ -15,17 +15,17 @@ import zmq.asyncio
 
 from indexer.errors import SettingError
 from indexer.simulation.capture import Exchange, Message
-from indexer.simulation.publisher import END, NUMBER_BYTES, Publisher, dialled
+from indexer.simulation.publisher import END, NUMBER_BYTES, Publisher, dial_host
 
-# After a restart a subscriber is waited for so long; one that went away comes back no more.
+# How long to wait for a subscriber after a restart; it may have gone for good.
 RESUBSCRIBE_S = 5.0
-# What was sent may take so long to be on its way when a life is over.
+# How long messages that were sent may take to leave when sockets are closed.
 LINGER_MS = 2_000
 TOPIC_PARTS = 3
 
 
 class PlayedEngine:
-    """One engine of a recording, over its lives. `missing`: batches of its first life that the recording lacks, by number."""
+    """One engine of a recording, over its restarts. `missing`: batches of its first run that the recording lacks, by number."""
 
     def __init__(self, name: str, topic: bytes, missing: dict[bytes, tuple[bytes, bytes]]) -> None:
         self.name = name
@@ -35,25 +35,25 @@ class PlayedEngine:
         self._publisher: Publisher | None = None
 
     async def start(self, context: zmq.asyncio.Context, host: str, events_port: int, replay_port: int, *, with_replay: bool) -> None:
-        """A first life. Raises SettingError where it cannot listen."""
-        self._place = context, host, with_replay
+        """Start it for the first time. Raises SettingError if it cannot listen."""
+        self._listen_at = context, host, with_replay
         self.events_port, self.replay_port = events_port, replay_port
         try:
-            await self._begin(is_again=False)
+            await self._open(is_restart=False)
         except zmq.ZMQError as error:
             where = host, events_port, replay_port
             raise SettingError("--host, --events-port and --replay-port", where, f"cannot listen there: {error.strerror}") from None
 
-    async def begin(self) -> None:
-        """Another life on the same ports. Of a living one nothing changes."""
+    async def restart(self) -> None:
+        """Start it again on the same ports, unless it runs."""
         if self._publisher is None:
-            await self._begin(is_again=True)
+            await self._open(is_restart=True)
 
-    async def _begin(self, *, is_again: bool) -> None:
-        context, host, with_replay = self._place
+    async def _open(self, *, is_restart: bool) -> None:
+        context, host, with_replay = self._listen_at
         self._publisher = Publisher(context, host, self.events_port, self.replay_port, history_max=2**62, with_replay=with_replay)
         try:
-            await self._publisher.open(is_again=is_again)
+            await self._publisher.open(is_restart=is_restart)
         except BaseException:
             self._publisher.close()
             self._publisher = None
@@ -61,8 +61,8 @@ class PlayedEngine:
         self.events_port, self.replay_port = self._publisher.events_port, self._publisher.replay_port
         self._serving = asyncio.create_task(self._publisher.serve(), name=f"engine {self.name}")
 
-    async def end(self) -> None:
-        """The process is gone, its sockets and its history with it. Idempotent."""
+    async def stop(self) -> None:
+        """Close its sockets and forget its history, as the end of its process does. Idempotent."""
         if self._publisher is None:
             return
         self._serving.cancel()
@@ -74,42 +74,42 @@ class PlayedEngine:
 
     async def subscribed(self) -> None:
         """Wait until somebody has subscribed."""
-        assert self._publisher is not None, "it lives"
+        assert self._publisher is not None, "it runs"
         await self._publisher.subscribed.wait()
 
     async def play(self, frames: list[bytes]) -> None:
-        """One message, whatever is in it."""
+        """Publish one message, whatever is in it."""
         number = frames[1] if len(frames) == 3 and len(frames[1]) == NUMBER_BYTES and frames[1] != END else None
         if number is not None and self._last is not None and number <= self._last:
-            await self.end()
+            await self.stop()
         if self._publisher is None:
-            await self._begin(is_again=True)
+            await self._open(is_restart=True)
             try:
                 async with asyncio.timeout(RESUBSCRIBE_S):
                     await self.subscribed()
             except TimeoutError:
                 pass
         publisher = self._publisher
-        assert publisher is not None, "it lives"
+        assert publisher is not None, "it runs"
         if number is not None:
             for known in sorted(known for known in self._missing if known < number):
-                publisher.keep(self._missing[known][0], known, self._missing.pop(known)[1])
-            publisher.keep(frames[0], number, frames[2])
+                publisher.add_to_history(self._missing[known][0], known, self._missing.pop(known)[1])
+            publisher.add_to_history(frames[0], number, frames[2])
             self._last = number
         await publisher.publish(frames)
 
     def spec(self, host: str, model: str | None) -> str:
         """What to give to --engine."""
         parts = self.topic.decode(errors="replace").split("@", TOPIC_PARTS - 1)
-        named = parts[2] if len(parts) == TOPIC_PARTS and parts[0] == "kv" and parts[2] else "recorded"
-        replay = f",replay=tcp://{dialled(host)}:{self.replay_port}" if self._place[2] else ""
-        return f"pod={self.name},model={model or named},events=tcp://{dialled(host)}:{self.events_port}{replay}"
+        model_of_topic = parts[2] if len(parts) == TOPIC_PARTS and parts[0] == "kv" and parts[2] else "recorded"
+        replay = f",replay=tcp://{dial_host(host)}:{self.replay_port}" if self._listen_at[2] else ""
+        return f"pod={self.name},model={model or model_of_topic},events=tcp://{dial_host(host)}:{self.events_port}{replay}"
 
 
-class Playing:
-    """`async with Playing(messages, exchanges, …) as playing:` the engines of a recording, by name; engine i listens at both ports + i.
+class Player:
+    """`async with Player(messages, exchanges, …) as player:` the engines of a recording, by name; engine i listens at both ports + i.
 
-    `speed`: how many recorded seconds pass in one; None for as fast as can be. Raises SettingError where it cannot listen.
+    `speed`: recorded seconds that pass in one second; None for as fast as possible. Raises SettingError if an engine cannot listen.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Playing:
         with_replay: bool,
     ) -> None:
         self._messages = messages
-        self._place = host, events_port, replay_port
+        self._address = host, events_port, replay_port
         self._with_replay = with_replay
         self._speed = speed
         self.played = 0
@@ -132,7 +132,7 @@ class Playing:
         self.engines = {name: PlayedEngine(name, _topic(name, messages), missing_of(name, messages, exchanges)) for name in names}
 
     async def __aenter__(self) -> Self:
-        host, events_port, replay_port = self._place
+        host, events_port, replay_port = self._address
         async with AsyncExitStack() as stack:
             context = zmq.asyncio.Context()
             context.linger = LINGER_MS
@@ -140,7 +140,7 @@ class Playing:
             for number, engine in enumerate(self.engines.values()):
                 ports = (port + number if port else 0 for port in (events_port, replay_port))
                 await engine.start(context, host, *ports, with_replay=self._with_replay)
-                stack.push_async_callback(engine.end)
+                stack.push_async_callback(engine.stop)
             self._stack = stack.pop_all()
         return self
 
@@ -152,27 +152,27 @@ class Playing:
         await asyncio.gather(*(engine.subscribed() for engine in self.engines.values()))
 
     async def play(self, count: int | None = None) -> None:
-        """Play on to the end, or until so many messages have been played in all."""
+        """Play on to the end, or until `count` messages have been played in all."""
         clock = asyncio.get_running_loop().time
         messages = self._messages[self.played : count]
-        began_s = clock()
+        started_s = clock()
         for message in messages:
             if self._speed is not None:
-                await asyncio.sleep((message.received_at_s - messages[0].received_at_s) / self._speed - (clock() - began_s))
+                await asyncio.sleep((message.received_at_s - messages[0].received_at_s) / self._speed - (clock() - started_s))
             await self.engines[message.engine].play(message.frames)
             self.played += 1
 
-    async def obey(self, lines: AsyncIterator[str]) -> AsyncIterator[str]:
-        """Carry out one line after the other, and yield it when that is done: a number of messages to play up to, `stop ENGINE`, `start ENGINE`.
+    async def run_steps(self, lines: AsyncIterator[str]) -> AsyncIterator[str]:
+        """Carry out one line after the other and yield it when it is done: a number of messages to play up to, `stop ENGINE` or `start ENGINE`.
 
-        Raises SettingError for another one.
+        Raises SettingError for any other line.
         """
         async for line in lines:
             word, _, name = line.strip().partition(" ")
             if word.isdecimal() and not name:
                 await self.play(int(word))
             elif word in ("stop", "start") and name in self.engines:
-                await (self.engines[name].end() if word == "stop" else self.engines[name].begin())
+                await (self.engines[name].stop() if word == "stop" else self.engines[name].restart())
             else:
                 raise SettingError("step", line.strip(), f"should be a number of messages, or stop or start and one of {', '.join(self.engines)}")
             yield line.strip()
@@ -183,7 +183,7 @@ def _topic(name: str, messages: Sequence[Message]) -> bytes:
 
 
 def missing_of(name: str, messages: Sequence[Message], exchanges: Sequence[Exchange]) -> dict[bytes, tuple[bytes, bytes]]:
-    """Batches of an engine's first life that only replays have: number → (topic, payload)."""
+    """Batches of an engine's first run that only replays have: number → (topic, payload)."""
     seen: set[bytes] = set()
     until_s = float("inf")
     topic = _topic(name, messages)
