@@ -1,9 +1,9 @@
 """Every error that this package raises on purpose.
 
 IndexerError
-├── SettingError        a setting, flag, variable or engine spec is wrong: the start stops
-├── StoreError          the shared store is away or refuses: whoever asked for it is told, streams go on in memory
-└── Refused             a frame, a batch or an event from the network is not usable: counted and skipped
+├── SettingError        a setting, flag, variable or engine spec is wrong: the process does not start
+├── StoreError          Redis is unreachable or refuses: the caller gets the error, streams continue in memory
+└── Refused             a frame, batch or event from the network cannot be used: it is counted and skipped
 """
 
 from indexer.masking import masked
@@ -30,7 +30,7 @@ class SettingError(IndexerError):
 
 
 class StoreError(IndexerError):
-    """The shared store did not do what it was asked for.
+    """Redis did not carry out a command.
 
     Attributes: `trouble`, one of unreachable, full, read-only, short of replicas, refusing.
     """
@@ -41,7 +41,7 @@ class StoreError(IndexerError):
 
 
 def field_first(error: str) -> str:
-    """A message of msgspec's with the field that it is about in front: `token_ids[3]: Expected …`."""
+    """A message of msgspec, with the field that it is about in front: `token_ids[3]: Expected …`."""
     text, _, path = error.partition(" - at `$")
     field = path.rstrip("`").removeprefix(".")
     return f"{field}: {text}" if field else text
@@ -85,7 +85,7 @@ REASONS = {
     "ambiguous_key": "two hashes for one key from an engine that announces no extra keys: not indexed",
     "rank_mismatch": "a batch that names another rank than its stream's; it is applied to the stream's",
 }
-"""What the `reason` label of `kv_indexer_refused_total` can say."""
+"""Values of the `reason` label of `kv_indexer_refused_total`, with their meaning."""
 
 LOSSY_REASONS = frozenset(
     {
@@ -93,4 +93,4 @@ LOSSY_REASONS = frozenset(
         *("hash_type", "hash_length", "token_type", "token_range", "extra_keys"),
     }
 )
-"""Refusals after which something that the engine holds, or removed, is not known here."""
+"""Refusals after which the index may lack blocks that the engine holds, or have blocks that it removed."""

@@ -1,14 +1,14 @@
-"""Showing what users wrote without the secrets in it."""
+"""Replaces secrets in texts that users wrote."""
 
 import re
 from typing import Final
 
 MASK = "***"
-# Of URLs, other than engines': all that may be a password. Rather too much than too little, so up to the last @, with whatever is in between: a
-# password that should have been written with %2F or %40 is one all the same.
+# In URLs, other than those of engines: everything that may be a password, rather too much than too little. So up to the last @, whatever is in
+# between: a password that should have been quoted, with %2F or %40, is one too.
 _URL = r"(?P<begin>\b(?!tcp:|ipc:)[A-Za-z][A-Za-z0-9+.-]*://"
 _BEFORE_HOST = re.compile(_URL + r"[^:@/]*):.*@", re.DOTALL)
-# Where a port should be and is none.
+# Text in the place of a port that is no port.
 _FOR_A_PORT = re.compile(_URL + r"(?:[^:@/\[]*:\d{1,5},)*[^:@/\[]*):(?!\d{1,5}(?:[/?,'\"\s]|$))[^/?@]+")
 _PARAMETER = re.compile(r"(?P<begin>\w*(?:password|secret|token)=)[^&\s'\"]+", re.IGNORECASE)
 
@@ -19,7 +19,7 @@ class _Hidden:
 
 
 HIDDEN: Final = _Hidden()
-"""Stands for a value that nobody knows the meaning of: it may be a secret."""
+"""Stands for a value of unknown meaning, which may be a secret."""
 
 
 def masked(text: str) -> str:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from indexer.errors import SettingError
 
-# As RFC 6750 has it.
+# As in RFC 6750.
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
-# A request is compared with each of them.
+# Each request is compared with all of them.
 TOKENS_MAX = 64
 FILE_BYTES_MAX = 65_536
 
@@ -37,7 +37,7 @@ def read_tokens(path: str, source: str) -> list[str]:
 
 
 class TokenFile:
-    """Which tokens are good at present. Raises SettingError for a file that cannot be used."""
+    """The tokens that are valid at present. Raises SettingError for a file that cannot be used."""
 
     def __init__(self, path: str, source: str) -> None:
         self.path = path
@@ -45,13 +45,13 @@ class TokenFile:
         self.read()
 
     def read(self) -> None:
-        """Read the file again. Raises SettingError, and then what was read before stays good."""
+        """Read the file again. Raises SettingError, and then the tokens stay as they were."""
         self._digests = [sha256(token.encode()).digest() for token in read_tokens(self.path, self._source)]
 
     def admits(self, token: bytes) -> bool:
-        """Whether the file holds this token. How long that takes says nothing: digests are of one length, and all are compared."""
+        """Whether the file holds this token. Takes constant time: all digests have one length, and all are compared."""
         digest = sha256(token).digest()
-        found = False
+        is_known = False
         for known in self._digests:
-            found |= compare_digest(digest, known)
-        return found
+            is_known |= compare_digest(digest, known)
+        return is_known

@@ -1,1 +1,1 @@
-"""HTTP as every role speaks it: serving an app, bodies in and out, problems, and the routes that all roles have."""
+"""What all roles share over HTTP: serving an app, request and response bodies, problems, tokens, TLS, and the common routes."""

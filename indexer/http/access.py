@@ -1,4 +1,4 @@
-"""Who may ask for what: bearer tokens, one kind for all but health, and one for changing pods.
+"""Authorization by bearer tokens: one kind for everything but health checks, and one for changing pods.
 
 --api-token-file    --admin-token-file      scores, pods, metrics …     changing pods
 -                   -                       everybody                   everybody
@@ -23,7 +23,7 @@ from indexer.metrics import HttpMetrics
 log = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
-"""What probes ask for, who have no token."""
+"""Paths that need no token: probes have none."""
 CHALLENGE = {"WWW-Authenticate": "Bearer"}
 WITHOUT = "Authorization should be Bearer and a token"
 UNKNOWN = "the token in Authorization is not a good one"
@@ -48,22 +48,22 @@ class Access:
 
     @property
     def needs_token(self) -> bool:
-        """Whether everything but health does."""
+        """Whether every request but health checks needs one."""
         return self._api is not None
 
     @property
     def changes_need_token(self) -> bool:
-        """Whether changing pods does."""
+        """Whether changing pods needs one."""
         return bool(self._files)
 
     @property
-    def knows_admins(self) -> bool:
-        """Whether some tokens are not enough for changing pods."""
+    def has_admin_tokens(self) -> bool:
+        """Whether changing pods needs an admin token."""
         return self._admin is not None
 
     def refusal(self, headers: Headers) -> str | None:
-        """Why these headers may not ask for anything, if that is so."""
-        assert self._api is not None, "asked only where everything needs a token"
+        """Why a request with these headers is refused; None if it is not."""
+        assert self._api is not None, "called only if every request needs a token"
         token = _token(headers)
         if token is None:
             return self._deny("no_token", WITHOUT)
@@ -72,13 +72,13 @@ class Access:
         return self._deny("wrong_token", UNKNOWN)
 
     def check_change(self, request: Request) -> None:
-        """Whether a request may change pods, if it may ask at all. Raises Problem."""
+        """Check that a request may change pods. Raises Problem."""
         if self._admin is None:
             return
         token = _token(request.scope["headers"])
         if token is not None and self._admin.admits(token):
             return
-        if self._api is not None:  # it has one of these, or it would not have come so far
+        if self._api is not None:  # it has an api token, or the gate would have refused it
             raise Problem(403, self._deny("not_admin", NOT_ADMIN))
         why = self._deny("no_token", WITHOUT) if token is None else self._deny("wrong_token", UNKNOWN)
         raise Problem(401, why, headers=CHALLENGE)
@@ -102,7 +102,7 @@ class Access:
 
 
 class Gate:
-    """An ASGI app that lets through to another one what may ask. `open_paths`: where everybody may."""
+    """ASGI middleware that refuses requests without a valid token. `open_paths`: those that need none."""
 
     def __init__(self, app: Any, access: Access, open_paths: Set[str], body_bytes_max: int) -> None:
         self._app = app
@@ -118,7 +118,7 @@ class Gate:
         await response_of(401, why, headers)(scope, receive, send)
 
     def _is_short(self, headers: Headers) -> bool:
-        """Whether the body, of which nobody takes anything, may be thrown away as it comes: the client sees the answer, and the connection stays."""
+        """Whether the unread body is small enough to be discarded as it arrives: the client sees the response, and the connection stays open."""
         sizes = [value for name, value in headers if name == b"content-length"]
         if any(name == b"transfer-encoding" for name, _ in headers):
             return False
@@ -126,7 +126,7 @@ class Gate:
 
 
 def _token(headers: Headers) -> bytes | None:
-    """The only bearer token among them."""
+    """The bearer token, if there is exactly one."""
     given = [value for name, value in headers if name == b"authorization"]
     if len(given) != 1:
         return None

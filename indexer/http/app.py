@@ -1,4 +1,4 @@
-"""A role's router behind an ASGI app."""
+"""The ASGI app of a role, made of its router."""
 
 from collections.abc import Set
 from typing import Any
@@ -15,8 +15,8 @@ from indexer.http.access import OPEN_PATHS, Access, Gate
 def make_app(
     summary: str, router: APIRouter, components: dict[str, Any], settings: Settings, access: Access, pages: Set[str] = frozenset()
 ) -> FastAPI:
-    """`summary`: what the role does. `components`: the JSON schemas of the types that its document names, see `schemas`. `pages`: paths that
-    hold no data, and need no token beside those that never do.
+    """`summary`: what the role does. `components`: the JSON schemas of the types that its OpenAPI document names, see `schemas`. `pages`: paths
+    without data, which need no token either.
     """
     app = FastAPIOffline(title="KV Event Indexer", summary=summary, version=__version__, redoc_url=None)
     app.include_router(router)

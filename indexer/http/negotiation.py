@@ -1,4 +1,4 @@
-"""Bodies in and out: their size, and JSON or msgpack."""
+"""Request and response bodies: their size, and JSON or msgpack."""
 
 import asyncio
 import re
@@ -10,7 +10,7 @@ from fastapi import Request, Response
 
 from indexer.http.problems import Problem
 
-# Up to so many times the limit, a body that is refused is still read to its end.
+# A refused body of up to this many times the limit is still read to its end.
 FAR_OVER = 4
 
 JSON = "application/json"
@@ -31,7 +31,7 @@ def media_type_of(request: Request, *allowed: str) -> str:
 
 
 def accepted_type(request: Request, otherwise: str) -> str:
-    """The type to answer in: what Accept likes best, else `otherwise`."""
+    """The type of the response: the one that Accept prefers, else `otherwise`."""
     best, best_weight = otherwise, 0.0
     for accepted in request.headers.get("accept", "").lower().split(","):
         name, _, parameters = accepted.partition(";")
@@ -47,11 +47,11 @@ def _weight(parameters: str) -> float:
 
 
 async def read_body(request: Request, bytes_max: int, timeout_s: float) -> bytes:
-    """The whole body. Raises Problem 413 as soon as it is known to be too large, 408 when it takes too long."""
+    """The whole body. Raises Problem 413 as soon as it is known to be too large, and 408 if it takes too long."""
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > bytes_max:
-        # What is somewhat too large is thrown away as it comes: closing at once would reset the connection under a client that still sends, and
-        # it might never see why. What is far too large is not waited for.
+        # A body that is somewhat too large is discarded as it arrives: closing at once would reset the connection while the client still sends,
+        # and it might never see why. A body that is far too large is not waited for.
         is_far_over = int(announced) > FAR_OVER * bytes_max
         raise Problem(413, f"the body has {announced} bytes; at most {bytes_max} are taken", closes=is_far_over)
     try:
@@ -73,10 +73,10 @@ async def _read_at_most(request: Request, bytes_max: int) -> bytes:
 
 
 def encode(answer: Any, media_type: str) -> bytes:
-    """An answer's bytes in the given type."""
+    """The bytes of a response body in the given type."""
     return _ENCODE[media_type](answer)
 
 
 def respond(answer: Any, media_type: str = JSON, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """An answer in the given type."""
+    """A response in the given type."""
     return Response(_ENCODE[media_type](answer), status, headers, media_type)

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of each route beyond its name."""
+"""What the OpenAPI document says about each route."""
 
 from typing import Any
 
@@ -34,27 +34,27 @@ def content(name: str, *media_types: str) -> dict[str, Any]:
 
 
 def body(content: dict[str, Any]) -> dict[str, Any]:
-    """A request that has to have this content."""
+    """A request whose body must have this content."""
     return {"requestBody": {"required": True, "content": content}}
 
 
-def described(answer: str, name: str, *problems: int, media_types: tuple[str, ...] = (JSON,)) -> dict[int | str, dict[str, Any]]:
-    """The answer of status 200, and these problems."""
-    responses: dict[int | str, dict[str, Any]] = {200: {"description": answer, "content": content(name, *media_types)}}
-    responses.update({status: problem(PROBLEMS[status]) for status in problems})
-    return responses
+def responses(answer: str, name: str, *problems: int, media_types: tuple[str, ...] = (JSON,)) -> dict[int | str, dict[str, Any]]:
+    """The response with status 200, and these problems."""
+    documented: dict[int | str, dict[str, Any]] = {200: {"description": answer, "content": content(name, *media_types)}}
+    documented.update({status: problem(PROBLEMS[status]) for status in problems})
+    return documented
 
 
 def problem(description: str) -> dict[str, Any]:
-    """An answer that is a problem."""
+    """A response that is a problem."""
     return {"description": description, "content": content("ProblemDetails", PROBLEM)}
 
 
-PODS: dict[str, Any] = {"responses": described("Every registered pod.", "PodsAnswer")}
+PODS: dict[str, Any] = {"responses": responses("Every registered pod.", "PodsAnswer")}
 UNAVAILABLE = "Redis, which all replicas share, is away or refuses."
 PUT_POD: dict[str, Any] = {
     "responses": {
-        **described("The pod was changed.", "PodStatus", 400, 408, 413, 415, 422),
+        **responses("The pod was changed.", "PodStatus", 400, 408, 413, 415, 422),
         201: {"description": "The pod is new.", "content": content("PodStatus", JSON)},
         503: problem(UNAVAILABLE),
     },
@@ -67,10 +67,10 @@ DELETE_POD: dict[str, Any] = {
         503: problem(UNAVAILABLE),
     }
 }
-HEALTH: dict[str, Any] = {"responses": described("The process lives.", "HealthAnswer")}
+HEALTH: dict[str, Any] = {"responses": responses("The process lives.", "HealthAnswer")}
 READY: dict[str, Any] = {
     "responses": {
-        **described("Ready, or ready and degraded.", "Readiness"),
+        **responses("Ready, or ready and degraded.", "Readiness"),
         503: {"description": PROBLEMS[503], "content": content("Readiness", JSON)},
     }
 }
@@ -81,37 +81,37 @@ METRICS: dict[str, Any] = {
 
 
 def install(app: FastAPI, components: dict[str, Any], access: Access) -> None:
-    """Have the app's document name our own types, once made. `components`: their JSON schemas by name. `access`: what takes a token."""
+    """Make the app's document name our own types. `components`: their JSON schemas by name. `access`: which routes need a token."""
 
-    def document() -> dict[str, Any]:
+    def make_document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            made = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-            made["components"] = {"schemas": components}
-            for path, operations in made["paths"].items():
+            document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+            document["components"] = {"schemas": components}
+            for path, operations in document["paths"].items():
                 for method, operation in operations.items():
-                    _set_right(operation)
+                    _correct(operation)
                     _secure(operation, path, access, is_change=method in ("put", "delete"))
             if access.changes_need_token:
-                made["components"]["securitySchemes"] = {SCHEME: {"type": "http", "scheme": "bearer"}}
-            app.openapi_schema = made
+                document["components"]["securitySchemes"] = {SCHEME: {"type": "http", "scheme": "bearer"}}
+            app.openapi_schema = document
         return app.openapi_schema
 
-    app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to replace the document
+    app.openapi = make_document  # type: ignore[method-assign]  # FastAPI's documented way to replace the document
 
 
 def _secure(operation: dict[str, Any], path: str, access: Access, *, is_change: bool) -> None:
-    """Say where a token is needed."""
+    """State whether the operation needs a token."""
     if path in OPEN_PATHS or not (access.needs_token or (is_change and access.changes_need_token)):
         return
     operation["security"] = [{SCHEME: []}]
     challenge = {"WWW-Authenticate": {"schema": {"type": "string"}}}
     operation["responses"]["401"] = {**problem(PROBLEMS[401]), "headers": challenge}
-    if is_change and access.needs_token and access.knows_admins:
+    if is_change and access.needs_token and access.has_admin_tokens:
         operation["responses"]["403"] = problem(PROBLEMS[403])
 
 
-def _set_right(operation: dict[str, Any]) -> None:
-    """Drop what FastAPI adds for its own kind of errors, which no route here answers with."""
+def _correct(operation: dict[str, Any]) -> None:
+    """Remove FastAPI's own validation errors, which no route here responds with, and bound the names of pods."""
     responses = operation["responses"]
     if responses.get("422", {}).get("content", {}).get(JSON) is not None:
         del responses["422"]["content"][JSON]

@@ -28,10 +28,10 @@ class ProblemDetails(Struct, frozen=True):
 
 
 class Problem(Exception):
-    """The request cannot be answered.
+    """The request fails.
 
-    Attributes: `status`, an HTTP status; `detail`, for the client; `closes`, whether the connection ends; `retry_after_s`, when to ask again;
-    `headers`, of the answer.
+    Attributes: `status`, an HTTP status; `detail`, for the client; `closes`, whether the connection is closed; `retry_after_s`, when to retry;
+    `headers`, of the response.
     """
 
     def __init__(
@@ -46,25 +46,25 @@ class Problem(Exception):
 
 
 def details_of(status: int, detail: str) -> ProblemDetails:
-    """What a client is told of a problem."""
+    """The body of a problem response."""
     return ProblemDetails("about:blank", http.HTTPStatus(status).phrase, status, detail)
 
 
 def response_of(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
-    """The response that tells a client of a problem."""
+    """A problem response."""
     return Response(msgspec.json.encode(details_of(status, detail)), status, headers, MEDIA_TYPE)
 
 
 def _methods_at(request: Request, routes: Sequence[BaseRoute]) -> list[str]:
-    found: set[str] = set()
+    methods: set[str] = set()
     for route in routes:
         if route.matches(request.scope)[0] is not Match.NONE:
-            found |= getattr(route, "methods", None) or set()
-    return sorted(found)
+            methods |= getattr(route, "methods", None) or set()
+    return sorted(methods)
 
 
 def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
-    """Have every error of the app answered as a problem; none shows how the service works inside."""
+    """Turn every error of the app into a problem response that shows no internals."""
 
     @app.exception_handler(Problem)
     async def on_problem(request: Request, error: Problem) -> Response:

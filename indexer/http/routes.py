@@ -1,4 +1,4 @@
-"""The routes that all roles have: pods, health, readiness and metrics."""
+"""The routes of all roles: pods, health, readiness and metrics."""
 
 from typing import Any, Protocol
 
@@ -21,12 +21,12 @@ from indexer.http.schemas import HealthAnswer, PodsAnswer
 from indexer.streams.pool import PodStatus, Readiness
 
 POD_BYTES_MAX = 65_536
-# A client that was told that Redis is away may ask again so soon.
+# When a client may retry that was told that Redis is away.
 RETRY_AFTER_S = 1
 
 
 class Pods(Protocol):
-    """Which pods there are, and whether all is well with them. Where they are shared, changes raise StoreError while Redis is away."""
+    """The registered pods and whether the service is ready. With Redis, changes raise StoreError while it is unavailable."""
 
     def pods(self) -> list[PodStatus]: ...
 
@@ -44,7 +44,7 @@ class Pods(Protocol):
 
 
 class _AnyText(Convertor[str]):
-    """The rest of a path, whatever is in it: the `path` of Starlette's own ends at a line break."""
+    """The rest of a path, whatever it contains: Starlette's own `path` ends at a line break."""
 
     regex = r"[\s\S]*"
 
@@ -59,7 +59,7 @@ register_url_convertor("any", _AnyText())
 
 
 def add_routes(router: APIRouter, settings: Settings, pods: Pods, registry: CollectorRegistry, access: Access) -> None:
-    """Add them to the router of a role. `registry`: the metrics of that role. `access`: who may change pods."""
+    """Add the routes to the router of a role. `registry`: the metrics of that role. `access`: who may change pods."""
     _add_pods(router, settings, pods, access)
     _add_health(router, pods, registry)
 

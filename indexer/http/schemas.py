@@ -1,4 +1,4 @@
-"""What requests and answers of the routes that all roles have look like."""
+"""Types of the requests and responses of the routes of all roles."""
 
 from typing import Any
 
@@ -44,13 +44,13 @@ COMPONENT = "#/components/schemas/{name}"
 
 
 def components(*more: Any, allows_ipc: bool = False) -> dict[str, Any]:
-    """The JSON schemas of all these and of `more`, by name, for the OpenAPI document. `allows_ipc`: whether a pod may be at ipc://."""
+    """The JSON schemas of these types and of `more`, by name, for the OpenAPI document. `allows_ipc`: whether a pod may have ipc:// endpoints."""
     endpoint = ENDPOINT_OR_IPC if allows_ipc else ENDPOINT
-    _, found = msgspec.json.schema_components((*more, *TYPES), ref_template=COMPONENT)
-    # A pod that dials us has no events endpoint; what there is to say of it is where its replays are.
-    found["PodSpec"]["anyOf"] = [{"required": [key], "properties": {key: endpoint}} for key in ("events", "replay")]
-    found["PodSpec"]["allOf"] = [{"anyOf": [{"properties": {key: {"type": "null"}}} for key in ("ranks", "rank")]}]
+    _, schemas = msgspec.json.schema_components((*more, *TYPES), ref_template=COMPONENT)
+    # A pod that dials in has no events endpoint; its spec can only name the replay endpoint.
+    schemas["PodSpec"]["anyOf"] = [{"required": [key], "properties": {key: endpoint}} for key in ("events", "replay")]
+    schemas["PodSpec"]["allOf"] = [{"anyOf": [{"properties": {key: {"type": "null"}}} for key in ("ranks", "rank")]}]
     for key in ("events", "replay"):
-        found["PodSpec"]["properties"][key]["anyOf"] = [endpoint, {"type": "null"}]
-    found["PodSpec"]["properties"]["http"]["anyOf"] = [HTTP_BASE, {"type": "null"}]
-    return found
+        schemas["PodSpec"]["properties"][key]["anyOf"] = [endpoint, {"type": "null"}]
+    schemas["PodSpec"]["properties"]["http"]["anyOf"] = [HTTP_BASE, {"type": "null"}]
+    return schemas

@@ -1,4 +1,4 @@
-"""Serving an app over HTTP, with all that it stands on, until told to stop."""
+"""Serves an app over HTTP, with everything that it needs, until told to stop."""
 
 import asyncio
 import contextlib
@@ -51,7 +51,7 @@ class _Server(uvicorn.Server):
 
 
 def listen(settings: Settings) -> socket.socket:
-    """Take the port. Raises SettingError where that cannot be done."""
+    """A listening socket. Raises SettingError if the address cannot be used."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

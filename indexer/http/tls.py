@@ -1,4 +1,4 @@
-"""The certificate that the HTTP service shows, and TLS 1.2 or newer with it."""
+"""The certificate of the HTTP service, for TLS 1.2 or newer."""
 
 import logging
 import ssl
@@ -13,10 +13,10 @@ log = logging.getLogger(__name__)
 
 
 class Certificate:
-    """`context`: for the connections of now and later. Raises SettingError for files that cannot be used.
+    """`context`: for present and future connections. Raises SettingError for files that cannot be used.
 
-    A context that was given another certificate would keep the first one where their keys are of different kinds. So each state of the files gets a
-    context of its own, and a handshake goes over to the newest: OpenSSL asks for that with every hello, one that names no server included.
+    A context that loads a second certificate keeps the first one if their keys are of different kinds. So each state of the files gets its own
+    context, and each handshake switches to the newest: OpenSSL calls for that with every hello, even one that names no server.
     """
 
     def __init__(self, cert: str, key: str) -> None:
@@ -25,14 +25,14 @@ class Certificate:
         self.files = WatchedFiles(cert, key)
         self.context = self._newest = self._read()
         self._logged: str | None = None
-        self.context.sni_callback = self._go_over
+        self.context.sni_callback = self._switch_to_newest
 
-    def _go_over(self, connection: ssl.SSLSocket | ssl.SSLObject, server_name: str | None, context: ssl.SSLContext) -> None:
+    def _switch_to_newest(self, connection: ssl.SSLSocket | ssl.SSLObject, server_name: str | None, context: ssl.SSLContext) -> None:
         connection.context = self._newest
 
     @classmethod
     def of(cls, settings: Settings) -> Self | None:
-        """None where the service speaks no TLS. Raises SettingError."""
+        """None if the service speaks no TLS. Raises SettingError."""
         if settings.tls_cert is None or settings.tls_key is None:
             return None
         return cls(settings.tls_cert, settings.tls_key)
@@ -47,7 +47,7 @@ class Certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:
-            # With a password given, if only an empty one, nobody is asked for it on the terminal.
+            # With a password, even an empty one, OpenSSL does not ask for it on the terminal.
             context.load_cert_chain(self._cert, self._key, password="")
         except ssl.SSLError as error:
             if error.reason in ("KEY_VALUES_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):

@@ -1,1 +1,1 @@
-"""What runs the ingest side as a process: command line, configuration file, logs."""
+"""Runs a service as a process: command line, configuration file, logs."""

@@ -1,4 +1,4 @@
-"""The role that indexes only, behind an ASGI app: pods, health, readiness and metrics."""
+"""The role that only indexes, as an ASGI app: pods, health, readiness and metrics."""
 
 from fastapi import APIRouter
 from prometheus_client import CollectorRegistry

@@ -1,4 +1,4 @@
-"""What the commands have in common, and the one that needs the indexer alone: `python -m indexer`, which is `kv-indexer ingest`."""
+"""Running a command, and serving until a signal; and `python -m indexer`, which is `kv-indexer ingest`."""
 
 import argparse
 import asyncio
@@ -24,14 +24,14 @@ from indexer.main.config_file import Reconfiguration, read_file
 from indexer.main.parser import USAGE_ERROR, Parser, add_config
 from indexer.main.read_settings import read_settings
 
-# The receiving thread gets the interpreter so soon after it asks for it.
+# How long the receiving thread waits at most for the interpreter.
 SWITCH_INTERVAL_S = 0.001
-# Connections and engines cost open files; many systems allow 1,024 unless a process asks for more. More than this is not asked for.
+# Connections and engines need open files; many systems allow 1,024 unless a process raises its limit. It is raised to this at most.
 OPEN_FILES_MAX = 65_536
 
 
 def settings_of(parsed: argparse.Namespace, engines: Sequence[str], config: str | None = None) -> Settings:
-    """From flags, variables and the file; logs go as they say from now on. Raises SettingError."""
+    """Settings from flags, variables and the file; logging is configured by them. Raises SettingError."""
     flags = {field.name: getattr(parsed, field.name) for field in fields() if hasattr(parsed, field.name)}
     settings = read_settings(flags, engines, os.environ, read_file(config) if config else None)
     logs.configure(settings.log_format, settings.log_level)
@@ -91,7 +91,7 @@ def run(act: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> int:
 
 
 def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
-    """Returns the exit code: 0, 1 where something failed, 2 where the user's words were wrong."""
+    """Returns the exit code: 0, 1 for a failure, 2 for a mistake in the command line or in a file."""
     parsed = parser.parse_args(arguments)
     try:
         command: Callable[[argparse.Namespace], int] = parsed.command
@@ -104,7 +104,7 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
 
 
 def add_ingest(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `ingest`, and what carries it out."""
+    """Declare the arguments of `ingest`."""
     add_config(parser)
     parser.set_defaults(command=lambda parsed: serve_until_stopped(parsed, make_ingest, needs_redis=True))
 

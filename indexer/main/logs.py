@@ -10,7 +10,7 @@ import msgspec
 
 from indexer.masking import masked
 
-# What every record has anyway; everything else on it is a field of ours.
+# Attributes of every record; all others are fields of ours.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
@@ -19,7 +19,7 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def without_secrets(text: str) -> str:
-    """What libraries say, without passwords in URLs and without what a Redis that knows no AUTH repeats of its arguments."""
+    """Text of libraries without passwords in URLs, and without the arguments that a Redis without AUTH repeats in its error."""
     return "\n".join(masked(line.partition(", with args beginning with:")[0]) for line in text.splitlines())
 
 
@@ -36,7 +36,7 @@ class TextFormatter(logging.Formatter):
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
     def formatException(self, ei: Any) -> str:
-        """What an error says may repeat what was sent, an AUTH's password included."""
+        """An error may repeat what was sent, including the password of an AUTH."""
         return without_secrets(super().formatException(ei))
 
 
@@ -64,7 +64,7 @@ def configure(log_format: str, log_level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=log_level.upper(), handlers=[handler], force=True)
-    # These libraries tell of every request, connection and start; what they warn of is kept.
+    # These libraries log every request, connection and start; only their warnings are kept.
     # A request that is cancelled at the end of the stop is no error of the app.
     logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
     for name in ("uvicorn", "httpx", "httpcore", "asyncio"):

@@ -1,1 +1,1 @@
-"""The kv-indexer command, one module per subcommand."""
+"""The kv-indexer command: a module for each of its commands, named in `main.COMMANDS`, and helpers."""

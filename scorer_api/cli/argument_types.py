@@ -1,4 +1,4 @@
-"""Numbers on the command line."""
+"""Types of arguments on the command line."""
 
 import argparse
 import math
@@ -7,14 +7,14 @@ from typing import Any
 
 
 def port(text: str) -> int:
-    """0 for a free one."""
+    """A port; 0 stands for a free one."""
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} should be a port, from 0 to 65535")
     return int(text)
 
 
 def positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    """An int or a float above 0."""
+    """A reader of a number above 0 of this kind."""
 
     def read(text: str) -> Any:
         try:

@@ -24,9 +24,9 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def as_text(answer: ExplainAnswer) -> str:
-    """The answer as people read it."""
+    """The answer as text."""
     rows = [
-        (pod.pod, f"{pod.score:.4f}", str(pod.matched_tokens), f"{pod.matched_blocks}/{pod.usable_blocks}", *_busy(pod.load), pod.trust, pod.why)
+        (pod.pod, f"{pod.score:.4f}", str(pod.matched_tokens), f"{pod.matched_blocks}/{pod.usable_blocks}", *_load(pod.load), pod.trust, pod.why)
         for pod in answer.pods
     ]
     counted = "" if answer.tokens is None else f", {answer.tokens} tokens from {answer.source}"
@@ -34,8 +34,8 @@ def as_text(answer: ExplainAnswer) -> str:
     return "\n".join([f"model {answer.model}{counted}", table(HEADS, rows), *hints])
 
 
-def _busy(load: PodLoad | None) -> tuple[str, str, str]:
-    """Running and waiting requests, and how much of the cache they use."""
+def _load(load: PodLoad | None) -> tuple[str, str, str]:
+    """Running and waiting requests, and the share of the KV cache in use."""
     if load is None:
         return "-", "-", "-"
     return str(load.running), str(load.waiting), "-" if load.kv_usage is None else f"{load.kv_usage:.0%}"

@@ -12,7 +12,7 @@ HEADS = ("POD", "MODEL", "RANK", "TRUST", "BLOCKS", "BATCHES", "GAPS", "RESTARTS
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
     add_service(parser)
-    parser.add_argument("--model", help="pods of this model only")
+    parser.add_argument("--model", help="list the pods of this model only")
     parser.set_defaults(command=run)
 
 
@@ -22,7 +22,7 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def as_text(pods: list[PodStatus]) -> str:
-    """The pods as people read them."""
+    """The pods as text."""
     rows = [
         (
             pod.pod,

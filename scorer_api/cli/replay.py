@@ -17,21 +17,27 @@ from scorer_api.cli.stop_event import unless_stopped
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
     parser.add_argument("file", metavar="FILE", help="PREFIX.frames.msgpack; PREFIX.replays.msgpack beside it is read too")
-    parser.add_argument("--engine", metavar="NAME", help="this engine of the file only")
+    parser.add_argument("--engine", metavar="NAME", help="play this engine of the file only")
     parser.add_argument("--model", help="the model in the specs; default: what the topic kv@pod@model says")
     parser.add_argument("--host", default=LOOPBACK, help="address to listen on; 0.0.0.0 for every one of this machine's (default: %(default)s)")
-    parser.add_argument("--events-port", default=0, type=port, help="the next engine has the next port; default: free ones")
+    parser.add_argument(
+        "--events-port", default=0, type=port, help="port of the first engine; each further one has the next port; default: free ones"
+    )
     parser.add_argument("--replay-port", default=0, type=port, help="the same for replays")
     parser.add_argument("--without-replay", action="store_true", help="answer no replays, as engines do by default")
-    parser.add_argument("--speed", default=1.0, type=_speed, help="recorded seconds that pass in one, or max (default: %(default)s)")
-    parser.add_argument("--at-once", action="store_true", help="begin without a subscriber; it then learns what it missed from replays alone")
-    parser.add_argument("--steps", action="store_true", help="play as standard input says: numbers of messages, stop ENGINE, start ENGINE")
-    parser.add_argument("--end", action="store_true", help="end after the last message; otherwise replays are answered until it is stopped")
+    parser.add_argument(
+        "--speed", default=1.0, type=_speed, help="recorded seconds per second, or max for as fast as possible (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--at-once", action="store_true", help="start without waiting for a subscriber, which then learns what it missed from replays"
+    )
+    parser.add_argument("--steps", action="store_true", help="play step by step from standard input: a number of messages, stop ENGINE, start ENGINE")
+    parser.add_argument("--end", action="store_true", help="end after the last message; otherwise replays are answered until the command is stopped")
     parser.set_defaults(command=run)
 
 
 def _speed(text: str) -> float | None:
-    """None for as fast as can be."""
+    """None for as fast as possible."""
     try:
         speed: float | None = None if text == "max" else positive(float)(text)
     except argparse.ArgumentTypeError:
@@ -42,10 +48,10 @@ def _speed(text: str) -> float | None:
 def run(parsed: argparse.Namespace) -> int:
     """Returns the exit code. Raises SettingError for a file or an address that cannot be used."""
     messages = _messages(parsed)
-    beside = replays_beside(parsed.file)
+    replays = replays_beside(parsed.file)
     player = Player(
         messages,
-        read_exchanges(beside) if beside is not None else [],
+        read_exchanges(replays) if replays is not None else [],
         host=parsed.host,
         events_port=parsed.events_port,
         replay_port=parsed.replay_port,
@@ -53,7 +59,9 @@ def run(parsed: argparse.Namespace) -> int:
         with_replay=not parsed.without_replay,
     )
     if max(parsed.events_port, parsed.replay_port) + len(player.engines) > 65536:
-        raise SettingError("--events-port and --replay-port", (parsed.events_port, parsed.replay_port), "leave no port for each engine of the file")
+        raise SettingError(
+            "--events-port and --replay-port", (parsed.events_port, parsed.replay_port), "leave too few ports for the engines of the file"
+        )
 
     async def play(stop: asyncio.Event) -> None:
         async with player:
@@ -74,7 +82,7 @@ async def _play(parsed: argparse.Namespace, player: Player) -> None:
             _print(line)
     else:
         await player.play()
-    print(f"kv-indexer: played {player.played} messages", file=sys.stderr, flush=True)  # noqa: T201 - how far it is
+    print(f"kv-indexer: played {player.played} messages", file=sys.stderr, flush=True)  # noqa: T201 - progress
 
 
 async def _lines() -> AsyncIterator[str]:
@@ -87,7 +95,7 @@ async def _lines() -> AsyncIterator[str]:
 def _messages(parsed: argparse.Namespace) -> list[Message]:
     messages, cut = read_messages(parsed.file)
     if cut:
-        print(f"kv-indexer: {parsed.file}: {cut} bytes at its end are cut short and left out", file=sys.stderr)  # noqa: T201 - a warning
+        print(f"kv-indexer: {parsed.file}: {cut} bytes at its end are an incomplete entry and are ignored", file=sys.stderr)  # noqa: T201 - a warning
     names = dict.fromkeys(message.engine for message in messages)
     if not messages:
         raise SettingError("FILE", parsed.file, "holds no messages")

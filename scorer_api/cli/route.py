@@ -1,4 +1,4 @@
-"""`kv-indexer route`: which pod a prompt is to go to, as a table of what was known of each."""
+"""`kv-indexer route`: which pod a prompt should go to, with a table of what is known of each pod."""
 
 import argparse
 
@@ -17,9 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_service(parser)
     add_prompt(parser)
     parser.add_argument("--policy", choices=POLICY_NAMES, help="how to pick (default: the service's own)")
-    parser.add_argument("--session-id", help="what the policy session goes by")
-    parser.add_argument("--exclude", action="append", default=[], metavar="POD", help="never this pod; may be repeated")
-    parser.add_argument("--output-tokens-expected", type=int, metavar="N", help="tokens of the answer, if known")
+    parser.add_argument("--session-id", help="session that the policy session keeps on one pod")
+    parser.add_argument("--exclude", action="append", default=[], metavar="POD", help="never pick this pod; may be repeated")
+    parser.add_argument("--output-tokens-expected", type=int, metavar="N", help="expected length of the answer in tokens")
     parser.set_defaults(command=run)
 
 
@@ -43,7 +43,7 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def as_text(answer: RouteAnswer) -> str:
-    """The answer as people read it, the pods in the order in which to try them, then the others."""
+    """The answer as text: the pods in the order in which to try them, then the others."""
     order = [answer.pod, *answer.fallbacks]
     order += [pod for pod in answer.reason if pod not in order]
     first = f"model {answer.model}, {answer.tokens} tokens: {answer.pod} rank {answer.rank}, by {answer.policy}, for {answer.picked_for}"

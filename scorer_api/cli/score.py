@@ -24,7 +24,7 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def as_text(answer: ScoreAnswer) -> str:
-    """The answer as people read it."""
+    """The answer as text."""
     rows = [
         (
             pod.pod,

@@ -25,48 +25,48 @@ from scorer_api.client import AsyncClient, ClientError, Retries, StrangeAnswerEr
 from scorer_api.client.changes import is_outage
 
 TIMEOUT_S = 5.0
-# What is no terminal has no width: as wide as the columns are.
+# Without a terminal there is no width to keep to: wide enough for all columns.
 WIDTH_OF_NO_TERMINAL = 250
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
     add_service(parser)
-    parser.add_argument("--model", help="pods of this model only")
-    parser.add_argument("--interval-s", default=1.0, type=positive(float), help="seconds between two looks (default: %(default)s)")
-    parser.add_argument("--once", action="store_true", help="print one frame, of two looks, and end; so does whatever is no terminal")
+    parser.add_argument("--model", help="show the pods of this model only")
+    parser.add_argument("--interval-s", default=1.0, type=positive(float), help="seconds between two samples (default: %(default)s)")
+    parser.add_argument("--once", action="store_true", help="print one frame, made of two samples, and end; so does output that is no terminal")
     parser.set_defaults(command=run)
 
 
-class _Looking:
-    """The last two looks at a service, and why it does not answer, where it does not."""
+class _Sampler:
+    """The last two samples of a service, and the error if it does not answer."""
 
     def __init__(self, client: AsyncClient, model: str | None) -> None:
         self._client = client
         self._model = model
         self.before: Sample | None = None
         self.now: Sample | None = None
-        self.away: ClientError | None = None
+        self.outage: ClientError | None = None
 
-    async def look(self) -> None:
-        """Raises ClientError where looking again would be no use."""
+    async def sample(self) -> None:
+        """Take another sample. Raises ClientError if trying again is of no use."""
         try:
             pods, metrics = await asyncio.gather(self._client.pods(), self._client.metrics())
             totals = totals_of(metrics)
         except ClientError as error:
             if not is_outage(error):
                 raise
-            self.away = error
+            self.outage = error
             return
         except ValueError:
             raise StrangeAnswerError("/metrics", 200) from None
         chosen = [pod for pod in pods if self._model in (None, pod.model)]
-        self.before = self.now if self.away is None else None
-        self.now, self.away = Sample(time.monotonic(), chosen, totals), None
+        self.before = self.now if self.outage is None else None
+        self.now, self.outage = Sample(time.monotonic(), chosen, totals), None
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Returns the exit code: 1 where the service refuses, and with one frame where it does not answer. Raises SettingError."""
+    """Returns the exit code: 1 if the service refuses or, with --once, does not answer. Raises SettingError."""
     connection = connection_of(parsed)
     is_once = parsed.once or not sys.stdout.isatty()
     failures: list[ClientError] = []
@@ -74,8 +74,8 @@ def run(parsed: argparse.Namespace) -> int:
     async def act(stop: asyncio.Event) -> None:
         try:
             async with _client(connection) as client:
-                looking = _Looking(client, parsed.model)
-                await (unless_stopped(stop, _once(looking, parsed)) if is_once else _live(looking, parsed, stop))
+                sampler = _Sampler(client, parsed.model)
+                await (unless_stopped(stop, _once(sampler, parsed)) if is_once else _live(sampler, parsed, stop))
         except ClientError as error:
             failures.append(error)
 
@@ -92,29 +92,29 @@ def _client(connection: Connection) -> AsyncClient:
         raise SettingError("--url", connection.url, str(error).removeprefix("url: ")) from None
 
 
-async def _once(looking: _Looking, parsed: argparse.Namespace) -> None:
+async def _once(sampler: _Sampler, parsed: argparse.Namespace) -> None:
     for is_last in (False, True):
-        await looking.look()
-        if looking.away is not None:
-            raise looking.away
+        await sampler.sample()
+        if sampler.outage is not None:
+            raise sampler.outage
         if not is_last:
             await asyncio.sleep(parsed.interval_s)
     console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_NO_TERMINAL)
-    console.print(frame(masked(parsed.url), looking.before, looking.now, None))
+    console.print(frame(masked(parsed.url), sampler.before, sampler.now, None))
 
 
-async def _live(looking: _Looking, parsed: argparse.Namespace, stop: asyncio.Event) -> None:
+async def _live(sampler: _Sampler, parsed: argparse.Namespace, stop: asyncio.Event) -> None:
     with _keys(stop), Live(console=Console(), screen=True, auto_refresh=False) as live:
         while not stop.is_set():
-            await unless_stopped(stop, looking.look())
-            away = None if looking.away is None else error_line(looking.away, parsed.url)
-            live.update(frame(masked(parsed.url), looking.before, looking.now, away), refresh=True)
+            await unless_stopped(stop, sampler.sample())
+            outage = None if sampler.outage is None else error_line(sampler.outage, parsed.url)
+            live.update(frame(masked(parsed.url), sampler.before, sampler.now, outage), refresh=True)
             await unless_stopped(stop, asyncio.sleep(parsed.interval_s))
 
 
 @contextmanager
 def _keys(stop: asyncio.Event) -> Iterator[None]:
-    """Have q say stop; the terminal is as it was afterwards."""
+    """Stop on the key q; the terminal's mode is restored afterwards."""
     if not sys.stdin.isatty():
         yield
         return

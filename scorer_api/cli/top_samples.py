@@ -1,4 +1,4 @@
-"""What a running service shows of itself, and how fast that changes: from `/v1/pods` and `/metrics`, looked at twice."""
+"""Samples of a running service, taken from `/v1/pods` and `/metrics`, and the rates between two of them."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,7 @@ PREFIX = "kv_indexer_"
 
 
 class Sample(Struct, frozen=True):
-    """One look. `at_s`: monotonic. `totals`: each series of ours, summed over its labels, without the prefix."""
+    """One sample. `at_s`: monotonic time. `totals`: each metric of ours, summed over its labels, without the prefix."""
 
     at_s: float
     pods: list[PodStatus]
@@ -19,7 +19,7 @@ class Sample(Struct, frozen=True):
 
 
 class StreamRow(Struct, frozen=True):
-    """A stream, and how many batches of it came in a second; None before the second look."""
+    """A stream with its batches per second; None before the second sample."""
 
     pod: str
     model: str
@@ -28,8 +28,8 @@ class StreamRow(Struct, frozen=True):
 
 
 class Figures(Struct, frozen=True):
-    """What happened between two looks; None where that is not known. `hit_share`: of the tokens asked about, those that the best pod held. `lag_s`:
-    from the engine's time stamp on a batch to its application, on average. `score_s`: time spent on a score request, on average.
+    """What happened between two samples; None if that is unknown. `hit_share`: the share of the prompts' tokens that the best pod held. `lag_s`: from
+    the engine's time stamp on a batch to its application, on average. `score_s`: time spent on a score request, on average.
     """
 
     events_per_s: float | None
@@ -45,7 +45,7 @@ class Figures(Struct, frozen=True):
 
 
 def totals_of(text: str) -> dict[str, float]:
-    """From the text format of Prometheus. Raises ValueError for anything else."""
+    """Totals from the text format of Prometheus. Raises ValueError for anything else."""
     totals: dict[str, float] = {}
     for sample in read_samples(text, lambda name: True):
         if sample.name.startswith(PREFIX):
@@ -55,18 +55,18 @@ def totals_of(text: str) -> dict[str, float]:
 
 
 def figures(before: Sample | None, now: Sample) -> Figures:
-    """Between these looks."""
+    """The figures between these samples."""
 
-    def grown(name: str) -> float | None:
+    def growth_of(name: str) -> float | None:
         if before is None or name not in now.totals or name not in before.totals:
             return None
         growth = now.totals[name] - before.totals[name]
-        return growth if growth >= 0 else None  # the service was started again meanwhile
+        return growth if growth >= 0 else None  # the service was restarted in between
 
     def per_s(name: str) -> float | None:
-        return _ratio(grown(name), None if before is None else now.at_s - before.at_s)
+        return _ratio(growth_of(name), None if before is None else now.at_s - before.at_s)
 
-    # A service without Redis has this too, at 0: one that answers scores and follows nobody.
+    # A service without Redis has this metric too, at 0.
     has_redis = "follower_age_seconds" in now.totals or "score_requests_total" not in now.totals
     redis_up = now.totals.get("redis_up") if has_redis else None
     return Figures(
@@ -74,9 +74,9 @@ def figures(before: Sample | None, now: Sample) -> Figures:
         stored_per_s=per_s("blocks_stored_total"),
         removed_per_s=per_s("blocks_removed_total"),
         scores_per_s=per_s("score_requests_total"),
-        score_s=_ratio(grown("score_seconds_sum"), grown("score_requests_total")),
-        hit_share=_ratio(grown("matched_tokens_total"), grown("prompt_tokens_total")),
-        lag_s=_ratio(grown("event_age_seconds_sum"), grown("event_age_seconds_count")),
+        score_s=_ratio(growth_of("score_seconds_sum"), growth_of("score_requests_total")),
+        hit_share=_ratio(growth_of("matched_tokens_total"), growth_of("prompt_tokens_total")),
+        lag_s=_ratio(growth_of("event_age_seconds_sum"), growth_of("event_age_seconds_count")),
         blocks=now.totals.get("index_blocks"),
         follower_age_s=now.totals.get("follower_age_seconds"),
         redis_up=None if redis_up is None else bool(redis_up),
@@ -88,16 +88,16 @@ def _ratio(part: float | None, whole: float | None) -> float | None:
 
 
 def rows(before: Sample | None, now: Sample) -> list[StreamRow]:
-    """Every stream, those that need looking at first."""
+    """Every stream, those that are not live first."""
     earlier = dict(_streams(before.pods if before is not None else ()))
-    found = []
+    result = []
     for key, stream in _streams(now.pods):
         known = earlier.get(key)
         batches = None
         if before is not None and known is not None and stream.batches >= known.batches:
             batches = _ratio(stream.batches - known.batches, now.at_s - before.at_s)
-        found.append(StreamRow(key[0], key[1], stream, batches))
-    return sorted(found, key=lambda row: (row.stream.trust == "live", row.pod, row.model, row.stream.rank))
+        result.append(StreamRow(key[0], key[1], stream, batches))
+    return sorted(result, key=lambda row: (row.stream.trust == "live", row.pod, row.model, row.stream.rank))
 
 
 def _streams(pods: Iterable[PodStatus]) -> Iterable[tuple[tuple[str, str, int], StreamStatus]]:

@@ -1,4 +1,4 @@
-"""What `kv-indexer top` shows, as rich draws it."""
+"""The frames of `kv-indexer top`, made with rich."""
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -12,11 +12,11 @@ COLUMNS = ("POD", "MODEL", "RANK", "TRUST", "BLOCKS", "BATCHES/S", "LAST BATCH",
 RIGHT = {"RANK", "BATCHES/S", "LAST BATCH", "GAPS", "RESTARTS"}
 
 
-def frame(url: str, before: Sample | None, now: Sample | None, away: str | None) -> RenderableType:
-    """One picture. `away`: why the service does not answer at present; what is shown is what was seen last then."""
+def frame(url: str, before: Sample | None, now: Sample | None, outage: str | None) -> RenderableType:
+    """One frame. `outage`: why the service does not answer at present; the frame shows the last sample then."""
     lines = [Text.assemble(("kv-indexer ", "bold"), printable(url), "   q ends it")]
-    if away is not None:
-        lines.append(Text(f"away: {printable(away)}", "bold red"))
+    if outage is not None:
+        lines.append(Text(f"away: {printable(outage)}", "bold red"))
     if now is None:
         return Group(*lines)
     return Group(*lines, _summary(figures(before, now), now), _table(before, now))
@@ -24,7 +24,7 @@ def frame(url: str, before: Sample | None, now: Sample | None, away: str | None)
 
 def _summary(seen: Figures, now: Sample) -> Text:
     streams = [stream for pod in now.pods for stream in pod.streams]
-    said = [
+    parts = [
         f"{len(now.pods)} pods, {sum(stream.trust == 'live' for stream in streams)} of {len(streams)} streams live",
         f"{_count(seen.blocks)} blocks",
         f"{_count(seen.events_per_s)} events/s, {_count(seen.stored_per_s)} blocks/s stored, {_count(seen.removed_per_s)} removed",
@@ -33,10 +33,10 @@ def _summary(seen: Figures, now: Sample) -> Text:
         f"hit share {'-' if seen.hit_share is None else f'{seen.hit_share:.0%}'}",
     ]
     if seen.follower_age_s is not None:
-        said.append(f"owners heard {_time(seen.follower_age_s)} ago")
+        parts.append(f"owners heard {_time(seen.follower_age_s)} ago")
     if seen.redis_up is not None:
-        said.append(f"Redis {'up' if seen.redis_up else 'away'}")
-    return Text(" · ".join(said))
+        parts.append(f"Redis {'up' if seen.redis_up else 'away'}")
+    return Text(" · ".join(parts))
 
 
 def _table(before: Sample | None, now: Sample) -> Table:
