@@ -185,7 +185,7 @@ def test_a_full_disk_is_told_of_and_leaves_what_is_whole(played: str, tmp_path: 
         (["replay", str(MAIN), "--engine", "Z"], ["--engine", "'Z'", "engines there are A"]),
         (["replay", str(MAIN), "--speed", "0"], ["'0' should be max or a number above 0"]),
         (["replay", str(MAIN), "--host", "203.0.113.1"], ["--host", "cannot listen there"]),
-        (["replay", str(RESTART), "--events-port", "65535"], ["--events-port", "no port for each engine"]),
+        (["replay", str(RESTART), "--events-port", "65535"], ["--events-port", "too few ports for the engines"]),
     ],
 )
 def test_what_is_wrong_is_named_in_one_line(words: list[str], said: list[str]) -> None:
@@ -222,7 +222,7 @@ def test_a_file_that_is_cut_short_is_played_as_far_as_it_goes(tmp_path: Path) ->
     file.write_bytes(content[: ends[9] + 5])
     code, _, err = run("replay", file, "--speed", "max", "--at-once", "--end")
     assert code == 0
-    assert "5 bytes at its end are cut short" in err
+    assert "5 bytes at its end are an incomplete entry" in err
     assert "played 10 messages" in err
 
 
