@@ -1,1 +1,1 @@
-"""The engines: how a user names one, where it may be, its own HTTP API and its load."""
+"""Engines: their specs, the networks where they may be, their HTTP API and their load."""

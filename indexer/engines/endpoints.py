@@ -1,4 +1,4 @@
-"""Whether an engine's endpoints can be connected to, as far as that can be told without connecting."""
+"""Checks that libzmq accepts an engine's endpoints."""
 
 import zmq
 
@@ -9,9 +9,9 @@ from indexer.receiving.subscription import Context
 
 
 def check_registration(spec: EngineSpec, networks: EngineNetworks, context: Context | None = None) -> None:
-    """The same for one that came over HTTP. Raises SettingError also for an endpoint outside the networks where such engines may be."""
+    """Check a spec that came over HTTP. Raises SettingError also for an endpoint outside of the networks."""
     networks.check(spec)
-    # To try a tcp endpoint is to dial it, and what its name means now was not looked at.
+    # Trying a tcp endpoint would dial it, by a name that is not resolved and checked yet.
     check_endpoints(spec, context, dials_tcp=False)
 
 

@@ -1,14 +1,14 @@
-"""How busy a pod is, by what its engine says."""
+"""A pod's load, as its engine reports it."""
 
 from msgspec import Struct
 
 
 class Load(Struct, frozen=True):
-    """One pod at one moment.
+    """The load at one moment.
 
-    `running`, `waiting`: requests. `kv_usage`: part of the cache's blocks that requests are using now, 0 to 1. `prompt_tokens_mean`: tokens of a
-    prompt. `prefill_tokens_per_s`: how fast it computes prompts. `kv_tokens`: tokens that its cache has room for.
-    The last four are None where the engine does not tell, or not yet.
+    `running`, `waiting`: requests. `kv_usage`: the part of the cache's blocks that requests use, 0 to 1. `prompt_tokens_mean`: tokens per prompt.
+    `prefill_tokens_per_s`: rate of computing prompts. `kv_tokens`: capacity of the cache. The last four are None if the engine does not report them,
+    or not yet.
     """
 
     running: int

@@ -1,6 +1,6 @@
-"""Where pods that are registered over HTTP may be. A registration makes the service dial out, so whoever registers does not choose freely where to.
+"""The networks where pods that are registered over HTTP may be. A registration makes the service dial out, so clients cannot choose any address.
 
-Engines that a flag, a variable or the settings' file names are not limited.
+Engines that a flag, a variable or the configuration file names are not limited.
 """
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -17,12 +17,13 @@ Network: TypeAlias = IPv4Network | IPv6Network
 # Private and loopback ranges. Not link-local ones, nor 100.64.0.0/10, which carriers share: clouds have their metadata services there.
 DEFAULT_NETWORKS = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,127.0.0.0/8,::1/128,fc00::/7"
 IPC = "ipc"
-# Where clouds tell a machine its secrets (AWS, Azure, GCP and others; Alibaba; AWS and GCP by IPv6): no wider network includes them.
+# Metadata services, where clouds give a machine its secrets (AWS, Azure, GCP and others; Alibaba; AWS and GCP by IPv6). A network admits such an
+# address only if it consists of that address alone.
 METADATA = frozenset(map(ip_address, ("169.254.169.254", "100.100.100.200", "fd00:ec2::254", "fd20:ce::254")))
 
 
 class EngineNetworks(Struct, frozen=True):
-    """`networks`: where engines may be. `allows_ipc`: whether they may be at ipc:// too, that is in any file of this machine."""
+    """`networks`: where engines may be. `allows_ipc`: whether they may also be at ipc://, in any file of this machine."""
 
     networks: tuple[Network, ...]
     allows_ipc: bool
@@ -39,7 +40,7 @@ class EngineNetworks(Struct, frozen=True):
     def admits(self, address: Address) -> bool:
         """Whether an engine may be at this address."""
         if isinstance(address, IPv6Address):
-            # The zone, if any, makes it no other address.
+            # A zone does not make it another address.
             address = address.ipv4_mapped or IPv6Address(int(address))
         return any(address in network and (address not in METADATA or network.num_addresses == 1) for network in self.networks)
 
@@ -50,7 +51,7 @@ class EngineNetworks(Struct, frozen=True):
             raise SettingError(key, endpoint, f"{endpoint}{found} is outside the networks where engines may be: {self}")
 
     def check(self, spec: EngineSpec) -> None:
-        """All that can be told without asking what address a name has. Raises SettingError."""
+        """Check all endpoints, as far as possible without resolving names. Raises SettingError."""
         for key, endpoint in endpoints_of(spec):
             host = host_of(endpoint)
             if host is None and not self.allows_ipc:
@@ -64,17 +65,17 @@ class EngineNetworks(Struct, frozen=True):
 
 
 def sockets_of(spec: EngineSpec) -> list[tuple[str, str]]:
-    """Where a pod publishes, with the key that says so; each rank has a port of its own there."""
+    """(key, endpoint) of the spec's events and replay endpoints; rank r is at port + r."""
     return [(key, endpoint) for key, endpoint in (("events", spec.events), ("replay", spec.replay)) if endpoint is not None]
 
 
 def endpoints_of(spec: EngineSpec) -> list[tuple[str, str]]:
-    """The same with its API, where the spec names one."""
+    """The same with the base URL of its API, if the spec has one."""
     return sockets_of(spec) + ([] if spec.http is None else [("http", spec.http)])
 
 
 def literal(host: str) -> Address | None:
-    """The address that a host is written as, None for a name."""
+    """The address if the host is written as one, None for a name."""
     try:
         return ip_address(host.partition("%")[0])
     except ValueError:
@@ -82,6 +83,6 @@ def literal(host: str) -> Address | None:
 
 
 def has_name(endpoint: str | None) -> bool:
-    """Whether somebody has to be asked for the address."""
+    """Whether the endpoint's host is a name that has to be resolved."""
     host = None if endpoint is None else host_of(endpoint)
     return host is not None and literal(host) is None

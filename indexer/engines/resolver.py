@@ -1,4 +1,4 @@
-"""Dialling engines that were registered by name: at an address that was looked at, never by the name, which may mean another one by then."""
+"""Resolves the names of engines to checked addresses. An engine is dialled by its address: its name might resolve to another one by then."""
 
 import asyncio
 import logging
@@ -11,21 +11,21 @@ from indexer.errors import SettingError
 
 log = logging.getLogger(__name__)
 
-# Who registers a pod waits for this.
+# A client that registers a pod waits for this.
 RESOLVE_S = 3.0
-# While an engine is not connected its name may come to mean another address.
+# While an engine is not connected, its name is resolved again at this interval.
 AGAIN_S = 2.0
 
 
 async def check_names(spec: EngineSpec, networks: EngineNetworks) -> None:
-    """Raises SettingError for an endpoint that has no address, or one outside the networks."""
+    """Raises SettingError if an endpoint's name has no address, or one outside the networks."""
     networks.check(spec)
     for key, endpoint in endpoints_of(spec):
         await address_of(endpoint, key, networks)
 
 
 async def address_of(endpoint: str, key: str, networks: EngineNetworks) -> str:
-    """The endpoint with an address in place of its name; all that the name has are in the networks. Raises SettingError."""
+    """The endpoint with an address in place of its name. Raises SettingError unless all addresses of the name are in the networks."""
     host = host_of(endpoint)
     if host is None or not has_name(endpoint):
         return endpoint
@@ -36,7 +36,7 @@ async def address_of(endpoint: str, key: str, networks: EngineNetworks) -> str:
         raise SettingError(key, endpoint, f"{host} could not be resolved within {RESOLVE_S:g} s") from None
     except (OSError, UnicodeError) as error:
         raise SettingError(key, endpoint, f"{host} cannot be resolved: {getattr(error, 'strerror', None) or error}") from None
-    # An engine listens on IPv4 in most cases, and libzmq would dial that first.
+    # IPv4 first: engines usually listen there, and libzmq would dial it first too.
     addresses = [address for _, _, _, _, (text, *_) in sorted(found, key=lambda each: each[0] != socket.AF_INET) if (address := literal(str(text)))]
     if not addresses:
         raise SettingError(key, endpoint, f"{host} has no address")
@@ -46,7 +46,11 @@ async def address_of(endpoint: str, key: str, networks: EngineNetworks) -> str:
 
 
 class Dialling:
-    """Keeps one stream at the address that its engine's name has. The caller says how to connect, and whether that is due."""
+    """Connects one stream to the address of its engine's name, again when that changes.
+
+    `is_due`: whether the stream needs a connection. `connect`: called with the events and replay endpoints whenever they changed. `tell`: called with
+    what is wrong with them, whenever that changed.
+    """
 
     def __init__(
         self,
@@ -58,38 +62,37 @@ class Dialling:
         connect: Callable[[str | None, str | None], Awaitable[None]],
         tell: Callable[[str], None],
     ) -> None:
-        """`connect` is told where events and replays are, whenever that changed; `tell` what is in the way, whenever that did."""
         self._networks = networks
         self._endpoints = (("events", events), ("replay", replay))
         self._is_due = is_due
         self._connect = connect
         self._tell = tell
         self._at: list[str | None] | None = None
-        self._trouble: str | None = None
+        self._problem: str | None = None
 
     async def run(self) -> None:
-        """Cancel it."""
+        """Runs until it is cancelled."""
         while True:
-            if self._wants_look():
+            if self._must_resolve():
                 try:
-                    await self._look()
+                    await self._resolve()
                 except SettingError as error:
                     self._note(error.allowed)
                 except Exception:
                     log.exception("dialling failed")
             await asyncio.sleep(AGAIN_S)
 
-    def _wants_look(self) -> bool:
+    def _must_resolve(self) -> bool:
         return self._at is None or self._is_due()
 
-    async def _look(self) -> None:
+    async def _resolve(self) -> None:
         at = [endpoint and await address_of(endpoint, key, self._networks) for key, endpoint in self._endpoints]
-        self._trouble = None
-        if at != self._at and self._wants_look():
+        self._problem = None
+        if at != self._at and self._must_resolve():
             await self._connect(*at)
             self._at = at
 
-    def _note(self, trouble: str) -> None:
-        if trouble != self._trouble:
-            self._trouble = trouble
-            self._tell(trouble)
+    def _note(self, problem: str) -> None:
+        if problem != self._problem:
+            self._problem = problem
+            self._tell(problem)

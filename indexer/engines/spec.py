@@ -1,4 +1,4 @@
-"""One engine, as the user names it: on the command line, in a variable, or as JSON over HTTP."""
+"""Engine specs, as users give them: on the command line, in a variable, in the configuration file, or as JSON over HTTP."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -22,11 +22,11 @@ RANKS_MAX = 1024
 
 
 class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A pod, the model that it serves, and where its events come from.
+    """A pod, the model that it serves, and the endpoints of its streams.
 
-    `events` and `replay` are `tcp://host:port` or `ipc://path`; without `events` the pod dials us. `ranks=N`: ranks 0 to N - 1, rank r at both
+    `events` and `replay`: `tcp://host:port` or `ipc://path`; without `events` the pod dials us. `ranks=N`: ranks 0 to N - 1, rank r at both
     ports + r; `rank`: one stream, of that rank. `topic`: subscription prefix. `offload_block_size`: tokens per block of an offloading
-    connector that announces none. `http`: where the pod's own API begins, `http://<pod>` unless it is said.
+    connector that announces none. `http`: base URL of the pod's own API, `http://<pod>` by default.
     """
 
     pod: Name
@@ -62,7 +62,7 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
             if key not in cls.__struct_fields__:
                 raise SettingError(source, shown, f"unknown key {key!r}; keys are {', '.join(cls.__struct_fields__)}")
         for key in ("pod", "model", "events"):
-            # A pod that dials us has no events endpoint; what there is to say of it is where its replays are.
+            # A pod that dials us has no events endpoint. Its spec gives its replay endpoint.
             if not given.get(key) and not (key == "events" and given.get("replay")):
                 raise SettingError(source, shown, f"{key} is required")
         if given.get("counting", "copies") not in get_args(Counting):
@@ -101,17 +101,17 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
 
     @property
     def stream_ranks(self) -> range:
-        """The ranks that this spec names."""
+        """The ranks of this spec."""
         return range(self.rank, self.rank + 1) if self.rank is not None else range(self.ranks or 1)
 
     def endpoints(self, rank: int) -> tuple[str | None, str | None]:
-        """Where the events and the replays of this rank come from."""
+        """The events endpoint and the replay endpoint of this rank."""
         offset = 0 if self.rank is not None else rank
         return shifted(self.events, offset), shifted(self.replay, offset)
 
 
 class ListenSpec(Struct, frozen=True):
-    """Where engines dial us: rank r at port + r."""
+    """Where we listen for engines that dial in: rank r at port + r."""
 
     host: str
     port: int
@@ -129,7 +129,7 @@ class ListenSpec(Struct, frozen=True):
         return cls(found["host"], port, ranks)
 
     def endpoint(self, rank: int) -> str:
-        """What to bind for this rank."""
+        """The endpoint to bind for this rank."""
         return f"tcp://{self.host}:{self.port + rank}"
 
 
@@ -147,7 +147,7 @@ def check_replay_template(template: str, source: str) -> None:
 
 
 def shifted(endpoint: str | None, offset: int) -> str | None:
-    """The endpoint with its port moved; only tcp has one."""
+    """The endpoint with its port increased by `offset`. Only tcp endpoints have one."""
     tcp = None if endpoint is None else _TCP.fullmatch(endpoint)
     return endpoint if tcp is None else f"tcp://{tcp['host']}:{int(tcp['port']) + offset}"
 
@@ -173,12 +173,12 @@ def is_http_base(text: str) -> bool:
 
 
 def http_base_of(pod: str) -> str:
-    """Where a pod's own API begins, if nobody says: its name is what a router can send requests to, in most cases."""
+    """The default base URL of a pod's own API: a pod is usually named by the host and port that routers send requests to."""
     return f"http://{pod}"
 
 
 def http_base(specs: Iterable[EngineSpec]) -> str:
-    """Where the API of a pod with these specs begins; they agree, see `check_together`."""
+    """The base URL of the API of a pod with these specs. They agree, see `check_together`."""
     pod = ""
     for spec in specs:
         pod = spec.pod

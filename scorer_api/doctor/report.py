@@ -1,4 +1,4 @@
-"""The report: for people, or as JSON for scripts."""
+"""The report: as text for people, or as JSON for scripts."""
 
 import textwrap
 from collections import Counter
@@ -15,26 +15,26 @@ INDENT = 9
 
 
 class Report(Struct, frozen=True):
-    """`worst`: the gravest severity; `findings`: gravest first."""
+    """`worst`: the highest severity; `findings`: the most severe first."""
 
     worst: Severity
     findings: list[Finding]
 
 
 def in_order(findings: Sequence[Finding]) -> list[Finding]:
-    """Gravest first, equal ones once, else as they came."""
+    """The most severe first, without duplicates, otherwise in the given order."""
     once = list(dict.fromkeys(findings))
     return sorted(once, key=lambda found: -found.severity.rank)
 
 
 def as_json(findings: Sequence[Finding]) -> str:
-    """One object on several lines."""
+    """One JSON object on several lines."""
     ordered = in_order(findings)
     return msgspec.json.format(msgspec.json.encode(Report(worst(ordered), ordered)), indent=2).decode()
 
 
 def as_text(findings: Sequence[Finding]) -> str:
-    """A paragraph for each finding, and at the end how many there were of each severity."""
+    """A paragraph for each finding, and at the end the number of findings of each severity."""
     ordered = in_order(findings)
     counts = Counter(found.severity for found in ordered)
     said = [f"{counts[severity]} {_plural(severity, counts[severity])}" for severity in reversed(Severity) if counts[severity]]

@@ -4,9 +4,9 @@ from random import Random
 
 import pytest
 
-from tests.doctor.examined import Examined
 from tests.living_engine.comparison import Comparison, random_tokens
 from tests.living_engine.vllm_server import MODEL
+from tests.scorer_api.doctor.examined import Examined
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 

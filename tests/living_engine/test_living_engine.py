@@ -13,7 +13,8 @@ import pytest
 from scorer_api.tokens.local_tokenizer import LocalTokenizer
 from scorer_api.tokens.tokenize_input import TokenizeInput
 from tests.living_engine.comparison import Comparison, Row, random_text, random_tokens
-from tests.living_engine.vllm_server import BLOCK_SIZE, CONTEXT_MAX, MODEL, POOL_BLOCKS, free_port
+from tests.living_engine.vllm_server import BLOCK_SIZE, CONTEXT_MAX, MODEL, POOL_BLOCKS
+from tests.ports import free_port
 from tests.running import Command
 from tests.waiting import wait_until
 

@@ -6,7 +6,6 @@ It runs in an environment of its own (`.venv-engine`, made by `make test-engine`
 import json
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import httpx
 from msgspec import Struct
 
 from tests.living_engine.history import History
+from tests.ports import free_port
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent.parent
@@ -49,13 +49,6 @@ def make_model(folder: Path) -> Path:
     made = subprocess.run(words, env=_environment(folder), capture_output=True, text=True, timeout=UP_TIMEOUT_S, check=False)
     assert made.returncode == 0, made.stderr
     return folder
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 class VllmServer:

@@ -1,4 +1,4 @@
-"""The first words of a ZMQ connection (ZMTP 3, RFC 23): they tell what kind of socket listens there, without subscribing or asking for anything.
+"""The handshake of a ZMQ connection (ZMTP 3, RFC 23). It shows what kind of socket listens, without subscribing or asking for anything.
 
 greeting    FF 8 bytes 7F | version, 2 bytes | mechanism, 20 bytes | is server, 1 byte | 31 bytes
 READY       flags, size, "\\x05READY", then properties: length of name, name, length of value (4 bytes), value
@@ -13,13 +13,13 @@ SECONDS = 3.0
 GREETING = b"\xff" + bytes(7) + b"\x01\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" + bytes(31)
 VERSION_END = 12
 COMMAND, LONG_COMMAND = 0x04, 0x06
-# A READY says a few words. What says more is not read.
+# A READY command is short. A longer one is not read.
 READY_BYTES_MAX = 4_096
 HEARD_BYTES_MAX = 64
 
 
 async def greet(endpoint: str, seconds: float = SECONDS) -> Handshake:
-    """Connect to `tcp://host:port` or `ipc://path` and hear what it is. Never raises for what the other side does."""
+    """Connect to `tcp://host:port` or `ipc://path`, and find out what listens there. Never raises for what the other side does."""
     writer: asyncio.StreamWriter | None = None
     try:
         async with asyncio.timeout(seconds):
@@ -52,7 +52,7 @@ async def _connect(endpoint: str) -> tuple[asyncio.StreamReader, asyncio.StreamW
 
 
 def _address_of(endpoint: str, writer: asyncio.StreamWriter) -> str:
-    """The endpoint at the address that was connected to: nobody has to look its name up again."""
+    """The endpoint with the address that was connected to, so that its name is not resolved again."""
     if endpoint.startswith("ipc://"):
         return endpoint
     host, port = writer.get_extra_info("peername")[:2]
@@ -60,8 +60,8 @@ def _address_of(endpoint: str, writer: asyncio.StreamWriter) -> str:
 
 
 async def _talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, address: str, heard: bytearray) -> Handshake:
-    """`heard` gets what comes."""
-    # Up to the version: libzmq says its mechanism then, and hangs up without a word on one who has another.
+    """`heard` collects the bytes that arrive."""
+    # Up to the version only: libzmq then sends its mechanism. It closes the connection at once if the peer sends another one.
     writer.write(GREETING[:VERSION_END])
     while len(heard) < len(GREETING):
         piece = await reader.read(len(GREETING) - len(heard))

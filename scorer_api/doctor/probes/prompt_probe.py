@@ -1,6 +1,6 @@
-"""`--probe`: a new prompt through an engine, twice. Do its blocks appear in the service, and does the engine's own count agree?
+"""`--probe`: sends a new prompt through an engine, twice. Do its blocks appear in the service, and does the engine's own count agree?
 
-The prompt is the given one and a random end, as token ids, so that nothing depends on how text is cut. At most two small requests go to each engine.
+The prompt is the given one with a random end, as token ids, so that tokenization does not matter. Each engine gets at most two small requests.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from scorer_api.doctor.probes.service_api import Service
 COMPLETE_S = 30.0
 APPEAR_S = 8.0
 AGAIN_S = 0.2
-# Several blocks, so that the end of the prompt is surely some whole ones that nobody has seen.
+# Several blocks, so that the end of the prompt contains whole blocks that are new.
 NEW_BLOCKS = 3
 USUAL_BLOCK_SIZE, BLOCK_SIZE_MAX = 16, 512
 PROMPT = "The doctor asks whether this is remembered."
@@ -45,7 +45,7 @@ class _Completion(Struct):
 
 
 async def probe(asker: Asker, service: Service, pod: ObservedPod, engine: ObservedEngine, prompt: str | None) -> ProbeResult:
-    """`asker`: without the service's token. Never raises for what the others do."""
+    """`asker`: one without the service's token. Never raises for what the others do."""
     ranks = max(1, len(pod.streams))
     tokens = await _tokens(asker, pod, engine, prompt or PROMPT)
     if tokens is None:
@@ -67,10 +67,10 @@ async def probe(asker: Asker, service: Service, pod: ObservedPod, engine: Observ
 
 
 async def _tokens(asker: Asker, pod: ObservedPod, engine: ObservedEngine, prompt: str) -> list[int] | None:
-    """The prompt's, and enough new ones."""
+    """The prompt's tokens, followed by enough new ones."""
     block_size = min(engine.block_size or max(pod.block_sizes, default=USUAL_BLOCK_SIZE), BLOCK_SIZE_MAX)
     wanted = NEW_BLOCKS * block_size + 1
-    # A word is a token at least.
+    # Each word is one token or more.
     words = " ".join(secrets.token_hex(4) for _ in range(wanted))
     own = await tokenize(asker, engine.base, pod.model, prompt)
     end = await tokenize(asker, engine.base, pod.model, words)
@@ -93,7 +93,7 @@ async def _scored(service: Service, pod: ObservedPod, tokens: list[int]) -> PodM
 
 
 async def _appear(service: Service, pod: ObservedPod, tokens: list[int], probed: ProbeResult) -> None:
-    """Wait until all usable blocks are known, or it takes too long."""
+    """Wait until the service knows all usable blocks, or the time limit has passed."""
     clock = asyncio.get_running_loop().time
     started = clock()
     while True:

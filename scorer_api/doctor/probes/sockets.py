@@ -1,7 +1,6 @@
-"""Listening to an engine's events for some seconds, and asking for one replay, over sockets of their own.
+"""Observes an engine's sockets: listens to its events for some seconds, and asks for one replay.
 
-Both are bounded in time, messages and bytes. The caller gives addresses, not names: libzmq would look a name up in its own thread, and for how long
-nobody could say.
+Both have limits on time, messages and bytes. Endpoints are addresses, not names: libzmq would resolve a name in its own thread, without a limit.
 """
 
 import asyncio
@@ -26,14 +25,14 @@ MESSAGES_MAX = 100
 BYTES_MAX = 64 * 2**20
 FRAME_BYTES_MAX = 32 * 2**20
 TOPICS_MAX = 8
-# From the first of which on there is nothing to learn any more: what is already on its way is all that still comes.
+# After so many replies the request ends: more would show nothing new.
 REPLIES_MAX = 64
 POLL_S = 0.1
 REPLAY_LIMITS = ReceiveLimits(replay_idle_s=2.5, replay_total_s=4.0, frame_bytes_max=FRAME_BYTES_MAX)
 
 
 async def observe_sockets(context: Context, stream: ObservedStream, listen_s: float) -> ObservedSockets:
-    """Both sockets of a stream at once, as far as it has them. Never raises for what the other side does."""
+    """Both sockets of a stream at the same time, if it has them. Never raises for what the other side does."""
     (events, heard), (replay, replied) = await asyncio.gather(
         _observe_events(context, stream.events if isinstance(stream.events, str) else None, listen_s),
         _observe_replay(context, stream.replay, stream.sequence or 0),
@@ -105,7 +104,7 @@ def _take(heard: EventSample, decoder: WireDecoder, frames: list[bytes]) -> None
     if batch.rank is not None:
         heard.ranks.add(batch.rank)
     if batch.published_at_s is not None:
-        # The way here makes a time stamp older, never newer.
+        # Transport makes a time stamp older, never newer: the highest skew is the best estimate.
         skew_s = batch.published_at_s - now_s
         heard.skew_s = skew_s if heard.skew_s is None else max(heard.skew_s, skew_s)
 

@@ -1,4 +1,4 @@
-"""Batches of requests, in their bytes and over HTTP."""
+"""Batches of score requests over HTTP."""
 
 import asyncio
 import threading
@@ -13,9 +13,7 @@ from prometheus_client import CollectorRegistry
 from indexer.config.settings import Settings
 from indexer.core.names import StreamKey
 from indexer.http.negotiation import JSON, MSGPACK
-from indexer.http.problems import Problem
 from scorer_api.api.batch import BatchHandler
-from scorer_api.api.decode import split_batch
 from scorer_api.api.score import ScoreHandler
 from scorer_api.index.view import View
 from scorer_api.metrics import ScorerMetrics
@@ -47,41 +45,6 @@ def answers(service: Client, requests: list[Any], media_type: str = JSON) -> lis
     assert (response.status_code, response.headers["content-type"]) == (200, media_type), response.text
     found: list[Any] = DECODE[media_type](response.content)["answers"]
     return found
-
-
-# Its bytes
-
-
-@pytest.mark.parametrize("media_type", [JSON, MSGPACK])
-def test_a_batch_is_parted_into_its_requests(media_type: str) -> None:
-    requests: list[Any] = [{"model": "m", "token_ids": [1]}, 7, "text", [[]], None]
-    assert [DECODE[media_type](part) for part in split_batch(ENCODE[media_type]({"requests": requests}), media_type)] == requests
-    assert split_batch(ENCODE[media_type]({"requests": []}), media_type) == []
-
-
-@pytest.mark.parametrize("media_type", [JSON, MSGPACK])
-def test_a_batch_has_at_most_256_requests(media_type: str) -> None:
-    assert len(split_batch(ENCODE[media_type]({"requests": [1] * 256}), media_type)) == 256
-    with pytest.raises(Problem, match="256") as raised:
-        split_batch(ENCODE[media_type]({"requests": [1] * 257}), media_type)
-    assert raised.value.status == 422
-
-
-@pytest.mark.parametrize(
-    ("body", "status"),
-    [
-        *[(b"", 400), (b"{", 400), (b'{"requests": [', 400), (b'{"requests": [nul]}', 400), (b'{"requests": ' + b"[" * 100_000, 400)],
-        *[(b"[]", 422), (b"{}", 422), (b'{"requests": {}}', 422), (b'{"requests": null}', 422), (b'{"requests": [], "more": 1}', 422)],
-    ],
-)
-def test_what_is_no_batch_is_refused_as_a_whole(body: bytes, status: int) -> None:
-    with pytest.raises(Problem) as raised:
-        split_batch(body, JSON)
-    assert raised.value.status == status
-    assert status == 400 or "requests" in raised.value.detail
-
-
-# Over HTTP
 
 
 @pytest.mark.parametrize("media_type", [JSON, MSGPACK])

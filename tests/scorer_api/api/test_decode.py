@@ -1,4 +1,4 @@
-"""A score request, from its bytes to a prompt."""
+"""Decoding requests, and refusing what is not one."""
 
 import json
 from typing import Any
@@ -8,13 +8,8 @@ import pytest
 
 from indexer.http.negotiation import JSON, MSGPACK
 from indexer.http.problems import Problem
-from scorer_api.api.decode import FIELD_BYTES_MAX, UNSCANNED_BYTES_MAX, decode_score
+from scorer_api.api.decode import FIELD_BYTES_MAX, UNSCANNED_BYTES_MAX, decode_score, split_batch
 from scorer_api.api.prompt import EXTRA_KEYS_BYTES_MAX, prompt_of
-from scorer_api.index.prompt import Prompt
-
-
-def prompt(**fields: Any) -> Prompt:
-    return prompt_of(decode_score(msgspec.msgpack.encode({"model": "m", "token_ids": [1], **fields}), MSGPACK))
 
 
 def refused(body: bytes | dict[str, Any], media_type: str = JSON) -> tuple[int, str]:
@@ -23,53 +18,6 @@ def refused(body: bytes | dict[str, Any], media_type: str = JSON) -> tuple[int, 
     with pytest.raises(Problem) as raised:
         prompt_of(decode_score(body if isinstance(body, bytes) else encode(body), media_type))
     return raised.value.status, raised.value.detail
-
-
-def test_tokens_are_packed_as_little_endian_uint32() -> None:
-    assert prompt(token_ids=[1, 256, 2**32 - 1]).tokens == b"\x01\0\0\0" + b"\0\x01\0\0" + b"\xff\xff\xff\xff"
-
-
-def test_packed_tokens_are_taken_as_they_are() -> None:
-    assert prompt(token_ids=b"\x01\0\0\0\x02\0\0\0") == prompt(token_ids=[1, 2])
-    assert prompt(token_ids=b"").length == 0
-
-
-def test_a_request_needs_a_model_and_tokens_only() -> None:
-    assert prompt_of(decode_score(b'{"model": "m", "token_ids": [7]}', JSON)) == Prompt("m", b"\x07\0\0\0", None, None)
-
-
-def test_empty_texts_mean_none() -> None:
-    assert prompt(lora_name="", cache_salt="") == prompt()
-
-
-def test_extra_keys_are_folded_beside_no_salt() -> None:
-    # [[["img", -1]], null] in msgpack.
-    assert prompt(block_extra_keys=[[3, [["img", -1]]]]).extra_keys == {3: b"\x92\x91\x92\xa3img\xff\xc0"}
-
-
-def test_the_salt_belongs_to_the_first_block() -> None:
-    # [[], "s"] in msgpack.
-    assert prompt(cache_salt="s").extra_keys == {0: b"\x92\x90\xa1s"}
-    assert prompt(block_extra_keys=[[0, ["s"]]]).extra_keys == {0: b"\x92\x90\xa1s"}
-    assert prompt(cache_salt="s", block_extra_keys=[[0, ["s"]]]).extra_keys == {0: b"\x92\x90\xa1s"}
-
-
-def test_a_text_in_a_later_block_is_no_salt() -> None:
-    assert prompt(block_extra_keys=[[1, ["s"]]]).extra_keys == {1: b"\x92\x91\xa1s\xc0"}
-
-
-def test_the_lora_name_among_the_extra_keys_is_dropped_once() -> None:
-    assert prompt(lora_name="l", block_extra_keys=[[0, ["l"]], [1, ["l"]]]) == prompt(lora_name="l")
-    assert prompt(lora_name="l", block_extra_keys=[[1, ["l", "l"]]]).extra_keys == {1: b"\x92\x91\xa1l\xc0"}
-
-
-def test_blocks_without_extra_keys_are_left_out() -> None:
-    assert prompt(block_extra_keys=[[0, []], [5, []]]) == prompt()
-    assert prompt(block_extra_keys=[]) == prompt()
-
-
-def test_binary_extra_keys_are_other_keys_than_texts() -> None:
-    assert prompt(block_extra_keys=[[1, [b"x"]]]).extra_keys != prompt(block_extra_keys=[[1, ["x"]]]).extra_keys
 
 
 def test_a_salt_that_contradicts_the_extra_keys_is_refused() -> None:
@@ -199,3 +147,38 @@ def test_only_tokens_may_fill_a_large_body() -> None:
 @pytest.mark.parametrize(("body", "status"), [(b"[" + b" " * 300_000 + b"1]", 422), (b"{" + b" " * 300_000, 400), (b'{"x":' + b"[" * 300_000, 400)])
 def test_a_large_body_that_is_no_request_is_refused_as_a_small_one(body: bytes, status: int) -> None:
     assert refused(body)[0] == status
+
+
+# Batches
+
+_ENCODE = {JSON: msgspec.json.encode, MSGPACK: msgspec.msgpack.encode}
+_DECODE: dict[str, Any] = {JSON: msgspec.json.decode, MSGPACK: msgspec.msgpack.decode}
+
+
+@pytest.mark.parametrize("media_type", [JSON, MSGPACK])
+def test_a_batch_is_parted_into_its_requests(media_type: str) -> None:
+    requests: list[Any] = [{"model": "m", "token_ids": [1]}, 7, "text", [[]], None]
+    assert [_DECODE[media_type](part) for part in split_batch(_ENCODE[media_type]({"requests": requests}), media_type)] == requests
+    assert split_batch(_ENCODE[media_type]({"requests": []}), media_type) == []
+
+
+@pytest.mark.parametrize("media_type", [JSON, MSGPACK])
+def test_a_batch_has_at_most_256_requests(media_type: str) -> None:
+    assert len(split_batch(_ENCODE[media_type]({"requests": [1] * 256}), media_type)) == 256
+    with pytest.raises(Problem, match="256") as raised:
+        split_batch(_ENCODE[media_type]({"requests": [1] * 257}), media_type)
+    assert raised.value.status == 422
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        *[(b"", 400), (b"{", 400), (b'{"requests": [', 400), (b'{"requests": [nul]}', 400), (b'{"requests": ' + b"[" * 100_000, 400)],
+        *[(b"[]", 422), (b"{}", 422), (b'{"requests": {}}', 422), (b'{"requests": null}', 422), (b'{"requests": [], "more": 1}', 422)],
+    ],
+)
+def test_a_body_that_is_not_a_batch_is_refused_as_a_whole(body: bytes, status: int) -> None:
+    with pytest.raises(Problem) as raised:
+        split_batch(body, JSON)
+    assert raised.value.status == status
+    assert status == 400 or "requests" in raised.value.detail

@@ -10,11 +10,11 @@ import httpx
 import pytest
 
 from scorer_api.cli.service_connection import trusted_context
-from tests.doctor.examined import Examined
 from tests.engine import Engine, stored
 from tests.engine_api import EngineApi
 from tests.ports import free_port
 from tests.running import Running
+from tests.scorer_api.doctor.examined import Examined
 from tests.tls import CERTIFICATE, DATA
 
 PROMPT = "one two three four five six seven eight nine"

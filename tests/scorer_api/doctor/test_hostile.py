@@ -10,10 +10,10 @@ import pytest
 from scorer_api.doctor.probes.asker import BODY_BYTES_MAX
 from scorer_api.doctor.probes.handshake import GREETING, properties
 from scorer_api.doctor.report import as_json, as_text
-from tests.doctor.examined import Examined
 from tests.engine import Engine, stored
 from tests.engine_api import EngineApi
 from tests.running import Running
+from tests.scorer_api.doctor.examined import Examined
 
 
 @contextmanager

@@ -10,11 +10,11 @@ import msgspec
 import pytest
 import zmq
 
-from tests.doctor.examined import Examined
 from tests.engine import Engine, stored
 from tests.engine_api import EngineApi
 from tests.ports import free_port
 from tests.running import Running
+from tests.scorer_api.doctor.examined import Examined
 from tests.waiting import wait_until
 
 

@@ -6,13 +6,13 @@ import pytest
 
 from indexer.store.condition import ModelCondition, RedisCondition
 from scorer_api.doctor.checks.redis import check_redis
-from tests.doctor.examined import Examined
 from tests.engine import Engine, stored
 from tests.engine_api import EngineApi
 from tests.ports import free_port
 from tests.processes import api, ingest, serve
 from tests.redis_server import RedisServer, User
 from tests.running import Command
+from tests.scorer_api.doctor.examined import Examined
 from tests.waiting import wait_until
 
 # Long, so that no owner loses its word on a machine that is busy with other tests.
