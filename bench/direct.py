@@ -16,12 +16,12 @@ from indexer.config.settings import Settings
 from indexer.core.events import Tier
 from indexer.core.names import StreamKey, Trust
 from indexer.core.sequence import Sequence
-from indexer.core.store import Point
+from indexer.core.snapshot import Snapshot
+from indexer.core.store import StreamPosition
 from indexer.core.stream_state import StreamState
 from indexer.metrics import IndexerMetrics
 from indexer.store.keyspace import Keyspace
 from indexer.store.leases import Claim
-from indexer.store.records import Head
 from indexer.store.redis import RedisStore
 from indexer.streams.applier import Applier
 from indexer.streams.stream import TURN_S
@@ -38,23 +38,20 @@ TIMEOUT_S = 30.0
 class OwnedStream:
     """A stream whose engine is whoever calls `apply`."""
 
-    is_connected = True
-
     def __init__(self, key: StreamKey, settings: Settings, store: RedisStore, metrics: IndexerMetrics) -> None:
         self.key = key
         self._store = store
-        self._applier = Applier(key, "copies", None, settings, store, metrics)
+        self._applier = Applier(key, "copies", None, settings, metrics, with_records=store.needs_records)
         self._sequence = Sequence()
 
     @property
     def state(self) -> StreamState:
         return self._applier.state
 
-    def point(self) -> Point:
-        return Point(self._sequence.last, self._sequence.fingerprint, True, Trust.LIVE, False)
-
-    def resume(self, head: Head) -> None:
-        raise AssertionError("a new stream has no former owner")
+    @property
+    def position(self) -> StreamPosition:
+        """Where the stream stands."""
+        return StreamPosition(self._sequence.last, self._sequence.fingerprint, True, Trust.LIVE, False)
 
     async def apply(self, payloads: Iterable[bytes]) -> int | None:
         """Apply these batches at the pace of the store, in turns as a connected stream does. Returns the last one's number."""
@@ -65,9 +62,10 @@ class OwnedStream:
                 await asyncio.sleep(0)
                 await self._store.room(self.key)
                 until_s = time.monotonic() + TURN_S
-            self._applier.apply(payload, is_live=True)
-            self._sequence.applied(self._sequence.expected, payload)
-            self._store.recorded(self.key)
+            number = self._sequence.expected
+            applied = self._applier.apply(payload, number, is_live=True)
+            self._sequence.applied(number, payload)
+            self._store.append(self.key, self.state.block_size, applied.change, self.position)
         return self._sequence.last
 
 
@@ -89,7 +87,7 @@ class Indexer:
         claim = await self._store.claim(key, "free")
         if not isinstance(claim, Claim):
             raise RuntimeError(f"{claim} owns the stream")
-        self._store.own(stream, claim, is_loaded=False)
+        self._store.own(key, claim, Snapshot(stream.state), stream.position, is_loaded=False)
         await self._store.heartbeat([MODEL])
         await self._written(key, None)
 

@@ -14,11 +14,13 @@ from xxhash import xxh3_64_intdigest
 from indexer.config.settings import Settings
 from indexer.core.events import Event, Removed, Stored, Tier
 from indexer.core.names import StreamKey, Trust
-from indexer.core.store import Point
+from indexer.core.snapshot import Snapshot
+from indexer.core.store import StreamPosition
 from indexer.core.stream_state import StreamState
 from indexer.metrics import IndexerMetrics
 from indexer.store.leases import Claim
 from indexer.store.redis import RedisStore
+from indexer.store.renewal import OwnedStatus
 from indexer.streams.status import StreamStatus
 from tests.redis_server import RedisServer
 
@@ -31,14 +33,16 @@ class OwnedStream:
 
     def __init__(self, owner: "Owner", key: StreamKey) -> None:
         self.key = key
-        self.state = StreamState(key.model, "")
+        settings = owner.settings
+        self.state = StreamState(key.model, "", with_records=True, with_hash_mapping=settings.engine_hashes)
         self.is_connected = True
         self.trust = Trust.LIVE
         self._owner = owner
         self._sequence: int | None = None
 
-    def point(self) -> Point:
-        return Point(self._sequence, b"fingerprint", True, self.trust, False)
+    @property
+    def position(self) -> StreamPosition:
+        return StreamPosition(self._sequence, b"fingerprint", True, self.trust, False)
 
     def resume(self, head: Any) -> None:
         self._sequence = head.sequence
@@ -46,19 +50,17 @@ class OwnedStream:
     def apply(self, *events: Event) -> None:
         """One batch."""
         change = self.state.apply(events, time.monotonic())
-        if change:
-            self._owner.store.append(self.key, SIZE, change)
         self._sequence = 0 if self._sequence is None else self._sequence + 1
-        self._owner.store.recorded(self.key)
+        self._owner.store.append(self.key, SIZE, change, self.position)
 
-    def vouch(self, trust: Trust) -> None:
+    def set_trust(self, trust: Trust) -> None:
         self.trust = trust
-        self._owner.store.vouch(self.key, trust)
+        self._owner.store.set_trust(self.key, trust, self.position)
 
     def forget(self) -> None:
         """The engine was restarted."""
         self.state.forget()
-        self._owner.store.drop(self.key)
+        self._owner.store.drop(self.key, self.position)
 
     async def flushed(self) -> None:
         """Wait until Redis has everything."""
@@ -73,8 +75,9 @@ class OwnedStream:
 class Owner:
     """Owns streams, keeps them alive, and says which models there are. `is_keeping`: switch off to have it look dead."""
 
-    def __init__(self, store: RedisStore) -> None:
+    def __init__(self, store: RedisStore, settings: Settings) -> None:
         self.store = store
+        self.settings = settings
         self.streams: dict[StreamKey, OwnedStream] = {}
         self.is_keeping = True
 
@@ -83,14 +86,16 @@ class Owner:
         claim = await self.store.claim(key, how)
         assert isinstance(claim, Claim), claim
         stream = self.streams[key] = OwnedStream(self, key)
-        is_loaded = await self.store.load(claim, stream)
-        self.store.own(stream, claim, is_loaded=is_loaded)
+        head = await self.store.load(claim, key, stream.state)
+        if head is not None:
+            stream.resume(head)
+        self.store.own(key, claim, Snapshot(stream.state), stream.position, is_loaded=head is not None)
         await stream.flushed()
         await self.keep()
         return stream
 
     async def keep(self) -> None:
-        await self.store.renew(lambda key: self.streams[key].status())
+        await self.store.renew({key: OwnedStatus(stream.status(), stream.is_connected) for key, stream in self.streams.items()})
         await self.store.heartbeat({key.model for key in self.streams})
 
     async def _keep_again_and_again(self) -> None:
@@ -106,7 +111,7 @@ class Owner:
 @asynccontextmanager
 async def owner_of(settings: Settings, member: str = "owner") -> AsyncIterator[Owner]:
     async with RedisStore(settings, IndexerMetrics(CollectorRegistry()), member) as store:
-        owner = Owner(store)
+        owner = Owner(store, settings)
         keeping = asyncio.create_task(owner._keep_again_and_again(), name="keep")
         try:
             yield owner

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from msgspec import Struct
 
 from indexer.core.events import Tier
+from indexer.core.orphans import Parked
 
 PARKED = len(Tier)
 REMOVED = PARKED + 1
@@ -40,6 +41,13 @@ class BlockRecord(Struct, frozen=True, gc=False):
     keys: tuple[int, ...]
 
 
+HashRecord = Block | BlockRecord | Parked
+"""What one part holds for an engine hash: the gpu a Block, a lower tier or REMOVED a BlockRecord, PARKED a Parked. Block and Parked are
+the stream's own: whoever reads one later reads what is held then."""
+Records = dict[int, dict[int, HashRecord | None]]
+"""By part that was touched, engine hash → what is held for it afterwards, None where nothing is."""
+
+
 class BlockTable:
     """See the module. `held`, `lower` and `removed` are to be read; who changes `held` and `lower` calls `revive` and `retire`."""
 
@@ -48,7 +56,7 @@ class BlockTable:
         self.offloads = False
         """Whether a block was seen in a tier below the gpu: then a removed block may yet be announced there."""
         self.touched: Touched | None = None
-        """If set: where to note the engine hashes whose records may have changed."""
+        """If set: where to note the engine hashes whose records may change in this batch."""
         self._removed_max = removed_max
         self.reset()
 

@@ -2,6 +2,7 @@
 
 from msgspec import Struct
 
+from indexer.core.block_table import Records
 from indexer.core.events import Tier
 
 
@@ -19,16 +20,18 @@ class Change:
     """Final values, not steps: applying a change twice is the same as applying it once.
 
     `reload`: all that the stream held is void. `cleared`: the gpu tier is emptied. Both come before `touched`: per tier, block key → held
-    afterwards or not. `sequence`: of the engine's batch, where that is known. `hash_mapping`: None where the owner does not hand it on.
+    afterwards or not. `sequence`: of the engine's batch, where that is known. `hash_mapping`: None where the owner does not hand it on. `records`:
+    None where the store does not need them.
     """
 
-    __slots__ = ("cleared", "hash_mapping", "reload", "sequence", "touched")
+    __slots__ = ("cleared", "hash_mapping", "records", "reload", "sequence", "touched")
 
     def __init__(self) -> None:
         self.reload = False
         self.cleared = False
         self.sequence: int | None = None
         self.hash_mapping: HashMapping | None = None
+        self.records: Records | None = None
         self.touched: tuple[dict[int, bool], ...] = ({}, {}, {}, {}, {})  # one per tier, written out: made for every batch
 
     def clear_gpu(self) -> None:

@@ -8,7 +8,7 @@ from indexer.core.change import Change
 from indexer.core.names import StreamKey, Trust
 
 
-class Point(Struct, frozen=True):
+class StreamPosition(Struct, frozen=True):
     """Where a stream stands between two batches. `complete`: nothing is missing, as far as is known."""
 
     sequence: int | None
@@ -23,20 +23,19 @@ class Store(Protocol):
 
     has_limits: bool
     """Whether it may fall behind, so that whoever writes has to await `room` now and then."""
+    needs_records: bool
+    """Whether a change has to say what became of each engine hash: `Change.records`."""
 
     def open(self, stream: StreamKey) -> None:
         """Make the stream known, holding nothing."""
 
-    def append(self, stream: StreamKey, block_size: int, change: Change) -> None:
-        """Apply the change of one batch. `block_size`: tokens per block."""
+    def append(self, stream: StreamKey, block_size: int | None, change: Change, position: StreamPosition) -> None:
+        """One batch was applied, whether it changed anything or not. `block_size`: tokens per block, None before any block."""
 
-    def recorded(self, stream: StreamKey) -> None:
-        """A batch was applied, whether it changed anything or not: the stream's sequence went on."""
-
-    def drop(self, stream: StreamKey) -> None:
+    def drop(self, stream: StreamKey, position: StreamPosition) -> None:
         """Hold nothing of the stream any more; it stays known."""
 
-    def vouch(self, stream: StreamKey, trust: Trust) -> None:
+    def set_trust(self, stream: StreamKey, trust: Trust, position: StreamPosition) -> None:
         """Say how far the stream's content can be relied on."""
 
     def close(self, stream: StreamKey) -> None:

@@ -13,8 +13,8 @@ from typing import Literal
 
 from indexer.core.attention_groups import AttentionGroups
 from indexer.core.block_keys import TOKEN_BYTES, chain_keys, root_key
-from indexer.core.block_table import PARKED, REMOVED, Block, BlockRecord, BlockTable, Touched
-from indexer.core.change import Change
+from indexer.core.block_table import PARKED, REMOVED, Block, BlockRecord, BlockTable, HashRecord, Touched
+from indexer.core.change import Change, HashMapping
 from indexer.core.events import Cleared, Event, Removed, Stored, Tier
 from indexer.core.held_blocks import HeldBlocks
 from indexer.core.orphans import Orphans, Parked
@@ -43,14 +43,25 @@ class StreamState:
     """
 
     def __init__(
-        self, model: str, hash_seed: str, counting: Counting = "copies", limits: StateLimits | None = None, offload_block_size: int | None = None
+        self,
+        model: str,
+        hash_seed: str,
+        counting: Counting = "copies",
+        limits: StateLimits | None = None,
+        offload_block_size: int | None = None,
+        *,
+        with_records: bool = False,
+        with_hash_mapping: bool = False,
     ) -> None:
+        """`with_records`, `with_hash_mapping`: whether changes say what became of each engine hash, and what it stands for."""
         self._model = model
         self._hash_seed = hash_seed
         self._limits = limits or StateLimits()
         self.counting = counting
         self._copies_max = 1 if counting == "set" else self._limits.copies_max
         self._offload_block_size = offload_block_size
+        self._with_records = with_records
+        self._with_hash_mapping = with_hash_mapping
         self.tally: Counter[str] = Counter()
         self.removed: Counter[Tier] = Counter()
         self._sample = TokenSample()
@@ -112,6 +123,7 @@ class StreamState:
     def apply(self, events: Iterable[Event], now_s: float) -> Change:
         """Apply one batch. Never raises for what a network can send: what cannot be used is tallied."""
         self._blocks.keys.change = Change()
+        touched = self._note_touched() if self._with_records else None
         for event in events:
             try:
                 match event:
@@ -125,25 +137,39 @@ class StreamState:
                 self.tally[refused.reason] += 1
         if self._orphans:
             self.tally["orphan_dropped"] += self._orphans.drop_before(now_s - self._limits.parked_max_s)
-        return self._blocks.keys.change
+        change = self._blocks.keys.change
+        if touched is not None:
+            self._describe(change, touched)
+        return change
 
     # A copy kept elsewhere
 
-    def track(self) -> Touched:
-        """Begin a new record of what is touched. Returns the former one, of nothing where there was none."""
-        before = self._blocks.table.touched
-        touched = self._blocks.table.touched = tuple({} for _ in range(REMOVED + 1))
+    def _note_touched(self) -> Touched:
+        """From now on, note which engine hashes are touched."""
+        touched = self._blocks.table.touched = ({}, {}, {}, {}, {}, {}, {})  # one per part, written out: made for every batch
         self._orphans.touched = touched[PARKED]
-        return before or tuple({} for _ in range(REMOVED + 1))
+        return touched
 
-    def untrack(self) -> None:
-        """Nobody will ask what was touched."""
+    def _describe(self, change: Change, touched: Touched) -> None:
+        """Say in a change what became of the engine hashes that it touched."""
         self._blocks.table.touched = self._orphans.touched = None
+        change.records = {part: self.records(part, hashes) for part, hashes in enumerate(touched) if hashes}
+        if self._with_hash_mapping:
+            mapped_key = self._blocks.table.mapped_key
+            mapped = {engine_hash: mapped_key(engine_hash) for part in (*Tier, REMOVED) for engine_hash in touched[part]}
+            keys = {engine_hash: key for engine_hash, key in mapped.items() if key is not None}
+            change.hash_mapping = HashMapping(keys, [engine_hash for engine_hash, key in mapped.items() if key is None])
 
-    @property
-    def touched(self) -> Touched | None:
-        """While somebody keeps a copy of this state: the engine hashes whose records may have changed since `track` was last called."""
-        return self._blocks.table.touched
+    def records(self, part: int, hashes: Iterable[int]) -> dict[int, HashRecord | None]:
+        """What a part holds for these engine hashes; None where it holds nothing."""
+        if part == GPU:
+            held = self._blocks.table.held
+            return {engine_hash: block if (block := held.get(engine_hash)) is not None and block.copies else None for engine_hash in hashes}
+        if part == PARKED:
+            return {engine_hash: self._orphans.get(engine_hash) for engine_hash in hashes}
+        if part == REMOVED:
+            return {engine_hash: self._blocks.table.removed_record(engine_hash) for engine_hash in hashes}
+        return {engine_hash: self._blocks.table.record(Tier(part), engine_hash) for engine_hash in hashes}
 
     @property
     def table(self) -> BlockTable:

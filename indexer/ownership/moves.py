@@ -17,6 +17,7 @@ import msgspec
 
 from indexer.config.settings import Settings
 from indexer.core.names import StreamKey
+from indexer.core.snapshot import Snapshot
 from indexer.errors import StoreError
 from indexer.metrics import IndexerMetrics
 from indexer.ownership.assignment import Duty
@@ -124,12 +125,14 @@ class Moves:
             if known.duty is not Duty.ASK or time.monotonic() - self._store.outage_ended_s(known.key.model) < self._settings.lease_s:
                 return
         known.wanted_by = None  # that was before it was somebody else's
-        is_loaded = await self._store.load(claim, stream)
-        self._store.own(stream, claim, is_loaded=is_loaded)
+        head = await self._store.load(claim, known.key, stream.state)
+        if head is not None:
+            stream.resume(head)
+        self._store.own(known.key, claim, Snapshot(stream.state), stream.position, is_loaded=head is not None)
         self._streams.attach(known.source, stream, self._stayed_away)
         if claim.generation is not None:
             self._metrics.takeovers.inc()
-        log.info("stream taken", extra={"pod": known.key.pod, "rank": known.key.rank, "how": mode, "sequence": stream.point().sequence})
+        log.info("stream taken", extra={"pod": known.key.pod, "rank": known.key.rank, "how": mode, "sequence": stream.position.sequence})
 
     async def _hand_over(self, known: KnownStream) -> None:
         stream = known.stream

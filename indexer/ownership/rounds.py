@@ -22,6 +22,7 @@ from indexer.ownership.moves import Moves
 from indexer.ownership.pod_directory import PodDirectory
 from indexer.store.flusher import Ownership
 from indexer.store.redis import RedisStore
+from indexer.store.renewal import OwnedStatus
 from indexer.streams.pool import Streams
 from indexer.streams.status import PublishedStatus
 
@@ -115,7 +116,7 @@ class Rounds:
     async def _renew(self, slot: int) -> bool:
         """Returns whether Redis answered."""
         try:
-            renewed = await self._store.renew(self._status, slot)
+            renewed = await self._store.renew(self._statuses(), slot)
         except StoreError:
             return False
         except Exception:
@@ -128,12 +129,14 @@ class Rounds:
                 self._moves.note_lost(key, each.ownership)
         return True
 
-    def _status(self, key: StreamKey) -> bytes:
-        known = self._known.by_key.get(key)
-        if known is None or known.stream is None:
-            return b"null"  # it is on its way out
-        specs = self._pods.of(key.pod)
-        return msgspec.json.encode(PublishedStatus(**msgspec.structs.asdict(known.stream.status()), http=http_base(specs) if specs else None))
+    def _statuses(self) -> dict[StreamKey, OwnedStatus]:
+        """Of all streams that run here."""
+        found = {}
+        for key, running in self._streams.running.items():
+            specs, status = self._pods.of(key.pod), running.stream.status()
+            published = PublishedStatus(**msgspec.structs.asdict(status), http=http_base(specs) if specs else None)
+            found[key] = OwnedStatus(msgspec.json.encode(published), status.connected)
+        return found
 
     # Heartbeat
 

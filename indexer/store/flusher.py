@@ -86,7 +86,6 @@ class Flusher:
         pending = self.streams.pop(stream, None)
         if pending is not None:
             self._queue(pending).due.pop(stream, None)
-            pending.stream.state.untrack()
 
     def is_current(self, pending: PendingWrites) -> bool:
         return self.streams.get(pending.key) is pending

@@ -1,6 +1,6 @@
 """What of one owned stream is not in Redis yet, turned into calls of scripts.
 
-    pending    changes that are in no call yet: the touched engine hashes (in the stream's state) and block keys
+    pending    changes that are in no call yet: records of touched engine hashes, and block keys
     sealed     calls made of them, not sent yet; values are those of the moment of sealing, which is the end of a batch
     in flight  sent, not answered
 
@@ -15,10 +15,13 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from indexer.config.settings import Settings
-from indexer.core.block_table import REMOVED, Touched
-from indexer.core.change import Change
+from indexer.core.block_table import PARKED, REMOVED, HashRecord
+from indexer.core.change import Change, HashMapping
 from indexer.core.events import Tier
-from indexer.store.encoding import RecordedStream, StreamEncoder
+from indexer.core.names import StreamKey
+from indexer.core.snapshot import Snapshot
+from indexer.core.store import StreamPosition
+from indexer.store.encoding import StreamEncoder, words
 from indexer.store.keyspace import PARTS, ModelKeys
 from indexer.store.records import ENTRY_BLOCKS_MAX, Kind
 from indexer.store.scripts import Call, Word
@@ -31,11 +34,19 @@ SEALED_MAX = 32
 APPEND_OPERATIONS_MAX = 10_000
 
 
+PendingRecords = tuple[dict[int, HashRecord | None], ...]
+"""For each part, engine hash → what it holds for it, None where it holds nothing."""
+
+
+def _no_records() -> PendingRecords:
+    return tuple({} for _ in PARTS)
+
+
 class Sealed(Struct, frozen=True):
     """A call, and what it carries. `grows`: a full Redis refuses it; not where the gpu is emptied first."""
 
     call: Call
-    touched: Touched
+    records: PendingRecords
     change: Change
     number: int
     grows: bool
@@ -53,13 +64,24 @@ class PendingWrites:
     `is_unsure`: a call was not answered, and may have been carried out. `old_generations`: those that the next switch deletes.
     """
 
-    def __init__(self, stream: RecordedStream, keys: ModelKeys, settings: Settings, fence: int, vouched_until_ms: Callable[[], int]) -> None:
-        """`vouched_until_ms`: until when a stream is vouched for that Redis has completely now, by Redis's clock."""
-        self.stream = stream
-        self.key = stream.key
+    def __init__(
+        self,
+        stream: StreamKey,
+        snapshot: Snapshot,
+        position: StreamPosition,
+        keys: ModelKeys,
+        settings: Settings,
+        fence: int,
+        vouched_until_ms: Callable[[], int],
+    ) -> None:
+        """`position`: where the stream stands; each change brings the next one.
+
+        `vouched_until_ms`: until when a stream is vouched for that Redis has completely now, by Redis's clock."""
+        self.key = stream
+        self.position = position
         self.keys = keys
         self.fence = fence
-        self.encoder = StreamEncoder(stream, settings)
+        self.encoder = StreamEncoder(stream, snapshot, settings)
         self.name = self.encoder.name
         self.generation: int | None = None
         self.old_generations: set[int] = set()
@@ -79,6 +101,8 @@ class PendingWrites:
         self._base = self._after = (0, 0)
         self._next_number = self._last_number = 0
         self._change = Change()
+        self._records = _no_records()
+        self._mapping: dict[int, int | None] = {}
         self._unwritten_since_s: float | None = None
 
     @property
@@ -100,7 +124,6 @@ class PendingWrites:
         """Redis holds what the stream holds now."""
         self.generation = generation
         self._go_on_from(fence_before, number)
-        self.stream.state.track()
 
     def _go_on_from(self, fence: int, number: int) -> None:
         self._base = self._after = (fence, number)
@@ -132,19 +155,10 @@ class PendingWrites:
 
     # Changes of the stream
 
-    def add(self, change: Change) -> None:
-        """The change of one batch."""
-        if change.reload or (change.cleared and self.is_writing_in_full):
-            self.require_full_write()
-        if self.needs_full_write:
-            return
-        if not any(self._change.touched) and not self._change.cleared:
-            self._change = change
-            return
-        merge(self._change, change)
-
-    def end_batch(self) -> None:
-        """A batch was applied, whether it changed anything or not."""
+    def append(self, change: Change, position: StreamPosition) -> None:
+        """One batch was applied, whether it changed anything or not."""
+        self.position = position
+        self._add(change)
         self._note_unwritten()
         if self.needs_full_write or self.is_writing_in_full:
             return
@@ -154,41 +168,80 @@ class PendingWrites:
         elif operations > APPEND_OPERATIONS_MAX:
             self.require_full_write()
 
+    def _add(self, change: Change) -> None:
+        if change.reload or (change.cleared and self.is_writing_in_full):
+            self.require_full_write()
+        if self.needs_full_write:
+            return
+        if change.cleared:
+            self._clear_gpu()
+        for part, records in (change.records or {}).items():
+            self._records[part].update(records)
+        self._note_mapping(change.hash_mapping)
+        if change and not self._change:
+            self._change = change
+        elif change:
+            merge(self._change, change)
+
+    def _note_mapping(self, mapping: HashMapping | None) -> None:
+        if mapping is not None:
+            self._mapping.update(mapping.keys)
+            self._mapping.update(dict.fromkeys(mapping.removed_hashes))
+
+    def _clear_gpu(self) -> None:
+        """What was to be written of the gpu does not count any more; the followers' mappings go with it."""
+        others = [records for part, records in enumerate(self._records) if part not in (Tier.GPU, PARKED)]
+        for engine_hash in self._mapping.keys() & self._records[Tier.GPU].keys():
+            if not any(engine_hash in records for records in others):
+                del self._mapping[engine_hash]
+        self._records[Tier.GPU].clear()
+
     def require_full_write(self) -> None:
         """Nothing of what Redis has of the stream counts any more: write it all."""
         self.needs_full_write = True
         self._note_unwritten()
         self.sealed.clear()
-        self._change = Change()
-        self.stream.state.untrack()
+        self._change, self._records, self._mapping = Change(), _no_records(), {}
 
     @property
     def operations(self) -> int:
         """How many blocks the next call would write."""
-        touched = self.stream.state.touched
-        return sum(map(len, touched)) if touched is not None else 0
+        return sum(map(len, self._records))
+
+    def take_records(self) -> PendingRecords:
+        """The records that no call carries yet; whoever takes them writes them."""
+        records, self._records = self._records, _no_records()
+        return records
+
+    def _take_mapping(self) -> HashMapping | None:
+        """What the touched engine hashes stand for; None where followers are not to know."""
+        if not self._settings.engine_hashes:
+            return None
+        mapped, self._mapping = self._mapping, {}
+        keys = {engine_hash: key for engine_hash, key in mapped.items() if key is not None}
+        return HashMapping(keys, [engine_hash for engine_hash, key in mapped.items() if key is None])
 
     # Appending
 
     def seal(self) -> None:
         """Make a call of what is pending."""
         assert self.generation is not None, "what is appended to was written before"
-        touched = self.stream.state.track()
+        records = self.take_records()
         change, self._change = self._change, Change()
+        change.hash_mapping, change.records = self._take_mapping(), None
         self.is_dirty = False
         before = self._next_number
         number = self._new_number()
-        words, growth = self.encoder.words(touched)
-        change.hash_mapping = self.encoder.hash_mapping(touched) if self._settings.engine_hashes else None
+        block_words, growth = words(records)
         is_large = max(sum(map(len, change.touched)), len(change.hash_mapping or ())) > ENTRY_BLOCKS_MAX
         kind = Kind.RELOAD if is_large else Kind.CHANGE
-        entry = self.encoder.entry(kind, self.generation, (self.fence, number), self._after, None if is_large else change)
+        entry = self.encoder.entry(kind, self.generation, (self.fence, number), self._after, self.position.trust, None if is_large else change)
         self._after = (self.fence, number)
         keys = [self.keys.state(self.key), self.keys.log, self.keys.streams, *self.keys.parts(self.key, self.generation)]
-        head: list[Word] = [self.fence, before, self.generation, number, self.encoder.head(), entry]
+        head: list[Word] = [self.fence, before, self.generation, number, self.encoder.head(self.position), entry]
         flags: list[Word] = [self.name, int(growth > 0), int(change.cleared)]
-        call = Call("append", keys, [*head, *self._limits(), *flags, *words])
-        self.sealed.append(Sealed(call, touched, change, number, growth > 0 and not change.cleared))
+        call = Call("append", keys, [*head, *self._limits(), *flags, *block_words])
+        self.sealed.append(Sealed(call, records, change, number, growth > 0 and not change.cleared))
 
     def take_sealed(self) -> list[Sealed]:
         """What to send now."""
@@ -218,15 +271,12 @@ class PendingWrites:
         if self.needs_full_write:
             self.in_flight = []
             return
-        state = self.stream.state
-        newer, newer_change = state.track(), self._change
+        newer_records, newer_change = self.take_records(), self._change
+        newer_change.hash_mapping = self._take_mapping()
         self._change = Change()
-        assert state.touched is not None, "a stream that is written is tracked"
         for sealed in (*self.in_flight, *self.sealed):
-            _touch(state.touched, sealed.touched)
-            merge(self._change, sealed.change)
-        _touch(state.touched, newer)
-        merge(self._change, newer_change)
+            self._merge_back(sealed.records, sealed.change)
+        self._merge_back(newer_records, newer_change)
         self.in_flight = []
         self.sealed.clear()
         self.is_dirty = True
@@ -235,36 +285,42 @@ class PendingWrites:
         if self.operations > APPEND_OPERATIONS_MAX:
             self.require_full_write()
 
+    def _merge_back(self, records: PendingRecords, change: Change) -> None:
+        if change.cleared:
+            self._clear_gpu()
+        for before, after in zip(self._records, records, strict=True):
+            before.update(after)
+        self._note_mapping(change.hash_mapping)
+        merge(self._change, change)
+
     # Full write
 
     def begin_full_write(self) -> int:
         """Collect changes from now on. Returns a new generation."""
         self.needs_full_write = False
         self.sealed.clear()
-        self._change = Change()
-        self.stream.state.track()
+        self._change, self._records, self._mapping = Change(), _no_records(), {}
         generation = random_number()
         self.old_generations.add(generation)
         return generation
 
     def switch(self, generation: int, owner: str, incarnation: str) -> Call:
         """The call that makes a generation the stream's, with what changed while it was written."""
-        state = self.stream.state
         self.is_dirty = False
-        self._change = Change()
-        touched = state.track()
-        words, _ = self.encoder.words(touched)
-        self.expected_lengths = [len(self.encoder.hashes(part)) for part in range(len(PARTS))]
+        self._change, self._mapping = Change(), {}
+        block_words, _ = words(self.take_records())
+        self.expected_lengths = [len(self.encoder.snapshot.hashes(part)) for part in range(len(PARTS))]
         # Hashes of removed blocks are part of the mapping: a follower that just dropped everything would not have them.
         maps_removed = self._settings.engine_hashes and self.expected_lengths[REMOVED] > 0
         is_empty = not maps_removed and not any(self.expected_lengths[tier] for tier in Tier)
-        entry = self.encoder.entry(Kind.DROP if is_empty else Kind.RELOAD, generation, (self.fence, self._new_number()), self._after)
+        kind = Kind.DROP if is_empty else Kind.RELOAD
+        entry = self.encoder.entry(kind, generation, (self.fence, self._new_number()), self._after, self.position.trust)
         self._after = (self.fence, self._next_number)
         old = [number for number in (*self.old_generations, self.generation) if number is not None and number != generation]
         keys = [self.keys.state(self.key), self.keys.log, self.keys.streams, self.keys.incarnation, self.keys.lease(self.key)]
         keys += [name for number in (generation, *old) for name in self.keys.parts(self.key, number)]
-        head: list[Word] = [self.fence, owner, generation, self._next_number, self.encoder.head(), entry]
-        return Call("switch", keys, [*head, *self._limits(), self.name, incarnation, *words])
+        head: list[Word] = [self.fence, owner, generation, self._next_number, self.encoder.head(self.position), entry]
+        return Call("switch", keys, [*head, *self._limits(), self.name, incarnation, *block_words])
 
     def switched(self, generation: int) -> None:
         """It was carried out."""
@@ -277,7 +333,7 @@ class PendingWrites:
     def delete(self) -> Call:
         """The call that deletes the stream, unless another owner has it."""
         generation = self.generation
-        entry = self.encoder.entry(Kind.GONE, generation or 0, (self.fence, self._new_number()), self._after)
+        entry = self.encoder.entry(Kind.GONE, generation or 0, (self.fence, self._new_number()), self._after, self.position.trust)
         parts = [] if generation is None else self.keys.parts(self.key, generation)
         keys = [self.keys.state(self.key), self.keys.log, self.keys.streams, *parts]
         words: list[Word] = [self.fence, "" if generation is None else generation, self.name, entry]
@@ -294,9 +350,4 @@ def merge(older: Change, newer: Change) -> None:
     if newer.sequence is not None:
         older.sequence = newer.sequence
     for before, after in zip(older.touched, newer.touched, strict=True):
-        before.update(after)
-
-
-def _touch(touched: Touched, more: Touched) -> None:
-    for before, after in zip(touched, more, strict=True):
         before.update(after)

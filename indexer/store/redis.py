@@ -13,7 +13,7 @@ lies in one slot of a Cluster; a Redis that is no Cluster is one slot. The healt
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -21,18 +21,20 @@ from typing import Any, Self
 from indexer.config.settings import Settings
 from indexer.core.change import Change
 from indexer.core.names import StreamKey, Trust
+from indexer.core.snapshot import Snapshot
+from indexer.core.store import StreamPosition
+from indexer.core.stream_state import StreamState
 from indexer.metrics import IndexerMetrics
 from indexer.store import takeover
-from indexer.store.encoding import RecordedStream
 from indexer.store.flusher import Flusher, Ownership
 from indexer.store.leases import Claim, ClaimMode, Leases
 from indexer.store.loads import LoadWriter
 from indexer.store.members import Heartbeat, Members
 from indexer.store.pending import PendingWrites
+from indexer.store.records import Head
 from indexer.store.registry import Registry
-from indexer.store.renewal import Renewal, Renewed, StatusOf
+from indexer.store.renewal import OwnedStatus, Renewal, Renewed
 from indexer.store.session import StoreSession
-from indexer.store.takeover import ResumableStream
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ class RedisStore:
     """
 
     has_limits = True
+    needs_records = True
 
     def __init__(self, settings: Settings, metrics: IndexerMetrics, member: str) -> None:
         self.member = member
@@ -108,26 +111,23 @@ class RedisStore:
     def open(self, stream: StreamKey) -> None:
         """A stream exists in Redis once it is owned."""
 
-    def append(self, stream: StreamKey, block_size: int, change: Change) -> None:
+    def append(self, stream: StreamKey, block_size: int | None, change: Change, position: StreamPosition) -> None:
         pending = self._flusher.streams.get(stream)
         if pending is not None:
-            pending.add(change)
-
-    def recorded(self, stream: StreamKey) -> None:
-        pending = self._flusher.streams.get(stream)
-        if pending is not None:
-            pending.end_batch()
+            pending.append(change, position)
             self._flusher.mark(pending)
 
-    def drop(self, stream: StreamKey) -> None:
+    def drop(self, stream: StreamKey, position: StreamPosition) -> None:
         pending = self._flusher.streams.get(stream)
         if pending is not None:
+            pending.position = position
             pending.require_full_write()
             self._flusher.mark(pending)
 
-    def vouch(self, stream: StreamKey, trust: Trust) -> None:
+    def set_trust(self, stream: StreamKey, trust: Trust, position: StreamPosition) -> None:
         pending = self._flusher.streams.get(stream)
         if pending is not None:
+            pending.position = position
             pending.is_expired = trust is Trust.EXPIRED
             if not pending.is_expired and pending.generation is None:
                 pending.needs_full_write = True
@@ -146,14 +146,15 @@ class RedisStore:
         """Become the stream's owner. Returns its present owner where that is somebody else. Raises StoreError."""
         return await self._leases.claim(stream, mode)
 
-    async def load(self, claim: Claim, stream: ResumableStream) -> bool:
-        """Let the stream hold what Redis has of it. Returns whether it does: else it starts anew. Raises StoreError."""
-        return await takeover.load(self._session, self._leases, claim, stream)
+    async def load(self, claim: Claim, stream: StreamKey, state: StreamState) -> Head | None:
+        """Let the state hold what Redis has of a stream. Returns the head to go on from, None where it starts anew. Raises StoreError."""
+        return await takeover.load(self._session, self._leases, claim, stream, state)
 
-    def own(self, stream: RecordedStream, claim: Claim, *, is_loaded: bool) -> None:
-        """From now on what the stream holds is written. `is_loaded`: it holds what Redis has; else that does not count."""
-        session, keys = self._session, self._session.keyspace.model(stream.key.model)
-        pending = PendingWrites(stream, keys, session.settings, claim.fence, partial(session.vouched_until_ms, keys.streams))
+    def own(self, stream: StreamKey, claim: Claim, snapshot: Snapshot, position: StreamPosition, *, is_loaded: bool) -> None:
+        """From now on what the stream holds is written. `snapshot`: to write it in full. `is_loaded`: it holds what Redis has; else that does not
+        count."""
+        session, keys = self._session, self._session.keyspace.model(stream.model)
+        pending = PendingWrites(stream, snapshot, position, keys, session.settings, claim.fence, partial(session.vouched_until_ms, keys.streams))
         if claim.generation is not None:
             pending.continue_from(claim.generation, claim.fence_before, claim.number)
         if is_loaded:
@@ -181,9 +182,9 @@ class RedisStore:
         """Those in which something is ours. What lies in one is renewed by one call of `renew`, whatever becomes of the others."""
         return frozenset(self.slot_of(stream.model) for stream in self._flusher.streams)
 
-    async def renew(self, status_of: StatusOf, slot: int | None = None) -> dict[StreamKey, Renewed]:
+    async def renew(self, statuses: Mapping[StreamKey, OwnedStatus], slot: int | None = None) -> dict[StreamKey, Renewed]:
         """Renew what is ours, in one slot or in all, and see whether it still is. Raises StoreError."""
-        return await self._renewal.renew(status_of, slot)
+        return await self._renewal.renew(statuses, slot)
 
     # Indexers
 

@@ -1,6 +1,6 @@
 """Renewing what is owned: leases, times to live, and until when content counts; and seeing whether Redis still has it as it was written."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 from msgspec import Struct
@@ -14,8 +14,16 @@ from indexer.store.session import StoreSession
 # So many streams are renewed by one call.
 STREAMS_MAX = 50
 
-StatusOf = Callable[[StreamKey], bytes]
-"""A stream's status in JSON."""
+
+class OwnedStatus(Struct, frozen=True):
+    """What an owner says of a stream. `status`: as JSON. `is_connected`: whether its engine is, so that its time to live is renewed."""
+
+    status: bytes
+    is_connected: bool
+
+
+ENDING = OwnedStatus(b"null", is_connected=False)
+"""A stream that runs no longer, and is about to be given back."""
 
 
 class Renewed(Struct, frozen=True):
@@ -40,7 +48,7 @@ class Renewal:
         self._session = session
         self._flusher = flusher
 
-    async def renew(self, status_of: StatusOf, slot: int | None = None) -> dict[StreamKey, Renewed]:
+    async def renew(self, statuses: Mapping[StreamKey, OwnedStatus], slot: int | None = None) -> dict[StreamKey, Renewed]:
         """Renew what is ours, in one slot or in all, and see whether it still is. Raises StoreError."""
         renewed: dict[StreamKey, Renewed] = {}
         by_model: dict[str, list[PendingWrites]] = {}
@@ -49,22 +57,22 @@ class Renewal:
                 by_model.setdefault(pending.key.model, []).append(pending)
         for model, streams in by_model.items():
             for start in range(0, len(streams), STREAMS_MAX):
-                renewed |= await self._renew(model, streams[start : start + STREAMS_MAX], status_of)
+                renewed |= await self._renew(model, streams[start : start + STREAMS_MAX], statuses)
             self._session.note_answer(self._session.keyspace.model(model).incarnation)
         return renewed
 
-    async def _renew(self, model: str, streams: list[PendingWrites], status_of: StatusOf) -> dict[StreamKey, Renewed]:
+    async def _renew(self, model: str, streams: list[PendingWrites], statuses: Mapping[StreamKey, OwnedStatus]) -> dict[StreamKey, Renewed]:
         key = self._session.keyspace.model(model).streams
         await self._session.learn_time(key)
         node = node_of(self._session.client, key)
-        renewed = await self._renew_once(model, streams, status_of)
+        renewed = await self._renew_once(model, streams, statuses)
         if node_of(self._session.client, key) != node:
             # Another node answered than the one by whose clock it was said until when the content counts.
             await self._session.learn_time(key)
-            renewed = await self._renew_once(model, streams, status_of)
+            renewed = await self._renew_once(model, streams, statuses)
         return renewed
 
-    async def _renew_once(self, model: str, streams: list[PendingWrites], status_of: StatusOf) -> dict[StreamKey, Renewed]:
+    async def _renew_once(self, model: str, streams: list[PendingWrites], statuses: Mapping[StreamKey, OwnedStatus]) -> dict[StreamKey, Renewed]:
         session, keys = self._session, self._session.keyspace.model(model)
         names = [keys.streams, keys.log, keys.incarnation]
         words: list[Any] = [session.member, session.lease_ms, *streams[0].ttl_ms]
@@ -72,7 +80,8 @@ class Renewal:
         for pending in streams:
             names += [keys.lease(pending.key), keys.state(pending.key), *keys.parts(pending.key, pending.generation or 0)]
             until_ms = session.vouched_until_ms(keys.streams, pending.unwritten_since_s)
-            words += [pending.name, pending.fence, status_of(pending.key), int(pending.stream.is_connected), until_ms]
+            owned = statuses.get(pending.key, ENDING)
+            words += [pending.name, pending.fence, owned.status, int(owned.is_connected), until_ms]
             words += ["" if pending.generation is None else pending.generation, pending.number]
         epoch = session.note_server_epoch()
         now_ms, _, *answers = await session.call("renew", names, *words)

@@ -4,18 +4,18 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
-from typing import Protocol, cast
+from typing import cast
 
 import msgspec
 from redis.exceptions import RedisError
 
 from indexer.core.block_table import PARKED, REMOVED, BlockRecord
 from indexer.core.events import Tier
+from indexer.core.names import StreamKey
 from indexer.core.orphans import Parked
 from indexer.core.stream_state import StreamState
 from indexer.errors import StoreError
 from indexer.store.client.connection import Client, answer_of, server_epoch_of
-from indexer.store.encoding import RecordedStream
 from indexer.store.leases import Claim, Leases
 from indexer.store.records import Head, decode_block, decode_hash, decode_parked
 from indexer.store.session import StoreSession
@@ -26,38 +26,31 @@ log = logging.getLogger(__name__)
 PIECE_FIELDS = 500
 
 
-class ResumableStream(RecordedStream, Protocol):
-    """A stream that can go on from where its former owner was."""
-
-    def resume(self, head: Head) -> None: ...
-
-
-async def load(session: StoreSession, leases: Leases, claim: Claim, stream: ResumableStream) -> bool:
-    """Let the stream hold what Redis has of it. Returns whether it does: else it starts anew. Raises StoreError."""
-    head, state = claim.head, stream.state
+async def load(session: StoreSession, leases: Leases, claim: Claim, stream: StreamKey, state: StreamState) -> Head | None:
+    """Let the state hold what Redis has of a stream. Returns the head to go on from; None where the stream has to start anew. Raises StoreError."""
+    head = claim.head
     if claim.generation is None or head is None or (head.counting, head.hash_seed) != (state.counting, session.settings.hash_seed):
-        return False
-    parts, epoch = session.keyspace.model(stream.key.model).parts(stream.key, claim.generation), server_epoch_of(session.client)
-    renewing = asyncio.create_task(leases.extend(stream.key), name=f"renew {stream.key.pod} {stream.key.rank}")
+        return None
+    parts, epoch = session.keyspace.model(stream.model).parts(stream, claim.generation), server_epoch_of(session.client)
+    renewing = asyncio.create_task(leases.extend(stream), name=f"renew {stream.pod} {stream.rank}")
     try:
         fields = [await _read_hash(session.client, part) for part in parts]
         if epoch != server_epoch_of(session.client):
             raise StoreError("unreachable")  # what was read may be half of one server and half of another
         if tuple(map(len, fields)) != claim.lengths:
-            log.warning("blocks missing in redis", extra={"pod": stream.key.pod, "rank": stream.key.rank})
-            return False
+            log.warning("blocks missing in redis", extra={"pod": stream.pod, "rank": stream.rank})
+            return None
         # A million blocks take seconds: in the event loop the leases of all other streams would run out meanwhile.
         await asyncio.to_thread(_restore, state, head, fields)
     except RedisError as error:
         raise session.failed(error, parts[0]) from error
     except (ValueError, msgspec.DecodeError) as error:
-        log.warning("blocks in redis not readable", extra={"pod": stream.key.pod, "rank": stream.key.rank, "error": str(error)})
+        log.warning("blocks in redis not readable", extra={"pod": stream.pod, "rank": stream.rank, "error": str(error)})
         state.forget()
-        return False
+        return None
     finally:
         renewing.cancel()
-    stream.resume(head)
-    return True
+    return head
 
 
 async def _read_hash(client: Client, name: str) -> dict[bytes, bytes]:

@@ -1,4 +1,4 @@
-"""Applying one stream's payloads: decode, change the state, hand the change to the store, count."""
+"""Applying one stream's payloads: decode, change the state, count."""
 
 import math
 import time
@@ -7,9 +7,9 @@ from collections import Counter
 from msgspec import Struct
 
 from indexer.config.settings import Settings
+from indexer.core.change import Change
 from indexer.core.events import Event, Tier
 from indexer.core.names import StreamKey
-from indexer.core.store import Store
 from indexer.core.stream_state import Counting, StreamState
 from indexer.errors import LOSSY_REASONS, Refused
 from indexer.metrics import IndexerMetrics
@@ -19,17 +19,14 @@ ORPHAN_FATES = {"orphan": "parked", "orphan_adopted": "adopted", "orphan_dropped
 
 
 class Applied(Struct, frozen=True):
-    """What came of a payload. `cleared`: the gpu tier was emptied. `lossy`: the reason of a refusal after which something may be missing."""
+    """Result of applying one payload. `lossy`: the reason of a refusal after which something may be missing."""
 
-    cleared: bool = False
+    change: Change
     lossy: str | None = None
 
 
-NOTHING_MORE = Applied()
-
-
 class Applier:
-    """What one stream holds, and everything that has to happen when that changes."""
+    """Applies the payloads of one stream to `state`."""
 
     def __init__(
         self,
@@ -37,14 +34,23 @@ class Applier:
         counting: Counting,
         offload_block_size: int | None,
         settings: Settings,
-        store: Store,
         metrics: IndexerMetrics,
+        *,
+        with_records: bool,
     ) -> None:
+        """`with_records`: whether changes say what became of each engine hash."""
         self._key = key
-        self._store = store
         self._metrics = metrics
         self._decoder = WireDecoder(settings.limits.wire)
-        self.state = StreamState(key.model, settings.hash_seed, counting, settings.limits.state, offload_block_size)
+        self.state = StreamState(
+            key.model,
+            settings.hash_seed,
+            counting,
+            settings.limits.state,
+            offload_block_size,
+            with_records=with_records,
+            with_hash_mapping=with_records and settings.engine_hashes,
+        )
         self._batches = 0
         self._events: Counter[type[Event]] = Counter()
         self._parked_seen = 0
@@ -78,13 +84,13 @@ class Applier:
         try:
             batch = self._decoder.decode(payload)
         except Refused as refused:
-            return Applied(lossy=self.refuse(refused.reason))
+            change = Change()
+            change.sequence = number
+            return Applied(change, self.refuse(refused.reason))
         if batch.rank is not None and batch.rank != self._key.rank:
             batch.refused["rank_mismatch"] += 1
         change = self.state.apply(batch.events, time.monotonic())
         change.sequence = number
-        if change and (block_size := self.state.block_size) is not None:
-            self._store.append(self._key, block_size, change)
         if is_live and batch.published_at_s is not None and math.isfinite(batch.published_at_s):
             self._metrics.event_age.observe(max(0.0, time.time() - batch.published_at_s))
         for event in batch.events:
@@ -94,17 +100,7 @@ class Applier:
         if batch.unknown_fields:
             self._metrics.unknown.labels("field").inc(batch.unknown_fields)
         lossy = self._count_refused(batch) if batch.refused or self.state.tally else None
-        return Applied(change.cleared, lossy) if change.cleared or lossy else NOTHING_MORE
-
-    def lose(self) -> None:
-        """Hold nothing any more; the same engine goes on."""
-        self.state.lose()
-        self._store.drop(self._key)
-
-    def forget(self) -> None:
-        """Start again from nothing."""
-        self.state.forget()
-        self._store.drop(self._key)
+        return Applied(change, lossy)
 
     def close(self) -> None:
         """The stream ends: it counts no longer."""

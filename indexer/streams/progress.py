@@ -5,7 +5,7 @@ import time
 
 from indexer.core.names import StreamKey, Trust
 from indexer.core.sequence import Sequence
-from indexer.core.store import Point, Store
+from indexer.core.store import Store, StreamPosition
 from indexer.metrics import IndexerMetrics
 from indexer.receiving.inbox import Inbox
 from indexer.store.records import Head
@@ -78,11 +78,11 @@ class StreamProgress:
     def apply(self, number: int, payload: bytes, *, is_live: bool) -> None:
         """Apply one batch, readable or not: its number is done with either way."""
         applied = self.applier.apply(payload, number, is_live=is_live)
-        if applied.cleared:
+        if applied.change.cleared:
             self.note(Signal.WHOLE)
         self.note_refused(applied.lossy)
         self.sequence.applied(number, payload)
-        self.store.recorded(self.key)
+        self.store.append(self.key, self.applier.state.block_size, applied.change, self.position)
         self.batches += 1
         self.last_batch_s = self.heard_s = time.monotonic()
 
@@ -133,36 +133,37 @@ class StreamProgress:
         if self.sequence.last is not None:
             self.metrics.losses.inc()
             log.warning("history lost", extra={**self.log_names, "sequence": self.sequence.last})
-            if is_same_process:
-                self.applier.lose()
-            else:
-                self.applier.forget()
         self.note(Signal.HISTORY_LOST)
+        if self.sequence.last is not None:
+            if is_same_process:
+                self.applier.state.lose()
+            else:
+                self.applier.state.forget()
+            self.store.drop(self.key, self.position)
 
     def restart(self) -> None:
         """Another process of the engine publishes now: nothing of the old one counts."""
         self.restarts += 1
         self.metrics.restarts.inc()
         log.info("engine restarted", extra={**self.log_names, "sequence": self.sequence.last})
-        self.applier.forget()
-        self.forget_sequence()
+        self.forget()
 
-    def forget_sequence(self) -> None:
-        """Nothing of what was applied counts any more."""
+    def forget(self) -> None:
+        """Hold nothing; nothing of what was applied counts any more."""
+        self.applier.state.forget()
         self.sequence.forget()
         self.note(Signal.FORGOTTEN)
         self._lost_at = None
+        self.store.drop(self.key, self.position)
 
     def expire(self) -> None:
         """The engine stayed away: drop everything."""
-        self.applier.forget()
-        self.forget_sequence()
+        self.forget()
         self.note(Signal.EXPIRED)
 
     def fail(self) -> None:
         """After an error of ours: hold nothing, and begin again."""
-        self.applier.forget()
-        self.forget_sequence()
+        self.forget()
         self.note(Signal.FAILED)
         self.last_error = "an internal error, see the log"
 
@@ -181,8 +182,9 @@ class StreamProgress:
         extra = {"trust": str(trust), "was": str(self._told_trust), "sequence": self.sequence.last, "error": self.last_error or self.inbox.error}
         log.info("stream changed", extra={**self.log_names, **extra})
         self._told_trust = trust
-        self.store.vouch(self.key, trust)
+        self.store.set_trust(self.key, trust, self.position)
 
-    def point(self) -> Point:
+    @property
+    def position(self) -> StreamPosition:
         """Where the stream stands between two batches."""
-        return Point(self.sequence.last, self.sequence.fingerprint, self.state.is_complete, self.trust, self.applier.is_simulator)
+        return StreamPosition(self.sequence.last, self.sequence.fingerprint, self.state.is_complete, self.trust, self.applier.is_simulator)

@@ -17,7 +17,7 @@ import time
 from indexer.config.settings import Settings
 from indexer.core.names import StreamKey, Trust
 from indexer.core.sequence import Verdict
-from indexer.core.store import Point, Store
+from indexer.core.store import Store, StreamPosition
 from indexer.core.stream_state import Counting, StreamState
 from indexer.errors import Refused
 from indexer.limits import ReceiveLimits
@@ -86,7 +86,7 @@ class Stream:
         self.settled = asyncio.Event()
         """Set once the first replay has ended or failed, or the first connection is up where there is none to ask."""
         self._wakeup = Wakeup(self.inbox)
-        self._applier = Applier(key, counting, offload_block_size, settings, store, metrics)
+        self._applier = Applier(key, counting, offload_block_size, settings, metrics, with_records=store.needs_records)
         self._progress = StreamProgress(key, self._applier, self.inbox, store, metrics)
         self._takeover = Takeover(self._progress)
         self._recovery: Recovery | None = None
@@ -148,9 +148,10 @@ class Stream:
     def is_connected(self) -> bool:
         return self.inbox.connected
 
-    def point(self) -> Point:
+    @property
+    def position(self) -> StreamPosition:
         """Where the stream stands between two batches."""
-        return self._progress.point()
+        return self._progress.position
 
     def resume(self, head: Head) -> None:
         """Go on from where a former owner was; the caller has put what it held into `state`."""
@@ -245,7 +246,7 @@ class Stream:
         if self._dials_us and self._recovery is None and progress.sequence.last is not None:
             # An engine that dials us anew may be another process, and nobody can be asked.
             progress.lose_history(is_same_process=False)
-            progress.forget_sequence()
+            progress.forget()
         progress.take_up(epoch, has_replay=self._recovery is not None)
 
     def _note_connection(self) -> None:

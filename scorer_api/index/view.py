@@ -13,6 +13,7 @@ from indexer.config.settings import Settings
 from indexer.core.change import Change
 from indexer.core.events import Tier
 from indexer.core.names import StreamKey, Trust
+from indexer.core.store import StreamPosition
 from scorer_api.index.engine_hashes import FollowedHashes, HashKeys, KeyOf, OwnedHashes
 from scorer_api.index.holding import Holding
 from scorer_api.index.lookup import Lookup, PodScore
@@ -42,6 +43,7 @@ class View:
     """Implements `indexer.core.store.Store`. `source`: where its changes come from, as answers name it."""
 
     has_limits = False
+    needs_records = False
 
     def __init__(self, settings: Settings, source: str = EMBEDDED) -> None:
         self.source = source
@@ -63,7 +65,10 @@ class View:
         model = self._models.setdefault(stream.model, IndexedModel())
         model.pods.setdefault(stream.pod, {})[stream.rank] = IndexedStream(Removals(self._removals_max), self._new_hashes(stream))
 
-    def append(self, stream: StreamKey, block_size: int, change: Change) -> None:
+    def append(self, stream: StreamKey, block_size: int | None, change: Change, position: StreamPosition | None = None) -> None:
+        """Only blocks are indexed: the position of a stream is no part of any answer."""
+        if block_size is None or not change:
+            return
         model, indexed = self._find(stream)
         if indexed.block_size not in (None, block_size):
             self._empty(model, indexed)
@@ -76,15 +81,12 @@ class View:
         if self.listener is not None:
             self.listener.appended(stream, change)
 
-    def recorded(self, stream: StreamKey) -> None:
-        """Nothing to do: the sequence of a stream is no part of any answer."""
-
-    def drop(self, stream: StreamKey) -> None:
+    def drop(self, stream: StreamKey, position: StreamPosition | None = None) -> None:
         self._empty(*self._find(stream))
         if self.listener is not None:
             self.listener.dropped(stream)
 
-    def vouch(self, stream: StreamKey, trust: Trust, until_s: float = math.inf) -> None:
+    def set_trust(self, stream: StreamKey, trust: Trust, position: StreamPosition | None = None, *, until_s: float = math.inf) -> None:
         """`until_s`: from then on, by the monotonic clock, the stream is stale."""
         indexed = self._find(stream)[1]
         indexed.trust, indexed.trusted_until_s = trust, until_s

@@ -18,16 +18,17 @@ from prometheus_client import CollectorRegistry
 from indexer.config.settings import Settings
 from indexer.core.events import Cleared, Event, Removed, Stored, Tier
 from indexer.core.names import StreamKey, Trust
-from indexer.core.store import Point
+from indexer.core.snapshot import Snapshot
+from indexer.core.store import StreamPosition
 from indexer.core.stream_state import StreamState
 from indexer.engines.spec import EngineSpec
 from indexer.errors import StoreError
 from indexer.metrics import IndexerMetrics
-from indexer.store.encoding import RecordedStream
 from indexer.store.flusher import Ownership
 from indexer.store.keyspace import PARTS, Keyspace
 from indexer.store.leases import Claim
 from indexer.store.redis import RedisStore
+from indexer.store.renewal import OwnedStatus
 from tests.redis_server import RedisServer
 
 KEY = StreamKey("my/{odd} model:", "10.0.0.7:8000", 0)
@@ -39,15 +40,16 @@ class Owned:
 
     def __init__(self, store: RedisStore, key: StreamKey = KEY) -> None:
         self.key = key
-        self.state = StreamState(key.model, "")
+        self.state = StreamState(key.model, "", with_records=True)
         self.is_connected = True
         self.sequence: int | None = None
         self.trust = Trust.LIVE
         self.resumed: Any = None
         self._store = store
 
-    def point(self) -> Point:
-        return Point(self.sequence, b"fingerprint", True, self.trust, False)
+    @property
+    def position(self) -> StreamPosition:
+        return StreamPosition(self.sequence, b"fingerprint", True, self.trust, False)
 
     def resume(self, head: Any) -> None:
         self.resumed = head
@@ -55,14 +57,12 @@ class Owned:
 
     def apply(self, *events: Event) -> None:
         change = self.state.apply(events, time.monotonic())
-        if change:
-            self._store.append(self.key, SIZE, change)
         self.sequence = 0 if self.sequence is None else self.sequence + 1
-        self._store.recorded(self.key)
+        self._store.append(self.key, SIZE, change, self.position)
 
     def forget(self) -> None:
         self.state.forget()
-        self._store.drop(self.key)
+        self._store.drop(self.key, self.position)
 
 
 def stored(hashes: list[int], parent: int | None, first_token: int, tier: Tier = Tier.GPU, salt: bytes = b"") -> Stored:
@@ -108,8 +108,10 @@ async def owned(store: RedisStore, key: StreamKey = KEY) -> Owned:
     claim = await store.claim(key, "free")
     assert isinstance(claim, Claim), claim
     stream = Owned(store, key)
-    is_loaded = await store.load(claim, stream)
-    store.own(stream, claim, is_loaded=is_loaded)
+    head = await store.load(claim, key, stream.state)
+    if head is not None:
+        stream.resume(head)
+    store.own(key, claim, Snapshot(stream.state), stream.position, is_loaded=head is not None)
     return stream
 
 
@@ -278,7 +280,7 @@ def test_a_stream_has_one_owner(server: RedisServer) -> None:
             stream = await owned(a)
             assert await b.claim(KEY, "free") == "a"
             assert await b.claim(KEY, "want") == "a"
-            renewed = await a.renew(lambda _: b"{}")
+            renewed = await a.renew({KEY: OwnedStatus(b"{}", is_connected=True)})
             assert (renewed[KEY].ownership, renewed[KEY].wanted_by) == (Ownership.OURS, "b")
             lost: list[tuple[StreamKey, Ownership]] = []
             a.lost = lambda key, ownership: lost.append((key, ownership))
@@ -319,7 +321,7 @@ def test_an_idle_stream_is_written_again_where_redis_lost_it(server: RedisServer
             stream.apply(stored([1, 2], None, 100))
             await settled(store)
             server.client().flushall()
-            await store.renew(lambda _: b"{}")
+            await store.renew({KEY: OwnedStatus(b"{}", is_connected=True)})
             await settled(store)
             assert_written(server, stream)
 
@@ -340,7 +342,7 @@ def test_an_older_snapshot_is_noticed_by_its_number(server: RedisServer) -> None
             server.start()
             while True:
                 try:
-                    await store.renew(lambda _: b"{}")
+                    await store.renew({KEY: OwnedStatus(b"{}", is_connected=True)})
                     break
                 except StoreError:
                     await asyncio.sleep(0.05)
@@ -360,7 +362,7 @@ def test_a_hash_that_lost_fields_is_written_again(server: RedisServer) -> None:
             generation = server.client().hget(keys.state(KEY), "gen")
             assert generation is not None
             server.client().delete(keys.parts(KEY, int(generation))[0])
-            await store.renew(lambda _: b"{}")
+            await store.renew({KEY: OwnedStatus(b"{}", is_connected=True)})
             await settled(store)
             assert_written(server, stream)
 
@@ -417,14 +419,14 @@ def test_a_state_that_is_older_than_what_was_written_is_not_vouched_for(server: 
             stream = await owned(store)
             stream.apply(stored([1], None, 0))
             await settled(store)
-            await store.renew(lambda _: b"null")
+            await store.renew({KEY: OwnedStatus(b"null", is_connected=True)})
             keys, client = store._session.keyspace.model(KEY.model), server.client()
             client.hincrby(keys.state(KEY), "number", -1)
             client.delete(keys.streams)
-            await store.renew(lambda _: b"null")
+            await store.renew({KEY: OwnedStatus(b"null", is_connected=True)})
             assert client.exists(keys.streams) == 0
             await settled(store)
-            await store.renew(lambda _: b"null")
+            await store.renew({KEY: OwnedStatus(b"null", is_connected=True)})
             assert client.exists(keys.streams) == 1
 
     run(scenario())
@@ -440,7 +442,7 @@ def test_a_full_redis_refuses_and_takes_everything_later(server: RedisServer) ->
             client.config_set("maxmemory", 1)
             stream.apply(stored([4, 5], None, 400))
             await until(lambda: store.trouble == "full")
-            renewed = await store.renew(lambda _: b"{}")
+            renewed = await store.renew({KEY: OwnedStatus(b"{}", is_connected=True)})
             assert renewed[KEY].ownership is Ownership.OURS
             assert store.trouble == "full", "a renewal says nothing of what grows"
             assert set(in_redis(server)["gpu"]) == {1, 2, 3}
@@ -485,7 +487,7 @@ def test_a_full_redis_is_seen_to_be_well_again_by_who_has_nothing_to_write(serve
             try:
                 with pytest.raises(StoreError, match="full"):
                     await store.registry.register((EngineSpec("pod", "m", events="tcp://127.0.0.1:9"),))
-                await store.renew(lambda _: b"{}")
+                await store.renew({KEY: OwnedStatus(b"{}", is_connected=True)})
                 await store.heartbeat(["m"])
                 assert store.trouble == "full"
             finally:
@@ -550,10 +552,10 @@ def test_an_expired_stream_leaves_no_key_and_starts_anew_when_it_returns(server:
             await settled(store)
             stream.trust = Trust.EXPIRED
             stream.forget()
-            store.vouch(KEY, Trust.EXPIRED)
+            store.set_trust(KEY, Trust.EXPIRED, stream.position)
             await until(lambda: not [name for name in server.keys("kvi:") if b":state:" in name or b":gpu:" in name])
             stream.trust = Trust.LIVE
-            store.vouch(KEY, Trust.STALE)
+            store.set_trust(KEY, Trust.STALE, stream.position)
             stream.apply(stored([7], None, 700))
             await settled(store)
             assert_written(server, stream)
@@ -568,7 +570,7 @@ def test_nothing_is_left_of_a_stream_that_nobody_keeps(server: RedisServer) -> N
             stream = await owned(store)
             stream.apply(stored([1, 2], None, 100), stored([9], 8, 900))
             await settled(store)
-            await store.renew(lambda _: b"{}")
+            await store.renew({KEY: OwnedStatus(b"{}", is_connected=True)})
 
     run(scenario())
     server.wait_empty()
@@ -593,7 +595,7 @@ def test_a_forgotten_pod_is_let_go(server: RedisServer) -> None:
             await settled(store)
             await store.registry.unregister(KEY.pod)
             await store.registry.delete(KEY)
-            renewed = await store.renew(lambda _: b"{}")
+            renewed = await store.renew({KEY: OwnedStatus(b"{}", is_connected=True)})
             assert renewed[KEY].ownership is Ownership.GONE
             assert not [name for name in server.keys("kvi:") if b":state:" in name or b":gpu:" in name]
             assert (await store.heartbeat([])).forgotten == {KEY.pod}
@@ -628,8 +630,3 @@ def test_a_redis_that_was_never_there_is_told_of(server: RedisServer) -> None:
             assert store.trouble is not None
 
     run(scenario())
-
-
-def test_the_stand_in_is_what_the_store_reads() -> None:
-    stream: RecordedStream = Owned(RedisStore(Settings(redis="redis://127.0.0.1:1"), IndexerMetrics(CollectorRegistry()), "me"))
-    assert stream.point().trust is Trust.LIVE

@@ -54,12 +54,13 @@ class Stream:
         self.registry = CollectorRegistry()
         self.view = View(settings)
         self.view.open(KEY)
-        self.applier = Applier(KEY, "copies", None, settings, self.view, IndexerMetrics(self.registry))
+        self.applier = Applier(KEY, "copies", None, settings, IndexerMetrics(self.registry), with_records=True)
         self.good = 0
 
     def apply(self, payload: bytes) -> None:
         try:
-            self.applier.apply(payload, 0, is_live=True)
+            applied = self.applier.apply(payload, 0, is_live=True)
+            self.view.append(KEY, self.applier.block_size, applied.change)
         except BaseException as error:
             error.add_note(f"payload: {payload[:2000].hex()}")
             raise

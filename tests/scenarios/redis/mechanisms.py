@@ -2,25 +2,25 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
 import pytest
 from redis.exceptions import RedisError
 
-from indexer.core.block_table import PARKED, REMOVED
+from indexer.core.block_table import PARKED, REMOVED, HashRecord
 from indexer.core.held_keys import HeldKeys
+from indexer.core.snapshot import Snapshot
+from indexer.core.stream_state import StreamState
 from indexer.errors import StoreError
 from indexer.ownership.assignment import Assignment, Duty
 from indexer.store import keyspace, scripts, session
 from indexer.store.client import sentinel
 from indexer.store.client.cluster import Cluster
-from indexer.store.encoding import StreamEncoder
 from indexer.store.keyspace import Keyspace
 from indexer.store.pending import PendingWrites
 from indexer.store.reader import Reader
-from indexer.store.records import encode_hash
 from indexer.store.registry import Registry
 from indexer.store.unconfirmed_registrations import UnconfirmedRegistrations
 from indexer.streams.stream import Stream
@@ -276,13 +276,13 @@ def _replace(patch: Patch, script: str, source: str) -> None:
 
 def _leave_out(patch: Patch, left_out: int) -> None:
     """Nothing of this part is written."""
-    fields, hashes = StreamEncoder.fields, StreamEncoder.hashes
+    records, hashes = StreamState.records, Snapshot.hashes
 
-    def without(self: StreamEncoder, part: int, wanted: Iterable[int]) -> Iterator[tuple[bytes, bytes | None]]:
-        return ((encode_hash(engine_hash), None) for engine_hash in wanted) if part == left_out else fields(self, part, wanted)
+    def without(self: StreamState, part: int, wanted: Iterable[int]) -> dict[int, HashRecord | None]:
+        return dict.fromkeys(wanted) if part == left_out else records(self, part, wanted)
 
-    patch.setattr(StreamEncoder, "fields", without)
-    patch.setattr(StreamEncoder, "hashes", lambda self, part: [] if part == left_out else hashes(self, part))
+    patch.setattr(StreamState, "records", without)
+    patch.setattr(Snapshot, "hashes", lambda self, part: [] if part == left_out else hashes(self, part))
 
 
 REDIS_MECHANISMS: dict[str, Callable[[Patch], None]] = {

@@ -110,7 +110,7 @@ def test_runs_and_ends_are_those_of_the_naive_model(seed: int) -> None:
     chance = random.Random(seed)
     view, stream = View(Settings()), StreamKey("m", "pod", 0)
     view.open(stream)
-    view.vouch(stream, Trust.LIVE)
+    view.set_trust(stream, Trust.LIVE)
     rank = Rank(2, counts_copies=False)
     texts = ["".join(chance.choices("ab", k=6)) for _ in range(4)]
     removed: dict[Text, int] = {}

@@ -81,7 +81,7 @@ def test_every_script_keeps_to_one_slot(cluster: RedisCluster, monkeypatch: pyte
                     await late.holds(one, [5], 1)
                     await late.holds(other, [5], 1)
                 assert set((await owner.store.owners([one, other])).values()) == {"owner"}
-                second.vouch(Trust.EXPIRED)
+                second.set_trust(Trust.EXPIRED)
                 await until(lambda: owner.store._flusher.streams[other].generation is None)
                 await owner.store.release(one)
                 await registry.delete(one)

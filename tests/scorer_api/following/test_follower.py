@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from indexer.config.settings import Settings
 from indexer.core.events import Cleared, Tier
 from indexer.core.names import StreamKey, Trust
+from indexer.core.snapshot import Snapshot
 from indexer.engines.spec import EngineSpec
 from indexer.errors import StoreError
 from indexer.store.keyspace import Keyspace
@@ -411,8 +412,9 @@ def test_a_state_read_between_a_claim_and_the_first_entry_is_a_right_one(server:
             async with scorer_of(settings) as scorer:
                 await until(lambda: scorer.matched(A, [1]) == 1)
                 heir = second.streams[A] = OwnedStream(second, A)
-                assert await second.store.load(claim, heir)  # type: ignore[arg-type]
-                second.store.own(heir, claim, is_loaded=True)  # type: ignore[arg-type]
+                head = await second.store.load(claim, A, heir.state)  # type: ignore[arg-type]
+                heir.resume(head)
+                second.store.own(A, claim, Snapshot(heir.state), heir.position, is_loaded=True)  # type: ignore[arg-type]
                 heir.apply(stored([2], [2], 1))
                 await scorer.holds(A, [1, 2], 2)
                 assert scorer.loads("lost") == scorer.loads("survey") == 0
@@ -429,7 +431,7 @@ def test_trust_follows_what_the_owner_says(server: RedisServer) -> None:
             stream.apply(stored([1], [1]))
             await scorer.holds(A, [1], 1)
             for trust in (Trust.PARTIAL, Trust.STALE, Trust.LIVE):
-                stream.vouch(trust)
+                stream.set_trust(trust)
                 await scorer.holds(A, [1], 1, trust)
 
     run(scenario())
@@ -903,7 +905,7 @@ def test_readiness_waits_for_what_there_was_at_first(server: RedisServer) -> Non
                 assert (readiness.status, readiness.is_ready) == ("starting", False)
                 may_load.set()
                 await until(lambda: scorer.pods.readiness().status == "ready")
-                stream.vouch(Trust.STALE)
+                stream.set_trust(Trust.STALE)
                 await until(lambda: scorer.pods.readiness().status == "degraded")
                 assert scorer.pods.readiness().reasons == [f"pod {A.pod} rank 0 is stale"]
 

@@ -11,6 +11,7 @@ from indexer.config.settings import Settings
 from indexer.core.change import Change
 from indexer.core.events import Cleared, Event, Stored, Tier
 from indexer.core.names import StreamKey
+from indexer.core.store import StreamPosition
 from scorer_api.following.follower import Follower
 from scorer_api.index.engine_hashes import EngineHashes
 from scorer_api.index.scoring import NO_MATCH
@@ -42,9 +43,9 @@ class BothModes:
         self._append = stream._owner.store.append
         stream._owner.store.append = self._append_to_both  # type: ignore[method-assign]  # the tee of this test
 
-    def _append_to_both(self, key: StreamKey, block_size: int, change: Change) -> None:
+    def _append_to_both(self, key: StreamKey, block_size: int, change: Change, position: StreamPosition) -> None:
         self.embedded.append(key, block_size, change)
-        self._append(key, block_size, change)
+        self._append(key, block_size, change, position)
 
     async def apply(self, *events: Event) -> None:
         self.stream.apply(*events)
@@ -54,7 +55,7 @@ class BothModes:
         """History was lost: the same engine goes on."""
         self.stream.state.lose()
         self.embedded.drop(KEY)
-        self.stream._owner.store.drop(KEY)
+        self.stream._owner.store.drop(KEY, self.stream.position)
         await self.stream.flushed()
 
     async def agree(self, follower: View) -> tuple[set[int], int]:

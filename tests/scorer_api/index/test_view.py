@@ -238,7 +238,7 @@ def test_a_closed_stream_is_forgotten() -> None:
 def test_a_ranks_score_says_how_far_it_can_be_relied_on() -> None:
     view = new_view(A)
     assert view.score(asked("X"))[0].ranks[0].trust is Trust.STALE
-    view.vouch(A, Trust.LIVE)
+    view.set_trust(A, Trust.LIVE)
     assert view.score(asked("X"))[0].ranks[0].trust is Trust.LIVE
     view.drop(A)
     assert view.score(asked("X"))[0].ranks[0].trust is Trust.LIVE
@@ -379,12 +379,12 @@ def test_what_is_given_back_late_takes_nothing_from_a_model_that_came_anew() -> 
 
 def test_trust_counts_until_its_time_is_over() -> None:
     view = new_view(A, B)
-    view.vouch(A, Trust.PARTIAL, time.monotonic() + 3600)
-    view.vouch(B, Trust.LIVE, time.monotonic() - 1)
+    view.set_trust(A, Trust.PARTIAL, until_s=time.monotonic() + 3600)
+    view.set_trust(B, Trust.LIVE, until_s=time.monotonic() - 1)
     assert (view.trust(A), view.trust(B)) == (Trust.PARTIAL, Trust.STALE)
     assert [(pod.pod, pod.ranks[0].trust) for pod in view.score(asked("X"))] == [("a", Trust.PARTIAL), ("b", Trust.STALE)]
     assert [view.count(trust) for trust in Trust] == [0, 1, 1, 0]
-    view.vouch(B, Trust.EXPIRED, time.monotonic() - 1)
+    view.set_trust(B, Trust.EXPIRED, until_s=time.monotonic() - 1)
     assert view.trust(B) is Trust.EXPIRED
 
 

@@ -48,7 +48,7 @@ class World:
     def open(self, pod: str, rank: int = 0, trust: Trust = Trust.LIVE, block_size: int | None = SIZE) -> None:
         stream = StreamKey("m", pod, rank)
         self.view.open(stream)
-        self.view.vouch(stream, trust)
+        self.view.set_trust(stream, trust)
         if block_size is not None:
             self.store(pod, ["a block of its own"], rank, block_size)
 
@@ -137,7 +137,7 @@ def test_an_excluded_pod_is_never_picked_and_the_reason_says_so() -> None:
 
 def test_an_expired_pod_is_never_picked() -> None:
     world = World("a", "b")
-    world.view.vouch(StreamKey("m", "a", 0), Trust.EXPIRED)
+    world.view.set_trust(StreamKey("m", "a", 0), Trust.EXPIRED)
     picked = world.pick("x")
     assert (picked.order, picked.picked_for, picked.reasons["a"].why) == (["b"], "only_one", "expired")
 
@@ -145,8 +145,8 @@ def test_an_expired_pod_is_never_picked() -> None:
 def test_a_stale_pod_comes_after_all_others_whatever_it_holds() -> None:
     world = World("a", "b", "c")
     world.store("a", "xyz")
-    world.view.vouch(StreamKey("m", "a", 0), Trust.STALE)
-    world.view.vouch(StreamKey("m", "b", 0), Trust.PARTIAL)
+    world.view.set_trust(StreamKey("m", "a", 0), Trust.STALE)
+    world.view.set_trust(StreamKey("m", "b", 0), Trust.PARTIAL)
     world.store("b", "x")
     picked = world.pick("xyz")
     assert (picked.order, picked.reasons["a"].why, picked.reasons["b"].why) == (["b", "c", "a"], "stale", None)
@@ -156,13 +156,13 @@ def test_a_stale_pod_comes_after_all_others_whatever_it_holds() -> None:
 
 def test_a_stream_that_nobody_vouches_for_any_more_is_stale() -> None:
     world = World("a", "b")
-    world.view.vouch(StreamKey("m", "a", 0), Trust.LIVE, until_s=0.0)
+    world.view.set_trust(StreamKey("m", "a", 0), Trust.LIVE, until_s=0.0)
     assert world.pick("x").order == ["b", "a"]
 
 
 def test_where_no_pod_is_left_the_error_counts_why() -> None:
     world = World("a", "b", "c")
-    world.view.vouch(StreamKey("m", "b", 0), Trust.EXPIRED)
+    world.view.set_trust(StreamKey("m", "b", 0), Trust.EXPIRED)
     with pytest.raises(NoPodError, match="no pod can be picked: 2 excluded, 1 expired"):
         world.pick("x", PickRequest(exclude=frozenset("ac")))
     with pytest.raises(NoPodError, match="there is none of those asked for"):
