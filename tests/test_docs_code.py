@@ -1,4 +1,4 @@
-"""What the documentation says of the code is so: the paths that it names, the scripts, the tasks and the packages."""
+"""What the documentation says of the code is so: the paths that it names, the types, the scripts, the tasks and the packages."""
 
 import re
 from pathlib import Path
@@ -45,4 +45,16 @@ def test_every_task_and_thread_of_the_architecture_has_its_name_in_the_code() ->
     names = {name.removesuffix(" …") for cell in cells for name in re.findall(r"`([a-z][a-z ]*…?)`", cell)}
     assert len(names) > 10
     sources = "\n".join(path.read_text(encoding="utf-8") for folder in ("indexer", "scorer_api") for path in (ROOT / folder).rglob("*.py"))
-    assert {name for name in names if not re.search(rf'f?"{name}\b', sources)} == set()
+    assert {name for name in names if not re.search(rf'f"{name} |"{name}"', sources)} == set()
+
+
+def test_every_type_of_the_glossary_is_where_it_says() -> None:
+    rows = re.findall(
+        r"^\| [^|]+ \| (`[A-Z][^|]+) \| (`(?:indexer|scorer_api)/[^|]+) \|$", (ROOT / "docs/glossary.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert len(rows) > 15
+    wrong = []
+    for types, paths in rows:
+        sources = "\n".join((ROOT / path).read_text(encoding="utf-8") for path in re.findall(r"`([^`]+)`", paths))
+        wrong += [name for name in re.findall(r"`(\w+)`", types) if not re.search(rf"^class {name}\b", sources, re.MULTILINE)]
+    assert wrong == []
