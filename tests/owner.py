@@ -3,7 +3,7 @@
 import asyncio
 import struct
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ from indexer.store.redis import RedisStore
 from indexer.store.renewal import OwnedStatus
 from indexer.streams.status import StreamStatus
 from tests.redis_server import RedisServer
+from tests.waiting import wait_until_async
 
 SIZE = 4
 KEEP_S = 0.2
@@ -64,7 +65,7 @@ class OwnedStream:
 
     async def flushed(self) -> None:
         """Wait until Redis has everything."""
-        await until(lambda: self._owner.store._flusher.streams[self.key].is_settled)  # nobody else has to know
+        await wait_until_async(lambda: self._owner.store._flusher.streams[self.key].is_settled)  # nobody else has to know
 
     def status(self) -> bytes:
         blocks = {tier.word: self.state.count(tier) for tier in Tier if self.state.count(tier)}
@@ -122,14 +123,6 @@ async def owner_of(settings: Settings, member: str = "owner") -> AsyncIterator[O
 
 def settings_of(server: RedisServer, **more: Any) -> Settings:
     return Settings(redis=server.url, **{"redis_timeout_s": 0.5, "pod_expiry_s": 60.0, "lease_s": 1.0, **more})
-
-
-async def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> None:
-    """Wait for it without ownership in the way of what brings it about."""
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not come true"
-        await asyncio.sleep(0.005)
 
 
 # What engines say, and what scorers are asked

@@ -62,56 +62,44 @@ def test_each_change_is_noticed_once(tmp_path: Path) -> None:
     assert not files.have_changed()
 
 
-def test_what_changes_before_the_loop_starts_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_changes_before_the_loop_starts_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reload, "LOOK_S", 0.01)
 
-    async def scenario() -> None:
-        part = Part(tmp_path / "one")
-        (tmp_path / "one").write_text("1")
-        async with reloading([part]):
-            await part.wait()
-        assert part.count == 1
-
-    asyncio.run(scenario())
+    part = Part(tmp_path / "one")
+    (tmp_path / "one").write_text("1")
+    async with reloading([part]):
+        await part.wait()
+    assert part.count == 1
 
 
-def test_a_change_reloads_what_depends_on_the_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_change_reloads_what_depends_on_the_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reload, "LOOK_S", 0.01)
 
-    async def scenario() -> None:
-        one, other = Part(tmp_path / "one"), Part(tmp_path / "other")
-        async with reloading([one, other]):
-            for number in (1, 2):
-                (tmp_path / "one").write_text("1" * number)
-                await one.wait()
-        assert (one.count, other.count) == (2, 0)
-
-    asyncio.run(scenario())
+    one, other = Part(tmp_path / "one"), Part(tmp_path / "other")
+    async with reloading([one, other]):
+        for number in (1, 2):
+            (tmp_path / "one").write_text("1" * number)
+            await one.wait()
+    assert (one.count, other.count) == (2, 0)
 
 
-def test_a_request_reloads_everything_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_request_reloads_everything_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reload, "LOOK_S", 3600)
 
-    async def scenario() -> None:
-        one, other = Part(tmp_path / "one"), Part()
-        async with reloading([one, other]) as reload_now:
-            for _ in range(2):
-                reload_now.set()
-                await one.wait()
-                await other.wait()
-        assert (one.count, other.count) == (2, 2)
-
-    asyncio.run(scenario())
+    one, other = Part(tmp_path / "one"), Part()
+    async with reloading([one, other]) as reload_now:
+        for _ in range(2):
+            reload_now.set()
+            await one.wait()
+            await other.wait()
+    assert (one.count, other.count) == (2, 2)
 
 
-def test_a_part_that_fails_keeps_no_other_from_being_reloaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async def scenario() -> None:
-        wrong, right = Part(error=ValueError("a mistake of ours")), Part()
-        async with reloading([wrong, right]) as reload_now:
-            for _ in range(2):
-                reload_now.set()
-                await right.wait()
-        assert (wrong.count, right.count) == (2, 2)
-
-    asyncio.run(scenario())
+async def test_a_part_that_fails_keeps_no_other_from_being_reloaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    wrong, right = Part(error=ValueError("a mistake of ours")), Part()
+    async with reloading([wrong, right]) as reload_now:
+        for _ in range(2):
+            reload_now.set()
+            await right.wait()
+    assert (wrong.count, right.count) == (2, 2)
     assert [record.message for record in caplog.records] == ["reload failed"] * 2

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
 from contextlib import aclosing
 
 import msgspec
@@ -17,23 +16,13 @@ from indexer.store.reader import Reader
 from scorer_api.following.follower import Follower
 from scorer_api.index.view import View
 from scorer_api.metrics import FollowerMetrics
-from tests.owner import owner_of, settings_of, until
+from tests.owner import owner_of, settings_of
 from tests.redis_server import RedisServer
+from tests.waiting import wait_until_async
 
 MODEL = "my/{odd} model:"
 POD = "10.0.0.7:8000"
 BUSY, IDLE = Load(7, 30, 0.95, 812.5, 4096.0, 471_258.0), Load(0, 0)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def _empty(server: RedisServer) -> None:
-    server.client().flushall()
 
 
 def key_of(pod: str) -> str:
@@ -43,110 +32,88 @@ def key_of(pod: str) -> str:
 async def told(server: RedisServer, load: Load) -> None:
     """Wait until Redis has it."""
     words = msgspec.msgpack.encode(msgspec.structs.astuple(load))
-    await until(lambda: (server.client().get(key_of(POD)) or b"").endswith(b" " + words))
+    await wait_until_async(lambda: (server.client().get(key_of(POD)) or b"").endswith(b" " + words))
 
 
-def test_what_is_told_is_read_with_its_age(server: RedisServer) -> None:
-    async def scenario() -> None:
-        settings = settings_of(server)
-        async with owner_of(settings) as owner, aclosing(Reader(settings)) as reader:
-            owner.store.loads.note(MODEL, POD, BUSY, time.monotonic() - 4)
-            owner.store.loads.note(MODEL, "b {x}", IDLE, time.monotonic())
-            await until(lambda: server.client().exists(key_of(POD), key_of("b {x}")) == 2)
-            loads = await reader.loads(MODEL, ["nobody", POD, "b {x}"])
-            assert {pod: load for pod, (load, _) in loads.items()} == {POD: BUSY, "b {x}": IDLE}
-            assert 4 <= loads[POD][1] < 4 + 8
-            assert 0 <= loads["b {x}"][1] < 8
-            assert await reader.loads("another", [POD]) == {}
-            assert await reader.loads(MODEL, []) == {}
-            assert 0 < server.client().pttl(key_of(POD)) <= TTL_MS
-
-    asyncio.run(scenario())
+async def test_what_is_told_is_read_with_its_age(server: RedisServer) -> None:
+    settings = settings_of(server)
+    async with owner_of(settings) as owner, aclosing(Reader(settings)) as reader:
+        owner.store.loads.note(MODEL, POD, BUSY, time.monotonic() - 4)
+        owner.store.loads.note(MODEL, "b {x}", IDLE, time.monotonic())
+        await wait_until_async(lambda: server.client().exists(key_of(POD), key_of("b {x}")) == 2)
+        loads = await reader.loads(MODEL, ["nobody", POD, "b {x}"])
+        assert {pod: load for pod, (load, _) in loads.items()} == {POD: BUSY, "b {x}": IDLE}
+        assert 4 <= loads[POD][1] < 4 + 8
+        assert 0 <= loads["b {x}"][1] < 8
+        assert await reader.loads("another", [POD]) == {}
+        assert await reader.loads(MODEL, []) == {}
+        assert 0 < server.client().pttl(key_of(POD)) <= TTL_MS
 
 
-def test_a_newer_one_takes_its_place(server: RedisServer) -> None:
-    async def scenario() -> None:
-        settings = settings_of(server)
-        async with owner_of(settings) as owner, aclosing(Reader(settings)) as reader:
-            for load in (BUSY, IDLE):
-                owner.store.loads.note(MODEL, POD, load, time.monotonic())
-                await told(server, load)
-                assert (await reader.loads(MODEL, [POD]))[POD][0] == load
-
-    asyncio.run(scenario())
+async def test_a_newer_one_takes_its_place(server: RedisServer) -> None:
+    settings = settings_of(server)
+    async with owner_of(settings) as owner, aclosing(Reader(settings)) as reader:
+        for load in (BUSY, IDLE):
+            owner.store.loads.note(MODEL, POD, load, time.monotonic())
+            await told(server, load)
+            assert (await reader.loads(MODEL, [POD]))[POD][0] == load
 
 
-def test_many_pods_are_read_in_several_calls(server: RedisServer) -> None:
-    async def scenario() -> None:
-        settings = settings_of(server)
-        pods = [f"pod-{number}" for number in range(450)]
-        async with owner_of(settings) as owner, aclosing(Reader(settings)) as reader:
-            for number, pod in enumerate(pods):
-                owner.store.loads.note(MODEL, pod, Load(number, 0), time.monotonic())
-            await until(lambda: server.client().exists(*map(key_of, pods)) == 450)
-            loads = await reader.loads(MODEL, pods)
-            assert [loads[pod][0].running for pod in pods] == list(range(450))
-
-    asyncio.run(scenario())
+async def test_many_pods_are_read_in_several_calls(server: RedisServer) -> None:
+    settings = settings_of(server)
+    pods = [f"pod-{number}" for number in range(450)]
+    async with owner_of(settings) as owner, aclosing(Reader(settings)) as reader:
+        for number, pod in enumerate(pods):
+            owner.store.loads.note(MODEL, pod, Load(number, 0), time.monotonic())
+        await wait_until_async(lambda: server.client().exists(*map(key_of, pods)) == 450)
+        loads = await reader.loads(MODEL, pods)
+        assert [loads[pod][0].running for pod in pods] == list(range(450))
 
 
 @pytest.mark.parametrize(
     "value", [b"", b"x", b"12 ", b"now " + msgspec.msgpack.encode((1, 2, None, None, None)), b"12 " + msgspec.msgpack.encode((1, "2")), b"\xff"]
 )
-def test_what_somebody_else_wrote_there_is_passed_over(server: RedisServer, value: bytes) -> None:
-    async def scenario() -> None:
-        async with aclosing(Reader(settings_of(server))) as reader:
-            server.client().set(key_of(POD), value)
-            assert await reader.loads(MODEL, [POD]) == {}
-
-    asyncio.run(scenario())
+async def test_what_somebody_else_wrote_there_is_passed_over(server: RedisServer, value: bytes) -> None:
+    async with aclosing(Reader(settings_of(server))) as reader:
+        server.client().set(key_of(POD), value)
+        assert await reader.loads(MODEL, [POD]) == {}
 
 
-def test_another_version_may_say_more_or_less(server: RedisServer) -> None:
-    async def scenario() -> None:
-        async with aclosing(Reader(settings_of(server))) as reader:
-            server.client().set(key_of(POD), b"12 " + msgspec.msgpack.encode((*msgspec.structs.astuple(Load(1, 2)), "more")))
-            loads = await reader.loads(MODEL, [POD])
-            assert loads[POD][0] == Load(1, 2)
-            server.client().set(key_of(POD), b"12 " + msgspec.msgpack.encode((1, 2)))
-            assert (await reader.loads(MODEL, [POD]))[POD][0] == Load(1, 2)
-
-    asyncio.run(scenario())
+async def test_another_version_may_say_more_or_less(server: RedisServer) -> None:
+    async with aclosing(Reader(settings_of(server))) as reader:
+        server.client().set(key_of(POD), b"12 " + msgspec.msgpack.encode((*msgspec.structs.astuple(Load(1, 2)), "more")))
+        loads = await reader.loads(MODEL, [POD])
+        assert loads[POD][0] == Load(1, 2)
+        server.client().set(key_of(POD), b"12 " + msgspec.msgpack.encode((1, 2)))
+        assert (await reader.loads(MODEL, [POD]))[POD][0] == Load(1, 2)
 
 
-def test_a_scorer_follows_the_loads_of_its_pods(server: RedisServer) -> None:
-    async def scenario() -> None:
-        settings = settings_of(server)
-        view = View(settings, "redis")
-        async with owner_of(settings) as owner, Follower(settings, view, FollowerMetrics(CollectorRegistry(), view)):
-            await owner.own(StreamKey(MODEL, POD, 0))
-            for load in (BUSY, IDLE):
-                began_s = time.monotonic()
-                owner.store.loads.note(MODEL, POD, load, began_s)
-                await until(lambda load=load: (view.loads.get(MODEL, POD) or (None,))[0] == load)
-                found = view.loads.get(MODEL, POD)
-                assert found is not None
-                assert abs(found[1] - began_s) < 8
-
-    asyncio.run(scenario())
+async def test_a_scorer_follows_the_loads_of_its_pods(server: RedisServer) -> None:
+    settings = settings_of(server)
+    view = View(settings, "redis")
+    async with owner_of(settings) as owner, Follower(settings, view, FollowerMetrics(CollectorRegistry(), view)):
+        await owner.own(StreamKey(MODEL, POD, 0))
+        for load in (BUSY, IDLE):
+            began_s = time.monotonic()
+            owner.store.loads.note(MODEL, POD, load, began_s)
+            await wait_until_async(lambda load=load: (view.loads.get(MODEL, POD) or (None,))[0] == load)
+            found = view.loads.get(MODEL, POD)
+            assert found is not None
+            assert abs(found[1] - began_s) < 8
 
 
-def test_loads_are_lost_with_a_redis_that_is_away_and_told_again_when_it_is_back() -> None:
-    async def scenario(server: RedisServer) -> None:
-        settings = settings_of(server)
-        async with owner_of(settings) as owner:
-            await owner.own(StreamKey(MODEL, POD, 0))
-            server.kill()
-            owner.store.loads.note(MODEL, POD, BUSY, time.monotonic())
-            await asyncio.sleep(0.2)
-            server.start(with_data=False)
-            client = server.client()
+async def test_loads_are_lost_with_a_redis_that_is_away_and_told_again_when_it_is_back(server: RedisServer) -> None:
+    settings = settings_of(server)
+    async with owner_of(settings) as owner:
+        await owner.own(StreamKey(MODEL, POD, 0))
+        server.kill()
+        owner.store.loads.note(MODEL, POD, BUSY, time.monotonic())
+        await asyncio.sleep(0.2)
+        server.start(with_data=False)
+        client = server.client()
 
-            def is_told() -> bool:
-                owner.store.loads.note(MODEL, POD, IDLE, time.monotonic())
-                return bool(client.exists(key_of(POD)))
+        def is_told() -> bool:
+            owner.store.loads.note(MODEL, POD, IDLE, time.monotonic())
+            return bool(client.exists(key_of(POD)))
 
-            await until(is_told)
-
-    with RedisServer() as own:
-        asyncio.run(scenario(own))
+        await wait_until_async(is_told)

@@ -7,7 +7,7 @@ import asyncio
 import random
 import struct
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -30,6 +30,7 @@ from indexer.store.leases import Claim
 from indexer.store.redis import RedisStore
 from indexer.store.renewal import OwnedStatus
 from tests.redis_server import RedisServer
+from tests.waiting import wait_until_async
 
 KEY = StreamKey("my/{odd} model:", "10.0.0.7:8000", 0)
 SIZE = 4
@@ -80,19 +81,6 @@ def removed(hashes: list[int], tier: Tier = Tier.GPU) -> Removed:
     return Removed(hashes, tier, 0)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def _empty(server: RedisServer) -> None:
-    if not server.is_running:
-        server.start(with_data=False)
-    server.client().flushall()
-
-
 def settings_of(server: RedisServer, **more: Any) -> Settings:
     return Settings(redis=server.url, **{"redis_timeout_s": 0.5, "pod_expiry_s": 60.0, **more})
 
@@ -115,15 +103,8 @@ async def owned(store: RedisStore, key: StreamKey = KEY) -> Owned:
     return stream
 
 
-async def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not come true"
-        await asyncio.sleep(0.01)
-
-
 async def settled(store: RedisStore, key: StreamKey = KEY) -> None:
-    await until(lambda: store._flusher.streams[key].is_settled)  # what is waiting has no public face: nobody else has to know
+    await wait_until_async(lambda: store._flusher.streams[key].is_settled)  # what is waiting has no public face: nobody else has to know
 
 
 def in_redis(server: RedisServer, key: StreamKey = KEY) -> dict[str, dict[int, bytes]]:
@@ -162,10 +143,6 @@ def assert_written(server: RedisServer, stream: Owned) -> None:
     state = server.client().hgetall(Keyspace("kvi").model(stream.key.model).state(stream.key))
     assert msgspec.msgpack.decode(state[b"head"])[0] == stream.sequence
     assert state[b"lengths"] == ",".join(str(len(written[part])) for part in PARTS).encode()
-
-
-def run(work: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(work)
 
 
 class Load:
@@ -221,412 +198,346 @@ class Load:
         return stored(hashes, parent, hashes[0] * 1000)
 
 
-def test_what_a_stream_holds_lies_in_redis_after_each_change(server: RedisServer) -> None:
-    async def scenario() -> None:
-        async with opened(settings_of(server)) as store:
-            stream = await owned(store)
+async def test_what_a_stream_holds_lies_in_redis_after_each_change(server: RedisServer) -> None:
+    async with opened(settings_of(server)) as store:
+        stream = await owned(store)
+        await settled(store)
+        assert_written(server, stream)
+        for events in (
+            [stored([1, 2, 3], None, 100)],
+            [stored([2], 1, 104)],  # a second copy
+            [moved([3], Tier.CPU), removed([3])],
+            [stored([9], 8, 900)],  # an orphan
+            [stored([8], None, 800)],  # its parent
+            [removed([2])],
+            [Cleared(), stored([4], None, 400)],
+        ):
+            stream.apply(*events)
             await settled(store)
             assert_written(server, stream)
-            for events in (
-                [stored([1, 2, 3], None, 100)],
-                [stored([2], 1, 104)],  # a second copy
-                [moved([3], Tier.CPU), removed([3])],
-                [stored([9], 8, 900)],  # an orphan
-                [stored([8], None, 800)],  # its parent
-                [removed([2])],
-                [Cleared(), stored([4], None, 400)],
-            ):
-                stream.apply(*events)
-                await settled(store)
-                assert_written(server, stream)
-
-    run(scenario())
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_new_owner_goes_on_exactly_where_the_former_one_was(server: RedisServer, seed: int) -> None:
-    async def scenario() -> None:
-        load = Load(seed)
-        async with opened(settings_of(server), "first") as first:
-            stream = await owned(first)
-            for _ in range(60):
-                stream.apply(*load.events())
-                if load.random.random() < 0.3:
-                    await settled(first)
-            await settled(first)
-            assert_written(server, stream)
-            await first.release(KEY)
-        async with opened(settings_of(server), "second") as second:
-            heir = await owned(second)
-            assert heir.resumed is not None
-            assert as_held(heir.state) == as_held(stream.state)
-            assert [heir.state.held(tier) for tier in Tier] == [stream.state.held(tier) for tier in Tier]
-            for _ in range(40):
-                events = load.events()
-                heir.apply(*events)
-                stream.state.apply(events, time.monotonic())
-            assert as_held(heir.state) == as_held(stream.state)
-            assert [heir.state.held(tier) for tier in Tier] == [stream.state.held(tier) for tier in Tier]
-            await settled(second)
-            assert_written(server, heir)
-
-    run(scenario())
+async def test_a_new_owner_goes_on_exactly_where_the_former_one_was(server: RedisServer, seed: int) -> None:
+    load = Load(seed)
+    async with opened(settings_of(server), "first") as first:
+        stream = await owned(first)
+        for _ in range(60):
+            stream.apply(*load.events())
+            if load.random.random() < 0.3:
+                await settled(first)
+        await settled(first)
+        assert_written(server, stream)
+        await first.release(KEY)
+    async with opened(settings_of(server), "second") as second:
+        heir = await owned(second)
+        assert heir.resumed is not None
+        assert as_held(heir.state) == as_held(stream.state)
+        assert [heir.state.held(tier) for tier in Tier] == [stream.state.held(tier) for tier in Tier]
+        for _ in range(40):
+            events = load.events()
+            heir.apply(*events)
+            stream.state.apply(events, time.monotonic())
+        assert as_held(heir.state) == as_held(stream.state)
+        assert [heir.state.held(tier) for tier in Tier] == [stream.state.held(tier) for tier in Tier]
+        await settled(second)
+        assert_written(server, heir)
 
 
-def test_a_stream_has_one_owner(server: RedisServer) -> None:
-    async def scenario() -> None:
-        settings = settings_of(server, lease_s=0.4)
-        async with opened(settings, "a") as a, opened(settings, "b") as b:
-            stream = await owned(a)
-            assert await b.claim(KEY, "free") == "a"
-            assert await b.claim(KEY, "want") == "a"
-            renewed = await a.renew({KEY: OwnedStatus(b"{}", is_connected=True)})
-            assert (renewed[KEY].ownership, renewed[KEY].wanted_by) == (Ownership.OURS, "b")
-            lost: list[tuple[StreamKey, Ownership]] = []
-            a.lost = lambda key, ownership: lost.append((key, ownership))
-            await settled(a)
-            await asyncio.sleep(0.6)  # longer than the lease: nobody renews it
-            heir = await owned(b)
+async def test_a_stream_has_one_owner(server: RedisServer) -> None:
+    settings = settings_of(server, lease_s=0.4)
+    async with opened(settings, "a") as a, opened(settings, "b") as b:
+        stream = await owned(a)
+        assert await b.claim(KEY, "free") == "a"
+        assert await b.claim(KEY, "want") == "a"
+        renewed = await a.renew({KEY: OwnedStatus(b"{}", is_connected=True)})
+        assert (renewed[KEY].ownership, renewed[KEY].wanted_by) == (Ownership.OURS, "b")
+        lost: list[tuple[StreamKey, Ownership]] = []
+        a.lost = lambda key, ownership: lost.append((key, ownership))
+        await settled(a)
+        await asyncio.sleep(0.6)  # longer than the lease: nobody renews it
+        heir = await owned(b)
+        stream.apply(stored([1], None, 100))
+        await wait_until_async(lambda: lost)
+        assert lost == [(KEY, Ownership.LOST)]
+        await settled(b)
+        assert_written(server, heir)
+        assert not in_redis(server)["gpu"]
+
+
+async def test_a_redis_that_comes_back_empty_gets_everything_again(server: RedisServer) -> None:
+    async with opened(settings_of(server)) as store:
+        stream = await owned(store)
+        stream.apply(stored(list(range(1, 3001)), None, 10_000))
+        await settled(store)
+        server.kill()
+        stream.apply(removed([1]), stored([5000], 3000, 90_000_000))
+        await wait_until_async(lambda: store.trouble == "unreachable")
+        server.start(with_data=False)
+        await settled(store)
+        assert_written(server, stream)
+        assert store.trouble is None
+
+
+async def test_an_idle_stream_is_written_again_where_redis_lost_it(server: RedisServer) -> None:
+    async with opened(settings_of(server)) as store:
+        stream = await owned(store)
+        stream.apply(stored([1, 2], None, 100))
+        await settled(store)
+        server.client().flushall()
+        await store.renew({KEY: OwnedStatus(b"{}", is_connected=True)})
+        await settled(store)
+        assert_written(server, stream)
+
+
+async def test_an_older_snapshot_is_noticed_by_its_number(server: RedisServer) -> None:
+    async with opened(settings_of(server)) as store:
+        stream = await owned(store)
+        stream.apply(stored([1, 2], None, 100))
+        await settled(store)
+        snapshot = server.save()
+        stream.apply(removed([1]))
+        await settled(store)
+        server.kill()
+        server.put_back(snapshot)
+        server.start()
+        while True:
+            try:
+                await store.renew({KEY: OwnedStatus(b"{}", is_connected=True)})
+                break
+            except StoreError:
+                await asyncio.sleep(0.05)
+        await settled(store)
+        assert_written(server, stream)
+
+
+async def test_a_hash_that_lost_fields_is_written_again(server: RedisServer) -> None:
+    async with opened(settings_of(server)) as store:
+        stream = await owned(store)
+        stream.apply(stored([1, 2], None, 100))
+        await settled(store)
+        keys = Keyspace("kvi").model(KEY.model)
+        generation = server.client().hget(keys.state(KEY), "gen")
+        assert generation is not None
+        server.client().delete(keys.parts(KEY, int(generation))[0])
+        await store.renew({KEY: OwnedStatus(b"{}", is_connected=True)})
+        await settled(store)
+        assert_written(server, stream)
+
+
+async def test_an_append_whose_answer_never_came_is_not_applied_twice_and_not_lost(server: RedisServer) -> None:
+    async with opened(settings_of(server, redis_timeout_s=0.3)) as store:
+        stream = await owned(store)
+        stream.apply(stored([1], None, 100))
+        await settled(store)
+        generation = store._flusher.streams[KEY].generation
+        for _ in range(3):
+            server.freeze()
             stream.apply(stored([1], None, 100))
-            await until(lambda: lost)
-            assert lost == [(KEY, Ownership.LOST)]
-            await settled(b)
-            assert_written(server, heir)
-            assert not in_redis(server)["gpu"]
-
-    run(scenario())
-
-
-def test_a_redis_that_comes_back_empty_gets_everything_again(server: RedisServer) -> None:
-    async def scenario() -> None:
-        async with opened(settings_of(server)) as store:
-            stream = await owned(store)
-            stream.apply(stored(list(range(1, 3001)), None, 10_000))
-            await settled(store)
-            server.kill()
-            stream.apply(removed([1]), stored([5000], 3000, 90_000_000))
-            await until(lambda: store.trouble == "unreachable")
-            server.start(with_data=False)
+            await wait_until_async(lambda: store.trouble == "unreachable")
+            stream.apply(stored([2], None, 200))
+            server.thaw()
             await settled(store)
             assert_written(server, stream)
-            assert store.trouble is None
-
-    run(scenario())
-
-
-def test_an_idle_stream_is_written_again_where_redis_lost_it(server: RedisServer) -> None:
-    async def scenario() -> None:
-        async with opened(settings_of(server)) as store:
-            stream = await owned(store)
-            stream.apply(stored([1, 2], None, 100))
-            await settled(store)
-            server.client().flushall()
-            await store.renew({KEY: OwnedStatus(b"{}", is_connected=True)})
-            await settled(store)
-            assert_written(server, stream)
-
-    run(scenario())
+        assert in_redis(server)["gpu"][1][0] == 4
+        assert store._flusher.streams[KEY].generation == generation
 
 
-def test_an_older_snapshot_is_noticed_by_its_number(server: RedisServer) -> None:
-    async def scenario() -> None:
-        async with opened(settings_of(server)) as store:
-            stream = await owned(store)
-            stream.apply(stored([1, 2], None, 100))
-            await settled(store)
-            snapshot = server.save()
-            stream.apply(removed([1]))
-            await settled(store)
-            server.kill()
-            server.put_back(snapshot)
-            server.start()
-            while True:
-                try:
-                    await store.renew({KEY: OwnedStatus(b"{}", is_connected=True)})
-                    break
-                except StoreError:
-                    await asyncio.sleep(0.05)
-            await settled(store)
-            assert_written(server, stream)
-
-    run(scenario())
-
-
-def test_a_hash_that_lost_fields_is_written_again(server: RedisServer) -> None:
-    async def scenario() -> None:
-        async with opened(settings_of(server)) as store:
-            stream = await owned(store)
-            stream.apply(stored([1, 2], None, 100))
-            await settled(store)
-            keys = Keyspace("kvi").model(KEY.model)
-            generation = server.client().hget(keys.state(KEY), "gen")
-            assert generation is not None
-            server.client().delete(keys.parts(KEY, int(generation))[0])
-            await store.renew({KEY: OwnedStatus(b"{}", is_connected=True)})
-            await settled(store)
-            assert_written(server, stream)
-
-    run(scenario())
-
-
-def test_an_append_whose_answer_never_came_is_not_applied_twice_and_not_lost(server: RedisServer) -> None:
-    async def scenario() -> None:
-        async with opened(settings_of(server, redis_timeout_s=0.3)) as store:
-            stream = await owned(store)
-            stream.apply(stored([1], None, 100))
-            await settled(store)
-            generation = store._flusher.streams[KEY].generation
-            for _ in range(3):
-                server.freeze()
-                stream.apply(stored([1], None, 100))
-                await until(lambda: store.trouble == "unreachable")
-                stream.apply(stored([2], None, 200))
-                server.thaw()
-                await settled(store)
-                assert_written(server, stream)
-            assert in_redis(server)["gpu"][1][0] == 4
-            assert store._flusher.streams[KEY].generation == generation
-
-    run(scenario())
-
-
-def test_no_number_is_used_twice_also_where_its_call_was_never_carried_out(server: RedisServer) -> None:
+async def test_no_number_is_used_twice_also_where_its_call_was_never_carried_out(server: RedisServer) -> None:
     """Somebody may have read it from a Redis that is not ours any more: what has the same generation, fence and number is the same."""
 
-    async def scenario() -> None:
-        async with opened(settings_of(server)) as store:
-            stream = await owned(store)
-            stream.apply(stored([1], None, 0))
-            await settled(store)
-            number = store._flusher.streams[KEY].number
-            server.save()
-            server.kill()
-            stream.apply(stored([2], 1, 4))
-            await until(lambda: store.trouble == "unreachable" and not store._flusher.streams[KEY].in_flight)
-            server.start()
-            await settled(store)
-            assert_written(server, stream)
-            assert store._flusher.streams[KEY].number > number + 1
-
-    run(scenario())
+    async with opened(settings_of(server)) as store:
+        stream = await owned(store)
+        stream.apply(stored([1], None, 0))
+        await settled(store)
+        number = store._flusher.streams[KEY].number
+        server.save()
+        server.kill()
+        stream.apply(stored([2], 1, 4))
+        await wait_until_async(lambda: store.trouble == "unreachable" and not store._flusher.streams[KEY].in_flight)
+        server.start()
+        await settled(store)
+        assert_written(server, stream)
+        assert store._flusher.streams[KEY].number > number + 1
 
 
-def test_a_state_that_is_older_than_what_was_written_is_not_vouched_for(server: RedisServer) -> None:
+async def test_a_state_that_is_older_than_what_was_written_is_not_vouched_for(server: RedisServer) -> None:
     """Not even by the round that finds it out."""
 
-    async def scenario() -> None:
-        async with opened(settings_of(server)) as store:
-            stream = await owned(store)
-            stream.apply(stored([1], None, 0))
+    async with opened(settings_of(server)) as store:
+        stream = await owned(store)
+        stream.apply(stored([1], None, 0))
+        await settled(store)
+        await store.renew({KEY: OwnedStatus(b"null", is_connected=True)})
+        keys, client = store._session.keyspace.model(KEY.model), server.client()
+        client.hincrby(keys.state(KEY), "number", -1)
+        client.delete(keys.streams)
+        await store.renew({KEY: OwnedStatus(b"null", is_connected=True)})
+        assert client.exists(keys.streams) == 0
+        await settled(store)
+        await store.renew({KEY: OwnedStatus(b"null", is_connected=True)})
+        assert client.exists(keys.streams) == 1
+
+
+async def test_a_full_redis_refuses_and_takes_everything_later(server: RedisServer) -> None:
+    async with opened(settings_of(server)) as store:
+        stream = await owned(store)
+        stream.apply(stored([1, 2, 3], None, 100))
+        await settled(store)
+        client = server.client()
+        client.config_set("maxmemory", 1)
+        stream.apply(stored([4, 5], None, 400))
+        await wait_until_async(lambda: store.trouble == "full")
+        renewed = await store.renew({KEY: OwnedStatus(b"{}", is_connected=True)})
+        assert renewed[KEY].ownership is Ownership.OURS
+        assert store.trouble == "full", "a renewal says nothing of what grows"
+        assert set(in_redis(server)["gpu"]) == {1, 2, 3}
+        client.config_set("maxmemory", 0)
+        await settled(store)
+        assert_written(server, stream)
+        assert store.trouble is None
+
+
+async def test_a_full_redis_lets_through_what_shrinks(server: RedisServer) -> None:
+    async with opened(settings_of(server)) as store:
+        stream = await owned(store)
+        stream.apply(stored([1, 2, 3], None, 100))
+        await settled(store)
+        client = server.client()
+        client.config_set("maxmemory", 1)
+        try:
+            stream.apply(removed([2, 3]))
             await settled(store)
-            await store.renew({KEY: OwnedStatus(b"null", is_connected=True)})
-            keys, client = store._session.keyspace.model(KEY.model), server.client()
-            client.hincrby(keys.state(KEY), "number", -1)
-            client.delete(keys.streams)
-            await store.renew({KEY: OwnedStatus(b"null", is_connected=True)})
-            assert client.exists(keys.streams) == 0
-            await settled(store)
-            await store.renew({KEY: OwnedStatus(b"null", is_connected=True)})
-            assert client.exists(keys.streams) == 1
-
-    run(scenario())
-
-
-def test_a_full_redis_refuses_and_takes_everything_later(server: RedisServer) -> None:
-    async def scenario() -> None:
-        async with opened(settings_of(server)) as store:
-            stream = await owned(store)
-            stream.apply(stored([1, 2, 3], None, 100))
-            await settled(store)
-            client = server.client()
-            client.config_set("maxmemory", 1)
-            stream.apply(stored([4, 5], None, 400))
-            await until(lambda: store.trouble == "full")
-            renewed = await store.renew({KEY: OwnedStatus(b"{}", is_connected=True)})
-            assert renewed[KEY].ownership is Ownership.OURS
-            assert store.trouble == "full", "a renewal says nothing of what grows"
-            assert set(in_redis(server)["gpu"]) == {1, 2, 3}
-            client.config_set("maxmemory", 0)
-            await settled(store)
-            assert_written(server, stream)
-            assert store.trouble is None
-
-    run(scenario())
-
-
-def test_a_full_redis_lets_through_what_shrinks(server: RedisServer) -> None:
-    async def scenario() -> None:
-        async with opened(settings_of(server)) as store:
-            stream = await owned(store)
-            stream.apply(stored([1, 2, 3], None, 100))
-            await settled(store)
-            client = server.client()
-            client.config_set("maxmemory", 1)
-            try:
-                stream.apply(removed([2, 3]))
-                await settled(store)
-                assert set(in_redis(server)["gpu"]) == {1}
-                stream.forget()
-                await settled(store)
-                assert not in_redis(server)["gpu"]
-            finally:
-                client.config_set("maxmemory", 0)
-
-    run(scenario())
-
-
-def test_a_full_redis_is_seen_to_be_well_again_by_who_has_nothing_to_write(server: RedisServer) -> None:
-    async def scenario() -> None:
-        async with opened(settings_of(server)) as store:
-            stream = await owned(store)
-            stream.apply(stored([1], None, 100))
-            await settled(store)
-            incarnation = (await store.heartbeat(["m"])).incarnation
-            client = server.client()
-            client.config_set("maxmemory", 1)
-            try:
-                with pytest.raises(StoreError, match="full"):
-                    await store.registry.register((EngineSpec("pod", "m", events="tcp://127.0.0.1:9"),))
-                await store.renew({KEY: OwnedStatus(b"{}", is_connected=True)})
-                await store.heartbeat(["m"])
-                assert store.trouble == "full"
-            finally:
-                client.config_set("maxmemory", 0)
-            heartbeat = await store.heartbeat(["m"])
-            assert store.trouble is None
-            assert (heartbeat.incarnation, heartbeat.pods) == (incarnation, {})
-
-    run(scenario())
-
-
-def commands_of_a_restart(server: RedisServer, blocks: int) -> dict[str, int]:
-    counted: dict[str, int] = {}
-
-    async def scenario() -> None:
-        async with opened(settings_of(server)) as store:
-            stream = await owned(store)
-            for start in range(1, blocks + 1, 500):
-                stream.apply(stored(list(range(start, start + 500)), None, start * 10))
-                await settled(store)
-            assert len(in_redis(server)["gpu"]) == blocks
-            with server.counting() as calls:
-                stream.forget()
-                await settled(store)
-            counted.update(calls)
-            assert not in_redis(server)["gpu"]
-            names = server.keys("kvi:")
-            assert not [name for name in names if b":gpu:" in name], "the old generation is gone"
-
-    run(scenario())
-    return counted
-
-
-def test_dropping_a_stream_costs_the_same_whatever_it_held(server: RedisServer) -> None:
-    few = commands_of_a_restart(server, 500)
-    server.client().flushall()
-    assert commands_of_a_restart(server, 20_000) == few
-
-
-def test_changes_that_come_while_everything_is_written_are_in_it(server: RedisServer) -> None:
-    async def scenario() -> None:
-        load = Load(7)
-        async with opened(settings_of(server)) as store:
-            stream = await owned(store)
-            stream.apply(stored(list(range(1_000_001, 1_030_001)), None, 1))
-            store._flusher.streams[KEY].require_full_write()
-            stream.apply(stored([2_000_000], None, 9))
-            for _ in range(200):
-                stream.apply(*load.events())
-                await asyncio.sleep(0)
-            await settled(store)
-            assert_written(server, stream)
-
-    run(scenario())
-
-
-def test_an_expired_stream_leaves_no_key_and_starts_anew_when_it_returns(server: RedisServer) -> None:
-    async def scenario() -> None:
-        async with opened(settings_of(server)) as store:
-            stream = await owned(store)
-            stream.apply(stored([1, 2], None, 100))
-            await settled(store)
-            stream.trust = Trust.EXPIRED
+            assert set(in_redis(server)["gpu"]) == {1}
             stream.forget()
-            store.set_trust(KEY, Trust.EXPIRED, stream.position)
-            await until(lambda: not [name for name in server.keys("kvi:") if b":state:" in name or b":gpu:" in name])
-            stream.trust = Trust.LIVE
-            store.set_trust(KEY, Trust.STALE, stream.position)
-            stream.apply(stored([7], None, 700))
             await settled(store)
-            assert_written(server, stream)
+            assert not in_redis(server)["gpu"]
+        finally:
+            client.config_set("maxmemory", 0)
 
-    run(scenario())
 
-
-def test_nothing_is_left_of_a_stream_that_nobody_keeps(server: RedisServer) -> None:
-    async def scenario() -> None:
-        async with opened(settings_of(server, pod_expiry_s=1.0, lease_s=0.5)) as store:
-            await store.heartbeat(["m"])
-            stream = await owned(store)
-            stream.apply(stored([1, 2], None, 100), stored([9], 8, 900))
-            await settled(store)
+async def test_a_full_redis_is_seen_to_be_well_again_by_who_has_nothing_to_write(server: RedisServer) -> None:
+    async with opened(settings_of(server)) as store:
+        stream = await owned(store)
+        stream.apply(stored([1], None, 100))
+        await settled(store)
+        incarnation = (await store.heartbeat(["m"])).incarnation
+        client = server.client()
+        client.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(StoreError, match="full"):
+                await store.registry.register((EngineSpec("pod", "m", events="tcp://127.0.0.1:9"),))
             await store.renew({KEY: OwnedStatus(b"{}", is_connected=True)})
+            await store.heartbeat(["m"])
+            assert store.trouble == "full"
+        finally:
+            client.config_set("maxmemory", 0)
+        heartbeat = await store.heartbeat(["m"])
+        assert store.trouble is None
+        assert (heartbeat.incarnation, heartbeat.pods) == (incarnation, {})
 
-    run(scenario())
+
+async def commands_of_a_restart(server: RedisServer, blocks: int) -> dict[str, int]:
+    async with opened(settings_of(server)) as store:
+        stream = await owned(store)
+        for start in range(1, blocks + 1, 500):
+            stream.apply(stored(list(range(start, start + 500)), None, start * 10))
+            await settled(store)
+        assert len(in_redis(server)["gpu"]) == blocks
+        with server.counting() as calls:
+            stream.forget()
+            await settled(store)
+        assert not in_redis(server)["gpu"]
+        names = server.keys("kvi:")
+        assert not [name for name in names if b":gpu:" in name], "the old generation is gone"
+    return calls
+
+
+async def test_dropping_a_stream_costs_the_same_whatever_it_held(server: RedisServer) -> None:
+    few = await commands_of_a_restart(server, 500)
+    server.client().flushall()
+    assert await commands_of_a_restart(server, 20_000) == few
+
+
+async def test_changes_that_come_while_everything_is_written_are_in_it(server: RedisServer) -> None:
+    load = Load(7)
+    async with opened(settings_of(server)) as store:
+        stream = await owned(store)
+        stream.apply(stored(list(range(1_000_001, 1_030_001)), None, 1))
+        store._flusher.streams[KEY].require_full_write()
+        stream.apply(stored([2_000_000], None, 9))
+        for _ in range(200):
+            stream.apply(*load.events())
+            await asyncio.sleep(0)
+        await settled(store)
+        assert_written(server, stream)
+
+
+async def test_an_expired_stream_leaves_no_key_and_starts_anew_when_it_returns(server: RedisServer) -> None:
+    async with opened(settings_of(server)) as store:
+        stream = await owned(store)
+        stream.apply(stored([1, 2], None, 100))
+        await settled(store)
+        stream.trust = Trust.EXPIRED
+        stream.forget()
+        store.set_trust(KEY, Trust.EXPIRED, stream.position)
+        await wait_until_async(lambda: not [name for name in server.keys("kvi:") if b":state:" in name or b":gpu:" in name])
+        stream.trust = Trust.LIVE
+        store.set_trust(KEY, Trust.STALE, stream.position)
+        stream.apply(stored([7], None, 700))
+        await settled(store)
+        assert_written(server, stream)
+
+
+async def test_nothing_is_left_of_a_stream_that_nobody_keeps(server: RedisServer) -> None:
+    async with opened(settings_of(server, pod_expiry_s=1.0, lease_s=0.5)) as store:
+        await store.heartbeat(["m"])
+        stream = await owned(store)
+        stream.apply(stored([1, 2], None, 100), stored([9], 8, 900))
+        await settled(store)
+        await store.renew({KEY: OwnedStatus(b"{}", is_connected=True)})
     server.wait_empty()
 
 
-def test_an_indexer_with_nothing_to_own_is_no_member(server: RedisServer) -> None:
-    async def scenario() -> None:
-        async with opened(settings_of(server), "a") as a, opened(settings_of(server), "b") as b:
-            assert (await a.heartbeat([])).members == ("a",)
-            assert (await b.heartbeat([])).members == ("a", "b")
-            assert (await a.heartbeat([], is_candidate=False)).members == ("b",)
-            assert (await b.heartbeat([])).members == ("b",)
-
-    run(scenario())
+async def test_an_indexer_with_nothing_to_own_is_no_member(server: RedisServer) -> None:
+    async with opened(settings_of(server), "a") as a, opened(settings_of(server), "b") as b:
+        assert (await a.heartbeat([])).members == ("a",)
+        assert (await b.heartbeat([])).members == ("a", "b")
+        assert (await a.heartbeat([], is_candidate=False)).members == ("b",)
+        assert (await b.heartbeat([])).members == ("b",)
 
 
-def test_a_forgotten_pod_is_let_go(server: RedisServer) -> None:
-    async def scenario() -> None:
-        async with opened(settings_of(server)) as store:
-            stream = await owned(store)
-            stream.apply(stored([1], None, 100))
-            await settled(store)
-            await store.registry.unregister(KEY.pod)
-            await store.registry.delete(KEY)
-            renewed = await store.renew({KEY: OwnedStatus(b"{}", is_connected=True)})
-            assert renewed[KEY].ownership is Ownership.GONE
-            assert not [name for name in server.keys("kvi:") if b":state:" in name or b":gpu:" in name]
-            assert (await store.heartbeat([])).forgotten == {KEY.pod}
-
-    run(scenario())
+async def test_a_forgotten_pod_is_let_go(server: RedisServer) -> None:
+    async with opened(settings_of(server)) as store:
+        stream = await owned(store)
+        stream.apply(stored([1], None, 100))
+        await settled(store)
+        await store.registry.unregister(KEY.pod)
+        await store.registry.delete(KEY)
+        renewed = await store.renew({KEY: OwnedStatus(b"{}", is_connected=True)})
+        assert renewed[KEY].ownership is Ownership.GONE
+        assert not [name for name in server.keys("kvi:") if b":state:" in name or b":gpu:" in name]
+        assert (await store.heartbeat([])).forgotten == {KEY.pod}
 
 
-def test_a_stream_of_other_ways_of_counting_starts_anew(server: RedisServer) -> None:
-    async def scenario() -> None:
-        async with opened(settings_of(server)) as store:
-            stream = await owned(store)
-            stream.apply(stored([1], None, 100))
-            await settled(store)
-            await store.release(KEY)
-        async with opened(settings_of(server, hash_seed="another")) as store:
-            stream = await owned(store)
-            assert stream.resumed is None
-            await settled(store)
-            assert_written(server, stream)
-            assert not in_redis(server)["gpu"]
-
-    run(scenario())
+async def test_a_stream_of_other_ways_of_counting_starts_anew(server: RedisServer) -> None:
+    async with opened(settings_of(server)) as store:
+        stream = await owned(store)
+        stream.apply(stored([1], None, 100))
+        await settled(store)
+        await store.release(KEY)
+    async with opened(settings_of(server, hash_seed="another")) as store:
+        stream = await owned(store)
+        assert stream.resumed is None
+        await settled(store)
+        assert_written(server, stream)
+        assert not in_redis(server)["gpu"]
 
 
-def test_a_redis_that_was_never_there_is_told_of(server: RedisServer) -> None:
+async def test_a_redis_that_was_never_there_is_told_of(server: RedisServer) -> None:
     server.kill()
 
-    async def scenario() -> None:
-        async with opened(settings_of(server)) as store:
-            with pytest.raises(StoreError, match="unreachable"):
-                await store.claim(KEY, "free")
-            assert store.trouble is not None
-
-    run(scenario())
+    async with opened(settings_of(server)) as store:
+        with pytest.raises(StoreError, match="unreachable"):
+            await store.claim(KEY, "free")
+        assert store.trouble is not None

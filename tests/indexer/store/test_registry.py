@@ -1,8 +1,8 @@
 """Pods that are registered for everybody, in a real Redis."""
 
-import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
@@ -23,25 +23,10 @@ ONE = (EngineSpec("pod", "m", events="tcp://127.0.0.1:9"),)
 OTHER = (EngineSpec("pod", "other", events="tcp://127.0.0.1:10"),)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def _empty(server: RedisServer) -> None:
-    if not server.is_running:
-        server.start(with_data=False)
-    server.client().flushall()
-
-
-def with_registry(server: RedisServer, act: Callable[[Registry], Awaitable[None]], note: Callable[[RedisError, str], None] | None = None) -> None:
-    async def main() -> None:
-        async with connect(server.url, 0.5) as client:
-            await act(Registry(client, KEYS, Settings(redis=server.url), note))
-
-    asyncio.run(main())
+@asynccontextmanager
+async def registry_on(server: RedisServer, note: Callable[[RedisError, str], None] | None = None) -> AsyncIterator[Registry]:
+    async with connect(server.url, 0.5) as client:
+        yield Registry(client, KEYS, Settings(redis=server.url), note)
 
 
 def registered(server: RedisServer) -> dict[str, tuple[EngineSpec, ...]]:
@@ -49,8 +34,8 @@ def registered(server: RedisServer) -> dict[str, tuple[EngineSpec, ...]]:
     return RegisteredPods().read(client.hgetall(KEYS.directory.pods).items(), client.hgetall(KEYS.directory.specs).items())
 
 
-def test_a_pod_is_registered_replaced_kept_and_forgotten(server: RedisServer) -> None:
-    async def act(registry: Registry) -> None:
+async def test_a_pod_is_registered_replaced_kept_and_forgotten(server: RedisServer) -> None:
+    async with registry_on(server) as registry:
         assert await registry.register(ONE)
         assert registered(server) == {"pod": ONE}
         assert not await registry.register(OTHER)
@@ -67,28 +52,24 @@ def test_a_pod_is_registered_replaced_kept_and_forgotten(server: RedisServer) ->
         assert registered(server) == {"pod": ONE}
         assert server.client().zscore(KEYS.directory.forgotten, "pod") is None
 
-    with_registry(server, act)
 
-
-def test_a_stream_is_deleted_whatever_its_generation(server: RedisServer) -> None:
+async def test_a_stream_is_deleted_whatever_its_generation(server: RedisServer) -> None:
     keys, stream = KEYS.model("m"), StreamKey("m", "pod", 0)
     client = server.client()
     client.hset(keys.state(stream), mapping={"gen": 77, "fence": 5})
     client.hset(keys.parts(stream, 77)[0], "block", "value")
     client.zadd(keys.streams, {"0:pod": 1, "0:another": 1})
 
-    async def act(registry: Registry) -> None:
+    async with registry_on(server) as registry:
         await registry.delete(stream)
         await registry.delete(stream)
-
-    with_registry(server, act)
     assert server.keys() == sorted([keys.streams.encode(), keys.log.encode()])
     assert client.zrange(keys.streams, 0, -1) == [b"0:another"]
     entries = [decode_entry(fields[b"e"]) for _, fields in client.xrange(keys.log)]
     assert [(entry.stream, entry.kind, entry.generation) for entry in entries] == [("0:pod", Kind.GONE, 77), ("0:pod", Kind.GONE, 0)]
 
 
-def test_what_redis_does_not_do_is_told_to_whoever_asks_and_noted(server: RedisServer) -> None:
+async def test_what_redis_does_not_do_is_told_to_whoever_asks_and_noted(server: RedisServer) -> None:
     noted: list[RedisError] = []
 
     async def act(registry: Registry) -> None:
@@ -97,9 +78,11 @@ def test_what_redis_does_not_do_is_told_to_whoever_asks_and_noted(server: RedisS
                 await call()
 
     server.kill()
-    with_registry(server, act, lambda error, key: noted.append(error))
+    async with registry_on(server, lambda error, key: noted.append(error)) as registry:
+        await act(registry)
     assert len(noted) == 3
-    with_registry(server, act)
+    async with registry_on(server) as registry:
+        await act(registry)
 
 
 @pytest.mark.rule("R3")
@@ -125,8 +108,8 @@ def as_older_replicas_read(server: RedisServer) -> dict[str, tuple[EngineSpec, .
     return RegisteredPods().read(server.client().hgetall(KEYS.directory.pods).items())
 
 
-def test_what_older_replicas_cannot_read_lies_where_they_do_not_look(server: RedisServer) -> None:
-    async def act(registry: Registry) -> None:
+async def test_what_older_replicas_cannot_read_lies_where_they_do_not_look(server: RedisServer) -> None:
+    async with registry_on(server) as registry:
         await registry.register(WITH_HTTP)
         assert (registered(server), as_older_replicas_read(server)) == ({"pod": WITH_HTTP}, {"pod": ONE})
         await registry.register(ONE)
@@ -137,35 +120,27 @@ def test_what_older_replicas_cannot_read_lies_where_they_do_not_look(server: Red
         assert registered(server) == {}
         assert not server.client().exists(KEYS.directory.specs)
 
-    with_registry(server, act)
 
-
-def test_what_an_older_replica_replaced_or_forgot_counts_as_it_left_it(server: RedisServer) -> None:
-    async def act(registry: Registry) -> None:
+async def test_what_an_older_replica_replaced_or_forgot_counts_as_it_left_it(server: RedisServer) -> None:
+    async with registry_on(server) as registry:
         await registry.register(WITH_HTTP)
         server.client().hset(KEYS.directory.pods, "pod", msgspec.json.encode(OTHER))
         assert registered(server) == {"pod": OTHER}
         server.client().hdel(KEYS.directory.pods, "pod")
         assert registered(server) == {}
 
-    with_registry(server, act)
-
 
 @pytest.mark.parametrize("text", [b"", b"null", b'[{"pod": "pod", "model": "m", "events": "tcp://127.0.0.1:9", "newer": 1}]', b'[{"pod": 1}]'])
-def test_what_a_newer_replica_adds_and_cannot_be_read_costs_nothing_else(server: RedisServer, text: bytes) -> None:
-    async def act(registry: Registry) -> None:
+async def test_what_a_newer_replica_adds_and_cannot_be_read_costs_nothing_else(server: RedisServer, text: bytes) -> None:
+    async with registry_on(server) as registry:
         await registry.register(ONE)
         server.client().hset(KEYS.directory.specs, "pod", text)
         assert registered(server) == {"pod": ONE}
 
-    with_registry(server, act)
 
-
-def test_an_api_base_in_redis_that_is_none_is_passed_over(server: RedisServer) -> None:
-    async def act(registry: Registry) -> None:
+async def test_an_api_base_in_redis_that_is_none_is_passed_over(server: RedisServer) -> None:
+    async with registry_on(server) as registry:
         await registry.register(ONE)
         specs = msgspec.json.encode([msgspec.structs.replace(ONE[0], http="http://user@127.0.0.1/?x")])
         server.client().hset(KEYS.directory.specs, "pod", specs)
         assert registered(server) == {"pod": ONE}
-
-    with_registry(server, act)

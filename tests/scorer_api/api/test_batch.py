@@ -112,7 +112,7 @@ def test_each_request_of_a_batch_is_counted_by_its_outcome(service: Client) -> N
     assert service.metric("kv_indexer_score_seconds_count", phase="look_up") == timed + 3
 
 
-def test_others_have_their_turn_between_the_requests_of_a_batch() -> None:
+async def test_others_have_their_turn_between_the_requests_of_a_batch() -> None:
     """Whatever else runs in the process is not held up by a batch for longer than by one of its requests: counted in turns, not in seconds."""
     settings = Settings()
     view = View(settings)
@@ -127,19 +127,15 @@ def test_others_have_their_turn_between_the_requests_of_a_batch() -> None:
     view.score = score  # type: ignore[method-assign]  # the same, and noted
     turns = 0
 
-    async def run() -> None:
-        nonlocal turns
-        body = msgspec.json.encode({"requests": [{"model": "m", "token_ids": list(range(4_000))}] * 256})
-        router = Router(Settings(), view, RouteMetrics(CollectorRegistry()))
-        resolver, metrics = request_resolver(view), ScorerMetrics(CollectorRegistry(), view)
-        batches = BatchHandler(ScoreHandler(view, resolver, metrics, router), resolver, metrics)
-        task = asyncio.create_task(batches.answer(body, JSON, JSON))
-        while not task.done():
-            turns += 1
-            await asyncio.sleep(0)
-        assert len(msgspec.json.decode(await task)["answers"]) == 256
-
-    asyncio.run(run())
+    body = msgspec.json.encode({"requests": [{"model": "m", "token_ids": list(range(4_000))}] * 256})
+    router = Router(Settings(), view, RouteMetrics(CollectorRegistry()))
+    resolver, metrics = request_resolver(view), ScorerMetrics(CollectorRegistry(), view)
+    batches = BatchHandler(ScoreHandler(view, resolver, metrics, router), resolver, metrics)
+    task = asyncio.create_task(batches.answer(body, JSON, JSON))
+    while not task.done():
+        turns += 1
+        await asyncio.sleep(0)
+    assert len(msgspec.json.decode(await task)["answers"]) == 256
     assert len(works) == 256
     assert len(set(works)) == 256, "no two prompts were looked up in one turn of the event loop"
 

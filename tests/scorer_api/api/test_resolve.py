@@ -1,7 +1,5 @@
 """Resolving decoded requests."""
 
-import asyncio
-
 import pytest
 
 from indexer.config.settings import Settings
@@ -15,30 +13,30 @@ from scorer_api.index.view import View
 from tests.tokenizing import request_resolver
 
 
-def resolve(request: ScoreRequest) -> ResolvedRequest:
-    return asyncio.run(request_resolver(View(Settings())).resolve(request))
+async def resolve(request: ScoreRequest) -> ResolvedRequest:
+    return await request_resolver(View(Settings())).resolve(request)
 
 
-def test_token_ids_are_asked_for_as_they_are() -> None:
+async def test_token_ids_are_asked_for_as_they_are() -> None:
     request = ScoreRequest("m", [1, 2], lora_name="l")
-    assert resolve(request) == ResolvedRequest(request, "token_ids", Prompt("m", b"\x01\0\0\0\x02\0\0\0", "l", None))
+    assert await resolve(request) == ResolvedRequest(request, "token_ids", Prompt("m", b"\x01\0\0\0\x02\0\0\0", "l", None))
 
 
-def test_no_tokens_are_tokens_too() -> None:
-    assert resolve(ScoreRequest("m", [])).prompt.length == 0
+async def test_no_tokens_are_tokens_too() -> None:
+    assert (await resolve(ScoreRequest("m", []))).prompt.length == 0
 
 
-def test_hashes_are_asked_for_where_they_are_kept() -> None:
+async def test_hashes_are_asked_for_where_they_are_kept() -> None:
     """In a view of its own process nobody keeps them: there is no service that has them."""
     view = View(Settings())
     view.open(StreamKey("m", "pod", 0))
     view.mapped_key = lambda stream: {}.get
     request = ScoreRequest("m", block_hashes=[1, "0000000000000002"])
-    assert asyncio.run(request_resolver(view).resolve(request)) == ResolvedRequest(request, "block_hashes", EngineHashes("m", [1, 2]))
+    assert await request_resolver(view).resolve(request) == ResolvedRequest(request, "block_hashes", EngineHashes("m", [1, 2]))
 
 
-def test_a_request_without_a_source_of_tokens_is_told_of_them_all() -> None:
+async def test_a_request_without_a_source_of_tokens_is_told_of_them_all() -> None:
     with pytest.raises(Problem) as raised:
-        resolve(ScoreRequest("m"))
+        await resolve(ScoreRequest("m"))
     assert raised.value.status == 422
     assert [name for name in SOURCES if name not in raised.value.detail] == []

@@ -7,41 +7,32 @@ import pytest
 from scorer_api.cli.stop_event import unless_stopped
 
 
-def test_the_result_of_work_that_ends_by_itself() -> None:
-    async def scenario() -> int | None:
-        async def work() -> int:
-            return 7
+async def test_the_result_of_work_that_ends_by_itself() -> None:
+    async def work() -> int:
+        return 7
 
-        return await unless_stopped(asyncio.Event(), work())
-
-    assert asyncio.run(scenario()) == 7
+    assert await unless_stopped(asyncio.Event(), work()) == 7
 
 
-def test_none_and_cancelled_work_once_told_to_stop() -> None:
-    async def scenario() -> None:
-        stop, cancelled = asyncio.Event(), asyncio.Event()
+async def test_none_and_cancelled_work_once_told_to_stop() -> None:
+    stop, cancelled = asyncio.Event(), asyncio.Event()
 
-        async def work() -> int:
-            try:
-                stop.set()
-                await asyncio.sleep(3600)
-            except asyncio.CancelledError:
-                cancelled.set()
-                raise
-            return 7
+    async def work() -> int:
+        try:
+            stop.set()
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        return 7
 
-        assert await unless_stopped(stop, work()) is None
-        assert cancelled.is_set()
-
-    asyncio.run(scenario())
+    assert await unless_stopped(stop, work()) is None
+    assert cancelled.is_set()
 
 
-def test_what_the_work_raises_is_raised() -> None:
-    async def scenario() -> None:
-        async def work() -> None:
-            raise ValueError("a mistake")
-
-        await unless_stopped(asyncio.Event(), work())
+async def test_what_the_work_raises_is_raised() -> None:
+    async def work() -> None:
+        raise ValueError("a mistake")
 
     with pytest.raises(ValueError, match="a mistake"):
-        asyncio.run(scenario())
+        await unless_stopped(asyncio.Event(), work())

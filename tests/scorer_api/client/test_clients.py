@@ -333,9 +333,9 @@ def test_closing_the_client_ends_a_watch_that_waits() -> None:
     assert ended.is_set()
 
 
-def test_a_watch_can_be_cancelled() -> None:
-    async def run(url: str) -> None:
-        async with AsyncClient(url) as client:
+async def test_a_watch_can_be_cancelled() -> None:
+    with Running() as service:
+        async with AsyncClient(service.url) as client:
 
             async def look() -> None:
                 async for _ in client.watch(interval_s=3600):
@@ -347,9 +347,6 @@ def test_a_watch_can_be_cancelled() -> None:
             with pytest.raises(asyncio.CancelledError):
                 await looking
             assert await client.pods() == []
-
-    with Running() as service:
-        asyncio.run(run(service.url))
 
 
 def test_one_client_serves_several_threads(service: Service) -> None:

@@ -1,10 +1,7 @@
 """Engine hashes stand for the same block keys whether a stream runs in the scorer's process, is followed by the log or is loaded from Redis."""
 
-import asyncio
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
 
-import pytest
 from prometheus_client import CollectorRegistry
 
 from indexer.config.settings import Settings
@@ -17,18 +14,13 @@ from scorer_api.index.engine_hashes import EngineHashes
 from scorer_api.index.scoring import NO_MATCH
 from scorer_api.index.view import View
 from scorer_api.metrics import FollowerMetrics
-from tests.owner import SIZE, OwnedStream, owner_of, removed, settings_of, stored, until
+from tests.owner import SIZE, OwnedStream, owner_of, removed, settings_of, stored
 from tests.redis_server import RedisServer
+from tests.waiting import wait_until_async
 
 KEY = StreamKey("m", "a", 0)
 CHAINS = [*((engine_hash,) for engine_hash in range(1, 8)), (1, 2, 3)]
 CPU = Tier.CPU
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as running:
-        yield running
 
 
 class BothModes:
@@ -64,10 +56,10 @@ class BothModes:
         Returns the hashes that match alone, and how many of the chain 1, 2, 3 match.
         """
         expected = answers(self.embedded)
-        await until(lambda: answers(follower) == expected, 10.0)
+        await wait_until_async(lambda: answers(follower) == expected, 10.0)
         loading = View(self._settings, "redis")
         async with Follower(self._settings, loading, FollowerMetrics(CollectorRegistry(), loading)) as late:
-            await until(lambda: late.is_settled)
+            await wait_until_async(lambda: late.is_settled)
             assert answers(loading) == expected
         return {chain[0] for chain, (blocks, _) in expected.items() if len(chain) == 1 and blocks}, expected[1, 2, 3][0]
 
@@ -86,60 +78,53 @@ def offloaded_run(last: int, blocks: int) -> Stored:
     return Stored([last], None, b"", blocks * SIZE, CPU, None, None, True, 0, "full_attention")
 
 
-def test_all_modes_answer_the_same_for_engine_hashes(server: RedisServer) -> None:
+async def test_all_modes_answer_the_same_for_engine_hashes(server: RedisServer) -> None:
     settings = settings_of(server, engine_hashes=True)
 
-    async def scenario() -> None:
-        async with AsyncExitStack() as stack:
-            owner = await stack.enter_async_context(owner_of(settings))
-            view = View(settings, "redis")
-            modes = BothModes(settings, await owner.own(KEY))
-            await stack.enter_async_context(Follower(settings, view, FollowerMetrics(CollectorRegistry(), view)))
+    async with AsyncExitStack() as stack:
+        owner = await stack.enter_async_context(owner_of(settings))
+        view = View(settings, "redis")
+        modes = BothModes(settings, await owner.own(KEY))
+        await stack.enter_async_context(Follower(settings, view, FollowerMetrics(CollectorRegistry(), view)))
 
-            await modes.apply(stored([1, 2, 3], [1, 2, 3]))
-            assert await modes.agree(view) == ({1, 2, 3}, 3)
-            await modes.apply(stored([5], [1]), removed([1]))
-            assert await modes.agree(view) == ({2, 3, 5}, 0), "another hash holds what the removed one held, which stands for nothing"
-            await modes.apply(stored([1], [1]))
-            assert await modes.agree(view) == ({1, 2, 3, 5}, 3), "it is added again"
-            await modes.apply(offloaded_run(3, 3), removed([1, 2, 3, 5]))
-            assert await modes.agree(view) == ({1, 2, 3, 5}, 3), "the run covers the blocks of the removed hashes"
-            await modes.apply(stored([4], [1]), Cleared())
-            assert await modes.agree(view) == ({1, 2, 3, 4, 5}, 3), "a clear of the gpu leaves the run"
-            await modes.apply(removed([3], CPU))
-            assert await modes.agree(view) == (set(), 0)
-            await modes.apply(stored([6], [1]))
-            assert await modes.agree(view) == ({1, 4, 5, 6}, 1), "where blocks are offloaded, removed hashes stand for what they held"
-            await modes.apply(stored([1, 2, 3], [1, 2, 3]))
-            await modes.lose()
-            assert await modes.agree(view) == (set(), 0)
-            await modes.apply(offloaded_run(3, 3))
-            assert await modes.agree(view) == ({1, 2, 3, 4, 5, 6}, 3), "a lost stream's hashes are remembered"
-
-    asyncio.run(scenario())
+        await modes.apply(stored([1, 2, 3], [1, 2, 3]))
+        assert await modes.agree(view) == ({1, 2, 3}, 3)
+        await modes.apply(stored([5], [1]), removed([1]))
+        assert await modes.agree(view) == ({2, 3, 5}, 0), "another hash holds what the removed one held, which stands for nothing"
+        await modes.apply(stored([1], [1]))
+        assert await modes.agree(view) == ({1, 2, 3, 5}, 3), "it is added again"
+        await modes.apply(offloaded_run(3, 3), removed([1, 2, 3, 5]))
+        assert await modes.agree(view) == ({1, 2, 3, 5}, 3), "the run covers the blocks of the removed hashes"
+        await modes.apply(stored([4], [1]), Cleared())
+        assert await modes.agree(view) == ({1, 2, 3, 4, 5}, 3), "a clear of the gpu leaves the run"
+        await modes.apply(removed([3], CPU))
+        assert await modes.agree(view) == (set(), 0)
+        await modes.apply(stored([6], [1]))
+        assert await modes.agree(view) == ({1, 4, 5, 6}, 1), "where blocks are offloaded, removed hashes stand for what they held"
+        await modes.apply(stored([1, 2, 3], [1, 2, 3]))
+        await modes.lose()
+        assert await modes.agree(view) == (set(), 0)
+        await modes.apply(offloaded_run(3, 3))
+        assert await modes.agree(view) == ({1, 2, 3, 4, 5, 6}, 3), "a lost stream's hashes are remembered"
 
 
-def test_all_modes_leave_ambiguous_keys_out_of_the_index(server: RedisServer) -> None:
+async def test_all_modes_leave_ambiguous_keys_out_of_the_index(server: RedisServer) -> None:
     """The engine announces no extra keys: two hashes of the same tokens may be two images."""
     settings = settings_of(server, engine_hashes=True)
-    server.client().flushall()
 
-    async def scenario() -> None:
-        async with AsyncExitStack() as stack:
-            owner = await stack.enter_async_context(owner_of(settings))
-            view = View(settings, "redis")
-            modes = BothModes(settings, await owner.own(KEY))
-            await stack.enter_async_context(Follower(settings, view, FollowerMetrics(CollectorRegistry(), view)))
+    async with AsyncExitStack() as stack:
+        owner = await stack.enter_async_context(owner_of(settings))
+        view = View(settings, "redis")
+        modes = BothModes(settings, await owner.own(KEY))
+        await stack.enter_async_context(Follower(settings, view, FollowerMetrics(CollectorRegistry(), view)))
 
-            await modes.apply(stored([1, 2, 3], [1, 2, 3], announces_extra_keys=False))
-            assert await modes.agree(view) == ({1, 2, 3}, 3)
-            await modes.apply(stored([5], [1], announces_extra_keys=False))
-            assert await modes.agree(view) == ({2, 3}, 0), "neither hash counts: nothing tells their blocks apart"
-            await modes.apply(stored([6], [2], 1, CPU, announces_extra_keys=False))
-            assert await modes.agree(view) == ({3}, 0), "nor does one in another tier"
-            await modes.apply(removed([1, 5]))
-            assert await modes.agree(view) == ({3}, 0)
-            await modes.apply(stored([7], [1], announces_extra_keys=False))
-            assert await modes.agree(view) == ({7, 3, 1, 5}, 1), "all that claimed the key are gone, so it counts again"
-
-    asyncio.run(scenario())
+        await modes.apply(stored([1, 2, 3], [1, 2, 3], announces_extra_keys=False))
+        assert await modes.agree(view) == ({1, 2, 3}, 3)
+        await modes.apply(stored([5], [1], announces_extra_keys=False))
+        assert await modes.agree(view) == ({2, 3}, 0), "neither hash counts: nothing tells their blocks apart"
+        await modes.apply(stored([6], [2], 1, CPU, announces_extra_keys=False))
+        assert await modes.agree(view) == ({3}, 0), "nor does one in another tier"
+        await modes.apply(removed([1, 5]))
+        assert await modes.agree(view) == ({3}, 0)
+        await modes.apply(stored([7], [1], announces_extra_keys=False))
+        assert await modes.agree(view) == ({7, 3, 1, 5}, 1), "all that claimed the key are gone, so it counts again"

@@ -155,31 +155,28 @@ def test_chats_that_are_none_are_refused(tmp_path: Path) -> None:
     assert "UTF-8" in said(folder, TokenizeInput("m", "\ud800"))
 
 
-def test_what_takes_too_long_is_given_up_and_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_takes_too_long_is_given_up_and_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = LocalTokenizer(str(make_files(tmp_path)), 0.2)
     may_end = threading.Event()
     real = tokenizer.tokenize
     monkeypatch.setattr(tokenizer, "tokenize", lambda tokenize_input: may_end.wait(30) and real(tokenize_input))
 
-    async def scenario() -> None:
-        ticks = 0
+    ticks = 0
 
-        async def tick() -> None:
-            nonlocal ticks
-            while True:
-                await asyncio.sleep(0.01)
-                ticks += 1
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.01)
+            ticks += 1
 
-        ticking = asyncio.create_task(tick())
-        found = await asyncio.gather(*(tokenizer.tokens(TokenizeInput("m", "a")) for _ in range(4)), return_exceptions=True)
-        ticking.cancel()
-        assert [problem.status for problem in found if isinstance(problem, Problem)] == [502] * 4
-        assert ticks > 2, "the loop went on meanwhile"
-        may_end.set()
-        tokenizer._timeout_s = 30
-        assert len(await tokenizer.tokens(TokenizeInput("m", "a"))) == 8
-
-    asyncio.run(scenario())
+    ticking = asyncio.create_task(tick())
+    found = await asyncio.gather(*(tokenizer.tokens(TokenizeInput("m", "a")) for _ in range(4)), return_exceptions=True)
+    ticking.cancel()
+    assert [problem.status for problem in found if isinstance(problem, Problem)] == [502] * 4
+    assert ticks > 2, "the loop went on meanwhile"
+    may_end.set()
+    tokenizer._timeout_s = 30
+    assert len(await tokenizer.tokens(TokenizeInput("m", "a"))) == 8
     tokenizer.close()
 
 

@@ -7,7 +7,7 @@ import pytest
 from scorer_api.tokens.single_flight import SingleFlight
 
 
-async def _shared() -> None:
+async def test_one_that_stops_waiting_stops_nobody_else() -> None:
     flights: SingleFlight[int] = SingleFlight()
     began, may_end = 0, asyncio.Event()
 
@@ -28,11 +28,7 @@ async def _shared() -> None:
     assert not flights.is_running(b"k")
 
 
-def test_one_that_stops_waiting_stops_nobody_else() -> None:
-    asyncio.run(_shared())
-
-
-async def _left() -> None:
+async def test_work_that_nobody_waits_for_ends() -> None:
     flights: SingleFlight[int] = SingleFlight()
     ended = asyncio.Event()
 
@@ -52,11 +48,7 @@ async def _left() -> None:
     assert not flights.is_running(b"k")
 
 
-def test_work_that_nobody_waits_for_ends() -> None:
-    asyncio.run(_left())
-
-
-async def _failing() -> None:
+async def test_all_that_wait_are_told_of_a_failure() -> None:
     flights: SingleFlight[int] = SingleFlight()
 
     async def work() -> int:
@@ -68,11 +60,7 @@ async def _failing() -> None:
     assert not flights.is_running(b"k")
 
 
-def test_all_that_wait_are_told_of_a_failure() -> None:
-    asyncio.run(_failing())
-
-
-async def _closed() -> None:
+async def test_closing_ends_all_work() -> None:
     flights: SingleFlight[int] = SingleFlight()
 
     async def work() -> int:
@@ -84,7 +72,3 @@ async def _closed() -> None:
     await flights.aclose()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-
-
-def test_closing_ends_all_work() -> None:
-    asyncio.run(_closed())

@@ -3,7 +3,8 @@
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 from urllib.parse import quote
 
@@ -105,16 +106,12 @@ def cluster() -> Iterator[RedisCluster]:
         yield running
 
 
-def run(cluster: RedisCluster, scenario: Callable[[Cluster], Awaitable[None]]) -> None:
-    async def main() -> None:
-        client = connect(cluster.url, TIMEOUT_S)
-        assert isinstance(client, Cluster)
-        try:
-            await scenario(client)
-        finally:
-            await client.aclose()
-
-    asyncio.run(main())
+@asynccontextmanager
+async def connected(cluster: RedisCluster) -> AsyncIterator[Cluster]:
+    client = connect(cluster.url, TIMEOUT_S)
+    assert isinstance(client, Cluster)
+    async with aclosing(client):
+        yield client
 
 
 def one_key_each(cluster: RedisCluster) -> dict[Member, str]:
@@ -132,10 +129,10 @@ def test_slots_are_those_of_the_server(cluster: RedisCluster) -> None:
         assert cluster.living[0].ask("CLUSTER", "KEYSLOT", key) == slot_of_key(key)
 
 
-def test_commands_go_to_the_node_that_has_the_key_and_answers_come_back_in_order(cluster: RedisCluster) -> None:
+async def test_commands_go_to_the_node_that_has_the_key_and_answers_come_back_in_order(cluster: RedisCluster) -> None:
     keys = [f"order {number}" for number in range(60)]
 
-    async def scenario(client: Cluster) -> None:
+    async with connected(cluster) as client:
         pipeline = client.pipeline(transaction=False)
         for number, key in enumerate(keys):
             pipeline.hset(key, "field", number)
@@ -145,11 +142,9 @@ def test_commands_go_to_the_node_that_has_the_key_and_answers_come_back_in_order
         assert await pipeline.execute() == [str(number).encode() for number in range(len(keys))]
         assert {node_of(client, key) for key in keys} == {f"127.0.0.1:{member.port}" for member in cluster.living if member.role() == "master"}
 
-    run(cluster, scenario)
 
-
-def test_what_has_no_key_goes_where_the_first_key_is(cluster: RedisCluster) -> None:
-    async def scenario(client: Cluster) -> None:
+async def test_what_has_no_key_goes_where_the_first_key_is(cluster: RedisCluster) -> None:
+    async with connected(cluster) as client:
         pipeline = client.pipeline(transaction=False)
         pipeline.time()
         pipeline.hgetall("a")
@@ -157,48 +152,40 @@ def test_what_has_no_key_goes_where_the_first_key_is(cluster: RedisCluster) -> N
         assert abs(seconds - time.time()) < 5
         assert found == {}
 
-    run(cluster, scenario)
 
-
-def test_what_is_about_a_server_goes_to_the_one_that_has_the_directory(cluster: RedisCluster) -> None:
-    async def scenario(client: Cluster) -> None:
+async def test_what_is_about_a_server_goes_to_the_one_that_has_the_directory(cluster: RedisCluster) -> None:
+    async with connected(cluster) as client:
         assert await client.ping()
         assert (await client.info("server"))["tcp_port"] == cluster.owner_of("{directory}").port
 
-    run(cluster, scenario)
 
-
-def test_the_doctor_can_look_at_a_cluster(cluster: RedisCluster) -> None:
-    seen = asyncio.run(inspect(cluster.url, "kvi", TIMEOUT_S))
+async def test_the_doctor_can_look_at_a_cluster(cluster: RedisCluster) -> None:
+    seen = await inspect(cluster.url, "kvi", TIMEOUT_S)
     assert (seen.trouble, seen.error, seen.is_empty, seen.role) == (None, "", True, "master")
 
 
-def test_a_script_is_loaded_where_it_is_needed(cluster: RedisCluster) -> None:
+async def test_a_script_is_loaded_where_it_is_needed(cluster: RedisCluster) -> None:
     keys = list(one_key_each(cluster).values())
 
-    async def scenario(client: Cluster) -> None:
+    async with connected(cluster) as client:
         for member in cluster.living:
             member.ask("SCRIPT", "FLUSH")
         calls = [Call("read_clock", [key]) for key in keys]
         for _ in range(2):
             assert all(abs(int(now_ms) / 1000 - time.time()) < 5 for now_ms in await call_all(client, calls))
 
-    run(cluster, scenario)
 
-
-def test_keys_of_several_slots_in_one_script_are_refused(cluster: RedisCluster) -> None:
+async def test_keys_of_several_slots_in_one_script_are_refused(cluster: RedisCluster) -> None:
     """What the tests that run every script on a Cluster rely on."""
 
-    async def scenario(client: Cluster) -> None:
+    async with connected(cluster) as client:
         (answer,) = await call_all(client, [Call("read_clock", list(one_key_each(cluster).values()))])
         assert isinstance(answer, ResponseError)
         assert "slot" in str(answer)
 
-    run(cluster, scenario)
 
-
-def test_a_slot_that_has_moved_is_found(cluster: RedisCluster) -> None:
-    async def scenario(client: Cluster) -> None:
+async def test_a_slot_that_has_moved_is_found(cluster: RedisCluster) -> None:
+    async with connected(cluster) as client:
         await client.set("moving", "a")
         before = node_of(client, "moving")
         target = cluster.other_than(cluster.owner_of("moving"))
@@ -210,14 +197,12 @@ def test_a_slot_that_has_moved_is_found(cluster: RedisCluster) -> None:
         assert before != node_of(client, "moving") == f"127.0.0.1:{target.port}"
         assert await client.zscore("{moving}3", "x") is None
 
-    run(cluster, scenario)
 
-
-def test_a_slot_on_the_move_is_asked_for_key_by_key_and_scripts_over_several_keys_wait(cluster: RedisCluster) -> None:
+async def test_a_slot_on_the_move_is_asked_for_key_by_key_and_scripts_over_several_keys_wait(cluster: RedisCluster) -> None:
     key, others = "leaving", [f"{{leaving}}{number}" for number in range(20)]
     seen: list[object] = []
 
-    async def scenario(client: Cluster) -> None:
+    async with connected(cluster) as client:
         for name in (key, *others):
             await client.hset(name, "field", name)
         source = cluster.owner_of(key)
@@ -245,11 +230,9 @@ def test_a_slot_on_the_move_is_asked_for_key_by_key_and_scripts_over_several_key
         assert await client.hget(others[3], "field") == others[3].encode()
         assert target.keys("{leaving}new") == [b"{leaving}new"]
 
-    run(cluster, scenario)
 
-
-def test_nothing_is_sent_again_whose_answer_was_lost(cluster: RedisCluster) -> None:
-    async def scenario(client: Cluster) -> None:
+async def test_nothing_is_sent_again_whose_answer_was_lost(cluster: RedisCluster) -> None:
+    async with connected(cluster) as client:
         await client.hset("counted", "field", 0)
         owner = cluster.owner_of("counted")
         owner.freeze()
@@ -260,13 +243,11 @@ def test_nothing_is_sent_again_whose_answer_was_lost(cluster: RedisCluster) -> N
             owner.thaw()
         await asyncio.sleep(2 * TIMEOUT_S)  # enough for a second try
         assert int(owner.client().hget("counted", "field") or 0) <= 1  # type: ignore[arg-type]
-
-    run(cluster, scenario)
     cluster.wait_well()
 
 
-def test_a_call_that_nobody_waits_for_any_more_ends(cluster: RedisCluster) -> None:
-    async def scenario(client: Cluster) -> None:
+async def test_a_call_that_nobody_waits_for_any_more_ends(cluster: RedisCluster) -> None:
+    async with connected(cluster) as client:
         await client.zscore("a", "b")
         for asking in (client.xread({"a log": "0-0"}, block=900), client.xread({"a log": "0-0"}, block=900)):
             task = asyncio.create_task(answer_of(asking))
@@ -275,16 +256,14 @@ def test_a_call_that_nobody_waits_for_any_more_ends(cluster: RedisCluster) -> No
             await asyncio.wait([task], timeout=0.5)
             assert task.cancelled()
 
-    run(cluster, scenario)
 
-
-def test_a_node_that_is_away_takes_nothing_else_with_it_and_its_replica_is_found() -> None:
+async def test_a_node_that_is_away_takes_nothing_else_with_it_and_its_replica_is_found() -> None:
     with RedisCluster() as cluster:
         keys = one_key_each(cluster)
         victim = cluster.masters[0]
         others = [key for member, key in keys.items() if member is not victim]
 
-        async def scenario(client: Cluster) -> None:
+        async with connected(cluster) as client:
             assert await client.set(keys[victim], "a")
             await asyncio.sleep(0.5)  # its replica has it
             victim.freeze()
@@ -310,13 +289,11 @@ def test_a_node_that_is_away_takes_nothing_else_with_it_and_its_replica_is_found
             (answer,) = await call_all(client, [Call("read_clock", [keys[victim]])])
             assert isinstance(answer, bytes), "scripts are loaded where a replica does not know them"
             assert node_of(client, keys[victim]) != f"127.0.0.1:{victim.port}"
-
-        run(cluster, scenario)
         cluster.wait_promoted(keys[victim], victim)
 
 
-def test_a_cluster_that_was_never_there_and_a_redis_that_is_none_are_told_of() -> None:
-    async def scenario(url: str) -> None:
+async def test_a_cluster_that_was_never_there_and_a_redis_that_is_none_are_told_of() -> None:
+    async def ask(url: str) -> None:
         client = connect(url, 0.3)
         try:
             for _ in range(2):
@@ -327,15 +304,15 @@ def test_a_cluster_that_was_never_there_and_a_redis_that_is_none_are_told_of() -
             await client.aclose()
 
     found: list[str] = []
-    asyncio.run(scenario("redis+cluster://127.0.0.1:1,127.0.0.1:2"))
+    await ask("redis+cluster://127.0.0.1:1,127.0.0.1:2")
     with Member() as member:
-        asyncio.run(scenario(f"redis+cluster://127.0.0.1:{member.port}"))
+        await ask(f"redis+cluster://127.0.0.1:{member.port}")
         assert "no node has any slot" in found[-1]
         wait_until(lambda: member.is_running)
     assert all(found)
 
 
-def test_a_user_with_few_rights_is_enough() -> None:
+async def test_a_user_with_few_rights_is_enough() -> None:
     """That of deploy/redis.conf, and what docs/operations.md adds for a Cluster."""
     (rules,) = re.findall(r"user kv-indexer on #<.*?> (.*)", (ROOT / "deploy/redis.conf").read_text())
     (more,) = re.findall(r"needs `(\+.*?)` behind its `-@dangerous`", (ROOT / "docs/operations.md").read_text())
@@ -344,28 +321,22 @@ def test_a_user_with_few_rights_is_enough() -> None:
         member.ask("CLUSTER", "ADDSLOTS", *range(SLOTS))
         wait_until(lambda: member.says("cluster_state") == "ok", 30, "the node to serve its slots")
 
-        async def scenario() -> None:
-            client: Any = connect(f"redis+cluster://{quote(user.name, '')}:{quote(user.password, '')}@127.0.0.1:{member.port}", TIMEOUT_S)
-            try:
-                assert await client.hset("kvi:1:{a}:state", "field", 1) == 1
-                (now_ms,) = await call_all(client, [Call("read_clock", ["kvi:1:{a}:state"])])
-                assert abs(int(now_ms) / 1000 - time.time()) < 5
-                await client._client(("127.0.0.1", member.port)).execute_command("ASKING")
-                with pytest.raises(ResponseError, match=r"(?i)no permission"):
-                    await client.hset("other:{a}", "field", 1)
-            finally:
-                await client.aclose()
-
-        asyncio.run(scenario())
+        client: Any = connect(f"redis+cluster://{quote(user.name, '')}:{quote(user.password, '')}@127.0.0.1:{member.port}", TIMEOUT_S)
+        try:
+            assert await client.hset("kvi:1:{a}:state", "field", 1) == 1
+            (now_ms,) = await call_all(client, [Call("read_clock", ["kvi:1:{a}:state"])])
+            assert abs(int(now_ms) / 1000 - time.time()) < 5
+            await client._client(("127.0.0.1", member.port)).execute_command("ASKING")
+            with pytest.raises(ResponseError, match=r"(?i)no permission"):
+                await client.hset("other:{a}", "field", 1)
+        finally:
+            await client.aclose()
 
 
-def test_addresses_that_a_node_leaves_out_are_those_that_it_was_reached_by() -> None:
-    async def scenario() -> None:
-        client = Cluster(parse_url("redis+cluster://h:7000"), lambda url: connect(url, 1.0))
-        client._learn(("h", 7000), [[0, 16382, [None, 7001, b"id", []], [b"", 7002, b"id"]], [16383, 16383, [b"b", 7003, b"id"]]])
-        assert client._owners[0] == client._owners[16382] == ("h", 7001)
-        assert client._owners[16383] == ("b", 7003)
-        assert set(client._nodes) == {("h", 7000), ("h", 7001), ("h", 7002), ("b", 7003)}
-        await client.aclose()
-
-    asyncio.run(scenario())
+async def test_addresses_that_a_node_leaves_out_are_those_that_it_was_reached_by() -> None:
+    client = Cluster(parse_url("redis+cluster://h:7000"), lambda url: connect(url, 1.0))
+    client._learn(("h", 7000), [[0, 16382, [None, 7001, b"id", []], [b"", 7002, b"id"]], [16383, 16383, [b"b", 7003, b"id"]]])
+    assert client._owners[0] == client._owners[16382] == ("h", 7001)
+    assert client._owners[16383] == ("b", 7003)
+    assert set(client._nodes) == {("h", 7000), ("h", 7001), ("h", 7002), ("b", 7003)}
+    await client.aclose()

@@ -1,7 +1,6 @@
 """What comes of awaiting Redis, and what its errors mean."""
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
 import redis
@@ -26,32 +25,26 @@ async def losing(asked: asyncio.Event, error: Exception | None = None) -> int:
 
 
 @pytest.mark.parametrize("error", [None, RedisConnectionError("while cleaning up")])
-def test_a_cancellation_that_the_library_loses_is_found_again(error: Exception | None) -> None:
-    async def scenario() -> None:
-        asked = asyncio.Event()
-        task = asyncio.create_task(answer_of(losing(asked, error)))
-        await asked.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert task.cancelled()
-
-    asyncio.run(scenario())
+async def test_a_cancellation_that_the_library_loses_is_found_again(error: Exception | None) -> None:
+    asked = asyncio.Event()
+    task = asyncio.create_task(answer_of(losing(asked, error)))
+    await asked.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
 
 
-def test_answers_and_errors_pass_through() -> None:
+async def test_answers_and_errors_pass_through() -> None:
     async def answer() -> int:
         return 7
 
     async def fail() -> int:
         raise RedisConnectionError("away")
 
-    async def scenario() -> None:
-        assert await answer_of(answer()) == 7
-        with pytest.raises(RedisConnectionError, match="away"):
-            await answer_of(fail())
-
-    asyncio.run(scenario())
+    assert await answer_of(answer()) == 7
+    with pytest.raises(RedisConnectionError, match="away"):
+        await answer_of(fail())
 
 
 def test_a_connection_that_is_closed_at_once_is_one_that_was_lost() -> None:
@@ -77,19 +70,11 @@ def test_a_connection_that_is_closed_at_once_is_one_that_was_lost() -> None:
     async def fail() -> None:
         raise RuntimeError("an error of ours")
 
-    async def scenario() -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         with pytest.raises(RedisConnectionError, match="closed"):
-            await answer_of(send())
+            runner.run(answer_of(send()))
         with pytest.raises(RuntimeError, match="ours"):
-            await answer_of(fail())
-
-    uvloop.run(scenario())
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as running:
-        yield running
+            runner.run(answer_of(fail()))
 
 
 def refusals(client: redis.Redis) -> list[str]:

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -64,12 +65,9 @@ def test_a_wrong_url_is_named_with_what_would_be_right(url: str, complaint: str)
     assert "u:s3cret" not in str(raised.value)
 
 
-def test_an_unknown_parameter_stops_the_start_too() -> None:
-    async def scenario() -> None:
-        with pytest.raises(SettingError, match="cannot be used"):
-            connect("redis+sentinel://h:1/s?passwort=1", 1)
-
-    asyncio.run(scenario())
+async def test_an_unknown_parameter_stops_the_start_too() -> None:
+    with pytest.raises(SettingError, match="cannot be used"):
+        connect("redis+sentinel://h:1/s?passwort=1", 1)
 
 
 # Whose word counts
@@ -111,19 +109,17 @@ def watched() -> Iterator[WatchedRedis]:
         yield running
 
 
-def with_client(url: str, act: Callable[[SentinelClient], Awaitable[None]], timeout_s: float = 1.0) -> None:
-    async def main() -> None:
-        client = connect(url, timeout_s)
-        assert isinstance(client, SentinelClient)
-        try:
-            await act(client)
-        finally:
-            await client.aclose()
-            await client.aclose()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        assert not others, "what the client began ends with it"
-
-    asyncio.run(main())
+@asynccontextmanager
+async def connected(url: str, timeout_s: float = 1.0) -> AsyncIterator[SentinelClient]:
+    client = connect(url, timeout_s)
+    assert isinstance(client, SentinelClient)
+    try:
+        yield client
+    finally:
+        await client.aclose()
+        await client.aclose()
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    assert not others, "what the client began ends with it"
 
 
 async def has_moved(client: SentinelClient, since: int) -> None:
@@ -132,10 +128,11 @@ async def has_moved(client: SentinelClient, since: int) -> None:
             await asyncio.sleep(0.05)
 
 
-def test_the_master_moves_although_it_answers(watched: WatchedRedis) -> None:
+async def test_the_master_moves_although_it_answers(watched: WatchedRedis) -> None:
     """What waits for an answer of the former master fails, what was made for it and not sent is not sent to the new one, and the rest goes there."""
 
-    async def act(client: SentinelClient) -> None:
+    # It waits for longer than the Sentinels take.
+    async with connected(watched.url, timeout_s=20.0) as client:
         former = watched.master
         assert await answer_of(client.set("name", "value"))
         assert server_epoch_of(client) == 0
@@ -158,14 +155,11 @@ def test_the_master_moves_although_it_answers(watched: WatchedRedis) -> None:
         await asyncio.to_thread(watched.heal, former)
         assert server_epoch_of(client) == 1
 
-    # It waits for longer than the Sentinels take.
-    with_client(watched.url, act, timeout_s=20.0)
 
-
-def test_calls_made_for_one_master_are_not_sent_to_the_next(watched: WatchedRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_calls_made_for_one_master_are_not_sent_to_the_next(watched: WatchedRedis, monkeypatch: pytest.MonkeyPatch) -> None:
     """They say until when streams are vouched for, by the former's clock: also where the former did not know their script yet."""
 
-    async def act(client: SentinelClient) -> None:
+    async with connected(watched.url) as client:
         make = client.pipeline
 
         def move_after_the_first(*arguments: Any, **options: Any) -> Any:
@@ -187,63 +181,51 @@ def test_calls_made_for_one_master_are_not_sent_to_the_next(watched: WatchedRedi
             await call_all(client, calls)
         assert await call(client, "peek", ["state", "log"]), "and here is one made for this one"
 
-    with_client(watched.url, act)
 
-
-def test_a_service_that_no_sentinel_knows_is_said(watched: WatchedRedis) -> None:
-    async def act(client: SentinelClient) -> None:
+async def test_a_service_that_no_sentinel_knows_is_said(watched: WatchedRedis) -> None:
+    async with connected(watched.url.replace(SERVICE, "nobody")) as client:
         with pytest.raises(RedisConnectionError, match=r"no Sentinel names a master called nobody: .*knows no such master") as raised:
             await answer_of(client.ping())
         assert why(raised.value) == "unreachable"
 
-    with_client(watched.url.replace(SERVICE, "nobody"), act)
 
-
-def test_a_wrong_password_for_sentinels_is_said_and_not_shown(watched: WatchedRedis, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_wrong_password_for_sentinels_is_said_and_not_shown(watched: WatchedRedis, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
 
-    async def act(client: SentinelClient) -> None:
+    async with connected(watched.url.partition("?")[0] + "?sentinel_password=wr0ng") as client:
         with pytest.raises(RedisError, match=r"no Sentinel names a master.*invalid") as raised:
             await answer_of(client.ping())
         assert "wr0ng" not in str(raised.value)
-
-    with_client(watched.url.partition("?")[0] + "?sentinel_password=wr0ng", act)
     assert "wr0ng" not in caplog.text
 
 
-def test_one_sentinel_that_hangs_and_one_that_is_gone_delay_nobody(watched: WatchedRedis) -> None:
+async def test_one_sentinel_that_hangs_and_one_that_is_gone_delay_nobody(watched: WatchedRedis) -> None:
     hanging, gone, _ = watched.sentinels
     hanging.freeze()
     gone.kill()
 
-    async def act(client: SentinelClient) -> None:
+    async with connected(watched.url) as client:
         async with asyncio.timeout(0.9):
             assert await answer_of(client.ping())
 
-    with_client(watched.url, act)
 
-
-def test_no_sentinel_at_all() -> None:
-    async def act(client: SentinelClient) -> None:
+async def test_no_sentinel_at_all() -> None:
+    async with connected(f"redis+sentinel://127.0.0.1:{free_port()}/s") as client:
         for _ in range(2):
             with pytest.raises(RedisConnectionError, match="no Sentinel names a master"):
                 await answer_of(client.ping())
 
-    with_client(f"redis+sentinel://127.0.0.1:{free_port()}/s", act)
 
-
-def test_a_replica_that_is_named_as_the_master_is_refused(watched: WatchedRedis) -> None:
+async def test_a_replica_that_is_named_as_the_master_is_refused(watched: WatchedRedis) -> None:
     """It would be read from, and not written to."""
     replica = next(server for server in watched.servers if server is not watched.master)
 
-    async def act(client: SentinelClient) -> None:
+    async with connected(watched.url) as client:
         await client.wait_for_master()
         client._pool.set_address(("127.0.0.1", replica.port))
         with pytest.raises(RedisError) as raised:
             await answer_of(client.get("name"))
         assert why(raised.value) == "read-only"
-
-    with_client(watched.url, act)
 
 
 def test_a_master_without_replicas_is_called_so(watched: WatchedRedis) -> None:
