@@ -1,7 +1,6 @@
 """An indexer without engines: a test says what its streams' engines would, and it writes that to a real Redis as indexers do."""
 
 import asyncio
-import struct
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -12,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from xxhash import xxh3_64_intdigest
 
 from indexer.config.settings import Settings
-from indexer.core.events import Event, Removed, Stored, Tier
+from indexer.core.events import Event, Tier
 from indexer.core.names import StreamKey, Trust
 from indexer.core.snapshot import Snapshot
 from indexer.core.store import StreamPosition
@@ -22,10 +21,10 @@ from indexer.store.leases import Claim
 from indexer.store.redis import RedisStore
 from indexer.store.renewal import OwnedStatus
 from indexer.streams.status import StreamStatus
+from tests.events import BLOCK_SIZE, tokens_of
 from tests.redis_server import RedisServer
 from tests.waiting import wait_until_async
 
-SIZE = 4
 KEEP_S = 0.2
 
 
@@ -52,7 +51,7 @@ class OwnedStream:
         """One batch."""
         change = self.state.apply(events, time.monotonic())
         self._sequence = 0 if self._sequence is None else self._sequence + 1
-        self._owner.store.append(self.key, SIZE, change, self.position)
+        self._owner.store.append(self.key, BLOCK_SIZE, change, self.position)
 
     def set_trust(self, trust: Trust) -> None:
         self.trust = trust
@@ -69,7 +68,7 @@ class OwnedStream:
 
     def status(self) -> bytes:
         blocks = {tier.word: self.state.count(tier) for tier in Tier if self.state.count(tier)}
-        status = StreamStatus(self.key.rank, self._sequence, self.trust, True, SIZE, blocks, 1, 2, 3, 4, 0.5, None, self._owner.store.member)
+        status = StreamStatus(self.key.rank, self._sequence, self.trust, True, BLOCK_SIZE, blocks, 1, 2, 3, 4, 0.5, None, self._owner.store.member)
         return msgspec.json.encode(status)
 
 
@@ -123,24 +122,6 @@ async def owner_of(settings: Settings, member: str = "owner") -> AsyncIterator[O
 
 def settings_of(server: RedisServer, **more: Any) -> Settings:
     return Settings(redis=server.url, **{"redis_timeout_s": 0.5, "pod_expiry_s": 60.0, "lease_s": 1.0, **more})
-
-
-# What engines say, and what scorers are asked
-
-
-def tokens_of(contents: Iterable[int]) -> bytes:
-    """A prompt of these blocks: the content of a block is a number."""
-    return b"".join(struct.pack("<I", content) * SIZE for content in contents)
-
-
-def stored(
-    hashes: Iterable[int], contents: Iterable[int], parent: int | None = None, tier: Tier = Tier.GPU, *, announces_extra_keys: bool = True
-) -> Stored:
-    return Stored(list(hashes), parent, tokens_of(contents), SIZE, tier, None, None, announces_extra_keys, 0, "full_attention")
-
-
-def removed(hashes: Iterable[int], tier: Tier = Tier.GPU) -> Removed:
-    return Removed(list(hashes), tier, 0)
 
 
 def keys_of(model: str, contents: Iterable[int]) -> list[int]:

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from indexer.config.settings import Settings
 from indexer.core.block_keys import fold_extra_keys
-from indexer.core.events import Cleared, Event, Removed, Stored, Tier
+from indexer.core.events import Cleared, Event, Stored, Tier
 from indexer.core.names import StreamKey
 from indexer.core.stream_state import StreamState
 from scorer_api.index.prompt import Prompt
 from scorer_api.index.view import View
+from tests.events import offloaded, removed
 from tests.reference import Copy, Rank, Reference, Text
 
 TIERS = {"gpu": Tier.GPU, "cpu": Tier.CPU, "disk": Tier.DISK, "other": Tier.OTHER, "remote": Tier.REMOTE}
@@ -107,17 +108,17 @@ class Engine:
             case Update(text, block, tier):
                 ended = text.until(block + 1, size)
                 self.rank.update(Copy(tier, ended, 0))
-                return Stored([self.hash_of(ended)], None, b"", 0, TIERS[tier], None, None, True, None, None)
+                return offloaded([self.hash_of(ended)], TIERS[tier], group=None)
             case Evict(which):
                 if not self.rank.copies:
                     return None
                 copy = self.rank.copies[which % len(self.rank.copies)]
                 self.rank.remove(copy)
-                return Removed([self.hash_of(copy.text, copy.name)], TIERS[copy.tier], None)
+                return removed([self.hash_of(copy.text, copy.name)], TIERS[copy.tier], None)
             case Miss(text, block, tier):
                 ended = text.until(block + 1, size)
                 self.rank.remove(Copy(tier, ended, 0))
-                return Removed([self.hash_of(ended)], TIERS[tier], None)
+                return removed([self.hash_of(ended)], TIERS[tier], None)
             case Clear():
                 self.rank.clear_gpu()
                 return Cleared()

@@ -16,7 +16,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from indexer.config.settings import Settings
-from indexer.core.events import Cleared, Event, Removed, Stored, Tier
+from indexer.core.events import Cleared, Event, Stored, Tier
 from indexer.core.names import StreamKey, Trust
 from indexer.core.snapshot import Snapshot
 from indexer.core.store import StreamPosition
@@ -29,11 +29,11 @@ from indexer.store.keyspace import PARTS, Keyspace
 from indexer.store.leases import Claim
 from indexer.store.redis import RedisStore
 from indexer.store.renewal import OwnedStatus
+from tests.events import BLOCK_SIZE, offloaded, removed, stored
 from tests.redis_server import RedisServer
 from tests.waiting import wait_until_async
 
 KEY = StreamKey("my/{odd} model:", "10.0.0.7:8000", 0)
-SIZE = 4
 
 
 class Owned:
@@ -59,26 +59,11 @@ class Owned:
     def apply(self, *events: Event) -> None:
         change = self.state.apply(events, time.monotonic())
         self.sequence = 0 if self.sequence is None else self.sequence + 1
-        self._store.append(self.key, SIZE, change, self.position)
+        self._store.append(self.key, BLOCK_SIZE, change, self.position)
 
     def forget(self) -> None:
         self.state.forget()
         self._store.drop(self.key, self.position)
-
-
-def stored(hashes: list[int], parent: int | None, first_token: int, tier: Tier = Tier.GPU, salt: bytes = b"") -> Stored:
-    tokens = b"".join(struct.pack("<I", first_token + number) for number in range(SIZE * len(hashes)))
-    extra = {0: salt} if salt else None
-    return Stored(hashes, parent, tokens, SIZE, tier, None, extra, True, 0, "full_attention")
-
-
-def moved(hashes: list[int], tier: Tier, size: int = 0) -> Stored:
-    """A placeholder: a tier update without tokens."""
-    return Stored(hashes, None, b"", size, tier, None, None, False, 0, None)
-
-
-def removed(hashes: list[int], tier: Tier = Tier.GPU) -> Removed:
-    return Removed(hashes, tier, 0)
 
 
 def settings_of(server: RedisServer, **more: Any) -> Settings:
@@ -166,16 +151,16 @@ class Load:
         if kind < 0.55:
             again = self.random.choice(self.gpu)
             self.gpu.append(again)
-            return moved([again], Tier.GPU)
+            return offloaded([again], Tier.GPU, announces_extra_keys=False)
         if kind < 0.8:
             self.gone += (going := [self.gpu.pop(self.random.randrange(len(self.gpu))) for _ in range(min(len(self.gpu), self.random.randint(1, 6)))])
             return removed(going)
         if kind < 0.83 and self.gone:  # announced below after its removal
             self.cpu.append(late := self.gone.pop(self.random.randrange(len(self.gone))))
-            return moved([late], Tier.CPU)
+            return offloaded([late], Tier.CPU, announces_extra_keys=False)
         if kind < 0.9:
             self.cpu += (moving := self.random.sample(self.gpu, min(3, len(self.gpu))))
-            return moved(moving, Tier.CPU)
+            return offloaded(moving, Tier.CPU, announces_extra_keys=False)
         if kind < 0.94 and self.cpu:
             return removed([self.cpu.pop()], Tier.CPU)
         if kind < 0.99 or not self.held_back:
@@ -183,7 +168,7 @@ class Load:
             child = self.next_hash
             self.next_hash += 1
             self.held_back.append(first)
-            return stored([child], first.hashes[-1], child * 1000)
+            return stored([child], parent=first.hashes[-1])
         if self.random.random() < 0.3:
             self.gpu.clear()
             return Cleared()
@@ -195,7 +180,7 @@ class Load:
         parent = self.random.choice(self.gpu) if self.gpu and self.random.random() < 0.5 else None
         if not is_held_back:
             self.gpu += hashes
-        return stored(hashes, parent, hashes[0] * 1000)
+        return stored(hashes, parent=parent)
 
 
 async def test_what_a_stream_holds_lies_in_redis_after_each_change(server: RedisServer) -> None:
@@ -204,13 +189,13 @@ async def test_what_a_stream_holds_lies_in_redis_after_each_change(server: Redis
         await settled(store)
         assert_written(server, stream)
         for events in (
-            [stored([1, 2, 3], None, 100)],
-            [stored([2], 1, 104)],  # a second copy
-            [moved([3], Tier.CPU), removed([3])],
-            [stored([9], 8, 900)],  # an orphan
-            [stored([8], None, 800)],  # its parent
+            [stored([1, 2, 3])],
+            [stored([2], parent=1)],  # a second copy
+            [offloaded([3], Tier.CPU, announces_extra_keys=False), removed([3])],
+            [stored([9], parent=8)],  # an orphan
+            [stored([8])],  # its parent
             [removed([2])],
-            [Cleared(), stored([4], None, 400)],
+            [Cleared(), stored([4])],
         ):
             stream.apply(*events)
             await settled(store)
@@ -257,7 +242,7 @@ async def test_a_stream_has_one_owner(server: RedisServer) -> None:
         await settled(a)
         await asyncio.sleep(0.6)  # longer than the lease: nobody renews it
         heir = await owned(b)
-        stream.apply(stored([1], None, 100))
+        stream.apply(stored([1]))
         await wait_until_async(lambda: lost)
         assert lost == [(KEY, Ownership.LOST)]
         await settled(b)
@@ -268,10 +253,10 @@ async def test_a_stream_has_one_owner(server: RedisServer) -> None:
 async def test_a_redis_that_comes_back_empty_gets_everything_again(server: RedisServer) -> None:
     async with opened(settings_of(server)) as store:
         stream = await owned(store)
-        stream.apply(stored(list(range(1, 3001)), None, 10_000))
+        stream.apply(stored(range(1, 3001)))
         await settled(store)
         server.kill()
-        stream.apply(removed([1]), stored([5000], 3000, 90_000_000))
+        stream.apply(removed([1]), stored([5000], parent=3000))
         await wait_until_async(lambda: store.trouble == "unreachable")
         server.start(with_data=False)
         await settled(store)
@@ -282,7 +267,7 @@ async def test_a_redis_that_comes_back_empty_gets_everything_again(server: Redis
 async def test_an_idle_stream_is_written_again_where_redis_lost_it(server: RedisServer) -> None:
     async with opened(settings_of(server)) as store:
         stream = await owned(store)
-        stream.apply(stored([1, 2], None, 100))
+        stream.apply(stored([1, 2]))
         await settled(store)
         server.client().flushall()
         await store.renew({KEY: OwnedStatus(b"{}", is_connected=True)})
@@ -293,7 +278,7 @@ async def test_an_idle_stream_is_written_again_where_redis_lost_it(server: Redis
 async def test_an_older_snapshot_is_noticed_by_its_number(server: RedisServer) -> None:
     async with opened(settings_of(server)) as store:
         stream = await owned(store)
-        stream.apply(stored([1, 2], None, 100))
+        stream.apply(stored([1, 2]))
         await settled(store)
         snapshot = server.save()
         stream.apply(removed([1]))
@@ -314,7 +299,7 @@ async def test_an_older_snapshot_is_noticed_by_its_number(server: RedisServer) -
 async def test_a_hash_that_lost_fields_is_written_again(server: RedisServer) -> None:
     async with opened(settings_of(server)) as store:
         stream = await owned(store)
-        stream.apply(stored([1, 2], None, 100))
+        stream.apply(stored([1, 2]))
         await settled(store)
         keys = Keyspace("kvi").model(KEY.model)
         generation = server.client().hget(keys.state(KEY), "gen")
@@ -328,14 +313,14 @@ async def test_a_hash_that_lost_fields_is_written_again(server: RedisServer) -> 
 async def test_an_append_whose_answer_never_came_is_not_applied_twice_and_not_lost(server: RedisServer) -> None:
     async with opened(settings_of(server, redis_timeout_s=0.3)) as store:
         stream = await owned(store)
-        stream.apply(stored([1], None, 100))
+        stream.apply(stored([1]))
         await settled(store)
         generation = store._flusher.streams[KEY].generation
         for _ in range(3):
             server.freeze()
-            stream.apply(stored([1], None, 100))
+            stream.apply(stored([1]))
             await wait_until_async(lambda: store.trouble == "unreachable")
-            stream.apply(stored([2], None, 200))
+            stream.apply(stored([2]))
             server.thaw()
             await settled(store)
             assert_written(server, stream)
@@ -348,12 +333,12 @@ async def test_no_number_is_used_twice_also_where_its_call_was_never_carried_out
 
     async with opened(settings_of(server)) as store:
         stream = await owned(store)
-        stream.apply(stored([1], None, 0))
+        stream.apply(stored([1]))
         await settled(store)
         number = store._flusher.streams[KEY].number
         server.save()
         server.kill()
-        stream.apply(stored([2], 1, 4))
+        stream.apply(stored([2], parent=1))
         await wait_until_async(lambda: store.trouble == "unreachable" and not store._flusher.streams[KEY].in_flight)
         server.start()
         await settled(store)
@@ -366,7 +351,7 @@ async def test_a_state_that_is_older_than_what_was_written_is_not_vouched_for(se
 
     async with opened(settings_of(server)) as store:
         stream = await owned(store)
-        stream.apply(stored([1], None, 0))
+        stream.apply(stored([1]))
         await settled(store)
         await store.renew({KEY: OwnedStatus(b"null", is_connected=True)})
         keys, client = store._session.keyspace.model(KEY.model), server.client()
@@ -382,11 +367,11 @@ async def test_a_state_that_is_older_than_what_was_written_is_not_vouched_for(se
 async def test_a_full_redis_refuses_and_takes_everything_later(server: RedisServer) -> None:
     async with opened(settings_of(server)) as store:
         stream = await owned(store)
-        stream.apply(stored([1, 2, 3], None, 100))
+        stream.apply(stored([1, 2, 3]))
         await settled(store)
         client = server.client()
         client.config_set("maxmemory", 1)
-        stream.apply(stored([4, 5], None, 400))
+        stream.apply(stored([4, 5]))
         await wait_until_async(lambda: store.trouble == "full")
         renewed = await store.renew({KEY: OwnedStatus(b"{}", is_connected=True)})
         assert renewed[KEY].ownership is Ownership.OURS
@@ -401,7 +386,7 @@ async def test_a_full_redis_refuses_and_takes_everything_later(server: RedisServ
 async def test_a_full_redis_lets_through_what_shrinks(server: RedisServer) -> None:
     async with opened(settings_of(server)) as store:
         stream = await owned(store)
-        stream.apply(stored([1, 2, 3], None, 100))
+        stream.apply(stored([1, 2, 3]))
         await settled(store)
         client = server.client()
         client.config_set("maxmemory", 1)
@@ -419,7 +404,7 @@ async def test_a_full_redis_lets_through_what_shrinks(server: RedisServer) -> No
 async def test_a_full_redis_is_seen_to_be_well_again_by_who_has_nothing_to_write(server: RedisServer) -> None:
     async with opened(settings_of(server)) as store:
         stream = await owned(store)
-        stream.apply(stored([1], None, 100))
+        stream.apply(stored([1]))
         await settled(store)
         incarnation = (await store.heartbeat(["m"])).incarnation
         client = server.client()
@@ -441,7 +426,7 @@ async def commands_of_a_restart(server: RedisServer, blocks: int) -> dict[str, i
     async with opened(settings_of(server)) as store:
         stream = await owned(store)
         for start in range(1, blocks + 1, 500):
-            stream.apply(stored(list(range(start, start + 500)), None, start * 10))
+            stream.apply(stored(range(start, start + 500)))
             await settled(store)
         assert len(in_redis(server)["gpu"]) == blocks
         with server.counting() as calls:
@@ -463,9 +448,9 @@ async def test_changes_that_come_while_everything_is_written_are_in_it(server: R
     load = Load(7)
     async with opened(settings_of(server)) as store:
         stream = await owned(store)
-        stream.apply(stored(list(range(1_000_001, 1_030_001)), None, 1))
+        stream.apply(stored(range(1_000_001, 1_030_001)))
         store._flusher.streams[KEY].require_full_write()
-        stream.apply(stored([2_000_000], None, 9))
+        stream.apply(stored([2_000_000]))
         for _ in range(200):
             stream.apply(*load.events())
             await asyncio.sleep(0)
@@ -476,7 +461,7 @@ async def test_changes_that_come_while_everything_is_written_are_in_it(server: R
 async def test_an_expired_stream_leaves_no_key_and_starts_anew_when_it_returns(server: RedisServer) -> None:
     async with opened(settings_of(server)) as store:
         stream = await owned(store)
-        stream.apply(stored([1, 2], None, 100))
+        stream.apply(stored([1, 2]))
         await settled(store)
         stream.trust = Trust.EXPIRED
         stream.forget()
@@ -484,7 +469,7 @@ async def test_an_expired_stream_leaves_no_key_and_starts_anew_when_it_returns(s
         await wait_until_async(lambda: not [name for name in server.keys("kvi:") if b":state:" in name or b":gpu:" in name])
         stream.trust = Trust.LIVE
         store.set_trust(KEY, Trust.STALE, stream.position)
-        stream.apply(stored([7], None, 700))
+        stream.apply(stored([7]))
         await settled(store)
         assert_written(server, stream)
 
@@ -493,7 +478,7 @@ async def test_nothing_is_left_of_a_stream_that_nobody_keeps(server: RedisServer
     async with opened(settings_of(server, pod_expiry_s=1.0, lease_s=0.5)) as store:
         await store.heartbeat(["m"])
         stream = await owned(store)
-        stream.apply(stored([1, 2], None, 100), stored([9], 8, 900))
+        stream.apply(stored([1, 2]), stored([9], parent=8))
         await settled(store)
         await store.renew({KEY: OwnedStatus(b"{}", is_connected=True)})
     server.wait_empty()
@@ -510,7 +495,7 @@ async def test_an_indexer_with_nothing_to_own_is_no_member(server: RedisServer) 
 async def test_a_forgotten_pod_is_let_go(server: RedisServer) -> None:
     async with opened(settings_of(server)) as store:
         stream = await owned(store)
-        stream.apply(stored([1], None, 100))
+        stream.apply(stored([1]))
         await settled(store)
         await store.registry.unregister(KEY.pod)
         await store.registry.delete(KEY)
@@ -523,7 +508,7 @@ async def test_a_forgotten_pod_is_let_go(server: RedisServer) -> None:
 async def test_a_stream_of_other_ways_of_counting_starts_anew(server: RedisServer) -> None:
     async with opened(settings_of(server)) as store:
         stream = await owned(store)
-        stream.apply(stored([1], None, 100))
+        stream.apply(stored([1]))
         await settled(store)
         await store.release(KEY)
     async with opened(settings_of(server, hash_seed="another")) as store:

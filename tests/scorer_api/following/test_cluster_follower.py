@@ -17,7 +17,8 @@ from indexer.store import scripts
 from indexer.store.client.cluster import slot_of_key
 from indexer.store.keyspace import Keyspace
 from indexer.store.scripts import SCRIPTS, Call
-from tests.owner import owner_of, removed, settings_of, stored
+from tests.events import removed, stored
+from tests.owner import owner_of, settings_of
 from tests.redis_cluster import Member, RedisCluster
 from tests.scorer_api.following.test_follower import Scorer, scorer_of
 from tests.waiting import wait_until_async

@@ -28,7 +28,8 @@ from scorer_api.following.shared_pods import SharedPods
 from scorer_api.index.prompt import Prompt
 from scorer_api.index.view import View
 from scorer_api.metrics import FollowerMetrics
-from tests.owner import OwnedStream, keys_of, owner_of, removed, settings_of, stored, tokens_of
+from tests.events import removed, stored, tokens_of
+from tests.owner import OwnedStream, keys_of, owner_of, settings_of
 from tests.redis_server import RedisServer
 from tests.waiting import wait_until_async
 

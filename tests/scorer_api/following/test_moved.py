@@ -11,8 +11,9 @@ from indexer.core.names import StreamKey, Trust
 from indexer.engines.spec import EngineSpec
 from indexer.store.keyspace import Keyspace, stream_id
 from indexer.store.registry import RegisteredPods
+from tests.events import removed, stored
 from tests.moving import Moving
-from tests.owner import Owner, owner_of, removed, settings_of, stored
+from tests.owner import Owner, owner_of, settings_of
 from tests.redis_server import RedisServer
 from tests.scorer_api.following.test_follower import Scorer, scorer_of
 from tests.waiting import wait_until_async

@@ -14,7 +14,8 @@ from scorer_api.index.engine_hashes import EngineHashes
 from scorer_api.index.scoring import NO_MATCH
 from scorer_api.index.view import View
 from scorer_api.metrics import FollowerMetrics
-from tests.owner import SIZE, OwnedStream, owner_of, removed, settings_of, stored
+from tests.events import BLOCK_SIZE, offloaded, removed, stored
+from tests.owner import OwnedStream, owner_of, settings_of
 from tests.redis_server import RedisServer
 from tests.waiting import wait_until_async
 
@@ -75,7 +76,7 @@ def answers(view: View) -> dict[tuple[int, ...], tuple[int, tuple[int, ...]]]:
 
 def offloaded_run(last: int, blocks: int) -> Stored:
     """A tier update: one hash on the cpu stands for a run of blocks that ends with its own."""
-    return Stored([last], None, b"", blocks * SIZE, CPU, None, None, True, 0, "full_attention")
+    return offloaded([last], CPU, blocks * BLOCK_SIZE, kind="full_attention")
 
 
 async def test_all_modes_answer_the_same_for_engine_hashes(server: RedisServer) -> None:
