@@ -2,6 +2,8 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,13 +37,30 @@ def log_events_table() -> str:
     return table(["Message", "Level", "Fields"], ([code(event.message), event.level, ", ".join(map(code, event.fields))] for event in log_events()))
 
 
+@cache
+def _trees() -> list[ast.Module]:
+    """The sources of both packages."""
+    paths = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+    return [ast.parse(path.read_text(encoding="utf-8")) for path in paths]
+
+
 def _calls() -> Iterator[ast.Call]:
     """`log.LEVEL(…)` in either package."""
-    for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            match node:
-                case ast.Call(func=ast.Attribute(value=ast.Name(id="log"), attr=level)) if level in LEVELS:
-                    yield node
+    for node in chain.from_iterable(map(ast.walk, _trees())):
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="log"), attr=level)) if level in LEVELS:
+                yield node
+
+
+@cache
+def _shared_fields() -> dict[str, list[str]]:
+    """Properties that return a dict literal, by name: `extra={**self.log_names, …}` has its fields too."""
+    found = {}
+    for node in chain.from_iterable(map(ast.walk, _trees())):
+        match node:
+            case ast.FunctionDef(name=name, body=[*_, ast.Return(value=ast.Dict() as literal)], decorator_list=[ast.Name(id="property")]):
+                found[name] = list(_keys(literal))
+    return found
 
 
 def _messages(call: ast.Call) -> list[str]:
@@ -55,4 +74,12 @@ def _messages(call: ast.Call) -> list[str]:
 def _fields(call: ast.Call) -> Iterator[str]:
     for keyword in call.keywords:
         if keyword.arg == "extra" and isinstance(keyword.value, ast.Dict):
-            yield from (key.value for key in keyword.value.keys if isinstance(key, ast.Constant) and isinstance(key.value, str))
+            for key, value in zip(keyword.value.keys, keyword.value.values, strict=True):
+                if key is None:
+                    assert isinstance(value, ast.Attribute), f"line {value.lineno}: fields that are not in the call cannot be listed"
+                    yield from _shared_fields()[value.attr]
+            yield from _keys(keyword.value)
+
+
+def _keys(literal: ast.Dict) -> Iterator[str]:
+    yield from (key.value for key in literal.keys if isinstance(key, ast.Constant) and isinstance(key.value, str))

@@ -179,8 +179,8 @@ class StreamProgress:
         trust = self.trust
         if trust is self._told_trust:
             return
-        extra = {"trust": str(trust), "was": str(self._told_trust), "sequence": self.sequence.last, "error": self.last_error or self.inbox.error}
-        log.info("stream changed", extra={**self.log_names, **extra})
+        was, error = str(self._told_trust), self.last_error or self.inbox.error
+        log.info("stream changed", extra={**self.log_names, "trust": str(trust), "was": was, "sequence": self.sequence.last, "error": error})
         self._told_trust = trust
         self.store.set_trust(self.key, trust, self.position)
 
