@@ -1,18 +1,16 @@
 """The router in the documentation, in front of demo engines and the service, as processes of their own."""
 
-import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.engine_server import EngineServer, Reply, Request, json_reply, tokens_reply
 from tests.ports import free_port
 from tests.running import ROOT, Command
 from tests.waiting import wait_until
@@ -21,40 +19,22 @@ ROUTER = ROOT / "docs" / "router_example.py"
 MODEL = "demo/chat"
 
 
-class Api(BaseHTTPRequestHandler):
-    """What an engine's API server answers: it counts numbers in words as tokens, and says who served a chat."""
-
-    def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.path == "/tokenize":
-            tokens = [int(word) for message in asked["messages"] for word in message["content"].split()]
-            answer: dict[str, Any] = {"count": len(tokens), "max_model_len": 4096, "tokens": tokens}
-        else:
-            answer = {"served_by": f"127.0.0.1:{self.server.server_address[1]}", "asked": asked}
-        content = json.dumps(answer).encode()
-        self.send_response(418 if asked.get("n") == 418 else 200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *words: object) -> None:
-        pass
+def tokenize(request: Request) -> Reply:
+    """Numbers in words are tokens."""
+    return tokens_reply([int(word) for message in request["messages"] for word in message["content"].split()])
 
 
 @contextmanager
 def engine(chats: str) -> Iterator[tuple[str, str]]:
     """The API server of a pod, and a demo engine that publishes as that pod. Yields its name, which is its address, and its spec."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Api) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        pod = f"127.0.0.1:{server.server_address[1]}"
+    with EngineServer(routes={"/tokenize": tokenize}) as api:
+        pod = api.netloc
+        api.routes["/v1/chat/completions"] = lambda request: json_reply({"served_by": pod, "asked": request}, 418 if request.get("n") == 418 else 200)
         words = [sys.executable, "-m", "scorer_api.cli", "demo-engine", "--pod", pod, "--chats", chats, "--blocks", "512", "--with-parent"]
         with subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             yield pod, process.stdout.readline().strip()
             process.terminate()
-        server.shutdown()
-        thread.join(10)
 
 
 @contextmanager

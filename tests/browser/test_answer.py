@@ -10,7 +10,7 @@ import pytest
 
 from tests.browser.chromium import Browser
 from tests.engine import Engine, batch, removed, stored
-from tests.engine_http import EngineHttp
+from tests.engine_server import EngineServer
 from tests.processes import serve
 from tests.running import Client, Command
 from tests.waiting import wait_until
@@ -140,8 +140,8 @@ def test_each_pod_s_load_stands_beside_its_match(browser: Browser) -> None:
     """Of one that tells everything, one that does not tell of its cache, and one that nobody asks."""
     metrics = b"vllm:num_requests_running 1234.0\nvllm:num_requests_waiting 0.0\n"
     with (
-        EngineHttp({"/metrics": lambda: (200, metrics + b"vllm:kv_cache_usage_perc 0.706\n")}) as full,
-        EngineHttp({"/metrics": lambda: (200, metrics)}) as part,
+        EngineServer(routes={"/metrics": lambda _: (200, metrics + b"vllm:kv_cache_usage_perc 0.706\n")}) as full,
+        EngineServer(routes={"/metrics": lambda _: (200, metrics)}) as part,
         Engine() as engine,
         serve(None, engine.spec("a", http=full.url), engine.spec("b", http=part.url), engine.spec("c"), load_interval_s="0.1") as service,
     ):

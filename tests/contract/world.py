@@ -9,7 +9,7 @@ import httpx
 import msgspec
 
 from tests.engine import Engine, cleared, removed, stored
-from tests.engine_api import EngineApi
+from tests.engine_server import EngineServer
 from tests.processes import api, ingest, serve
 from tests.redis_server import RedisServer
 from tests.running import Client, Command
@@ -68,7 +68,7 @@ BATCHES: dict[str, list[Batch]] = {
 }
 
 
-class Api(EngineApi):
+class Api(EngineServer):
     """It tokenizes chats too: the words of their messages, one behind the other. One prompt it refuses."""
 
     def post(self, path: str, asked: dict[str, Any]) -> tuple[int, bytes]:

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from tests.engine import Engine
+from tests.engine_server import EngineServer
 from tests.recorder import Process
 from tests.running import Client, Command
 from tests.settings import words_of
-from tests.tokenizing import TokenizingEngine
 from tests.waiting import wait_until
 
 DATA = Path(__file__).parent.parent / "data"
@@ -31,7 +31,7 @@ class Player:
         self.engines = {name: Engine(topic=self._topic(name)).start() for name in sorted({frame[1] for frame in self.frames})}
         self.lost_every = lost_every
         self.as_text = as_text
-        self.api = TokenizingEngine(self.tokenize)
+        self.api = EngineServer(routes={"/tokenize": self.tokenize})
         self.asked_as: Counter[str] = Counter()
         self.played = 0
         self.compared = 0
@@ -41,7 +41,7 @@ class Player:
         return next(frames[0] for _, name, frames in self.frames if name == engine)
 
     def specs(self) -> list[str]:
-        more = {"http": self.api.http} if self.as_text else {}
+        more = {"http": self.api.url} if self.as_text else {}
         return [engine.spec(name, "tiny", **more) for name, engine in self.engines.items()]
 
     def tokenize(self, asked: Request) -> tuple[int, bytes]:

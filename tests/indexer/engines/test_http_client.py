@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from indexer.engines.http_client import Answer, FetchError, HttpClient, Target
-from tests.engine_http import EngineHttp
+from tests.engine_server import EngineServer
 from tests.ports import free_port
 
 
@@ -27,7 +27,7 @@ def refused(act: Callable[[], Answer]) -> FetchError:
 
 @pytest.mark.parametrize(("size", "is_cut"), [(99, False), (100, False), (101, True), (100_000, True)])
 def test_no_more_than_the_limit_is_read(size: int, is_cut: bool) -> None:
-    with EngineHttp({"/x": lambda: (200, b"y" * size)}) as server:
+    with EngineServer(routes={"/x": lambda _: (200, b"y" * size)}) as server:
         answer = fetch(f"{server.url}/x")
     assert (answer.status, answer.body, answer.is_cut) == (200, b"y" * min(size, 100), is_cut)
     assert answer.url == f"{server.url}/x"
@@ -35,7 +35,7 @@ def test_no_more_than_the_limit_is_read(size: int, is_cut: bool) -> None:
 
 
 def test_an_error_has_a_limit_of_its_own() -> None:
-    with EngineHttp({"/x": lambda: (503, b"y" * 50), "/well": lambda: (200, b"y" * 50)}) as server:
+    with EngineServer(routes={"/x": lambda _: (503, b"y" * 50), "/well": lambda _: (200, b"y" * 50)}) as server:
         assert (fetch(f"{server.url}/x", error_bytes_max=10).body, fetch(f"{server.url}/x").body) == (b"y" * 10, b"y" * 50)
         assert fetch(f"{server.url}/well", error_bytes_max=10).body == b"y" * 50
 
@@ -47,7 +47,7 @@ def test_an_answer_has_a_deadline() -> None:
         may_end.wait(30)
         return 200, b""
 
-    with EngineHttp({"/x": hang}) as server:
+    with EngineServer(routes={"/x": hang}) as server:
         error = refused(lambda: fetch(f"{server.url}/x", timeout_s=0.2))
         may_end.set()
     assert (error.outcome, error.why, error.is_tls_error) == ("timeout", "no answer within 0.2 s", False)
@@ -60,11 +60,11 @@ def test_what_cannot_be_reached_is_an_error_in_words() -> None:
 
 
 def test_tls_with_a_server_that_has_none_is_told_apart() -> None:
-    with EngineHttp({}) as server:
+    with EngineServer() as server:
         error = refused(lambda: fetch(server.url.replace("http:", "https:")))
     assert (error.outcome, error.is_tls_error) == ("unreachable", True)
 
 
 def test_a_redirection_is_not_followed() -> None:
-    with EngineHttp({"/x": lambda: (302, b"there")}) as server:
+    with EngineServer(routes={"/x": lambda _: (302, b"there")}) as server:
         assert fetch(f"{server.url}/x").status == 302

@@ -11,7 +11,7 @@ from indexer.engines.api import EngineApi
 from indexer.engines.load import Load
 from indexer.engines.load_scraper import BYTES_MAX, LoadScraper
 from indexer.metrics import IndexerMetrics
-from tests.engine_http import EngineHttp
+from tests.engine_server import EngineServer
 from tests.ports import free_port
 from tests.waiting import wait_until_async
 
@@ -58,18 +58,24 @@ async def asking(asked: Asked) -> AsyncIterator[Asked]:
 
 async def test_each_pod_is_asked_again_and_again() -> None:
     running = iter(range(10_000))
-    with EngineHttp({"/metrics": lambda: metrics_text(next(running))}) as one, EngineHttp({"/v2/metrics": lambda: metrics_text(7)}) as other:
+    with (
+        EngineServer(routes={"/metrics": lambda _: metrics_text(next(running))}) as one,
+        EngineServer(routes={"/v2/metrics": lambda _: metrics_text(7)}) as other,
+    ):
         began_s = time.monotonic()
         async with asking(Asked({"a": one.url, "b": f"{other.url}/v2/"})) as asked:
             await wait_until_async(lambda: "b" in asked.loads and asked.loads.get("a", Load(0, 0)).running >= 3)
         assert asked.loads["b"] == Load(7, 0)
         assert began_s < asked.times_s["a"] <= time.monotonic()
-        assert set(one.asked) == {"/metrics"}
+        assert set(one.request_counts) == {"/metrics"}
         assert asked.outcomes("load") == asked.count
 
 
 async def test_a_pod_that_does_not_answer_holds_up_no_other() -> None:
-    with EngineHttp({"/metrics": lambda: metrics_text(1)}) as well, EngineHttp({"/metrics": lambda: (time.sleep(3), metrics_text(9))[1]}) as hung:
+    with (
+        EngineServer(routes={"/metrics": lambda _: metrics_text(1)}) as well,
+        EngineServer(routes={"/metrics": lambda _: (time.sleep(3), metrics_text(9))[1]}) as hung,
+    ):
         async with asking(Asked({"hung": hung.url, "well": well.url})) as asked:
             await wait_until_async(lambda: asked.outcomes("timeout") == 1)
         assert set(asked.loads) == {"well"}
@@ -79,8 +85,8 @@ async def test_a_pod_that_does_not_answer_holds_up_no_other() -> None:
 async def test_what_gives_no_load_is_counted_by_its_kind_and_asked_less_and_less() -> None:
     answers = {"status": (503, b""), "malformed": (200, b"<html>"), "too_large": (200, b"#" * (BYTES_MAX + 1))}
     with (
-        EngineHttp({f"/{name}/metrics": lambda answer=answer: answer for name, answer in answers.items()}) as api,  # type: ignore[misc]
-        EngineHttp({"/metrics": lambda: metrics_text(1)}) as well,
+        EngineServer(routes={f"/{name}/metrics": lambda _, answer=answer: answer for name, answer in answers.items()}) as api,  # type: ignore[misc]
+        EngineServer(routes={"/metrics": lambda _: metrics_text(1)}) as well,
     ):
         bases = {name: f"{api.url}/{name}" for name in answers} | {"unreachable": f"http://127.0.0.1:{free_port()}", "well": well.url}
         async with asking(Asked(bases)) as asked:
@@ -93,24 +99,24 @@ async def test_one_that_comes_back_is_found_again() -> None:
     port = free_port()
     async with asking(Asked({"a": f"http://127.0.0.1:{port}"})) as asked:
         await wait_until_async(lambda: asked.outcomes("unreachable") >= 2)
-        with EngineHttp({"/metrics": lambda: metrics_text(4)}, port):
+        with EngineServer(routes={"/metrics": lambda _: metrics_text(4)}, port=port):
             await wait_until_async(lambda: asked.loads.get("a") == Load(4, 0))
 
 
 async def test_a_pod_that_is_gone_is_not_asked_any_more() -> None:
-    with EngineHttp({"/metrics": lambda: metrics_text(1)}) as api, EngineHttp({"/metrics": lambda: metrics_text(2)}) as other:
+    with EngineServer(routes={"/metrics": lambda _: metrics_text(1)}) as api, EngineServer(routes={"/metrics": lambda _: metrics_text(2)}) as other:
         async with asking(Asked({"a": api.url, "b": other.url})) as asked:
             await wait_until_async(lambda: "a" in asked.loads)
             del asked.bases["a"]
-            before = other.asked["/metrics"]
-            await wait_until_async(lambda: other.asked["/metrics"] > before + 2)
-            last = api.asked["/metrics"]
-            await wait_until_async(lambda: other.asked["/metrics"] > before + 8)
-            assert api.asked["/metrics"] == last
+            before = other.request_counts["/metrics"]
+            await wait_until_async(lambda: other.request_counts["/metrics"] > before + 2)
+            last = api.request_counts["/metrics"]
+            await wait_until_async(lambda: other.request_counts["/metrics"] > before + 8)
+            assert api.request_counts["/metrics"] == last
 
 
 async def test_what_somebody_registered_is_asked_only_where_engines_may_be() -> None:
-    with EngineHttp({"/metrics": lambda: metrics_text(1)}) as api:
+    with EngineServer(routes={"/metrics": lambda _: metrics_text(1)}) as api:
         settings = Settings(load_interval_s=0.05, allowed_engine_networks="10.0.0.0/8")
         async with asking(Asked({"limited": api.url, "named": api.url}, limited=frozenset({"limited"}), settings=settings)) as asked:
             await wait_until_async(lambda: asked.outcomes("outside") >= 2 and "named" in asked.loads)

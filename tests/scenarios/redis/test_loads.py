@@ -4,7 +4,7 @@ from contextlib import ExitStack
 
 from indexer.store.keyspace import Keyspace
 from tests.engine import Engine
-from tests.engine_http import EngineHttp
+from tests.engine_server import EngineServer
 from tests.processes import ingest
 from tests.redis_server import RedisServer
 from tests.running import Client
@@ -21,7 +21,7 @@ def asked(indexer: Client) -> float:
 def test_a_pod_is_asked_by_the_owner_of_its_first_rank_alone() -> None:
     with ExitStack() as stack:
         redis, engine, second_rank = (stack.enter_context(each) for each in (RedisServer(), Engine(), Engine()))
-        http = stack.enter_context(EngineHttp({"/metrics": lambda: (200, METRICS)}))
+        http = stack.enter_context(EngineServer(routes={"/metrics": lambda _: (200, METRICS)}))
         specs = [engine.spec(rank=0, http=http.url), second_rank.spec(rank=1, http=http.url)]
         indexers = [stack.enter_context(ingest(redis.url, *specs, load_interval_s="0.1")) for _ in range(2)]
         for indexer in indexers:

@@ -8,10 +8,10 @@ import httpx
 import pytest
 
 from tests.engine import Engine, stored
+from tests.engine_server import EngineServer, tokenize_bytes
 from tests.processes import api, ingest, serve
 from tests.redis_server import RedisServer
 from tests.running import Client, Running
-from tests.tokenizing import TokenizingEngine
 from tests.waiting import wait_until
 
 TOKENS = [1, 2, 3, 4, 5]
@@ -34,12 +34,12 @@ def matched(response: httpx.Response) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def service() -> Iterator[Client]:
     """Models m and n, each with a pod; both have an adapter `both`, m has `ad`, and n has one that is called like the model m."""
-    with Engine() as first, Engine() as second, TokenizingEngine() as tokenizing:
+    with Engine() as first, Engine() as second, EngineServer(routes={"/tokenize": tokenize_bytes}) as tokenizing:
         for number, name in enumerate(("ad", "both")):
             first.publish(with_adapter(name, number))
         for number, name in enumerate(("both", "m")):
             second.publish(with_adapter(name, number))
-        specs = first.spec("a", http=tokenizing.http), second.spec("b", "n")
+        specs = first.spec("a", http=tokenizing.url), second.spec("b", "n")
         with Running(*specs, lora="later=m") as running:
             running.tokenizing = tokenizing  # type: ignore[attr-defined]
             for pod in ("a", "b"):
@@ -81,7 +81,7 @@ def test_a_configured_adapter_is_known_before_any_engine_announces_it(service: C
 def test_prompts_are_tokenized_under_the_adapters_name_by_pods_of_the_base_model(service: Client) -> None:
     answer = service.http.post(f"{service.url}/v1/score", json={"model": "ad", "prompt": "text"})
     assert (answer.status_code, answer.json()["tokens"]) == (200, 4)
-    assert service.tokenizing.asked[-1]["model"] == "ad"  # type: ignore[attr-defined]
+    assert service.tokenizing.tokenize_requests[-1]["model"] == "ad"  # type: ignore[attr-defined]
 
 
 def test_the_batch_knows_them_too(service: Client) -> None:

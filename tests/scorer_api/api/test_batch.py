@@ -21,7 +21,7 @@ from scorer_api.routing.metrics import RouteMetrics
 from scorer_api.routing.router import Router
 from tests.engine import Engine, stored
 from tests.running import Client, Running
-from tests.tokenizing import request_resolver
+from tests.scorer_api.api.request_resolver import request_resolver
 
 ENCODE = {JSON: msgspec.json.encode, MSGPACK: msgspec.msgpack.encode}
 DECODE: dict[str, Any] = {JSON: msgspec.json.decode, MSGPACK: msgspec.msgpack.decode}

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from tests.engine import Engine, cleared, removed, stored
-from tests.engine_http import EngineHttp
+from tests.engine_server import EngineServer
 from tests.ports import free_port
 from tests.processes import api, ingest
 from tests.redis_server import RedisServer
@@ -123,7 +123,7 @@ def test_each_pod_s_load_stands_beside_its_match(engine: Engine) -> None:
     """As its engine says it, while it does; nobody says one of `silent`, and that of `brief` does not tell of its cache."""
     answer = [(200, BUSY)]
     brief = BUSY.replace(b"vllm:kv_cache", b"other").replace(b"3.0", b"0.0")
-    with EngineHttp({"/metrics": lambda: answer[0]}) as told, EngineHttp({"/metrics": lambda: (200, brief)}) as partly:
+    with EngineServer(routes={"/metrics": lambda _: answer[0]}) as told, EngineServer(routes={"/metrics": lambda _: (200, brief)}) as partly:
         specs = [engine.spec("busy", http=told.url), engine.spec("brief", http=partly.url), engine.spec("silent")]
         with Running(*specs, load_interval_s="0.1", load_max_age_s="1.5") as service:
             wait_until(lambda: None not in (loads(service)["busy"], loads(service)["brief"]))
@@ -374,7 +374,7 @@ def test_a_scorer_of_its_own_explains_too() -> None:
     """The log tells of the engine's sequence; adapters and errors come with the owner's status."""
     with ExitStack() as stack:
         redis, engine = stack.enter_context(RedisServer()), stack.enter_context(Engine())
-        http = stack.enter_context(EngineHttp({"/metrics": lambda: (200, BUSY)}))
+        http = stack.enter_context(EngineServer(routes={"/metrics": lambda _: (200, BUSY)}))
         indexer = stack.enter_context(ingest(redis.url, engine.spec(http=http.url)))
         scorer = stack.enter_context(api(redis.url)).wait_url()
         indexer.wait_url()

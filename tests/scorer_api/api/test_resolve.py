@@ -10,7 +10,7 @@ from scorer_api.api.schemas import SOURCES, ScoreRequest
 from scorer_api.index.engine_hashes import EngineHashes
 from scorer_api.index.prompt import Prompt
 from scorer_api.index.view import View
-from tests.tokenizing import request_resolver
+from tests.scorer_api.api.request_resolver import request_resolver
 
 
 async def resolve(request: ScoreRequest) -> ResolvedRequest:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from tests.engine import Engine, removed, stored
-from tests.engine_api import EngineApi
+from tests.engine_server import EngineServer
 from tests.processes import api, ingest
 from tests.redis_server import RedisServer
 from tests.running import Client, Running
@@ -239,7 +239,7 @@ def test_the_load_that_engines_tell_outweighs_a_match() -> None:
     """a holds the prompt; while 50 requests wait there, b is picked, and a again when they are gone."""
     with ExitStack() as stack:
         a, b = (stack.enter_context(Engine()) for _ in range(2))
-        busy, idle = (stack.enter_context(EngineApi(metrics=load_metrics(0, 0, 0.0))) for _ in range(2))
+        busy, idle = (stack.enter_context(EngineServer(metrics=load_metrics(0, 0, 0.0))) for _ in range(2))
         specs = [a.spec("a", http=busy.url), b.spec("b", http=idle.url)]
         service = stack.enter_context(Running(*specs, load_interval_s="0.1", load_max_age_s="600", **PATIENT))
         service.wait_for(pod="a", sequence=a.publish(stored(list(range(50)), LONG[:-1])), trust="live")
@@ -264,7 +264,7 @@ def test_scorers_that_share_a_redis_share_loads_and_nothing_of_what_each_has_rou
     with ExitStack() as stack:
         redis = stack.enter_context(RedisServer())
         engine = stack.enter_context(Engine())
-        told = stack.enter_context(EngineApi(metrics=load_metrics(3, 2, 0.5)))
+        told = stack.enter_context(EngineServer(metrics=load_metrics(3, 2, 0.5)))
         stack.enter_context(ingest(redis.url, engine.spec("a", http=told.url), load_interval_s="0.1"))
         one, other = (stack.enter_context(api(redis.url, load_max_age_s="600", **PATIENT)) for _ in range(2))
         engine.publish(stored([1], [7, 7, 7, 7]))

@@ -17,9 +17,8 @@ import pytest
 from indexer import __version__
 from scorer_api.cli.main import main
 from tests.engine import Engine, stored
-from tests.engine_http import EngineHttp
+from tests.engine_server import EngineServer, tokenize_bytes
 from tests.running import ROOT, Client, Command, Running
-from tests.tokenizing import TokenizingEngine
 from tests.waiting import wait_until
 
 ASKED = b'{"model": "m", "token_ids": [1, 2, 3, 4, 5]}'
@@ -205,7 +204,7 @@ def test_explain_prints_why_each_match_ends(service: Client) -> None:
 
 def test_explain_prints_each_pod_s_load() -> None:
     metrics = b"vllm:num_requests_running 3.0\nvllm:num_requests_waiting 2.0\nvllm:kv_cache_usage_perc 0.25\n"
-    with EngineHttp({"/metrics": lambda: (200, metrics)}) as http, Engine() as engine, Running(engine.spec(http=http.url)) as service:
+    with EngineServer(routes={"/metrics": lambda _: (200, metrics)}) as http, Engine() as engine, Running(engine.spec(http=http.url)) as service:
         service.wait_for(trust="live")
         words = ("explain", "--url", service.url, "--model", "m", "--tokens-file", "-")
         wait_until(lambda: run(*words, stdin="1 2 3 4 5")[1].splitlines()[2].split()[4:7] == ["3", "2", "25%"])
@@ -232,18 +231,19 @@ TOOLS = [{"type": "function", "function": {"name": "f"}}]
 
 
 def test_score_takes_a_prompt_and_a_chat(tmp_path: Path) -> None:
-    with TokenizingEngine() as api, Engine() as engine, Running(engine.spec(http=api.http)) as service:
+    with EngineServer(routes={"/tokenize": tokenize_bytes}) as api, Engine() as engine, Running(engine.spec(http=api.url)) as service:
         service.wait_for(connected=True)
         ask = ("score", "--url", service.url, "--model", "m")
         code, out, _ = run(*ask, "--prompt", "hello there")
         assert (code, out.splitlines()[0]) == (0, "model m, 11 tokens, best: none, nothing matches")
-        assert api.asked[-1] == {"model": "m", "prompt": "hello there", "add_special_tokens": True}
+        assert api.tokenize_requests[-1] == {"model": "m", "prompt": "hello there", "add_special_tokens": True}
         file = tmp_path / "chat.json"
         file.write_text(json.dumps({"messages": CHAT, "tools": TOOLS, "add_generation_prompt": False}))
         assert run(*ask, "--messages-file", str(file))[0] == 0
-        assert (api.asked[-1]["messages"], api.asked[-1]["tools"], api.asked[-1]["add_generation_prompt"]) == (CHAT, TOOLS, False)
+        sent = api.tokenize_requests[-1]
+        assert (sent["messages"], sent["tools"], sent["add_generation_prompt"]) == (CHAT, TOOLS, False)
         assert run(*ask, "--messages-file", "-", stdin=json.dumps(CHAT))[0] == 0
-        assert api.asked[-1]["messages"] == CHAT
+        assert api.tokenize_requests[-1]["messages"] == CHAT
 
 
 @pytest.mark.parametrize("text", ["one two", "[1, 2", '["1"]', "[1.5]", "-1", "4294967296", '{"token_ids": [1]}', "1,2,3"])

@@ -35,11 +35,11 @@ from scorer_api.client import (
     TrustChanged,
 )
 from tests.engine import Engine, stored
+from tests.engine_server import EngineServer, tokenize_bytes
 from tests.ports import free_port
 from tests.running import Client as Service
 from tests.running import Command, Running
 from tests.scorer_api.client.faulty import Faulty, answer
-from tests.tokenizing import TokenizingEngine
 
 RIGHT = "right-one"
 QUICK = Retries(count=2, first_s=0.01, pause_max_s=0.05)
@@ -127,7 +127,12 @@ def test_a_pick(service: Service, kind: Kind) -> None:
 
 @BOTH
 def test_a_prompt_and_a_chat_are_turned_into_tokens_by_the_engine(kind: Kind) -> None:
-    with TokenizingEngine() as api, Engine() as engine, Running(engine.spec("a", http=api.http)) as asked, kind(asked.url) as client:
+    with (
+        EngineServer(routes={"/tokenize": tokenize_bytes}) as api,
+        Engine() as engine,
+        Running(engine.spec("a", http=api.url)) as asked,
+        kind(asked.url) as client,
+    ):
         engine.publish(stored([1], b"abcd"))
         engine.publish(stored([2], [1000, *b"abc"]))
         asked.wait_for(pod="a", sequence=1, trust="live")
@@ -136,7 +141,7 @@ def test_a_prompt_and_a_chat_are_turned_into_tokens_by_the_engine(kind: Kind) ->
         assert (chat.tokens, chat.pods[0].matched_tokens) == (6, 4)
         assert client.explain("m", prompt="abcde").source == "prompt"
         assert client.explain("m", messages=[{"role": "user", "content": "x"}]).source == "messages"
-        sent = next(request for request in api.asked if "tools" in request)
+        sent = next(request for request in api.tokenize_requests if "tools" in request)
         assert (sent["tools"], sent["add_generation_prompt"]) == ([{"type": "function"}], False)
 
 

@@ -9,14 +9,14 @@ from scorer_api.doctor.checks.findings import finding
 from scorer_api.doctor.checks.kinds import KINDS, Severity
 from scorer_api.doctor.report import as_text
 from tests.engine import Engine, stored
-from tests.engine_api import EngineApi
+from tests.engine_server import EngineServer
 from tests.ports import free_port
 from tests.running import Running
 from tests.scorer_api.cli.test_main import run
 
 
 def test_it_ends_with_0_where_nothing_is_worse_than_a_note_1_with_a_warning_3_with_an_error() -> None:
-    with Engine() as engine, EngineApi(engine) as api, Running(engine.spec(http=api.url)) as service:
+    with Engine() as engine, EngineServer(engine) as api, Running(engine.spec(http=api.url)) as service:
         engine.publish(stored([1], range(1, 5)))
         service.wait_for(sequence=0, trust="live")
         words = ("doctor", "--url", service.url, "--listen-s", "0.3")

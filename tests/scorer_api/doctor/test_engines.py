@@ -11,7 +11,7 @@ import pytest
 import zmq
 
 from tests.engine import Engine, stored
-from tests.engine_api import EngineApi
+from tests.engine_server import EngineServer, json_reply
 from tests.ports import free_port
 from tests.running import Running
 from tests.scorer_api.doctor.examined import Examined
@@ -41,7 +41,7 @@ def publishing(engine: Engine, **fields: Any) -> Iterator[None]:
 
 
 @contextmanager
-def followed(engine: Engine, api: EngineApi, spec: str | None = None, **flags: str) -> Iterator[Running]:
+def followed(engine: Engine, api: EngineServer, spec: str | None = None, **flags: str) -> Iterator[Running]:
     """A service that follows this engine, which has announced a block."""
     with Running(spec or engine.spec(http=api.url), **flags) as service:
         engine.publish(stored([1], range(1, 5)))
@@ -54,7 +54,7 @@ def followed(engine: Engine, api: EngineApi, spec: str | None = None, **flags: s
 
 
 def test_prefix_caching_off() -> None:
-    with Engine() as engine, EngineApi(prefix_caching=False) as api, Running(engine.spec(http=api.url)) as service:
+    with Engine() as engine, EngineServer(prefix_caching=False) as api, Running(engine.spec(http=api.url)) as service:
         service.wait_for(connected=True)
         found = Examined(service.url)
     assert found.bad() == {"prefix_caching_off", "never_announced"}
@@ -64,42 +64,46 @@ def test_prefix_caching_off() -> None:
 
 def test_sglang_says_in_its_own_way_that_it_caches_nothing() -> None:
     info = {"disable_radix_cache": True, "page_size": 4, "version": "0.5.9", "kv_events_config": None}
-    with Engine() as engine, EngineApi(metrics="", answers={"/get_server_info": info}) as api, followed(engine, api) as service:
+    with (
+        Engine() as engine,
+        EngineServer(metrics="", routes={"/get_server_info": lambda _: json_reply(info)}) as api,
+        followed(engine, api) as service,
+    ):
         found = Examined(service.url)
     assert found.bad() == {"prefix_caching_off", "events_disabled"}
     assert found.exit_code == 3
 
 
 def test_another_model_name() -> None:
-    with Engine() as engine, EngineApi(engine, model="served/name") as api, followed(engine, api) as service:
+    with Engine() as engine, EngineServer(engine, model="served/name") as api, followed(engine, api) as service:
         found = Examined(service.url)
     assert "'served/name', and not 'm'" in found.the("model_not_served").detail
     assert (found.bad(), found.exit_code) == ({"model_not_served"}, 3)
 
 
 def test_a_pod_that_is_registered_with_the_name_of_an_adapter() -> None:
-    with Engine() as engine, EngineApi(engine, models={"base": None, "m": "base"}) as api, followed(engine, api) as service:
+    with Engine() as engine, EngineServer(engine, models={"base": None, "m": "base"}) as api, followed(engine, api) as service:
         found = Examined(service.url)
     assert "LoRA adapter of 'base'" in found.the("model_not_served").detail
     assert (found.bad(), found.exit_code) == ({"model_not_served"}, 3)
 
 
 def test_adapters_are_named() -> None:
-    with Engine() as engine, EngineApi(engine, models={"m": None, "lora": "m"}) as api, followed(engine, api) as service:
+    with Engine() as engine, EngineServer(engine, models={"m": None, "lora": "m"}) as api, followed(engine, api) as service:
         found = Examined(service.url)
     assert "with adapters 'lora'" in found.the("engine_well").detail
     assert (found.bad(), found.exit_code) == (set(), 0)
 
 
 def test_another_block_size() -> None:
-    with Engine() as engine, EngineApi(engine, block_size=16) as api, followed(engine, api) as service:
+    with Engine() as engine, EngineServer(engine, block_size=16) as api, followed(engine, api) as service:
         found = Examined(service.url)
     assert "blocks of 16 tokens; its events have blocks of 4" in found.the("block_size_differs").detail
     assert (found.bad(), found.exit_code) == ({"block_size_differs"}, 1)
 
 
 def test_an_engine_that_is_not_well() -> None:
-    with Engine() as engine, EngineApi(engine, health=503) as api, followed(engine, api) as service:
+    with Engine() as engine, EngineServer(engine, health=503) as api, followed(engine, api) as service:
         found = Examined(service.url)
     assert (found.bad(), found.exit_code) == ({"engine_unhealthy"}, 3)
 
@@ -114,7 +118,7 @@ def test_an_api_that_is_not_where_the_spec_says() -> None:
 
 
 def test_an_engine_without_tokenize_and_metrics() -> None:
-    with Engine() as engine, EngineApi(engine, tokenizes=False, metrics="") as api, followed(engine, api) as service:
+    with Engine() as engine, EngineServer(engine, routes={"/tokenize": lambda _: (404, b"")}, metrics="") as api, followed(engine, api) as service:
         found = Examined(service.url, model="m", prompt="one two")
     assert {"tokenize_missing", "engine_metrics_missing"} <= set(found.codes)
     assert (found.bad(), found.exit_code) == ({"tokenize_missing"}, 1)
@@ -124,8 +128,8 @@ def test_engines_whose_tokenizers_differ() -> None:
     with (
         Engine() as a,
         Engine() as b,
-        EngineApi(a) as api_a,
-        EngineApi(b, vocabulary="w") as api_b,
+        EngineServer(a) as api_a,
+        EngineServer(b, vocabulary="w") as api_b,
         Running(a.spec("a", http=api_a.url), b.spec("b", http=api_b.url)) as service,
     ):
         for engine, pod in ((a, "a"), (b, "b")):
@@ -141,7 +145,7 @@ def test_engines_whose_tokenizers_differ() -> None:
 
 def test_events_disabled_where_the_engine_cannot_say_so() -> None:
     port = free_port()
-    with EngineApi() as api, Running(f"pod=pod,model=m,events=tcp://127.0.0.1:{port},http={api.url}", ready_after_s="0.001") as service:
+    with EngineServer() as api, Running(f"pod=pod,model=m,events=tcp://127.0.0.1:{port},http={api.url}", ready_after_s="0.001") as service:
         wait_until(lambda: service.http.get(f"{service.url}/readyz").status_code == 200)
         found = Examined(service.url)
     assert "enable_kv_cache_events" in found.the("events_disabled").mend
@@ -152,7 +156,7 @@ def test_events_disabled_where_the_engine_cannot_say_so() -> None:
 
 def test_events_disabled_by_the_engine_s_own_word() -> None:
     with (
-        EngineApi(answers={"/kv_event_sources": []}) as api,
+        EngineServer(routes={"/kv_event_sources": lambda _: json_reply([])}) as api,
         Running(f"pod=pod,model=m,events=tcp://127.0.0.1:{free_port()},http={api.url}") as service,
     ):
         found = Examined(service.url)
@@ -164,7 +168,7 @@ def test_a_wrong_port_and_the_engine_says_the_right_one() -> None:
     with Engine() as engine:
         sources = [{"data_parallel_rank": 0, "endpoint": f"tcp://*:{engine.events_port}", "replay_endpoint": None, "topic": ""}]
         with (
-            EngineApi(answers={"/kv_event_sources": sources}) as api,
+            EngineServer(routes={"/kv_event_sources": lambda _: json_reply(sources)}) as api,
             Running(f"pod=pod,model=m,events=tcp://127.0.0.1:{free_port()},http={api.url}") as service,
         ):
             found = Examined(service.url)
@@ -174,7 +178,7 @@ def test_a_wrong_port_and_the_engine_says_the_right_one() -> None:
 
 
 def test_the_api_s_port_for_the_events() -> None:
-    with EngineApi() as api, Running(f"pod=pod,model=m,events=tcp://127.0.0.1:{api.port},http={api.url}") as service:
+    with EngineServer() as api, Running(f"pod=pod,model=m,events=tcp://127.0.0.1:{api.port},http={api.url}") as service:
         wait_until(lambda: service.stream()["last_error"] is not None)
         found = Examined(service.url)
     assert "does not say what a ZMQ socket says" in found.the("events_port_differs").detail
@@ -182,7 +186,7 @@ def test_the_api_s_port_for_the_events() -> None:
 
 
 def test_replay_and_events_exchanged() -> None:
-    with Engine() as engine, EngineApi(engine) as api:
+    with Engine() as engine, EngineServer(engine) as api:
         spec = f"pod=pod,model=m,events=tcp://127.0.0.1:{engine.replay_port},replay=tcp://127.0.0.1:{engine.events_port},http={api.url}"
         with Running(spec) as service:
             found = Examined(service.url)
@@ -194,7 +198,7 @@ def test_replay_and_events_exchanged() -> None:
 def test_another_pod_s_replay_port_for_the_events() -> None:
     with (
         Engine() as engine,
-        EngineApi(engine) as api,
+        EngineServer(engine) as api,
         Running(f"pod=pod,model=m,events=tcp://127.0.0.1:{engine.replay_port},http={api.url}") as service,
     ):
         found = Examined(service.url)
@@ -203,7 +207,7 @@ def test_another_pod_s_replay_port_for_the_events() -> None:
 
 
 def test_another_pod_s_events_port_for_the_replays() -> None:
-    with Engine() as engine, Engine() as other, EngineApi(engine) as api:
+    with Engine() as engine, Engine() as other, EngineServer(engine) as api:
         spec = f"pod=pod,model=m,events=tcp://127.0.0.1:{engine.events_port},replay=tcp://127.0.0.1:{other.events_port},http={api.url}"
         with Running(spec) as service:
             found = Examined(service.url)
@@ -212,7 +216,7 @@ def test_another_pod_s_events_port_for_the_replays() -> None:
 
 @pytest.mark.parametrize("kind", [zmq.PUSH, zmq.REP])
 def test_zmq_sockets_of_other_kinds(kind: int) -> None:
-    with zmq.Context() as context, context.socket(kind) as events, context.socket(kind) as replay, EngineApi() as api:
+    with zmq.Context() as context, context.socket(kind) as events, context.socket(kind) as replay, EngineServer() as api:
         ports = [socket.bind_to_random_port("tcp://127.0.0.1") for socket in (events, replay)]
         with Running(f"pod=pod,model=m,events=tcp://127.0.0.1:{ports[0]},replay=tcp://127.0.0.1:{ports[1]},http={api.url}") as service:
             found = Examined(service.url)
@@ -222,7 +226,7 @@ def test_zmq_sockets_of_other_kinds(kind: int) -> None:
 
 
 def test_a_socket_that_asks_for_a_password() -> None:
-    with zmq.Context() as context, context.socket(zmq.PUB) as events, EngineApi() as api:
+    with zmq.Context() as context, context.socket(zmq.PUB) as events, EngineServer() as api:
         events.plain_server = True
         port = events.bind_to_random_port("tcp://127.0.0.1")
         with Running(f"pod=pod,model=m,events=tcp://127.0.0.1:{port},http={api.url}") as service:
@@ -243,7 +247,7 @@ def test_an_engine_that_is_away_altogether_and_its_blocks_dropped() -> None:
 
 
 def test_a_replay_socket_that_does_not_answer() -> None:
-    with Engine() as engine, EngineApi(engine) as api, followed(engine, api) as service:
+    with Engine() as engine, EngineServer(engine) as api, followed(engine, api) as service:
         engine.mute = True
         found = Examined(service.url)
     assert "says nothing" in found.the("replay_unreachable").detail
@@ -253,7 +257,7 @@ def test_a_replay_socket_that_does_not_answer() -> None:
 def test_a_replay_port_where_nobody_listens() -> None:
     with (
         Engine(with_replay=False) as engine,
-        EngineApi(engine) as api,
+        EngineServer(engine) as api,
         Running(engine.spec(http=api.url, replay=f"tcp://127.0.0.1:{free_port()}")) as service,
     ):
         service.wait_for(connected=True)
@@ -264,7 +268,7 @@ def test_a_replay_port_where_nobody_listens() -> None:
 def test_the_api_s_port_for_the_replays() -> None:
     with (
         Engine(with_replay=False) as engine,
-        EngineApi(engine) as api,
+        EngineServer(engine) as api,
         Running(engine.spec(http=api.url, replay=f"tcp://127.0.0.1:{api.port}")) as service,
     ):
         service.wait_for(connected=True)
@@ -273,7 +277,7 @@ def test_the_api_s_port_for_the_replays() -> None:
 
 
 def test_a_router_that_is_no_engine_s() -> None:
-    with Engine(with_replay=False) as engine, EngineApi(engine) as api, zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+    with Engine(with_replay=False) as engine, EngineServer(engine) as api, zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         port = router.bind_to_random_port("tcp://127.0.0.1")
         stopping = threading.Event()
 
@@ -293,7 +297,7 @@ def test_a_router_that_is_no_engine_s() -> None:
 
 
 def test_an_engine_without_replay_that_ran_before_the_service() -> None:
-    with Engine(with_replay=False) as engine, EngineApi(engine) as api, Running(engine.spec(http=api.url)) as service:
+    with Engine(with_replay=False) as engine, EngineServer(engine) as api, Running(engine.spec(http=api.url)) as service:
         service.wait_for(connected=True)
         engine.next_number = 7
         engine.publish(stored([1], range(1, 5)))
@@ -307,7 +311,7 @@ def test_an_engine_without_replay_that_ran_before_the_service() -> None:
 
 
 def test_a_topic_that_matches_nothing() -> None:
-    with Engine(topic=b"kv@pod@m") as engine, EngineApi(engine) as api, Running(engine.spec(http=api.url, topic="kv-events")) as service:
+    with Engine(topic=b"kv@pod@m") as engine, EngineServer(engine) as api, Running(engine.spec(http=api.url, topic="kv-events")) as service:
         service.wait_for(connected=True)
         with publishing(engine):
             found = Examined(service.url)
@@ -316,14 +320,14 @@ def test_a_topic_that_matches_nothing() -> None:
 
 
 def test_a_topic_of_another_model() -> None:
-    with Engine(topic=b"kv@pod@other/model") as engine, EngineApi(engine) as api, followed(engine, api) as service, publishing(engine):
+    with Engine(topic=b"kv@pod@other/model") as engine, EngineServer(engine) as api, followed(engine, api) as service, publishing(engine):
         found = Examined(service.url)
     assert "the topic is 'kv@pod@other/model'" in found.the("events_port_differs").detail
     assert (found.bad(), found.exit_code) == ({"events_port_differs"}, 1)
 
 
 def test_what_is_published_is_no_events() -> None:
-    with Engine() as engine, EngineApi(engine) as api, followed(engine, api) as service:
+    with Engine() as engine, EngineServer(engine) as api, followed(engine, api) as service:
         stopping = threading.Event()
 
         def shout() -> None:
@@ -340,21 +344,21 @@ def test_what_is_published_is_no_events() -> None:
 
 
 def test_batches_of_another_rank() -> None:
-    with Engine() as engine, EngineApi(engine) as api, followed(engine, api) as service, publishing(engine, rank=3):
+    with Engine() as engine, EngineServer(engine) as api, followed(engine, api) as service, publishing(engine, rank=3):
         found = Examined(service.url)
     assert "say rank 3; the spec has rank 0" in found.the("rank_differs").detail
     assert found.exit_code == 1
 
 
 def test_events_that_cannot_be_used() -> None:
-    with Engine() as engine, EngineApi(engine) as api, followed(engine, api) as service, publishing(engine, block_hashes="none"):
+    with Engine() as engine, EngineServer(engine) as api, followed(engine, api) as service, publishing(engine, block_hashes="none"):
         found = Examined(service.url)
     assert "events_refused" in found.bad()
     assert found.exit_code == 1
 
 
 def test_an_engine_that_publishes_well_while_the_doctor_listens() -> None:
-    with Engine() as engine, EngineApi(engine) as api, followed(engine, api) as service, publishing(engine):
+    with Engine() as engine, EngineServer(engine) as api, followed(engine, api) as service, publishing(engine):
         found = Examined(service.url)
     assert "events_well" in found.codes
     assert (found.bad(), found.exit_code) == (set(), 0)
@@ -364,14 +368,14 @@ def test_an_engine_that_publishes_well_while_the_doctor_listens() -> None:
 
 
 def test_an_engine_whose_batches_are_a_minute_ahead() -> None:
-    with Engine() as engine, EngineApi(engine) as api, followed(engine, api) as service, publishing(engine, at_s=60):
+    with Engine() as engine, EngineServer(engine) as api, followed(engine, api) as service, publishing(engine, at_s=60):
         found = Examined(service.url)
     assert found.the("clock_off").detail == "its clock is 60 s ahead of ours"
     assert (found.bad(), found.exit_code) == ({"clock_off"}, 1)
 
 
 def test_an_idle_engine_whose_api_is_a_minute_behind() -> None:
-    with Engine() as engine, EngineApi(engine, date_offset_s=-60) as api, followed(engine, api) as service:
+    with Engine() as engine, EngineServer(engine, date_offset_s=-60) as api, followed(engine, api) as service:
         found = Examined(service.url)
     assert "behind ours" in found.the("clock_off").detail
     assert (found.bad(), found.exit_code) == ({"clock_off"}, 1)
@@ -382,7 +386,7 @@ def test_an_idle_engine_whose_api_is_a_minute_behind() -> None:
 
 def test_an_engine_that_dials_the_service_and_one_that_stopped_to() -> None:
     port = free_port()
-    with EngineApi() as api, Running(listen=f"tcp://127.0.0.1:{port}") as service:
+    with EngineServer() as api, Running(listen=f"tcp://127.0.0.1:{port}") as service:
         with Engine(topic=b"kv@pod@m", dials=port) as engine:
 
             def announced() -> bool:
@@ -405,33 +409,33 @@ def test_an_engine_that_dials_the_service_and_one_that_stopped_to() -> None:
 
 
 def test_the_probe_of_an_engine_whose_events_do_not_arrive() -> None:
-    with Engine() as engine, EngineApi(engine, publishes=False) as api, followed(engine, api) as service:
+    with Engine() as engine, EngineServer(engine, publishes=False) as api, followed(engine, api) as service:
         found = Examined(service.url, model="m", probes=True)
     assert (found.bad(), found.exit_code) == ({"probe_unseen"}, 3)
     assert api.completions == 2
 
 
 def test_the_probe_of_an_engine_that_counts_otherwise() -> None:
-    with Engine() as engine, EngineApi(engine, miscounts=-4) as api, followed(engine, api) as service:
+    with Engine() as engine, EngineServer(engine, cached_tokens_error=-4) as api, followed(engine, api) as service:
         found = Examined(service.url, model="m", probes=True)
     assert (found.bad(), found.exit_code) == ({"probe_differs"}, 1)
 
 
 def test_the_probe_of_an_engine_that_does_not_count() -> None:
-    with Engine() as engine, EngineApi(engine, counts=False) as api, followed(engine, api) as service:
+    with Engine() as engine, EngineServer(engine, reports_cached_tokens=False) as api, followed(engine, api) as service:
         found = Examined(service.url, model="m", probes=True)
     assert "probe_uncounted" in found.codes
     assert (found.bad(), found.exit_code) == (set(), 0)
 
 
 def test_the_probe_of_an_engine_that_refuses() -> None:
-    with Engine() as engine, EngineApi(engine, refuses=401) as api, followed(engine, api) as service:
+    with Engine() as engine, EngineServer(engine, completion_error=401) as api, followed(engine, api) as service:
         found = Examined(service.url, model="m", probes=True)
     assert (found.bad(), found.exit_code) == ({"probe_refused"}, 1)
 
 
 def test_nothing_is_sent_through_an_engine_unless_asked() -> None:
-    with Engine() as engine, EngineApi(engine) as api, followed(engine, api) as service:
+    with Engine() as engine, EngineServer(engine) as api, followed(engine, api) as service:
         Examined(service.url, model="m", prompt="one two three four five")
         assert api.completions == 0
         found = Examined(service.url, model="m", prompt="one two three four five", probes=True)

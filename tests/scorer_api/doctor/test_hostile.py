@@ -11,7 +11,7 @@ from scorer_api.doctor.probes.asker import BODY_BYTES_MAX
 from scorer_api.doctor.probes.handshake import GREETING, properties
 from scorer_api.doctor.report import as_json, as_text
 from tests.engine import Engine, stored
-from tests.engine_api import EngineApi
+from tests.engine_server import EngineServer
 from tests.running import Running
 from tests.scorer_api.doctor.examined import Examined
 
@@ -97,7 +97,7 @@ def test_a_service_that_means_no_good(talk: Callable[[socket.socket], None]) -> 
 @pytest.mark.parametrize("talk", TALKS)
 def test_an_engine_that_means_no_good(talk: Callable[[socket.socket], None]) -> None:
     """Its API and both of its sockets; another engine beside it is looked at all the same."""
-    with talking(talk) as port, talking(talk) as replay, Engine() as engine, EngineApi(engine) as api:
+    with talking(talk) as port, talking(talk) as replay, Engine() as engine, EngineServer(engine) as api:
         bad = f"pod=bad,model=m,events=tcp://127.0.0.1:{port},replay=tcp://127.0.0.1:{replay},http=http://127.0.0.1:{port}"
         with Running(bad, engine.spec(http=api.url)) as service:
             engine.publish(stored([1], range(1, 5)))
@@ -114,7 +114,7 @@ def test_an_engine_that_means_no_good(talk: Callable[[socket.socket], None]) -> 
 
 def test_what_others_say_cannot_steer_the_terminal() -> None:
     name = "\x1b[2Jm\u202e\r\n" + "x" * 5_000
-    with Engine() as engine, EngineApi(engine, model=name) as api, Running(engine.spec(http=api.url)) as service:
+    with Engine() as engine, EngineServer(engine, model=name) as api, Running(engine.spec(http=api.url)) as service:
         engine.publish(stored([1], range(1, 5)))
         service.wait_for(sequence=0, trust="live")
         found = Examined(service.url)

@@ -7,7 +7,7 @@ import pytest
 from indexer.store.condition import ModelCondition, RedisCondition
 from scorer_api.doctor.checks.redis import check_redis
 from tests.engine import Engine, stored
-from tests.engine_api import EngineApi
+from tests.engine_server import EngineServer
 from tests.ports import free_port
 from tests.processes import api, ingest, serve
 from tests.redis_server import RedisServer, User
@@ -32,7 +32,7 @@ def redis() -> Iterator[RedisServer]:
 @pytest.fixture
 def replica(redis: RedisServer) -> Iterator[Command]:
     """A service over this Redis, with an engine that it follows."""
-    with Engine() as engine, EngineApi(engine) as engine_api, serve(redis.url, engine.spec(http=engine_api.url), **LEASE) as service:
+    with Engine() as engine, EngineServer(engine) as engine_api, serve(redis.url, engine.spec(http=engine_api.url), **LEASE) as service:
         service.wait_url()
         engine.publish(stored([1], range(1, 5)))
         wait_followed(service)
@@ -119,7 +119,7 @@ def test_replicas_of_another_layout(redis: RedisServer, replica: Command) -> Non
 def test_indexers_that_died(redis: RedisServer) -> None:
     with (
         Engine() as engine,
-        EngineApi(engine) as engine_api,
+        EngineServer(engine) as engine_api,
         ingest(redis.url, engine.spec(http=engine_api.url), lease_s="5") as indexer,
         api(redis.url) as scorer,
     ):

@@ -11,7 +11,7 @@ import pytest
 
 from scorer_api.cli.service_connection import trusted_context
 from tests.engine import Engine, stored
-from tests.engine_api import EngineApi
+from tests.engine_server import EngineServer
 from tests.ports import free_port
 from tests.running import Running
 from tests.scorer_api.doctor.examined import Examined
@@ -25,7 +25,7 @@ def fleet() -> Iterator[Running]:
     """Two engines in perfect health; a holds the prompt's two blocks, both hold its first."""
     with ExitStack() as stack:
         engines = [stack.enter_context(Engine(topic=f"kv@{pod}@m".encode())) for pod in "ab"]
-        apis = [stack.enter_context(EngineApi(engine)) for engine in engines]
+        apis = [stack.enter_context(EngineServer(engine)) for engine in engines]
         tokens = apis[0].tokens(PROMPT)
         service = stack.enter_context(Running(*(engine.spec(pod, http=api.url) for pod, engine, api in zip("ab", engines, apis, strict=True))))
         engines[0].publish(stored([1, 2], tokens[:8]))
@@ -116,7 +116,7 @@ def test_tls_with_a_certificate_that_nobody_vouches_for_and_without_tls() -> Non
 def test_tokens(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     file.write_text("right\n")
-    with Engine() as engine, EngineApi(engine) as api, Running(engine.spec(http=api.url), api_token_file=str(file)) as service:
+    with Engine() as engine, EngineServer(engine) as api, Running(engine.spec(http=api.url), api_token_file=str(file)) as service:
         service.http.headers["Authorization"] = "Bearer right"
         engine.publish(stored([1], range(1, 5)))
         service.wait_for(sequence=0, trust="live")
@@ -156,7 +156,7 @@ def test_a_service_that_is_not_ready_yet_and_the_reason() -> None:
 
 
 def test_refused_events_are_told_by_reason() -> None:
-    with Engine() as engine, EngineApi(engine) as api, Running(engine.spec(http=api.url)) as service:
+    with Engine() as engine, EngineServer(engine) as api, Running(engine.spec(http=api.url)) as service:
         engine.publish({"type": "BlockStored", "block_hashes": "none"})
         engine.publish(stored([1], range(1, 5)))
         service.wait_for(sequence=1)

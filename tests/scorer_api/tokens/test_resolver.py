@@ -1,8 +1,8 @@
 """Scores of prompts and chats whose tokens an engine is asked for, over real HTTP and real ZMQ."""
 
-import asyncio
 import json
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,9 +14,9 @@ import msgspec
 import pytest
 
 from tests.engine import Engine, stored
+from tests.engine_server import CutConnection, EngineServer, Reply, Request, Route, bytes_as_tokens, tokenize_bytes
 from tests.processes import serve
 from tests.running import Running
-from tests.tokenizing import Reply, TokenizingEngine, tokenized, tokens_of
 from tests.waiting import wait_until
 
 PROMPT = "a prompt of some length"
@@ -26,16 +26,16 @@ MESSAGES = [{"role": "user", "content": "hello there"}]
 class World(Running):
     """Pods of one model that have cached PROMPT and MESSAGES, each with an API of its own."""
 
-    def __init__(self, *replies: Reply, **settings: Any) -> None:
+    def __init__(self, *routes: Route, **settings: Any) -> None:
         self._stack = ExitStack()
-        self.apis = [self._stack.enter_context(TokenizingEngine(reply)) for reply in replies or (tokenized,)]
+        self.apis = [self._stack.enter_context(EngineServer(routes={"/tokenize": route})) for route in routes or (tokenize_bytes,)]
         self.engines = [self._stack.enter_context(Engine()) for _ in self.apis]
         for engine in self.engines:
             for number, asked in enumerate(({"prompt": PROMPT}, {"messages": MESSAGES})):
-                tokens = tokens_of(asked)
+                tokens = bytes_as_tokens(asked)
                 count = len(tokens) // 4
                 engine.publish(stored(range(100 * number + 1, 100 * number + 1 + count), tokens[: 4 * count]))
-        specs = [engine.spec(f"pod-{number}", http=api.http) for number, (engine, api) in enumerate(zip(self.engines, self.apis, strict=True))]
+        specs = [engine.spec(f"pod-{number}", http=api.url) for number, (engine, api) in enumerate(zip(self.engines, self.apis, strict=True))]
         super().__init__(*specs, **settings)
 
     def __enter__(self) -> "World":
@@ -52,7 +52,7 @@ class World(Running):
         return self.http.post(f"{self.url}/v1/score", json={"model": "m", **asked})
 
     def asked(self) -> int:
-        return sum(len(api.asked) for api in self.apis)
+        return sum(len(api.tokenize_requests) for api in self.apis)
 
     def outcomes(self) -> dict[str, float]:
         outcomes = ("tokens", "refused", "status", "unreachable", "timeout", "malformed", "too_large", "outside")
@@ -75,14 +75,14 @@ def test_a_prompt_is_scored_by_the_engines_own_tokens(world: World) -> None:
     answer = world.post(prompt=PROMPT)
     assert matched(answer) == [20]  # 23 bytes are 5 whole blocks of 4
     assert answer.json()["tokens"] == 23
-    assert world.apis[0].asked[-1] == {"model": "m", "prompt": PROMPT, "add_special_tokens": True}
+    assert world.apis[0].tokenize_requests[-1] == {"model": "m", "prompt": PROMPT, "add_special_tokens": True}
 
 
 def test_a_chat_is_scored_by_the_engines_own_tokens(world: World) -> None:
     tools = [{"type": "function", "function": {"name": "f"}}]
     answer = world.post(messages=MESSAGES, tools=tools, chat_template_kwargs={"a": [1, None]}, add_generation_prompt=False)
     assert (matched(answer), answer.json()["tokens"]) == ([8], 12)  # 11 bytes behind a 1,000: 3 whole blocks, of which a last one is never usable
-    assert world.apis[0].asked[-1] == {
+    assert world.apis[0].tokenize_requests[-1] == {
         "model": "m",
         "messages": MESSAGES,
         "tools": tools,
@@ -96,7 +96,7 @@ def test_a_chat_in_msgpack_is_the_same(world: World) -> None:
     body = msgspec.msgpack.encode({"model": "m", "messages": [{"role": "user", "content": "in msgpack"}], "tools": None, "chat_template_kwargs": {}})
     answer = world.http.post(f"{world.url}/v1/score", content=body, headers={"Content-Type": "application/msgpack"})
     assert answer.status_code == 200, answer.text
-    assert world.apis[0].asked[-1] == {
+    assert world.apis[0].tokenize_requests[-1] == {
         "model": "m",
         "messages": [{"role": "user", "content": "in msgpack"}],
         "chat_template_kwargs": {},
@@ -107,7 +107,7 @@ def test_a_chat_in_msgpack_is_the_same(world: World) -> None:
 
 def test_the_name_of_the_adapter_is_what_the_engine_is_asked_with(world: World) -> None:
     assert matched(world.post(prompt=PROMPT, lora_name="an-adapter")) == [0]
-    assert world.apis[0].asked[-1]["model"] == "an-adapter"
+    assert world.apis[0].tokenize_requests[-1]["model"] == "an-adapter"
 
 
 def test_tokens_are_asked_for_once(world: World) -> None:
@@ -122,7 +122,7 @@ def test_tokens_are_asked_for_once(world: World) -> None:
 
 def test_nobody_is_asked_where_tokens_are_given_or_the_model_is_not_known(world: World) -> None:
     before = world.asked()
-    assert world.post(token_ids=tokens_of({"prompt": PROMPT})).json()["best"] == "pod-0"
+    assert world.post(token_ids=bytes_as_tokens({"prompt": PROMPT})).json()["best"] == "pod-0"
     unknown = world.http.post(f"{world.url}/v1/score", json={"model": "other", "prompt": PROMPT})
     assert unknown.status_code == 404
     assert world.asked() == before
@@ -175,16 +175,20 @@ def test_a_batch_takes_them_too(world: World) -> None:
 # Failures
 
 
-def answering(content: bytes, status: int = 200) -> Reply:
-    return lambda asked: (status, content)
+def answering(content: bytes, status: int = 200) -> Route:
+    return lambda _: (status, content)
 
 
-async def never(asked: dict[str, Any]) -> tuple[int, bytes]:
-    await asyncio.sleep(3600)
-    raise AssertionError("nobody waits so long")
+def answer_too_late(request: Request) -> Reply:
+    time.sleep(3)
+    return tokenize_bytes(request)
 
 
-FAILURES: dict[str, tuple[Reply, str, str]] = {
+def cut(request: Request) -> Reply:
+    raise CutConnection
+
+
+FAILURES: dict[str, tuple[Route, str, str]] = {
     "status": (answering(b'{"error": {"message": "out of\\norder"}}', 503), "status", "answered 503: out of order"),
     "not found": (answering(b'{"object": "error", "message": "no such model"}', 404), "status", "answered 404: no such model"),
     "a redirection": (answering(b"", 307), "status", "answered 307"),
@@ -200,7 +204,8 @@ FAILURES: dict[str, tuple[Reply, str, str]] = {
     "another count": (answering(b'{"tokens": [1, 2], "count": 3}'), "malformed", "2 tokens and says that they are 3"),
     "nesting": (answering(b'{"tokens": ' + b"[" * 100_000), "malformed", "answered with"),
     "a huge answer": (answering(b'{"tokens": [' + b"1," * 1_000_000 + b"1]}"), "too_large", "more than 1000000 bytes"),
-    "silence": (never, "timeout", "did not answer within 0.5 s"),
+    "a cut connection": (cut, "unreachable", "cannot be reached"),
+    "silence": (answer_too_late, "timeout", "did not answer within 0.5 s"),
 }
 QUICKLY = {"tokenize_timeout_s": "0.5", "tokenize_answer_bytes_max": "1000000"}
 
@@ -208,8 +213,8 @@ QUICKLY = {"tokenize_timeout_s": "0.5", "tokenize_answer_bytes_max": "1000000"}
 @pytest.mark.rule("C16")
 @pytest.mark.parametrize("name", FAILURES)
 def test_what_an_engine_answers_wrongly_is_counted_and_another_one_asked(name: str) -> None:
-    reply, outcome, why = FAILURES[name]
-    with World(reply, reply, **QUICKLY) as world:
+    route, outcome, why = FAILURES[name]
+    with World(route, route, **QUICKLY) as world:
         failed = world.post(prompt=PROMPT)
         assert failed.status_code == 502
         assert failed.headers["content-type"] == "application/problem+json"
@@ -217,13 +222,13 @@ def test_what_an_engine_answers_wrongly_is_counted_and_another_one_asked(name: s
         assert [f"{pod} {why}" in detail or (f"{pod} answered" in detail and why in detail) for pod in ("pod-0", "pod-1")] == [True, True], detail
         assert world.outcomes() == {outcome: 2}
         assert world.metric("kv_indexer_score_requests_total", outcome="no_tokens") == 1
-        world.apis[1].reply = tokenized
+        world.apis[1].routes["/tokenize"] = tokenize_bytes
         # The one that failed last is no worse than the other: whichever is first, one of the two has them.
         assert matched(world.post(prompt=PROMPT)) == [20, 20]
-        asked = len(world.apis[0].asked)
+        asked = len(world.apis[0].tokenize_requests)
         for number in range(8):
             world.post(prompt=f"{PROMPT}{number}")
-        assert len(world.apis[0].asked) <= asked + 1, "a pod that just failed is asked after the others"
+        assert len(world.apis[0].tokenize_requests) <= asked + 1, "a pod that just failed is asked after the others"
 
 
 def test_engines_that_refuse_the_text_say_so_to_whoever_asked() -> None:
@@ -252,7 +257,7 @@ def test_a_pods_name_that_is_no_address_is_told_of_with_what_would_be_right() ->
 
 
 def test_a_pods_name_is_where_its_api_is_unless_it_is_said() -> None:
-    with TokenizingEngine() as api, Engine() as engine, Running(engine.spec(api.netloc)) as service:
+    with EngineServer(routes={"/tokenize": tokenize_bytes}) as api, Engine() as engine, Running(engine.spec(api.netloc)) as service:
         service.wait_for(pod=api.netloc, connected=True)
         answer = service.http.post(f"{service.url}/v1/score", json={"model": "m", "prompt": PROMPT})
         assert answer.json()["tokens"] == 23
@@ -260,7 +265,11 @@ def test_a_pods_name_is_where_its_api_is_unless_it_is_said() -> None:
 
 
 def test_an_api_below_a_path() -> None:
-    with TokenizingEngine(path="/vllm/a") as api, Engine() as engine, Running(engine.spec(http=api.http + "/")) as service:
+    with (
+        EngineServer(routes={"/tokenize": tokenize_bytes}, base_path="/vllm/a") as api,
+        Engine() as engine,
+        Running(engine.spec(http=api.url + "/")) as service,
+    ):
         service.wait_for(connected=True)
         assert service.http.post(f"{service.url}/v1/score", json={"model": "m", "prompt": PROMPT}).status_code == 200
 
@@ -274,10 +283,10 @@ def test_no_pod_that_could_be_asked() -> None:
 
 
 def test_requests_are_spread_over_the_pods() -> None:
-    with World(tokenized, tokenized, tokenized) as world:
+    with World(tokenize_bytes, tokenize_bytes, tokenize_bytes) as world:
         for number in range(60):
             world.post(prompt=f"prompt {number}")
-        counts = [len(api.asked) for api in world.apis]
+        counts = [len(api.tokenize_requests) for api in world.apis]
         assert sum(counts) == 60
         assert min(counts) >= 5  # 20 each on the average: fewer than 5 anywhere happens once in 100,000 times
 
@@ -285,10 +294,10 @@ def test_requests_are_spread_over_the_pods() -> None:
 def test_equal_requests_at_the_same_time_are_one_and_who_leaves_stops_nobody() -> None:
     arrived, may_answer = threading.Event(), threading.Event()
 
-    async def slowly(asked: dict[str, Any]) -> tuple[int, bytes]:
+    def slowly(request: Request) -> Reply:
         arrived.set()
-        await asyncio.to_thread(may_answer.wait, 60)
-        return tokenized(asked)
+        may_answer.wait(60)
+        return tokenize_bytes(request)
 
     with World(slowly, tokenize_timeout_s="60") as world, ThreadPoolExecutor(8) as pool:
         # The first one, for whom the engine is asked, leaves before there is an answer.
@@ -296,10 +305,10 @@ def test_equal_requests_at_the_same_time_are_one_and_who_leaves_stops_nobody() -
             httpx.post(f"{world.url}/v1/score", json={"model": "m", "prompt": "leaves"}, timeout=0.3)
         answers = [pool.submit(world.post, prompt=PROMPT) for _ in range(8)]
         assert arrived.wait(30)
-        wait_until(lambda: sum(asked["prompt"] == PROMPT for asked in world.apis[0].asked) == 1)
+        wait_until(lambda: sum(asked["prompt"] == PROMPT for asked in world.apis[0].tokenize_requests) == 1)
         may_answer.set()
         assert [matched(answer.result(30)) for answer in answers] == [[20]] * 8
-        assert sum(asked["prompt"] == PROMPT for asked in world.apis[0].asked) == 1
+        assert sum(asked["prompt"] == PROMPT for asked in world.apis[0].tokenize_requests) == 1
         found = {source: world.metric("kv_indexer_tokenize_texts_total", source=source) for source in ("shared", "cache", "engine")}
         assert found["shared"] + found["cache"] >= 7
 
@@ -316,20 +325,20 @@ def test_without_room_nothing_is_remembered() -> None:
 def test_the_engines_key_is_sent_read_again_and_never_shown(tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text("secret-one\n")
-    with TokenizingEngine() as api, Engine() as engine:
+    with EngineServer(routes={"/tokenize": tokenize_bytes}) as api, Engine() as engine:
         refusing = answering(b'{"error": "Unauthorized"}', 401)
-        with serve(None, engine.spec(http=api.http), engine_api_key_file=str(file)) as service:
+        with serve(None, engine.spec(http=api.url), engine_api_key_file=str(file)) as service:
             service.wait_url()
             service.wait_for(connected=True)
             service.http.post(f"{service.url}/v1/score", json={"model": "m", "prompt": "1"})
-            assert api.heads[-1]["authorization"] == "Bearer secret-one"
+            assert api.tokenize_headers[-1]["authorization"] == "Bearer secret-one"
             file.write_text("secret-two-that-is-longer\n")
             service.http.post(f"{service.url}/v1/score", json={"model": "m", "prompt": "2"})
-            assert api.heads[-1]["authorization"] == "Bearer secret-two-that-is-longer"
+            assert api.tokenize_headers[-1]["authorization"] == "Bearer secret-two-that-is-longer"
             file.write_text("no key!\n")
-            api.reply = refusing
+            api.routes["/tokenize"] = refusing
             failed = service.http.post(f"{service.url}/v1/score", json={"model": "m", "prompt": "3"})
-            assert api.heads[-1]["authorization"] == "Bearer secret-two-that-is-longer"
+            assert api.tokenize_headers[-1]["authorization"] == "Bearer secret-two-that-is-longer"
             assert failed.json()["detail"].startswith("prompt: no engine tokenized it: pod answered 401: Unauthorized")
             wait_until(lambda: any("engines' key not read again" in line for line in service.lines))
             shown = [*service.lines, failed.text, service.http.get(f"{service.url}/metrics").text, service.http.get(f"{service.url}/v1/pods").text]
