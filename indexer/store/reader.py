@@ -14,7 +14,7 @@ from indexer.core.names import StreamKey
 from indexer.engines.load import Load
 from indexer.engines.spec import EngineSpec
 from indexer.errors import StoreError
-from indexer.store import loads
+from indexer.store import published_loads
 from indexer.store.client.connection import Client, answer_of, connect, node_of, server_epoch_of, slot_of, why
 from indexer.store.health import RedisHealth, Trouble
 from indexer.store.keyspace import Keyspace, stream_id, text_of
@@ -185,8 +185,8 @@ class Reader:
 
     async def loads(self, model: str, pods: Sequence[str]) -> dict[str, tuple[Load, float]]:
         """Pod → how busy it is, and how many seconds ago that was measured; without those of whom nobody says so."""
-        asked = loads.calls(self.keyspace, model, pods)
-        return loads.decode(pods, await self._call(asked)) if asked else {}
+        asked = published_loads.calls(self.keyspace, model, pods)
+        return published_loads.decode(pods, await self._call(asked)) if asked else {}
 
     async def blocks(self, name: str, cursor: int, count: int) -> tuple[int, dict[bytes, bytes]]:
         """A piece of a hash, and where to go on; 0 is the beginning, and the end."""

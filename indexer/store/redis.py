@@ -28,9 +28,9 @@ from indexer.metrics import IndexerMetrics
 from indexer.store import takeover
 from indexer.store.flusher import Flusher, Ownership
 from indexer.store.leases import Claim, ClaimMode, Leases
-from indexer.store.loads import LoadWriter
 from indexer.store.members import Heartbeat, Members
 from indexer.store.pending import PendingWrites
+from indexer.store.published_loads import LoadWriter
 from indexer.store.records import Head
 from indexer.store.registry import Registry
 from indexer.store.renewal import OwnedStatus, Renewal, Renewed

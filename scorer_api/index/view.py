@@ -30,12 +30,12 @@ EMBEDDED = "embedded"
 class Listener(Protocol):
     """Is told what streams hold, as soon as the index does."""
 
-    def appended(self, stream: StreamKey, change: Change) -> None: ...
+    def on_change(self, stream: StreamKey, change: Change) -> None: ...
 
-    def loaded(self, stream: StreamKey, is_held: Callable[[int], bool]) -> None:
+    def on_load(self, stream: StreamKey, is_held: Callable[[int], bool]) -> None:
         """A follower loaded all that it holds at once. `is_held`: of a block key."""
 
-    def dropped(self, stream: StreamKey) -> None:
+    def on_drop(self, stream: StreamKey) -> None:
         """It holds nothing any more."""
 
 
@@ -79,12 +79,12 @@ class View:
         if indexed.hashes is not None:
             indexed.hashes.apply(change, index, holder)
         if self.listener is not None:
-            self.listener.appended(stream, change)
+            self.listener.on_change(stream, change)
 
     def drop(self, stream: StreamKey, position: StreamPosition | None = None) -> None:
         self._empty(*self._find(stream))
         if self.listener is not None:
-            self.listener.dropped(stream)
+            self.listener.on_drop(stream)
 
     def set_trust(self, stream: StreamKey, trust: Trust, position: StreamPosition | None = None, *, until_s: float = math.inf) -> None:
         """`until_s`: from then on, by the monotonic clock, the stream is stale."""
@@ -97,7 +97,7 @@ class View:
             return
         self._empty(model, model.pods[stream.pod].pop(stream.rank))
         if self.listener is not None:
-            self.listener.dropped(stream)
+            self.listener.on_drop(stream)
         if not model.pods[stream.pod]:
             del model.pods[stream.pod]
             self.loads.forget(stream.model, stream.pod)
@@ -124,7 +124,7 @@ class View:
         indexed.hashes = self._new_hashes(stream) if new is None else new.hashes
         indexed.removals.forget()
         if self.listener is not None:
-            self.listener.loaded(stream, lambda key: self.held(stream, (key,)) > 0)
+            self.listener.on_load(stream, lambda key: self.held(stream, (key,)) > 0)
         return before
 
     def note_seed(self, stream: StreamKey, hash_seed: str) -> None:

@@ -15,7 +15,7 @@ UNDER_WAY_S = 0.1
 REQUESTS_MAX = 65_536
 
 
-class Sent(Struct, frozen=True, gc=False):
+class QueuedRequest(Struct, frozen=True, gc=False):
     """One request. `tokens`: those that its pod has to compute. `at_s`: monotonic time of the pick."""
 
     model: str
@@ -33,7 +33,7 @@ class _Pod:
     def __init__(self) -> None:
         self.tokens = 0
         self.ranks: dict[int, int] = {}
-        self.new: OrderedDict[str, Sent] = OrderedDict()
+        self.new: OrderedDict[str, QueuedRequest] = OrderedDict()
         self.new_tokens = 0
         self.measured_at_s = -math.inf
 
@@ -44,36 +44,36 @@ class Queues:
     def __init__(self, forget_s: float, requests_max: int = REQUESTS_MAX) -> None:
         self._forget_s = forget_s
         self._requests_max = requests_max
-        self._sent: OrderedDict[str, Sent] = OrderedDict()
+        self._sent: OrderedDict[str, QueuedRequest] = OrderedDict()
         self._pods: dict[tuple[str, str], _Pod] = {}
 
     def __len__(self) -> int:
         """How many requests count now."""
         return len(self._sent)
 
-    def add(self, name: str, sent: Sent) -> None:
-        """A request was sent. `name` is unique."""
-        self._sent[name] = sent
-        pod = self._pods.setdefault((sent.model, sent.pod), _Pod())
-        pod.tokens += sent.tokens
-        pod.ranks[sent.rank] = pod.ranks.get(sent.rank, 0) + 1
-        pod.new[name] = sent
-        pod.new_tokens += sent.tokens
+    def add(self, name: str, request: QueuedRequest) -> None:
+        """A request was picked. `name` is unique."""
+        self._sent[name] = request
+        pod = self._pods.setdefault((request.model, request.pod), _Pod())
+        pod.tokens += request.tokens
+        pod.ranks[request.rank] = pod.ranks.get(request.rank, 0) + 1
+        pod.new[name] = request
+        pod.new_tokens += request.tokens
 
     def done(self, name: str) -> bool:
         """Stop counting the request. Returns whether it counted."""
-        sent = self._sent.pop(name, None)
-        if sent is None:
+        request = self._sent.pop(name, None)
+        if request is None:
             return False
-        pod = self._pods[sent.model, sent.pod]
-        pod.tokens -= sent.tokens
-        pod.ranks[sent.rank] -= 1
-        if not pod.ranks[sent.rank]:
-            del pod.ranks[sent.rank]
+        pod = self._pods[request.model, request.pod]
+        pod.tokens -= request.tokens
+        pod.ranks[request.rank] -= 1
+        if not pod.ranks[request.rank]:
+            del pod.ranks[request.rank]
         if pod.new.pop(name, None) is not None:
-            pod.new_tokens -= sent.tokens
+            pod.new_tokens -= request.tokens
         if not pod.ranks:
-            del self._pods[sent.model, sent.pod]
+            del self._pods[request.model, request.pod]
         return True
 
     def expire(self, now_s: float) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from scorer_api.index.view import View
 from scorer_api.routing.costs import LoadEstimate, estimate_loads
 from scorer_api.routing.pick import Exclusion, NoPodError, Pick, PickRequest, PodReason, UnknownModelError
 from scorer_api.routing.policies import POLICIES, Candidate, PickReason, PolicyInput, PolicyName, reason_of
-from scorer_api.routing.queues import Queues, Sent
+from scorer_api.routing.queues import QueuedRequest, Queues
 from scorer_api.routing.speculation import Rank, Speculation
 from scorer_api.routing.speculative_scores import BLOCK_SIZE_PRIOR, BlockCounters, ExpectedBlocks, SpeculativeScores, speculative_tokens
 
@@ -105,7 +105,7 @@ class Router:
         order, picked_for = self._order(policy, self._policy_input(prompt.model, request), candidates)
         picked, reasons = order[0], candidates.reasons
         name = secrets.token_hex(ID_BYTES)
-        self._queues.add(name, Sent(prompt.model, picked.pod, picked.rank, reasons[picked.pod].uncached_tokens, now_s))
+        self._queues.add(name, QueuedRequest(prompt.model, picked.pod, picked.rank, reasons[picked.pod].uncached_tokens, now_s))
         (rank,) = (best.rank for score, best in zip(scores, bests, strict=True) if score.pod == picked.pod)
         self._speculative.note_pick(name, lookup, picked.pod, rank, now_s)
         return Pick(name, picked.rank, rank.block_size, [candidate.pod for candidate in order], policy, picked_for, reasons)

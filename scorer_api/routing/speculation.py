@@ -24,7 +24,7 @@ Rank = tuple[str, int]
 """A pod and one of its ranks."""
 
 
-class Expected(Struct, frozen=True, gc=False):
+class SpeculativePrompt(Struct, frozen=True, gc=False):
     """One routed prompt. `matched_blocks`: how many of its first blocks the rank held at the pick. `end`: its last node in the tree."""
 
     stream: StreamKey
@@ -36,18 +36,18 @@ class Expected(Struct, frozen=True, gc=False):
     is_sampled: bool
 
 
-Ended = Callable[[Expected, Sequence[int]], None]
+OnEnd = Callable[[SpeculativePrompt, Sequence[int]], None]
 """Called with every SAMPLE-th prompt, from the first, and its block keys, once its events have arrived or its time has passed."""
 
 
 class Speculation:
     """`lasts_s`: how long a prompt counts. Times are of the monotonic clock, and never decrease."""
 
-    def __init__(self, lasts_s: float, ended: Ended, blocks_max: int = BLOCKS_MAX) -> None:
+    def __init__(self, lasts_s: float, ended: OnEnd, blocks_max: int = BLOCKS_MAX) -> None:
         self._lasts_s = lasts_s
         self._ended = ended
         self._blocks_max = blocks_max
-        self._expected: OrderedDict[str, Expected] = OrderedDict()
+        self._expected: OrderedDict[str, SpeculativePrompt] = OrderedDict()
         self._trees: dict[tuple[str, int], PromptTree[Rank]] = {}
         self._awaited: dict[StreamKey, dict[int, dict[str, None]]] = {}
         self._added = 0
@@ -64,7 +64,7 @@ class Speculation:
         before = tree.blocks
         end = tree.add((stream.pod, stream.rank), keys)
         self.blocks += tree.blocks - before
-        self._expected[name] = Expected(stream, block_size, matched_blocks, keys[-1], now_s + self._lasts_s, end, self._added % SAMPLE == 0)
+        self._expected[name] = SpeculativePrompt(stream, block_size, matched_blocks, keys[-1], now_s + self._lasts_s, end, self._added % SAMPLE == 0)
         self._added += 1
         self._awaited.setdefault(stream, {}).setdefault(keys[-1], {})[name] = None
 
@@ -89,20 +89,20 @@ class Speculation:
                 return
             self._end(name)
 
-    def appended(self, stream: StreamKey, change: Change) -> None:
+    def on_change(self, stream: StreamKey, change: Change) -> None:
         """The rank announced this change, and the index has it. A reload means that the engine was restarted: what was sent before is gone."""
         awaited = self._awaited.get(stream)
         if awaited is None:
             return
         if change.reload:
-            self.dropped(stream)
+            self.on_drop(stream)
             return
         for tier in OWN_TIERS:
             touched = change.touched[tier]
             if touched:
                 self._arrive(awaited, [key for key in awaited.keys() & touched.keys() if touched[key]])
 
-    def loaded(self, stream: StreamKey, is_held: Callable[[int], bool]) -> None:
+    def on_load(self, stream: StreamKey, is_held: Callable[[int], bool]) -> None:
         """The rank's blocks were loaded as a whole. Prompts whose last block is among them have been announced meanwhile."""
         awaited = self._awaited.get(stream, {})
         self._arrive(awaited, [key for key in awaited if is_held(key)])
@@ -112,7 +112,7 @@ class Speculation:
             for name in list(awaited[key]):
                 self._end(name)
 
-    def dropped(self, stream: StreamKey) -> None:
+    def on_drop(self, stream: StreamKey) -> None:
         """The rank holds nothing any more, not even what was sent to it."""
         for names in list(self._awaited.get(stream, {}).values()):
             for name in list(names):
@@ -125,7 +125,7 @@ class Speculation:
         if keys is not None:
             self._ended(found, keys)
 
-    def _remove(self, name: str) -> Expected | None:
+    def _remove(self, name: str) -> SpeculativePrompt | None:
         found = self._expected.pop(name, None)
         if found is None:
             return None

@@ -9,7 +9,7 @@ from scorer_api.index.lookup import Lookup, PodScore, RankScore
 from scorer_api.index.prompt import Query, length_in_tokens
 from scorer_api.index.scoring import Match, score_of, usable_blocks
 from scorer_api.index.view import View
-from scorer_api.routing.speculation import Expected, Rank, Speculation
+from scorer_api.routing.speculation import Rank, Speculation, SpeculativePrompt
 
 BlocksOutcome = Literal["matched_held", "matched_gone", "new_announced", "new_unseen"]
 BLOCKS_OUTCOMES: tuple[BlocksOutcome, ...] = get_args(BlocksOutcome)
@@ -90,7 +90,7 @@ class SpeculativeScores:
         if keys and not self._view.held(stream, keys[-1:]):
             self.speculation.add(request, stream, block_size, keys, rank.match.matched_blocks, now_s)
 
-    def _count_outcomes(self, expected: Expected, keys: Sequence[int]) -> None:
+    def _count_outcomes(self, expected: SpeculativePrompt, keys: Sequence[int]) -> None:
         """Compare what a pick assumed of a prompt's blocks with what the rank holds now."""
         matched, new = keys[: expected.matched_blocks], keys[expected.matched_blocks :]
         held, announced = self._view.held(expected.stream, matched), self._view.held(expected.stream, new)

@@ -312,13 +312,13 @@ class Listening:
         self.blocks = blocks
         self.held: list[tuple[StreamKey, list[bool]]] = []
 
-    def appended(self, stream: StreamKey, change: Change) -> None:
+    def on_change(self, stream: StreamKey, change: Change) -> None:
         raise AssertionError("nothing was appended")
 
-    def dropped(self, stream: StreamKey) -> None:
+    def on_drop(self, stream: StreamKey) -> None:
         raise AssertionError("nothing was dropped")
 
-    def loaded(self, stream: StreamKey, is_held: Callable[[int], bool]) -> None:
+    def on_load(self, stream: StreamKey, is_held: Callable[[int], bool]) -> None:
         self.held.append((stream, [is_held(key) for key in self.blocks]))
 
 

@@ -1,10 +1,10 @@
 """What counts of the requests that a scorer sent, and how long."""
 
-from scorer_api.routing.queues import Queues, Sent
+from scorer_api.routing.queues import QueuedRequest, Queues
 
 
-def sent(tokens: int, at_s: float, pod: str = "a", rank: int = 0, model: str = "m") -> Sent:
-    return Sent(model, pod, rank, tokens, at_s)
+def sent(tokens: int, at_s: float, pod: str = "a", rank: int = 0, model: str = "m") -> QueuedRequest:
+    return QueuedRequest(model, pod, rank, tokens, at_s)
 
 
 def test_all_that_was_sent_counts_where_no_load_is_known() -> None:

@@ -8,7 +8,7 @@ import pytest
 from indexer.core.change import Change
 from indexer.core.events import Tier
 from indexer.core.names import StreamKey
-from scorer_api.routing.speculation import Expected, Speculation
+from scorer_api.routing.speculation import Speculation, SpeculativePrompt
 
 A, B, A1 = StreamKey("m", "a", 0), StreamKey("m", "b", 0), StreamKey("m", "a", 1)
 
@@ -30,7 +30,7 @@ class Told:
     def __init__(self) -> None:
         self.ended: list[tuple[str, int, list[int]]] = []
 
-    def __call__(self, expected: Expected, keys: Sequence[int]) -> None:
+    def __call__(self, expected: SpeculativePrompt, keys: Sequence[int]) -> None:
         self.ended.append((expected.stream.pod, expected.matched_blocks, list(keys)))
 
 
@@ -57,8 +57,8 @@ def test_what_a_follower_loads_at_once_is_announced_too() -> None:
     found.add("1", A, 16, [1, 2, 3], 1, now_s=10.0)
     found.add("2", A, 16, [1, 2, 3, 4], 1, now_s=10.0)
     found.add("3", B, 16, [1, 2, 3], 0, now_s=10.0)
-    found.loaded(A, {1, 2, 3}.__contains__)
-    found.loaded(A1, {1, 2, 3}.__contains__)
+    found.on_load(A, {1, 2, 3}.__contains__)
+    found.on_load(A1, {1, 2, 3}.__contains__)
     assert told.ended == [("a", 1, [1, 2, 3])]
     assert found.match("m", 16, [1, 2, 3, 4]) == {("a", 0): 4, ("b", 0): 3}
 
@@ -83,11 +83,11 @@ def test_one_that_ends_takes_nothing_from_others() -> None:
 def test_the_last_block_that_its_pod_announces_ends_it() -> None:
     found, told = speculation()
     found.add("1", A, 16, [1, 2, 3], 1, now_s=10.0)
-    found.appended(B, announced(3))
-    found.appended(A, announced(2))
-    found.appended(A, announced(3, held=False))
+    found.on_change(B, announced(3))
+    found.on_change(A, announced(2))
+    found.on_change(A, announced(3, held=False))
     assert len(found) == 1
-    found.appended(A, announced(7, 3, 8))
+    found.on_change(A, announced(7, 3, 8))
     assert len(found) == 0
     assert told.ended == [("a", 1, [1, 2, 3])]
 
@@ -96,7 +96,7 @@ def test_the_last_block_counts_in_any_tier_of_the_pods_own() -> None:
     for tier in Tier:
         found, _ = speculation()
         found.add("1", A, 16, [1], 0, now_s=10.0)
-        found.appended(A, announced(1, tier=tier))
+        found.on_change(A, announced(1, tier=tier))
         assert len(found) == (1 if tier is Tier.REMOTE else 0)
 
 
@@ -105,7 +105,7 @@ def test_all_that_end_with_the_same_block_end_with_it() -> None:
     for name in "123":
         found.add(name, A, 16, [1, 2], 0, now_s=10.0)
     found.add("other", A, 16, [1, 2, 3], 0, now_s=10.0)
-    found.appended(A, announced(1, 2))
+    found.on_change(A, announced(1, 2))
     assert len(found) == 1
     assert len(told.ended) == 3
 
@@ -116,9 +116,9 @@ def test_a_restart_ends_what_was_sent_before_it_and_tells_nothing_of_it() -> Non
     found.add("2", A1, 16, [1, 2], 0, now_s=10.0)
     restarted = announced(2)
     restarted.reload = True
-    found.appended(A, restarted)
+    found.on_change(A, restarted)
     assert found.match("m", 16, [1, 2]) == {("a", 1): 2}
-    found.dropped(A1)
+    found.on_drop(A1)
     assert len(found) == 0
     assert told.ended == []
 

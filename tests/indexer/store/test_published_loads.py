@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from indexer.core.names import StreamKey
 from indexer.engines.load import Load
 from indexer.store.keyspace import Keyspace
-from indexer.store.loads import TTL_MS
+from indexer.store.published_loads import TTL_MS
 from indexer.store.reader import Reader
 from scorer_api.following.follower import Follower
 from scorer_api.index.view import View
