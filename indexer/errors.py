@@ -32,12 +32,12 @@ class SettingError(IndexerError):
 class StoreError(IndexerError):
     """Redis did not carry out a command.
 
-    Attributes: `trouble`, one of unreachable, full, read-only, short of replicas, refusing.
+    Attributes: `failure`, one of unreachable, full, read-only, short of replicas, refusing.
     """
 
-    def __init__(self, trouble: str) -> None:
-        super().__init__(f"Redis is {trouble}" if trouble != "refusing" else "Redis refuses")
-        self.trouble = trouble
+    def __init__(self, failure: str) -> None:
+        super().__init__(f"Redis is {failure}" if failure != "refusing" else "Redis refuses")
+        self.failure = failure
 
 
 def field_first(error: str) -> str:

@@ -45,11 +45,11 @@ async def address_of(endpoint: str, key: str, networks: EngineNetworks) -> str:
     return at_address(endpoint, str(addresses[0]))
 
 
-class Dialling:
+class EndpointWatcher:
     """Connects one stream to the address of its engine's name, again when that changes.
 
-    `is_due`: whether the stream needs a connection. `connect`: called with the events and replay endpoints whenever they changed. `tell`: called with
-    what is wrong with them, whenever that changed.
+    `is_due`: whether the stream needs a connection. `connect`: called with the events and replay endpoints whenever they changed. `report`: called
+    with the reason why an endpoint cannot be resolved, whenever that changed.
     """
 
     def __init__(
@@ -60,13 +60,13 @@ class Dialling:
         *,
         is_due: Callable[[], bool],
         connect: Callable[[str | None, str | None], Awaitable[None]],
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
     ) -> None:
         self._networks = networks
         self._endpoints = (("events", events), ("replay", replay))
         self._is_due = is_due
         self._connect = connect
-        self._tell = tell
+        self._report = report
         self._at: list[str | None] | None = None
         self._problem: str | None = None
 
@@ -95,4 +95,4 @@ class Dialling:
     def _note(self, problem: str) -> None:
         if problem != self._problem:
             self._problem = problem
-            self._tell(problem)
+            self._report(problem)

@@ -56,8 +56,8 @@ class Service:
     async def _start(self) -> None:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._streams)
-            welcoming = self._streams.tasks.create_task(self._welcome_guests(), name="welcome")
-            stack.callback(welcoming.cancel)
+            adding = self._streams.tasks.create_task(self._add_dial_in_pods(), name="dial-in")
+            stack.callback(adding.cancel)
             for specs in by_pod(self._settings.engines).values():
                 await self._register(specs, is_limited=False)
             self._configured = list(self._streams.running)
@@ -161,7 +161,7 @@ class Service:
 
     def readiness(self) -> Readiness:
         """Ready once every configured stream has connected and its first replay has ended or failed, or after a while; then for good."""
-        reasons = self._streams.troubles()
+        reasons = self._streams.failures()
         if not self._ready:
             running = self._streams.running
             settled = all(running[key].stream.settled.is_set() for key in self._configured if key in running)
@@ -170,15 +170,15 @@ class Service:
             return Readiness("starting", reasons)
         return Readiness("degraded" if reasons else "ready", reasons)
 
-    # Guests: pods that dial us and that nobody registered
+    # Dial-in pods: pods that dial us and that are not registered
 
-    async def _welcome_guests(self) -> None:
+    async def _add_dial_in_pods(self) -> None:
         while True:
             announced = await self._streams.announced.get()
             async with self._changing:
-                await self._welcome(announced)
+                await self._add_dial_in(announced)
 
-    async def _welcome(self, announced: Announced) -> None:
+    async def _add_dial_in(self, announced: Announced) -> None:
         key = StreamKey(announced.model, announced.pod, announced.rank)
         specs = self._specs.get(key.pod, ())
         if len(self._streams.running) >= self._settings.streams_max:
@@ -196,7 +196,7 @@ class Service:
         self._streams.tasks.create_task(self._let_go(stream), name=f"let go {stream.key.pod}")
 
     async def _let_go(self, stream: Stream) -> None:
-        """A guest stayed away."""
+        """A dial-in pod stayed away."""
         async with self._changing:
             key = stream.key
             running = self._streams.running.get(key)

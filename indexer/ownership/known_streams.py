@@ -34,7 +34,7 @@ class KnownStream(Struct, eq=False):
     `wanted_by`: another indexer that asks for it, where it runs here. `not_before_s`: it is not claimed before, by time.monotonic()."""
 
     source: Source
-    is_guest: bool = False
+    is_dial_in: bool = False
     stream: Stream | None = None
     duty: Duty = Duty.NOTHING
     move: asyncio.Task[None] | None = None
@@ -92,17 +92,17 @@ class KnownStreams:
 
     def _reason_to_remove(self, known: KnownStream, sources: dict[StreamKey, Source]) -> ReleaseReason | None:
         is_named = known.key in sources
-        if known.is_guest:
-            if self._pods.has_guest(known.key):
+        if known.is_dial_in:
+            if self._pods.has_dial_in(known.key):
                 return None
             return ReleaseReason.MOVED if is_named else ReleaseReason.DELETED
         if sources.get(known.key) == known.source:
             return None
         return ReleaseReason.DELETED if not is_named and self._pods.is_deleted(known.key.pod) else ReleaseReason.MOVED
 
-    def add_guest(self, source: Source, stream: Stream) -> KnownStream:
-        """A pod dialled us that nobody named."""
-        known = self.by_key[source.key] = KnownStream(source, is_guest=True, stream=stream)
+    def add_dial_in(self, source: Source, stream: Stream) -> KnownStream:
+        """A pod dialled us that is not registered."""
+        known = self.by_key[source.key] = KnownStream(source, is_dial_in=True, stream=stream)
         return known
 
     @property

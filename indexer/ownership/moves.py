@@ -167,17 +167,17 @@ class Moves:
         self._metrics.fenced.inc()
         log.warning("stream lost to another indexer", extra={"pod": key.pod, "rank": key.rank})
         known.not_before_s = time.monotonic() + self._settings.lease_s
-        if known.is_guest:
-            self._pods.remove_guest(key)
+        if known.is_dial_in:
+            self._pods.remove_dial_in(key)
             self.remove(known, ReleaseReason.LOST)
         else:
             self._release(known, ReleaseReason.LOST)
 
     def _stayed_away(self, stream: Stream) -> None:
-        """A guest did."""
+        """A stream ended by itself: a dial-in pod stayed away."""
         known = self._known.by_key.get(stream.key)
         if known is not None and known.stream is stream:
-            self._pods.remove_guest(stream.key)
+            self._pods.remove_dial_in(stream.key)
             self.remove(known, ReleaseReason.DELETED)
 
     def _release(self, known: KnownStream, reason: ReleaseReason) -> None:

@@ -12,20 +12,20 @@ class PodDirectory:
     def __init__(self, flags: Mapping[str, tuple[EngineSpec, ...]]) -> None:
         self._flags = dict(flags)
         self.registered: dict[str, tuple[EngineSpec, ...]] = {}
-        self._guests: dict[str, tuple[EngineSpec, ...]] = {}
+        self._dial_in_pods: dict[str, tuple[EngineSpec, ...]] = {}
         self._dropped: set[str] = set()
         self._forgotten: frozenset[str] = frozenset()
 
     def all(self) -> dict[str, tuple[EngineSpec, ...]]:
         """Every pod with its specs."""
         named = {pod: specs for pod, specs in self._flags.items() if pod not in self._dropped} | self.registered
-        for pod, guests in self._guests.items():
-            named[pod] = (*named.get(pod, ()), *guests)
+        for pod, dial_in in self._dial_in_pods.items():
+            named[pod] = (*named.get(pod, ()), *dial_in)
         return named
 
     def of(self, pod: str) -> tuple[EngineSpec, ...]:
         """One pod's specs, none where there is no such pod."""
-        return (*(self.registered.get(pod) or self.flagged(pod)), *self._guests.get(pod, ()))
+        return (*(self.registered.get(pod) or self.flagged(pod)), *self._dial_in_pods.get(pod, ()))
 
     def flagged(self, pod: str) -> tuple[EngineSpec, ...]:
         """What flags say of a pod, unless it was forgotten or registered since."""
@@ -46,17 +46,17 @@ class PodDirectory:
         self.registered = dict(registered)
 
     def register(self, specs: tuple[EngineSpec, ...]) -> None:
-        """A pod is what these specs say, and no guest."""
+        """These specs replace a pod, also one that dialled in."""
         pod = specs[0].pod
         self.registered[pod] = specs
         self._dropped.discard(pod)
-        self._guests.pop(pod, None)
+        self._dial_in_pods.pop(pod, None)
 
     def forget(self, pod: str) -> None:
         """Follow it no longer, also where a flag names it."""
         self._dropped.add(pod)
         self.registered.pop(pod, None)
-        self._guests.pop(pod, None)
+        self._dial_in_pods.pop(pod, None)
 
     def configure(self, flags: Mapping[str, tuple[EngineSpec, ...]]) -> None:
         """The flags were read again; what is new there counts also where the pod was forgotten."""
@@ -67,16 +67,16 @@ class PodDirectory:
         """Whether streams of the pod that are not named any more are deleted in Redis too: not where only a flag of ours is gone."""
         return pod in self._dropped or pod in self.registered
 
-    def has_guest(self, stream: StreamKey) -> bool:
+    def has_dial_in(self, stream: StreamKey) -> bool:
         """Whether this stream is known because it dialled us."""
-        return any(spec.model == stream.model and stream.rank in spec.stream_ranks for spec in self._guests.get(stream.pod, ()))
+        return any(spec.model == stream.model and stream.rank in spec.stream_ranks for spec in self._dial_in_pods.get(stream.pod, ()))
 
-    def add_guest(self, spec: EngineSpec) -> None:
+    def add_dial_in(self, spec: EngineSpec) -> None:
         """A pod dialled us."""
-        self._guests[spec.pod] = (*self._guests.get(spec.pod, ()), spec)
+        self._dial_in_pods[spec.pod] = (*self._dial_in_pods.get(spec.pod, ()), spec)
 
-    def remove_guest(self, stream: StreamKey) -> None:
+    def remove_dial_in(self, stream: StreamKey) -> None:
         """One that dialled us stayed away, or dialled another indexer."""
-        left = tuple(spec for spec in self._guests.pop(stream.pod, ()) if stream.rank not in spec.stream_ranks)
+        left = tuple(spec for spec in self._dial_in_pods.pop(stream.pod, ()) if stream.rank not in spec.stream_ranks)
         if left:
-            self._guests[stream.pod] = left
+            self._dial_in_pods[stream.pod] = left

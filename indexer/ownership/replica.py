@@ -3,7 +3,7 @@
 pod_directory  which pods there are        known_streams  the streams that they have
 rounds         renewing what is ours, and deciding by `assignment` what to do with each stream
 moves          taking streams, handing them over, releasing them
-guests         pods that dial us and that nobody registered
+dial_in_pods   pods that dial us and that are not registered
 """
 
 import logging
@@ -23,8 +23,8 @@ from indexer.engines.load_scraper import LoadScraper
 from indexer.engines.spec import EngineSpec, check_together, http_base, http_base_of
 from indexer.errors import StoreError
 from indexer.metrics import IndexerMetrics
+from indexer.ownership.dial_in_pods import DialInPods
 from indexer.ownership.embedded import applies
-from indexer.ownership.guests import Guests
 from indexer.ownership.known_streams import KnownStreams, ReleaseReason
 from indexer.ownership.moves import Moves
 from indexer.ownership.pod_directory import PodDirectory
@@ -48,7 +48,7 @@ class ReplicaService:
         self._known = KnownStreams(settings, self._pods, self._streams)
         self._moves = Moves(settings, metrics, self.store, self._pods, self._known, self._streams)
         self._rounds = Rounds(settings, self.store, self._pods, self._known, self._streams, self._moves)
-        self._guests = Guests(self._pods, self._known, self._streams, self._moves)
+        self._dial_in_pods = DialInPods(self._pods, self._known, self._streams, self._moves)
         self.store.lost = self._moves.note_lost
         self._ready = False
         metrics.owned_streams.set_function(lambda: len(self._streams.running))
@@ -66,9 +66,8 @@ class ReplicaService:
                     self._settings.load_interval_s, self._settings.engine_networks, self._measured, self.store.loads.note, self._metrics
                 )
                 await stack.enter_async_context(scraper)
-            self._loops = [
-                self._streams.tasks.create_task(work, name=name) for work, name in ((self._rounds.run(), "share"), (self._guests.run(), "welcome"))
-            ]
+            works = ((self._rounds.run(), "share"), (self._dial_in_pods.run(), "dial-in"))
+            self._loops = [self._streams.tasks.create_task(work, name=name) for work, name in works]
             stack.push_async_callback(self._leave)
             self._stack = stack.pop_all()
         return self
@@ -168,12 +167,12 @@ class ReplicaService:
         good."""
         known, is_in_touch = self._known.by_key, self._rounds.heartbeat_s is not None
         orphaned = [key for key, each in known.items() if not each.dials_us and not self._rounds.has_owner(key)]
-        reasons = [] if self.store.trouble is None else [str(StoreError(self.store.trouble))]
+        reasons = [] if self.store.failure is None else [str(StoreError(self.store.failure))]
         if not is_in_touch and not reasons:
             reasons.append("Redis has not answered so far")
         if is_in_touch:
             reasons += [f"pod {key.pod} rank {key.rank} has no owner" for key in orphaned]
-        reasons += self._streams.troubles()
+        reasons += self._streams.failures()
         if not self._ready:
             is_settled = all(running.stream.settled.is_set() for key, running in self._streams.running.items() if not known[key].dials_us)
             has_settled = is_in_touch and not orphaned and is_settled

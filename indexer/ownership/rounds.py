@@ -111,7 +111,7 @@ class Rounds:
         if waits_for:
             await asyncio.wait(waits_for)
             if not any(task.result() for task in waits_for):
-                raise StoreError(self._store.trouble or "unreachable")
+                raise StoreError(self._store.failure or "unreachable")
 
     async def _renew(self, slot: int) -> bool:
         """Returns whether Redis answered."""

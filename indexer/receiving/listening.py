@@ -117,7 +117,7 @@ class Listening(SubSocket):
         descriptor = int(frames[0].get(zmq.SRCFD))
         publisher = self._publishers.get(topic)
         if publisher is None:
-            publisher = self._welcome(topic, str(frames[0].get("Peer-Address")))
+            publisher = self._new_publisher(topic, str(frames[0].get("Peer-Address")))
             if publisher is None:
                 self._refuse("topic")
                 return
@@ -134,7 +134,7 @@ class Listening(SubSocket):
             publisher.inbox.error = f"{str(topic, 'utf-8', 'replace')} is claimed by a second publisher"
         self._changed.add(publisher.inbox)
 
-    def _welcome(self, topic: bytes, host: str) -> _Publisher | None:
+    def _new_publisher(self, topic: bytes, host: str) -> _Publisher | None:
         """A topic that was not known: a new pod, or nobody's."""
         named = _pod_and_model(topic)
         if named is None or len(self._publishers) >= TOPICS_MAX:

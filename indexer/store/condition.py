@@ -12,13 +12,13 @@ class ModelCondition(Struct, frozen=True):
 
 
 class RedisCondition(Struct, frozen=True):
-    """`trouble`: why nothing more is known: unreachable, loading, refusing; `error` in words. `ping_s`: the shortest of a few round trips.
+    """`failure`: why nothing more is known: unreachable, loading, refusing; `error` in words. `ping_s`: the shortest of a few round trips.
 
     `skew_s`: its clock less ours. `members`: indexers that count as alive. `pods`: those registered over HTTP. `layouts`: versions of other layouts
     of keys that are in use under the namespace. `is_empty`: nothing of the namespace is there.
     """
 
-    trouble: str | None = None
+    failure: str | None = None
     error: str = ""
     version: str = ""
     server: str = "redis"

@@ -105,7 +105,7 @@ class Flusher:
         return queue
 
     def _is_well(self, pending: PendingWrites) -> bool:
-        return self._session.health.trouble_in(self._queue(pending).slot.number) is None
+        return self._session.health.failure_in(self._queue(pending).slot.number) is None
 
     async def wait_for_room(self, stream: StreamKey) -> None:
         """Wait, not for long, while more of this stream is waiting than should be and Redis is well."""
@@ -185,8 +185,8 @@ class Flusher:
             else:
                 await self._note_appended(pending, sent, answer)
         # A full Redis accepts what shrinks: that it is full no longer is known only after something that grows.
-        trouble = self._session.health.trouble_in(queue.slot.number)
-        if is_well and (trouble is None or trouble.reason != "full" or grows):
+        failure = self._session.health.failure_in(queue.slot.number)
+        if is_well and (failure is None or failure.reason != "full" or grows):
             self._session.health.note_answer(queue.slot.number, is_write=True)
         return is_well
 
@@ -319,7 +319,7 @@ class Flusher:
         """See whether slots accept writes again where nothing waits to be written that would show it."""
         session = self._session
         unsettled = {self._queue(pending).slot.number for pending in self.streams.values() if not pending.is_settled}
-        await asyncio.gather(*(self._probe(session.slots[number]) for number in session.health.slots_in_trouble() - unsettled))
+        await asyncio.gather(*(self._probe(session.slots[number]) for number in session.health.failed_slots() - unsettled))
 
     async def _probe(self, slot: Slot) -> None:
         """Changes nothing that matters, and is refused as other writes are."""

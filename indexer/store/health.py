@@ -19,7 +19,7 @@ UNREACHABLE = "unreachable"
 REFUSING = "refusing"
 
 
-class Trouble(NamedTuple):
+class Failure(NamedTuple):
     """What is wrong, one of the reasons of `why`, and since when, in Unix time."""
 
     reason: str
@@ -34,27 +34,27 @@ class RedisHealth:
         self._url = url
         self._up = up
         self._writes = writes
-        self._troubles: dict[int, Trouble] = {}
+        self._failures: dict[int, Failure] = {}
         self._outages_ended_s: dict[int, float] = {}
         self._server_changed_s = float("-inf")
         self._answered_s = time.monotonic()
         self._last_refusal: str | None = None
 
     @property
-    def trouble(self) -> Trouble | None:
+    def failure(self) -> Failure | None:
         """What has been wrong for the longest time, in any slot."""
-        return min(self._troubles.values(), key=lambda trouble: trouble.since_s, default=None)
+        return min(self._failures.values(), key=lambda failure: failure.since_s, default=None)
 
-    def trouble_in(self, slot: int) -> Trouble | None:
-        return self._troubles.get(slot)
+    def failure_in(self, slot: int) -> Failure | None:
+        return self._failures.get(slot)
 
-    def slots_in_trouble(self) -> frozenset[int]:
-        return frozenset(self._troubles)
+    def failed_slots(self) -> frozenset[int]:
+        return frozenset(self._failures)
 
-    def silence(self, silent_s: float) -> Trouble | None:
+    def silence(self, silent_s: float) -> Failure | None:
         """An outage that shows by nothing but this: no answer has come for so many seconds."""
         passed_s = time.monotonic() - self._answered_s
-        return Trouble(UNREACHABLE, time.time() - passed_s) if passed_s > silent_s and not self._troubles else None
+        return Failure(UNREACHABLE, time.time() - passed_s) if passed_s > silent_s and not self._failures else None
 
     def outage_ended_s(self, slot: int) -> float:
         """When the slot was last away, or may have lost data, by time.monotonic()."""
@@ -62,36 +62,36 @@ class RedisHealth:
 
     def forget(self, slot: int) -> None:
         """Nobody asks for this slot any more."""
-        self._troubles.pop(slot, None)
+        self._failures.pop(slot, None)
 
     def note_error(self, error: RedisError, slot: int) -> None:
         """One line in the log for each change."""
-        reason, before = why(error), self._troubles.get(slot)
-        is_new = all(reason != other.reason for other in self._troubles.values())
+        reason, before = why(error), self._failures.get(slot)
+        is_new = all(reason != other.reason for other in self._failures.values())
         if reason == REFUSING:
             # Some calls may be refused while others are not: each refusal is logged once.
             is_new = is_new and str(error) != self._last_refusal
             self._last_refusal = str(error)
         if is_new:
             log.error("redis in trouble", extra={"trouble": reason, "url": masked(self._url), "error": said(error)})
-        self._troubles[slot] = Trouble(reason, time.time() if before is None else before.since_s)
+        self._failures[slot] = Failure(reason, time.time() if before is None else before.since_s)
         if self._up is not None:
             self._up.set(0)
 
     def note_answer(self, slot: int, *, is_write: bool = False) -> None:
         """Redis answered. `is_write`: it accepted a write."""
         self._answered_s = time.monotonic()
-        trouble = self._troubles.get(slot)
-        if trouble is not None:
-            if self._writes and not is_write and trouble.reason != UNREACHABLE:
+        failure = self._failures.get(slot)
+        if failure is not None:
+            if self._writes and not is_write and failure.reason != UNREACHABLE:
                 return
-            del self._troubles[slot]
+            del self._failures[slot]
             self._outages_ended_s[slot] = time.monotonic()
             # To a client that only reads the next call may be refused again, and again.
-            if not self._troubles and (self._writes or trouble.reason != REFUSING):
+            if not self._failures and (self._writes or failure.reason != REFUSING):
                 self._last_refusal = None
-                log.info("redis well again", extra={"trouble": trouble.reason})
-        if self._up is not None and not self._troubles:
+                log.info("redis well again", extra={"trouble": failure.reason})
+        if self._up is not None and not self._failures:
             self._up.set(1)
 
     def note_data_loss(self, slot: int | None = None) -> None:

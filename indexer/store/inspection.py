@@ -24,13 +24,13 @@ async def inspect(url: str, namespace: str, timeout_s: float) -> RedisCondition:
         async with asyncio.timeout(4 * timeout_s):
             return await _inspect(client, Keyspace(namespace))
     except TimeoutError:
-        return RedisCondition(trouble="unreachable", error=f"no answers within {4 * timeout_s:g} s")
+        return RedisCondition(failure="unreachable", error=f"no answers within {4 * timeout_s:g} s")
     except BusyLoadingError as error:
-        return RedisCondition(trouble="loading", error=said(error))
+        return RedisCondition(failure="loading", error=said(error))
     except (AuthenticationError, AuthorizationError) as error:  # the library counts them among what keeps it from connecting
-        return RedisCondition(trouble="refusing", error=said(error))
+        return RedisCondition(failure="refusing", error=said(error))
     except RedisError as error:
-        return RedisCondition(trouble="unreachable" if is_away(error) else "refusing", error=said(error))
+        return RedisCondition(failure="unreachable" if is_away(error) else "refusing", error=said(error))
     finally:
         await client.aclose()
 

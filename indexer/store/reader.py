@@ -16,7 +16,7 @@ from indexer.engines.spec import EngineSpec
 from indexer.errors import StoreError
 from indexer.store import published_loads
 from indexer.store.client.connection import Client, answer_of, connect, node_of, server_epoch_of, slot_of, why
-from indexer.store.health import RedisHealth, Trouble
+from indexer.store.health import Failure, RedisHealth
 from indexer.store.keyspace import Keyspace, stream_id, text_of
 from indexer.store.records import Head, decode_head
 from indexer.store.registry import RegisteredPods
@@ -91,14 +91,14 @@ class Reader:
         """Streams whose state could not be read: each is logged once."""
 
     @property
-    def trouble(self) -> Trouble | None:
+    def failure(self) -> Failure | None:
         """What is wrong with Redis. If it does not answer at all it is away, however long we may wait for its answer."""
-        return self.health.silence(SILENT_S) or self.health.trouble
+        return self.health.silence(SILENT_S) or self.health.failure
 
     @property
-    def directory_trouble(self) -> Trouble | None:
+    def directory_failure(self) -> Failure | None:
         """The same of what belongs to no model."""
-        return self.health.silence(SILENT_S) or self.health.trouble_in(slot_of(self.client, self.keyspace.directory.pods))
+        return self.health.silence(SILENT_S) or self.health.failure_in(slot_of(self.client, self.keyspace.directory.pods))
 
     def slot_of(self, model: str) -> int:
         """The slot in which all of a model lies."""

@@ -83,14 +83,14 @@ class RedisStore:
     # Health
 
     @property
-    def trouble(self) -> str | None:
+    def failure(self) -> str | None:
         """What is wrong with Redis, or with a part of it."""
-        trouble = self._session.health.trouble
-        return None if trouble is None else trouble.reason
+        failure = self._session.health.failure
+        return None if failure is None else failure.reason
 
     def is_well(self, slot: int) -> bool:
         """Whether Redis accepts writes there, as far as is known."""
-        return self._session.health.trouble_in(slot) is None
+        return self._session.health.failure_in(slot) is None
 
     def outage_ended_s(self, model: str | None = None) -> float:
         """When Redis was last away, by time.monotonic(): the part of it that says who lives, and the one that holds this model."""

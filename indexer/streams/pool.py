@@ -18,7 +18,7 @@ from indexer.core.store import Store
 from indexer.core.stream_state import Counting
 from indexer.engines.endpoints import check_endpoints, check_registration
 from indexer.engines.networks import has_name
-from indexer.engines.resolver import Dialling
+from indexer.engines.resolver import EndpointWatcher
 from indexer.engines.spec import EngineSpec, ListenSpec, replay_of
 from indexer.errors import SettingError
 from indexer.limits import ReceiveLimits
@@ -202,7 +202,7 @@ class Streams:
     async def _dial(self, source: Source, stream: Stream, events: str) -> None:
         await self._subscriber.add(events, source.topic.encode(), stream.inbox, self._settings.limits.receive)
 
-    def _look_up(self, source: Source, stream: Stream) -> Dialling:
+    def _look_up(self, source: Source, stream: Stream) -> EndpointWatcher:
         async def connect(events: str | None, replay: str | None) -> None:
             stream.dial_replays_at(replay)
             if events is not None:
@@ -210,14 +210,16 @@ class Streams:
                 stream.inbox.error = None
                 await self._dial(source, stream, events)
 
-        def tell(trouble: str) -> None:
-            stream.inbox.error = trouble
-            log.warning("engine not dialled", extra={"pod": source.key.pod, "rank": source.key.rank, "error": trouble})
+        def report(failure: str) -> None:
+            stream.inbox.error = failure
+            log.warning("engine not dialled", extra={"pod": source.key.pod, "rank": source.key.rank, "error": failure})
 
-        return Dialling(self._networks, source.events, source.replay, is_due=lambda: not stream.inbox.connected, connect=connect, tell=tell)
+        return EndpointWatcher(
+            self._networks, source.events, source.replay, is_due=lambda: not stream.inbox.connected, connect=connect, report=report
+        )
 
-    def make(self, source: Source, guest: Inbox | None = None, limits: ReceiveLimits | None = None) -> Stream:
-        """A stream that is not connected. `guest`: an inbox that is filled already. `limits`: of what waits until it runs."""
+    def make(self, source: Source, dial_in_inbox: Inbox | None = None, limits: ReceiveLimits | None = None) -> Stream:
+        """A stream that is not connected. `dial_in_inbox`: an inbox that is filled already. `limits`: of what waits until it runs."""
         stream = Stream(
             source.key,
             context=self._context,
@@ -231,7 +233,7 @@ class Streams:
             events=source.events,
             topic=source.topic,
             dials_us=source.events is None,
-            guest=guest,
+            dial_in_inbox=dial_in_inbox,
             limits=limits,
             owner=self._owner,
         )
@@ -240,7 +242,7 @@ class Streams:
         return stream
 
     def attach(self, source: Source, stream: Stream, ended: Callable[[Stream], object]) -> None:
-        """Run it. `ended` is called where it ends by itself: a guest stayed away."""
+        """Run it. `ended` is called where it ends by itself: a dial-in pod stayed away."""
         stream.begin()
         task = self.tasks.create_task(self._follow(stream, ended), name=f"stream {source.key.pod} {source.key.rank}")
         self.running[source.key] = Running(source, stream, task)
@@ -275,7 +277,7 @@ class Streams:
                 stream.fail()
                 await asyncio.sleep(AFTER_FAILURE_S)
 
-    # What is told of them
+    # Their status
 
     def statuses(self, pod: str) -> list[StreamStatus]:
         """Of a pod's streams that run here, by rank."""
@@ -289,7 +291,7 @@ class Streams:
         """Names of the adapters that engines which are followed here announced for a model."""
         return {name for key, running in self.running.items() if key.model == model for name in running.stream.state.adapters}
 
-    def troubles(self) -> list[str]:
+    def failures(self) -> list[str]:
         """What is not as it should be with those that run here, in words."""
         streams = [running.stream for running in self.running.values()]
         return [

@@ -62,12 +62,12 @@ class Stream:
         events: str | None = None,
         topic: str = "",
         dials_us: bool = False,
-        guest: Inbox | None = None,
+        dial_in_inbox: Inbox | None = None,
         limits: ReceiveLimits | None = None,
         owner: str | None = None,
     ) -> None:
-        """`events`, `topic`: where it is dialled, for its status. `dials_us`: the engine connects to us. `guest`: the inbox of a pod that nobody
-        registered; the stream ends when that stays away.
+        """`events`, `topic`: where it is dialled, for its status. `dials_us`: the engine connects to us. `dial_in_inbox`: the inbox
+        of a pod that is not registered; the stream ends when the pod stays away.
 
         `limits`: of what waits until the stream runs, where these are not the settings'. `owner`: this indexer, where several share the streams.
         """
@@ -80,9 +80,9 @@ class Stream:
         self._metrics = metrics
         self._turn = turn
         self._dials_us = dials_us
-        self._is_guest = guest is not None
+        self._is_dial_in = dial_in_inbox is not None
         self.owner = owner
-        self.inbox = Inbox(limits or settings.limits.receive) if guest is None else guest
+        self.inbox = Inbox(limits or settings.limits.receive) if dial_in_inbox is None else dial_in_inbox
         self.settled = asyncio.Event()
         """Set once the first replay has ended or failed, or the first connection is up where there is none to ask."""
         self._wakeup = Wakeup(self.inbox)
@@ -175,7 +175,7 @@ class Stream:
         self._applier.close()
 
     async def run(self) -> None:
-        """Ends by itself only for a guest that stays away; cancel it."""
+        """Ends by itself only for a dial-in pod that stays away; cancel it."""
         while not self._has_ended:
             self._wakeup.clear()
             self._note_connection()
@@ -271,7 +271,7 @@ class Stream:
         if self._progress.state.phase is not Phase.EXPIRED:
             self._takeover.end()
             self._progress.expire()
-        if not self._is_guest:
+        if not self._is_dial_in:
             return math.inf
         left_s += self._settings.pod_expiry_s
         self._has_ended = left_s <= 0

@@ -125,7 +125,7 @@ class _Examination:
             return
         seen = await inspect(self._request.redis, self._request.namespace, REDIS_TIMEOUT_S)
         self._findings += check_redis(seen, self._request.namespace)
-        if seen.trouble is None:
+        if seen.failure is None:
             self._clocks.append(Clock("redis", seen.skew_s))
 
     # Pods

@@ -100,7 +100,7 @@ class Follower:
     @property
     def is_empty(self) -> bool:
         """Whether Redis answers that it holds nothing: nobody indexes anything yet, or it has just lost everything."""
-        return self._has_looked and self.reader.trouble is None and not any(self.streams())
+        return self._has_looked and self.reader.failure is None and not any(self.streams())
 
     def streams(self) -> Iterator[FollowedStream]:
         """Every stream that is followed."""

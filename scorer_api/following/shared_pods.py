@@ -121,8 +121,8 @@ class SharedPods:
 
     def _check_redis(self) -> None:
         """Nobody has to wait for what is known to be away. Raises StoreError."""
-        trouble = self._follower.reader.directory_trouble
-        if trouble is not None and trouble[0] == UNREACHABLE:
+        failure = self._follower.reader.directory_failure
+        if failure is not None and failure[0] == UNREACHABLE:
             raise StoreError(UNREACHABLE)
 
     def _known(self) -> set[str]:
@@ -141,7 +141,7 @@ class SharedPods:
         if not self._ready:
             has_waited = time.monotonic() - self._started_s >= self._settings.ready_after_s
             self._ready = self._follower.is_settled or (self._follower.is_empty and has_waited)
-        reasons = [*self._troubles(), *(reason for stream in self._follower.streams() if (reason := self._doubt(stream)))]
+        reasons = [*self._failures(), *(reason for stream in self._follower.streams() if (reason := self._doubt(stream)))]
         if self._service is not None:
             own = self._service.readiness()
             self._ready = self._ready and own.is_ready
@@ -150,12 +150,12 @@ class SharedPods:
             return Readiness("starting", reasons)
         return Readiness("degraded" if reasons else "ready", reasons)
 
-    def _troubles(self) -> list[str]:
-        trouble = self._follower.reader.trouble
-        if trouble is None:
+    def _failures(self) -> list[str]:
+        failure = self._follower.reader.failure
+        if failure is None:
             return []
-        since = datetime.fromtimestamp(trouble[1], UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        return [f"{StoreError(trouble[0])} since {since}"]
+        since = datetime.fromtimestamp(failure[1], UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        return [f"{StoreError(failure[0])} since {since}"]
 
     def _doubt(self, stream: FollowedStream) -> str | None:
         status = self._status(stream, published_status(stream))

@@ -262,7 +262,7 @@ class Cluster(redis.asyncio.Redis):
         """Ask node after node, those first that did not fail of late. Returns an error where none says it."""
         await asyncio.sleep(self._refreshed_s + REFRESH_PAUSE_S - time.monotonic())
         self._refreshed_s = time.monotonic()
-        trouble: RedisError = RedisConnectionError("no node of the cluster is known")
+        failure: RedisError = RedisConnectionError("no node of the cluster is known")
         for node in sorted(self._nodes, key=lambda node: (self._nodes[node], node)):
             if self._is_closed:  # the library may lose a cancellation
                 break
@@ -271,11 +271,11 @@ class Cluster(redis.asyncio.Redis):
                 self._learn(node, await client.execute_command("CLUSTER", "SLOTS"))
             except RedisError as error:
                 self._nodes[node] = time.monotonic()
-                trouble = error
+                failure = error
             else:
                 await self._forget_clients()
                 return None
-        return trouble
+        return failure
 
     def _learn(self, asked: Node, ranges: Sequence[Any]) -> None:
         """What CLUSTER SLOTS said: first slot, last slot, master, replicas; each node is host, port, and more. Raises ClusterDownError."""

@@ -13,13 +13,13 @@ NEARLY_FULL = 0.85
 FULL = 0.99
 SLOW_S = 0.05
 NAMES_MAX = 5
-TROUBLES = {"unreachable": "redis_unreachable", "loading": "redis_loading", "refusing": "redis_refuses"}
+FAILURES = {"unreachable": "redis_unreachable", "loading": "redis_loading", "refusing": "redis_refuses"}
 
 
 def check_redis(seen: RedisCondition, namespace: str) -> list[Finding]:
     """`namespace`: the one that was inspected."""
-    if seen.trouble is not None:
-        return [finding(TROUBLES[seen.trouble], REDIS, seen.error)]
+    if seen.failure is not None:
+        return [finding(FAILURES[seen.failure], REDIS, seen.error)]
     found = [*_server(seen), *_memory(seen), *_content(seen, namespace)]
     if found:
         return found

@@ -118,7 +118,7 @@ def test_more_pods_than_there_may_be_are_refused_as_a_wrong_value() -> None:
         assert pods(indexer) == {"one": "m"}
 
 
-# Redis in trouble
+# Failures of Redis
 
 
 def frozen(redis: RedisServer) -> Callable[[], object]:
@@ -143,9 +143,9 @@ def read_only(redis: RedisServer) -> Callable[[], object]:
     return lambda: client.replicaof("no", "one")
 
 
-@pytest.mark.parametrize(("fault", "trouble"), [(frozen, "unreachable"), (away, "unreachable"), (full, "full"), (read_only, "read-only")])
-def test_while_redis_is_in_trouble_changes_are_503_and_all_else_is_answered(
-    replicas: Replicas, fault: Callable[[RedisServer], Callable[[], object]], trouble: str
+@pytest.mark.parametrize(("fault", "failure"), [(frozen, "unreachable"), (away, "unreachable"), (full, "full"), (read_only, "read-only")])
+def test_while_redis_fails_changes_are_503_and_all_else_is_answered(
+    replicas: Replicas, fault: Callable[[RedisServer], Callable[[], object]], failure: str
 ) -> None:
     indexer = replicas.first
     document = indexer.http.get(f"{indexer.url}/openapi.json").json()
@@ -153,16 +153,16 @@ def test_while_redis_is_in_trouble_changes_are_503_and_all_else_is_answered(
         body = body_of(engine, "m")
         assert put(indexer, "kept", body).status_code == 201
         end_fault = fault(replicas.redis)
-        wait_until(lambda: readiness(indexer) == (200, "degraded"), 20, "the trouble to be noticed")
+        wait_until(lambda: readiness(indexer) == (200, "degraded"), 20, "the failure to be noticed")
         changes = [lambda: put(indexer, "new", body), lambda: delete(indexer, "kept"), lambda: delete(indexer, "ghost")]
         # What makes room a full Redis takes.
-        for change in changes[:1] if trouble == "full" else changes:
+        for change in changes[:1] if failure == "full" else changes:
             asked_s = time.monotonic()
             response = change()
             assert time.monotonic() - asked_s < ANSWERED_S
             assert (response.status_code, response.headers.get("content-type")) == (503, "application/problem+json")
             assert response.headers["retry-after"] == "1"
-            assert f"Redis is {trouble}" in response.json()["detail"]
+            assert f"Redis is {failure}" in response.json()["detail"]
             check_described(response, document, "/v1/pods/{pod}")
         assert put(indexer, "new", {"model": "m"}).status_code == 422, "a wrong spec is wrong, Redis or not"
         assert pods(indexer) == {"pod": "m", "kept": "m"}

@@ -9,7 +9,7 @@ def specs(pod: str, **more: object) -> tuple[EngineSpec, ...]:
     return (EngineSpec.from_mapping({"pod": pod, "model": "m", "events": f"tcp://{pod}:5557", **more}, "test"),)
 
 
-def guest(pod: str, rank: int = 0) -> EngineSpec:
+def dial_in(pod: str, rank: int = 0) -> EngineSpec:
     return EngineSpec(pod, "m", rank=rank)
 
 
@@ -62,33 +62,33 @@ def test_what_is_not_named_any_more_is_deleted_only_where_all_indexers_know() ->
     assert pods.is_deleted("registered")  # e.g. a rank of it that is not named any more
 
 
-def test_guests_come_and_go_by_rank() -> None:
+def test_dial_in_pods_come_and_go_by_rank() -> None:
     pods = PodDirectory({})
-    pods.add_guest(guest("g", 0))
-    pods.add_guest(guest("g", 1))
-    assert pods.has_guest(StreamKey("m", "g", 0))
-    assert not pods.has_guest(StreamKey("m", "g", 2))
-    assert not pods.has_guest(StreamKey("n", "g", 0))
-    pods.remove_guest(StreamKey("m", "g", 0))
-    assert pods.all() == {"g": (guest("g", 1),)}
-    pods.remove_guest(StreamKey("m", "g", 1))
-    pods.remove_guest(StreamKey("m", "g", 1))
+    pods.add_dial_in(dial_in("g", 0))
+    pods.add_dial_in(dial_in("g", 1))
+    assert pods.has_dial_in(StreamKey("m", "g", 0))
+    assert not pods.has_dial_in(StreamKey("m", "g", 2))
+    assert not pods.has_dial_in(StreamKey("n", "g", 0))
+    pods.remove_dial_in(StreamKey("m", "g", 0))
+    assert pods.all() == {"g": (dial_in("g", 1),)}
+    pods.remove_dial_in(StreamKey("m", "g", 1))
+    pods.remove_dial_in(StreamKey("m", "g", 1))
     assert pods.all() == {}
 
 
-def test_a_guest_that_is_registered_is_no_guest_any_more() -> None:
+def test_a_dial_in_pod_that_is_registered_is_no_dial_in_pod_any_more() -> None:
     pods = PodDirectory({})
-    pods.add_guest(guest("g"))
+    pods.add_dial_in(dial_in("g"))
     pods.learn({"g": specs("g")}, NONE)
     assert pods.all() == {"g": specs("g")}
-    assert not pods.has_guest(StreamKey("m", "g", 0))
+    assert not pods.has_dial_in(StreamKey("m", "g", 0))
 
 
-def test_a_forgotten_guest_may_come_again() -> None:
+def test_a_forgotten_dial_in_pod_may_come_again() -> None:
     pods = PodDirectory({})
-    pods.add_guest(guest("g"))
+    pods.add_dial_in(dial_in("g"))
     pods.learn({}, frozenset({"g"}))
     assert pods.all() == {}
-    pods.add_guest(guest("g"))
+    pods.add_dial_in(dial_in("g"))
     pods.learn({}, frozenset({"g"}))
-    assert pods.all() == {"g": (guest("g"),)}
+    assert pods.all() == {"g": (dial_in("g"),)}

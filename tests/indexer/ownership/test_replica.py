@@ -375,7 +375,7 @@ async def test_an_outage_is_bridged_in_memory_by_the_same_owner(server: RedisSer
         server.kill()
         publish_chain(engine, 2, start=3)
         await wait_until_async(lambda: owner.shows(sequence=3, trust=Trust.LIVE))
-        await wait_until_async(lambda: other.service.store.trouble is not None)
+        await wait_until_async(lambda: other.service.store.failure is not None)
         server.start(with_data=False)
         await wait_until_async(lambda: in_redis(server) == 4)
         await asyncio.sleep(4)  # longer than a lease
@@ -405,7 +405,7 @@ async def test_after_an_outage_nobody_takes_what_its_owner_had_no_time_to_renew(
         owner.service._rounds._round = late_round  # type: ignore[method-assign]
         owner.service.store.claim = late_claim  # type: ignore[method-assign]
         server.kill()
-        await wait_until_async(lambda: other.service.store.trouble is not None)
+        await wait_until_async(lambda: other.service.store.failure is not None)
         server.start(with_data=False)
         await wait_until_async(lambda: other.service._rounds.members == (other.service.member,))  # it sees nobody else, and a stream that is free
         await asyncio.sleep(1.2)
@@ -495,7 +495,7 @@ async def test_too_many_streams_are_refused(server: RedisServer) -> None:
             pass
 
 
-# Guests
+# Dial-in pods
 
 
 async def test_whoever_is_dialled_owns_the_stream(server: RedisServer) -> None:
@@ -514,7 +514,7 @@ async def test_whoever_is_dialled_owns_the_stream(server: RedisServer) -> None:
             assert len(held(two.stream())) == 2
 
 
-async def test_a_guest_that_stays_away_leaves_nothing(server: RedisServer) -> None:
+async def test_a_dial_in_pod_that_stays_away_leaves_nothing(server: RedisServer) -> None:
     port = free_port()
     async with replica(server.url, listen=f"tcp://127.0.0.1:{port}", pod_expiry_s="1") as one:
         with Engine(with_replay=False, dials=port, topic=b"kv@pod@m") as engine:

@@ -25,17 +25,17 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
     return [(record.message, record.__dict__["trouble"]) for record in caplog.records]
 
 
-def test_one_slot_in_trouble_is_trouble_and_others_are_well() -> None:
+def test_one_failed_slot_is_a_failure_and_others_are_well() -> None:
     redis, up = health(writes=True)
     redis.note_error(AWAY, 1)
     redis.note_answer(2, is_write=True)
-    assert redis.trouble is not None
-    assert redis.trouble.reason == "unreachable"
-    assert redis.trouble_in(2) is None
-    assert redis.slots_in_trouble() == {1}
+    assert redis.failure is not None
+    assert redis.failure.reason == "unreachable"
+    assert redis.failure_in(2) is None
+    assert redis.failed_slots() == {1}
     assert not is_up(up)
     redis.note_answer(1)
-    assert redis.trouble is None
+    assert redis.failure is None
     assert is_up(up)
 
 
@@ -44,28 +44,28 @@ def test_that_redis_accepts_writes_again_only_a_write_shows(error: RedisError, e
     redis, _ = health(writes=True)
     redis.note_error(error, 0)
     redis.note_answer(0)
-    assert (redis.trouble is None) is ends
+    assert (redis.failure is None) is ends
     redis.note_answer(0, is_write=True)
-    assert redis.trouble is None
+    assert redis.failure is None
 
 
 def test_to_a_client_that_only_reads_each_answer_shows_that_redis_is_well() -> None:
     redis, _ = health(writes=False)
     redis.note_error(REFUSED, 0)
     redis.note_answer(0)
-    assert redis.trouble is None
+    assert redis.failure is None
 
 
-def test_a_trouble_lasts_since_its_first_error_whatever_comes_after_it() -> None:
+def test_a_failure_lasts_since_its_first_error_whatever_comes_after_it() -> None:
     redis, _ = health(writes=True)
     redis.note_error(AWAY, 0)
-    first = redis.trouble
+    first = redis.failure
     redis.note_error(FULL, 0)
     assert first is not None
-    assert redis.trouble == ("full", first.since_s)
+    assert redis.failure == ("full", first.since_s)
 
 
-def test_an_outage_has_ended_when_the_trouble_did_or_data_may_be_lost() -> None:
+def test_an_outage_has_ended_when_the_failure_did_or_data_may_be_lost() -> None:
     redis, _ = health(writes=True)
     assert redis.outage_ended_s(0) == float("-inf")
     redis.note_error(AWAY, 0)
@@ -112,8 +112,8 @@ def test_silence_is_an_outage_unless_another_is_known() -> None:
     assert redis.silence(0.0) is None
 
 
-def test_a_slot_that_nobody_asks_for_is_no_trouble() -> None:
+def test_a_slot_that_nobody_asks_for_is_no_failure() -> None:
     redis, _ = health(writes=False)
     redis.note_error(AWAY, 5)
     redis.forget(5)
-    assert redis.trouble is None
+    assert redis.failure is None

@@ -257,11 +257,11 @@ async def test_a_redis_that_comes_back_empty_gets_everything_again(server: Redis
         await settled(store)
         server.kill()
         stream.apply(removed([1]), stored([5000], parent=3000))
-        await wait_until_async(lambda: store.trouble == "unreachable")
+        await wait_until_async(lambda: store.failure == "unreachable")
         server.start(with_data=False)
         await settled(store)
         assert_written(server, stream)
-        assert store.trouble is None
+        assert store.failure is None
 
 
 async def test_an_idle_stream_is_written_again_where_redis_lost_it(server: RedisServer) -> None:
@@ -319,7 +319,7 @@ async def test_an_append_whose_answer_never_came_is_not_applied_twice_and_not_lo
         for _ in range(3):
             server.freeze()
             stream.apply(stored([1]))
-            await wait_until_async(lambda: store.trouble == "unreachable")
+            await wait_until_async(lambda: store.failure == "unreachable")
             stream.apply(stored([2]))
             server.thaw()
             await settled(store)
@@ -339,7 +339,7 @@ async def test_no_number_is_used_twice_also_where_its_call_was_never_carried_out
         server.save()
         server.kill()
         stream.apply(stored([2], parent=1))
-        await wait_until_async(lambda: store.trouble == "unreachable" and not store._flusher.streams[KEY].in_flight)
+        await wait_until_async(lambda: store.failure == "unreachable" and not store._flusher.streams[KEY].in_flight)
         server.start()
         await settled(store)
         assert_written(server, stream)
@@ -372,15 +372,15 @@ async def test_a_full_redis_refuses_and_takes_everything_later(server: RedisServ
         client = server.client()
         client.config_set("maxmemory", 1)
         stream.apply(stored([4, 5]))
-        await wait_until_async(lambda: store.trouble == "full")
+        await wait_until_async(lambda: store.failure == "full")
         renewed = await store.renew({KEY: OwnedStatus(b"{}", is_connected=True)})
         assert renewed[KEY].ownership is Ownership.OURS
-        assert store.trouble == "full", "a renewal says nothing of what grows"
+        assert store.failure == "full", "a renewal says nothing of what grows"
         assert set(in_redis(server)["gpu"]) == {1, 2, 3}
         client.config_set("maxmemory", 0)
         await settled(store)
         assert_written(server, stream)
-        assert store.trouble is None
+        assert store.failure is None
 
 
 async def test_a_full_redis_lets_through_what_shrinks(server: RedisServer) -> None:
@@ -414,11 +414,11 @@ async def test_a_full_redis_is_seen_to_be_well_again_by_who_has_nothing_to_write
                 await store.registry.register((EngineSpec("pod", "m", events="tcp://127.0.0.1:9"),))
             await store.renew({KEY: OwnedStatus(b"{}", is_connected=True)})
             await store.heartbeat(["m"])
-            assert store.trouble == "full"
+            assert store.failure == "full"
         finally:
             client.config_set("maxmemory", 0)
         heartbeat = await store.heartbeat(["m"])
-        assert store.trouble is None
+        assert store.failure is None
         assert (heartbeat.incarnation, heartbeat.pods) == (incarnation, {})
 
 
@@ -525,4 +525,4 @@ async def test_a_redis_that_was_never_there_is_told_of(server: RedisServer) -> N
     async with opened(settings_of(server)) as store:
         with pytest.raises(StoreError, match="unreachable"):
             await store.claim(KEY, "free")
-        assert store.trouble is not None
+        assert store.failure is not None

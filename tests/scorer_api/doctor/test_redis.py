@@ -144,7 +144,7 @@ def test_indexers_that_died(redis: RedisServer) -> None:
     [
         (RedisCondition(version="6.0.9", members=1), "redis_old"),
         (RedisCondition(version="5", members=1), "redis_old"),
-        (RedisCondition(trouble="loading", error="LOADING"), "redis_loading"),
+        (RedisCondition(failure="loading", error="LOADING"), "redis_loading"),
         (RedisCondition(version="7.0.1", members=1, is_loading=True), "redis_loading"),
         (RedisCondition(version="7.0.1", members=1, ping_s=0.2), "redis_slow"),
         (RedisCondition(version="7.0.1", members=1, has_write_error=True), "redis_write_errors"),

@@ -161,7 +161,7 @@ async def test_what_is_about_a_server_goes_to_the_one_that_has_the_directory(clu
 
 async def test_the_doctor_can_look_at_a_cluster(cluster: RedisCluster) -> None:
     seen = await inspect(cluster.url, "kvi", TIMEOUT_S)
-    assert (seen.trouble, seen.error, seen.is_empty, seen.role) == (None, "", True, "master")
+    assert (seen.failure, seen.error, seen.is_empty, seen.role) == (None, "", True, "master")
 
 
 async def test_a_script_is_loaded_where_it_is_needed(cluster: RedisCluster) -> None:

@@ -1,4 +1,4 @@
-"""Guests: pods that dial us and that nobody registered."""
+"""Dial-in pods: pods that dial us and that are not registered."""
 
 import logging
 
@@ -12,7 +12,7 @@ from indexer.streams.pool import Streams
 log = logging.getLogger(__name__)
 
 
-class Guests:
+class DialInPods:
     """`run` takes them in as they come."""
 
     def __init__(self, pods: PodDirectory, known: KnownStreams, streams: Streams, moves: Moves) -> None:
@@ -36,7 +36,7 @@ class Guests:
 
     def _add(self, key: StreamKey, announced: Announced) -> None:
         spec, source = self._streams.invite(announced)
-        self._pods.add_guest(spec)
-        known = self._known.add_guest(source, self._streams.make(source, announced.inbox))
+        self._pods.add_dial_in(spec)
+        known = self._known.add_dial_in(source, self._streams.make(source, announced.inbox))
         log.info("pod dialled us", extra={"pod": key.pod, "rank": key.rank, "model": key.model, "host": announced.host})
         self._moves.begin_for_dialling(known)
