@@ -4,7 +4,7 @@ from msgspec import Struct
 
 
 class ModelCondition(Struct, frozen=True):
-    """The streams of one model. `unowned`: those that nobody vouches for, or whose lease nobody has."""
+    """The streams of one model. `unowned`: those that no owner confirms, or whose lease is free."""
 
     model: str
     streams: int

@@ -75,12 +75,12 @@ async def _ping_s(client: Client) -> float:
 
 
 async def _model(client: Client, keyspace: Keyspace, model: str, now_ms: int) -> ModelCondition:
-    """Streams are vouched for by their owners every second, and each has a lease in its owner's name."""
+    """Owners confirm their streams every second, and each has a lease in its owner's name."""
     keys = keyspace.model(model)
-    vouched: Any = await answer_of(client.zrange(keys.streams, 0, STREAMS_MAX - 1, withscores=True))
+    trusted: Any = await answer_of(client.zrange(keys.streams, 0, STREAMS_MAX - 1, withscores=True))
     pipeline = client.pipeline(transaction=False)
     streams = []
-    for name, until_ms in vouched:
+    for name, until_ms in trusted:
         try:
             streams.append((stream_of(model, name), until_ms))
         except ValueError:  # somebody else wrote it

@@ -8,7 +8,7 @@
     {namespace}:1:{directory}:models        ZSET    model → until when it is worth looking at
     {namespace}:1:{directory}:incarnation   STRING  tells this data from what a Redis that lost everything has
     {namespace}:1:{model}:log               STREAM  the ordered changes of one model; each entry has one field, `e`, see `records`
-    {namespace}:1:{model}:streams           ZSET    stream → vouched for until
+    {namespace}:1:{model}:streams           ZSET    stream → trusted until
     {namespace}:1:{model}:incarnation       STRING  the same as above, for what a model's slot holds
     {namespace}:1:{model}:lease:{stream}    HASH    owner, want: who has the stream, and who would like to
     {namespace}:1:{model}:state:{stream}    HASH    gen, fence, number, lengths, head, status: see `records`

@@ -72,11 +72,11 @@ class PendingWrites:
         keys: ModelKeys,
         settings: Settings,
         fence: int,
-        vouched_until_ms: Callable[[], int],
+        trusted_until_ms: Callable[[], int],
     ) -> None:
         """`position`: where the stream stands; each change brings the next one.
 
-        `vouched_until_ms`: until when a stream is vouched for that Redis has completely now, by Redis's clock."""
+        `trusted_until_ms`: until when a stream is trusted that Redis has completely now, by Redis's clock."""
         self.key = stream
         self.position = position
         self.keys = keys
@@ -95,7 +95,7 @@ class PendingWrites:
         self.sealed: deque[Sealed] = deque()
         self.in_flight: list[Sealed] = []
         self._settings = settings
-        self._vouched_until_ms = vouched_until_ms
+        self._trusted_until_ms = trusted_until_ms
         self._state_ttl_ms = int(settings.pod_expiry_s * 1000)
         self._blocks_ttl_ms = int((settings.pod_expiry_s + settings.lease_s) * 1000)
         self._base = self._after = (0, 0)
@@ -340,7 +340,7 @@ class PendingWrites:
         return Call("delete", keys, [*words, self._settings.limits.store.log_entries_max, self._state_ttl_ms])
 
     def _limits(self) -> list[Word]:
-        return [self._settings.limits.store.log_entries_max, self._state_ttl_ms, self._blocks_ttl_ms, self._vouched_until_ms()]
+        return [self._settings.limits.store.log_entries_max, self._state_ttl_ms, self._blocks_ttl_ms, self._trusted_until_ms()]
 
 
 def merge(older: Change, newer: Change) -> None:

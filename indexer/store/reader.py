@@ -60,13 +60,13 @@ class SurveyedState(Struct, frozen=True):
 
 
 class Survey(Struct, frozen=True):
-    """The states of streams at one log offset. `vouched`: name of a stream → until when, in milliseconds. `node`: the one
+    """The states of streams at one log offset. `trusted`: name of a stream → until when, in milliseconds. `node`: the one
     of a Cluster whose clock this goes by."""
 
     now_ms: int
     offset: LogOffset
     incarnation: bytes | None
-    vouched: dict[str, int]
+    trusted: dict[str, int]
     states: dict[str, SurveyedState]
     node: str = ""
 
@@ -165,14 +165,14 @@ class Reader:
             return StateSnapshot(offset_of(offset), found)
 
     async def survey(self, model: str, streams: Sequence[StreamKey]) -> list[Survey]:
-        """All streams' vouching, and these streams' states; several surveys where there are many of them."""
+        """Until when each stream is trusted, and these streams' states; several surveys where there are many of them."""
         keys = self.keyspace.model(model)
         pieces = [streams[start : start + SURVEY_STATES] for start in range(0, len(streams), SURVEY_STATES)] or [[]]
         found = []
         for piece in pieces:
             call = Call("survey", [keys.streams, keys.log, keys.incarnation, *map(keys.state, piece)])
-            ((now_ms, offset, incarnation, vouched, *states),) = await self._call([call])
-            until = {text_of(name): int(float(until_ms)) for name, until_ms in pairs(vouched)}
+            ((now_ms, offset, incarnation, trusted, *states),) = await self._call([call])
+            until = {text_of(name): int(float(until_ms)) for name, until_ms in pairs(trusted)}
             seen = {stream_id(stream): SurveyedState(_version_of(state[:3]), state[3]) for stream, state in zip(piece, states, strict=True)}
             found.append(Survey(int(now_ms), offset_of(offset), incarnation, until, seen, node_of(self.client, keys.log)))
         return found

@@ -154,7 +154,7 @@ class RedisStore:
         """From now on what the stream holds is written. `snapshot`: to write it in full. `is_loaded`: it holds what Redis has; else that does not
         count."""
         session, keys = self._session, self._session.keyspace.model(stream.model)
-        pending = PendingWrites(stream, snapshot, position, keys, session.settings, claim.fence, partial(session.vouched_until_ms, keys.streams))
+        pending = PendingWrites(stream, snapshot, position, keys, session.settings, claim.fence, partial(session.trusted_until_ms, keys.streams))
         if claim.generation is not None:
             pending.continue_from(claim.generation, claim.fence_before, claim.number)
         if is_loaded:

@@ -79,7 +79,7 @@ class Renewal:
         written = [_Written(pending.generation, pending.number, pending.is_writing_in_full) for pending in streams]
         for pending in streams:
             names += [keys.lease(pending.key), keys.state(pending.key), *keys.parts(pending.key, pending.generation or 0)]
-            until_ms = session.vouched_until_ms(keys.streams, pending.unwritten_since_s)
+            until_ms = session.trusted_until_ms(keys.streams, pending.unwritten_since_s)
             owned = statuses.get(pending.key, ENDING)
             words += [pending.name, pending.fence, owned.status, int(owned.is_connected), until_ms]
             words += ["" if pending.generation is None else pending.generation, pending.number]

@@ -101,8 +101,8 @@ class StoreSession:
             epoch = self.note_server_epoch()
             self.note_time(key, await self.call("read_clock", [key]), epoch)
 
-    def vouched_until_ms(self, key: str, written_at_s: float | None = None) -> int:
-        """Until when a stream is vouched for that Redis had completely at this time, or now: by the clock of the node that has this key; 0 where that
+    def trusted_until_ms(self, key: str, written_at_s: float | None = None) -> int:
+        """Until when a stream is trusted that Redis had completely at this time, or now: by the clock of the node that has this key; 0 where that
         is not known yet."""
         at_ms = self.slot(key).clock.at_ms(node_of(self.client, key), time.monotonic() if written_at_s is None else written_at_s)
         return at_ms and at_ms + self.lease_ms

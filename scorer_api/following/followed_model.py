@@ -106,7 +106,7 @@ class FollowedModel:
 
     def set_trust(self, stream: FollowedStream) -> None:
         """Show in the view how far the stream can be relied on, and until when."""
-        self._view.set_trust(stream.key, Trust.STALE if stream.is_lost else stream.trust, until_s=stream.vouched_until_s)
+        self._view.set_trust(stream.key, Trust.STALE if stream.is_lost else stream.trust, until_s=stream.trusted_until_s)
 
     def go_to(self, offset: LogOffset) -> None:
         """Read on from this offset of what is another log: what is held may differ from what led there."""

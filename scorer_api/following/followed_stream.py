@@ -55,7 +55,7 @@ class FollowedStream:
     """One stream.
 
     version, offset    the state that is held, None for none, and the log offset up to which entries are in it
-    trust              the owner's word, which counts until `vouched_until_s` of the monotonic clock, unless `is_lost`
+    trust              the owner's word, which counts until `trusted_until_s` of the monotonic clock, unless `is_lost`
     buffered           entries since a load began, None while none runs
     """
 
@@ -64,7 +64,7 @@ class FollowedStream:
         self.version: StateVersion | None = None
         self.offset: LogOffset = LOG_START
         self.trust = Trust.STALE
-        self.vouched_until_s = float("-inf")
+        self.trusted_until_s = float("-inf")
         self.is_lost = False
         """Whether what is held may be wrong."""
         self.may_be_newer = False

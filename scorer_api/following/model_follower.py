@@ -1,7 +1,7 @@
 """Following one model: three kinds of tasks work on what is known of it.
 
 log      XREAD at a steady pace ──▶ judge ──▶ apply, or empty, or close, or load                                            log_reader
-survey   every second: until when streams are vouched for; states compared with what is held                               survey
+survey   every second: until when streams are trusted; states compared with what is held                               survey
 load     read a snapshot of the state, its blocks into room of their own, apply the entries since, exchange for what was held    reloader, loading
 """
 

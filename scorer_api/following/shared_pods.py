@@ -66,7 +66,7 @@ class SharedPods:
         age_s = status.last_batch_age_s
         if age_s is not None:
             age_s = round(age_s + time.monotonic() - stream.status_at_s, 3)
-        owner = status.owner if stream.vouched_until_s > time.monotonic() else None
+        owner = status.owner if stream.trusted_until_s > time.monotonic() else None
         return msgspec.structs.replace(status, trust=trust, last_batch_age_s=age_s, owner=owner)
 
     def models_with(self, adapter: str) -> set[str]:

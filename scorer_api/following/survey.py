@@ -1,7 +1,7 @@
-"""Surveys of one model: every second, the states of all its streams, and until when their owners vouch for them.
+"""Surveys of one model: every second, the states of all its streams, and until when their owners confirm them.
 
 An idle stream never shows that its last entry was lost: only its state does. So states are compared with what is held, once the log has been read up
-to the survey's offset. Only then the vouching of that survey takes force too: what is held is then what was vouched for.
+to the survey's offset. Only then does the trust of that survey take effect: what is held is then what the owner confirmed.
 """
 
 import asyncio
@@ -29,10 +29,10 @@ NEVER = float("-inf")
 
 
 class ModelSurvey(Struct, frozen=True):
-    """All surveys of one round. `vouched_until_s`: by the monotonic clock, by the names of streams."""
+    """All surveys of one round. `trusted_until_s`: by the monotonic clock, by the names of streams."""
 
     parts: list[Survey]
-    vouched_until_s: dict[str, float]
+    trusted_until_s: dict[str, float]
 
 
 class Surveyor:
@@ -49,7 +49,7 @@ class Surveyor:
         self._reloader = reloader
         self._node = ""
         self._by_other_clock: dict[str, int] = {}
-        """The vouching in the first survey of this node: it may be by the clock of the node before. It counts once it was renewed."""
+        """The times in the first survey of this node: they may be by the clock of the node before. Each counts once it was renewed."""
 
     async def run(self) -> None:
         """Survey for good."""
@@ -72,7 +72,7 @@ class Surveyor:
         model, reader = self._model, self._reader
         offset, asked_s, server_epoch = model.offset, time.monotonic(), reader.server_epoch
         surveys = await reader.survey(model.name, [stream.key for stream in model.streams.values()])
-        new = _streams_of(model.name, surveys[-1].vouched.keys() - model.streams.keys())
+        new = _streams_of(model.name, surveys[-1].trusted.keys() - model.streams.keys())
         if new:
             surveys += await reader.survey(model.name, new)
         if server_epoch != reader.server_epoch:
@@ -86,14 +86,14 @@ class Surveyor:
             self._move(server_epoch, surveys[0].offset)
         elif surveys[0].offset < offset:
             self._go_back(surveys[0].offset)
-        vouched = self._by_this_clock(surveys[-1])
-        clock_s = self._note_time(surveys, vouched, asked_s)
+        trusted = self._by_this_clock(surveys[-1])
+        clock_s = self._note_time(surveys, trusted, asked_s)
         self._note_states(surveys)
-        self.latest = ModelSurvey(surveys, {name: clock_s + until_ms / 1000 for name, until_ms in vouched.items()})
+        self.latest = ModelSurvey(surveys, {name: clock_s + until_ms / 1000 for name, until_ms in trusted.items()})
         for name, stream in model.streams.items():
             # A shorter term counts at once, a longer one only when the survey takes force.
-            if (until_s := self.latest.vouched_until_s.get(name, NEVER)) < stream.vouched_until_s:
-                stream.vouched_until_s = until_s
+            if (until_s := self.latest.trusted_until_s.get(name, NEVER)) < stream.trusted_until_s:
+                stream.trusted_until_s = until_s
                 model.set_trust(stream)
         self.has_begun.set()
 
@@ -138,23 +138,23 @@ class Surveyor:
     # Time
 
     def _by_this_clock(self, survey: Survey) -> dict[str, int]:
-        """What is vouched for by the clock of the node that was asked."""
+        """The streams that are trusted by the clock of the node that was asked."""
         if survey.node != self._node:
-            self._node, self._by_other_clock = survey.node, survey.vouched
-        self._by_other_clock = {name: until_ms for name, until_ms in self._by_other_clock.items() if survey.vouched.get(name) == until_ms}
-        return {name: until_ms for name, until_ms in survey.vouched.items() if name not in self._by_other_clock}
+            self._node, self._by_other_clock = survey.node, survey.trusted
+        self._by_other_clock = {name: until_ms for name, until_ms in self._by_other_clock.items() if survey.trusted.get(name) == until_ms}
+        return {name: until_ms for name, until_ms in survey.trusted.items() if name not in self._by_other_clock}
 
-    def _note_time(self, surveys: list[Survey], vouched: dict[str, int], asked_s: float) -> float:
-        """By the clock as it was when we asked: what is vouched for is never taken to last longer than it does. Returns the difference of clocks."""
+    def _note_time(self, surveys: list[Survey], trusted: dict[str, int], asked_s: float) -> float:
+        """By the clock as it was when we asked: trust is never taken to last longer than it does. Returns the difference of clocks."""
         clock_s = self._model.clock_s = asked_s - surveys[0].now_ms / 1000
         lease_ms = int(self._context.settings.lease_s * 1000)
-        self._model.note_heartbeat(max([surveys[0].offset[0], *(until_ms - lease_ms for until_ms in vouched.values())]))
+        self._model.note_heartbeat(max([surveys[0].offset[0], *(until_ms - lease_ms for until_ms in trusted.values())]))
         return clock_s
 
     # Comparing
 
     def compare(self, survey: ModelSurvey) -> None:
-        """All that was in the log when this survey was made has been read: compare its states with what is held, and let its vouching take force."""
+        """All that was in the log when this survey was made has been read: compare its states with what is held, and apply its trust."""
         if self.latest is survey:
             self.latest = None
         for part in survey.parts:
@@ -172,7 +172,7 @@ class Surveyor:
         self.has_compared = True
         for name, stream in self._model.streams.items():
             if name not in self._model.loads:
-                stream.vouched_until_s = survey.vouched_until_s.get(name, NEVER)
+                stream.trusted_until_s = survey.trusted_until_s.get(name, NEVER)
                 self._model.set_trust(stream)
 
     def _note_different(self, stream: FollowedStream, state: SurveyedState) -> None:
@@ -185,7 +185,7 @@ class Surveyor:
     def _note_missing(self, stream: FollowedStream, survey: Survey) -> None:
         """There is no state of it: it was deleted, unless that is how a Redis looks that lost everything. Then its owner will write it again."""
         now_s = time.monotonic()
-        if stream.vouched_until_s > now_s:
+        if stream.trusted_until_s > now_s:
             return
         if stream.missing_since_s is None:
             stream.missing_since_s = now_s

@@ -2,12 +2,12 @@
 --
 -- KEYS  1 state  2 log  3 streams  4… the generation's hash of each part
 -- ARGV  1 fence  2 number that the state should have  3 generation  4 number afterwards  5 head  6 log entry  7 maximum length of the log
---       8 TTL of the state and 9 of the blocks, ms  10 until when the stream is vouched for, ms; 0 if it is not  11 name of the stream
+--       8 TTL of the state and 9 of the blocks, ms  10 until when the stream is trusted, ms; 0 if it is not  11 name of the stream
 --       12 1 if the stream grows  13 1 to empty the gpu hash first  14… what to set and delete, see prelude.lua
 --
 -- Returns {1} done, {0} another owner has the stream, {-1} there is no state, {-2} another generation, {-3, number} another number.
 --         Nothing is changed unless it returns {1}.
--- The owner computes until when the stream is vouched for, from what it knows of this clock: a call that was sent long ago and is executed now,
+-- The owner computes until when the stream is trusted, from what it knows of this clock: a call that was sent long ago and is executed now,
 -- because Redis hung, must not make its content look fresh.
 -- Never writes under another owner's fence. A full Redis refuses a change that grows before anything is written, and accepts one that shrinks.
 

@@ -2,8 +2,8 @@
 --
 -- KEYS  1 streams  2 log  3 incarnation, then for each stream: lease, state, the generation's hash of each part (7)
 -- ARGV  1 owner  2 lease, ms  3 TTL of the state and 4 of the blocks, ms, then for each stream: name, fence, status,
---       1 if its engine is connected (else its TTL runs on), until when it is vouched for, generation and number as written.
---       A stream is vouched for only if its state has this generation, at least this number, and all of its blocks.
+--       1 if its engine is connected (else its TTL runs on), until when it is trusted, generation and number as written.
+--       A stream is trusted only if its state has this generation, at least this number, and all of its blocks.
 --
 -- Returns {time in ms, incarnation or false, result of each stream …}; a result is {1, generation, number, 1 if all of its blocks are there else 0,
 --         member that asks for it or false}, {0} another owner has it, or {-1} there is no state.

@@ -2,7 +2,7 @@
 --
 -- KEYS  1 streams  2 log  3 incarnation  4… states
 --
--- Returns {time in ms, last identifier of the log, incarnation or false, {stream, vouched for until, …}, state …}; a state is
+-- Returns {time in ms, last identifier of the log, incarnation or false, {stream, trusted until, …}, state …}; a state is
 --         {generation, fence, number, status}, all false if there is none.
 
 local result = {

@@ -3,7 +3,7 @@
 --
 -- KEYS  1 state  2 log  3 streams  4 incarnation  5 lease  6–12 the new generation's hash of each part  13… those of old generations
 -- ARGV  1 fence  2 owner  3 generation  4 number afterwards  5 head  6 log entry  7 maximum length of the log
---       8 TTL of the state and 9 of the blocks, ms  10 until when the stream is vouched for, ms; 0 if it is not  11 name of the stream
+--       8 TTL of the state and 9 of the blocks, ms  10 until when the stream is trusted, ms; 0 if it is not  11 name of the stream
 --       12 incarnation to set if there is none  13… what changed since the new hashes were written, see prelude.lua
 --
 -- Returns {1, length of each new hash} done, {0} another owner has the stream: nothing was changed.

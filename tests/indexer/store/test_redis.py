@@ -346,7 +346,7 @@ async def test_no_number_is_used_twice_also_where_its_call_was_never_carried_out
         assert store._flusher.streams[KEY].number > number + 1
 
 
-async def test_a_state_that_is_older_than_what_was_written_is_not_vouched_for(server: RedisServer) -> None:
+async def test_a_state_that_is_older_than_what_was_written_is_not_trusted(server: RedisServer) -> None:
     """Not even by the round that finds it out."""
 
     async with opened(settings_of(server)) as store:

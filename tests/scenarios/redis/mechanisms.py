@@ -202,12 +202,12 @@ def no_comparing_of_states(patch: Patch) -> None:
     patch.setattr(FollowedStream, "differs", lambda self, state: False)
 
 
-def vouched_for_ever(patch: Patch) -> None:
+def trusted_for_ever(patch: Patch) -> None:
     """A word of an owner holds for good."""
     set_trust = FollowedModel.set_trust
 
     def trust(self: FollowedModel, stream: FollowedStream) -> None:
-        stream.vouched_until_s = math.inf
+        stream.trusted_until_s = math.inf
         set_trust(self, stream)
 
     patch.setattr(FollowedModel, "set_trust", trust)
@@ -307,7 +307,7 @@ REDIS_MECHANISMS: dict[str, Callable[[Patch], None]] = {
         one_removal_is_enough,
         no_doubt_of_the_log,
         no_comparing_of_states,
-        vouched_for_ever,
+        trusted_for_ever,
         drop_block_by_block,
         gone_pods_are_kept,
         keys_without_end,

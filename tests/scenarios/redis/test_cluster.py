@@ -20,7 +20,7 @@ mechanism = pytest.mark.mechanism
 MakeWorld = Callable[..., World]
 KEYS = Keyspace(NAMESPACE)
 DIRECTORY = KEYS.directory.pods
-# Longer than a lease, and than a stream is vouched for.
+# Longer than a lease, and than a stream is trusted.
 OUTAGE_S = 8.0
 HANG_S = 4.0
 MOVING_S = 2.0

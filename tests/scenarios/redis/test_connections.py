@@ -35,7 +35,7 @@ def test_tls(world: World) -> None:
 
 
 @pytest.mark.rule("R1")
-def test_a_certificate_that_nobody_vouches_for_is_refused(world: World) -> None:
+def test_a_certificate_of_an_unknown_authority_is_refused(world: World) -> None:
     """The scorer is not ready, and says why."""
     with TlsFront(world.redis.port) as front:
         (scorer,) = world.scorers(1, url=f"rediss://127.0.0.1:{front.port}/0")

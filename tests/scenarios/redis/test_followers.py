@@ -183,9 +183,9 @@ def test_a_scorer_whose_connections_are_cut_finds_back(world: World) -> None:
     assert sum(indexer.metric("kv_indexer_fenced_total") for indexer in indexers) == 0
 
 
-@mechanism("vouched_for_ever")
+@mechanism("trusted_for_ever")
 def test_answers_of_a_scorer_say_how_old_its_view_is(make_world: MakeWorld) -> None:
-    """With owners about it is young; without them it ages, and what nobody vouches for is stale."""
+    """With owners about it is young; without them it ages, and what nobody confirms is stale."""
     world = make_world(pod_expiry_s=60)
     fleet = world.fleet(streams=2)
     (indexer,), (scorer,) = world.indexers(1, fleet), world.scorers(1)

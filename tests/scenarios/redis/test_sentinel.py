@@ -210,7 +210,7 @@ def test_the_failover_loses_what_was_done_to_pods(world: World) -> None:
 @pytest.mark.failovers
 @mechanism("sentinels_asked_when_something_fails")
 def test_a_master_without_replicas_refuses(make_world: MakeWorld) -> None:
-    """`min-replicas-to-write`: a master that is cut off takes nothing any more. It is said, nothing is vouched for, and the next master takes all."""
+    """`min-replicas-to-write`: a master that is cut off takes nothing any more. It is said, nothing is trusted, and the next master takes all."""
     world = make_world(pod_expiry_s=POD_EXPIRY_S, make_redis=WatchedRedis, replicas=2, min_replicas_to_write="1", min_replicas_max_lag="1")
     redis = watched(world)
     fleet = world.fleet(streams=2)

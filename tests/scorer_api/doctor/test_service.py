@@ -100,7 +100,7 @@ def test_a_service_without_pods() -> None:
     assert (found.bad(), found.exit_code) == ({"no_pods"}, 3)
 
 
-def test_tls_with_a_certificate_that_nobody_vouches_for_and_without_tls() -> None:
+def test_tls_with_a_certificate_of_an_unknown_authority_and_without_tls() -> None:
     secured = Running(tls_cert=str(CERTIFICATE), tls_key=str(DATA / "tls-key.pem"))
     secured.http.close()
     secured.http = httpx.Client(timeout=30, verify=trusted_context(str(CERTIFICATE)))

@@ -103,7 +103,7 @@ def clocks(patch: pytest.MonkeyPatch, fast: Member) -> None:
 
 
 @asynccontextmanager
-async def never_vouched_for_too_long(scorer: Scorer) -> Any:
+async def never_trusted_for_too_long(scorer: Scorer) -> Any:
     """No stream is believed for longer than a lease."""
     longest_s = 0.0
 
@@ -111,7 +111,7 @@ async def never_vouched_for_too_long(scorer: Scorer) -> Any:
         nonlocal longest_s
         while True:
             for followed in scorer.follower.streams():
-                longest_s = max(longest_s, followed.vouched_until_s - time.monotonic())
+                longest_s = max(longest_s, followed.trusted_until_s - time.monotonic())
             await asyncio.sleep(0.01)
 
     task = asyncio.create_task(watch())
@@ -121,7 +121,7 @@ async def never_vouched_for_too_long(scorer: Scorer) -> Any:
 
 
 @pytest.mark.parametrize("direction", ["to a clock that is behind", "to a clock that is ahead"])
-async def test_a_stream_that_moves_to_a_node_with_another_clock_is_vouched_for_by_that(
+async def test_a_stream_that_moves_to_a_node_with_another_clock_is_trusted_by_that(
     cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch, direction: str
 ) -> None:
     source, target = cluster.masters[:2]
@@ -129,7 +129,7 @@ async def test_a_stream_that_moves_to_a_node_with_another_clock_is_vouched_for_b
     key = StreamKey(model_on(cluster, source, direction), "pod", 0)
     settings = settings_of(cluster)
 
-    async with owner_of(settings) as owner, scorer_of(settings) as scorer, never_vouched_for_too_long(scorer):
+    async with owner_of(settings) as owner, scorer_of(settings) as scorer, never_trusted_for_too_long(scorer):
         stream = await owner.own(key)
         stream.apply(stored([1], [1]))
         await scorer.holds(key, [1], 1)
@@ -147,14 +147,14 @@ async def test_a_stream_that_moves_to_a_node_with_another_clock_is_vouched_for_b
         await owner.store.registry.delete(key)
 
 
-async def test_what_a_dead_owner_vouched_for_by_another_clock_is_not_believed(cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_a_dead_owner_confirmed_by_another_clock_is_not_believed(cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """The slot went to a node whose clock is a minute behind: by that the dead owner's word would hold for another minute."""
     source, target = cluster.masters[:2]
     clocks(monkeypatch, source)
     key = StreamKey(model_on(cluster, source, "dead"), "pod", 0)
     settings = settings_of(cluster)
 
-    async with owner_of(settings) as owner, scorer_of(settings) as scorer, never_vouched_for_too_long(scorer):
+    async with owner_of(settings) as owner, scorer_of(settings) as scorer, never_trusted_for_too_long(scorer):
         stream = await owner.own(key)
         stream.apply(stored([1], [1]))
         await scorer.holds(key, [1], 1)
@@ -177,7 +177,7 @@ async def test_what_a_dead_owner_vouched_for_by_another_clock_is_not_believed(cl
         await owner.store.registry.delete(key)
 
 
-async def test_a_change_that_is_written_before_the_new_nodes_time_is_known_vouches_for_nothing(
+async def test_a_change_that_is_written_before_the_new_nodes_time_is_known_confirms_nothing(
     cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, target = cluster.masters[:2]
@@ -192,16 +192,16 @@ async def test_a_change_that_is_written_before_the_new_nodes_time_is_known_vouch
         await asyncio.sleep(0.3)
         await asyncio.to_thread(cluster.migrate, log_of(key.model), target)
 
-        def vouched_until_ms() -> float:
+        def trusted_until_ms() -> float:
             ((_, until_ms),) = target.client().zrange(KEYS.model(key.model).streams, 0, -1, withscores=True)
             return float(until_ms)
 
-        before_ms = vouched_until_ms()
+        before_ms = trusted_until_ms()
         assert await owner.store.owners([key]) == {key: "owner"}  # from now on it is known where the slot lies
         stream.apply(stored([1], [1]))
         await stream.flushed()
-        assert vouched_until_ms() == before_ms
+        assert trusted_until_ms() == before_ms
         await owner.keep()
-        assert abs(vouched_until_ms() - time.time() * 1000 - lease_s * 1000) < lease_s * 1000
+        assert abs(trusted_until_ms() - time.time() * 1000 - lease_s * 1000) < lease_s * 1000
         await owner.store.release(key)
         await owner.store.registry.delete(key)

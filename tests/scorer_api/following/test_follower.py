@@ -383,7 +383,7 @@ async def test_trust_follows_what_the_owner_says(server: RedisServer) -> None:
             await scorer.holds(A, [1], 1, trust)
 
 
-async def test_a_stream_that_nobody_vouches_for_is_stale_and_keeps_its_blocks(server: RedisServer) -> None:
+async def test_a_stream_that_no_owner_confirms_is_stale_and_keeps_its_blocks(server: RedisServer) -> None:
     settings = settings_of(server)
 
     async with owner_of(settings) as owner, scorer_of(settings) as scorer:
@@ -398,7 +398,7 @@ async def test_a_stream_that_nobody_vouches_for_is_stale_and_keeps_its_blocks(se
         assert scorer.loads("survey") == scorer.loads("lost") == 0
 
 
-async def test_vouching_runs_out_while_redis_hangs_and_answers_go_on(server: RedisServer) -> None:
+async def test_trust_runs_out_while_redis_hangs_and_answers_go_on(server: RedisServer) -> None:
     settings = settings_of(server)
 
     async with owner_of(settings) as owner, scorer_of(settings) as scorer:

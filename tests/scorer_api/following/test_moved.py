@@ -35,13 +35,13 @@ def client(user: Owner | Scorer) -> Any:
     return user.store._session.client if isinstance(user, Owner) else user.follower.reader.client
 
 
-def vouched_until_ms(moving: Moving, stream: StreamKey) -> float:
+def trusted_until_ms(moving: Moving, stream: StreamKey) -> float:
     found = moving.second.client().zscore(Keyspace("kvi").model(stream.model).streams, stream_id(stream))
     return 0.0 if found is None else float(found)
 
 
 @pytest.mark.parametrize("skew_ms", SKEWS_MS)
-async def test_owners_vouch_by_the_clock_of_the_server_that_is_redis_now(moving: Moving, monkeypatch: pytest.MonkeyPatch, skew_ms: int) -> None:
+async def test_owners_confirm_by_the_clock_of_the_server_that_is_redis_now(moving: Moving, monkeypatch: pytest.MonkeyPatch, skew_ms: int) -> None:
     """Neither what was sealed for the former server, nor the first round after the move, says a word by the former's clock."""
     moving.skew(skew_ms, monkeypatch)
     said: list[tuple[float, int]] = []
@@ -53,22 +53,22 @@ async def test_owners_vouch_by_the_clock_of_the_server_that_is_redis_now(moving:
         await stream.flushed()
         moving.promote()
         # From the move on everything that the second server holds is looked at, as often as it goes.
-        inherited = vouched_until_ms(moving, A)
+        inherited = trusted_until_ms(moving, A)
         stream.apply(stored(range(2, 1000), range(2, 1000), 1))
-        assert owner.store._flusher.streams[A].sealed, "it is sealed, and says until when it is vouched for"
+        assert owner.store._flusher.streams[A].sealed, "it is sealed, and says until when it is trusted"
         moving.move(client(owner))
         for content in range(1000, 1060):
             stream.apply(stored([content], [content], content - 1))
-            said.append((vouched_until_ms(moving, A), moving.now_ms(moving.second)))
+            said.append((trusted_until_ms(moving, A), moving.now_ms(moving.second)))
             await asyncio.sleep(0.02)
         await stream.flushed()
         own = [(until_ms, now_ms) for until_ms, now_ms in said if until_ms != inherited]
-        assert own, "it was vouched for anew"
+        assert own, "it was confirmed anew"
         for until_ms, now_ms in own:
             assert -LEASE_MS < until_ms - now_ms < LEASE_MS + 500, (until_ms, now_ms)
 
 
-async def test_what_was_vouched_for_by_another_clock_does_not_count(moving: Moving, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_was_confirmed_by_another_clock_does_not_count(moving: Moving, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second server's clock is a minute behind: a dead owner's last word would count for a minute too long."""
     moving.skew(-60_000, monkeypatch)
 
@@ -80,7 +80,7 @@ async def test_what_was_vouched_for_by_another_clock_does_not_count(moving: Movi
         owner.is_keeping = False
         await scorer.holds(A, [1, 2], 2, Trust.STALE)
         moving.promote()
-        assert vouched_until_ms(moving, A) > moving.now_ms(moving.second), "by the second's clock it is vouched for"
+        assert trusted_until_ms(moving, A) > moving.now_ms(moving.second), "by the second's clock it is trusted"
         moving.move(client(scorer))
         surveys = moving.second.commands()["hmget"]
         await wait_until_async(lambda: moving.second.commands()["hmget"] > surveys + 3)

@@ -154,7 +154,7 @@ def test_a_stale_pod_comes_after_all_others_whatever_it_holds() -> None:
     assert (picked.order, picked.picked_for) == (["a"], "stale")
 
 
-def test_a_stream_that_nobody_vouches_for_any_more_is_stale() -> None:
+def test_a_stream_that_no_owner_confirms_any_more_is_stale() -> None:
     world = World("a", "b")
     world.view.set_trust(StreamKey("m", "a", 0), Trust.LIVE, until_s=0.0)
     assert world.pick("x").order == ["b", "a"]

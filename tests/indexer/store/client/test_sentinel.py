@@ -157,7 +157,7 @@ async def test_the_master_moves_although_it_answers(watched: WatchedRedis) -> No
 
 
 async def test_calls_made_for_one_master_are_not_sent_to_the_next(watched: WatchedRedis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They say until when streams are vouched for, by the former's clock: also where the former did not know their script yet."""
+    """They say until when streams are trusted, by the former's clock: also where the former did not know their script yet."""
 
     async with connected(watched.url) as client:
         make = client.pipeline
