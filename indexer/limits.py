@@ -102,7 +102,7 @@ class RoutingLimits(Struct, frozen=True):
 
 
 class ExplainLimits(Struct, frozen=True):
-    """What is kept so that `/v1/explain` can tell why a block is gone."""
+    """What is kept so that `/v1/explain` can say why a block is gone."""
 
     explain_removals_max: Annotated[
         int, Meta(ge=0, le=2**31, description="Blocks per stream of the last changes with removals that are kept; 0 for none.")

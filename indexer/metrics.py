@@ -9,7 +9,7 @@ from indexer.core.events import Cleared, Removed, Stored, Tier
 from indexer.core.names import StreamKey
 from indexer.errors import REASONS
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # else each counter has a second series that nobody reads
+disable_created_metrics()  # type: ignore[no-untyped-call]  # else each counter has a second series of no use
 
 AGE_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0)
 
@@ -17,7 +17,7 @@ LOAD_OUTCOMES = ("load", "timeout", "unreachable", "status", "too_large", "malfo
 
 
 class LastBatches:
-    """One series per stream, read from the streams when it is asked for: a batch costs nothing, and a stream that is gone leaves no series.
+    """One series per stream, read from the streams at each scrape: a batch costs nothing, and a removed stream leaves no series.
 
     The label is `engine_pod`, since Prometheus in Kubernetes puts the name of the indexer's own pod into `pod`.
     """
@@ -28,7 +28,7 @@ class LastBatches:
     def collect(self) -> Iterator[Metric]:
         family = GaugeMetricFamily(
             "kv_indexer_stream_last_batch_timestamp_seconds",
-            "When a stream's last batch was applied, in Unix time; 0 before the first.",
+            "Unix time at which the stream's last batch was applied; 0 before the first.",
             labels=["model", "engine_pod", "rank"],
         )
         for key, applied_at_s in self.read():
@@ -37,22 +37,22 @@ class LastBatches:
 
 
 class HttpMetrics:
-    """What every role tells of its HTTP."""
+    """Metrics of the HTTP API, in every role."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        denied = Counter("kv_indexer_denied", "Requests refused for want of a token that is good for them, by reason.", ["reason"], registry=registry)
+        denied = Counter("kv_indexer_denied", "Requests refused for lack of a valid token, by reason.", ["reason"], registry=registry)
         self.denied = {reason: denied.labels(reason) for reason in ("no_token", "wrong_token", "not_admin")}
 
 
 class RedisMetrics:
-    """What every role that uses Redis tells of it."""
+    """Metrics of Redis, in every role that uses it."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.up = Gauge("kv_indexer_redis_up", "1 while Redis does what it is asked for, else 0.", registry=registry)
+        self.up = Gauge("kv_indexer_redis_up", "1 while Redis answers and accepts commands, else 0.", registry=registry)
         self.appends = Counter("kv_indexer_redis_appends", "Changes written to Redis, each with its entry in the log.", registry=registry)
         self.full_writes = Counter(
             "kv_indexer_redis_full_writes",
-            "Streams written anew since Redis did not have what was written, by reason.",
+            "Streams written again in full because Redis had lost data, by reason.",
             ["reason"],
             registry=registry,
         )
@@ -69,31 +69,31 @@ class IndexerMetrics:
         self.events = Counter("kv_indexer_events", "Events decoded, by kind.", ["kind"], registry=registry)
         self.blocks_stored = Counter("kv_indexer_blocks_stored", "Copies of blocks announced as stored, by tier.", ["tier"], registry=registry)
         self.blocks_removed = Counter("kv_indexer_blocks_removed", "Copies of blocks announced as removed, by tier.", ["tier"], registry=registry)
-        self.refused = Counter("kv_indexer_refused", "Frames, batches, events and blocks passed over, by reason.", ["reason"], registry=registry)
-        self.unknown = Counter("kv_indexer_unknown", "Events of an unknown type, or with an unknown field.", ["what"], registry=registry)
-        self.gaps = Counter("kv_indexer_gaps", "Gaps noticed in a stream's sequence.", registry=registry)
-        self.replays = Counter("kv_indexer_replays", "Replays asked of engines, by outcome.", ["outcome"], registry=registry)
+        self.refused = Counter(
+            "kv_indexer_refused", "Unusable frames, batches, events and blocks that were skipped, by reason.", ["reason"], registry=registry
+        )
+        self.unknown = Counter("kv_indexer_unknown", "Events of an unknown type or with an unknown field.", ["what"], registry=registry)
+        self.gaps = Counter("kv_indexer_gaps", "Gaps detected in the sequence numbers of streams.", registry=registry)
+        self.replays = Counter("kv_indexer_replays", "Replays requested from engines, by outcome.", ["outcome"], registry=registry)
         self.replayed = Counter("kv_indexer_replayed_batches", "Batches applied from replays.", registry=registry)
-        self.restarts = Counter("kv_indexer_restarts", "Engine restarts noticed.", registry=registry)
-        self.losses = Counter("kv_indexer_losses", "Times a stream was dropped since missed batches could not be had again.", registry=registry)
+        self.restarts = Counter("kv_indexer_restarts", "Engine restarts detected.", registry=registry)
+        self.losses = Counter("kv_indexer_losses", "Times that missed batches could not be replayed and a stream was dropped.", registry=registry)
         self.inbox_dropped = Counter("kv_indexer_inbox_dropped_frames", "Frames dropped because a stream's inbox was full.", registry=registry)
         self.orphans = Counter(
-            "kv_indexer_orphans", "Blocks announced before their parent, by fate: parked, adopted, dropped.", ["fate"], registry=registry
+            "kv_indexer_orphans", "Blocks announced before their parent, by outcome: parked, adopted, dropped.", ["fate"], registry=registry
         )
-        self.orphans_parked = Gauge("kv_indexer_orphans_parked", "Blocks that wait for their parent now.", registry=registry)
+        self.orphans_parked = Gauge("kv_indexer_orphans_parked", "Blocks that currently wait for their parent.", registry=registry)
         self.streams = Gauge("kv_indexer_streams", "Streams, by trust.", ["trust"], registry=registry)
-        self.owned_streams = Gauge("kv_indexer_owned_streams", "Streams that this indexer owns, where replicas share them.", registry=registry)
-        self.takeovers = Counter("kv_indexer_takeovers", "Streams taken up from where a former owner was.", registry=registry)
-        self.fenced = Counter("kv_indexer_fenced", "Streams lost to another indexer, whose fence keeps our writes out.", registry=registry)
-        loads = Counter(
-            "kv_indexer_load_requests", "Times a pod's own metrics were asked how busy it is, by outcome.", ["outcome"], registry=registry
-        )
+        self.owned_streams = Gauge("kv_indexer_owned_streams", "Streams that this indexer owns, where indexers share them.", registry=registry)
+        self.takeovers = Counter("kv_indexer_takeovers", "Streams continued from a former owner's position.", registry=registry)
+        self.fenced = Counter("kv_indexer_fenced", "Streams lost to another indexer, whose fence rejects further writes.", registry=registry)
+        loads = Counter("kv_indexer_load_requests", "Requests to the metrics of pods for their load, by outcome.", ["outcome"], registry=registry)
         self.load_requests = {outcome: loads.labels(outcome) for outcome in LOAD_OUTCOMES}
         self.last_batches = LastBatches()
         registry.register(self.last_batches)
         self.event_age = Histogram(
             "kv_indexer_event_age_seconds",
-            "From the engine's time stamp on a live batch to its application, by the two machines' clocks.",
+            "Time from the engine's timestamp of a live batch to its application, by the clocks of the two machines.",
             buckets=AGE_BUCKETS_S,
             registry=registry,
         )

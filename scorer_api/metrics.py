@@ -42,42 +42,38 @@ class ScorerMetrics:
         explanations = Counter("kv_indexer_explain_requests", "Requests for explanations, by outcome.", ["outcome"], registry=registry)
         self.explanations = {outcome: explanations.labels(outcome) for outcome in ("answered", *OUTCOMES[2:])}
         self.seconds = {phase: latency.labels(phase) for phase in PHASES}
-        self.prompt_tokens = Counter("kv_indexer_prompt_tokens", "Tokens of the prompts that scores were given for.", registry=registry)
-        self.matched_tokens = Counter(
-            "kv_indexer_matched_tokens", "Tokens of these prompts that the first pod of the answer holds.", registry=registry
-        )
-        blocks = Gauge("kv_indexer_index_blocks", "Blocks in the prefix index that anybody holds, counted once per tier.", registry=registry)
-        holders = Gauge("kv_indexer_index_holders", "Holders of these blocks: (block, tier, rank) triples.", registry=registry)
+        self.prompt_tokens = Counter("kv_indexer_prompt_tokens", "Tokens of scored prompts.", registry=registry)
+        self.matched_tokens = Counter("kv_indexer_matched_tokens", "Tokens of scored prompts that the best pod holds.", registry=registry)
+        blocks = Gauge("kv_indexer_index_blocks", "Blocks in the prefix index, counted once per tier.", registry=registry)
+        holders = Gauge("kv_indexer_index_holders", "Holders of blocks in the prefix index: (block, tier, rank) triples.", registry=registry)
         blocks.set_function(lambda: sum(index.blocks for index in view.indexes))
         holders.set_function(lambda: sum(index.holders for index in view.indexes))
 
 
 class TokenMetrics:
-    """All metrics of finding the tokens of prompts and chats, in one registry."""
+    """All metrics of tokenization, in one registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         requests = Counter("kv_indexer_tokenize_requests", "Requests to engines for tokens, by outcome.", ["outcome"], registry=registry)
-        found = Counter(
-            "kv_indexer_tokenize_texts", "Prompts and chats to be tokenized, by where their tokens came from.", ["source"], registry=registry
-        )
+        found = Counter("kv_indexer_tokenize_texts", "Prompts and chats to be tokenized, by source of their tokens.", ["source"], registry=registry)
         self.requests = {outcome: requests.labels(outcome) for outcome in TOKENIZE_OUTCOMES}
         self.found = {source: found.labels(source) for source in TOKENS_FROM}
-        self.seconds = Histogram("kv_indexer_tokenize_seconds", "Time until an engine gave tokens.", buckets=TOKENIZE_BUCKETS_S, registry=registry)
-        self.cached_bytes = Gauge("kv_indexer_tokenize_cache_bytes", "Size of the tokens that are remembered.", registry=registry)
+        self.seconds = Histogram("kv_indexer_tokenize_seconds", "Time until engines returned tokens.", buckets=TOKENIZE_BUCKETS_S, registry=registry)
+        self.cached_bytes = Gauge("kv_indexer_tokenize_cache_bytes", "Size of the token cache.", registry=registry)
 
 
 class FollowerMetrics:
     """All metrics of following the log in Redis, in one registry."""
 
     def __init__(self, registry: CollectorRegistry, view: View) -> None:
-        entries = Counter("kv_indexer_follower_entries", "Entries of the log read, by what came of them.", ["outcome"], registry=registry)
+        entries = Counter("kv_indexer_follower_entries", "Log entries read, by outcome.", ["outcome"], registry=registry)
         loads = Counter("kv_indexer_follower_loads", "Streams loaded from Redis, by reason.", ["reason"], registry=registry)
         self.entries = {outcome: entries.labels(outcome) for outcome in ENTRY_OUTCOMES}
         self.loads = {reason: loads.labels(reason) for reason in LOAD_REASONS}
         self.loaded_blocks = Counter("kv_indexer_follower_loaded_blocks", "Blocks read while loading streams, once per tier.", registry=registry)
-        self.loading = Gauge("kv_indexer_follower_loading", "Streams that are being loaded, or wait for that.", registry=registry)
-        age = Gauge("kv_indexer_follower_age_seconds", "Age of the newest word of any owner of a stream.", registry=registry)
+        self.loading = Gauge("kv_indexer_follower_loading", "Streams that are being loaded or wait to be loaded.", registry=registry)
+        age = Gauge("kv_indexer_follower_age_seconds", "Age of the newest heartbeat of any stream's owner.", registry=registry)
         age.set_function(lambda: view.age_s)
-        streams = Gauge("kv_indexer_follower_streams", "Streams that are followed, by trust.", ["trust"], registry=registry)
+        streams = Gauge("kv_indexer_follower_streams", "Followed streams, by trust.", ["trust"], registry=registry)
         for trust in Trust:
             streams.labels(str(trust)).set_function(partial(view.count, trust))

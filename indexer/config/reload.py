@@ -57,7 +57,7 @@ async def keep_reloading(parts: Sequence[Reloadable], reload_now: asyncio.Event)
 
 
 def _stamp(path: str) -> tuple[int, int, int] | None:
-    """What tells one state of a file from another, also where a link is turned to another file."""
+    """Identifies one state of a file, also where a link is switched to another file."""
     try:
         status = os.stat(path)
     except OSError:

@@ -10,7 +10,7 @@ from indexer.errors import SettingError
 
 
 class EngineApi(Struct, frozen=True):
-    """`base`: the URL that paths are appended to. `is_limited`: whether somebody other than the operator set it, so that networks are checked."""
+    """`base`: the URL that paths are appended to. `is_limited`: whether a client, not the operator, set it, so that networks are checked."""
 
     pod: str
     base: str

@@ -104,7 +104,7 @@ class HttpClient:
 
 
 async def _read(chunks: AsyncIterator[bytes], bytes_max: int) -> tuple[bytes, bool]:
-    """At most so many bytes, and whether there are more."""
+    """At most `bytes_max` bytes, and whether there are more."""
     body = bytearray()
     async for chunk in chunks:
         body += chunk

@@ -58,7 +58,7 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
-        """The rest of an unread body, and the next head, have to arrive in time too."""
+        """The unread part of a body and the next head have to arrive in time too."""
         super().on_response_complete()
         if self.cycle.response_complete and self.cycle.more_body and not self.transport.is_closing() and self._head_timer is None:
             self._start_head_timer()

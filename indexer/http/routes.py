@@ -21,7 +21,7 @@ from indexer.http.schemas import HealthAnswer, PodsAnswer
 from indexer.streams.pool import PodStatus, Readiness
 
 POD_BYTES_MAX = 65_536
-# When a client may retry that was told that Redis is away.
+# When a client may retry after a response that Redis is away.
 RETRY_AFTER_S = 1
 
 

@@ -1,4 +1,4 @@
-"""Serves an app over HTTP, with everything that it needs, until told to stop."""
+"""Serves an app over HTTP, with everything that it needs, until a signal stops it."""
 
 import asyncio
 import contextlib

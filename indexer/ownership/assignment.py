@@ -4,11 +4,11 @@ Of the living indexers one wins a stream by rendezvous hashing, up to an even sh
 those that it wins or won. What an indexer does with a stream, each second anew:
 
     it has it           hands it over where the winner asks for it, else keeps it
-    somebody has it     the winner asks for it; next in line, where the engine offers no replay, keeps the last frames for a takeover
-    nobody has it       the winner takes it; the others do so where it stays free for a whole lease: the winner does not know the engine
+    has an owner        the winner asks for it; next in line, where the engine offers no replay, keeps the last frames for a takeover
+    has no owner        the winner takes it; the others do so where it stays free for a whole lease: the winner does not know the engine
 
 After an outage of Redis leases may be gone that owners have not had the time to renew, and so may members: nothing is taken for one lease. In a
-Cluster each stream has its own outages, those of the node that holds it; while that is away nobody can say who has the stream, and nobody takes it.
+Cluster each stream has its own outages, those of the node that holds it; while that is away the stream's owner is unknown, and no indexer takes it.
 """
 
 from collections.abc import Collection
@@ -58,7 +58,7 @@ def ranking(stream: StreamKey, members: Collection[str]) -> list[str]:
 def fair_rankings(streams: Collection[StreamKey], members: Collection[str]) -> dict[StreamKey, list[str]]:
     """For each stream the members in the order in which it falls to them.
 
-    Nobody is first for more than an even share, rounded up: where the hash would have it so, the next in line is.
+    No member is first for more than an even share, rounded up: where the hash would have it so, the next in line is.
     """
     most = -(-len(streams) // max(1, len(members)))
     left = dict.fromkeys(members, most)

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 class Service:
     """`async with Service(settings, store, metrics) as service:` connects to the settings' engines and follows them.
 
-    `note_load`, where somebody wants to know, is told how busy each pod is: model, pod, load, when that was measured.
+    `note_load`, if given, is called with each measured load: model, pod, load, time of the measurement.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Service:
             self._streams.check_count(len(self._streams.running) - len(before) + len(sources), len(sources))
             gone = [key for key, running in before.items() if sources.get(key) != running.source]
             opened = await self._streams.open_all(source for key, source in sources.items() if key not in before or key in gone)
-            # Nobody sees a pod without its streams: nothing waits from here to the end of the exchange.
+            # No request sees a pod without its streams: nothing awaits from here to the end of the exchange.
             is_new = pod not in self._specs
             self._specs[pod] = specs
             (self._named.discard if is_limited else self._named.add)(pod)

@@ -82,7 +82,7 @@ class KnownStreams:
     def _sources(self) -> dict[StreamKey, Source]:
         sources: dict[StreamKey, Source] = {}
         for pod, specs in self._pods.all().items():
-            # Any replica may have registered it, and each has networks of its own where engines may be.
+            # Any replica may have registered it, and each has its own allowed networks.
             registered = self._pods.registered.get(pod, ())
             for spec in specs:
                 is_limited = spec in registered

@@ -1,4 +1,4 @@
-"""Taking streams, handing them over, and releasing them: each move is a task of its own, one at a time per stream, so that none waits for another's.
+"""Take streams, hand them over and release them. Each move is a task, one at a time per stream: no stream waits for another's.
 
 take        subscribe ─▶ claim ─▶ read what Redis has of it ─▶ run it
 hand over   run it no longer ─▶ write what is left, give the lease back ─▶ unsubscribe
@@ -98,7 +98,7 @@ class Moves:
         return self._streams.tasks.create_task(move(), name=f"{what} {known.key.pod} {known.key.rank}")
 
     async def _subscribe(self, known: KnownStream) -> Stream:
-        """Until the stream runs nobody takes what comes: the last frames are kept."""
+        """Until the stream runs its frames are not applied: the last ones are kept."""
         if known.stream is not None:
             return known.stream
         # Set before it is connected: whoever ends this midway has something to close.
@@ -124,7 +124,7 @@ class Moves:
             await asyncio.sleep(POLL_S)
             if known.duty is not Duty.ASK or time.monotonic() - self._store.outage_ended_s(known.key.model) < self._settings.lease_s:
                 return
-        known.wanted_by = None  # that was before it was somebody else's
+        known.wanted_by = None  # that was before another indexer owned it
         head = await self._store.load(claim, known.key, stream.state)
         if head is not None:
             stream.resume(head)
@@ -181,7 +181,7 @@ class Moves:
             self.remove(known, ReleaseReason.DELETED)
 
     def _release(self, known: KnownStream, reason: ReleaseReason) -> None:
-        """Run it no longer, from this moment on, and let a task of its own do the rest."""
+        """Stop it at once, and let a separate task clean up."""
         key, stream, move = known.key, known.stream, known.move
         is_running = key in self._streams.running
         running = self._streams.detach(key) if is_running else None

@@ -1,6 +1,6 @@
 """What an indexer does again and again to share the streams with others.
 
-    every third of a lease:   renew what is ours ─▶ heartbeat: who lives, which pods there are ─▶ who owns the rest ─▶ decide, see `assignment`
+    every third of a lease:   renew what is ours ─▶ heartbeat: live members, registered pods ─▶ who owns the rest ─▶ decide, see `assignment`
 
 Each slot of a Cluster is renewed by a call of its own, and these wait neither for one another nor for the rest of a round: a node that is away must
 not cost us what others hold. A Redis that is no Cluster is one slot.
@@ -58,7 +58,7 @@ class Rounds:
         self._moves.round_due.set()
 
     def has_owner(self, key: StreamKey) -> bool:
-        """Whether the stream runs here, or somebody else had it in the last round."""
+        """Whether the stream runs here, or another indexer owned it in the last round."""
         return key in self._streams.running or self._owned_by.get(key) not in (None, self._store.member)
 
     async def run(self) -> None:
@@ -141,7 +141,7 @@ class Rounds:
     # Heartbeat
 
     async def heartbeat(self) -> None:
-        """Say that this indexer lives, and learn which others do and which pods there are. Hold `changing`. Raises StoreError."""
+        """Send the heartbeat, and read the live members and the registered pods. Hold `changing`. Raises StoreError."""
         registry = self._store.registry
         await registry.repeat_unconfirmed()
         models = {specs[0].model for specs in self._pods.all().values()}

@@ -90,4 +90,4 @@ class Inbox:
 
 
 def _nobody() -> None:
-    """Until somebody reads an inbox, there is nobody to wake."""
+    """Used until an inbox has a reader: there is none to wake."""

@@ -1,7 +1,7 @@
 """A SUB socket that binds: engines dial us.
 
 There is one per data-parallel rank, the rank's port. Who speaks is in the topic, `kv@<pod>@<model>`; over which connection, in the frame's file
-descriptor, by which the monitor also tells of a disconnect. A topic belongs to the connection that brought it first, as long as that is up.
+descriptor, which the monitor also reports for a disconnect. A topic belongs to the connection that brought it first, as long as that is up.
 """
 
 from collections.abc import Callable, Iterable
@@ -29,7 +29,7 @@ class Announced(Struct, frozen=True, eq=False):
 
 
 class _Publisher(Struct):
-    """Who speaks under a topic: the connection's file descriptor, None while nobody does. A blocked one is not listened to."""
+    """The connection that publishes under a topic: its file descriptor, None while there is none. Messages of a blocked publisher are dropped."""
 
     inbox: Inbox
     descriptor: int | None = None
@@ -39,7 +39,7 @@ class _Publisher(Struct):
 class Listening(SubSocket):
     """Binds one rank's port and sorts what comes into the pods' inboxes.
 
-    `announce` is called, in the receiving thread, for each pod that is not known; `refuse` with the reason for each message that is nobody's.
+    `announce` is called, in the receiving thread, for each pod that is not known; `refuse` with the reason for each message that belongs to no pod.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Listening(SubSocket):
         self._publishers[f"kv@{pod}@{model}".encode()] = _Publisher(inbox)
 
     def block(self, inbox: Inbox) -> None:
-        """Listen no more to the pod that fills this inbox: somebody else has its name."""
+        """Stop listening to the pod that fills this inbox: another one has its name."""
         for publisher in self._publishers.values():
             if publisher.inbox is inbox:
                 publisher.is_blocked = True
@@ -135,7 +135,7 @@ class Listening(SubSocket):
         self._changed.add(publisher.inbox)
 
     def _new_publisher(self, topic: bytes, host: str) -> _Publisher | None:
-        """A topic that was not known: a new pod, or nobody's."""
+        """A topic that was not known: of a new pod, or of none."""
         named = _pod_and_model(topic)
         if named is None or len(self._publishers) >= TOPICS_MAX:
             return None

@@ -16,7 +16,7 @@ from indexer.limits import ReceiveLimits
 RECONNECT_MS = 100
 # Short enough to notice soon that the caller lost interest, e.g. because the engine went away.
 POLL_S = 0.1
-# So many replies at most are handed over together, to let others have their turn in between.
+# At most this number of replies is handed over together, so that other tasks run in between.
 CHUNK_MAX = 16
 
 

@@ -1,6 +1,6 @@
 """Receiving: one thread takes frames off every engine's PUB socket and does nothing else.
 
-A SUB socket that nobody polls while it reconnects loses everything published meanwhile, so this thread never waits for decoding,
+A SUB socket that is not polled while it reconnects loses everything published meanwhile, so this thread never waits for decoding,
 applying, a replay or a request. What it takes goes into a bounded inbox per stream; when one is full its oldest frames go, which the
 sequence shows as a gap.
 
@@ -90,8 +90,8 @@ class Subscriber:
     async def listen(
         self, endpoint: str, rank: int, limits: ReceiveLimits, adopt: Callable[[Announced], None], refuse: Callable[[str], None]
     ) -> None:
-        """Have engines dial us at this endpoint. `adopt` is told, in the event loop, of each pod that was not known; `refuse`, in the
-        receiving thread, of each message that is nobody's.
+        """Have engines dial us at this endpoint. `adopt` is called in the event loop for each pod that was not known; `refuse` in the
+        receiving thread for each message that belongs to no pod.
 
         Raises zmq.ZMQError for an endpoint that cannot be bound.
         """

@@ -16,7 +16,7 @@ from indexer.receiving.inbox import Inbox
 
 Context = zmq.Context[zmq.Socket[bytes]]
 
-# A socket gives up its turn after so many messages, so that a flood from one engine delays the others by little.
+# A socket gives up its turn after this number of messages, so that a flood from one engine delays the others little.
 TURN_MAX = 256
 # Pause before a lost connection is opened again: well below a second, to miss little.
 REOPEN_S = 0.1
@@ -73,7 +73,7 @@ class SubSocket(ABC):
         self.socket = self.monitor = None
 
     def _events(self) -> Iterator[tuple[int, int]]:
-        """What the monitor tells, in order: event and value, which is a file descriptor for a disconnect."""
+        """The monitor's events in order: event and value, which is a file descriptor for a disconnect."""
         while self.monitor is not None:
             try:
                 message = parse_monitor_message(self.monitor.recv_multipart(zmq.NOBLOCK))

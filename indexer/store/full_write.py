@@ -1,4 +1,4 @@
-"""Full write: all that a stream holds goes, piece by piece, into hashes of a new generation that nobody reads yet."""
+"""Full write: all that a stream holds goes, piece by piece, into hashes of a new generation that is not read yet."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar

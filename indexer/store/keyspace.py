@@ -3,10 +3,10 @@
     {namespace}:1:{directory}:pods          HASH    pod → its specs as JSON: the pods that were registered over HTTP
     {namespace}:1:{directory}:marks         HASH    pod → which registration of it that is, a random value
     {namespace}:1:{directory}:specs         HASH    the same with keys that older replicas cannot read, for pods that have any: see `registry`
-    {namespace}:1:{directory}:forgotten     ZSET    pod → until when it stays deleted, so that nobody takes up again what a flag of theirs names
+    {namespace}:1:{directory}:forgotten     ZSET    pod → until when it stays deleted, so that no indexer adds it again from its flags
     {namespace}:1:{directory}:members       ZSET    indexer → until when it counts as alive
     {namespace}:1:{directory}:models        ZSET    model → until when it is worth looking at
-    {namespace}:1:{directory}:incarnation   STRING  tells this data from what a Redis that lost everything has
+    {namespace}:1:{directory}:incarnation   STRING  distinguishes this data from that of a Redis that lost everything
     {namespace}:1:{model}:log               STREAM  the ordered changes of one model; each entry has one field, `e`, see `records`
     {namespace}:1:{model}:streams           ZSET    stream → trusted until
     {namespace}:1:{model}:incarnation       STRING  the same as above, for what a model's slot holds
@@ -15,7 +15,7 @@
     {namespace}:1:{model}:load:{pod}        STRING  when the pod's load was measured, and the load, see `loads`
     {namespace}:1:{model}:{part}:{stream}:{generation}  HASH  engine hash → block, for each of PARTS
 
-All times are Redis's own, in milliseconds. `{model}` is a digest of the model's name in braces, and `{directory}` stands there as it is: whatever is
+All times are Redis's own, in milliseconds. `{model}` is a digest of the model's name in braces, and `{directory}` is literal: whatever is
 changed by one script lies in one slot of a Cluster. `1` is the version of this layout.
 """
 

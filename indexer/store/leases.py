@@ -19,7 +19,7 @@ from indexer.store.session import StoreSession
 log = logging.getLogger(__name__)
 
 ClaimMode = Literal["free", "want", "force"]
-"""free: only if nobody has the stream; want: the same, and else ask its owner for it; force: in any case."""
+"""free: only if the lease is free; want: the same, and else ask its owner for it; force: in any case."""
 
 
 class Claim(Struct, frozen=True):
@@ -40,7 +40,7 @@ class Leases:
         self._session = session
 
     async def claim(self, stream: StreamKey, mode: ClaimMode) -> Claim | str:
-        """Become the stream's owner. Returns its present owner where that is somebody else. Raises StoreError."""
+        """Become the stream's owner. Returns its present owner where that is another indexer. Raises StoreError."""
         session, fence = self._session, random_number()
         keys = session.keyspace.model(stream.model)
         words = (session.member, session.lease_ms, fence, session.expiry_ms, f"{random_number():016x}", mode)

@@ -34,7 +34,7 @@ class Members:
         self._registered = RegisteredPods()
 
     async def heartbeat(self, models: Iterable[str], *, is_candidate: bool = True) -> Heartbeat:
-        """Say that this indexer lives and which models it has, and learn about the others. `is_candidate`: whether it may own streams.
+        """Send the heartbeat with this indexer's models, and read the other members. `is_candidate`: whether it may own streams.
 
         Raises StoreError.
         """

@@ -1,4 +1,4 @@
-"""How busy pods are, for all scorers: each pod's load under a key of its own that lives for some seconds."""
+"""How busy pods are, for all scorers: each pod's load under its own key, which expires after some seconds."""
 
 import asyncio
 import logging
@@ -16,11 +16,11 @@ from indexer.store.scripts import Call, Word, call_all
 
 log = logging.getLogger(__name__)
 
-# What is older says nothing any more.
+# Older loads are of no use.
 TTL_MS = 30_000
-# Loads are gathered so long before they are written in one call.
+# Loads are gathered for this time before they are written in one call.
 GATHER_S = 0.05
-# So many pods are written, or read, in one call.
+# Number of pods written or read in one call.
 PODS_MAX = 200
 
 

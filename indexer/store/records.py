@@ -131,8 +131,8 @@ class Entry(Struct, frozen=True, array_like=True):
 
     `generation`, `fence`, `number`: the state after it; `after_fence`, `after_number`: the state that it was made from, in the same
     generation. `tiers`: per tier, the packed keys held afterwards and those not held. `hash_mapping`: engine hashes and, behind all of them, their
-    block keys, packed; `removed_hashes`: engine hashes that stand for no block any more; None where the owner does not tell. `sequence`: of the
-    engine's last batch in it, None where that is not told.
+    block keys, packed; `removed_hashes`: engine hashes that no longer map to a block; None where the owner does not send them. `sequence`: of the
+    engine's last batch in it, None where it is not sent.
     """
 
     stream: str
@@ -180,7 +180,7 @@ def pack_tiers(touched: Iterable[dict[int, bool]]) -> tuple[tuple[bytes, bytes],
 
 
 def change_of(entry: Entry) -> Change:
-    """The change that an entry of kind CHANGE tells of."""
+    """The change in an entry of kind CHANGE."""
     change = Change()
     change.cleared, change.sequence = entry.cleared, entry.sequence
     for tier, (held, gone) in zip(Tier, entry.tiers, strict=True):

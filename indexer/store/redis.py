@@ -93,7 +93,7 @@ class RedisStore:
         return self._session.health.failure_in(slot) is None
 
     def outage_ended_s(self, model: str | None = None) -> float:
-        """When Redis was last away, by time.monotonic(): the part of it that says who lives, and the one that holds this model."""
+        """When Redis was last away, by time.monotonic(): the slot of the members, and the one that holds this model."""
         session = self._session
         ended_s = session.health.outage_ended_s(session.slot(session.keyspace.directory.incarnation).number)
         return ended_s if model is None else max(ended_s, session.health.outage_ended_s(self.slot_of(model)))
@@ -143,7 +143,7 @@ class RedisStore:
     # Owning
 
     async def claim(self, stream: StreamKey, mode: ClaimMode) -> Claim | str:
-        """Become the stream's owner. Returns its present owner where that is somebody else. Raises StoreError."""
+        """Become the stream's owner. Returns its present owner where that is another indexer. Raises StoreError."""
         return await self._leases.claim(stream, mode)
 
     async def load(self, claim: Claim, stream: StreamKey, state: StreamState) -> Head | None:
@@ -189,7 +189,7 @@ class RedisStore:
     # Indexers
 
     async def heartbeat(self, models: Iterable[str], *, is_candidate: bool = True) -> Heartbeat:
-        """Say that this indexer lives and which models it has, and learn about the others. `is_candidate`: whether it may own streams.
+        """Send the heartbeat with this indexer's models, and read the other members. `is_candidate`: whether it may own streams.
 
         Raises StoreError.
         """

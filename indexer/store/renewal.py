@@ -11,7 +11,7 @@ from indexer.store.flusher import Flusher, Ownership
 from indexer.store.pending import PendingWrites
 from indexer.store.session import StoreSession
 
-# So many streams are renewed by one call.
+# Number of streams that one call renews.
 STREAMS_MAX = 50
 
 

@@ -21,7 +21,7 @@ Word = bytes | str | int
 
 
 class Call(Struct, frozen=True):
-    """One call of a script; its contract stands on top of `lua/{script}.lua`."""
+    """One call of a script; its contract is the head comment of `lua/{script}.lua`."""
 
     script: str
     keys: Sequence[str]
@@ -37,7 +37,7 @@ async def call(client: Client, script: str, keys: Sequence[str], *words: Word) -
 
 
 async def call_all(client: Client, calls: Sequence[Call]) -> list[Any]:
-    """The answers, in order; an error that is one call's own stands in its place.
+    """The answers, in order; a call that failed has its error as its answer.
 
     Raises redis.exceptions.RedisError where nothing can be said of any of them.
     """

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def port(text: str) -> int:
-    """A port; 0 stands for a free one."""
+    """A port; 0 is any free one."""
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} should be a port, from 0 to 65535")
     return int(text)

@@ -62,7 +62,7 @@ async def serve_demo(settings_with: Callable[[Sequence[str]], Settings], stop: a
 async def _start_engine(stack: AsyncExitStack, pod: str, chats: range) -> str:
     """Returns the engine's spec."""
     words = ("-m", "scorer_api.cli", "demo-engine", "--pod", pod, "--model", MODEL, "--chats", ",".join(map(str, chats)), "--with-parent")
-    # A session of its own: Ctrl-C in the terminal goes to the service, which stops the engines when it has finished.
+    # A separate session: Ctrl-C in the terminal goes to the service, which stops the engines when it has finished.
     engine = await asyncio.create_subprocess_exec(sys.executable, *words, stdin=PIPE, stdout=PIPE, start_new_session=True)
     stack.push_async_callback(_stop_engine, engine)
     assert engine.stdout is not None, "its standard output is a pipe"

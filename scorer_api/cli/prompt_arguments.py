@@ -29,7 +29,7 @@ def add_prompt(parser: argparse.ArgumentParser) -> None:
 
 
 def prompt_of(parsed: argparse.Namespace) -> tuple[bytes | None, Asked]:
-    """The tokens, packed, and the rest of the request. Raises SettingError for a file that cannot be used."""
+    """The tokens, packed, and the other fields of the request. Raises SettingError for a file that cannot be used."""
     asked: Asked = {"lora_name": parsed.lora_name, "cache_salt": parsed.cache_salt, "limit": parsed.limit, "prompt": parsed.prompt}
     if parsed.messages_file is not None:
         asked |= read_chat(parsed.messages_file)

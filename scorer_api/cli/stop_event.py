@@ -1,4 +1,4 @@
-"""Work that ends early when the command is told to stop."""
+"""Work that ends early when a signal stops the command."""
 
 import asyncio
 from collections.abc import Coroutine

@@ -1,4 +1,4 @@
-"""What is asked of the service, and how its answers are read; nothing here sends anything."""
+"""The requests of both clients and how responses are decoded; nothing here does I/O."""
 
 import ssl
 import sys
@@ -19,11 +19,11 @@ MSGPACK = "application/msgpack"
 JSON = "application/json"
 
 Tokens = Iterable[int] | bytes
-"""Token ids: a list, an `array('I')`, a numpy array or what else has the buffer protocol and integers in it; or bytes: little-endian uint32."""
+"""Token ids: a list, an `array('I')`, a numpy array or any buffer of integers; or bytes: little-endian uint32."""
 
 
 class Asked(TypedDict, total=False):
-    """What a request may say besides its model and its tokens; None is the same as leaving it out. Exactly one source of tokens per request."""
+    """The optional fields of a request; None is the same as leaving it out. Exactly one source of tokens per request."""
 
     prompt: str | None
     messages: Sequence[dict[str, Any]] | None
@@ -40,7 +40,7 @@ class Asked(TypedDict, total=False):
 
 
 class RouteAsked(Asked, total=False):
-    """The same for a pick."""
+    """The optional fields of a request to route."""
 
     session_id: str | None
     exclude: Sequence[str] | None
@@ -103,7 +103,7 @@ def _body(model: str, token_ids: Tokens | None, asked: Asked | RouteAsked) -> by
 def packed(token_ids: Tokens) -> bytes:
     """Token ids as little-endian uint32. Bytes are taken to be that already. Raises ValueError."""
     try:
-        view = memoryview(token_ids)  # type: ignore[arg-type]  # whether it has the buffer protocol is what is asked
+        view = memoryview(token_ids)  # type: ignore[arg-type]  # raises TypeError for what has no buffer protocol
     except TypeError:
         return _packed(token_ids)
     if isinstance(token_ids, bytes | bytearray | memoryview) and view.format == "B":
@@ -113,7 +113,7 @@ def packed(token_ids: Tokens) -> bytes:
 
 
 def _items(view: memoryview) -> "array[int]":
-    """What is in a buffer, in the machine's byte order. Raises ValueError for what are no integers in a row."""
+    """The integers of a one-dimensional buffer, in the machine's byte order. Raises ValueError for any other buffer."""
     order, code = view.format[:-1], view.format[-1:]
     if view.ndim != 1 or code not in "bBhHiIlLqQnN" or order not in ("", "@", "=", "<", ">", "!"):
         raise ValueError(f"token_ids: an array of {view.ndim} dimensions and format {view.format!r}; it should have one, and hold integers")
@@ -139,7 +139,7 @@ def _written(items: "array[int]") -> bytes:
 
 
 class Service(Struct, frozen=True):
-    """Where the service is and how to speak to it."""
+    """The address of the service, and the headers that it expects."""
 
     url: str
     shown_url: str
@@ -185,19 +185,19 @@ class Service(Struct, frozen=True):
         return ProblemError(response.status_code, problem.title, problem.detail, retry_after_s(response))
 
     def no_answer(self, error: Exception) -> NoAnswerError:
-        """What a failure of httpx is called here."""
+        """An error of httpx as an error of this client."""
         took_too_long = isinstance(error, httpx.TimeoutException)
         return NoAnswerError(self.shown_url, str(error) or ("it took too long" if took_too_long else type(error).__name__))
 
 
 def retry_after_s(response: httpx.Response) -> float | None:
-    """When the service says to ask again: seconds, or None. Dates are not read: this service sends none."""
+    """The seconds of a Retry-After header, or None. Dates are not parsed: this service sends none."""
     said = response.headers.get("Retry-After", "")
     return float(said) if said.isascii() and said.isdecimal() and len(said) < 10 else None
 
 
 def trusted(verify: bool | ssl.SSLContext, ca_file: str | PathLike[str] | None) -> bool | ssl.SSLContext:
-    """What httpx is to verify a certificate with. Raises ValueError for a file that holds no certificates."""
+    """The `verify` argument of httpx. Raises ValueError for a file that holds no certificates."""
     if ca_file is None:
         return verify
     try:

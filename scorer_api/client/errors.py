@@ -1,7 +1,7 @@
 """Every error that the client raises on purpose, but for the ValueError of an argument that cannot be sent.
 
 ClientError
-├── NoAnswerError         nobody answered: no connection, it broke, or it took too long
+├── NoAnswerError         no answer: no connection, it broke, or it took too long
 ├── ProblemError          the service says why it cannot answer this
 └── StrangeAnswerError    something else than this service answered
 """
@@ -12,7 +12,7 @@ class ClientError(Exception):
 
 
 class NoAnswerError(ClientError):
-    """Nobody answered.
+    """The service did not answer.
 
     Attributes: `url`, without user and password; `why`, in words.
     """

@@ -38,7 +38,7 @@ class PodAnswer(Struct, frozen=True):
 class ScoreAnswer(Struct, frozen=True):
     """Every known pod of the model, best first, zeros included.
 
-    `tokens`: of the prompt. `best`: the first pod, None when nothing matches. `unknown_pods`: names that were asked for and that nobody knows.
+    `tokens`: of the prompt. `best`: the first pod, None when nothing matches. `unknown_pods`: requested names that the service does not know.
     """
 
     model: str
@@ -52,7 +52,7 @@ class ScoreAnswer(Struct, frozen=True):
 class End(Struct, frozen=True):
     """Why a match ended.
 
-    `reason`: a word of a closed list, see the service's documentation. `block`: number of the first block that does not match, None where nothing
+    `reason`: one of a closed list, see the service's documentation. `block`: number of the first block that does not match, None where nothing
     ended it. `detail`: a sentence. `sequence`: the batch that removed the block, where that is known.
     """
 
@@ -75,7 +75,7 @@ class ExplainedRank(Struct, frozen=True):
 
 
 class PodLoad(Struct, frozen=True):
-    """How busy a pod is. `running`, `waiting`: requests. `kv_usage`: part of its cache that they use, 0 to 1, None where its engine does not tell."""
+    """The load of a pod. `running`, `waiting`: requests. `kv_usage`: share of its cache in use, 0 to 1, None where its engine does not report it."""
 
     running: int
     waiting: int
@@ -155,7 +155,7 @@ class RoutedPod(Struct, frozen=True):
 class RouteAnswer(Struct, frozen=True):
     """The pod to send the prompt to, and the others in the order in which to try them.
 
-    `id`: for `route_done`, once the request is over. `picked_for`: a word of a closed list, see the service's documentation. `reason`: by pod.
+    `id`: for `route_done`, once the request is over. `picked_for`: one of a closed list, see the service's documentation. `reason`: by pod.
     """
 
     model: str

@@ -1,6 +1,6 @@
 """When to ask again.
 
-All that this client asks (score, explain, pods) reads and changes nothing, POST or not, so asking twice harms nobody. It asks again after a
+All that this client asks (score, explain, pods) reads and changes nothing, POST or not, so asking twice does no harm. It asks again after a
 connection that could not be made or broke without an answer, and after 503 or 429 that says with Retry-After when. Never after another
 answer, since the same request gets the same one; and never where an answer took too long: the service was busy with it, and would be twice.
 """

@@ -1,4 +1,4 @@
-"""The client for code that waits."""
+"""The synchronous client."""
 
 import ssl
 import threading
@@ -35,9 +35,9 @@ A = TypeVar("A")
 class Client:
     """`with Client("http://indexer:8080") as client: client.score("my/model", token_ids)`. One may be used by several threads.
 
-    `token`: the service's bearer token, or what returns it, asked before each request. `ca_file`: PEM file of the authority that the service's
-    certificate is to be from; `verify`: another ssl context, or False for no check at all. `timeout_s`: for connecting, and for each wait for an
-    answer. Every method raises a ClientError where there is no answer to be used, and ValueError for what cannot be sent.
+    `token`: the service's bearer token, or a function that returns it, called before each request. `ca_file`: PEM file of the authority that signed
+    the service's certificate; `verify`: an ssl context instead, or False for no verification. `timeout_s`: for the connection and for each read.
+    Every method raises ClientError if there is no usable answer, and ValueError for arguments that cannot be sent.
     """
 
     def __init__(
@@ -67,34 +67,34 @@ class Client:
         self._http.close()
 
     def score(self, model: str, token_ids: Tokens | None = None, **asked: Unpack[Asked]) -> ScoreAnswer:
-        """Which pods hold the longest prefix of this prompt? Exactly one of token_ids, prompt, messages and block_hashes."""
+        """Score every pod by the longest prefix of the prompt that it holds. Takes exactly one of token_ids, prompt, messages and block_hashes."""
         return self._ask(score_call(model, token_ids, asked), self._retries)
 
     def explain(self, model: str, token_ids: Tokens | None = None, **asked: Unpack[Asked]) -> ExplainAnswer:
-        """The same, and why each pod's match ends where it does."""
+        """Score every pod, with the reason why its match ends where it does."""
         return self._ask(explain_call(model, token_ids, asked), self._retries)
 
     def route(self, model: str, token_ids: Tokens | None = None, **asked: Unpack[RouteAsked]) -> RouteAnswer:
-        """Which pod is this prompt to go to? A pick whose answer is lost counts until the service forgets it."""
+        """Pick the pod that is to serve the prompt. If the answer is lost, the pick counts until the service forgets it."""
         return self._ask(route_call(model, token_ids, asked), self._retries)
 
     def route_done(self, name: str) -> DoneAnswer:
-        """A routed request, by the `id` of its answer, is over, or was never sent. Tell the scorer that picked: another knows nothing of it."""
+        """Report that a routed request is over, or was never sent, by the `id` of its answer. Only the scorer that picked the pod knows the id."""
         return self._ask(done_call(name), self._retries)
 
     def pods(self) -> list[PodStatus]:
-        """Every registered pod, with the state of its streams."""
+        """Return every registered pod with the state of its streams."""
         return self._ask(PODS, self._retries).pods
 
     def metrics(self) -> str:
-        """The service's metrics, in the text format of Prometheus."""
+        """Return the service's metrics in the text format of Prometheus."""
         return self._ask(METRICS, self._retries)
 
     def watch(self, model: str | None = None, interval_s: float = 1.0) -> Iterator[Change]:
-        """What changes of the pods (of this model) and their streams; at first all that there is. Looks every `interval_s`.
+        """Yield the changes of the pods (of this model) and their streams, starting with all that exist. Polls every `interval_s` seconds.
 
-        Goes on through an outage of the service, and says so. Ends when the client is closed, by any thread. Raises ProblemError
-        or StrangeAnswerError where looking again would be no use: a wrong token, a wrong address.
+        An outage of the service is a change too, and does not end the iteration. Ends when the client is closed, by any thread.
+        Raises ProblemError or StrangeAnswerError where polling again would be of no use: a wrong token, a wrong address.
         """
         watch = Watch(model)
         while not self._closed.is_set():
@@ -102,7 +102,7 @@ class Client:
                 found = list(watch.seen(self._ask(PODS, NONE).pods, time.monotonic()))
             except ClientError as error:
                 found = list(watch.failed(error, time.monotonic()))
-            except RuntimeError:  # httpx's word for a client that is closed
+            except RuntimeError:  # httpx raises it for a closed client
                 if not self._closed.is_set():
                     raise
                 return

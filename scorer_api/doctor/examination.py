@@ -147,19 +147,19 @@ class _Examination:
 
     async def _catch_up(self, examined: Sequence[ExaminedPod]) -> dict[tuple[str, int], ObservedStream]:
         """The streams as the service shows them once it had the time to receive what the doctor received."""
-        heard = {
-            (each.pod.pod, stream.rank): sockets.heard.last_sequence
+        sequences = {
+            (each.pod.pod, stream.rank): sockets.sample.last_sequence
             for each in examined
             for stream, sockets in zip(each.pod.streams, each.sockets, strict=False)
-            if sockets.heard is not None and sockets.heard.last_sequence is not None
+            if sockets.sample is not None and sockets.sample.last_sequence is not None
         }
-        if not heard:
+        if not sequences:
             return {}
         clock = asyncio.get_running_loop().time
         until = clock() + CATCH_UP_S
         while True:
             now = {(pod.pod, stream.rank): stream for pod in await self._service.pods() for stream in pod.streams}
-            behind = [key for key, sequence in heard.items() if key in now and (now[key].sequence or -1) < sequence]
+            behind = [key for key, sequence in sequences.items() if key in now and (now[key].sequence or -1) < sequence]
             if not behind or clock() > until:
                 return now
             await asyncio.sleep(CATCH_UP_AGAIN_S)
@@ -170,8 +170,8 @@ class _Examination:
         for stream, sockets in zip(pod.streams, examined.sockets, strict=False):
             self._findings += check_stream(pod, stream, sockets, examined.engine, later.get((pod.pod, stream.rank)))
             self._findings += check_topics(pod, stream, sockets)
-            if sockets.heard is not None and sockets.heard.skew_s is not None:
-                self._clocks.append(Clock(subject, sockets.heard.skew_s))
+            if sockets.sample is not None and sockets.sample.skew_s is not None:
+                self._clocks.append(Clock(subject, sockets.sample.skew_s))
             elif (newest_s := None if sockets.replied is None else sockets.replied.newest_s) is not None and newest_s > time.time():
                 # An old time stamp is no sign of a clock that is late, but a future one is a sign of a clock that is early.
                 self._clocks.append(Clock(subject, newest_s - time.time()))

@@ -8,9 +8,9 @@ from msgspec import Struct
 from scorer_api.explain.reasons import PromptFacts, StreamFacts
 from scorer_api.index.traces import PodTrace, RankTrace
 
-# A prompt whose highest token is more than so many times the highest announced one was made with another vocabulary.
+# A prompt whose highest token exceeds the highest announced one by more than this factor was made with another vocabulary.
 FOREIGN_TIMES = 2
-# So many prompts in a row without any match are no coincidence. While there were fewer, all of them have to be without.
+# This number of prompts in a row without any match is no coincidence. While there were fewer, all of them have to be without.
 UNMATCHED_MIN = 64
 # Gaps at which all batches came by replay: one may be a lost last batch, more are no coincidence.
 ONLY_REPLAYS_GAPS_MIN = 2

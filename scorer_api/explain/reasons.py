@@ -1,6 +1,6 @@
 """Why a prompt matches as far as it does, and no further: reasons and sentences, from what is known of streams and blocks. Pure.
 
-What is said of a block depends on its block key alone, so a block that is held under another cache salt is to all others like one that nobody has.
+What is said of a block depends on its block key alone, so a block that is held under another cache salt is to all others like one that no pod has.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -175,7 +175,7 @@ def _because(error: str | None) -> str:
 
 
 def explain_pod(pod: PodTrace, prompt: PromptFacts, streams: Mapping[int, StreamFacts], load: PodLoad | None) -> PodExplained:
-    """A pod, with the reasons of all its ranks. `streams`: its own, by rank. `load`: None where nobody knows it now."""
+    """A pod, with the reasons of all its ranks. `streams`: its own, by rank. `load`: None where it is unknown."""
     ends = {trace.rank: explain_rank(trace, prompt, streams.get(trace.rank)) for trace in pod.ranks}
     best = pod.ranks[0]
     whose = "" if len(pod.ranks) == 1 else f"best is rank {best.rank}: "

@@ -118,6 +118,6 @@ class FollowedModel:
             stream.must_load_again = stream.buffered is not None
 
     def note_heartbeat(self, at_ms: int) -> None:
-        """An owner gave a sign of life at this time of Redis."""
+        """An owner sent a heartbeat at this time of Redis."""
         if self.clock_s is not None:
             self._view.note_heartbeat(min(time.monotonic(), self.clock_s + at_ms / 1000))

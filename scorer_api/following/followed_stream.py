@@ -55,7 +55,7 @@ class FollowedStream:
     """One stream.
 
     version, offset    the state that is held, None for none, and the log offset up to which entries are in it
-    trust              the owner's word, which counts until `trusted_until_s` of the monotonic clock, unless `is_lost`
+    trust              the owner's statement, which counts until `trusted_until_s` of the monotonic clock, unless `is_lost`
     buffered           entries since a load began, None while none runs
     """
 

@@ -45,7 +45,7 @@ class Follower:
     """`async with Follower(settings, view, metrics) as follower:` it starts whether Redis is up or not."""
 
     def __init__(self, settings: Settings, view: View, metrics: FollowerMetrics, up: Gauge | None = None) -> None:
-        """`up`, where nobody else sets it, says whether Redis answers."""
+        """`up`: the gauge that says whether Redis answers, None where another part sets it."""
         self.settings = settings
         self.view = view
         self.metrics = metrics
@@ -94,12 +94,12 @@ class Follower:
         return self._is_settled
 
     def _note_settled(self) -> None:
-        """Once settled it is for good, whether anybody asks in time or not."""
+        """Once true it stays true."""
         self._is_settled = self._is_settled or (bool(self._first_models) and all(model.is_settled and model.streams for model in self._first_models))
 
     @property
     def is_empty(self) -> bool:
-        """Whether Redis answers that it holds nothing: nobody indexes anything yet, or it has just lost everything."""
+        """Whether Redis answers that it holds nothing: no indexer has written yet, or Redis has just lost everything."""
         return self._has_looked and self.reader.failure is None and not any(self.streams())
 
     def streams(self) -> Iterator[FollowedStream]:
@@ -148,7 +148,7 @@ class Follower:
         self._has_looked = True
 
     async def _note_missing(self, model: str, now_s: float) -> None:
-        """Nobody names it any more; or Redis lost it, or is older than it, and its indexers will name it again."""
+        """No indexer has the model any more; or Redis lost it, and its indexers will write it again."""
         follower = self._running[model].follower
         follower.expect(())
         if follower.missing_since_s is None:

@@ -23,7 +23,7 @@ BLOCK_BYTES_MIN = 18
 
 
 class Loading:
-    """One load of one stream, into room of its own: what was held keeps serving.
+    """One load of one stream into a separate holding: the old one keeps serving.
 
     What `read` found: `is_missing`, where there is no such stream; else `version`, None where that cannot be read, `holding`, None where it holds
     nothing, `offset` and `trust`. Where it is not `is_whole` something came in between, and the holding has to be given back.
@@ -97,7 +97,7 @@ class Loading:
 
     @staticmethod
     def _mapping(holding: Holding, fields: Mapping[bytes, bytes]) -> HashMapping | None:
-        """Which block keys these fields' engine hashes version for; None where nobody wants to know."""
+        """The block keys of these fields' engine hashes; None where engine hashes are not kept."""
         if holding.hashes is None:
             return None
         found = {decode_hash(field): keys_of_block(block)[:8] for field, block in fields.items() if len(block) >= BLOCK_BYTES_MIN}
@@ -105,7 +105,7 @@ class Loading:
 
     @staticmethod
     def _claim(claims: KeyClaims, fields: Mapping[bytes, bytes]) -> None:
-        """Note which engine hashes stand for which keys. `fields`: engine hash → block."""
+        """Note the block keys of engine hashes. `fields`: engine hash → block."""
         for engine_hash, block in fields.items():
             if len(block) >= BLOCK_BYTES_MIN:
                 claims.claim(decode_hash(engine_hash), int.from_bytes(keys_of_block(block)[:8], "little"))

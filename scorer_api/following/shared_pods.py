@@ -49,20 +49,20 @@ class SharedPods:
         bases = {(pod, specs[0].model): http_base(specs) for pod, specs in self._follower.pods.items()}
         for stream in self._follower.streams():
             name = (stream.key.pod, stream.key.model)
-            told = published_status(stream)
-            found.setdefault(name, []).append(self._status(stream, told))
-            if told is not None and told.http is not None:
-                bases.setdefault(name, told.http)
+            published = published_status(stream)
+            found.setdefault(name, []).append(self._status(stream, published))
+            if published is not None and published.http is not None:
+                bases.setdefault(name, published.http)
         return [
             PodStatus(pod, model, sorted(streams, key=lambda status: status.rank), bases.get((pod, model)) or http_base_of(pod))
             for (pod, model), streams in found.items()
         ]
 
-    def _status(self, stream: FollowedStream, told: PublishedStatus | None) -> StreamStatus:
+    def _status(self, stream: FollowedStream, published: PublishedStatus | None) -> StreamStatus:
         trust = self._follower.view.trust(stream.key)
-        if told is None:
+        if published is None:
             return StreamStatus(stream.key.rank, None, trust, False, None, {}, 0, 0, 0, 0, None, None)
-        status = StreamStatus(*(getattr(told, name) for name in StreamStatus.__struct_fields__))
+        status = StreamStatus(*(getattr(published, name) for name in StreamStatus.__struct_fields__))
         age_s = status.last_batch_age_s
         if age_s is not None:
             age_s = round(age_s + time.monotonic() - stream.status_at_s, 3)
@@ -71,13 +71,13 @@ class SharedPods:
 
     def models_with(self, adapter: str) -> set[str]:
         """The models for which an adapter of this name was announced, as the owners of streams say."""
-        told = ((stream.key.model, published_status(stream)) for stream in self._follower.streams())
-        return {model for model, each in told if each is not None and adapter in each.adapters}
+        published = ((stream.key.model, published_status(stream)) for stream in self._follower.streams())
+        return {model for model, each in published if each is not None and adapter in each.adapters}
 
     def adapters(self, model: str) -> set[str]:
         """Names of the adapters that were announced for a model."""
-        told = (published_status(stream) for stream in self._follower.streams() if stream.key.model == model)
-        return {name for each in told if each is not None for name in each.adapters}
+        published = (published_status(stream) for stream in self._follower.streams() if stream.key.model == model)
+        return {name for each in published if each is not None for name in each.adapters}
 
     def api(self, pod: str, model: str) -> EngineApi:
         """Where a pod's own API is. What came from Redis is limited, as that which the owner of a stream says is."""
@@ -86,8 +86,8 @@ class SharedPods:
         specs = self._follower.pods.get(pod, ())
         if specs and specs[0].http is not None:
             return EngineApi(pod, specs[0].http, is_limited=True)
-        told = (published_status(stream) for stream in self._follower.streams() if (stream.key.pod, stream.key.model) == (pod, model))
-        bases = (each.http for each in told if each is not None and each.http is not None)
+        published = (published_status(stream) for stream in self._follower.streams() if (stream.key.pod, stream.key.model) == (pod, model))
+        bases = (each.http for each in published if each is not None and each.http is not None)
         return EngineApi(pod, next(bases, http_base_of(pod)), is_limited=True)
 
     async def register(self, specs: tuple[EngineSpec, ...]) -> bool:
@@ -120,7 +120,7 @@ class SharedPods:
         return True
 
     def _check_redis(self) -> None:
-        """Nobody has to wait for what is known to be away. Raises StoreError."""
+        """A request does not wait for a Redis that is known to be away. Raises StoreError."""
         failure = self._follower.reader.directory_failure
         if failure is not None and failure[0] == UNREACHABLE:
             raise StoreError(UNREACHABLE)
@@ -173,10 +173,10 @@ def published_status(stream: FollowedStream) -> PublishedStatus | None:
 
 def _decoded(status: bytes | None) -> PublishedStatus | None:
     try:
-        told = _decode_status(status or b"")
+        published = _decode_status(status or b"")
     except msgspec.MsgspecError:
         return None
-    return told if told.http is None or is_http_base(told.http) else msgspec.structs.replace(told, http=None)
+    return published if published.http is None or is_http_base(published.http) else msgspec.structs.replace(published, http=None)
 
 
 def _streams_of(specs: Iterable[EngineSpec]) -> set[StreamKey]:

@@ -98,7 +98,7 @@ class Surveyor:
         self.has_begun.set()
 
     def _note_states(self, surveys: list[Survey]) -> None:
-        """Load streams that nobody knew, and note what owners publish of each."""
+        """Load streams that were not known, and note what owners publish of each."""
         now_s = time.monotonic()
         for survey in surveys:
             for name, state in survey.states.items():
@@ -195,7 +195,7 @@ class Surveyor:
 
 
 def _streams_of(model: str, names: Iterable[str]) -> list[StreamKey]:
-    """Those that are names of streams; what somebody else wrote is passed over."""
+    """Those that are names of streams; anything else is skipped."""
     found = []
     for name in names:
         try:

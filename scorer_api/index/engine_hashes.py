@@ -1,6 +1,6 @@
 """Asking by the engine's own hashes: engine hash → block key → prefix index.
 
-Such a hash is meaningful inside its stream only, so each stream has a mapping of its own. The stream's owner decides by one rule which hashes stand
+Such a hash is meaningful inside its stream only, so each stream has its own mapping. The stream's owner decides by one rule which hashes stand
 for which block keys, `BlockTable.mapped_key`: those by which a tier holds a block and, where blocks are offloaded, those of removed blocks that are
 still remembered.
 
@@ -23,7 +23,7 @@ from scorer_api.index.prefix_index import PrefixIndex
 HASH_BYTES = 8
 
 KeyOf = Callable[[int], int | None]
-"""The block key that an engine hash stands for in one stream."""
+"""The block key of an engine hash in one stream."""
 
 
 class EngineHashes(Struct, frozen=True):
@@ -59,21 +59,21 @@ def _normalised(position: int, value: int | str | bytes) -> int:
 
 
 class HashKeys(Protocol):
-    """Which block keys the engine hashes of one stream stand for."""
+    """The block keys of one stream's engine hashes."""
 
     @property
     def is_complete(self) -> bool:
         """Off where the owner did not hand on all of the mapping."""
 
     def keys_of(self, hashes: Sequence[int]) -> list[int]:
-        """The block keys of the hashes from the first on, up to one that stands for none."""
+        """The block keys of the hashes from the first on, up to one that has none."""
 
     def apply(self, change: Change, index: PrefixIndex, holder: int) -> None:
         """Follow a change that the index has applied already."""
 
 
 class FollowedHashes:
-    """The mapping of a stream that another process owns, as its changes tell it."""
+    """The mapping of a stream that another process owns, built from its changes."""
 
     def __init__(self) -> None:
         self.is_complete = True
@@ -100,7 +100,7 @@ class FollowedHashes:
             self.is_complete = False
 
     def _keep_lower(self, index: PrefixIndex, holder: int) -> None:
-        """The gpu was emptied: a hash whose block lies in no lower tier stands for no key any more, unless the same change says otherwise."""
+        """The gpu was emptied: a hash whose block is in no lower tier is unmapped, unless the same change maps it again."""
         lower = [held for tier in Tier if tier is not Tier.GPU and (held := index.held(holder, tier))]
         self._keys = {engine_hash: key for engine_hash, key in self._keys.items() if any(key in held for held in lower)} if lower else {}
 
@@ -123,7 +123,7 @@ class OwnedHashes:
 
 
 def keys_of(hashes: Sequence[int], key_of: KeyOf) -> list[int]:
-    """The block keys of the hashes from the first on, up to one that stands for none."""
+    """The block keys of the hashes from the first on, up to one that has none."""
     keys = []
     for engine_hash in hashes:
         key = key_of(engine_hash)

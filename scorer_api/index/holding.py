@@ -6,7 +6,7 @@ from scorer_api.index.prefix_index import PrefixIndex
 
 
 class Holding:
-    """A holder of its own in the index of its block size. Until it is exchanged for what a stream holds, it is in no answer."""
+    """A separate holder in the index of its block size. Until it replaces what a stream holds, it is in no answer."""
 
     def __init__(self, indexes: dict[int, PrefixIndex], block_size: int, holder: int | None = None, hashes: FollowedHashes | None = None) -> None:
         """`indexes`: block size → index, of one model. `holder`: one that is there, else a new one. `hashes`: where engine hashes are kept."""
@@ -23,7 +23,7 @@ class Holding:
             self.hashes.apply(change, self._index, self.holder)
 
     def give_back(self, blocks_max: int) -> bool:
-        """Give back so many blocks at the most. Returns whether there are more; after the last one the holder is gone."""
+        """Remove at most `blocks_max` blocks. Returns whether there are more; after the last one the holder is released."""
         if self._index.shrink(self.holder, blocks_max):
             return True
         self._index.remove_holder(self.holder)

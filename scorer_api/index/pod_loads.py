@@ -16,7 +16,7 @@ class PodLoads:
             self._loads[model, pod] = load, at_s
 
     def forget(self, model: str, pod: str) -> None:
-        """Nobody measures it any more. Idempotent."""
+        """Remove the load of a pod that is no longer measured. Idempotent."""
         self._loads.pop((model, pod), None)
 
     def get(self, model: str, pod: str) -> tuple[Load, float] | None:

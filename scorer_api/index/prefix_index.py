@@ -1,11 +1,11 @@
 """Which ranks hold which blocks.
 
-    tier → block key → bit mask of holders          holder: a small number that stands for one rank of one pod
+    tier → block key → bit mask of holders          holder: a small number for one rank of one pod
     gpu    0x3f…a1 → 0b0101                          (holders 0 and 2)
     cpu    0x77…02 → 0b0100
 
-A query walks the prompt's keys from the first. A holder stays alive while it holds the block in any tier of its own, so one lookup and one
-AND per block serve all ranks at once; only where a mask changes is a step recorded, and the walk stops when nobody is left. There is one
+A query walks the prompt's keys from the first. A holder remains while it holds the block in one of its own tiers, so one lookup and one
+AND per block serve all ranks at once; only where a mask changes is a step recorded, and the walk stops when no holder is left. There is one
 index per (model, block size).
 """
 
@@ -16,7 +16,7 @@ from indexer.core.change import Change
 from indexer.core.events import Tier
 
 OWN_TIERS = (Tier.GPU, Tier.CPU, Tier.DISK, Tier.OTHER)
-"""The tiers that keep a match going; what lies remote is nobody's own."""
+"""The tiers that continue a match; remote storage belongs to no pod."""
 
 # Fewer keys are faster one by one.
 RUN_MIN = 4
@@ -48,7 +48,7 @@ class PrefixIndex:
         self._free.append(holder)
 
     def shrink(self, holder: int, blocks_max: int) -> bool:
-        """Let a holder go of so many blocks at the most. Returns whether it holds any more."""
+        """Remove at most `blocks_max` blocks of a holder. Returns whether it still holds any."""
         bit = 1 << holder
         for masks, keys in zip(self._masks, self._keys[holder], strict=True):
             while keys and blocks_max > 0:
@@ -71,7 +71,7 @@ class PrefixIndex:
 
     @property
     def blocks(self) -> int:
-        """How many (block key, tier) pairs are held by anybody."""
+        """The number of (block key, tier) pairs that have a holder."""
         return sum(map(len, self._masks))
 
     @property
@@ -80,7 +80,7 @@ class PrefixIndex:
         return sum(len(keys) for tiers in self._keys.values() for keys in tiers)
 
     def count_held(self, holder: int, keys: Iterable[int]) -> int:
-        """How many of these blocks a holder has in any tier of its own. What it costs depends on their number, and not on what is held."""
+        """How many of these blocks a holder has in its own tiers. What it costs depends on their number, and not on what is held."""
         asked = left = set(keys)
         for tier in OWN_TIERS:
             if left and (held := self._keys[holder][tier]):

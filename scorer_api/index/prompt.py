@@ -1,4 +1,4 @@
-"""What is looked for, and the block keys that it stands for."""
+"""A prompt to look up, and its block keys."""
 
 from collections.abc import Iterator, Mapping
 
@@ -8,7 +8,7 @@ from indexer.core.block_keys import TOKEN_BYTES, chain_keys, root_key
 from scorer_api.index.engine_hashes import EngineHashes
 from scorer_api.index.scoring import usable_blocks
 
-# Keys are computed so many at a time: a cold prompt costs one run only.
+# Number of keys computed at a time: a cold prompt costs one run only.
 RUN_BLOCKS = 64
 
 
@@ -57,7 +57,7 @@ class PromptKeys:
         return max(self._computed, key=lambda size: len(self._computed[size]), default=None)
 
     def runs(self, block_size: int) -> Iterator[list[int]]:
-        """The keys of the usable blocks, RUN_BLOCKS at a time: computed as they are taken, by one walk, before anybody asks for `all`."""
+        """The keys of the usable blocks, RUN_BLOCKS at a time: computed as they are taken, by one walk, before `all` is read."""
         prompt = self._prompt
         blocks = usable_blocks(prompt.length, block_size)
         computed = self.computed(block_size)

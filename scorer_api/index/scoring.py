@@ -22,7 +22,7 @@ _NO_LOWER = (0,) * (len(OWN_TIERS) - 1)
 
 
 def usable_blocks(tokens: int, block_size: int) -> int:
-    """How many blocks of a prompt of so many tokens an engine can take from its cache: it never reuses the whole prompt."""
+    """How many blocks of a prompt of `tokens` tokens an engine can take from its cache: it never reuses the whole prompt."""
     return max(0, tokens - 1) // block_size
 
 

@@ -21,8 +21,8 @@ from scorer_api.index.removals import Removals
 class IndexedStream(Struct):
     """One rank of a pod. `block_size` and `holder` are None while it holds nothing.
 
-    `trust` counts until `trusted_until_s`, by the monotonic clock. `hashes`: its engine hashes, None where nobody can ask by them. `has_other_seed`:
-    whoever follows its engine makes block keys with another hash seed.
+    `trust` counts until `trusted_until_s`, by the monotonic clock. `hashes`: its engine hashes, None where requests by engine hashes are off.
+    `has_other_seed`: its owner computes block keys with another hash seed.
     """
 
     removals: Removals
@@ -43,7 +43,7 @@ Pods = Mapping[str, Mapping[int, IndexedStream]]
 
 
 class IndexedModel:
-    """One model's streams and indexes. `prompts`: how many were scored. `unmatched`: how many of them since the last of which anybody held a part."""
+    """One model's streams and indexes. `prompts`: how many were scored. `unmatched`: how many of them since the last one that matched."""
 
     def __init__(self) -> None:
         self.pods: dict[str, dict[int, IndexedStream]] = {}
@@ -77,7 +77,7 @@ class IndexedModel:
         return before
 
     def count_held(self, stream: IndexedStream, keys: Iterable[int]) -> int:
-        """How many of these blocks the stream holds, in any tier of its own."""
+        """How many of these blocks the stream holds in its own tiers."""
         if stream.block_size is None or stream.holder is None:
             return 0
         return self.indexes[stream.block_size].count_held(stream.holder, keys)

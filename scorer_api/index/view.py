@@ -28,7 +28,7 @@ EMBEDDED = "embedded"
 
 
 class Listener(Protocol):
-    """Is told what streams hold, as soon as the index does."""
+    """Called with what streams hold, right after the index is updated."""
 
     def on_change(self, stream: StreamKey, change: Change) -> None: ...
 
@@ -50,7 +50,7 @@ class View:
         self.loads = PodLoads()
         self.listener: Listener | None = None
         self.mapped_key: Callable[[StreamKey], KeyOf | None] | None = None
-        """Where the streams run in this process: which block keys the engine hashes of a stream stand for."""
+        """Where the streams run in this process: the block keys of a stream's engine hashes."""
         self._models: dict[str, IndexedModel] = {}
         self._heartbeat_at_s: float | None = None
         self._hash_seed = settings.hash_seed
@@ -110,7 +110,7 @@ class View:
     # What a follower needs besides
 
     def note_heartbeat(self, at_s: float) -> None:
-        """Some owner gave a sign of life at this time of the monotonic clock."""
+        """An owner sent a heartbeat at this time of the monotonic clock."""
         self._heartbeat_at_s = at_s if self._heartbeat_at_s is None else max(self._heartbeat_at_s, at_s)
 
     def hold_apart(self, stream: StreamKey, block_size: int) -> Holding:
@@ -136,7 +136,7 @@ class View:
         return model, model.pods[stream.pod][stream.rank]
 
     def _new_hashes(self, stream: StreamKey) -> HashKeys | None:
-        """Of a stream that holds nothing; None where nobody can ask by engine hashes."""
+        """Of a stream that holds nothing; None where requests by engine hashes are off."""
         if self._follows_hashes:
             return FollowedHashes()
         return OwnedHashes(lambda: None if self.mapped_key is None else self.mapped_key(stream)) if self.source == EMBEDDED else None
@@ -174,11 +174,11 @@ class View:
         return self.look_up(query).traces()
 
     def prompt_counts(self, model: str) -> tuple[int, int]:
-        """How many prompts were scored, and how many since the last of which anybody held a part. Raises KeyError for an unknown model."""
+        """How many prompts were scored, and how many since the last one that matched. Raises KeyError for an unknown model."""
         return self._models[model].prompts, self._models[model].unmatched
 
     def held(self, stream: StreamKey, keys: Iterable[int]) -> int:
-        """How many of these blocks the stream holds now, in any tier of its own."""
+        """How many of these blocks the stream holds now in its own tiers."""
         model = self._models.get(stream.model)
         indexed = None if model is None else model.pods.get(stream.pod, {}).get(stream.rank)
         return 0 if model is None or indexed is None else model.count_held(indexed, keys)
@@ -187,7 +187,7 @@ class View:
 
     @property
     def age_s(self) -> float:
-        """Age of the newest sign of life of any owner."""
+        """Age of the newest heartbeat of any owner."""
         return 0.0 if self._heartbeat_at_s is None else max(0.0, time.monotonic() - self._heartbeat_at_s)
 
     def trust(self, stream: StreamKey) -> Trust:

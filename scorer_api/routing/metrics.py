@@ -22,13 +22,11 @@ class RouteMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         requests = Counter("kv_indexer_route_requests", "Requests for a pick, by outcome.", ["outcome"], registry=registry)
         latency = Histogram("kv_indexer_route_seconds", "Time spent on a pick, by phase.", ["phase"], buckets=PHASE_BUCKETS_S, registry=registry)
-        picks = Counter("kv_indexer_route_picks", "Picks, by policy and by why the pod was the first.", ["policy", "picked_for"], registry=registry)
-        blocks = Counter(
-            "kv_indexer_route_blocks", "Blocks of every eighth routed prompt, by what was said of them and what came.", ["outcome"], registry=registry
-        )
-        done = Counter("kv_indexer_route_done", "Requests told to be done, by whether they counted.", ["outcome"], registry=registry)
+        picks = Counter("kv_indexer_route_picks", "Picks, by policy and by reason.", ["policy", "picked_for"], registry=registry)
+        blocks = Counter("kv_indexer_route_blocks", "Blocks of every eighth routed prompt, by prediction and result.", ["outcome"], registry=registry)
+        done = Counter("kv_indexer_route_done", "Routed requests reported as done, by whether they were known.", ["outcome"], registry=registry)
         forgotten = Counter(
-            "kv_indexer_route_forgotten", "Routed requests that nobody told to be done, by why they count no more.", ["why"], registry=registry
+            "kv_indexer_route_forgotten", "Routed requests forgotten without being reported as done, by reason.", ["why"], registry=registry
         )
         self.requests = {outcome: requests.labels(outcome) for outcome in ROUTE_OUTCOMES}
         self.seconds = {phase: latency.labels(phase) for phase in PHASES}
@@ -37,10 +35,10 @@ class RouteMetrics:
         self._done = {is_known: done.labels("known" if is_known else "unknown") for is_known in (True, False)}
         self._forgotten = {why: forgotten.labels(why) for why in ("time", "room")}
         self._load_age = Histogram("kv_indexer_route_load_age_seconds", "Age of the picked pod's load.", buckets=AGE_BUCKETS_S, registry=registry)
-        self._load_unknown = Counter("kv_indexer_route_load_unknown", "Picks of a pod that no load is known of at all.", registry=registry)
-        self._open = Gauge("kv_indexer_route_open", "Routed requests that count now.", registry=registry)
+        self._load_unknown = Counter("kv_indexer_route_load_unknown", "Picks of a pod whose load is unknown.", registry=registry)
+        self._open = Gauge("kv_indexer_route_open", "Routed requests in progress.", registry=registry)
         self._speculative = Gauge(
-            "kv_indexer_route_speculative_blocks", "Blocks of routed prompts that are expected and not announced.", registry=registry
+            "kv_indexer_route_speculative_blocks", "Blocks of routed prompts that the pod has not announced yet.", registry=registry
         )
 
     def show(self, router: Router) -> None:

@@ -9,7 +9,7 @@ from collections import OrderedDict
 
 from msgspec import Struct
 
-# A request that was picked so shortly before a measurement had not reached the engine by then.
+# A request picked less than this before a measurement had not reached the engine by then.
 UNDER_WAY_S = 0.1
 # Above this number the oldest requests are forgotten.
 REQUESTS_MAX = 65_536

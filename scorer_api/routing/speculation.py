@@ -17,7 +17,7 @@ from scorer_api.routing.prompt_tree import Node, PromptTree
 # Above this number of blocks, 8 bytes each, the oldest prompts are forgotten.
 BLOCKS_MAX = 2**20
 
-# One prompt in so many is compared with what its pod holds in the end: doing that for each would cost a third of a pick.
+# One prompt in SAMPLE is compared with what its pod holds in the end: comparing each would cost a third of a pick.
 SAMPLE = 8
 
 Rank = tuple[str, int]

@@ -2,7 +2,7 @@
 --
 -- KEYS  1 lease  2 state  3 incarnation
 -- ARGV  1 member  2 lease, ms  3 new fence  4 TTL of the state, ms  5 incarnation to set if there is none
---       6 mode: "free" only if nobody owns it, "want" the same and else ask the owner for it, "force" in any case
+--       6 mode: "free" only if it has no owner, "want" the same and else ask the owner for it, "force" in any case
 --
 -- Returns {0, owner} another member owns it; {1, incarnation} claimed, there is no state; or
 --         {1, incarnation, generation, former fence, number, head, lengths} claimed with this state: the fence keeps its former owner out.

@@ -1,4 +1,4 @@
--- Announce that an indexer lives, and read what it has to know of the others.
+-- Record the heartbeat of an indexer, and read the state of the others.
 --
 -- KEYS  1 members  2 models  3 pods  4 forgotten  5 incarnation  6 specs
 -- ARGV  1 member  2 how long it counts as alive, ms; 0 if it may own no stream  3 TTL of all else, ms  4 incarnation to set if there is none

@@ -62,7 +62,7 @@ class Handshake(Struct, frozen=True):
     """What a socket says when somebody connects.
 
     `address`: the endpoint with the address that was connected to, None if there was no connection. `is_refused`: nobody listens there. `is_zmq`: it
-    speaks ZMQ; `socket_type` and `mechanism` are what it says of itself. `heard`: the bytes that it sent, if it does not speak ZMQ.
+    speaks ZMQ; `socket_type` and `mechanism` are what it says of itself. `received`: the bytes that it sent, if it does not speak ZMQ.
     """
 
     address: str | None = None
@@ -71,7 +71,7 @@ class Handshake(Struct, frozen=True):
     is_zmq: bool = False
     socket_type: str | None = None
     mechanism: str | None = None
-    heard: bytes = b""
+    received: bytes = b""
 
 
 class EventSample(Struct):
@@ -105,7 +105,7 @@ class ObservedSockets(Struct, frozen=True):
     """The sockets of one stream. None: not observed, or there is no such socket."""
 
     events: Handshake | None = None
-    heard: EventSample | None = None
+    sample: EventSample | None = None
     replay: Handshake | None = None
     replied: ReplaySample | None = None
 

@@ -139,9 +139,9 @@ def _kind(socket: Handshake) -> str:
 
 
 def _spoke(socket: Handshake) -> str:
-    if not socket.heard:
+    if not socket.received:
         return "it takes the connection and does not say what a ZMQ socket says at once"
-    said = socket.heard[:20].decode(errors="replace")
+    said = socket.received[:20].decode(errors="replace")
     return f"it speaks HTTP, like an API: {said!r}" if said.startswith("HTTP/") else f"it says {said!r}, which is no ZMQ"
 
 
@@ -149,39 +149,39 @@ def _spoke(socket: Handshake) -> str:
 
 
 def _sample(subject: str, stream: ObservedStream, seen: ObservedSockets) -> Iterator[Finding]:
-    heard = seen.heard
-    if heard is None:
+    sample = seen.sample
+    if sample is None:
         return
-    if heard.error:
-        yield finding("check_failed", subject, f"could not listen to {stream.events}: {heard.error}")
-    elif not heard.messages:
-        yield finding("events_idle", subject, f"nothing was published at {stream.events} within {heard.seconds:g} s")
-    elif not any(topic.startswith(stream.topic) for topic in heard.topics):
-        topics = ", ".join(repr(topic) for topic in heard.topics[:NAMES_MAX])
+    if sample.error:
+        yield finding("check_failed", subject, f"could not listen to {stream.events}: {sample.error}")
+    elif not sample.messages:
+        yield finding("events_idle", subject, f"nothing was published at {stream.events} within {sample.seconds:g} s")
+    elif not any(topic.startswith(stream.topic) for topic in sample.topics):
+        topics = ", ".join(repr(topic) for topic in sample.topics[:NAMES_MAX])
         yield finding("topic_matches_nothing", subject, f"topic={stream.topic!r} is no beginning of what is published: {topics}")
-    elif not heard.decoded:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(heard.undecodable.items()))
-        yield finding("events_refused", subject, f"none of {heard.messages} messages can be read: {reasons}", Severity.ERROR)
+    elif not sample.decoded:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(sample.undecodable.items()))
+        yield finding("events_refused", subject, f"none of {sample.messages} messages can be read: {reasons}", Severity.ERROR)
     else:
         yield from _readable(subject, stream, seen)
 
 
 def _readable(subject: str, stream: ObservedStream, seen: ObservedSockets) -> Iterator[Finding]:
-    heard = seen.heard
-    assert heard is not None, "something was heard"
-    lossy = {reason: count for reason, count in {**heard.refused, **heard.undecodable}.items() if reason in LOSSY_REASONS}
+    sample = seen.sample
+    assert sample is not None, "a sample was taken"
+    lossy = {reason: count for reason, count in {**sample.refused, **sample.undecodable}.items() if reason in LOSSY_REASONS}
     if lossy:
-        yield finding("events_refused", subject, f"of what came within {heard.seconds:g} s some cannot be used: {', '.join(sorted(lossy))}")
-    if heard.ranks and stream.rank not in heard.ranks:
-        ranks = ", ".join(map(str, sorted(heard.ranks)[:NAMES_MAX]))
+        yield finding("events_refused", subject, f"of what came within {sample.seconds:g} s some cannot be used: {', '.join(sorted(lossy))}")
+    if sample.ranks and stream.rank not in sample.ranks:
+        ranks = ", ".join(map(str, sorted(sample.ranks)[:NAMES_MAX]))
         yield finding("rank_differs", subject, f"batches at {stream.events} say rank {ranks}; the spec has rank {stream.rank} there")
     if not lossy:
-        yield finding("events_well", subject, f"{heard.decoded} batches came within {heard.seconds:g} s, topic {heard.topics[0]!r}")
+        yield finding("events_well", subject, f"{sample.decoded} batches came within {sample.seconds:g} s, topic {sample.topics[0]!r}")
 
 
 def check_topics(pod: ObservedPod, stream: ObservedStream, seen: ObservedSockets) -> list[Finding]:
     """Topics of the form kv@pod@model name their model. Another model is a sign of the wrong port."""
-    topics = [] if seen.heard is None else [topic for topic in seen.heard.topics if topic.startswith("kv@") and topic.count("@") >= 2]
+    topics = [] if seen.sample is None else [topic for topic in seen.sample.topics if topic.startswith("kv@") and topic.count("@") >= 2]
     models = {topic.split("@", 2)[2] for topic in topics}
     if not models or pod.model in models:
         return []
@@ -206,13 +206,13 @@ def _replay_sample(subject: str, stream: ObservedStream, seen: ObservedSockets) 
 
 def _missed(subject: str, stream: ObservedStream, seen: ObservedSockets, later: ObservedStream | None) -> Iterator[Finding]:
     """Whether the service has the batches that arrived here."""
-    heard = seen.heard
-    if heard is None or heard.last_sequence is None or later is None or not later.connected:
+    sample = seen.sample
+    if sample is None or sample.last_sequence is None or later is None or not later.connected:
         return
     # After a restart of the engine its numbers start again; the service notices at the next batch.
-    has_it = later.sequence is not None and (later.sequence >= heard.last_sequence or later.batches > stream.batches)
+    has_it = later.sequence is not None and (later.sequence >= sample.last_sequence or later.batches > stream.batches)
     if not has_it:
-        yield finding("service_misses_events", subject, f"batch {heard.last_sequence} arrived here, and the service has {later.sequence}")
+        yield finding("service_misses_events", subject, f"batch {sample.last_sequence} arrived here, and the service has {later.sequence}")
 
 
 # What the engine reports about its sockets

@@ -15,7 +15,7 @@ VERSION_END = 12
 COMMAND, LONG_COMMAND = 0x04, 0x06
 # A READY command is short. A longer one is not read.
 READY_BYTES_MAX = 4_096
-HEARD_BYTES_MAX = 64
+RECEIVED_BYTES_MAX = 64
 
 
 async def greet(endpoint: str, seconds: float = SECONDS) -> Handshake:
@@ -33,12 +33,12 @@ async def greet(endpoint: str, seconds: float = SECONDS) -> Handshake:
     except (OSError, ValueError) as error:
         return Handshake(error=f"cannot be connected to: {getattr(error, 'strerror', None) or error}")
     address = _address_of(endpoint, writer)
-    heard = bytearray()
+    received = bytearray()
     try:
         async with asyncio.timeout(seconds):
-            return await _talk(reader, writer, address, heard)
+            return await _talk(reader, writer, address, received)
     except (TimeoutError, OSError, asyncio.IncompleteReadError, ValueError):
-        return Handshake(address=address, heard=bytes(heard[:HEARD_BYTES_MAX]))
+        return Handshake(address=address, received=bytes(received[:RECEIVED_BYTES_MAX]))
     finally:
         writer.transport.abort()
 
@@ -59,19 +59,19 @@ def _address_of(endpoint: str, writer: asyncio.StreamWriter) -> str:
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
-async def _talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, address: str, heard: bytearray) -> Handshake:
-    """`heard` collects the bytes that arrive."""
+async def _talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, address: str, received: bytearray) -> Handshake:
+    """`received` collects the bytes that arrive."""
     # Up to the version only: libzmq then sends its mechanism. It closes the connection at once if the peer sends another one.
     writer.write(GREETING[:VERSION_END])
-    while len(heard) < len(GREETING):
-        piece = await reader.read(len(GREETING) - len(heard))
+    while len(received) < len(GREETING):
+        piece = await reader.read(len(GREETING) - len(received))
         if not piece:
             raise ValueError("the other side hung up")
-        heard += piece
-        if heard[0] != 0xFF or (len(heard) > 9 and not heard[9] & 1):
+        received += piece
+        if received[0] != 0xFF or (len(received) > 9 and not received[9] & 1):
             raise ValueError("this is no greeting")
-    mechanism = bytes(heard[12:32]).rstrip(b"\0").decode(errors="replace")
-    if heard[10] < 3 or mechanism != "NULL":
+    mechanism = bytes(received[12:32]).rstrip(b"\0").decode(errors="replace")
+    if received[10] < 3 or mechanism != "NULL":
         return Handshake(address=address, is_zmq=True, mechanism=mechanism or None)
     writer.write(GREETING[VERSION_END:])
     try:

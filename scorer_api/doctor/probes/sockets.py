@@ -33,11 +33,11 @@ REPLAY_LIMITS = ReceiveLimits(replay_idle_s=2.5, replay_total_s=4.0, frame_bytes
 
 async def observe_sockets(context: Context, stream: ObservedStream, listen_s: float) -> ObservedSockets:
     """Both sockets of a stream at the same time, if it has them. Never raises for what the other side does."""
-    (events, heard), (replay, replied) = await asyncio.gather(
+    (events, sample), (replay, replied) = await asyncio.gather(
         _observe_events(context, stream.events if isinstance(stream.events, str) else None, listen_s),
         _observe_replay(context, stream.replay, stream.sequence or 0),
     )
-    return ObservedSockets(events, heard, replay, replied)
+    return ObservedSockets(events, sample, replay, replied)
 
 
 async def _observe_events(context: Context, endpoint: str | None, listen_s: float) -> tuple[Handshake | None, EventSample | None]:
@@ -60,7 +60,7 @@ async def _observe_replay(context: Context, endpoint: str | None, start: int) ->
 
 async def listen(context: Context, address: str, seconds: float) -> EventSample:
     """Subscribe to everything. Never raises for what the other side does."""
-    heard = EventSample(seconds)
+    sample = EventSample(seconds)
     decoder = WireDecoder(WireLimits())
     clock = asyncio.get_running_loop().time
     until = clock() + seconds
@@ -73,40 +73,40 @@ async def listen(context: Context, address: str, seconds: float) -> EventSample:
         try:
             sub.connect(address)
         except zmq.ZMQError as error:
-            heard.error = error.strerror or str(error)
-            return heard
+            sample.error = error.strerror or str(error)
+            return sample
         poller = zmq.asyncio.Poller()
         poller.register(sub, zmq.POLLIN)
-        while clock() < until and heard.messages < MESSAGES_MAX and left > 0:
+        while clock() < until and sample.messages < MESSAGES_MAX and left > 0:
             if await poller.poll(min(POLL_S, until - clock()) * 1000):
                 frames = sub.recv_multipart(zmq.NOBLOCK)
                 left -= sum(map(len, frames))
-                _take(heard, decoder, frames)
-    return heard
+                _take(sample, decoder, frames)
+    return sample
 
 
-def _take(heard: EventSample, decoder: WireDecoder, frames: list[bytes]) -> None:
+def _take(sample: EventSample, decoder: WireDecoder, frames: list[bytes]) -> None:
     now_s = time.time()
-    heard.messages += 1
+    sample.messages += 1
     topic = frames[0][:512].decode(errors="replace") if frames else ""
-    if topic not in heard.topics and len(heard.topics) < TOPICS_MAX:
-        heard.topics.append(topic)
+    if topic not in sample.topics and len(sample.topics) < TOPICS_MAX:
+        sample.topics.append(topic)
     try:
         sequence, payload = split_frames(frames)
         batch = decoder.decode(payload)
     except Refused as error:
-        heard.undecodable[error.reason] = heard.undecodable.get(error.reason, 0) + 1
+        sample.undecodable[error.reason] = sample.undecodable.get(error.reason, 0) + 1
         return
-    heard.decoded += 1
-    heard.last_sequence = sequence
+    sample.decoded += 1
+    sample.last_sequence = sequence
     for reason, count in batch.refused.items():
-        heard.refused[reason] = heard.refused.get(reason, 0) + count
+        sample.refused[reason] = sample.refused.get(reason, 0) + count
     if batch.rank is not None:
-        heard.ranks.add(batch.rank)
+        sample.ranks.add(batch.rank)
     if batch.published_at_s is not None:
         # Transport makes a time stamp older, never newer: the highest skew is the best estimate.
         skew_s = batch.published_at_s - now_s
-        heard.skew_s = skew_s if heard.skew_s is None else max(heard.skew_s, skew_s)
+        sample.skew_s = skew_s if sample.skew_s is None else max(sample.skew_s, skew_s)
 
 
 async def ask_replay(context: Context, address: str, start: int) -> ReplaySample:
