@@ -42,7 +42,7 @@ def test_a_live_number_is_judged_by_what_was_applied_and_heard(last: int | None,
 
 
 def test_a_regress_on_a_new_connection_alone_is_no_restart() -> None:
-    stream = sequence(last=7, sample=7)
+    stream = sequence(last=7, heard=7)
     stream.connected()
     assert not stream.has_heard
     assert stream.judge(7) is Verdict.DUPLICATE
@@ -50,14 +50,14 @@ def test_a_regress_on_a_new_connection_alone_is_no_restart() -> None:
 
 
 def test_a_new_connection_remembers_what_was_applied() -> None:
-    stream = sequence(last=7, sample=7)
+    stream = sequence(last=7, heard=7)
     stream.connected()
     assert stream.last == 7
     assert stream.is_same(b"7")
 
 
 def test_what_is_forgotten_starts_from_0() -> None:
-    stream = sequence(last=7, sample=7)
+    stream = sequence(last=7, heard=7)
     stream.forget()
     assert (stream.last, stream.expected, stream.has_heard) == (None, 0, False)
     assert not stream.is_same(b"7")
