@@ -19,7 +19,7 @@ class _Hidden:
 
 
 HIDDEN: Final = _Hidden()
-"""Stands for a value of unknown meaning, which may be a secret."""
+"""Replaces a value of unknown meaning, which may be a secret."""
 
 
 def masked(text: str) -> str:

@@ -44,7 +44,7 @@ class Pods(Protocol):
 
 
 class _AnyText(Convertor[str]):
-    """The rest of a path, whatever it contains: Starlette's own `path` ends at a line break."""
+    """The remaining path, whatever it contains: Starlette's own `path` ends at a line break."""
 
     regex = r"[\s\S]*"
 

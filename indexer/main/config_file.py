@@ -38,7 +38,7 @@ def read_file(path: str) -> dict[str, Any]:
 
 
 class Reconfiguration:
-    """Applies new settings to a service while it runs. `read` makes them anew, and raises SettingError; `settings` are those in force."""
+    """Applies new settings to a service while it runs. `read` reads them again, and raises SettingError; `settings` are those in force."""
 
     def __init__(self, files: WatchedFiles, read: Callable[[], Settings], settings: Settings, service: Reconfigurable) -> None:
         self.files = files

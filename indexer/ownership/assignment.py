@@ -1,7 +1,7 @@
 """Who owns which stream. Every indexer decides for itself, from what all can see in Redis; leases and fences see to it that one decision counts.
 
 Of the living indexers one wins a stream by rendezvous hashing, up to an even share each: when one comes or goes hardly more streams move than
-those that it wins or won. What an indexer does with a stream, each second anew:
+those that it wins or won. What an indexer does with a stream, decided again each second:
 
     it has it           hands it over where the winner asks for it, else keeps it
     has an owner        the winner asks for it; next in line, where the engine offers no replay, keeps the last frames for a takeover
@@ -80,7 +80,7 @@ class Assignment:
         self._free_since_s: dict[StreamKey, float] = {}
 
     def decide(self, streams: Collection[ObservedStream], members: Collection[str], now_s: float, outage_ended_s: float) -> dict[StreamKey, Duty]:
-        """What to do with each of all the streams that this indexer knows; nothing anew with those that are hidden."""
+        """What to do with each stream that this indexer knows; hidden ones stay as they are."""
         free = {seen.stream for seen in streams if seen.owner is None and not seen.runs_here and not seen.is_hidden}
         self._free_since_s = {stream: self._free_since_s.get(stream, now_s) for stream in free}
         orders = fair_rankings([seen.stream for seen in streams], {*members, self.me})

@@ -1,4 +1,4 @@
-"""The streams that an indexer knows: those of all pods there are, whoever owns them."""
+"""The streams that an indexer knows: those of all pods, owned or not."""
 
 import asyncio
 import logging

@@ -77,7 +77,7 @@ class Moves:
                 pass
 
     def begin_for_dialling(self, known: KnownStream) -> None:
-        """The same for an engine that dials us. Whoever receives such a stream owns it: each new connection is a claim."""
+        """The same for an engine that dials us. The indexer that receives such a stream owns it: each new connection is a claim."""
         is_running = known.key in self._streams.running
         if known.is_moving or known.key in self.releasing or is_running or time.monotonic() < known.not_before_s:
             return
@@ -91,7 +91,7 @@ class Moves:
             try:
                 await work
             except StoreError:
-                pass  # the next round decides anew
+                pass  # the next round decides again
             except Exception:
                 log.exception("move failed", extra={"move": what, "pod": known.key.pod, "rank": known.key.rank})
 
@@ -101,7 +101,7 @@ class Moves:
         """Until the stream runs its frames are not applied: the last ones are kept."""
         if known.stream is not None:
             return known.stream
-        # Set before it is connected: whoever ends this midway has something to close.
+        # Set before it is connected, so that a cancelled move can be closed.
         stream = known.stream = self._streams.make(known.source, limits=self._ring_limits)
         try:
             await self._streams.connect(known.source, stream)

@@ -120,7 +120,7 @@ class ReplicaService:
             ours = [task for key, task in self._moves.releasing.items() if key.pod == pod]
         await self._moves.wait_for(ours)
         for key in keys:
-            await self.store.registry.delete(key)  # whoever else owns it sees it
+            await self.store.registry.delete(key)  # another owner sees the deletion
         self._rounds.begin_soon()
         log.info("pod forgotten", extra={"pod": pod})
         return True

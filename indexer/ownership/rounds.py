@@ -1,8 +1,8 @@
 """What an indexer does again and again to share the streams with others.
 
-    every third of a lease:   renew what is ours ─▶ heartbeat: live members, registered pods ─▶ who owns the rest ─▶ decide, see `assignment`
+    every third of a lease:   renew what is ours ─▶ heartbeat: live members, registered pods ─▶ who owns the others ─▶ decide, see `assignment`
 
-Each slot of a Cluster is renewed by a call of its own, and these wait neither for one another nor for the rest of a round: a node that is away must
+Each slot of a Cluster is renewed by its own call, and these wait neither for one another nor for the other steps of a round: a node that is away must
 not cost us what others hold. A Redis that is no Cluster is one slot.
 """
 

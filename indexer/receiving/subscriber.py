@@ -1,6 +1,6 @@
 """Receiving: one thread takes frames off every engine's PUB socket and does nothing else.
 
-A SUB socket that is not polled while it reconnects loses everything published meanwhile, so this thread never waits for decoding,
+A SUB socket that is not polled while it reconnects misses everything published meanwhile, so this thread never waits for decoding,
 applying, a replay or a request. What it takes goes into a bounded inbox per stream; when one is full its oldest frames go, which the
 sequence shows as a gap.
 

@@ -25,7 +25,7 @@ MONITORED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | FAILED
 
 
 class SubSocket(ABC):
-    """A SUB socket and its monitor; lives in the receiving thread. Both are None while it is closed."""
+    """A SUB socket and its monitor, used by the receiving thread only. Both are None while it is closed."""
 
     def __init__(self, context: Context, limits: ReceiveLimits) -> None:
         self._context = context

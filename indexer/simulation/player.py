@@ -73,7 +73,7 @@ class PlayedEngine:
         self._missing = {}
 
     async def subscribed(self) -> None:
-        """Wait until somebody has subscribed."""
+        """Wait until there is a subscriber."""
         assert self._publisher is not None, "it runs"
         await self._publisher.subscribed.wait()
 

@@ -13,7 +13,7 @@ LOOPBACK = "127.0.0.1"
 EVERY_ADDRESS = ("0.0.0.0", "*")  # noqa: S104 - what a user may ask for, never a default
 END = b"\xff" * 8
 NUMBER_BYTES = 8
-# After a restart a port is free only when libzmq has closed the former socket, which it does in a thread of its own.
+# After a restart a port is free only when libzmq has closed the former socket, which it does in its own thread.
 REBIND_S = 5.0
 REBIND_POLL_S = 0.02
 

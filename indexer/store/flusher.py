@@ -1,6 +1,6 @@
 """The task that writes what owned streams changed: per slot of a Cluster, all that is pending of its streams in one round trip.
 
-    PendingWrites (one per stream) ──▶ queue of the slot ──▶ round: append, delete; a full write is a task of its own ──▶ switch
+    PendingWrites (one per stream) ──▶ queue of the slot ──▶ round: append, delete; a full write is a separate task ──▶ switch
 
 While Redis is away the task retries, and changes gather, bounded by what the streams hold.
 """
@@ -30,7 +30,7 @@ RETRY_S = 0.1
 RETRY_MAX_S = 1.0
 ROOM_WAIT_S = 0.5
 FLUSH_S = 2.0
-# So many streams of a slot may be written in full at a time.
+# Number of streams of a slot that are written in full at a time.
 FULL_WRITES_MAX = 2
 
 
@@ -300,7 +300,7 @@ class Flusher:
         switch = pending.switch(generation, self._session.member, f"{random_number():016x}")
         answer = await call(self._session.client, switch.script, switch.keys, *switch.words)
         if answer[0] == 0:
-            # Either somebody else has it, or a Redis that lost everything does not know that it is ours.
+            # Either another indexer has it, or a Redis that lost everything does not know that it is ours.
             pending.require_full_write()
             claim = await self._leases.claim(pending.key, "free")
             if isinstance(claim, str) or (claim.generation is not None and claim.fence_before != pending.fence):

@@ -52,7 +52,7 @@ class RedisHealth:
         return frozenset(self._failures)
 
     def silence(self, silent_s: float) -> Failure | None:
-        """An outage that shows by nothing but this: no answer has come for so many seconds."""
+        """An outage without an error: no answer has come for `silent_s` seconds."""
         passed_s = time.monotonic() - self._answered_s
         return Failure(UNREACHABLE, time.time() - passed_s) if passed_s > silent_s and not self._failures else None
 
@@ -61,7 +61,7 @@ class RedisHealth:
         return max(self._outages_ended_s.get(slot, float("-inf")), self._server_changed_s)
 
     def forget(self, slot: int) -> None:
-        """Nobody asks for this slot any more."""
+        """This slot is no longer used."""
         self._failures.pop(slot, None)
 
     def note_error(self, error: RedisError, slot: int) -> None:

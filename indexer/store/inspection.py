@@ -83,19 +83,19 @@ async def _model(client: Client, keyspace: Keyspace, model: str, now_ms: int) ->
     for name, until_ms in trusted:
         try:
             streams.append((stream_of(model, name), until_ms))
-        except ValueError:  # somebody else wrote it
+        except ValueError:  # not written by an indexer
             continue
         pipeline.hget(keys.lease(streams[-1][0]), "owner")
         pipeline.exists(keys.state(streams[-1][0]))
     answers = await answer_of(pipeline.execute()) if streams else []
-    # One without a state has expired, and nobody waits for it any more.
+    # One without a state has expired.
     known = [(*stream, owner) for stream, owner, has_state in zip(streams, answers[::2], answers[1::2], strict=True) if has_state]
     unowned = [f"{stream.pod} rank {stream.rank}" for stream, until_ms, owner in known if owner is None or until_ms < now_ms]
     return ModelCondition(model, len(known), unowned)
 
 
 async def _layouts(client: Client, namespace: str) -> list[int]:
-    """Versions of the layout, but ours, whose indexers left a sign of life."""
+    """Other versions of the layout whose indexers sent heartbeats."""
     others = [layout for layout in range(LAYOUT_MAX + 1) if layout != LAYOUT]
     pipeline = client.pipeline(transaction=False)
     for layout in others:

@@ -57,7 +57,7 @@ class Leases:
         """Keep the lease of a stream that is being read and not owned yet. Cancel it."""
         lease = self._session.keyspace.model(stream.model).lease(stream)
         while True:
-            with suppress(RedisError):  # whoever reads notices
+            with suppress(RedisError):  # the next read notices
                 await answer_of(self._session.client.pexpire(lease, self._session.lease_ms))
             await asyncio.sleep(self._session.settings.lease_s / 3)
 

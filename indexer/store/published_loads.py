@@ -85,7 +85,7 @@ def calls(keyspace: Keyspace, model: str, pods: Sequence[str]) -> list[Call]:
 
 
 def decode(pods: Sequence[str], answers: Sequence[Sequence[bytes | None]]) -> dict[str, tuple[Load, float]]:
-    """Pod → its load, and how many seconds ago it was measured. What cannot be read somebody else wrote, and is passed over."""
+    """Pod → its load, and how many seconds ago it was measured. An entry that cannot be decoded is skipped."""
     found: dict[str, tuple[Load, float]] = {}
     values = [(int(now_ms or 0), value) for now_ms, *piece in answers for value in piece]
     for pod, (now_ms, value) in zip(pods, values, strict=True):

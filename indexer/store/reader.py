@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# So many states are read by one script: some hundred microseconds of Redis.
+# Number of states that one script reads: some hundred microseconds of Redis.
 SURVEY_STATES = 200
 # It is asked several times a second.
 SILENT_S = 3.0
@@ -105,7 +105,7 @@ class Reader:
         return slot_of(self.client, self.keyspace.model(model).log)
 
     def forget(self, model: str, others: Iterable[str]) -> None:
-        """Nobody asks for this model any more, but for these others."""
+        """This model is no longer followed, but these others are."""
         asked = {slot_of(self.client, self.keyspace.directory.pods), *map(self.slot_of, others)}
         if self.slot_of(model) not in asked:
             self.health.forget(self.slot_of(model))
@@ -140,7 +140,7 @@ class Reader:
         return await self._ask(answers(), calls[0].keys[0])
 
     async def directory(self) -> Directory:
-        """Registered pods, and the models that somebody indexes."""
+        """Registered pods, and the models that have indexers."""
         names = self.keyspace.directory
         pipeline = self.client.pipeline(transaction=False)
         pipeline.time()
@@ -178,13 +178,13 @@ class Reader:
         return found
 
     async def entries(self, model: str, after: LogOffset, count: int, wait_ms: int) -> list[tuple[LogOffset, bytes | None]]:
-        """So many entries of the model's log at the most; waits so long for the first, 0 for not at all. None: an entry that is not one of ours."""
+        """At most `count` entries of the model's log; waits up to `wait_ms` for the first, 0 for not at all. None: an entry of an unknown format."""
         name = self.keyspace.model(model).log
         answer: Any = await self._ask(self.client.xread({name: f"{after[0]}-{after[1]}"}, count=count, block=wait_ms or None), name)
         return [(offset_of(identifier), (fields or {}).get(b"e")) for _, entries in answer or () for identifier, fields in entries]
 
     async def loads(self, model: str, pods: Sequence[str]) -> dict[str, tuple[Load, float]]:
-        """Pod → how busy it is, and how many seconds ago that was measured; without those of whom nobody says so."""
+        """Pod → its load, and how many seconds ago it was measured; pods without a load are left out."""
         asked = published_loads.calls(self.keyspace, model, pods)
         return published_loads.decode(pods, await self._call(asked)) if asked else {}
 

@@ -27,7 +27,7 @@ from indexer.core.events import Tier
 from indexer.core.names import Trust
 from indexer.core.traits import Traits
 
-# A change of more blocks goes into the log as `reload`: whoever follows loads the stream instead.
+# A change of more blocks goes into the log as `reload`: followers load the stream instead.
 ENTRY_BLOCKS_MAX = 1_024
 
 _BLOCK = Layout("<BBQQ")

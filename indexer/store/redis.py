@@ -147,7 +147,7 @@ class RedisStore:
         return await self._leases.claim(stream, mode)
 
     async def load(self, claim: Claim, stream: StreamKey, state: StreamState) -> Head | None:
-        """Let the state hold what Redis has of a stream. Returns the head to go on from, None where it starts anew. Raises StoreError."""
+        """Let the state hold what Redis has of a stream. Returns the head to go on from, None where it starts from nothing. Raises StoreError."""
         return await takeover.load(self._session, self._leases, claim, stream, state)
 
     def own(self, stream: StreamKey, claim: Claim, snapshot: Snapshot, position: StreamPosition, *, is_loaded: bool) -> None:

@@ -101,7 +101,7 @@ class Registry:
                 log.warning("pod changed again, since redis lost that", extra={"pod": pod, "registered": record.specs is not None})
 
     async def delete(self, stream: StreamKey) -> None:
-        """Delete what there is of a stream, whoever owns it."""
+        """Delete a stream's data, whichever owner it has."""
         await self._delete(stream)
         self._unconfirmed.note_deleted(stream)
 
@@ -126,7 +126,7 @@ def _plain(specs: tuple[EngineSpec, ...]) -> tuple[EngineSpec, ...]:
 
 
 class RegisteredPods:
-    """Reads what was registered. What cannot be read somebody else wrote: it is passed over, and logged once."""
+    """Reads what was registered. An entry that cannot be decoded is skipped, and logged once."""
 
     def __init__(self) -> None:
         self._unreadable: set[bytes] = set()
@@ -139,7 +139,7 @@ class RegisteredPods:
 
     @staticmethod
     def _whole(plain: tuple[EngineSpec, ...], text: bytes | None) -> tuple[EngineSpec, ...]:
-        """With what `specs` adds. What cannot be read there a newer version wrote: the rest counts all the same."""
+        """With what `specs` adds. An entry that cannot be decoded is of a newer version: the others count all the same."""
         if text is None:
             return plain
         try:

@@ -27,7 +27,7 @@ PIECE_FIELDS = 500
 
 
 async def load(session: StoreSession, leases: Leases, claim: Claim, stream: StreamKey, state: StreamState) -> Head | None:
-    """Let the state hold what Redis has of a stream. Returns the head to go on from; None where the stream has to start anew. Raises StoreError."""
+    """Let the state hold what Redis has of a stream. Returns the head to go on from; None where it starts from nothing. Raises StoreError."""
     head = claim.head
     if claim.generation is None or head is None or (head.counting, head.hash_seed) != (state.counting, session.settings.hash_seed):
         return None

@@ -1,4 +1,4 @@
-"""Registrations and deletions of pods that this process acknowledged and that a failover may lose: they are kept to be repeated."""
+"""Registrations and deletions of pods that this process acknowledged and that a failover may undo: they are kept to be repeated."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ from msgspec import Struct
 from indexer.core.names import StreamKey
 from indexer.engines.spec import EngineSpec
 
-# Of so many pods, the last ones.
+# The last ones are kept, of this number of pods.
 PODS_MAX = 10_000
 
 
@@ -45,7 +45,7 @@ class UnconfirmedRegistrations:
             record.streams.append(stream)
 
     def note_registered(self, pods: Mapping[str, tuple[EngineSpec, ...]], node: str, asked_s: float) -> None:
-        """This server answered a question of this time: these pods are registered. What somebody else has changed since counts."""
+        """This server answered a request of this time: these pods are registered. What another indexer has changed since counts."""
         for pod, record in list(self._records.items()):
             if record.node == node and record.at_s < asked_s and pod in pods and pods[pod] != record.specs:
                 del self._records[pod]

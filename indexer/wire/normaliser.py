@@ -15,7 +15,7 @@ from indexer.wire.types import RemovedArray, RemovedMap, SaltMap, StoredArray, S
 NIL = b"\xc0"
 # The encodings of "no block has extra keys": nil, an empty array, or an array of one nil.
 NO_EXTRA_KEYS = (b"\x91\xc0", NIL, b"\x90")
-# In a batch, so many times the extra keys of one block.
+# Limit for a batch, as a multiple of the extra keys of one block.
 EXTRA_KEYS_OF_A_BATCH = 128
 
 # The engine's name for where a block lies, in upper case; no name means GPU, an unknown one a lower tier.

@@ -4,10 +4,10 @@ The decoder gives up on a whole batch when one event in it is nested too deeply,
 event ends by counting the items that are still to come, so depth costs nothing.
 """
 
-# So many items are looked at; a hostile payload of millions costs no more than that (some tenths of a second).
+# Number of items that are examined; a hostile payload of millions costs no more than that (some tenths of a second).
 ITEMS_MAX = 500_000
 
-# First byte → bytes that follow it, for what has no length of its own.
+# First byte → bytes that follow it, for types without a length field.
 _FIXED = {0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
 _FIXED |= {0xD4 + power: 1 + 2**power for power in range(5)}
 # First byte → (bytes of the length, bytes behind it that the length does not count).
@@ -33,7 +33,7 @@ def split_events(payload: bytes) -> list[bytes]:
 def split_list(content: bytes) -> tuple[list[bytes], int]:
     """The whole items of a list, still encoded, and how many bytes of something cut short follow them.
 
-    How many items the list says it has does not matter: whoever wrote it may have ended before it could say that. Raises ValueError for what
+    How many items the list says it has does not matter: the writer may have ended before it knew that. Raises ValueError for what
     is no list.
     """
     splitter = _Splitter(content, len(content))

@@ -1,4 +1,4 @@
-"""The whole examination. Probes run at the same time where they can, each with a deadline of its own.
+"""The whole examination. Probes run at the same time where they can, each with its own deadline.
 
 service, Redis ─▶ each pod: its API, its sockets ─▶ the service once more, the prompt ─▶ the prompt probe, if requested
 """

@@ -175,7 +175,7 @@ class Follower:
             log.exception("following failed", extra={"model": follower.model})
             await asyncio.sleep(AFTER_FAILURE_S)
             follower.close()
-            del self._running[follower.model]  # the next look starts it anew
+            del self._running[follower.model]  # the next round starts it again
 
     # Giving back
 

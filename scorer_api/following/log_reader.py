@@ -14,7 +14,7 @@ from scorer_api.following.followed_stream import FollowedStream, Verdict, judge,
 from scorer_api.following.reloader import RETRY_S, Reloader
 from scorer_api.following.survey import Surveyor
 
-# The log is read at this pace: without a pause each entry would cost a call of its own.
+# The log is read at this pace: without a pause each entry would cost a separate call.
 PACE_S = 0.002
 ENTRIES_MAX = 256
 WAIT_MS = 500
@@ -114,14 +114,14 @@ class LogReader:
             self._reloader.load(stream, "new" if stream.version is None else "reload")
         else:
             outcomes["lost"].inc()
-            self._reloader.lose(stream, "lost")
+            self._reloader.mark_lost(stream, "lost")
 
     def _apply(self, stream: FollowedStream, offset: LogOffset, entry: Entry) -> None:
         try:
             change = change_of(entry)
         except ValueError:
             self._metrics.entries["unreadable"].inc()
-            self._reloader.lose(stream, "lost")
+            self._reloader.mark_lost(stream, "lost")
             return
         if change and entry.block_size is not None:
             self._view.append(stream.key, entry.block_size, change)

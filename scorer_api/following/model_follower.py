@@ -22,7 +22,7 @@ class ModelFollower:
     def __init__(self, model: str, context: FollowerContext) -> None:
         self.model = model
         self.missing_since_s: float | None = None
-        """Since when nobody names the model, by the monotonic clock."""
+        """Since when no indexer has the model, by the monotonic clock."""
         self._tasks = asyncio.TaskGroup()
         self._known = FollowedModel(model, context)
         reloader = Reloader(self._known, context, self._tasks)

@@ -1,4 +1,4 @@
-"""Loads streams of one model from Redis, each in a task of its own, until a load is whole."""
+"""Loads streams of one model from Redis, each in its own task, until a load is complete."""
 
 import asyncio
 
@@ -21,7 +21,7 @@ class Reloader:
         self._metrics = context.metrics
         self._tasks = tasks
 
-    def lose(self, stream: FollowedStream, reason: str) -> None:
+    def mark_lost(self, stream: FollowedStream, reason: str) -> None:
         """What is held may be wrong: it does not count until it is loaded again."""
         stream.is_lost = True
         self._model.set_trust(stream)

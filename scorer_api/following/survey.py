@@ -180,7 +180,7 @@ class Surveyor:
             stream.is_lost = True
             self._model.set_trust(stream)
         else:
-            self._reloader.lose(stream, "survey")
+            self._reloader.mark_lost(stream, "survey")
 
     def _note_missing(self, stream: FollowedStream, survey: Survey) -> None:
         """There is no state of it: it was deleted, unless that is how a Redis looks that lost everything. Then its owner will write it again."""

@@ -37,7 +37,7 @@ def length_in_tokens(query: Query, block_size: int) -> int:
 class PromptKeys:
     """The block keys of one prompt: block size → keys from the first block on.
 
-    They are computed once, in runs, when a walk or a caller needs them, and kept for whoever asks next.
+    They are computed once, in runs, when a walk or a caller needs them, and kept for the next caller.
     """
 
     __slots__ = ("_computed", "_hash_seed", "_prompt")

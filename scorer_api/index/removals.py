@@ -53,6 +53,6 @@ class Removals:
         return next((Removal(sequence) for sequence, touched in reversed(self._kept) if touched.get(key) is False), None)
 
     def forget(self) -> None:
-        """Forget all removals: the engine was restarted, or the stream was loaded anew."""
+        """Forget all removals: the engine was restarted, or the stream was loaded again."""
         self._kept.clear()
         self._blocks = 0

@@ -40,7 +40,7 @@ class Listener(Protocol):
 
 
 class View:
-    """Implements `indexer.core.store.Store`. `source`: where its changes come from, as answers name it."""
+    """Implements `indexer.core.store.Store`. `source`: the source of its changes, as responses name it."""
 
     has_limits = False
     needs_records = False

@@ -47,7 +47,7 @@ class LoadEstimate(Struct, frozen=True, gc=False):
     kv_tokens: float = math.inf
 
     def pressure_s(self, more_tokens: float) -> float:
-        """The cost of making room for so many more tokens in the cache."""
+        """The cost of making room for `more_tokens` tokens in the cache."""
         usage = self.kv_usage + more_tokens / self.kv_tokens
         if usage <= KV_FREE:
             return 0.0

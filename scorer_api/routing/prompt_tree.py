@@ -17,7 +17,7 @@ H = TypeVar("H", bound=Hashable)
 
 
 class Node(Generic[H]):
-    """See the module. The node at which a prompt ends stands for the prompt."""
+    """See the module. The node at which a prompt ends represents the prompt."""
 
     __slots__ = ("children", "counts", "keys", "parent")
 

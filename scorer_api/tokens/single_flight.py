@@ -1,4 +1,4 @@
-"""Runs one task for all callers that want the same result at the same time. A caller that is cancelled cancels nobody else's."""
+"""Runs one task for all callers that want the same result at the same time. A caller that is cancelled does not cancel the task of the others."""
 
 import asyncio
 from collections.abc import Callable, Coroutine

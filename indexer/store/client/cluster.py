@@ -5,7 +5,7 @@
                                       └ where a node does not answer the others are asked which slots lie where, beside all calls
 
 A command is sent again only where a node said that it was not carried out, a call waits for the nodes that it is about and no others, and what went
-wrong with some commands of a pipeline stands in place of their answers. docs/explanation/architecture.md says why the library's client is not used.
+wrong with some commands of a pipeline replaces their answers. docs/explanation/architecture.md says why the library's client is not used.
 """
 
 import asyncio
@@ -94,7 +94,7 @@ def _key_of(arguments: Sequence[Any]) -> str | bytes | None:
         case name if name in KEYLESS:
             return None
         case name:
-            assert name in KEYED, f"nobody knows where the key of {name} is"
+            assert name in KEYED, f"the position of the key in {name} is not known"
             key = arguments[1]
     return key
 
@@ -151,7 +151,7 @@ class Cluster(redis.asyncio.Redis):
         return ClusterPipeline(self)
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:
-        """The answers, in order; errors stand in their places. Those of one slot are carried out in order.
+        """The answers, in order; a failed command has its error as its answer. Those of one slot are carried out in order.
 
         Raises redis.exceptions.RedisError where nothing was sent, since no node says which slots lie where.
         """
@@ -236,7 +236,7 @@ class Cluster(redis.asyncio.Redis):
     # Which slots lie where
 
     def node_of(self, key: str) -> str:
-        """The node that answers for a key, or that would be asked first: each has a clock of its own. Empty where none is known."""
+        """The node that answers for a key, or that would be asked first: each has its own clock. Empty where none is known."""
         slot = slot_of_key(key)
         node = self._asked.get(slot) or self._owners[slot]
         return "" if node is None else f"{node[0]}:{node[1]}"
@@ -264,7 +264,7 @@ class Cluster(redis.asyncio.Redis):
         self._refreshed_s = time.monotonic()
         failure: RedisError = RedisConnectionError("no node of the cluster is known")
         for node in sorted(self._nodes, key=lambda node: (self._nodes[node], node)):
-            if self._is_closed:  # the library may lose a cancellation
+            if self._is_closed:  # the library may swallow a cancellation
                 break
             client: Any = self._client(node)
             try:
@@ -312,7 +312,7 @@ class ClusterPipeline(Pipeline):
         return self
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
-        """The answers, in order. `raise_on_error`: raise the first error, else it stands in its place."""
+        """The answers, in order. `raise_on_error`: raise the first error, else it is returned as that command's answer."""
         commands, self._commands = self._commands, []
         if not commands:
             return []

@@ -94,11 +94,11 @@ def server_epoch_of(client: Client) -> int:
 async def answer_of(asking: Awaitable[T]) -> T:
     """Await what a client was asked for.
 
-    The library sends with asyncio.wait_for, which up to Python 3.11 loses a cancellation that comes as the sending ends; and what it cleans up after
-    one may fail. Either way the task would go on as if nobody wanted it to end.
+    The library sends with asyncio.wait_for, which up to Python 3.11 swallows a cancellation that comes as sending ends; and what it cleans up after
+    one may fail. Either way the task would go on as if it had not been cancelled.
     """
     task = asyncio.current_task()
-    assert task is not None, "whoever awaits is a task"
+    assert task is not None, "this runs in a task"
     before = task.cancelling()
     try:
         answer = await asking
@@ -136,7 +136,7 @@ def said(error: RedisError) -> str:
 
 
 def is_away(error: RedisError) -> bool:
-    """Whether Redis did not answer: nobody knows what became of the command."""
+    """Whether Redis did not answer: the command may have been carried out or not."""
     return isinstance(error, RedisConnectionError | RedisTimeoutError)
 
 

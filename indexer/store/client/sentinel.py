@@ -1,4 +1,4 @@
-"""A Redis that Sentinels watch over: whoever is its master, and nobody else.
+"""A Redis that Sentinels monitor: always the present master.
 
     redis+sentinel://[user:password@]host:port,host:port/service[/database][?sentinel_username=…&sentinel_password=…&…]
 
@@ -35,7 +35,7 @@ SENTINEL_PORT = 26379
 POLL_S = 1.0
 # Sentinels are not asked more often than this, whatever goes wrong.
 POLL_PAUSE_S = 0.1
-# An older epoch than the known one counts if most Sentinels have reported it for so long: they were set up anew. One that lags behind does not count.
+# An older epoch than the known one counts once most Sentinels reported it this long: they were set up again. One that lags behind does not count.
 OLDER_EPOCH_AFTER_S = 10.0
 
 
@@ -98,7 +98,7 @@ def _address(host: str) -> Address:
 def choose_master(known: MasterReport | None, reports: Collection[MasterReport], sentinels: int) -> tuple[MasterReport | None, bool]:
     """The master by what is known and what was reported; `sentinels`: how many there are, those that do not answer included.
 
-    The second value is whether most of them report an older epoch than the known one, and none a newer: right only if they were set up anew.
+    The second value is whether most of them report an older epoch than the known one, and none a newer: right only if they were set up again.
     """
     if not reports:
         return known, False
@@ -132,7 +132,7 @@ class SSLMasterConnection(MasterConnection, SSLConnection):
 
 
 class MasterPool(ConnectionPool):
-    """Connections to one master, until `retire`: from then on there are none, whoever still holds the pool."""
+    """Connections to one master, until `retire`: from then on it hands out none."""
 
     def __init__(self, client: "SentinelClient", options: Mapping[str, Any]) -> None:
         super().__init__(redis_connect_func=self._check_role, on_read_only=client.poll_soon, **options)
@@ -253,12 +253,12 @@ class SentinelClient(redis.asyncio.Redis):
         task.add_done_callback(partial(_report, self._tasks))
 
     async def _poll(self, address: Address) -> None:
-        """Ask one Sentinel again and again; each has a task of its own, so that one that hangs does not hold up the others."""
+        """Ask one Sentinel again and again; each has its own task, so that one that hangs does not delay the others."""
         pool = ConnectionPool(host=address[0], port=address[1], **self._sentinel_options)
         sentinel = redis.asyncio.Redis(connection_pool=pool)
         soon = self._poll_now[address]
         try:
-            # The library may lose a cancellation.
+            # The library may swallow a cancellation.
             while not self._is_closed:
                 soon.clear()
                 try:

@@ -1,7 +1,7 @@
 -- Delete a stream with all that it holds, and log that it is gone.
 --
 -- KEYS  1 state  2 log  3 streams  4… the generation's hash of each part, none if there is no state
--- ARGV  1 fence, empty to delete whoever owns it  2 generation, empty if there is no state  3 name of the stream  4 log entry
+-- ARGV  1 fence, empty to delete whichever owner it has  2 generation, empty if there is no state  3 name of the stream  4 log entry
 --       5 maximum length of the log  6 TTL of the log, ms
 --
 -- Returns {1} done, {0} another owner has the stream, {-2, generation} another generation. Nothing is changed unless it returns {1}.

@@ -59,7 +59,7 @@ class ObservedService(Struct, frozen=True):
 
 
 class Handshake(Struct, frozen=True):
-    """What a socket says when somebody connects.
+    """The reply of a socket to a connection.
 
     `address`: the endpoint with the address that was connected to, None if there was no connection. `is_refused`: nobody listens there. `is_zmq`: it
     speaks ZMQ; `socket_type` and `mechanism` are what it says of itself. `received`: the bytes that it sent, if it does not speak ZMQ.

@@ -25,7 +25,7 @@ MESSAGES_MAX = 100
 BYTES_MAX = 64 * 2**20
 FRAME_BYTES_MAX = 32 * 2**20
 TOPICS_MAX = 8
-# After so many replies the request ends: more would show nothing new.
+# The request ends after this number of replies: more would show nothing new.
 REPLIES_MAX = 64
 POLL_S = 0.1
 REPLAY_LIMITS = ReceiveLimits(replay_idle_s=2.5, replay_total_s=4.0, frame_bytes_max=FRAME_BYTES_MAX)

@@ -43,7 +43,7 @@ def test_an_error_has_a_limit_of_its_own() -> None:
 def test_an_answer_has_a_deadline() -> None:
     may_end = threading.Event()
 
-    def hang() -> tuple[int, bytes]:
+    def hang(_: object) -> tuple[int, bytes]:
         may_end.wait(30)
         return 200, b""
 
