@@ -184,12 +184,17 @@ class EngineServer:
                 data = [{"id": name, "object": "model", "parent": parent} for name, parent in self.models.items()]
                 return json_reply({"object": "list", "data": data})
             case "POST", "/tokenize":
-                return tokens_reply(self.tokens(request["prompt"]))
+                return self.tokenize(request)
             case "POST", "/v1/completions":
                 if self.completion_error is not None:
                     return json_reply({"error": "no"}, self.completion_error)
                 return json_reply(self._complete(request))
         return json_reply({"detail": "Not Found"}, 404)
+
+    def tokenize(self, request: Request) -> Reply:
+        """The tokens of a prompt, or of the messages of a chat one after the other."""
+        text = request["prompt"] if "prompt" in request else " ".join(message["content"] for message in request["messages"])
+        return tokens_reply(self.tokens(text))
 
     def tokens(self, text: str) -> list[int]:
         """A token for each word."""

@@ -23,7 +23,7 @@ from xxhash import xxh3_64_intdigest
 KEY_SCHEME = 1
 TOKEN_BYTES = 4
 TOKEN_MAX = 2**32 - 1
-# So many blocks are cut out of a prompt at a time.
+# Number of blocks that are cut out of a prompt at a time.
 PIECE_BLOCKS = 64
 
 _canonical = msgspec.msgpack.Encoder(order="deterministic")
@@ -61,12 +61,12 @@ def chain_keys(
 
 @lru_cache(maxsize=1024)
 def _cutter(width: int, count: int) -> Callable[[bytes, int], tuple[bytes, ...]]:
-    """Cuts so many blocks out of tokens, from an offset on: at a quarter of the cost of a slice for each."""
+    """Cuts a number of blocks out of tokens, from an offset on: at a quarter of the cost of a slice for each."""
     return Struct(f"{width}s" * count).unpack_from
 
 
 def read_extra_keys(entry: Sequence[Any] | None, lora_name: str | None, *, first: bool) -> tuple[list[Any], str | None]:
-    """One block's entry as an engine announces it, parted into its own extra keys and the cache salt.
+    """One block's entry as an engine announces it, split into its extra keys and the cache salt.
 
     vLLM puts the LoRA name into every entry (the root has it already: one occurrence is dropped) and the cache salt as a bare
     string into the first block's of a prompt (docs/explanation/wire-format.md, "Extra keys").
@@ -85,7 +85,7 @@ def read_extra_keys(entry: Sequence[Any] | None, lora_name: str | None, *, first
 
 
 def fold_extra_keys(own: Sequence[Any], salt: str | None) -> bytes:
-    """The bytes that stand for a block's extra keys behind its tokens; empty when it has none."""
+    """The encoding of a block's extra keys that follows its tokens; empty when it has none."""
     if not own and not salt:
         return b""
     return _canonical.encode([own, salt or None])

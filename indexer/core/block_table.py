@@ -43,7 +43,7 @@ class BlockRecord(Struct, frozen=True, gc=False):
 
 HashRecord = Block | BlockRecord | Parked
 """What one part holds for an engine hash: the gpu a Block, a lower tier or REMOVED a BlockRecord, PARKED a Parked. Block and Parked are
-the stream's own: whoever reads one later reads what is held then."""
+the stream's own: a later read returns what is held then."""
 Records = dict[int, dict[int, HashRecord | None]]
 """By part that was touched, engine hash → what is held for it afterwards, None where nothing is."""
 
@@ -81,7 +81,7 @@ class BlockTable:
         return None if block is None else block.key
 
     def mapped_key(self, engine_hash: int) -> int | None:
-        """The block key that an engine hash stands for when somebody asks by it; None where it stands for none.
+        """The block key of an engine hash in requests; None where it has none.
 
         A hash counts while a tier holds a block by it. Where blocks are offloaded it also counts as long as the removed block is remembered: its key
         may be held by the offloaded run of a later hash, which covers the blocks before it.
@@ -153,7 +153,7 @@ class BlockTable:
         return None if lower is None else BlockRecord(lower.count, block.parent, lower.keys)
 
     def removed_hashes(self) -> list[int]:
-        """The engine hashes of removed blocks; none where nothing is offloaded: then nobody asks for them."""
+        """The engine hashes of removed blocks; none where nothing is offloaded: then they are not needed."""
         return list(self.removed) if self.offloads else []
 
     def removed_record(self, engine_hash: int) -> BlockRecord | None:

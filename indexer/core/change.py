@@ -7,7 +7,7 @@ from indexer.core.events import Tier
 
 
 class HashMapping(Struct, frozen=True):
-    """What engine hashes stand for after a change. `keys`: engine hash → block key. `removed_hashes`: those that stand for none any more."""
+    """The block keys of engine hashes after a change. `keys`: engine hash → block key. `removed_hashes`: those that no longer have one."""
 
     keys: dict[int, int]
     removed_hashes: list[int]
@@ -19,7 +19,7 @@ class HashMapping(Struct, frozen=True):
 class Change:
     """Final values, not steps: applying a change twice is the same as applying it once.
 
-    `reload`: all that the stream held is void. `cleared`: the gpu tier is emptied. Both come before `touched`: per tier, block key → held
+    `reload`: all that the stream held is invalid. `cleared`: the gpu tier is emptied. Both come before `touched`: per tier, block key → held
     afterwards or not. `sequence`: of the engine's batch, where that is known. `hash_mapping`: None where the owner does not hand it on. `records`:
     None where the store does not need them.
     """

@@ -37,8 +37,8 @@ class HeldBlocks:
         self.table.forget()
         self._reset()
 
-    def lose(self) -> None:
-        """Hold nothing, but remember which hash had which key."""
+    def drop_held(self) -> None:
+        """Drop all blocks, but remember which hash had which key."""
         for engine_hash, block in self.table.held.items():
             block.copies = 0
             self.table.remember(engine_hash, block)

@@ -38,6 +38,6 @@ class HeldKeys:
         return False
 
     def clear(self) -> None:
-        """Nobody holds anything."""
+        """Drop every holder."""
         self.keys = set()
         self._more.clear()

@@ -47,7 +47,7 @@ class IndexedKeys:
         self.held[Tier.GPU].clear()
 
     def claim(self, engine_hash: int, key: int) -> bool:
-        """The engine hash stands for the key. Returns whether the key has become ambiguous by it, and is hidden now."""
+        """Map the engine hash to the key. Returns whether that made the key ambiguous, so that it is hidden now."""
         if not self.claims.claim(engine_hash, key):
             return False
         for tier in Tier:

@@ -1,4 +1,4 @@
-"""Which engine hashes stand for each block key, of an engine that does not announce extra keys.
+"""The engine hashes of each block key, for an engine that does not announce extra keys.
 
 Two engine hashes with the same tokens then may be two images: the key that they share is ambiguous, and not indexed. This is the only place that
 decides it, for the events of an engine as well as for blocks that are loaded from Redis.
@@ -14,7 +14,7 @@ class KeyClaims:
         """A set only where there was more than one: nearly always there is one."""
 
     def claim(self, engine_hash: int, key: int) -> bool:
-        """The engine hash stands for the key. Returns whether the key has become ambiguous by it."""
+        """Map the engine hash to the key. Returns whether that made the key ambiguous."""
         claimed_by = self._hashes.setdefault(key, engine_hash)
         if isinstance(claimed_by, set):
             claimed_by.add(engine_hash)

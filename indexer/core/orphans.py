@@ -24,7 +24,7 @@ class Parked:
 class Orphans:
     """All parked blocks of one stream, by engine hash, in the order in which they came.
 
-    `touched`: where to note the hashes that come, go or change, if anybody wants to know.
+    `touched`: where to note the hashes that come, go or change; None for nowhere.
     """
 
     def __init__(self, touched: dict[int, None] | None = None) -> None:
@@ -84,7 +84,7 @@ class Orphans:
             waiting.extend(self.children(child))
 
     def drop_over(self, count_max: int) -> int:
-        """Drop the oldest beyond so many. Returns how many went."""
+        """Drop the oldest above the limit. Returns how many."""
         over = max(0, len(self._parked) - count_max)
         for _ in range(over):
             self.pop(next(iter(self._parked)))

@@ -1,7 +1,7 @@
 """The publisher's counter: what follows, what is missing, what is a restart.
 
-A publisher process counts its batches from 0. Nothing else tells its lives apart, so a number alone proves little: a regress against a
-number heard on the same connection is a restart, and on a new connection the payload behind the last number is compared with the
+A publisher process counts its batches from 0. Nothing else distinguishes two processes, so a number alone proves little: a regress against a
+number received on the same connection is a restart, and on a new connection the payload behind the last number is compared with the
 fingerprint of the one that was applied (docs/explanation/wire-format.md, "What a subscriber survives").
 """
 
@@ -21,7 +21,7 @@ class Verdict(Enum):
 
 
 class Sequence:
-    """How far one stream was applied. `last`: the last applied number, None where nothing of this life was."""
+    """How far one stream was applied. `last`: the last applied number, None where nothing of this process was."""
 
     def __init__(self) -> None:
         self.last: int | None = None
@@ -34,7 +34,7 @@ class Sequence:
         return 0 if self.last is None else self.last + 1
 
     @property
-    def has_heard(self) -> bool:
+    def has_live_batch(self) -> bool:
         """Whether a live batch of the present connection was taken."""
         return self._last_live is not None
 
@@ -46,7 +46,7 @@ class Sequence:
             return Verdict.DUPLICATE
         return Verdict.NEXT if number == self.expected else Verdict.GAP
 
-    def heard(self, number: int) -> None:
+    def note_live(self, number: int) -> None:
         """A live batch of this number was taken from the present connection."""
         self._last_live = number
 
@@ -60,7 +60,7 @@ class Sequence:
         self.last, self.fingerprint, self._last_live = last, fingerprint, None
 
     def connected(self) -> None:
-        """A new connection: numbers heard on the old one say nothing about this one."""
+        """A new connection: numbers of the old one say nothing about this one."""
         self._last_live = None
 
     def forget(self) -> None:
@@ -78,7 +78,7 @@ class Step(Enum):
     APPLY = auto()
     SKIP = auto()
     RESTARTED = auto()
-    """Another life answers: forget everything, ask from 0."""
+    """Another process answers: forget everything, ask from 0."""
     LOST = auto()
     """History starts later than asked: hold nothing any more, then apply this reply and go on."""
     HOLE = auto()
@@ -88,7 +88,7 @@ class Step(Enum):
 class ReplayProgress:
     """Reads the replies to one replay request.
 
-    With `verify` the request is for the last applied number, to see whether the same life answers.
+    With `verify` the request is for the last applied number, to see whether the same process answers.
     """
 
     def __init__(self, sequence: Sequence, *, verify: bool) -> None:
@@ -116,7 +116,7 @@ class ReplayProgress:
         return Step.APPLY if was_expected else Step.LOST
 
     def ended(self) -> Step:
-        """What the end marker says: a life that does not know the last applied number is another one."""
+        """What the end marker says: a process that does not know the last applied number is another one."""
         return Step.RESTARTED if self._verify and not self.replies else Step.SKIP
 
 
@@ -134,7 +134,7 @@ class Overlap(Enum):
 
 
 class KeptMatch(Struct, frozen=True):
-    """`done`: so many of the frames, from the oldest, need not be applied."""
+    """`done`: this many of the frames, from the oldest, need not be applied."""
 
     overlap: Overlap
     done: int

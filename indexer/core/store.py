@@ -9,7 +9,7 @@ from indexer.core.names import StreamKey, Trust
 
 
 class StreamPosition(Struct, frozen=True):
-    """Where a stream stands between two batches. `complete`: nothing is missing, as far as is known."""
+    """A stream's position between two batches. `complete`: nothing is missing, as far as is known."""
 
     sequence: int | None
     fingerprint: bytes | None
@@ -22,7 +22,7 @@ class Store(Protocol):
     """What a stream's owner writes to. No call but `room` waits for anything."""
 
     has_limits: bool
-    """Whether it may fall behind, so that whoever writes has to await `room` now and then."""
+    """Whether it may fall behind, so that the stream has to await `room` now and then."""
     needs_records: bool
     """Whether a change has to say what became of each engine hash: `Change.records`."""
 

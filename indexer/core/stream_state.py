@@ -53,7 +53,7 @@ class StreamState:
         with_records: bool = False,
         with_hash_mapping: bool = False,
     ) -> None:
-        """`with_records`, `with_hash_mapping`: whether changes say what became of each engine hash, and what it stands for."""
+        """`with_records`, `with_hash_mapping`: whether changes carry the record of each touched engine hash, and its block key."""
         self._model = model
         self._hash_seed = hash_seed
         self._limits = limits or StateLimits()
@@ -97,7 +97,7 @@ class StreamState:
 
     @property
     def ambiguous(self) -> int:
-        """How many keys are not indexed because two engine hashes claim them and nothing tells their content apart."""
+        """How many keys are not indexed because two engine hashes claim them and nothing distinguishes their content."""
         return len(self._blocks.keys.claims.ambiguous)
 
     def count(self, tier: Tier) -> int:
@@ -113,10 +113,10 @@ class StreamState:
         self._blocks.forget()
         self._reset()
 
-    def lose(self) -> None:
-        """Hold nothing any more, but remember which hash had which key: the same engine goes on, but what it removed was missed."""
+    def drop_held(self) -> None:
+        """Drop all blocks, but remember which hash had which key: the same engine goes on, but its removals were missed."""
         block_size, by_gpu, adapters = self.block_size, self._block_size_is_gpu, self.adapters
-        self._blocks.lose()
+        self._blocks.drop_held()
         self._reset()
         self.block_size, self._block_size_is_gpu, self.adapters = block_size, by_gpu, adapters
 
@@ -241,7 +241,7 @@ class StreamState:
                 self._adopt(engine_hash)
 
     def _covers_many(self, event: Stored) -> bool:
-        """Whether each hash of a lower tier stands for several gpu blocks."""
+        """Whether each hash of a lower tier covers several gpu blocks."""
         return self.block_size is not None and event.block_size > self.block_size and event.block_size % self.block_size == 0
 
     def _settle_block_size(self, event: Stored) -> None:
@@ -293,7 +293,7 @@ class StreamState:
             self._blocks.add_known(engine_hash, block, event.tier, () if event.tier is GPU else self._covered(block, event.block_size))
 
     def _covered(self, block: Block, block_size: int) -> tuple[int, ...]:
-        """The keys that an offloaded hash stands for: its own and those before it, by its block size."""
+        """The keys that an offloaded hash covers: its own and those before it, by its block size."""
         size = block_size or self._offload_block_size or 0
         return self._blocks.table.covered(block, size // self.block_size if self.block_size and size % self.block_size == 0 else 1)
 

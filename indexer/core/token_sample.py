@@ -3,7 +3,7 @@
 import sys
 from array import array
 
-# All tokens are looked at until there were so many, then those of every so many-th event.
+# All tokens are looked at up to this number, then those of every SAMPLED_EVENTS-th event.
 SAMPLED_TOKENS_MIN = 4_096
 SAMPLED_EVENTS = 64
 

@@ -4,7 +4,7 @@
     sealed     calls made of them, not sent yet; values are those of the moment of sealing, which is the end of a batch
     in flight  sent, not answered
 
-An answer that never comes leaves nothing undecided: numbers tell whether the call was carried out, and final values may be written twice.
+An answer that never comes leaves nothing undecided: numbers show whether the call was carried out, and final values may be written twice.
 """
 
 import secrets
@@ -26,11 +26,11 @@ from indexer.store.keyspace import PARTS, ModelKeys
 from indexer.store.records import ENTRY_BLOCKS_MAX, Kind
 from indexer.store.scripts import Call, Word
 
-# A call is sealed from so many touched hashes on: one script takes Redis some milliseconds at the most, and its entry fits into the log …
+# A call is sealed from this number of touched hashes on: one script takes Redis some milliseconds at the most, and its entry fits into the log …
 SEAL_OPERATIONS = 768
-# … so many of them may wait; then changes gather in one …
+# … at most this number of calls waits; then changes gather in one …
 SEALED_MAX = 32
-# … and beyond this, writing everything anew blocks Redis less than one append would.
+# … and beyond this, a full write blocks Redis less than one append would.
 APPEND_OPERATIONS_MAX = 10_000
 
 
@@ -74,7 +74,7 @@ class PendingWrites:
         fence: int,
         trusted_until_ms: Callable[[], int],
     ) -> None:
-        """`position`: where the stream stands; each change brings the next one.
+        """`position`: the stream's position; each change brings the next one.
 
         `trusted_until_ms`: until when a stream is trusted that Redis has completely now, by Redis's clock."""
         self.key = stream
@@ -209,12 +209,12 @@ class PendingWrites:
         return sum(map(len, self._records))
 
     def take_records(self) -> PendingRecords:
-        """The records that no call carries yet; whoever takes them writes them."""
+        """The records that no call carries yet; the caller writes them."""
         records, self._records = self._records, _no_records()
         return records
 
     def _take_mapping(self) -> HashMapping | None:
-        """What the touched engine hashes stand for; None where followers are not to know."""
+        """The block keys of the touched engine hashes; None where followers do not need them."""
         if not self._settings.engine_hashes:
             return None
         mapped, self._mapping = self._mapping, {}
@@ -267,7 +267,7 @@ class PendingWrites:
         return True
 
     def take_back(self, *, is_unsure: bool) -> None:
-        """What was sent was not carried out, or nobody knows: it becomes pending again."""
+        """The call was not carried out, or its outcome is unknown: it becomes pending again."""
         if self.needs_full_write:
             self.in_flight = []
             return

@@ -84,9 +84,9 @@ class Running(Struct):
 
 
 class Streams:
-    """`async with Streams(settings, store, metrics) as streams:` opens, runs and closes them; which, whoever uses this decides.
+    """`async with Streams(settings, store, metrics) as streams:` opens, runs and closes them; the caller decides which.
 
-    `announced`: pods that dialled us and that nobody expected. `tasks`: where whoever uses this starts its own. `owner`: this indexer, where several
+    `announced`: pods that dialled us and are not registered. `tasks`: the task group, for the caller too. `owner`: this indexer, where several
     share the streams.
     """
 
@@ -259,7 +259,7 @@ class Streams:
         await self.close(running.stream)
 
     async def close(self, stream: Stream) -> None:
-        """Disconnect a stream that nobody runs."""
+        """Disconnect a stream that is not run."""
         if (dialling := self._dialling.pop(stream, None)) is not None:
             dialling.cancel()
             await asyncio.wait([dialling])
@@ -308,7 +308,7 @@ class Streams:
         now_s = time.time()
         for key, running in self.running.items():
             age_s = running.stream.status().last_batch_age_s
-            # To a tenth: between two batches the figure should stand still, and two clocks never agree on more.
+            # To a tenth: between two batches the figure should not change, and two clocks never agree on more.
             yield key, 0.0 if age_s is None else round(now_s - age_s, 1)
 
 

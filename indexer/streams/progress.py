@@ -64,7 +64,7 @@ class StreamProgress:
         if has_replay:
             self.note(Signal.CONNECTED_EMPTY if self.sequence.last is None else Signal.CONNECTED)
         else:
-            self.note(Signal.CONNECTED_UNASKED_EMPTY if self.sequence.last is None else Signal.CONNECTED_UNASKED)
+            self.note(Signal.CONNECTED_NO_REPLAY_EMPTY if self.sequence.last is None else Signal.CONNECTED_NO_REPLAY)
         self.heard_s = time.monotonic()
 
     def resume(self, head: Head) -> None:
@@ -89,8 +89,8 @@ class StreamProgress:
     def apply_live(self, number: int, payload: bytes) -> None:
         """Apply one live batch of the connection that was taken up."""
         if not self.state.is_confirmed:
-            self.note(Signal.HEARD)
-        self.sequence.heard(number)
+            self.note(Signal.LIVE_BATCH)
+        self.sequence.note_live(number)
         self.apply(number, payload, is_live=True)
 
     def apply_replayed(self, number: int, payload: bytes) -> None:
@@ -129,14 +129,14 @@ class StreamProgress:
         return False
 
     def lose_history(self, *, is_same_process: bool) -> None:
-        """What was missed cannot be had again: some of what is held is gone at the engine, nobody knows which."""
+        """Missed batches cannot be replayed: some of what is held is gone at the engine, and it is unknown which."""
         if self.sequence.last is not None:
             self.metrics.losses.inc()
             log.warning("history lost", extra={**self.log_names, "sequence": self.sequence.last})
         self.note(Signal.HISTORY_LOST)
         if self.sequence.last is not None:
             if is_same_process:
-                self.applier.state.lose()
+                self.applier.state.drop_held()
             else:
                 self.applier.state.forget()
             self.store.drop(self.key, self.position)
@@ -167,7 +167,7 @@ class StreamProgress:
         self.note(Signal.FAILED)
         self.last_error = "an internal error, see the log"
 
-    # What is told of it
+    # Its status
 
     @property
     def trust(self) -> Trust:
@@ -175,7 +175,7 @@ class StreamProgress:
         return self.state.trust(is_current=self.is_current)
 
     def publish_trust(self) -> None:
-        """Tell the store where the trust changed."""
+        """Report a changed trust to the store."""
         trust = self.trust
         if trust is self._told_trust:
             return
@@ -186,5 +186,5 @@ class StreamProgress:
 
     @property
     def position(self) -> StreamPosition:
-        """Where the stream stands between two batches."""
+        """The stream's position between two batches."""
         return StreamPosition(self.sequence.last, self.sequence.fingerprint, self.state.is_complete, self.trust, self.applier.is_simulator)

@@ -96,7 +96,7 @@ class Recovery:
         self._progress.last_error = f"replay endpoint {self.endpoint} does not answer"
 
     def give_up(self) -> None:
-        """Nobody answers: go on as if there were no replay endpoint, until the next connection."""
+        """No answer: go on as if there were no replay endpoint, until the next connection."""
         progress = self._progress
         log.warning("replay endpoint does not answer", extra={**progress.log_names, "endpoint": self.endpoint})
         progress.note(Signal.GAVE_UP_EMPTY if progress.sequence.last is None else Signal.GAVE_UP)

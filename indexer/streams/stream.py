@@ -3,7 +3,7 @@
 `Stream.run` decides, again and again, what is due:
 
     not connected          stale; expired and dropped after a while
-    a new connection       confirm: does the same life go on? (replay of the last applied number)
+    a new connection       confirm: does the same process go on? (replay of the last applied number)
     a gap                  replay from the next number on
     frames in the inbox    apply them, in turns
     silence                ask for the next number: a lost last batch shows no gap
@@ -108,7 +108,7 @@ class Stream:
         return self._progress.trust
 
     def dial_replays_at(self, address: str | None) -> None:
-        """`address`: what to dial in place of the replay endpoint's name; None as long as nobody knows it."""
+        """`address`: what to dial in place of the replay endpoint's name; None while it is unknown."""
         if self._recovery is not None:
             self._recovery.address = address
 
@@ -150,7 +150,7 @@ class Stream:
 
     @property
     def position(self) -> StreamPosition:
-        """Where the stream stands between two batches."""
+        """The stream's position between two batches."""
         return self._progress.position
 
     def resume(self, head: Head) -> None:
@@ -160,7 +160,7 @@ class Stream:
             self._takeover.begin()
 
     def begin(self) -> None:
-        """From now on it is run. What was kept for this had limits of its own, and dropping the oldest of it was no loss."""
+        """From now on it is run. Frames kept until now had other limits, and dropping the oldest of them was no loss."""
         self.inbox.limit(self._settings.limits.receive)
         self._dropped_seen = self.inbox.dropped
         self._down_since_s = self._silent_since_s = time.monotonic()
@@ -218,7 +218,7 @@ class Stream:
         return 0.0
 
     def _take_up_unasked(self, epoch: int) -> float:
-        """A new connection is up and nobody can be asked: what older ones brought still counts, in its order."""
+        """A new connection is up and no replay is possible: batches of older ones still count, in their order."""
         self._take_up(epoch)
         self.settled.set()
         return 0.0
@@ -244,7 +244,7 @@ class Stream:
         """Take up a new connection: nothing is confirmed on it yet."""
         progress = self._progress
         if self._dials_us and self._recovery is None and progress.sequence.last is not None:
-            # An engine that dials us anew may be another process, and nobody can be asked.
+            # An engine that dials us again may be another process, and no replay is possible.
             progress.lose_history(is_same_process=False)
             progress.forget()
         progress.take_up(epoch, has_replay=self._recovery is not None)
@@ -325,7 +325,7 @@ class Stream:
                     progress.note(Signal.RECOVERY_STARTED)
                     return False
             case Verdict.DUPLICATE if self._can_ask or number <= progress.replayed_to:
-                sequence.heard(number)
+                sequence.note_live(number)
                 return True
             case Verdict.DUPLICATE:
                 progress.restart()
@@ -337,7 +337,7 @@ class Stream:
                 return False
             case Verdict.GAP if sequence.last is not None:
                 progress.note_gap()
-                progress.lose_history(is_same_process=sequence.has_heard)
+                progress.lose_history(is_same_process=sequence.has_live_batch)
             case _:
                 pass
         is_first = sequence.last is None
@@ -375,6 +375,6 @@ class Stream:
         return 0.0
 
     def _note_heard(self) -> None:
-        """After something was heard, silence begins anew."""
+        """The silence starts again after each message."""
         if self._progress.heard_s > self._silent_since_s:
             self._silent_since_s, self._probe_after_s = self._progress.heard_s, self._settings.limits.recovery.silence_s

@@ -1,4 +1,4 @@
-"""Going on from a former owner's place with nobody to ask: the frames that were kept meanwhile show whether the same process goes on."""
+"""Takeover without replay: the frames that were kept meanwhile show whether the same process goes on after the former owner's last batch."""
 
 import logging
 import math
@@ -58,7 +58,7 @@ class Takeover:
             progress.inbox.pass_over(frames)
             progress.take_up(epoch, has_replay=False)
         if found.overlap is Overlap.FOUND and number is not None:
-            progress.sequence.heard(number)
+            progress.sequence.note_live(number)
             progress.note(Signal.FOUND)
             if state.is_complete:
                 progress.note(Signal.WHOLE)

@@ -1,10 +1,10 @@
 """How far a stream's content can be relied on: its phase, what moves it to another, and the trust that follows. Pure.
 
     UNVERIFIED ──▶ RECOVERING ◀──▶ CONFIRMED     the engine can be asked to replay
-    UNHEARD ──▶ UNASKED                          it cannot: no replay endpoint, or one that did not answer on this connection
+    NO_REPLAY_WAITING ──▶ NO_REPLAY                          it cannot: no replay endpoint, or one that did not answer on this connection
     EXPIRED                                      away for too long, dropped; a new connection begins again
 
-Beside the phase stands whether the content is complete, as far as is known. Signals that say nothing of a phase leave it as it is.
+Besides the phase there is whether the content is complete, as far as is known. Signals that say nothing of a phase leave it as it is.
 """
 
 from enum import Enum, auto
@@ -23,10 +23,10 @@ class Phase(Enum):
     """Nothing held is another process's, but batches may be missing until a replay ends."""
     CONFIRMED = auto()
     """What is held joins what the engine publishes now."""
-    UNHEARD = auto()
-    """Nobody can be asked, and nothing was heard on this connection yet."""
-    UNASKED = auto()
-    """Nobody can be asked; what is held counts."""
+    NO_REPLAY_WAITING = auto()
+    """No replay is possible, and no batch of this connection was applied yet."""
+    NO_REPLAY = auto()
+    """No replay is possible; what is held counts."""
     EXPIRED = auto()
     """The engine stayed away, everything was dropped."""
 
@@ -35,12 +35,12 @@ class Signal(Enum):
     """What happens to a stream."""
 
     CONNECTED = auto()
-    """A new connection of an engine that can be asked; something is held."""
+    """A new connection of an engine with a replay endpoint; something is held."""
     CONNECTED_EMPTY = auto()
     """The same, with nothing held."""
-    CONNECTED_UNASKED = auto()
+    CONNECTED_NO_REPLAY = auto()
     """A new connection of an engine without a replay endpoint; something is held."""
-    CONNECTED_UNASKED_EMPTY = auto()
+    CONNECTED_NO_REPLAY_EMPTY = auto()
     """The same, with nothing held: nothing that is known can be wrong."""
     RECOVERY_STARTED = auto()
     VERIFIED = auto()
@@ -52,7 +52,7 @@ class Signal(Enum):
     GAVE_UP = auto()
     """The replay endpoint does not answer; something is held."""
     GAVE_UP_EMPTY = auto()
-    HEARD = auto()
+    LIVE_BATCH = auto()
     """A live batch of this connection was applied."""
     GAP = auto()
     """Batches are missing that may be replayed."""
@@ -63,40 +63,40 @@ class Signal(Enum):
     WHOLE = auto()
     """All that the engine holds is known: from its first batch on, or since its cache was cleared."""
     REFUSED = auto()
-    """Something could not be read that may have changed what is held."""
+    """A message that may have changed what is held could not be read."""
     FORGOTTEN = auto()
     """Nothing of what was applied counts any more."""
     FAILED = auto()
-    """An error of ours: begin again with nothing."""
+    """An internal error: start again with nothing."""
     EXPIRED = auto()
 
 
 _UNVERIFIED, _RECOVERING, _CONFIRMED = Phase.UNVERIFIED, Phase.RECOVERING, Phase.CONFIRMED
-_UNHEARD, _UNASKED, _EXPIRED = Phase.UNHEARD, Phase.UNASKED, Phase.EXPIRED
+_NO_REPLAY_WAITING, _NO_REPLAY, _EXPIRED = Phase.NO_REPLAY_WAITING, Phase.NO_REPLAY, Phase.EXPIRED
 
 TRANSITIONS: dict[Signal, dict[Phase, Phase]] = {
     Signal.CONNECTED: dict.fromkeys(Phase, _UNVERIFIED),
     Signal.CONNECTED_EMPTY: dict.fromkeys(Phase, _RECOVERING),
-    Signal.CONNECTED_UNASKED: dict.fromkeys(Phase, _UNHEARD),
-    Signal.CONNECTED_UNASKED_EMPTY: dict.fromkeys(Phase, _UNASKED),
+    Signal.CONNECTED_NO_REPLAY: dict.fromkeys(Phase, _NO_REPLAY_WAITING),
+    Signal.CONNECTED_NO_REPLAY_EMPTY: dict.fromkeys(Phase, _NO_REPLAY),
     Signal.RECOVERY_STARTED: {_CONFIRMED: _RECOVERING},
     Signal.VERIFIED: {_UNVERIFIED: _RECOVERING},
     Signal.REPLAYED: {_UNVERIFIED: _CONFIRMED, _RECOVERING: _CONFIRMED},
     Signal.REPLAYED_EMPTY: {_UNVERIFIED: _CONFIRMED, _RECOVERING: _CONFIRMED},
-    Signal.GAVE_UP: {_UNVERIFIED: _UNHEARD, _RECOVERING: _UNHEARD, _CONFIRMED: _UNHEARD},
-    Signal.GAVE_UP_EMPTY: {_UNVERIFIED: _UNASKED, _RECOVERING: _UNASKED, _CONFIRMED: _UNASKED},
-    Signal.HEARD: {_UNVERIFIED: _CONFIRMED, _RECOVERING: _CONFIRMED, _UNHEARD: _UNASKED},
+    Signal.GAVE_UP: {_UNVERIFIED: _NO_REPLAY_WAITING, _RECOVERING: _NO_REPLAY_WAITING, _CONFIRMED: _NO_REPLAY_WAITING},
+    Signal.GAVE_UP_EMPTY: {_UNVERIFIED: _NO_REPLAY, _RECOVERING: _NO_REPLAY, _CONFIRMED: _NO_REPLAY},
+    Signal.LIVE_BATCH: {_UNVERIFIED: _CONFIRMED, _RECOVERING: _CONFIRMED, _NO_REPLAY_WAITING: _NO_REPLAY},
     Signal.GAP: {_CONFIRMED: _RECOVERING},
-    Signal.FOUND: {_UNHEARD: _UNASKED},
+    Signal.FOUND: {_NO_REPLAY_WAITING: _NO_REPLAY},
     Signal.FORGOTTEN: {_UNVERIFIED: _RECOVERING},
-    Signal.FAILED: {_UNVERIFIED: _RECOVERING, _CONFIRMED: _RECOVERING, _UNASKED: _UNHEARD},
+    Signal.FAILED: {_UNVERIFIED: _RECOVERING, _CONFIRMED: _RECOVERING, _NO_REPLAY: _NO_REPLAY_WAITING},
     Signal.EXPIRED: dict.fromkeys(Phase, _EXPIRED),
 }
 """Signal → phase before → phase after; a phase that is not there stays as it is."""
 
 COMPLETE_AFTER: dict[Signal, bool] = {
-    Signal.CONNECTED_UNASKED: False,
-    Signal.CONNECTED_UNASKED_EMPTY: False,
+    Signal.CONNECTED_NO_REPLAY: False,
+    Signal.CONNECTED_NO_REPLAY_EMPTY: False,
     Signal.REPLAYED_EMPTY: True,
     Signal.GAVE_UP: False,
     Signal.GAVE_UP_EMPTY: False,
@@ -107,7 +107,7 @@ COMPLETE_AFTER: dict[Signal, bool] = {
     Signal.FAILED: False,
     Signal.EXPIRED: False,
 }
-"""Signal → whether the content is complete after it; others do not say."""
+"""Signal → whether the content is complete after it; others leave it unchanged."""
 
 
 class TrustState(Struct, frozen=True):
@@ -123,17 +123,17 @@ class TrustState(Struct, frozen=True):
     @property
     def is_confirmed(self) -> bool:
         """Whether what is held counts on the present connection."""
-        return self.phase is Phase.CONFIRMED or self.phase is Phase.UNASKED
+        return self.phase is Phase.CONFIRMED or self.phase is Phase.NO_REPLAY
 
     @property
     def is_verified(self) -> bool:
-        """Whether it is known that nothing held is another process's, or nobody can tell."""
+        """Whether what is held is known to be of this process, or cannot be verified."""
         return self.phase is not Phase.UNVERIFIED
 
     @property
     def can_be_asked(self) -> bool:
         """Whether the engine may still answer a replay, if it has an endpoint for it."""
-        return self.phase is not Phase.UNHEARD and self.phase is not Phase.UNASKED
+        return self.phase is not Phase.NO_REPLAY_WAITING and self.phase is not Phase.NO_REPLAY
 
     def trust(self, *, is_current: bool) -> Trust:
         """`is_current`: the connection that this is about is up."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import httpx
 import msgspec
 
 from tests.engine import Engine, cleared, removed, stored
-from tests.engine_server import EngineServer
+from tests.engine_server import EngineServer, Reply, Request
 from tests.processes import api, ingest, serve
 from tests.redis_server import RedisServer
 from tests.running import Client, Command
@@ -68,15 +69,9 @@ BATCHES: dict[str, list[Batch]] = {
 }
 
 
-class Api(EngineServer):
-    """It tokenizes chats too: the words of their messages, one behind the other. One prompt it refuses."""
-
-    def post(self, path: str, asked: dict[str, Any]) -> tuple[int, bytes]:
-        if asked.get("prompt") == REFUSED:
-            return 400, b'{"message": "not this one"}'
-        if "messages" in asked:
-            asked = {"prompt": " ".join(message["content"] for message in asked["messages"])}
-        return super().post(path, asked)
+def tokenize(server: EngineServer, request: Request) -> Reply:
+    """The server's own tokens, but one prompt is refused."""
+    return (400, b'{"message": "not this one"}') if request.get("prompt") == REFUSED else server.tokenize(request)
 
 
 class World(NamedTuple):
@@ -94,7 +89,8 @@ def scenario(folder: Path) -> Iterator[World]:
     with ExitStack() as stack:
         redis = stack.enter_context(RedisServer())
         engines = {name: stack.enter_context(Engine(with_replay=name != "e")) for name in ("a", "b", "c", "e")}
-        http = stack.enter_context(Api(model=MODEL, metrics=METRICS))
+        http = stack.enter_context(EngineServer(model=MODEL, metrics=METRICS))
+        http.routes["/tokenize"] = partial(tokenize, http)
         specs = (
             engines["a"].spec("a", MODEL, http=http.url),
             engines["b"].spec("b", MODEL, counting="set", http=NOWHERE),

@@ -105,7 +105,7 @@ def no_doubt_of_reconnects(patch: Patch) -> None:
     def keep(self: StreamProgress, epoch: int, *, has_replay: bool) -> None:
         is_complete = self.state.is_complete
         take_up(self, epoch, has_replay=has_replay)
-        self.state = TrustState(Phase.CONFIRMED if has_replay else Phase.UNASKED, is_complete)
+        self.state = TrustState(Phase.CONFIRMED if has_replay else Phase.NO_REPLAY, is_complete)
 
     patch.setattr(StreamProgress, "take_up", keep)
 

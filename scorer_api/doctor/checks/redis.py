@@ -61,7 +61,7 @@ def _content(seen: RedisCondition, namespace: str) -> Iterator[Finding]:
         yield finding("no_indexer", REDIS, f"no indexer ever wrote under namespace {namespace!r} in this database")
         return
     if not seen.members:
-        yield finding("no_indexer", REDIS, f"no indexer of namespace {namespace!r} has given a sign of life within its lease")
+        yield finding("no_indexer", REDIS, f"no indexer of namespace {namespace!r} has sent a heartbeat within its lease")
     for model in seen.models:
         if model.unowned:
             names = ", ".join(model.unowned[:NAMES_MAX])

@@ -5,18 +5,18 @@ import pytest
 from indexer.core.sequence import KeptMatch, Overlap, ReplayProgress, Sequence, Step, Verdict, match_kept
 
 
-def sequence(last: int | None = None, heard: int | None = None) -> Sequence:
+def sequence(last: int | None = None, last_live: int | None = None) -> Sequence:
     """A stream of which the batches up to `last` were applied, each with its number as payload."""
     made = Sequence()
     if last is not None:
         made.applied(last, b"%d" % last)
-    if heard is not None:
-        made.heard(heard)
+    if last_live is not None:
+        made.note_live(last_live)
     return made
 
 
 @pytest.mark.parametrize(
-    ("last", "heard", "number", "verdict"),
+    ("last", "last_live", "number", "verdict"),
     [
         (None, None, 0, Verdict.NEXT),
         (None, None, 1, Verdict.GAP),
@@ -37,29 +37,29 @@ def sequence(last: int | None = None, heard: int | None = None) -> Sequence:
         (9, 5, 5, Verdict.RESTART),
     ],
 )
-def test_a_live_number_is_judged_by_what_was_applied_and_heard(last: int | None, heard: int | None, number: int, verdict: Verdict) -> None:
-    assert sequence(last, heard).judge(number) is verdict
+def test_a_live_number_is_judged_by_what_was_applied_and_heard(last: int | None, last_live: int | None, number: int, verdict: Verdict) -> None:
+    assert sequence(last, last_live).judge(number) is verdict
 
 
 def test_a_regress_on_a_new_connection_alone_is_no_restart() -> None:
-    stream = sequence(last=7, heard=7)
+    stream = sequence(last=7, last_live=7)
     stream.connected()
-    assert not stream.has_heard
+    assert not stream.has_live_batch
     assert stream.judge(7) is Verdict.DUPLICATE
     assert stream.judge(8) is Verdict.NEXT
 
 
 def test_a_new_connection_remembers_what_was_applied() -> None:
-    stream = sequence(last=7, heard=7)
+    stream = sequence(last=7, last_live=7)
     stream.connected()
     assert stream.last == 7
     assert stream.is_same(b"7")
 
 
 def test_what_is_forgotten_starts_from_0() -> None:
-    stream = sequence(last=7, heard=7)
+    stream = sequence(last=7, last_live=7)
     stream.forget()
-    assert (stream.last, stream.expected, stream.has_heard) == (None, 0, False)
+    assert (stream.last, stream.expected, stream.has_live_batch) == (None, 0, False)
     assert not stream.is_same(b"7")
     assert stream.judge(0) is Verdict.NEXT
 
@@ -199,7 +199,7 @@ def test_kept_batches_are_joined_where_the_recorded_one_is(batches: list[tuple[i
 
 def test_a_sequence_goes_on_from_what_was_recorded() -> None:
     stream = Sequence()
-    stream.heard(3)
+    stream.note_live(3)
     recorded = sequence(last=7)
     stream.resume(recorded.last, recorded.fingerprint)
-    assert (stream.expected, stream.has_heard, stream.is_same(b"7"), stream.is_same(b"8")) == (8, False, True, False)
+    assert (stream.expected, stream.has_live_batch, stream.is_same(b"7"), stream.is_same(b"8")) == (8, False, True, False)

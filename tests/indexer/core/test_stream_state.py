@@ -540,7 +540,7 @@ def test_a_restarted_engine_starts_from_nothing() -> None:
 
 def test_a_stream_that_lost_its_content_remembers_its_hashes() -> None:
     state = after(stored([1, 2], "AB"), offloaded([1]), stored([9], "X", parent=8))
-    state.lose()
+    state.drop_held()
     assert [state.held(tier) for tier in Tier] == [set()] * 5
     assert (state.block_size, state.parked) == (2, 0)
     change = state.apply([offloaded([1]), stored([3], "C", parent=2)], 0.0)
@@ -549,14 +549,14 @@ def test_a_stream_that_lost_its_content_remembers_its_hashes() -> None:
 
 def test_copies_do_not_survive_a_loss() -> None:
     state = after(stored([1], "A"), stored([1], "A"), offloaded([1]), offloaded([1]))
-    state.lose()
+    state.drop_held()
     after(stored([1], "A"), offloaded([1]), removed([1]), removed([1], tier=CPU), state=state)
     assert (state.held(GPU), state.held(CPU)) == (set(), set())
 
 
 def test_a_stream_that_lost_its_content_still_knows_that_extra_keys_are_announced() -> None:
     state = after(stored([1], "A"), removed([1]))
-    state.lose()
+    state.drop_held()
     after(stored([1], "A", announces_extra_keys=False), stored([2], "A", announces_extra_keys=False), state=state)
     assert (state.held(GPU), state.ambiguous) == (keys("A"), 0)
 
@@ -634,7 +634,7 @@ def test_the_adapters_that_were_announced_are_remembered_until_the_engine_restar
     state = after(stored([1], "a"), stored([2], "a", lora_name="ad"), stored([3], "c", lora_name="other"), stored([4], "e", lora_name="ad"))
     assert list(state.adapters) == ["ad", "other"]
     after(Cleared(), state=state)
-    state.lose()
+    state.drop_held()
     assert list(state.adapters) == ["ad", "other"]
     state.forget()
     assert list(state.adapters) == []

@@ -10,7 +10,7 @@ from indexer.streams.trust import COMPLETE_AFTER, TRANSITIONS, Phase, Signal, Tr
 
 STATES = [TrustState(phase, is_complete) for phase, is_complete in product(Phase, (False, True))]
 ASKED = {Phase.UNVERIFIED, Phase.RECOVERING, Phase.CONFIRMED}
-CONNECTING = {Signal.CONNECTED, Signal.CONNECTED_EMPTY, Signal.CONNECTED_UNASKED, Signal.CONNECTED_UNASKED_EMPTY}
+CONNECTING = {Signal.CONNECTED, Signal.CONNECTED_EMPTY, Signal.CONNECTED_NO_REPLAY, Signal.CONNECTED_NO_REPLAY_EMPTY}
 
 
 def after(*signals: Signal, start: TrustState | None = None) -> TrustState:
@@ -50,7 +50,7 @@ def test_the_trust_of_each_state(state: TrustState) -> None:
     expected = {
         Phase.EXPIRED: Trust.EXPIRED,
         Phase.CONFIRMED: Trust.LIVE if state.is_complete else Trust.PARTIAL,
-        Phase.UNASKED: Trust.LIVE if state.is_complete else Trust.PARTIAL,
+        Phase.NO_REPLAY: Trust.LIVE if state.is_complete else Trust.PARTIAL,
     }
     assert state.trust(is_current=True) is expected.get(state.phase, Trust.STALE)
 
@@ -69,9 +69,9 @@ def test_only_a_new_connection_makes_what_is_held_doubtful_again() -> None:
 def test_who_gave_up_asks_no_more_on_this_connection() -> None:
     others = set(Signal) - CONNECTING
     reached = {state.phase for state in walk([after(Signal.GAVE_UP, start=TrustState(Phase.RECOVERING))], others)}
-    assert reached == {Phase.UNHEARD, Phase.UNASKED, Phase.EXPIRED}
-    assert not TrustState(Phase.UNHEARD).can_be_asked
-    assert not TrustState(Phase.UNASKED).can_be_asked
+    assert reached == {Phase.NO_REPLAY_WAITING, Phase.NO_REPLAY, Phase.EXPIRED}
+    assert not TrustState(Phase.NO_REPLAY_WAITING).can_be_asked
+    assert not TrustState(Phase.NO_REPLAY).can_be_asked
     assert all(TrustState(phase).can_be_asked for phase in ASKED)
 
 
@@ -81,7 +81,7 @@ def test_nothing_but_a_replay_a_live_batch_or_a_found_record_confirms() -> None:
         for state, signal in product(STATES, set(Signal) - CONNECTING)
         if not state.is_confirmed and state.after(signal).is_confirmed
     }  # fmt: skip
-    assert confirming == {Signal.REPLAYED, Signal.REPLAYED_EMPTY, Signal.GAVE_UP_EMPTY, Signal.HEARD, Signal.FOUND}
+    assert confirming == {Signal.REPLAYED, Signal.REPLAYED_EMPTY, Signal.GAVE_UP_EMPTY, Signal.LIVE_BATCH, Signal.FOUND}
 
 
 def test_a_first_connection_is_live_after_an_empty_replay_and_after_one_from_the_start() -> None:
@@ -95,8 +95,8 @@ def test_a_reconnect_keeps_what_is_complete_only_where_the_engine_can_be_asked()
     assert after(Signal.CONNECTED, start=held).trust(is_current=True) is Trust.STALE
     assert after(Signal.CONNECTED, Signal.VERIFIED, Signal.REPLAYED, start=held).trust(is_current=True) is Trust.LIVE
     assert after(Signal.CONNECTED, Signal.FORGOTTEN, Signal.REPLAYED, start=held).trust(is_current=True) is Trust.PARTIAL
-    assert after(Signal.CONNECTED_UNASKED, start=held).trust(is_current=True) is Trust.STALE
-    assert after(Signal.CONNECTED_UNASKED, Signal.HEARD, start=held).trust(is_current=True) is Trust.PARTIAL
+    assert after(Signal.CONNECTED_NO_REPLAY, start=held).trust(is_current=True) is Trust.STALE
+    assert after(Signal.CONNECTED_NO_REPLAY, Signal.LIVE_BATCH, start=held).trust(is_current=True) is Trust.PARTIAL
 
 
 def test_a_gap_is_stale_until_it_is_replayed() -> None:
@@ -112,8 +112,8 @@ def test_a_clear_makes_a_partial_stream_complete_and_a_refusal_the_reverse() -> 
 
 
 def test_what_was_found_after_a_takeover_goes_on() -> None:
-    assert after(Signal.CONNECTED_UNASKED, Signal.FOUND).trust(is_current=True) is Trust.PARTIAL
-    assert after(Signal.CONNECTED_UNASKED, Signal.FOUND, Signal.WHOLE).trust(is_current=True) is Trust.LIVE
+    assert after(Signal.CONNECTED_NO_REPLAY, Signal.FOUND).trust(is_current=True) is Trust.PARTIAL
+    assert after(Signal.CONNECTED_NO_REPLAY, Signal.FOUND, Signal.WHOLE).trust(is_current=True) is Trust.LIVE
 
 
 def test_after_an_error_of_ours_everything_is_asked_for_again() -> None:

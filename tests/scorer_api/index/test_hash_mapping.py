@@ -44,9 +44,9 @@ class BothModes:
         self.stream.apply(*events)
         await self.stream.flushed()
 
-    async def lose(self) -> None:
+    async def drop_held(self) -> None:
         """History was lost: the same engine goes on."""
-        self.stream.state.lose()
+        self.stream.state.drop_held()
         self.embedded.drop(KEY)
         self.stream._owner.store.drop(KEY, self.stream.position)
         await self.stream.flushed()
