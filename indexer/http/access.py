@@ -3,7 +3,7 @@
 --api-token-file    --admin-token-file      scores, pods, metrics …     changing pods
 -                   -                       everybody                   everybody
 given               -                       either kind of token        an api token
--                   given                   everybody                   an admin token
+-                   given                   no token                    an admin token
 given               given                   either kind of token        an admin token
 """
 

@@ -12,7 +12,7 @@
     {namespace}:1:{model}:incarnation       STRING  the same as above, for what a model's slot holds
     {namespace}:1:{model}:lease:{stream}    HASH    owner, want: who has the stream, and who would like to
     {namespace}:1:{model}:state:{stream}    HASH    gen, fence, number, lengths, head, status: see `records`
-    {namespace}:1:{model}:load:{pod}        STRING  when the pod's load was measured, and the load, see `loads`
+    {namespace}:1:{model}:load:{pod}        STRING  when the pod's load was measured, and the load, see `published_loads`
     {namespace}:1:{model}:{part}:{stream}:{generation}  HASH  engine hash → block, for each of PARTS
 
 All times are Redis's own, in milliseconds. `{model}` is a digest of the model's name in braces, and `{directory}` is literal: whatever is

@@ -15,7 +15,7 @@ from scorer_api.index.removals import Removal
 from scorer_api.index.traces import PodTrace, RankTrace
 from scorer_api.index.view import View
 from tests.reference import Copy, Rank, Text
-from tests.scorer_api.index.test_view import keys, tokens_of
+from tests.scorer_api.index.contents import keys, tokens_of
 
 LIVE = RankTrace(0, Trust.LIVE, 16, 5, [("gpu", 2), ("cpu", 1)], 0.5)
 PROMPT = PromptFacts("token_ids", 90)
