@@ -1,7 +1,7 @@
 """Authorization by bearer tokens: one kind for everything but health checks, and one for changing pods.
 
 --api-token-file    --admin-token-file      scores, pods, metrics …     changing pods
--                   -                       everybody                   everybody
+-                   -                       no token                    no token
 given               -                       either kind of token        an api token
 -                   given                   no token                    an admin token
 given               given                   either kind of token        an admin token

@@ -22,7 +22,7 @@ async def test_what_has_no_name_stays(endpoint: str) -> None:
 
 
 async def test_an_address_outside_the_networks_is_refused() -> None:
-    with pytest.raises(SettingError, match="127.0.0.1"):
+    with pytest.raises(SettingError, match=r"127\.0\.0\.1"):
         await address_of("tcp://localhost:5557", "events", EngineNetworks.from_text("10.0.0.0/8"))
 
 

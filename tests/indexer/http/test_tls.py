@@ -28,7 +28,7 @@ def test_without_files_there_is_no_tls(files: tuple[Path, Path]) -> None:
 
 def test_a_key_of_another_certificate_is_named(files: tuple[Path, Path]) -> None:
     shutil.copy(DATA / "tls-key-2.pem", files[1])
-    with pytest.raises(SettingError, match="--tls-key=.*is not the key of the certificate"):
+    with pytest.raises(SettingError, match=r"--tls-key=.*is not the key of the certificate"):
         Certificate(*map(str, files))
 
 

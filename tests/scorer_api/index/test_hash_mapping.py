@@ -103,7 +103,7 @@ async def test_all_modes_answer_the_same_for_engine_hashes(server: RedisServer) 
         await modes.apply(stored([6], [1]))
         assert await modes.agree(view) == ({1, 4, 5, 6}, 1), "where blocks are offloaded, removed hashes stand for what they held"
         await modes.apply(stored([1, 2, 3], [1, 2, 3]))
-        await modes.lose()
+        await modes.drop_held()
         assert await modes.agree(view) == (set(), 0)
         await modes.apply(offloaded_run(3, 3))
         assert await modes.agree(view) == ({1, 2, 3, 4, 5, 6}, 3), "a lost stream's hashes are remembered"
