@@ -77,7 +77,7 @@ class HttpLimits(Struct, frozen=True):
 class TokenizeLimits(Struct, frozen=True):
     """How text becomes tokens, and how many of the results are remembered."""
 
-    tokenize_timeout_s: Annotated[Seconds, Meta(description="Longest wait for tokens, from an engine or from a tokenizer of our own.")] = 2.0
+    tokenize_timeout_s: Annotated[Seconds, Meta(description="Longest wait for tokens, from an engine or from a local tokenizer.")] = 2.0
     tokenize_answer_bytes_max: Annotated[Count, Meta(description="Largest response of an engine to a request for tokens.")] = 16 * 2**20
     tokenize_cache_entries_max: Annotated[CountOrNone, Meta(description="Prompts and chats whose tokens are cached; 0 for none.")] = 10_000
     tokenize_cache_bytes_max: Annotated[CountOrNone, Meta(description="Bytes of the cache of tokens.")] = 64 * 2**20
@@ -95,7 +95,7 @@ class RoutingLimits(Struct, frozen=True):
     route_overload_s: Annotated[
         Seconds, Meta(description="The policy session leaves a pod whose queue is longer than the shortest by this many seconds.")
     ] = 2.0
-    route_forget_s: Annotated[Seconds, Meta(description="How long a routed request counts if nobody reports that it is done.")] = 10.0
+    route_forget_s: Annotated[Seconds, Meta(description="How long a routed request counts if it is never reported as done.")] = 10.0
     route_speculative_s: Annotated[
         float, Meta(ge=0, le=3600, description="How long the blocks of a routed prompt count as held before they are announced; 0 for not at all.")
     ] = 2.0

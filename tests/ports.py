@@ -14,7 +14,7 @@ _random = random.SystemRandom()
 
 
 def free_port(lowest: int = LOWEST, highest: int = HIGHEST) -> int:
-    """A port of 127.0.0.1 that nobody listens on now. Somebody else may take it before you do."""
+    """A port of 127.0.0.1 that nothing listens on now. Somebody else may take it before you do."""
     while True:
         port = _random.randint(lowest, highest)
         if is_free(port):
@@ -22,7 +22,7 @@ def free_port(lowest: int = LOWEST, highest: int = HIGHEST) -> int:
 
 
 def is_free(port: int) -> bool:
-    """Whether nobody listens on this port of 127.0.0.1 now."""
+    """Whether nothing listens on this port of 127.0.0.1 now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -13,7 +13,7 @@ from schemathesis.transport.serialization import Binary
 from indexer.http.schemas import ENDPOINT, HTTP_BASE
 
 MODEL, POD = os.environ["TEST_MODEL"], os.environ["TEST_POD"]
-# In the loopback network, where nobody listens: what the service dials never leaves this machine.
+# In the loopback network, where nothing listens: what the service dials never leaves this machine.
 NOWHERE = "127.66.66.66"
 RANKS_MAX = 4
 

@@ -32,7 +32,7 @@ def run(parsed: argparse.Namespace) -> int:
     """Returns the exit code: 1 if a file could not be written completely, or an engine was never reached. Raises SettingError."""
     sources = [source for spec in _specs(parsed) for source in Source.of(spec)]
     if len({source.name for source in sources}) < len(sources):
-        raise SettingError("--engine", ";".join(parsed.engine), "each stream needs a name of its own: pods have to differ")
+        raise SettingError("--engine", ";".join(parsed.engine), "the names of pods have to differ, so that each stream has one")
     limits = RecordingLimits(parsed.seconds, parsed.frames, parsed.bytes)
     failures: list[str] = []
 

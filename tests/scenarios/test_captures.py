@@ -139,7 +139,7 @@ class Replayed(Player):
         self.process.step(f"start {engine}")
 
     def play_frames(self, count: int) -> None:
-        super().play_frames(count)  # nobody listens there; it knows how far each engine is
+        super().play_frames(count)  # nothing listens there; it knows how far each engine is
         self.process.step(str(self.played))
 
 

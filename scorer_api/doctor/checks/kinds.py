@@ -134,7 +134,7 @@ _SOCKETS = {
     ),
     "events_disabled": Kind(
         ERROR,
-        "the engine publishes no events: it says so itself, or nobody listens at its events endpoint while its API answers",
+        "the engine publishes no events: it says so itself, or nothing listens at its events endpoint while its API answers",
         'start the engine with --kv-events-config \'{"enable_kv_cache_events": true, "publisher": "zmq", "endpoint": "tcp://*:5557", '
         '"replay_endpoint": "tcp://*:5558"}\', and give events=… the port of endpoint + rank',
     ),
@@ -195,7 +195,7 @@ _ENGINES = {
     ),
     "tokenize_missing": Kind(
         NOTE,
-        "an engine has no /tokenize; a warning if nobody turns the prompt into tokens",
+        "an engine has no /tokenize; a warning if nothing turns the prompt into tokens",
         "ask for scores with token_ids; for --prompt, see that a pod's /tokenize can be reached from here",
     ),
     "engine_metrics_missing": Kind(

@@ -61,7 +61,7 @@ class ObservedService(Struct, frozen=True):
 class Handshake(Struct, frozen=True):
     """The reply of a socket to a connection.
 
-    `address`: the endpoint with the address that was connected to, None if there was no connection. `is_refused`: nobody listens there. `is_zmq`: it
+    `address`: the endpoint with the address that was connected to, None if there was no connection. `is_refused`: nothing listens there. `is_zmq`: it
     speaks ZMQ; `socket_type` and `mechanism` are what it says of itself. `received`: the bytes that it sent, if it does not speak ZMQ.
     """
 

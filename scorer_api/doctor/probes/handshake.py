@@ -27,7 +27,7 @@ async def greet(endpoint: str, seconds: float = SECONDS) -> Handshake:
     except TimeoutError:
         return Handshake(error=f"no connection within {seconds:g} s")
     except ConnectionRefusedError:
-        return Handshake(error="the connection is refused: nobody listens there", is_refused=True)
+        return Handshake(error="the connection is refused: nothing listens there", is_refused=True)
     except socket.gaierror as error:
         return Handshake(error=f"the host's name has no address: {error.strerror}")
     except (OSError, ValueError) as error:

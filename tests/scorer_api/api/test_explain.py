@@ -288,7 +288,7 @@ def test_no_hints_where_all_is_well(engine: Engine, service: Client) -> None:
 
 
 def test_hint_engine_away_or_events_disabled(engine: Engine) -> None:
-    """Where events are disabled nobody listens at the port; where replay was given for events, the other end does not speak to subscribers."""
+    """Where events are disabled nothing listens at the port; where replay was given for events, the other end does not speak to subscribers."""
     wrong = f"pod=wrong,model=m,events=tcp://127.0.0.1:{engine.replay_port}"
     with Running(engine.spec(), f"pod=away,model=m,events=tcp://127.0.0.1:{free_port()}", wrong) as service:
         service.wait_for(trust="live")
