@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import socket
+import sys
 import threading
 import time
 import zlib
@@ -51,6 +52,15 @@ def tokenize_bytes(request: Request) -> Reply:
 
 def tokens_reply(tokens: list[int]) -> Reply:
     return json_reply({"count": len(tokens), "max_model_len": 4096, "tokens": tokens, "token_strs": None})
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that closes its connection is no error."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class EngineServer:
@@ -104,8 +114,7 @@ class EngineServer:
         self._connections: set[socket.socket] = set()
 
     def __enter__(self) -> Self:
-        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", self._port), self._handler())
         self.port = self._server.server_port
         self.netloc = f"127.0.0.1:{self.port}"
         self.url = f"http://{self.netloc}{self._base_path}"
