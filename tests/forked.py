@@ -16,6 +16,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -34,11 +36,13 @@ IMPORTED = (
 
 
 class ForkedProcess:
-    """A process with the part of `subprocess.Popen` that tests use. `stderr`: its standard error, as text."""
+    """A process with the part of `subprocess.Popen` that tests use. `stderr`, `stdin`, `stdout`: its standard streams, as text."""
 
-    def __init__(self, pid: int, stderr: TextIO) -> None:
+    def __init__(self, pid: int, stderr: TextIO, stdin: TextIO | None = None, stdout: TextIO | None = None) -> None:
         self.pid = pid
         self.stderr = stderr
+        self.stdin = stdin
+        self.stdout = stdout
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
@@ -57,6 +61,22 @@ class ForkedProcess:
                 raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
             time.sleep(POLL_S)
         return code
+
+    def communicate(self, text: str = "", timeout: float | None = None) -> tuple[str, str]:
+        """Give it this text, wait for its end. Returns what it wrote to its standard output and error. Raises subprocess.TimeoutExpired."""
+        assert self.stdin is not None
+        assert self.stdout is not None
+        with ThreadPoolExecutor(2) as pool, self.stdin, self.stdout, self.stderr:
+            out, err = pool.submit(self.stdout.read), pool.submit(self.stderr.read)
+            with suppress(BrokenPipeError):
+                self.stdin.write(text)
+                self.stdin.close()
+            try:
+                self.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self.kill()
+                raise
+            return out.result(), err.result()
 
     def send_signal(self, number: int) -> None:
         """Does nothing once it has ended: its number may be another's then."""
@@ -85,20 +105,34 @@ class _Parent:
         self._socket = ours
         atexit.register(self._end)
 
-    def fork(self, module: str, words: Sequence[str], env: Mapping[str, str]) -> ForkedProcess:
-        reading, writing = os.pipe()
+    def fork(self, module: str, words: Sequence[str], env: Mapping[str, str], *, with_streams: bool) -> ForkedProcess:
+        """`with_streams`: also with a standard input and output of its own."""
+        stderr, its_stderr = os.pipe()
+        ours, its = [stderr], {2: its_stderr}
+        if with_streams:
+            its_stdin, stdin = os.pipe()
+            stdout, its_stdout = os.pipe()
+            ours, its = [*ours, stdin, stdout], {**its, 0: its_stdin, 1: its_stdout}
         try:
-            request = json.dumps({"module": module, "words": list(words), "env": dict(env)}).encode()
-            socket.send_fds(self._socket, [request], [writing])
+            request = json.dumps({"module": module, "words": list(words), "env": dict(env), "streams": list(its)}).encode()
+            socket.send_fds(self._socket, [request], list(its.values()))
         finally:
-            os.close(writing)
+            for fd in its.values():
+                os.close(fd)
         answer = self._socket.recv(64)
         assert answer, "the parent of forked processes has ended, see its standard error"
-        return ForkedProcess(int(answer), os.fdopen(reading, encoding="utf-8", errors="replace"))
+        modes = ("r", "w", "r")
+        files = [os.fdopen(fd, mode, buffering=1, encoding="utf-8", errors="replace") for fd, mode in zip(ours, modes, strict=False)]
+        return ForkedProcess(int(answer), *files)
 
     def _end(self) -> None:
         self._socket.close()
         self._process.wait()
+
+
+def can_fork() -> bool:
+    """Whether processes may be forked here. The coverage of a forked process is not measured."""
+    return IS_AVAILABLE and "COVERAGE_PROCESS_CONFIG" not in os.environ
 
 
 @cache
@@ -106,9 +140,9 @@ def _parent(pid: int) -> _Parent:
     return _Parent()
 
 
-def fork_module(module: str, words: Sequence[str], env: Mapping[str, str]) -> ForkedProcess:
+def fork_module(module: str, words: Sequence[str], env: Mapping[str, str], *, with_streams: bool = False) -> ForkedProcess:
     """What `python -m MODULE WORDS` does with this environment. The module has a `main` that takes the words and returns the exit code."""
-    return _parent(os.getpid()).fork(module, words, env)
+    return _parent(os.getpid()).fork(module, words, env, with_streams=with_streams)
 
 
 def _serve(listening: socket.socket) -> None:
@@ -118,7 +152,7 @@ def _serve(listening: socket.socket) -> None:
     gc.collect()
     gc.freeze()
     while True:
-        request, fds, _, _ = socket.recv_fds(listening, REQUEST_BYTES_MAX, 1)
+        request, fds, _, _ = socket.recv_fds(listening, REQUEST_BYTES_MAX, 3)
         if not request:
             return
         reading, writing = os.pipe()
@@ -131,20 +165,21 @@ def _serve(listening: socket.socket) -> None:
             os.close(writing)
             os.close(reading)
             listening.close()
-            os.dup2(fds[0], 2)
-            os.close(fds[0])
-            _run(**json.loads(request))
-        os.close(writing)
-        os.close(fds[0])
+            _run(fds=fds, **json.loads(request))
+        for fd in (writing, *fds):
+            os.close(fd)
         os.waitpid(first, 0)
         listening.send(os.read(reading, 64))
         os.close(reading)
 
 
-def _run(module: str, words: list[str], env: dict[str, str]) -> None:
-    """In the forked process, to its end."""
+def _run(module: str, words: list[str], env: dict[str, str], streams: list[int], fds: list[int]) -> None:
+    """In the forked process, to its end. `streams`: which of its standard streams `fds` are."""
     code: int | str | None = 1
     try:
+        for stream, fd in zip(streams, fds, strict=True):
+            os.dup2(fd, stream)
+            os.close(fd)
         os.environ.clear()
         os.environ.update(env)
         sys.argv = [module, *words]

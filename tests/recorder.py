@@ -1,34 +1,25 @@
 """`kv-indexer record` and `kv-indexer replay` in processes of their own."""
 
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import msgspec
 
-from tests.running import ROOT
+from tests.command import start
 from tests.waiting import wait_until
-
-
-def run(*words: str | Path, timeout_s: float = 60, **more: Any) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of the command."""
-    command = [sys.executable, "-m", "scorer_api.cli", *map(str, words)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False, **more)
-    return done.returncode, done.stdout, done.stderr
 
 
 class Process:
     """`with Process("record", …) as recorder:` one of the two, told to end at the end of the block."""
 
     def __init__(self, *words: str | Path) -> None:
-        self._words = [sys.executable, "-m", "scorer_api.cli", *map(str, words)]
+        self._words = words
 
     def __enter__(self) -> Self:
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(self._words, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True, bufsize=1)
+        self.process = start(*self._words)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,11 +15,10 @@ import httpx
 
 from indexer.http.server import serve
 from scorer_api.app import make_serve
-from tests.forked import IS_AVAILABLE, ForkedProcess, fork_module
+from tests.command import environment
+from tests.forked import ROOT, ForkedProcess, can_fork, fork_module
 from tests.settings import QUICK, settings_of
 from tests.waiting import wait_until
-
-ROOT = Path(__file__).parent.parent
 
 
 class Client:
@@ -140,9 +138,8 @@ class Command(Client):
         """`is_fresh`: an interpreter of its own, with the command line that a user would see; otherwise it is forked where that can be."""
         super().__init__()
         self.words = words
-        # The coverage of a forked process is not measured.
-        self._is_fresh = is_fresh or not IS_AVAILABLE or "COVERAGE_PROCESS_CONFIG" in os.environ
-        self._env = {key: value for key, value in os.environ.items() if not key.startswith("KV_INDEXER_")} | (env or {})
+        self._is_fresh = is_fresh or not can_fork()
+        self._env = environment(**(env or {}))
         self.lines: list[str] = []
 
     def __enter__(self) -> Self:

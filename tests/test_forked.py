@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from indexer import __version__
 from tests.forked import IS_AVAILABLE, ForkedProcess, fork_module
 
 pytestmark = pytest.mark.skipif(not IS_AVAILABLE, reason="forking from one parent needs Linux")
@@ -43,6 +44,18 @@ def test_it_is_a_child_of_this_process_and_takes_signals() -> None:
     process.kill()
     assert ended(process)[0] == -signal.SIGKILL
     process.kill()  # nothing is left to kill, and nothing else is hit
+
+
+def test_standard_input_and_output_are_those_of_the_command() -> None:
+    process = fork_module(MODULE, ["score", "--url", "http://127.0.0.1:9", "--model", "m", "--tokens-file", "-"], dict(os.environ), with_streams=True)
+    assert process.communicate("no numbers", 30)[0] == ""
+    assert process.returncode == 2
+    process = fork_module(MODULE, ["--version"], dict(os.environ), with_streams=True)
+    assert process.communicate(timeout=30) == (f"kv-indexer {__version__}\n", "")
+    process = fork_module(MODULE, ["serve", "--port", "0"], dict(os.environ), with_streams=True)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.communicate(timeout=0.01)
+    assert process.wait(30) == -signal.SIGKILL
 
 
 def test_random_numbers_differ_between_processes() -> None:

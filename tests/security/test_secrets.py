@@ -1,18 +1,17 @@
 """Nothing secret is shown."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.command import environment, run
 from tests.engine import Engine, stored
 from tests.ports import free_port
 from tests.processes import api, ingest, serve
 from tests.redis_server import RedisServer, User
-from tests.running import ROOT, Command
+from tests.running import Command
 from tests.settings import QUICK, words_of
 from tests.waiting import wait_until
 
@@ -100,11 +99,9 @@ def test_what_redis_says_of_a_wrong_password_or_an_unknown_auth_is_shown_without
 
 
 def complaint(*words: str, **env: str) -> str:
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("KV_INDEXER_")}
-    command = [sys.executable, "-m", "scorer_api.cli", *words]
-    done = subprocess.run(command, cwd=ROOT, env={**clean, **env}, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.stderr
-    return done.stderr
+    code, out, err = run(*words, env=environment(**env))
+    assert (code, out, len(err.splitlines())) == (2, "", 1), err
+    return err
 
 
 URLS = [
@@ -163,5 +160,5 @@ def test_a_file_that_became_wrong_is_told_of_without_what_is_secret_in_it(tmp_pa
 @pytest.mark.rule("C14")
 def test_help_shows_no_value_that_was_set() -> None:
     env = {"KV_INDEXER_REDIS": f"redis://:{QUOTED}@h", "PATH": os.environ["PATH"]}
-    done = subprocess.run([sys.executable, "-m", "scorer_api.cli", "serve", "--help"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, shown(done.stdout + done.stderr)) == (0, [])
+    code, out, err = run("serve", "--help", env=env)
+    assert (code, shown(out + err)) == (0, [])

@@ -3,17 +3,16 @@
 import signal
 import socket
 import ssl
-import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.command import run
 from tests.engine import Engine, stored
 from tests.processes import serve
-from tests.running import ROOT, Command
+from tests.running import Command
 from tests.tls import CERTIFICATE, DATA
 from tests.waiting import wait_until
 
@@ -218,10 +217,9 @@ def test_score_asks_by_tls_with_a_token(tmp_path: Path) -> None:
     tokens.write_text("# ours\nsecret-token\nanother\n")
 
     def score(*words: str, url: str = "") -> tuple[int, str]:
-        command = [sys.executable, "-m", "scorer_api.cli", "score", "--url", url or service.url, "--model", "m", "--tokens-file", "-", *words]
-        done = subprocess.run(command, cwd=ROOT, input="1 2 3 4 5", capture_output=True, text=True, timeout=60, check=False)
-        assert "secret-token" not in done.stdout + done.stderr
-        return done.returncode, done.stdout + done.stderr
+        code, out, err = run("score", "--url", url or service.url, "--model", "m", "--tokens-file", "-", *words, stdin="1 2 3 4 5")
+        assert "secret-token" not in out + err
+        return code, out + err
 
     with Engine() as engine, secured(engine.spec(), api_token_file=str(tokens)) as service:
         engine.publish(stored([1], [1, 2, 3, 4]))

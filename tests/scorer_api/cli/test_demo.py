@@ -23,6 +23,7 @@ from indexer.engines.load import Load
 from indexer.engines.load_metrics import LoadMeter
 from indexer.simulation.demo_api import serving, tokenize
 from indexer.simulation.demo_engine import BLOCK_SIZE, CHAT_TOKENS_MAX, SYSTEM_PROMPT, TURN_TOKENS, BlockCache, chat_workload, dial_host
+from tests.command import environment, run, start
 from tests.running import ROOT, Client, Running
 from tests.waiting import wait_until
 
@@ -34,9 +35,8 @@ class Demo(Client):
 
     def __init__(self) -> None:
         super().__init__()
-        env = {key: value for key, value in os.environ.items() if not key.startswith("KV_INDEXER_")}
         words = [sys.executable, "-m", "scorer_api.cli", "demo", "--port", "0"]
-        self.process = subprocess.Popen(words, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.printed = ""
         self.logged = ""
         self._readers = [threading.Thread(target=read, daemon=True) for read in (self._read_output, self._read_log)]
@@ -241,27 +241,26 @@ def test_an_engine_that_is_killed_does_not_take_the_demo_down() -> None:
 
 
 def test_a_demo_engine_prints_its_spec_and_stops_on_sigterm() -> None:
-    words = [sys.executable, "-m", "scorer_api.cli", "demo-engine", "--pod", "p/1", "--model", "x/y", "--chats", "3,4"]
-    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        spec = process.stdout.readline().strip()
-        process.terminate()
-        _, err = process.communicate(timeout=20)
+    process = start("demo-engine", "--pod", "p/1", "--model", "x/y", "--chats", "3,4")
+    assert process.stdout is not None
+    spec = process.stdout.readline().strip()
+    process.terminate()
+    _, err = process.communicate(timeout=20)
     assert re.fullmatch(r"pod=p/1,model=x/y,events=tcp://127\.0\.0\.1:\d+,replay=tcp://127\.0\.0\.1:\d+,http=http://127\.0\.0\.1:\d+", spec)
     assert (process.returncode, err) == (0, "")
 
 
 def test_a_demo_engine_listens_where_it_is_told_to() -> None:
-    words = [sys.executable, "-m", "scorer_api.cli", "demo-engine", "--host", "127.0.0.2", "--chats", "3"]
-    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            spec = process.stdout.readline().strip()
-            assert spec.count("tcp://127.0.0.2:") == 2
-            with Running(spec) as service:
-                service.wait_for(pod="demo-0", trust="live")
-        finally:
-            process.kill()
+    process = start("demo-engine", "--host", "127.0.0.2", "--chats", "3")
+    try:
+        assert process.stdout is not None
+        spec = process.stdout.readline().strip()
+        assert spec.count("tcp://127.0.0.2:") == 2
+        with Running(spec) as service:
+            service.wait_for(pod="demo-0", trust="live")
+    finally:
+        process.kill()
+        process.communicate(timeout=20)
 
 
 def test_a_demo_engine_that_listens_everywhere_is_dial_host_by_its_machine_s_name() -> None:
@@ -269,11 +268,10 @@ def test_a_demo_engine_that_listens_everywhere_is_dial_host_by_its_machine_s_nam
 
 
 def test_a_demo_engine_says_where_it_cannot_listen() -> None:
-    words = [sys.executable, "-m", "scorer_api.cli", "demo-engine", "--host", "192.0.2.1", "--events-port", "5557"]
-    ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
-    assert ran.returncode == 2
-    assert "--host" in ran.stderr
-    assert "192.0.2.1" in ran.stderr
+    code, _, err = run("demo-engine", "--host", "192.0.2.1", "--events-port", "5557", timeout_s=30)
+    assert code == 2
+    assert "--host" in err
+    assert "192.0.2.1" in err
 
 
 # The cache

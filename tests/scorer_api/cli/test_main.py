@@ -1,12 +1,9 @@
 """The kv-indexer command, in processes of its own."""
 
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,9 +13,10 @@ import pytest
 
 from indexer import __version__
 from scorer_api.cli.main import main
+from tests.command import environment, run, start
 from tests.engine import Engine, stored
 from tests.engine_server import EngineServer, tokenize_bytes
-from tests.running import ROOT, Client, Command, Running
+from tests.running import Client, Command, Running
 from tests.waiting import wait_until
 
 ASKED = b'{"model": "m", "token_ids": [1, 2, 3, 4, 5]}'
@@ -38,23 +36,11 @@ def service() -> Iterator[Client]:
         yield service
 
 
-def environment(**more: str) -> dict[str, str]:
-    return {**{key: value for key, value in os.environ.items() if not key.startswith("KV_INDEXER_")}, **more}
-
-
-def run(*words: str, stdin: str = "", **env: str) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error."""
-    done = subprocess.run(
-        [sys.executable, "-m", "scorer_api.cli", *words], cwd=ROOT, env=environment(**env), input=stdin, capture_output=True, text=True, timeout=60
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
 # Words that are wrong
 
 
 def test_version() -> None:
-    assert run("--version") == (0, f"kv-indexer {__version__}\n", "")
+    assert run("--version", is_fresh=True) == (0, f"kv-indexer {__version__}\n", "")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +91,7 @@ def test_help_goes_to_stdout(words: list[str], capsys: pytest.CaptureFixture[str
 )
 def test_a_wrong_setting_stops_the_start_with_one_line(words: list[str], env: dict[str, str], said: list[str]) -> None:
     port = [] if "KV_INDEXER_PORT" in env else ["--port", "0"]
-    code, out, err = run("serve", *port, *words, **env)
+    code, out, err = run("serve", *port, *words, env=environment(**env))
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 1, err
     assert [word for word in said if word not in err] == []
@@ -366,12 +352,11 @@ def test_the_variables_make_the_same_service_and_flags_win() -> None:
 
 
 def test_a_services_standard_output_stays_empty() -> None:
-    words = [sys.executable, "-m", "scorer_api.cli", "serve", "--port", "0"]
-    with subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        line = process.stderr.readline()
-        process.terminate()
-        out, _ = process.communicate(timeout=20)
+    process = start("serve", "--port", "0", is_fresh=True)
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    process.terminate()
+    out, _ = process.communicate(timeout=20)
     assert re.search(r"listening url=http://127\.0\.0\.1:\d+", line)
     assert (process.returncode, out) == (0, "")
 

@@ -2,6 +2,8 @@
 
 import os
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.command import run
 from tests.engine import Engine, stored
-from tests.recorder import Process, count_of, frames_of, run
-from tests.running import Running
+from tests.recorder import Process, count_of, frames_of
+from tests.running import ROOT, Running
 from tests.waiting import wait_until
 
 DATA = Path(__file__).parents[2] / "data"
@@ -150,20 +153,19 @@ def test_an_engine_that_is_never_reached_is_told_of(tmp_path: Path) -> None:
 def test_a_full_disk_is_told_of_and_leaves_what_is_whole(played: str, tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk: the write that goes beyond it ends short, as on a full disk."""
     limit = 100_003
-    code, _, err = run(
-        "record",
-        "--engine",
-        played,
-        "--out",
-        tmp_path / "r",
-        "--seconds",
-        "60",
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    done = subprocess.run(
+        [sys.executable, "-m", "scorer_api.cli", "record", "--engine", played, "--out", tmp_path / "r", "--seconds", "60"],
+        cwd=ROOT,
         # The limit would be one on what the measurement of coverage writes, too.
         env={name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
-    assert (code, len(err.splitlines())) == (1, 1), err
-    assert "r.frames.msgpack cannot be written: File too large" in err
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+    assert "r.frames.msgpack cannot be written: File too large" in done.stderr
     kept = frames_of(tmp_path / "r.frames.msgpack")
     assert kept == frames_of(MAIN)[: len(kept)]
 
@@ -210,7 +212,7 @@ def test_a_port_that_is_taken_is_named() -> None:
 
 @pytest.mark.parametrize("line", ["fly", "-1", "stop", "stop Z", "1 2"])
 def test_a_step_that_is_none_is_named(line: str) -> None:
-    code, _, err = run("replay", MAIN, "--steps", "--at-once", "--end", input=line + "\n")
+    code, _, err = run("replay", MAIN, "--steps", "--at-once", "--end", stdin=line + "\n")
     assert code == 2
     assert "should be a number of messages, or stop or start and one of A" in err
 

@@ -19,9 +19,9 @@ import pytest
 
 from scorer_api.cli.top_samples import Sample, figures, rows, totals_of
 from scorer_api.client import PodStatus, StreamStatus
+from tests.command import run
 from tests.engine import Engine, removed, stored
 from tests.ports import free_port
-from tests.recorder import run
 from tests.running import ROOT, Client, Command, Running
 from tests.tls import CERTIFICATE
 from tests.waiting import wait_until

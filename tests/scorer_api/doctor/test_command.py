@@ -8,11 +8,11 @@ import pytest
 from scorer_api.doctor.checks.findings import finding
 from scorer_api.doctor.checks.kinds import KINDS, Severity
 from scorer_api.doctor.report import as_text
+from tests.command import run
 from tests.engine import Engine, stored
 from tests.engine_server import EngineServer
 from tests.ports import free_port
 from tests.running import Running
-from tests.scorer_api.cli.test_main import run
 
 
 def test_it_ends_with_0_where_nothing_is_worse_than_a_note_1_with_a_warning_3_with_an_error() -> None:
