@@ -20,8 +20,9 @@ class Change:
     """Final values, not steps: applying a change twice is the same as applying it once.
 
     `reload`: all that the stream held is invalid. `cleared`: the gpu tier is emptied. Both come before `touched`: per tier, block key → held
-    afterwards or not. `sequence`: of the engine's batch, where that is known. `hash_mapping`: None where the owner does not hand it on. `records`:
-    None where the store does not need them.
+    afterwards or not. `sequence`: of the engine's batch, where that is known. `records`: None where the store does not need them.
+    `hash_mapping`: None where the owner does not hand it on; beside `records` also where no block is offloaded: an engine hash then stands for the
+    key of the block that its gpu record holds, or for none.
     """
 
     __slots__ = ("cleared", "hash_mapping", "records", "reload", "sequence", "touched")

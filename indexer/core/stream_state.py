@@ -53,7 +53,8 @@ class StreamState:
         with_records: bool = False,
         with_hash_mapping: bool = False,
     ) -> None:
-        """`with_records`, `with_hash_mapping`: whether changes carry the record of each touched engine hash, and its block key."""
+        """`with_records`: whether changes say what became of each engine hash. `with_hash_mapping`: and what it stands for where the record does not
+        say it."""
         self._model = model
         self._hash_seed = hash_seed
         self._limits = limits or StateLimits()
@@ -154,7 +155,7 @@ class StreamState:
         """Say in a change what became of the engine hashes that it touched."""
         self._blocks.table.touched = self._orphans.touched = None
         change.records = {part: self.records(part, hashes) for part, hashes in enumerate(touched) if hashes}
-        if self._with_hash_mapping:
+        if self._with_hash_mapping and self._blocks.table.offloads:
             mapped_key = self._blocks.table.mapped_key
             mapped = {engine_hash: mapped_key(engine_hash) for part in (*Tier, REMOVED) for engine_hash in touched[part]}
             keys = {engine_hash: key for engine_hash, key in mapped.items() if key is not None}

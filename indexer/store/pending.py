@@ -11,11 +11,12 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import cast
 
 from msgspec import Struct
 
 from indexer.config.settings import Settings
-from indexer.core.block_table import PARKED, REMOVED, HashRecord
+from indexer.core.block_table import PARKED, REMOVED, Block, HashRecord
 from indexer.core.change import Change, HashMapping
 from indexer.core.events import Tier
 from indexer.core.names import StreamKey
@@ -34,19 +35,24 @@ SEALED_MAX = 32
 APPEND_OPERATIONS_MAX = 10_000
 
 
-PendingRecords = tuple[dict[int, HashRecord | None], ...]
+PendingRecords = list[dict[int, HashRecord | None]]
 """For each part, engine hash → what it holds for it, None where it holds nothing."""
 
 
 def _no_records() -> PendingRecords:
-    return tuple({} for _ in PARTS)
+    return [{} for _ in PARTS]
+
+
+PendingMapping = dict[int, int | None]
+"""Engine hash → the block key that it stands for, None for none: where records do not say it, see `Change.hash_mapping`."""
 
 
 class Sealed(Struct, frozen=True):
-    """A call, and what it carries. `grows`: a full Redis refuses it; not where the gpu is emptied first."""
+    """A call, and what it carries. `mapping`: what its records do not say. `grows`: a full Redis refuses it; not where the gpu is emptied first."""
 
     call: Call
     records: PendingRecords
+    mapping: PendingMapping
     change: Change
     number: int
     grows: bool
@@ -102,7 +108,7 @@ class PendingWrites:
         self._next_number = self._last_number = 0
         self._change = Change()
         self._records = _no_records()
-        self._mapping: dict[int, int | None] = {}
+        self._mapping: PendingMapping = {}
         self._unwritten_since_s: float | None = None
 
     @property
@@ -176,17 +182,17 @@ class PendingWrites:
         if change.cleared:
             self._clear_gpu()
         for part, records in (change.records or {}).items():
-            self._records[part].update(records)
-        self._note_mapping(change.hash_mapping)
+            if self._records[part]:
+                self._records[part].update(records)
+            else:
+                self._records[part] = records
+        if change.hash_mapping is not None:
+            self._mapping.update(change.hash_mapping.keys)
+            self._mapping.update(dict.fromkeys(change.hash_mapping.removed_hashes))
         if change and not self._change:
             self._change = change
         elif change:
             merge(self._change, change)
-
-    def _note_mapping(self, mapping: HashMapping | None) -> None:
-        if mapping is not None:
-            self._mapping.update(mapping.keys)
-            self._mapping.update(dict.fromkeys(mapping.removed_hashes))
 
     def _clear_gpu(self) -> None:
         """What was to be written of the gpu does not count any more; the followers' mappings go with it."""
@@ -213,22 +219,18 @@ class PendingWrites:
         records, self._records = self._records, _no_records()
         return records
 
-    def _take_mapping(self) -> HashMapping | None:
-        """The block keys of the touched engine hashes; None where followers do not need them."""
-        if not self._settings.engine_hashes:
-            return None
-        mapped, self._mapping = self._mapping, {}
-        keys = {engine_hash: key for engine_hash, key in mapped.items() if key is not None}
-        return HashMapping(keys, [engine_hash for engine_hash, key in mapped.items() if key is None])
+    def _take_mapping(self) -> PendingMapping:
+        mapping, self._mapping = self._mapping, {}
+        return mapping
 
     # Appending
 
     def seal(self) -> None:
         """Make a call of what is pending."""
         assert self.generation is not None, "what is appended to was written before"
-        records = self.take_records()
+        records, mapping = self.take_records(), self._take_mapping()
         change, self._change = self._change, Change()
-        change.hash_mapping, change.records = self._take_mapping(), None
+        change.hash_mapping, change.records = hash_mapping(records, mapping) if self._settings.engine_hashes else None, None
         self.is_dirty = False
         before = self._next_number
         number = self._new_number()
@@ -241,7 +243,7 @@ class PendingWrites:
         head: list[Word] = [self.fence, before, self.generation, number, self.encoder.head(self.position), entry]
         flags: list[Word] = [self.name, int(growth > 0), int(change.cleared)]
         call = Call("append", keys, [*head, *self._limits(), *flags, *block_words])
-        self.sealed.append(Sealed(call, records, change, number, growth > 0 and not change.cleared))
+        self.sealed.append(Sealed(call, records, mapping, change, number, growth > 0 and not change.cleared))
 
     def take_sealed(self) -> list[Sealed]:
         """What to send now."""
@@ -271,12 +273,11 @@ class PendingWrites:
         if self.needs_full_write:
             self.in_flight = []
             return
-        newer_records, newer_change = self.take_records(), self._change
-        newer_change.hash_mapping = self._take_mapping()
+        newer = (self.take_records(), self._take_mapping(), self._change)
         self._change = Change()
         for sealed in (*self.in_flight, *self.sealed):
-            self._merge_back(sealed.records, sealed.change)
-        self._merge_back(newer_records, newer_change)
+            self._merge_back(sealed.records, sealed.mapping, sealed.change)
+        self._merge_back(*newer)
         self.in_flight = []
         self.sealed.clear()
         self.is_dirty = True
@@ -285,12 +286,12 @@ class PendingWrites:
         if self.operations > APPEND_OPERATIONS_MAX:
             self.require_full_write()
 
-    def _merge_back(self, records: PendingRecords, change: Change) -> None:
+    def _merge_back(self, records: PendingRecords, mapping: PendingMapping, change: Change) -> None:
         if change.cleared:
             self._clear_gpu()
         for before, after in zip(self._records, records, strict=True):
             before.update(after)
-        self._note_mapping(change.hash_mapping)
+        self._mapping.update(mapping)
         merge(self._change, change)
 
     # Full write
@@ -341,6 +342,25 @@ class PendingWrites:
 
     def _limits(self) -> list[Word]:
         return [self._settings.limits.store.log_entries_max, self._state_ttl_ms, self._blocks_ttl_ms, self._trusted_until_ms()]
+
+
+def hash_mapping(records: PendingRecords, mapping: PendingMapping) -> HashMapping:
+    """What the engine hashes of these records stand for. `mapping` says it of some of them, and counts."""
+    keys: dict[int, int] = {}
+    removed_hashes: list[int] = []
+    for engine_hash, block in cast(dict[int, Block | None], records[Tier.GPU]).items():
+        if engine_hash in mapping:
+            continue
+        if block is None or not block.copies:
+            removed_hashes.append(engine_hash)
+        else:
+            keys[engine_hash] = block.key
+    for engine_hash, key in mapping.items():
+        if key is None:
+            removed_hashes.append(engine_hash)
+        else:
+            keys[engine_hash] = key
+    return HashMapping(keys, removed_hashes)
 
 
 def merge(older: Change, newer: Change) -> None:
