@@ -189,10 +189,12 @@ class PendingWrites:
         if change.hash_mapping is not None:
             self._mapping.update(change.hash_mapping.keys)
             self._mapping.update(dict.fromkeys(change.hash_mapping.removed_hashes))
-        if change and not self._change:
-            self._change = change
-        elif change:
+        if not change:
+            return
+        if self._change:
             merge(self._change, change)
+        else:
+            self._change = change
 
     def _clear_gpu(self) -> None:
         """What was to be written of the gpu does not count any more; the followers' mappings go with it."""

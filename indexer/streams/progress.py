@@ -187,4 +187,6 @@ class StreamProgress:
     @property
     def position(self) -> StreamPosition:
         """The stream's position between two batches."""
-        return StreamPosition(self.sequence.last, self.sequence.fingerprint, self.state.is_complete, self.trust, self.applier.is_simulator)
+        sequence, state = self.sequence, self.state
+        trust = state.trust(is_current=self.is_current)
+        return StreamPosition(sequence.last, sequence.fingerprint, state.is_complete, trust, self.applier.is_simulator)

@@ -71,8 +71,10 @@ class Signal(Enum):
     EXPIRED = auto()
 
 
+# Read for every batch, and an enum's member costs as much to name as a look-up in a dict.
 _UNVERIFIED, _RECOVERING, _CONFIRMED = Phase.UNVERIFIED, Phase.RECOVERING, Phase.CONFIRMED
 _NO_REPLAY_WAITING, _NO_REPLAY, _EXPIRED = Phase.NO_REPLAY_WAITING, Phase.NO_REPLAY, Phase.EXPIRED
+_LIVE, _PARTIAL, _STALE = Trust.LIVE, Trust.PARTIAL, Trust.STALE
 
 TRANSITIONS: dict[Signal, dict[Phase, Phase]] = {
     Signal.CONNECTED: dict.fromkeys(Phase, _UNVERIFIED),
@@ -123,22 +125,22 @@ class TrustState(Struct, frozen=True):
     @property
     def is_confirmed(self) -> bool:
         """Whether what is held counts on the present connection."""
-        return self.phase is Phase.CONFIRMED or self.phase is Phase.NO_REPLAY
+        return self.phase is _CONFIRMED or self.phase is _NO_REPLAY
 
     @property
     def is_verified(self) -> bool:
         """Whether what is held is known to be of this process, or cannot be verified."""
-        return self.phase is not Phase.UNVERIFIED
+        return self.phase is not _UNVERIFIED
 
     @property
     def can_be_asked(self) -> bool:
         """Whether the engine may still answer a replay, if it has an endpoint for it."""
-        return self.phase is not Phase.NO_REPLAY_WAITING and self.phase is not Phase.NO_REPLAY
+        return self.phase is not _NO_REPLAY_WAITING and self.phase is not _NO_REPLAY
 
     def trust(self, *, is_current: bool) -> Trust:
         """`is_current`: the connection that this is about is up."""
-        if self.phase is Phase.EXPIRED:
+        if self.phase is _EXPIRED:
             return Trust.EXPIRED
         if not is_current or not self.is_confirmed:
-            return Trust.STALE
-        return Trust.LIVE if self.is_complete else Trust.PARTIAL
+            return _STALE
+        return _LIVE if self.is_complete else _PARTIAL
