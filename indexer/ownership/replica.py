@@ -49,7 +49,6 @@ class ReplicaService:
         self._moves = Moves(settings, metrics, self.store, self._pods, self._known, self._streams)
         self._rounds = Rounds(settings, self.store, self._pods, self._known, self._streams, self._moves)
         self._dial_in_pods = DialInPods(self._pods, self._known, self._streams, self._moves)
-        self.store.lost = self._moves.note_lost
         self._ready = False
         metrics.owned_streams.set_function(lambda: len(self._streams.running))
 
@@ -66,7 +65,7 @@ class ReplicaService:
                     self._settings.load_interval_s, self._settings.engine_networks, self._measured, self.store.loads.note, self._metrics
                 )
                 await stack.enter_async_context(scraper)
-            works = ((self._rounds.run(), "share"), (self._dial_in_pods.run(), "dial-in"))
+            works = ((self._rounds.run(), "share"), (self._rounds.release_lost(), "release lost"), (self._dial_in_pods.run(), "dial-in"))
             self._loops = [self._streams.tasks.create_task(work, name=name) for work, name in works]
             stack.push_async_callback(self._leave)
             self._stack = stack.pop_all()

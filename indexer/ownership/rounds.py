@@ -84,6 +84,12 @@ class Rounds:
                 task.cancel()
             await asyncio.gather(*ending, return_exceptions=True)
 
+    async def release_lost(self) -> None:
+        """Stop what the store found to be lost, at once and not in the next round: its new owner runs it already. Cancel it."""
+        while True:
+            loss = await self._store.losses.get()
+            self._moves.note_lost(loss.stream, loss.ownership)
+
     async def _round(self) -> None:
         """Never fails."""
         try:

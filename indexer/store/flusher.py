@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine
 from enum import Enum, auto
 from typing import Any
 
+from msgspec import Struct
 from redis.exceptions import RedisError
 
 from indexer.core.names import StreamKey
@@ -44,6 +45,13 @@ class Ownership(Enum):
     """Its pod was forgotten."""
 
 
+class Loss(Struct, frozen=True):
+    """A stream that was written in vain: it is not ours any more."""
+
+    stream: StreamKey
+    ownership: Ownership
+
+
 class _Queue:
     """What waits to be written in one slot."""
 
@@ -55,21 +63,16 @@ class _Queue:
 
 
 class Flusher:
-    """`start` runs a task until the store ends. `lost` is called with a stream that was written in vain: it is not ours any more."""
+    """`start` runs a task until the store ends."""
 
-    def __init__(
-        self,
-        session: StoreSession,
-        leases: Leases,
-        start: Callable[[Coroutine[Any, Any, None], str], None],
-        lost: Callable[[StreamKey, Ownership], None],
-    ) -> None:
+    def __init__(self, session: StoreSession, leases: Leases, start: Callable[[Coroutine[Any, Any, None], str], None]) -> None:
         self.streams: dict[StreamKey, PendingWrites] = {}
         """Those that are owned."""
+        self.losses: asyncio.Queue[Loss] = asyncio.Queue()
+        """At most one for each stream that was owned; nothing more is written of these."""
         self._session = session
         self._leases = leases
         self._start = start
-        self._lost = lost
         self._queues: dict[int, _Queue] = {}
         self._progress = asyncio.Event()
         self._sealed_epoch = session.note_server_epoch()
@@ -247,7 +250,7 @@ class Flusher:
 
     def _disown(self, pending: PendingWrites, ownership: Ownership) -> None:
         self.remove(pending.key)
-        self._lost(pending.key, ownership)
+        self.losses.put_nowait(Loss(pending.key, ownership))
 
     # Redis lacks what was written
 

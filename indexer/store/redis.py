@@ -13,7 +13,7 @@ lies in one slot of a Cluster; a Redis that is no Cluster is one slot. The healt
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -26,7 +26,7 @@ from indexer.core.store import StreamPosition
 from indexer.core.stream_state import StreamState
 from indexer.metrics import IndexerMetrics
 from indexer.store import takeover
-from indexer.store.flusher import Flusher, Ownership
+from indexer.store.flusher import Flusher, Loss
 from indexer.store.leases import Claim, ClaimMode, Leases
 from indexer.store.members import Heartbeat, Members
 from indexer.store.pending import PendingWrites
@@ -40,23 +40,19 @@ log = logging.getLogger(__name__)
 
 
 class RedisStore:
-    """`async with RedisStore(settings, metrics, member) as store:` it does not matter whether Redis is up.
-
-    `lost` is called with a stream that was written in vain: it is not ours any more.
-    """
+    """`async with RedisStore(settings, metrics, member) as store:` it does not matter whether Redis is up."""
 
     has_limits = True
     needs_records = True
 
     def __init__(self, settings: Settings, metrics: IndexerMetrics, member: str) -> None:
         self.member = member
-        self.lost: Callable[[StreamKey, Ownership], None] = lambda stream, ownership: None
         self._session = session = StoreSession(settings, metrics, member)
         self.loads = LoadWriter(session.client, session.keyspace)
         self.registry = Registry(session.client, session.keyspace, settings, session.note_error)
         self._leases = Leases(session)
         self._members = Members(session)
-        self._flusher = Flusher(session, self._leases, self._start, lambda stream, ownership: self.lost(stream, ownership))
+        self._flusher = Flusher(session, self._leases, self._start)
         self._renewal = Renewal(session, self._flusher)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -176,6 +172,11 @@ class RedisStore:
     async def owners(self, streams: Sequence[StreamKey]) -> dict[StreamKey, str | None]:
         """Who has these streams; of a Cluster, those of the nodes that answer. Raises StoreError where none does."""
         return await self._leases.owners(streams)
+
+    @property
+    def losses(self) -> asyncio.Queue[Loss]:
+        """Owned streams that turned out not to be ours any more when they were written; `renew` returns what it finds itself."""
+        return self._flusher.losses
 
     @property
     def owned_slots(self) -> frozenset[int]:
