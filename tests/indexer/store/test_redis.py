@@ -24,7 +24,7 @@ from indexer.core.stream_state import StreamState
 from indexer.engines.spec import EngineSpec
 from indexer.errors import StoreError
 from indexer.metrics import IndexerMetrics
-from indexer.store.flusher import Ownership
+from indexer.store.flusher import Loss, Ownership
 from indexer.store.keyspace import PARTS, Keyspace
 from indexer.store.leases import Claim
 from indexer.store.redis import RedisStore
@@ -237,14 +237,12 @@ async def test_a_stream_has_one_owner(server: RedisServer) -> None:
         assert await b.claim(KEY, "want") == "a"
         renewed = await a.renew({KEY: OwnedStatus(b"{}", is_connected=True)})
         assert (renewed[KEY].ownership, renewed[KEY].wanted_by) == (Ownership.OURS, "b")
-        lost: list[tuple[StreamKey, Ownership]] = []
-        a.lost = lambda key, ownership: lost.append((key, ownership))
         await settled(a)
         await asyncio.sleep(0.6)  # longer than the lease: nobody renews it
         heir = await owned(b)
         stream.apply(stored([1]))
-        await wait_until_async(lambda: lost)
-        assert lost == [(KEY, Ownership.LOST)]
+        assert await asyncio.wait_for(a.losses.get(), 10) == Loss(KEY, Ownership.LOST)
+        assert a.losses.empty()
         await settled(b)
         assert_written(server, heir)
         assert not in_redis(server)["gpu"]
