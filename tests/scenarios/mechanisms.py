@@ -127,8 +127,7 @@ def silence_is_death(patch: Patch) -> None:
 
     async def expire(self: Stream) -> float:
         if stream.time.monotonic() - (self._progress.last_batch_s or 0) > self._settings.pod_expiry_s:
-            self._progress.note(Signal.EXPIRED)
-            self._applier.forget()
+            self._progress.expire()
         return min(0.1, await listen(self))
 
     patch.setattr(Stream, "_listen", expire)

@@ -8,7 +8,8 @@ from indexer.core.store import StreamPosition
 from indexer.core.stream_state import StreamState
 from indexer.store.keyspace import Keyspace
 from indexer.store.pending import PendingWrites, hash_mapping
-from tests.owner import keys_of, removed, stored
+from tests.events import removed, stored
+from tests.owner import keys_of
 
 MODEL = "some/model"
 KEY = StreamKey(MODEL, "pod", 0)
@@ -20,7 +21,7 @@ class Written:
     """A stream that Redis has, and what is pending of it."""
 
     def __init__(self) -> None:
-        settings = Settings(redis="redis://nowhere")
+        settings = Settings(redis="redis://nowhere", engine_hashes=True)
         self.state = StreamState(MODEL, "", with_records=True, with_hash_mapping=True)
         position = StreamPosition(0, b"fingerprint", True, Trust.LIVE, False)
         self.position = position

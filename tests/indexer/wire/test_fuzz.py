@@ -65,6 +65,11 @@ class Stream:
             error.add_note(f"payload: {payload[:2000].hex()}")
             raise
 
+    def forget(self) -> None:
+        """The engine was restarted."""
+        self.applier.state.forget()
+        self.view.drop(KEY)
+
     def apply_good(self) -> None:
         """Apply a batch that stores two blocks that no mutation can name, and see that it does."""
         self.good += 1
@@ -220,7 +225,7 @@ def test_a_storm_of_mutations_harms_nothing(kind: Mutation) -> None:
     assert refused.total() > 0
     assert stream.total("kv_indexer_batches_total") == STORM + stream.good
     assert most_held >= 4, "there was something to keep right"
-    stream.applier.forget()
+    stream.forget()
     assert not any(stream.held().values())
     stream.apply_good()
 
@@ -246,13 +251,13 @@ def test_nothing_of_a_storm_stays_once_the_stream_is_forgotten() -> None:
     stream = Stream()
     for payload in storm(several, 500):  # metrics, caches and the like come to stay
         stream.apply(payload)
-    stream.applier.forget()
+    stream.forget()
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
         for payload in storm(several, 5_000):
             stream.apply(payload)
-        stream.applier.forget()
+        stream.forget()
         after, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
