@@ -23,6 +23,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TextIO
 
+import coverage
+
 ROOT = Path(__file__).parent.parent
 IS_AVAILABLE = sys.platform == "linux"
 PR_SET_CHILD_SUBREAPER = 36
@@ -131,8 +133,8 @@ class _Parent:
 
 
 def can_fork() -> bool:
-    """Whether processes may be forked here. The coverage of a forked process is not measured."""
-    return IS_AVAILABLE and "COVERAGE_PROCESS_CONFIG" not in os.environ
+    """Whether processes may be forked here."""
+    return IS_AVAILABLE
 
 
 @cache
@@ -176,6 +178,7 @@ def _serve(listening: socket.socket) -> None:
 def _run(module: str, words: list[str], env: dict[str, str], streams: list[int], fds: list[int]) -> None:
     """In the forked process, to its end. `streams`: which of its standard streams `fds` are."""
     code: int | str | None = 1
+    measured: coverage.Coverage | None = None
     try:
         for stream, fd in zip(streams, fds, strict=True):
             os.dup2(fd, stream)
@@ -183,12 +186,16 @@ def _run(module: str, words: list[str], env: dict[str, str], streams: list[int],
         os.environ.clear()
         os.environ.update(env)
         sys.argv = [module, *words]
+        measured = coverage.process_startup() if "COVERAGE_PROCESS_CONFIG" in env else None
         code = import_module(module).main(words)
     except SystemExit as ended:
         code = ended.code
     except BaseException:  # noqa: BLE001 - as the interpreter does at its end
         sys.excepthook(*sys.exc_info())
     finally:
+        if measured is not None:
+            measured.stop()
+            measured.save()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code if isinstance(code, int) else 0 if code is None else 1)

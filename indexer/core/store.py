@@ -24,13 +24,16 @@ class Store(Protocol):
     has_limits: bool
     """Whether it may fall behind, so that the stream has to await `room` now and then."""
     needs_records: bool
-    """Whether a change has to say what became of each engine hash: `Change.records`."""
+    """Whether a change has to say what became of each engine hash, in `Change.records`, and where the stream stands after it."""
 
     def open(self, stream: StreamKey) -> None:
         """Make the stream known, holding nothing."""
 
-    def append(self, stream: StreamKey, block_size: int | None, change: Change, position: StreamPosition) -> None:
-        """One batch was applied, whether it changed anything or not. `block_size`: tokens per block, None before any block."""
+    def append(self, stream: StreamKey, block_size: int | None, change: Change, position: StreamPosition | None) -> None:
+        """One batch was applied, whether it changed anything or not. `block_size`: tokens per block, None before any block.
+
+        `position`: that after the batch; None for a store that needs no records.
+        """
 
     def drop(self, stream: StreamKey, position: StreamPosition) -> None:
         """Hold nothing of the stream any more; it stays known."""

@@ -107,7 +107,8 @@ class RedisStore:
     def open(self, stream: StreamKey) -> None:
         """A stream exists in Redis once it is owned."""
 
-    def append(self, stream: StreamKey, block_size: int | None, change: Change, position: StreamPosition) -> None:
+    def append(self, stream: StreamKey, block_size: int | None, change: Change, position: StreamPosition | None) -> None:
+        assert position is not None, "this store needs records, and positions with them"
         pending = self._flusher.streams.get(stream)
         if pending is not None:
             pending.append(change, position)
