@@ -267,21 +267,6 @@ class RedisServer:
                 thread.join(ANSWER_S)
             assert not thread.is_alive(), "the monitor did not come to its end"
 
-    @contextmanager
-    def watching(self, over_ms: float) -> Iterator[list[tuple[float, str]]]:
-        """`with server.watching(5) as slow:` `slow` has, at the end, what held the server up for longer: milliseconds, command."""
-        slow: list[tuple[float, str]] = []
-        with self._asking() as client:
-            former = client.config_get("slowlog-*")
-            client.config_set("slowlog-max-len", 10_000)
-            client.config_set("slowlog-log-slower-than", int(over_ms * 1000))
-            client.slowlog_reset()
-        yield slow
-        with self._asking() as client:
-            slow += [(entry["duration"] / 1000, entry["command"][:80].decode(errors="replace")) for entry in client.slowlog_get(10_000)]
-            for key, value in former.items():
-                client.config_set(key, value)
-
     # Inside
 
     def _free_port(self) -> int:
