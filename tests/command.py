@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.forked import ROOT, ForkedProcess, can_fork, fork_module
+from tests.forked import IS_AVAILABLE, ROOT, ForkedProcess, fork_module
 
 MODULE = "scorer_api.cli.__main__"
 
@@ -19,7 +19,7 @@ def environment(**more: str) -> dict[str, str]:
 def start(*words: str | Path, env: Mapping[str, str] | None = None, is_fresh: bool = False) -> "subprocess.Popen[str] | ForkedProcess":
     """`is_fresh`: in an interpreter of its own, as users start it."""
     env = environment() if env is None else env
-    if can_fork() and not is_fresh:
+    if IS_AVAILABLE and not is_fresh:
         return fork_module(MODULE, [*map(str, words)], env, with_streams=True)
     pipe = subprocess.PIPE
     command = [sys.executable, "-m", "scorer_api.cli", *map(str, words)]

@@ -132,11 +132,6 @@ class _Parent:
         self._process.wait()
 
 
-def can_fork() -> bool:
-    """Whether processes may be forked here."""
-    return IS_AVAILABLE
-
-
 @cache
 def _parent(pid: int) -> _Parent:
     return _Parent()

@@ -16,7 +16,7 @@ import httpx
 from indexer.http.server import serve
 from scorer_api.app import make_serve
 from tests.command import environment
-from tests.forked import ROOT, ForkedProcess, can_fork, fork_module
+from tests.forked import IS_AVAILABLE, ROOT, ForkedProcess, fork_module
 from tests.settings import QUICK, settings_of
 from tests.waiting import wait_until
 
@@ -138,7 +138,7 @@ class Command(Client):
         """`is_fresh`: an interpreter of its own, with the command line that a user would see; otherwise it is forked where that can be."""
         super().__init__()
         self.words = words
-        self._is_fresh = is_fresh or not can_fork()
+        self._is_fresh = is_fresh or not IS_AVAILABLE
         self._env = environment(**(env or {}))
         self.lines: list[str] = []
 
