@@ -44,9 +44,9 @@ def batch(events: Iterable[Any], rank: int | None = 0) -> bytes:
 class Engine:
     """One publisher process's sockets. `kill` and `start` make a new life on the same ports, with an empty history.
 
-    `dials`: it connects its PUB to this port instead of binding one. Faults: `mute` leaves replay requests unanswered; `with_marker` off
-    sends no end marker; `reply_count_max` cuts each reply short; `lost_replies` are numbers left out of the next answer, as by a high-water
-    mark; `history_max` batches are retained.
+    `dials`: it connects its PUB to this port instead of binding one. `host`: its address, without brackets. Faults: `mute` leaves replay
+    requests unanswered; `with_marker` off sends no end marker; `reply_count_max` cuts each reply short; `lost_replies` are numbers left out of
+    the next answer, as by a high-water mark; `history_max` batches are retained.
     """
 
     def __init__(
@@ -57,12 +57,14 @@ class Engine:
         history_max: int = 10_000,
         topic: bytes = b"",
         dials: int | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
         self.with_replay = with_replay
         self.with_topic_in_replies = with_topic_in_replies
         self.history_max = history_max
         self.topic = topic
         self.dials = dials
+        self.host = f"[{host}]" if ":" in host else host
         self.mute = False
         self.with_marker = True
         self.reply_count_max: int | None = None
@@ -88,16 +90,18 @@ class Engine:
         self._pub.xpub_verbose = 1
         self._pub.sndhwm = 0
         self._pub.linger = 0
+        self._pub.ipv6 = ":" in self.host
         if self.dials is None:
-            self.events_port = _bind(self._pub, self.events_port)
+            self.events_port = _bind(self._pub, self.host, self.events_port)
         else:
-            self._pub.connect(f"tcp://127.0.0.1:{self.dials}")
+            self._pub.connect(f"tcp://{self.host}:{self.dials}")
         self._stopping = threading.Event()
         self._router = self._context.socket(zmq.ROUTER)
         self._router.sndhwm = 0
         self._router.linger = 0
+        self._router.ipv6 = ":" in self.host
         if self.with_replay:
-            self.replay_port = _bind(self._router, self.replay_port)
+            self.replay_port = _bind(self._router, self.host, self.replay_port)
         self._thread = threading.Thread(target=self._serve_replays, name="test engine", daemon=True)
         self._thread.start()
         return self
@@ -113,9 +117,9 @@ class Engine:
 
     def spec(self, pod: str = "pod", model: str = "m", **more: object) -> str:
         """What to give to --engine."""
-        words = [f"pod={pod}", f"model={model}", f"events=tcp://127.0.0.1:{self.events_port}"]
+        words = [f"pod={pod}", f"model={model}", f"events=tcp://{self.host}:{self.events_port}"]
         if self.with_replay:
-            words.append(f"replay=tcp://127.0.0.1:{self.replay_port}")
+            words.append(f"replay=tcp://{self.host}:{self.replay_port}")
         return ",".join([*words, *(f"{key}={value}" for key, value in more.items())])
 
     def publish(self, *events: Any, is_lost: bool = False, is_forgotten: bool = False) -> int:
@@ -165,13 +169,13 @@ class Engine:
             self._router.send_multipart([client, *([b"", b""] if self.with_topic_in_replies else [b""]), END, b""])
 
 
-def _bind(socket: "zmq.Socket[bytes]", port: int) -> int:
+def _bind(socket: "zmq.Socket[bytes]", host: str, port: int) -> int:
     if not port:
-        return socket.bind_to_random_port("tcp://127.0.0.1", min_port=LOWEST, max_port=HIGHEST)
+        return socket.bind_to_random_port(f"tcp://{host}", min_port=LOWEST, max_port=HIGHEST)
     deadline_s = time.monotonic() + 10
     while True:
         try:
-            socket.bind(f"tcp://127.0.0.1:{port}")
+            socket.bind(f"tcp://{host}:{port}")
         except zmq.ZMQError:  # the former life's socket is still being closed
             if time.monotonic() > deadline_s:
                 raise

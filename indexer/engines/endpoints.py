@@ -5,6 +5,7 @@ import zmq
 from indexer.engines.networks import EngineNetworks, sockets_of
 from indexer.engines.spec import EngineSpec, host_of
 from indexer.errors import SettingError
+from indexer.receiving.address_family import is_ipv6
 from indexer.receiving.subscription import Context
 
 
@@ -27,6 +28,7 @@ def check_endpoints(spec: EngineSpec, context: Context | None = None, *, dials_t
         try:
             with context.socket(zmq.SUB) as probe:
                 probe.linger = 0
+                probe.ipv6 = is_ipv6(endpoint)
                 probe.connect(endpoint)
         except zmq.ZMQError as error:
             raise SettingError(key, endpoint, f"should be an endpoint that can be connected to: {error.strerror}") from None

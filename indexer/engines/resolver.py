@@ -6,8 +6,9 @@ import socket
 from collections.abc import Awaitable, Callable
 
 from indexer.engines.networks import EngineNetworks, endpoints_of, has_name, literal
-from indexer.engines.spec import EngineSpec, at_address, host_of
+from indexer.engines.spec import EngineSpec, at_address, host_of, port_of
 from indexer.errors import SettingError
+from indexer.receiving.address_family import reachable
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,10 @@ async def check_names(spec: EngineSpec, networks: EngineNetworks) -> None:
 
 
 async def address_of(endpoint: str, key: str, networks: EngineNetworks) -> str:
-    """The endpoint with an address in place of its name. Raises SettingError unless all addresses of the name are in the networks."""
+    """The endpoint with an address in place of its name: one of a family that is answered, if the name has both.
+
+    Raises SettingError unless all addresses of the name are in the networks.
+    """
     host = host_of(endpoint)
     if host is None or not has_name(endpoint):
         return endpoint
@@ -36,13 +40,13 @@ async def address_of(endpoint: str, key: str, networks: EngineNetworks) -> str:
         raise SettingError(key, endpoint, f"{host} could not be resolved within {RESOLVE_S:g} s") from None
     except (OSError, UnicodeError) as error:
         raise SettingError(key, endpoint, f"{host} cannot be resolved: {getattr(error, 'strerror', None) or error}") from None
-    # IPv4 first: engines usually listen there, and libzmq would dial it first too.
-    addresses = [address for _, _, _, _, (text, *_) in sorted(found, key=lambda each: each[0] != socket.AF_INET) if (address := literal(str(text)))]
-    if not addresses:
-        raise SettingError(key, endpoint, f"{host} has no address")
-    for address in addresses:
+    addresses = {str(text): address for *_, (text, *_) in found if (address := literal(str(text)))}
+    for address in addresses.values():
         networks.check_address(address, key, endpoint)
-    return at_address(endpoint, str(addresses[0]))
+    at = await reachable(addresses, port_of(endpoint) or 0)
+    if at is None:
+        raise SettingError(key, endpoint, f"{host} has no address")
+    return at_address(endpoint, at)
 
 
 class EndpointWatcher:

@@ -14,6 +14,7 @@ from indexer.masking import masked
 _TCP = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.]+(%\w+)?\]|[^:/\[\]*\s]+):(?P<port>\d{1,5})")
 _IPC = re.compile(r"ipc://\S+")
 _HTTP = re.compile(r"(?P<scheme>https?)://(?P<host>\[[0-9A-Fa-f:.]+\]|[^:/\[\]@?#*\s]+)(?::(?P<port>\d{1,5}))?(?P<path>/[!-~]*)?")
+_IPV6 = re.compile(r"[0-9A-Fa-f]*:[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*")
 HTTP_LENGTH_MAX = 2_048
 NAME_LENGTH_MAX = 512
 
@@ -158,6 +159,12 @@ def host_of(endpoint: str) -> str | None:
     return None if found is None else found["host"].strip("[]")
 
 
+def port_of(endpoint: str) -> int | None:
+    """The port of a tcp endpoint or of an API base, the scheme's own where it names none."""
+    found = _TCP.fullmatch(endpoint) or _HTTP.fullmatch(endpoint)
+    return None if found is None else int(found["port"] or (443 if endpoint.startswith("https:") else 80))
+
+
 def at_address(endpoint: str, address: str) -> str:
     """The tcp endpoint, or the API base, with an address in place of its host."""
     found = _TCP.fullmatch(endpoint) or _HTTP.fullmatch(endpoint)
@@ -174,7 +181,7 @@ def is_http_base(text: str) -> bool:
 
 def http_base_of(pod: str) -> str:
     """The default base URL of a pod's own API: a pod is usually named by the host and port that routers send requests to."""
-    return f"http://{pod}"
+    return f"http://[{pod}]" if _IPV6.fullmatch(pod) else f"http://{pod}"
 
 
 def http_base(specs: Iterable[EngineSpec]) -> str:

@@ -51,8 +51,9 @@ class Listening(SubSocket):
         announce: Callable[[Announced], None],
         refuse: Callable[[str], None],
     ) -> None:
-        super().__init__(context, limits)
-        self._endpoint = endpoint
+        super().__init__(context, endpoint, limits)
+        # Every address means those of both families.
+        self._is_ipv6 = self._is_ipv6 or endpoint.startswith("tcp://*:")
         self._announce = announce
         self._refuse = refuse
         self._publishers: dict[bytes, _Publisher] = {}
@@ -117,7 +118,7 @@ class Listening(SubSocket):
         descriptor = int(frames[0].get(zmq.SRCFD))
         publisher = self._publishers.get(topic)
         if publisher is None:
-            publisher = self._new_publisher(topic, str(frames[0].get("Peer-Address")))
+            publisher = self._new_publisher(topic, _plain_address(str(frames[0].get("Peer-Address"))))
             if publisher is None:
                 self._refuse("topic")
                 return
@@ -142,6 +143,11 @@ class Listening(SubSocket):
         publisher = self._publishers[topic] = _Publisher(Inbox(self._limits))
         self._announce(Announced(*named, self.rank, host, publisher.inbox))
         return publisher
+
+
+def _plain_address(host: str) -> str:
+    """The address of a peer. A socket of both families has IPv4 addresses in their IPv6 form."""
+    return host.removeprefix("::ffff:") if "." in host else host
 
 
 def _pod_and_model(topic: bytes) -> tuple[str, str] | None:

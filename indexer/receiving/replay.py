@@ -12,6 +12,7 @@ import zmq
 import zmq.asyncio
 
 from indexer.limits import ReceiveLimits
+from indexer.receiving.address_family import needs_ipv6
 
 RECONNECT_MS = 100
 # Short enough to notice soon that the caller lost interest, e.g. because the engine went away.
@@ -35,8 +36,10 @@ class ReplayRequest:
         self._limits = limits
 
     async def __aenter__(self) -> Self:
+        is_ipv6 = await needs_ipv6(self._endpoint)
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.linger = 0
+        self._socket.ipv6 = is_ipv6
         self._socket.rcvhwm = 0  # at a mark of ours the engine's ROUTER would drop replies
         self._socket.maxmsgsize = self._limits.frame_bytes_max
         self._socket.reconnect_ivl = RECONNECT_MS

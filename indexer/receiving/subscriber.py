@@ -23,7 +23,7 @@ import zmq
 from indexer.limits import ReceiveLimits
 from indexer.receiving.inbox import Inbox
 from indexer.receiving.listening import Announced, Listening
-from indexer.receiving.subscription import Context, Subscription, SubSocket
+from indexer.receiving.subscription import NEVER, Context, Subscription, SubSocket
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,8 @@ class Subscriber:
         self._context = context
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._subscriptions: dict[Inbox, Subscription] = {}
-        self._closed: set[Subscription] = set()
+        self._due: set[Subscription] = set()
+        """Subscriptions that are to be opened again at a time of their own."""
         self._listening: list[Listening] = []
         self._by_socket: dict[zmq.Socket[bytes], SubSocket] = {}
         self._poller = zmq.Poller()
@@ -69,6 +70,7 @@ class Subscriber:
             subscription.open()
             self._subscriptions[inbox] = subscription
             self._register(subscription)
+            self._note_due(subscription)
 
         await self._in_thread(open_subscription)
 
@@ -81,7 +83,7 @@ class Subscriber:
                 listening.unblock()
             subscription = self._subscriptions.pop(inbox, None)
             if subscription is not None:
-                self._closed.discard(subscription)
+                self._due.discard(subscription)
                 self._unregister(subscription)
                 subscription.close()
 
@@ -179,18 +181,19 @@ class Subscriber:
                 continue  # closed by something earlier in this turn
             sockets = source.socket, source.monitor
             changed.update(source.take())
-            if source.socket is None and isinstance(source, Subscription):
-                self._closed.add(source)
-                for gone in sockets:
-                    self._forget(gone)
+            if isinstance(source, Subscription):
+                self._note_due(source)
+                if source.socket is None:
+                    for gone in sockets:
+                        self._forget(gone)
         self._reopen()
         if changed:
             self._loop.call_soon_threadsafe(_wake_all, changed)
 
     def _timeout_ms(self) -> int | None:
-        if not self._closed:
+        if not self._due:
             return None
-        soonest_s = min(subscription.reopen_at_s for subscription in self._closed)
+        soonest_s = min(subscription.reopen_at_s for subscription in self._due)
         return max(0, int((soonest_s - time.monotonic()) * 1000) + 1)
 
     def _obey(self) -> None:
@@ -201,15 +204,22 @@ class Subscriber:
 
     def _reopen(self) -> None:
         now_s = time.monotonic()
-        for subscription in [due for due in self._closed if due.reopen_at_s <= now_s]:
+        for subscription in [due for due in self._due if due.reopen_at_s <= now_s]:
+            self._unregister(subscription)
             try:
-                subscription.open()
+                subscription.reopen()
             except zmq.ZMQError as error:
                 subscription.inbox.error = str(error)
                 subscription.reopen_at_s = now_s + 1.0
             else:
-                self._closed.remove(subscription)
                 self._register(subscription)
+                self._note_due(subscription)
+
+    def _note_due(self, subscription: Subscription) -> None:
+        if subscription.reopen_at_s < NEVER:
+            self._due.add(subscription)
+        else:
+            self._due.discard(subscription)
 
     def _register(self, subscription: SubSocket) -> None:
         for opened in (subscription.socket, subscription.monitor):

@@ -12,6 +12,7 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from indexer.limits import ReceiveLimits
+from indexer.receiving.address_family import has_name, is_ipv6
 from indexer.receiving.inbox import Inbox
 
 Context = zmq.Context[zmq.Socket[bytes]]
@@ -20,6 +21,10 @@ Context = zmq.Context[zmq.Socket[bytes]]
 TURN_MAX = 256
 # Pause before a lost connection is opened again: well below a second, to miss little.
 REOPEN_S = 0.1
+# How long a name is dialled in one address family before the other is tried. It doubles until the engine answers.
+FAMILY_S = 0.5
+FAMILY_MAX_S = 8.0
+NEVER = float("inf")
 FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 MONITORED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | FAILED
 
@@ -27,8 +32,10 @@ MONITORED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | FAILED
 class SubSocket(ABC):
     """A SUB socket and its monitor, used by the receiving thread only. Both are None while it is closed."""
 
-    def __init__(self, context: Context, limits: ReceiveLimits) -> None:
+    def __init__(self, context: Context, endpoint: str, limits: ReceiveLimits) -> None:
         self._context = context
+        self._endpoint = endpoint
+        self._is_ipv6 = is_ipv6(endpoint)
         self._limits = limits
         self.socket: zmq.Socket[bytes] | None = None
         self.monitor: zmq.Socket[bytes] | None = None
@@ -39,6 +46,7 @@ class SubSocket(ABC):
         sub = self._context.socket(zmq.SUB)
         try:
             sub.linger = 0
+            sub.ipv6 = self._is_ipv6
             sub.rcvhwm = limits.receive_hwm
             sub.maxmsgsize = limits.frame_bytes_max
             sub.reconnect_ivl = _milliseconds(limits.reconnect_s)
@@ -83,29 +91,40 @@ class SubSocket(ABC):
 
 
 class Subscription(SubSocket):
-    """Dials one engine and fills its stream's inbox."""
+    """Dials one engine and fills its stream's inbox. `reopen_at_s`: when it is due to be opened again, by the monotonic clock."""
 
     def __init__(self, context: Context, endpoint: str, topic: bytes, inbox: Inbox, limits: ReceiveLimits) -> None:
-        super().__init__(context, limits)
-        self._endpoint = endpoint
+        super().__init__(context, endpoint, limits)
         self._topic = topic
         self.inbox = inbox
-        self.reopen_at_s = 0.0
+        self.reopen_at_s = NEVER
+        self._has_name = has_name(endpoint)
+        self._family_s = FAMILY_S
 
     def _attach(self, sub: "zmq.Socket[bytes]") -> None:
         sub.subscribe(self._topic)
         sub.connect(self._endpoint)
+        self.reopen_at_s = time.monotonic() + self._family_s if self._has_name else NEVER
         self.inbox.error = self.inbox.error or f"cannot connect to {self._endpoint} so far"
 
     def close(self) -> None:
         super().close()
         self.inbox.connected = False
 
+    def reopen(self) -> None:
+        """Open it again; in the other address family if the engine did not answer in this one. Raises zmq.ZMQError."""
+        if self.socket is not None:
+            self.close()
+            self._is_ipv6 = not self._is_ipv6
+            self._family_s = min(2 * self._family_s, FAMILY_MAX_S)
+        self.open()
+
     def take(self) -> Iterable[Inbox]:
         # First what the monitor says: a new connection's frames must not pass for the old one's.
         for event, _ in self._events():
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self.inbox.begin()
+                self.reopen_at_s, self._family_s = NEVER, FAMILY_S
             else:
                 self._receive(None)
                 self.close()

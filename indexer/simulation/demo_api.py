@@ -4,6 +4,7 @@ The token of a number is the number itself, since the demo's prompts are numbers
 words of its messages.
 """
 
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -84,6 +85,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, address: tuple[str, int], metrics: Callable[[], str]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, _Handler)
         self.metrics = metrics
 

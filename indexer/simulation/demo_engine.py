@@ -122,7 +122,7 @@ async def run(
 ) -> None:
     """Print the engine's spec, then serve until cancelled. Raises zmq.ZMQError or OSError if it cannot listen."""
     cache = BlockCache(capacity)
-    listen_at = "" if host in EVERY_ADDRESS else host
+    listen_at = "" if host in EVERY_ADDRESS and ":" not in host else host
     with zmq.asyncio.Context() as context, demo_api.serving(listen_at, http_port, cache.metrics) as http_port:
         context.linger = 0
         publisher = Publisher(context, host, events_port, replay_port, history_max=HISTORY_BATCHES)

@@ -10,7 +10,7 @@ import zmq
 import zmq.asyncio
 
 LOOPBACK = "127.0.0.1"
-EVERY_ADDRESS = ("0.0.0.0", "*")  # noqa: S104 - what a user may ask for, never a default
+EVERY_ADDRESS = ("0.0.0.0", "*", "::")  # noqa: S104 - what a user may ask for, never a default
 END = b"\xff" * 8
 NUMBER_BYTES = 8
 # After a restart a port is free only when libzmq has closed the former socket, which it does in its own thread.
@@ -88,12 +88,14 @@ class Publisher:
 
 
 async def _bind(socket: zmq.asyncio.Socket, host: str, port: int, wait_s: float) -> int:
+    socket.ipv6 = ":" in host
+    at = f"tcp://{in_url(host)}"
     if not port:
-        return socket.bind_to_random_port(f"tcp://{host}")
+        return socket.bind_to_random_port(at)
     deadline_s = time.monotonic() + wait_s
     while True:
         try:
-            socket.bind(f"tcp://{host}:{port}")
+            socket.bind(f"{at}:{port}")
         except zmq.ZMQError as error:
             if error.errno != zmq.EADDRINUSE or time.monotonic() > deadline_s:
                 raise
@@ -104,4 +106,9 @@ async def _bind(socket: zmq.asyncio.Socket, host: str, port: int, wait_s: float)
 
 def dial_host(host: str) -> str:
     """The host that others connect to for a socket that listens at `host`: the machine's name for a socket at every address."""
-    return gethostname() if host in EVERY_ADDRESS else host
+    return gethostname() if host in EVERY_ADDRESS else in_url(host)
+
+
+def in_url(host: str) -> str:
+    """The host as endpoints and URLs have it: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host

@@ -12,6 +12,7 @@ import zmq.asyncio
 
 from indexer.errors import Refused
 from indexer.limits import ReceiveLimits, WireLimits
+from indexer.receiving.address_family import is_ipv6
 from indexer.receiving.replay import ReplayRequest
 from indexer.wire.decoder import WireDecoder
 from indexer.wire.frames import split_frames, split_reply
@@ -67,6 +68,7 @@ async def listen(context: Context, address: str, seconds: float) -> EventSample:
     left = BYTES_MAX
     with context.socket(zmq.SUB) as sub:
         sub.linger = 0
+        sub.ipv6 = is_ipv6(address)
         sub.rcvhwm = MESSAGES_MAX
         sub.maxmsgsize = FRAME_BYTES_MAX
         sub.subscribe(b"")

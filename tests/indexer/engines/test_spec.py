@@ -202,8 +202,17 @@ def test_api_bases_that_are_wrong(http: str) -> None:
     assert "secret" not in str(error)
 
 
-def test_without_one_the_pods_name_is_its_api_base() -> None:
-    assert http_base([EngineSpec.from_text("pod=10.0.0.7:8000,model=m,events=tcp://h:1")]) == "http://10.0.0.7:8000"
+@pytest.mark.parametrize(
+    ("pod", "base"),
+    [
+        ("10.0.0.7:8000", "http://10.0.0.7:8000"),
+        ("pod-0.svc:8000", "http://pod-0.svc:8000"),
+        ("[fd00::7]:8000", "http://[fd00::7]:8000"),
+        ("fd00::7", "http://[fd00::7]"),
+    ],
+)
+def test_without_one_the_pods_name_is_its_api_base(pod: str, base: str) -> None:
+    assert http_base([EngineSpec.from_text(f"pod={pod},model=m,events=tcp://h:1")]) == base
 
 
 def test_one_of_a_pods_specs_says_its_api_base_and_no_two_say_different_ones() -> None:

@@ -21,6 +21,7 @@ import pytest
 
 from indexer.engines.load import Load
 from indexer.engines.load_metrics import LoadMeter
+from indexer.engines.spec import EngineSpec
 from indexer.simulation.demo_api import serving, tokenize
 from indexer.simulation.demo_engine import BLOCK_SIZE, CHAT_TOKENS_MAX, SYSTEM_PROMPT, TURN_TOKENS, BlockCache, chat_workload, dial_host
 from tests.command import environment, run, start
@@ -269,8 +270,26 @@ def test_a_demo_engine_listens_where_it_is_told_to() -> None:
         process.communicate(timeout=20)
 
 
+def test_a_demo_engine_listens_at_an_ipv6_address() -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    process = start("demo-engine", "--host", "::1", "--chats", "3")
+    try:
+        assert process.stdout is not None
+        spec = EngineSpec.from_text(process.stdout.readline().strip())
+        assert (spec.events or "").startswith("tcp://[::1]:")
+        assert httpx.get(f"{spec.http}/health").status_code == 200
+        with Running(f"pod=p,model=m,events={spec.events},replay={spec.replay}") as service:
+            wait_until(lambda: (service.stream(pod="p")["sequence"] or 0) > 0)
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
 def test_a_demo_engine_that_listens_everywhere_is_dial_host_by_its_machine_s_name() -> None:
-    assert [dial_host(host) for host in ("0.0.0.0", "*", "10.0.0.7")] == [socket.gethostname(), socket.gethostname(), "10.0.0.7"]  # noqa: S104
+    assert [dial_host(host) for host in ("0.0.0.0", "*", "10.0.0.7", "::1")] == [socket.gethostname()] * 2 + ["10.0.0.7", "[::1]"]  # noqa: S104
 
 
 def test_a_demo_engine_says_where_it_cannot_listen() -> None:
