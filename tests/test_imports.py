@@ -88,7 +88,7 @@ PURE = (
         "indexer.ownership.assignment",
         "indexer.ownership.pod_directory",
     ),
-    *(f"indexer.engines.{name}" for name in ("spec", "networks", "load", "load_metrics")),
+    *(f"indexer.engines.{name}" for name in ("spec", "networks", "load", "load_metrics", "iteration_stats")),
     *(f"indexer.store.{name}" for name in ("keyspace", "records", "node_clock", "condition")),
     *("indexer.simulation.capture", "scorer_api.index", "scorer_api.explain", "scorer_api.tokens.tokenize_input", "scorer_api.tokens.cache"),
     *(f"scorer_api.routing.{name}" for name in ("costs", "pick", "policies", "prompt_tree", "queues", "speculation", "speculative_scores", "router")),

@@ -1,4 +1,6 @@
-"""Derives a pod's load from the text of its engine's /metrics.
+"""Derives a pod's load from the text of its engine's metrics.
+
+Some proxies and exporters write `_` in place of the `:` after the engine's name, as TensorRT-LLM itself does. Names here have the `:`.
 
 Engines count since their start. The prefill rate and the mean length of prompts come from the growth of these counters between two scrapes.
 """
@@ -8,26 +10,41 @@ from math import isfinite
 from typing import Final
 
 from msgspec import Struct
+from prometheus_client.samples import Sample
 
 from indexer.engines.load import Load
 from indexer.metrics_text import read_samples
 
-# vLLM's names, names of older vLLM, SGLang's. The first one that an engine has counts. Data-parallel ranks are separate series.
-RUNNING: Final = ("vllm:num_requests_running", "sglang:num_running_reqs")
-WAITING: Final = ("vllm:num_requests_waiting", "sglang:num_queue_reqs")
-KV_USAGE: Final = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglang:token_usage")
-REQUESTS: Final = ("vllm:request_prompt_tokens_count", "vllm:request_success_total", "sglang:num_requests_total")
-PROMPT_TOKENS: Final = ("vllm:request_prompt_tokens_sum", "vllm:prompt_tokens_total", "sglang:prompt_tokens_total")
+# vLLM's names, names of older vLLM, SGLang's, TensorRT-LLM's. The first one that an engine has counts. Data-parallel ranks are separate series.
+RUNNING: Final = ("vllm:num_requests_running", "sglang:num_running_reqs", "trtllm:num_requests_running")
+WAITING: Final = ("vllm:num_requests_waiting", "vllm:num_requests_waiting_by_reason", "sglang:num_queue_reqs", "trtllm:num_requests_waiting")
+KV_USAGE: Final = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglang:token_usage", "trtllm:kv_cache_utilization")
+REQUESTS: Final = ("vllm:request_prompt_tokens_count", "vllm:request_success_total", "sglang:num_requests_total", "trtllm:request_success_total")
+PROMPT_TOKENS: Final = (
+    *("vllm:request_prompt_tokens_sum", "vllm:prompt_tokens_total", "sglang:prompt_tokens_total"),
+    "trtllm:prompt_tokens_total",
+)
 ALL_TOKENS: Final = ("vllm:prompt_tokens_total", "sglang:prompt_tokens_total")
-CACHED_TOKENS: Final = ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total", "sglang:cached_tokens_total")
+# A request that waits counts as a hit in each step in which it is not admitted: prefix_cache_hits may exceed what was taken from the cache.
+CACHED_TOKENS: Final = (
+    *("vllm:prompt_tokens_cached_total", "vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total"),
+    "sglang:cached_tokens_total",
+)
 PREFILL_TOKENS: Final = ("vllm:request_prefill_kv_computed_tokens_sum",)
 PREFILL_SECONDS: Final = ("vllm:request_prefill_time_seconds_sum",)
 # How many tokens the cache has room for. vLLM reports that in labels.
 CACHE_CONFIG: Final = "vllm:cache_config_info"
 KV_TOKENS: Final = (CACHE_CONFIG, "sglang:max_total_num_tokens")
-_NAMES: Final = frozenset(
-    (*RUNNING, *WAITING, *KV_USAGE, *REQUESTS, *PROMPT_TOKENS, *ALL_TOKENS, *CACHED_TOKENS, *PREFILL_TOKENS, *PREFILL_SECONDS, *KV_TOKENS)
+KV_BLOCKS: Final = ("trtllm:kv_cache_max_blocks",)
+KV_BLOCK_TOKENS: Final = ("trtllm:kv_cache_tokens_per_block",)
+_NAMES: Final = (
+    *(*RUNNING, *WAITING, *KV_USAGE, *REQUESTS, *PROMPT_TOKENS, *ALL_TOKENS, *CACHED_TOKENS, *PREFILL_TOKENS, *PREFILL_SECONDS),
+    *(*KV_TOKENS, *KV_BLOCKS, *KV_BLOCK_TOKENS),
 )
+_CANONICAL: Final = {spelling: name for name in _NAMES for spelling in (name, name.replace(":", "_"))}
+# Ranks of one scheduler, and the processes that they run in, report the same figures. Data-parallel ranks have schedulers of their own.
+DP_RANK: Final = "dp_rank"
+PROCESS: Final = "pid"
 
 # Longer numbers in labels are ignored.
 DIGITS_MAX = 15
@@ -57,9 +74,12 @@ class LoadMeter:
         self._tokens_per_s: float | None = None
         self._prompt_tokens: float | None = None
 
-    def read(self, text: str, at_s: float) -> Load:
-        """The load at `at_s` of the monotonic clock, when `text` arrived. Raises ValueError if the text contains no load."""
-        values = _values(text)
+    def read(self, text: str, at_s: float, newer: Mapping[str, list[float]] | None = None) -> Load:
+        """The load at `at_s` of the monotonic clock, when `text` arrived. `newer`: series that replace those of the text.
+
+        Raises ValueError if they contain no load.
+        """
+        values = _values(text) | dict(newer or {})
         running, waiting = _sum(values, RUNNING), _sum(values, WAITING)
         if running is None or waiting is None:
             raise ValueError(f"neither {RUNNING[0]} nor {RUNNING[1]} with what waits, so these are the metrics of no known engine")
@@ -67,9 +87,9 @@ class LoadMeter:
             at_s, *(_sum(values, names) for names in (REQUESTS, PROMPT_TOKENS, ALL_TOKENS, CACHED_TOKENS, PREFILL_TOKENS, PREFILL_SECONDS))
         )
         self._learn(counts)
-        usage = _found(values, KV_USAGE)
-        kv_usage = None if usage is None else min(1.0, max(0.0, sum(usage) / len(usage)))
-        kv_tokens = _sum(values, KV_TOKENS) or None
+        usage = _mean(values, KV_USAGE)
+        kv_usage = None if usage is None else min(1.0, max(0.0, usage))
+        kv_tokens = _sum(values, KV_TOKENS) or _product(_sum(values, KV_BLOCKS), _mean(values, KV_BLOCK_TOKENS)) or None
         return Load(round(running), round(waiting), kv_usage, self._prompt_tokens, self._tokens_per_s, kv_tokens)
 
     def _learn(self, now: _Counts) -> None:
@@ -114,13 +134,21 @@ def _mixed(known: float | None, newer: float) -> float:
 
 
 def _values(text: str) -> dict[str, list[float]]:
-    """The values of the known series, by name. Raises ValueError for text in another format."""
-    found: dict[str, list[float]] = {}
-    for sample in read_samples(text, _NAMES.__contains__):
-        value = _kv_tokens(sample.labels) if sample.name == CACHE_CONFIG else sample.value
+    """The values of the known series, by name, one for each scheduler. Raises ValueError for text in another format."""
+    found: dict[str, dict[frozenset[tuple[str, str]], float]] = {}
+    for sample in read_samples(text, _CANONICAL.__contains__):
+        name = _CANONICAL[sample.name]
+        value = _kv_tokens(sample.labels) if name == CACHE_CONFIG else sample.value
         if isfinite(value) and value >= 0:
-            found.setdefault(sample.name, []).append(value)
-    return found
+            of_schedulers = found.setdefault(name, {})
+            scheduler = _scheduler(sample)
+            of_schedulers[scheduler] = max(value, of_schedulers.get(scheduler, 0.0))
+    return {name: list(of_schedulers.values()) for name, of_schedulers in found.items()}
+
+
+def _scheduler(sample: Sample) -> frozenset[tuple[str, str]]:
+    """The labels that tell apart what is to be added up."""
+    return frozenset((name, value) for name, value in sample.labels.items() if name == DP_RANK or not (name.endswith("_rank") or name == PROCESS))
 
 
 def _kv_tokens(labels: Mapping[str, str]) -> float:
@@ -135,6 +163,15 @@ def _number(labels: Mapping[str, str], name: str) -> float:
 
 def _found(values: Mapping[str, list[float]], names: tuple[str, ...]) -> list[float] | None:
     return next((values[name] for name in names if name in values), None)
+
+
+def _mean(values: Mapping[str, list[float]], names: tuple[str, ...]) -> float | None:
+    found = _found(values, names)
+    return None if found is None else sum(found) / len(found)
+
+
+def _product(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one * other
 
 
 def _sum(values: Mapping[str, list[float]], names: tuple[str, ...]) -> float | None:

@@ -1,4 +1,4 @@
-"""Scrapes the load of pods from their engines, once a second: `GET {http}/metrics`."""
+"""Scrapes the load of pods from their engines, once a second: `GET {http}/metrics`, and `GET {http}/prometheus/metrics` of TensorRT-LLM."""
 
 import asyncio
 import logging
@@ -12,7 +12,8 @@ from msgspec import Struct
 
 from indexer.engines.api import EngineApi
 from indexer.engines.client import EngineClient
-from indexer.engines.http_client import FetchError
+from indexer.engines.http_client import Answer, FetchError
+from indexer.engines.iteration_stats import IterationStatsReader, is_iteration_stats
 from indexer.engines.load import Load
 from indexer.engines.load_metrics import LoadMeter
 from indexer.engines.networks import EngineNetworks
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 
 # An engine's metrics are some 100 kB of text.
 BYTES_MAX = 8 * 2**20
+METRICS = "/metrics"
+# TensorRT-LLM answers the other path with iteration statistics, in JSON.
+PROMETHEUS_METRICS = "/prometheus/metrics"
 # A pod without an answer is asked again after one interval, then two, four …, up to this.
 RETRY_MAX_S = 30.0
 
@@ -42,6 +46,7 @@ class _Target(Struct, eq=False):
     """One pod. `task`: the request that is in progress."""
 
     meter: LoadMeter
+    iterations: IterationStatsReader
     task: asyncio.Task[None] | None = None
     failures: int = 0
     not_before_s: float = 0.0
@@ -96,18 +101,13 @@ class LoadScraper:
             if target.task is not None:
                 target.task.cancel()
         for pod, api in targets.items():
-            target = self._known.setdefault(pod, _Target(LoadMeter()))
+            target = self._known.setdefault(pod, _Target(LoadMeter(), IterationStatsReader()))
             if (target.task is None or target.task.done()) and now_s >= target.not_before_s:
                 target.task = asyncio.create_task(self._ask(pod, target, api), name=f"load of {pod[1]}")
 
     async def _ask(self, pod: Pod, target: _Target, api: EngineApi) -> None:
         try:
-            text = await self._metrics_text(api)
-            at_s = time.monotonic()
-            try:
-                load = target.meter.read(text, at_s)
-            except ValueError as error:
-                raise _LoadError("malformed", str(error)) from None
+            load, at_s = await self._load(target, api)
         except _LoadError as failed:
             self._metrics.load_requests[failed.outcome].inc()
             if not target.failures:
@@ -124,16 +124,36 @@ class LoadScraper:
             if self._known.get(pod) is target:
                 self._deliver(*pod, load, at_s)
 
-    async def _metrics_text(self, api: EngineApi) -> str:
-        """Raises _LoadError."""
+    async def _load(self, target: _Target, api: EngineApi) -> tuple[Load, float]:
+        """The load, and the monotonic time when it arrived. Raises _LoadError."""
+        answer = await self._get(api, METRICS, or_missing=False)
+        try:
+            if not is_iteration_stats(answer.body):
+                at_s = time.monotonic()
+                return target.meter.read(_text(answer), at_s), at_s
+            newer = target.iterations.read(answer.body)
+            answer = await self._get(api, PROMETHEUS_METRICS, or_missing=True)
+            at_s = time.monotonic()
+            return target.meter.read(_text(answer), at_s, newer), at_s
+        except ValueError as error:
+            raise _LoadError("malformed", str(error)) from None
+
+    async def _get(self, api: EngineApi, path: str, *, or_missing: bool) -> Answer:
+        """`or_missing`: whether the API need not have this path. Raises _LoadError."""
         try:
             answer = await self._client.fetch(
-                api, "/metrics", headers={"Accept": "text/plain"}, timeout_s=max(self._interval_s, 1.0), bytes_max=BYTES_MAX, error_bytes_max=0
+                api, path, headers={"Accept": "text/plain"}, timeout_s=max(self._interval_s, 1.0), bytes_max=BYTES_MAX, error_bytes_max=0
             )
         except FetchError as error:
             raise _LoadError(error.outcome, error.why) from None
+        if answer.status == HTTPStatus.NOT_FOUND and or_missing:
+            return answer
         if answer.status != HTTPStatus.OK:
             raise _LoadError("status", f"{answer.url} answered {answer.status}")
         if answer.is_cut:
             raise _LoadError("too_large", f"{answer.url} answered with more than {BYTES_MAX} bytes")
-        return answer.body.decode(errors="replace")
+        return answer
+
+
+def _text(answer: Answer) -> str:
+    return answer.body.decode(errors="replace")

@@ -157,3 +157,64 @@ def test_what_tells_of_no_load_is_refused(text: str) -> None:
 
 def test_a_cache_is_never_more_than_full() -> None:
     assert LoadMeter().read(vllm(usage=1.5), 1.0).kv_usage == 1
+
+
+def sglang(dp: int, tp: int, **series: float) -> str:
+    """With --enable-metrics-for-all-schedulers: every rank reports."""
+    lines = [
+        f'sglang:{name}{{dp_rank="{d}",engine_type="unified",model_name="m",moe_ep_rank="{t}",pid="{100 + t}",pp_rank="0",tp_rank="{t}"}} {value}\n'
+        for d in range(dp)
+        for t in range(tp)
+        for name, value in series.items()
+    ]
+    return "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("dp", "tp", "load"),
+    [
+        (1, 8, Load(3, 2, 0.5, kv_tokens=1000.0)),
+        (4, 1, Load(12, 8, 0.5, kv_tokens=4000.0)),
+        (4, 2, Load(12, 8, 0.5, kv_tokens=4000.0)),
+    ],
+)
+def test_ranks_of_one_scheduler_count_once(dp: int, tp: int, load: Load) -> None:
+    text = sglang(dp, tp, num_running_reqs=3.0, num_queue_reqs=2.0, token_usage=0.5, max_total_num_tokens=1000.0)
+    assert LoadMeter().read(text, 1.0) == load
+
+
+def test_the_counters_of_ranks_of_one_scheduler_count_once() -> None:
+    """2,000 tokens by two ranks of one scheduler, in one second."""
+    meter = LoadMeter()
+    queue = {"num_running_reqs": 0.0, "num_queue_reqs": 0.0}
+    meter.read(sglang(1, 2, **queue, prompt_tokens_total=0.0, cached_tokens_total=0.0), 1.0)
+    assert meter.read(sglang(1, 2, **queue, prompt_tokens_total=2000.0, cached_tokens_total=0.0), 2.0).prefill_tokens_per_s == 2000
+
+
+def test_tensorrt_llm() -> None:
+    series = {"num_requests_running": 5, "num_requests_waiting": 4, "kv_cache_utilization": 0.75, "kv_cache_max_blocks": 100}
+    series |= {"kv_cache_tokens_per_block": 32, "prompt_tokens_total": 900, "request_success_total": 3}
+    text = "".join(f'trtllm_{name}{{engine_type="trtllm",model_name="m"}} {value}.0\n' for name, value in series.items() if value >= 1)
+    text += 'trtllm_kv_cache_utilization{engine_type="trtllm",model_name="m"} 0.75\n'
+    assert LoadMeter().read(text, 1.0) == Load(5, 4, 0.75, 300.0, kv_tokens=3200.0)
+    assert LoadMeter().read(text.replace("trtllm_", "trtllm:"), 1.0) == Load(5, 4, 0.75, 300.0, kv_tokens=3200.0)
+
+
+def test_names_that_an_exporter_wrote_without_a_colon() -> None:
+    assert LoadMeter().read(vllm().replace("vllm:", "vllm_"), 1.0) == Load(3, 2, 0.25)
+    assert LoadMeter().read("sglang_num_running_reqs 1.0\nsglang_num_queue_reqs 2.0\n", 1.0) == Load(1, 2)
+
+
+def test_requests_that_wait_for_different_reasons_are_added() -> None:
+    reasons = "".join(
+        f'vllm:num_requests_waiting_by_reason{{engine="0",reason="{reason}"}} {count}.0\n' for reason, count in (("capacity", 3), ("deferred", 4))
+    )
+    assert LoadMeter().read('vllm:num_requests_running{engine="0"} 1.0\n' + reasons, 1.0) == Load(1, 7)
+
+
+def test_newer_vllm_counts_cached_tokens_without_those_of_requests_that_wait() -> None:
+    """prefix_cache_hits counts a waiting request in every step: here five times."""
+    meter = LoadMeter()
+    meter.read(vllm(prompt_tokens_total=0, prompt_tokens_cached_total=0, prefix_cache_hits_total=0), 1.0)
+    load = meter.read(vllm(prompt_tokens_total=6000, prompt_tokens_cached_total=1000, prefix_cache_hits_total=5000), 2.0)
+    assert load.prefill_tokens_per_s == 5000

@@ -121,3 +121,26 @@ async def test_what_somebody_registered_is_asked_only_where_engines_may_be() -> 
         async with asking(Asked({"limited": api.url, "named": api.url}, limited=frozenset({"limited"}), settings=settings)) as asked:
             await wait_until_async(lambda: asked.outcomes("outside") >= 2 and "named" in asked.loads)
         assert set(asked.loads) == {"named"}
+
+
+TRTLLM_TEXT = b"trtllm_num_requests_running 60.0\ntrtllm_num_requests_waiting 40.0\ntrtllm_kv_cache_utilization 0.5\n"
+ITERATION = b'[{"numActiveRequests": 6, "numQueuedRequests": 4, "kvCacheStats": {"maxNumBlocks": 8, "usedNumBlocks": 2, "tokensPerBlock": 32}}]'
+
+
+async def test_tensorrt_llm_is_asked_at_both_paths() -> None:
+    """Its /metrics is JSON, which is newer than its Prometheus text, and which not every engine fills."""
+    routes = {
+        "text": {"/metrics": (200, b"[]"), "/prometheus/metrics": (200, TRTLLM_TEXT)},
+        "json": {"/metrics": (200, ITERATION), "/prometheus/metrics": (404, b"")},
+        "both": {"/metrics": (200, ITERATION), "/prometheus/metrics": (200, TRTLLM_TEXT)},
+        "none": {"/metrics": (200, b"[]"), "/prometheus/metrics": (404, b"")},
+    }
+    served = {f"/{pod}{path}": lambda _, answer=answer: answer for pod, paths in routes.items() for path, answer in paths.items()}
+    with EngineServer(routes=served) as api:  # type: ignore[arg-type]
+        async with asking(Asked({pod: f"{api.url}/{pod}" for pod in routes})) as asked:
+            await wait_until_async(lambda: len(asked.loads) == 3 and asked.outcomes("malformed") >= 1)
+        assert asked.loads == {
+            "text": Load(60, 40, 0.5),
+            "json": Load(6, 4, 0.25, kv_tokens=256.0),
+            "both": Load(6, 4, 0.25, kv_tokens=256.0),
+        }
