@@ -29,7 +29,7 @@ Counting = Literal["copies", "set"]
 GPU = Tier.GPU
 
 # How many names of adapters are remembered, and the longest. They are written to Redis with each batch.
-ADAPTERS_MAX = 128
+ADAPTERS_MAX = 2_048
 ADAPTER_LENGTH_MAX = 256
 # Root keys that are cached, one for each adapter, and KV-cache groups that are remembered.
 ROOTS_MAX = 4_096
@@ -78,7 +78,7 @@ class StreamState:
         self._groups = AttentionGroups(GROUPS_MAX)
         self._roots: dict[str | None, int] = {}
         self.adapters: dict[str, None] = {}
-        """Names of LoRA adapters that were announced, the oldest first."""
+        """Names of LoRA adapters that were announced, the longest ago first."""
         self._orphans = Orphans(self._orphans.touched)
 
     @property
@@ -264,8 +264,9 @@ class StreamState:
             raise Refused("block_size")
 
     def _note_adapter(self, name: str) -> None:
-        if name in self.adapters or len(name) > ADAPTER_LENGTH_MAX:
+        if len(name) > ADAPTER_LENGTH_MAX:
             return
+        self.adapters.pop(name, None)
         if len(self.adapters) >= ADAPTERS_MAX:
             del self.adapters[next(iter(self.adapters))]
         self.adapters[name] = None

@@ -20,6 +20,9 @@ NAME_LENGTH_MAX = 512
 
 Name = Annotated[str, Meta(min_length=1, max_length=NAME_LENGTH_MAX)]
 RANKS_MAX = 1024
+DROPPED_BLOCKS_MAX = 64
+ALIASES_MAX = 64
+ALIAS_SEPARATOR = "|"
 
 
 class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -27,7 +30,8 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
 
     `events` and `replay`: `tcp://host:port` or `ipc://path`; without `events` the pod dials us. `ranks=N`: ranks 0 to N - 1, rank r at both
     ports + r; `rank`: one stream, of that rank. `topic`: subscription prefix. `offload_block_size`: tokens per block of an offloading
-    connector that announces none. `http`: base URL of the pod's own API, `http://<pod>` by default.
+    connector that announces none. `http`: base URL of the pod's own API, `http://<pod>` by default. `drops_last_block`: how many of the last matched
+    blocks the engine computes again, as with EAGLE and MTP drafters; true is one. `aliases`: more names that the engine serves the model by.
     """
 
     pod: Name
@@ -40,6 +44,8 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     counting: Counting = "copies"
     offload_block_size: Annotated[int, Meta(ge=1, le=2**20)] | None = None
     http: Annotated[str, Meta(max_length=HTTP_LENGTH_MAX)] | None = None
+    drops_last_block: bool | Annotated[int, Meta(ge=0, le=DROPPED_BLOCKS_MAX)] = False
+    aliases: Annotated[tuple[Name, ...], Meta(max_length=ALIASES_MAX)] = ()
 
     @classmethod
     def from_text(cls, text: str, source: str = "--engine") -> Self:
@@ -68,6 +74,8 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
                 raise SettingError(source, shown, f"{key} is required")
         if given.get("counting", "copies") not in get_args(Counting):
             raise SettingError(source, shown, f"counting should be {' or '.join(get_args(Counting))}, not {given['counting']!r}")
+        if isinstance(aliases := given.get("aliases"), str):
+            given = {**given, "aliases": [alias for each in aliases.split(ALIAS_SEPARATOR) if (alias := each.strip())]}
         try:
             spec = msgspec.convert(given, cls, strict=strict)
         except msgspec.ValidationError as error:
@@ -76,7 +84,7 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
         return spec
 
     def _check(self, source: str, shown: object) -> None:
-        for key, name in (("pod", self.pod), ("model", self.model), ("topic", self.topic)):
+        for key, name in (("pod", self.pod), ("model", self.model), ("topic", self.topic), *(("aliases", alias) for alias in self.aliases)):
             if name != name.encode(errors="replace").decode():
                 raise SettingError(source, ascii(shown), f"{key} should be text that can be written as UTF-8")
         if self.ranks is not None and self.rank is not None:
@@ -99,6 +107,11 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
         replays = {self.endpoints(rank)[1] for rank in self.stream_ranks}
         if both := (events & replays) - {None}:
             raise SettingError(source, shown, f"{both.pop()} cannot be for events and for replays; rank r is at both ports + r")
+
+    @property
+    def dropped_blocks(self) -> int:
+        """How many of the last matched blocks the engine computes again."""
+        return int(self.drops_last_block)
 
     @property
     def stream_ranks(self) -> range:
@@ -192,6 +205,11 @@ def http_base(specs: Iterable[EngineSpec]) -> str:
         if spec.http is not None:
             return spec.http
     return http_base_of(pod)
+
+
+def aliases(specs: Iterable[EngineSpec]) -> tuple[str, ...]:
+    """The aliases that the specs of a pod give, each once."""
+    return tuple(dict.fromkeys(alias for spec in specs for alias in spec.aliases if alias != spec.model))
 
 
 def check_together(specs: Iterable[EngineSpec], source: str) -> None:

@@ -27,15 +27,22 @@ log = logging.getLogger(__name__)
 class Service:
     """`async with Service(settings, store, metrics) as service:` connects to the settings' engines and follows them.
 
-    `note_load`, if given, is called with each measured load: model, pod, load, time of the measurement.
+    `note_load`, if given, is called with each measured load: model, pod, load, time of the measurement. `note_dropped`, if given, is called with each
+    new stream and how many of the last matched blocks its engine computes again.
     """
 
     def __init__(
-        self, settings: Settings, store: Store, metrics: IndexerMetrics, note_load: Callable[[str, str, Load, float], None] | None = None
+        self,
+        settings: Settings,
+        store: Store,
+        metrics: IndexerMetrics,
+        note_load: Callable[[str, str, Load, float], None] | None = None,
+        note_dropped: Callable[[StreamKey, int], None] | None = None,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._note_load = note_load
+        self._note_dropped = note_dropped
         self._store = store
         self._streams = Streams(settings, store, metrics)
         self._specs: dict[str, tuple[EngineSpec, ...]] = {}
@@ -212,6 +219,8 @@ class Service:
 
     def _attach(self, source: Source, stream: Stream) -> None:
         self._store.open(source.key)
+        if self._note_dropped is not None:
+            self._note_dropped(source.key, source.dropped_blocks)
         self._streams.attach(source, stream, self._stayed_away)
 
     def _detach(self, key: StreamKey) -> Running:

@@ -63,6 +63,7 @@ class Readiness(Struct, frozen=True):
 class Source(Struct, frozen=True):
     """Where one stream comes from; two streams with equal ones are the same. Without `events` the engine dials us.
 
+    `dropped_blocks`: the spec's `drops_last_block`.
     `is_looked_up`: what is dialled is not the engine's name but an address of it that was found to be in the networks where engines may be.
     """
 
@@ -73,6 +74,7 @@ class Source(Struct, frozen=True):
     counting: Counting
     offload_block_size: int | None
     is_looked_up: bool = False
+    dropped_blocks: int = 0
 
 
 class Running(Struct):
@@ -236,6 +238,7 @@ class Streams:
             dial_in_inbox=dial_in_inbox,
             limits=limits,
             owner=self._owner,
+            dropped_blocks=source.dropped_blocks,
         )
         if source.is_looked_up:
             stream.dial_replays_at(None)
@@ -328,7 +331,7 @@ def sources_of(specs: Iterable[EngineSpec], *, is_limited: bool = False) -> dict
             key = StreamKey(spec.model, spec.pod, rank)
             events, replay = spec.endpoints(rank)
             is_looked_up = is_limited and (has_name(events) or has_name(replay))
-            found[key] = Source(key, events, replay, spec.topic, spec.counting, spec.offload_block_size, is_looked_up)
+            found[key] = Source(key, events, replay, spec.topic, spec.counting, spec.offload_block_size, is_looked_up, spec.dropped_blocks)
     return found
 
 

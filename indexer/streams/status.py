@@ -27,6 +27,8 @@ class StreamStatus(Struct, frozen=True):
     events: str | None = None
     replay: str | None = None
     topic: str = ""
+    drops_last_block: int = 0
+    """How many of the last matched blocks the engine computes again."""
 
 
 class PublishedStatus(StreamStatus, frozen=True, kw_only=True):

@@ -65,11 +65,13 @@ class Stream:
         dial_in_inbox: Inbox | None = None,
         limits: ReceiveLimits | None = None,
         owner: str | None = None,
+        dropped_blocks: int = 0,
     ) -> None:
         """`events`, `topic`: where it is dialled, for its status. `dials_us`: the engine connects to us. `dial_in_inbox`: the inbox
         of a pod that is not registered; the stream ends when the pod stays away.
 
         `limits`: of what waits until the stream runs, where these are not the settings'. `owner`: this indexer, where several share the streams.
+        `dropped_blocks`: how many of the last matched blocks the engine computes again.
         """
         self.key = key
         self._events = events
@@ -82,6 +84,7 @@ class Stream:
         self._dials_us = dials_us
         self._is_dial_in = dial_in_inbox is not None
         self.owner = owner
+        self._dropped_blocks = dropped_blocks
         self.inbox = Inbox(limits or settings.limits.receive) if dial_in_inbox is None else dial_in_inbox
         self.settled = asyncio.Event()
         """Set once the first replay has ended or failed, or the first connection is up where there is none to ask."""
@@ -135,6 +138,7 @@ class Stream:
             events=self._events,
             replay=self._replay_endpoint,
             topic=self._topic,
+            drops_last_block=self._dropped_blocks,
         )
 
     # Where several indexers share the streams

@@ -1,5 +1,6 @@
 """LoRA adapters and their base models: clients of OpenAI's API send the adapter's name as the model."""
 
+import time
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -7,6 +8,8 @@ import msgspec
 
 from indexer.http.problems import Problem
 from scorer_api.api.schemas import ScoreRequest
+
+OWN_NAME_S = 0.2
 
 
 class AnnouncedAdapters(Protocol):
@@ -23,11 +26,28 @@ class Adapters:
     def __init__(self, configured: Mapping[str, str], announced: AnnouncedAdapters) -> None:
         self._configured = configured
         self._announced = announced
+        self._own_names: dict[str, tuple[bool, float]] = {}
+        """Model → whether an adapter has its name, and until when that counts."""
 
     def of_model(self, model: str) -> list[str]:
         """Names of the model's adapters, sorted."""
         configured = {name for name, base in self._configured.items() if base == model}
         return sorted(configured | {name for name in self._announced.adapters(model) if self._configured.get(name, model) == model})
+
+    def with_adapter(self, request: ScoreRequest) -> ScoreRequest:
+        """The request for the adapter that has its model's own name, if there is one, else the request itself: engines look for an adapter first."""
+        if request.lora_name is not None or not self._has_own_name(request.model):
+            return request
+        return msgspec.structs.replace(request, lora_name=request.model)
+
+    def _has_own_name(self, model: str) -> bool:
+        """Whether an adapter of the model has the model's name. Each request asks this, so the answer is kept for a moment."""
+        now_s = time.monotonic()
+        has_it, until_s = self._own_names.get(model, (False, 0.0))
+        if now_s >= until_s:
+            has_it = self._configured.get(model) == model or model in self._announced.adapters(model)
+            self._own_names[model] = has_it, now_s + OWN_NAME_S
+        return has_it
 
     def with_base_model(self, request: ScoreRequest) -> ScoreRequest:
         """The request with model and lora_name set if its model is an adapter's name, else the request itself. For requests of an unknown model.

@@ -44,7 +44,8 @@ class RequestResolver:
         """Raises Problem: 404 for an unknown model, 422 for values that do not fit together, 501 or 502 where there are no tokens or hashes."""
         source = source_of(request)
         # The base model is looked up; the answer repeats the model of the request.
-        of_base = request if self._view.has_model(request.model) else self._adapters.with_base_model(request)
+        is_model = self._view.has_model(request.model)
+        of_base = self._adapters.with_adapter(request) if is_model else self._adapters.with_base_model(request)
         if source == "block_hashes":
             return ResolvedRequest(request, source, self._hashes_of(of_base))
         tokenize_input = tokenize_input_of(of_base)

@@ -129,7 +129,7 @@ class About(Struct, frozen=True):
 
 def explain_rank(trace: RankTrace, prompt: PromptFacts, stream: StreamFacts | None = None) -> End:
     """Why this rank's match ends. `stream`: its own, where its status is known."""
-    block = trace.matched_blocks
+    block = trace.end
     last_error = None if stream is None else stream.last_error
     if trace.trust is Trust.EXPIRED:
         return End(Reason.STREAM_EXPIRED, 0, f"the pod has been away for too long, and its blocks were dropped{_because(last_error)}")
@@ -138,11 +138,14 @@ def explain_rank(trace: RankTrace, prompt: PromptFacts, stream: StreamFacts | No
             return End(Reason.STREAM_STALE, 0, f"nothing is held, and the stream is not confirmed at present{_because(last_error)}")
         return End(Reason.NOTHING_ANNOUNCED, 0, "the engine has announced no block since its start")
     if not trace.usable_blocks:
-        least = trace.block_size + 1
+        least = trace.block_size * (1 + trace.dropped_blocks) + 1
+        again = f" that the engine does not compute again (drops_last_block={trace.dropped_blocks})" if trace.dropped_blocks else ""
         return End(
-            Reason.PROMPT_TOO_SHORT, None, f"a prompt of {prompt.tokens} tokens has no whole block before its last token; it takes {least} tokens"
+            Reason.PROMPT_TOO_SHORT,
+            None,
+            f"a prompt of {prompt.tokens} tokens has no whole block before its last token{again}; it takes {least} tokens",
         )
-    if block >= trace.usable_blocks:
+    if trace.matched_blocks >= trace.usable_blocks:
         return End(Reason.WHOLE_PROMPT, None, "every block that the engine could take from its cache matches")
     if trace.is_remote:
         return End(Reason.REMOTE_ONLY, block, f"block {block} is held only in remote storage, which is nobody's own and does not count")
@@ -155,7 +158,7 @@ def explain_rank(trace: RankTrace, prompt: PromptFacts, stream: StreamFacts | No
 
 def _explain_unknown_block(trace: RankTrace, prompt: PromptFacts, stream: StreamFacts | None) -> End:
     """Nothing is known of the block."""
-    block = trace.matched_blocks
+    block = trace.end
     last_error = None if stream is None else stream.last_error
     if not block and prompt.has_unknown_lora:
         return End(Reason.LORA_UNKNOWN, block, f"no adapter {prompt.lora_name!r} is known of this model, and block {block} depends on it")
@@ -179,6 +182,7 @@ def explain_pod(pod: PodTrace, prompt: PromptFacts, streams: Mapping[int, Stream
     ends = {trace.rank: explain_rank(trace, prompt, streams.get(trace.rank)) for trace in pod.ranks}
     best = pod.ranks[0]
     whose = "" if len(pod.ranks) == 1 else f"best is rank {best.rank}: "
+    again = f" without the last {best.dropped_blocks}, which the engine computes again" if best.dropped_blocks else ""
     return PodExplained(
         pod=pod.pod,
         score=best.score,
@@ -188,7 +192,7 @@ def explain_pod(pod: PodTrace, prompt: PromptFacts, streams: Mapping[int, Stream
         block_size=best.block_size,
         trust=best.trust,
         rank=best.rank,
-        why=f"{whose}{best.matched_blocks} of {best.usable_blocks} blocks match; {ends[best.rank].detail}",
+        why=f"{whose}{best.matched_blocks} of {best.usable_blocks} blocks match{again}; {ends[best.rank].detail}",
         load=load,
         ranks=[
             RankExplained(trace.rank, trace.trust, trace.block_size, trace.matched_blocks, trace.usable_blocks, trace.runs, ends[trace.rank])

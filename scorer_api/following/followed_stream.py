@@ -3,7 +3,10 @@
 from collections import deque
 from enum import Enum, auto
 
+import msgspec
+
 from indexer.core.names import StreamKey, Trust
+from indexer.engines.spec import is_http_base
 from indexer.store.reader import LOG_START, LogOffset, StateVersion, SurveyedState
 from indexer.store.records import Entry, Kind
 from indexer.streams.status import PublishedStatus
@@ -12,6 +15,8 @@ from indexer.streams.status import PublishedStatus
 BUFFERED_BYTES_MAX = 32 * 2**20
 # What an entry costs besides its keys.
 ENTRY_BYTES = 512
+
+_decode_status = msgspec.json.Decoder(PublishedStatus).decode
 
 
 class Verdict(Enum):
@@ -44,6 +49,21 @@ def judge(held: StateVersion | None, entry: Entry) -> Verdict:
     if not follows:
         return Verdict.LOST
     return Verdict.LOAD if entry.kind is Kind.RELOAD else Verdict.APPLY
+
+
+def published_status(stream: "FollowedStream") -> PublishedStatus | None:
+    """What the owner of a stream published of it last; None where that is nothing, or unreadable."""
+    if stream.decoded_from is not stream.status:
+        stream.decoded_from, stream.decoded_status = stream.status, _decoded(stream.status)
+    return stream.decoded_status
+
+
+def _decoded(status: bytes | None) -> PublishedStatus | None:
+    try:
+        published = _decode_status(status or b"")
+    except msgspec.MsgspecError:
+        return None
+    return published if published.http is None or is_http_base(published.http) else msgspec.structs.replace(published, http=None)
 
 
 def version_after(entry: Entry) -> StateVersion:

@@ -12,13 +12,13 @@ from indexer.config.settings import Settings
 from indexer.core.names import StreamKey, Trust
 from indexer.engines.api import EngineApi
 from indexer.engines.endpoints import check_registration
-from indexer.engines.spec import EngineSpec, check_together, http_base, http_base_of, is_http_base
+from indexer.engines.spec import EngineSpec, check_together, http_base, http_base_of
 from indexer.errors import StoreError
 from indexer.ownership.replica import ReplicaService
 from indexer.store.health import UNREACHABLE
 from indexer.streams.pool import PodStatus, Readiness
 from indexer.streams.status import PublishedStatus, StreamStatus
-from scorer_api.following.followed_stream import FollowedStream
+from scorer_api.following.followed_stream import FollowedStream, published_status
 from scorer_api.following.follower import Follower
 
 log = logging.getLogger(__name__)
@@ -26,8 +26,6 @@ log = logging.getLogger(__name__)
 # A deletion waits so long until the deleted pod is gone from the answers, which takes milliseconds.
 GONE_TIMEOUT_S = 2.0
 GONE_POLL_S = 0.005
-
-_decode_status = msgspec.json.Decoder(PublishedStatus).decode
 
 
 class SharedPods:
@@ -162,21 +160,6 @@ class SharedPods:
         if status.trust is Trust.LIVE or (status.trust is Trust.PARTIAL and not status.last_error):
             return None
         return f"pod {stream.key.pod} rank {stream.key.rank} is {status.trust}" + (f": {status.last_error}" if status.last_error else "")
-
-
-def published_status(stream: FollowedStream) -> PublishedStatus | None:
-    """What the owner of a stream published of it last; None where that is nothing, or unreadable."""
-    if stream.decoded_from is not stream.status:
-        stream.decoded_from, stream.decoded_status = stream.status, _decoded(stream.status)
-    return stream.decoded_status
-
-
-def _decoded(status: bytes | None) -> PublishedStatus | None:
-    try:
-        published = _decode_status(status or b"")
-    except msgspec.MsgspecError:
-        return None
-    return published if published.http is None or is_http_base(published.http) else msgspec.structs.replace(published, http=None)
 
 
 def _streams_of(specs: Iterable[EngineSpec]) -> set[StreamKey]:

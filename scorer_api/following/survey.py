@@ -17,7 +17,7 @@ from indexer.store.health import UNREACHABLE
 from indexer.store.keyspace import stream_of
 from indexer.store.reader import LogOffset, Survey, SurveyedState
 from scorer_api.following.followed_model import FollowedModel, FollowerContext
-from scorer_api.following.followed_stream import FollowedStream
+from scorer_api.following.followed_stream import FollowedStream, published_status
 from scorer_api.following.reloader import RETRY_S, Reloader
 
 log = logging.getLogger(__name__)
@@ -109,6 +109,8 @@ class Surveyor:
                     stream = self._model.open(name, stream_of(self._model.name, name))
                     self._reloader.load(stream, "new")
                 stream.note_status(state.status, now_s)
+                if (published := published_status(stream)) is not None:
+                    self._view.note_dropped(stream.key, published.drops_last_block)
                 if state.version is not None:
                     stream.incarnation, stream.missing_since_s = survey.incarnation, None
 

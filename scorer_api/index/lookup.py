@@ -16,13 +16,16 @@ from indexer.core.names import Trust
 from scorer_api.index.engine_hashes import EngineHashes
 from scorer_api.index.prefix_index import PrefixIndex, Step
 from scorer_api.index.prompt import Prompt, PromptKeys, Query, length_in_tokens
-from scorer_api.index.scoring import NO_MATCH, Match, matches_of, runs_of, score_of, usable_blocks
+from scorer_api.index.scoring import NO_MATCH, Match, first_runs, matches_of, runs_of, score_of, usable_blocks, without_last
 from scorer_api.index.state import IndexedModel, IndexedStream, Pods
 from scorer_api.index.traces import PodTrace, RankTrace
 
 
 class RankScore(Struct, frozen=True):
-    """What one rank of a pod holds of a query. `score`: 0 to 1. `block_size`: None while its stream announced no block."""
+    """What one rank of a pod holds of a query. `score`: 0 to 1. `block_size`: None while its stream announced no block.
+
+    `dropped_blocks`: how many of the last matched blocks its engine computes again; they are in none of the other figures.
+    """
 
     rank: int
     match: Match
@@ -30,6 +33,7 @@ class RankScore(Struct, frozen=True):
     block_size: int | None
     usable_blocks: int
     trust: Trust
+    dropped_blocks: int = 0
 
 
 class PodScore(Struct, frozen=True):
@@ -105,8 +109,10 @@ class Lookup:
         trust, block_size, holder = stream.trust_at(self._now_s), stream.block_size, stream.holder
         if walk is None or block_size is None or holder is None:
             return RankScore(rank, NO_MATCH, 0.0, None, 0, trust)
-        match = walk.matches[holder]
-        return RankScore(rank, match, score_of(match, walk.length, block_size, self._weights), block_size, walk.usable_blocks, trust)
+        match, usable, dropped = walk.matches[holder], walk.usable_blocks, stream.dropped_blocks
+        if dropped:
+            match, usable = without_last(match, dropped), max(0, usable - dropped)
+        return RankScore(rank, match, score_of(match, walk.length, block_size, self._weights), block_size, usable, trust, dropped)
 
     def traces(self) -> list[PodTrace]:
         """Every pod in the order of `scores`, and what is known of the block at which each rank's match ends."""
@@ -121,18 +127,21 @@ class Lookup:
         score = self._score(rank, stream, walk)
         if walk is None or stream.holder is None:
             return RankTrace(rank, score.trust, None, 0, [], 0.0, has_other_seed=stream.has_other_seed)
-        end = score.match.matched_blocks
+        runs = runs_of(stream.holder, walk.steps)
+        end = sum(blocks for _, blocks in runs)
         key = walk.keys[end] if end < len(walk.keys) else None
         return RankTrace(
             rank,
             score.trust,
             score.block_size,
             score.usable_blocks,
-            [(tier.word, blocks) for tier, blocks in runs_of(stream.holder, walk.steps)],
+            [(tier.word, blocks) for tier, blocks in first_runs(runs, score.match.matched_blocks)],
             score.score,
             is_remote=key is not None and walk.index.holds(stream.holder, Tier.REMOTE, key),
             removal=None if key is None else stream.removals.find(key),
             has_other_seed=stream.has_other_seed,
+            dropped_blocks=stream.dropped_blocks,
+            cut_blocks=end - score.match.matched_blocks,
         )
 
 

@@ -55,6 +55,17 @@ def match_of(holder: int, steps: Sequence[Step]) -> Match:
     return Match(sum(counts), tuple(counts))
 
 
+def without_last(match: Match, blocks: int) -> Match:
+    """The match without its last blocks, which are those of the slowest tier."""
+    tiers = list(match.tiers)
+    left = blocks = min(blocks, match.matched_blocks)
+    for tier in reversed(range(len(tiers))):
+        some = min(left, tiers[tier])
+        tiers[tier] -= some
+        left -= some
+    return Match(match.matched_blocks - blocks, tuple(tiers))
+
+
 def runs_of(holder: int, steps: Sequence[Step]) -> list[tuple[Tier, int]]:
     """The same as runs of blocks, in order, each with the best tier that holds it."""
     bit = 1 << holder
@@ -66,6 +77,16 @@ def runs_of(holder: int, steps: Sequence[Step]) -> list[tuple[Tier, int]]:
         before = runs.pop()[1] if runs and runs[-1][0] is tier else 0
         runs.append((tier, before + end - start))
     return runs
+
+
+def first_runs(runs: Sequence[tuple[Tier, int]], blocks: int) -> list[tuple[Tier, int]]:
+    """The runs of the first blocks."""
+    found: list[tuple[Tier, int]] = []
+    for tier, length in runs:
+        if blocks > 0:
+            found.append((tier, min(length, blocks)))
+        blocks -= length
+    return found
 
 
 def score_of(match: Match, tokens: int, block_size: int, weights: Sequence[float]) -> float:

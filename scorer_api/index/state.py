@@ -22,7 +22,8 @@ class IndexedStream(Struct):
     """One rank of a pod. `block_size` and `holder` are None while it holds nothing.
 
     `trust` counts until `trusted_until_s`, by the monotonic clock. `hashes`: its engine hashes, None where requests by engine hashes are off.
-    `has_other_seed`: its owner computes block keys with another hash seed.
+    `has_other_seed`: its owner computes block keys with another hash seed. `dropped_blocks`: how many of the last matched blocks its engine computes
+    again.
     """
 
     removals: Removals
@@ -32,6 +33,7 @@ class IndexedStream(Struct):
     block_size: int | None = None
     holder: int | None = None
     has_other_seed: bool = False
+    dropped_blocks: int = 0
 
     def trust_at(self, now_s: float) -> Trust:
         """How far its content can be relied on at this time of the monotonic clock."""

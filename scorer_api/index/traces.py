@@ -20,12 +20,21 @@ class RankTrace(Struct, frozen=True):
     score: float
     is_remote: bool = False
     removal: Removal | None = None
+    dropped_blocks: int = 0
+    """How many of the last matched blocks the engine computes again: they are not in `runs`."""
+    cut_blocks: int = 0
+    """How many of them were held."""
     has_other_seed: bool = False
     """Whether the stream's owner makes block keys with another hash seed than this scorer."""
 
     @property
     def matched_blocks(self) -> int:
         return sum(blocks for _, blocks in self.runs)
+
+    @property
+    def end(self) -> int:
+        """The first block that is not held."""
+        return self.matched_blocks + self.cut_blocks
 
 
 class PodTrace(Struct, frozen=True):

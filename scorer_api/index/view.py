@@ -131,6 +131,10 @@ class View:
         """The hash seed that the stream's owner makes block keys with."""
         self._find(stream)[1].has_other_seed = hash_seed != self._hash_seed
 
+    def note_dropped(self, stream: StreamKey, blocks: int) -> None:
+        """How many of the last matched blocks the stream's engine computes again."""
+        self._find(stream)[1].dropped_blocks = blocks
+
     def _find(self, stream: StreamKey) -> tuple[IndexedModel, IndexedStream]:
         model = self._models[stream.model]
         return model, model.pods[stream.pod][stream.rank]

@@ -58,14 +58,14 @@ class SpeculativeScores:
     def _raised(self, prompt: Query, pod: str, rank: RankScore, expected: ExpectedBlocks, speculative: dict[Rank, int]) -> RankScore:
         """One rank's score with its speculative blocks, whose number is noted in `speculative`. They count as held on the gpu."""
         block_size, match = rank.block_size, rank.match
-        more = 0 if block_size is None else expected.get(((pod, rank.rank), block_size), 0) - match.matched_blocks
+        more = 0 if block_size is None else expected.get(((pod, rank.rank), block_size), 0) - rank.dropped_blocks - match.matched_blocks
         if block_size is None or more <= 0:
             return rank
         speculative[pod, rank.rank] = more
         gpu, *lower = match.tiers
         match = Match(match.matched_blocks + more, (gpu + more, *lower))
         score = score_of(match, length_in_tokens(prompt, block_size), block_size, self._tier_weights)
-        return RankScore(rank.rank, match, score, block_size, rank.usable_blocks, rank.trust)
+        return RankScore(rank.rank, match, score, block_size, rank.usable_blocks, rank.trust, rank.dropped_blocks)
 
     def expected(self, lookup: Lookup) -> ExpectedBlocks:
         """What ranks are expected to hold of the prompt that was looked up."""
@@ -106,4 +106,4 @@ def speculative_tokens(pod: str, rank: RankScore, expected: ExpectedBlocks) -> i
     if rank.block_size is None:
         # It has announced no blocks yet: all that was sent there counts, in any block size.
         return max((blocks * block_size for (sent_to, block_size), blocks in expected.items() if sent_to == key), default=0)
-    return max(0, expected.get((key, rank.block_size), 0) - rank.match.matched_blocks) * rank.block_size
+    return max(0, expected.get((key, rank.block_size), 0) - rank.dropped_blocks - rank.match.matched_blocks) * rank.block_size

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from indexer.engines.spec import EngineSpec, at_address, check_together, host_of, http_base
+from indexer.engines.spec import EngineSpec, aliases, at_address, check_together, host_of, http_base
 from indexer.errors import SettingError
 
 HEAD = "pod=a,model=m,"
@@ -27,6 +27,26 @@ def test_every_key() -> None:
     assert EngineSpec.from_text(text) == EngineSpec(
         "a", "m", "tcp://h:5557", replay="tcp://h:6557", ranks=4, topic="kv", counting="set", offload_block_size=64, http="https://h:8000/api"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "blocks"),
+    [("drops_last_block=1", 1), ("drops_last_block=true", 1), ("drops_last_block=3", 3), ("drops_last_block=false", 0), ("topic=kv", 0)],
+)
+def test_how_many_of_the_last_matched_blocks_are_computed_again(text: str, blocks: int) -> None:
+    assert EngineSpec.from_text(f"{HEAD}events=tcp://h:1,{text}").dropped_blocks == blocks
+
+
+@pytest.mark.parametrize(("text", "names"), [("aliases=a", ("a",)), ("aliases=a | org/b|a", ("a", "org/b")), ("topic=kv", ())])
+def test_the_aliases_of_a_model(text: str, names: tuple[str, ...]) -> None:
+    assert aliases([EngineSpec.from_text(f"{HEAD}events=tcp://h:1,{text}")]) == names
+
+
+def test_the_aliases_of_a_pod_are_those_of_all_its_specs() -> None:
+    specs = [EngineSpec("p", "m", f"tcp://h:{rank + 1}", rank=rank, aliases=names) for rank, names in enumerate((("a", "m"), ("b", "a")))]
+    assert aliases(specs) == ("a", "b")
+    given = {"pod": "p", "model": "m", "events": "tcp://h:1", "aliases": ["a", "b"], "drops_last_block": True}
+    assert EngineSpec.from_mapping(given, "spec") == EngineSpec("p", "m", "tcp://h:1", aliases=("a", "b"), drops_last_block=True)
 
 
 def test_spaces_around_keys_and_values_do_not_matter() -> None:
@@ -116,6 +136,9 @@ def test_without_ranks_it_is_rank_0() -> None:
         ("pod=a,model=m,events=tcp://h:1,replay=ipc:///a,ranks=2", ["replay", "ranks > 1"]),
         ("pod=a,model=m,events=tcp://h:1,counting=sets", ["counting", "copies"]),
         ("pod=a,model=m,events=tcp://h:1,offload_block_size=0", ["offload_block_size", ">= 1"]),
+        ("pod=a,model=m,events=tcp://h:1,drops_last_block=65", ["drops_last_block", "<= 64"]),
+        ("pod=a,model=m,events=tcp://h:1,drops_last_block=few", ["drops_last_block", "bool"]),
+        (f"pod=a,model=m,events=tcp://h:1,aliases={'a' * 513}", ["aliases", "512"]),
         (f"pod={'a' * 513},model=m,events=tcp://h:1", ["pod", "512"]),
         (f"pod=a,model={'m' * 513},events=tcp://h:1", ["model", "512"]),
     ],

@@ -139,3 +139,28 @@ def test_a_name_without_a_model_stops_the_start() -> None:
         assert service.process.wait(30) == 2
     assert "--lora=" in service.lines[0]
     assert "should be name=my/model" in service.lines[0]
+
+
+def test_an_adapter_with_the_models_own_name_is_what_requests_for_that_name_get() -> None:
+    """Engines look for an adapter first. The base model has other blocks of the same tokens."""
+    with Engine() as engine, Running(engine.spec()) as running:
+        running.wait_for(trust="live")
+        engine.publish(stored([1, 2], [*TOKENS[:4], 5, 6, 7, 8]))
+        running.wait_for(sequence=0)
+        prompt = {"token_ids": [*TOKENS[:4], 5, 6, 7, 8, 9]}
+        assert matched(ask(running, "m", **prompt)) == {"pod": 8}
+        engine.publish(with_adapter("m", 3))
+        running.wait_for(sequence=1)
+        wait_until(lambda: matched(ask(running, "m", **prompt)) == {"pod": 4})
+        assert matched(ask(running, "m", lora_name="m", **prompt)) == {"pod": 4}
+        assert matched(ask(running, "m", lora_name="other", **prompt)) == {"pod": 0}
+
+
+def test_a_thousand_adapters_are_known_by_their_names() -> None:
+    with Engine() as engine, Running(engine.spec()) as running:
+        running.wait_for(trust="live")
+        for number in range(1_024):
+            engine.publish(with_adapter(f"ad-{number}", number))
+        running.wait_for(sequence=1_023)
+        for number in (0, 500, 1_023):
+            assert matched(ask(running, f"ad-{number}")) == {"pod": 4}
