@@ -11,7 +11,7 @@ from starlette.convertors import Convertor, register_url_convertor
 from indexer.config.settings import Settings
 from indexer.engines.api import EngineApi
 from indexer.engines.resolver import check_names
-from indexer.engines.spec import EngineSpec, http_base
+from indexer.engines.spec import EngineSpec, aliases, http_base
 from indexer.errors import SettingError, StoreError
 from indexer.http import openapi
 from indexer.http.access import Access
@@ -41,6 +41,8 @@ class Pods(Protocol):
     def models_with(self, adapter: str) -> set[str]: ...
 
     def adapters(self, model: str) -> set[str]: ...
+
+    def models_named(self, alias: str) -> set[str]: ...
 
 
 class _AnyText(Convertor[str]):
@@ -85,7 +87,7 @@ def _add_pods(router: APIRouter, settings: Settings, pods: Pods, access: Access)
             raise Problem(422, f"{error.key}: {error.allowed}") from None
         except StoreError as error:
             raise _unavailable(error) from None
-        status = next((status for status in pods.pods() if status.pod == pod), PodStatus(pod, spec.model, [], http_base((spec,))))
+        status = next((status for status in pods.pods() if status.pod == pod), PodStatus(pod, spec.model, [], http_base((spec,)), aliases((spec,))))
         return respond(status, status=201 if is_new else 200)
 
     @router.delete("/v1/pods/{pod:any}", status_code=204, **openapi.DELETE_POD)

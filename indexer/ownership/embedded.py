@@ -8,13 +8,15 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
+from indexer.config.engine_key import EngineKey
 from indexer.config.settings import Settings, changed_settings
 from indexer.core.names import StreamKey
 from indexer.core.store import Store
 from indexer.engines.api import EngineApi
 from indexer.engines.load import Load
 from indexer.engines.load_scraper import LoadScraper
-from indexer.engines.spec import EngineSpec, check_together, http_base, http_base_of
+from indexer.engines.served_names import ServedNames
+from indexer.engines.spec import EngineSpec, aliases, check_together, http_base, http_base_of
 from indexer.errors import SettingError
 from indexer.metrics import IndexerMetrics
 from indexer.receiving.listening import Announced
@@ -48,6 +50,8 @@ class Service:
         self._specs: dict[str, tuple[EngineSpec, ...]] = {}
         self._named: set[str] = set()
         """Those that the operator named."""
+        key = EngineKey.of(settings)
+        self._names = ServedNames(settings.engine_networks, self._measured, dict if key is None else key.header)
         self._changing = asyncio.Lock()
         self._ready = False
 
@@ -68,6 +72,7 @@ class Service:
             for specs in by_pod(self._settings.engines).values():
                 await self._register(specs, is_limited=False)
             self._configured = list(self._streams.running)
+            await stack.enter_async_context(self._names)
             if self._note_load is not None and self._settings.load_interval_s:
                 await stack.enter_async_context(
                     LoadScraper(self._settings.load_interval_s, self._settings.engine_networks, self._measured, self._note_load, self._metrics)
@@ -78,7 +83,7 @@ class Service:
         await self._stack.aclose()
 
     def _measured(self) -> Iterator[tuple[tuple[str, str], EngineApi]]:
-        """The pods whose load is to be measured."""
+        """The pods whose load and names are to be asked for."""
         for pod, specs in self._specs.items():
             yield (specs[0].model, pod), self.api(pod, specs[0].model)
 
@@ -152,7 +157,17 @@ class Service:
 
     def pods(self) -> list[PodStatus]:
         """Every pod with its streams, in the order of their registration."""
-        return [PodStatus(pod, specs[0].model, self._streams.statuses(pod), http_base(specs)) for pod, specs in self._specs.items()]
+        return [
+            PodStatus(pod, specs[0].model, self._streams.statuses(pod), http_base(specs), self._aliases(pod)) for pod, specs in self._specs.items()
+        ]
+
+    def _aliases(self, pod: str) -> tuple[str, ...]:
+        specs = self._specs[pod]
+        return tuple(dict.fromkeys((*aliases(specs), *self._names.of(specs[0].model, pod))))
+
+    def models_named(self, alias: str) -> set[str]:
+        """The models that pods serve by this other name too."""
+        return {specs[0].model for pod, specs in self._specs.items() if alias in self._aliases(pod)}
 
     def models_with(self, adapter: str) -> set[str]:
         """The models for which an adapter of this name was announced."""

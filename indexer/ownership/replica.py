@@ -16,11 +16,13 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
+from indexer.config.engine_key import EngineKey
 from indexer.config.settings import Settings
 from indexer.core.names import StreamKey
 from indexer.engines.api import EngineApi
 from indexer.engines.load_scraper import LoadScraper
-from indexer.engines.spec import EngineSpec, check_together, http_base, http_base_of
+from indexer.engines.served_names import ServedNames
+from indexer.engines.spec import EngineSpec, aliases, check_together, http_base, http_base_of
 from indexer.errors import StoreError
 from indexer.metrics import IndexerMetrics
 from indexer.ownership.dial_in_pods import DialInPods
@@ -47,7 +49,9 @@ class ReplicaService:
         self._pods = PodDirectory(by_pod(settings.engines))
         self._known = KnownStreams(settings, self._pods, self._streams)
         self._moves = Moves(settings, metrics, self.store, self._pods, self._known, self._streams)
-        self._rounds = Rounds(settings, self.store, self._pods, self._known, self._streams, self._moves)
+        key = EngineKey.of(settings)
+        self._names = ServedNames(settings.engine_networks, self._measured, dict if key is None else key.header)
+        self._rounds = Rounds(settings, self.store, self._pods, self._known, self._streams, self._moves, self._aliases)
         self._dial_in_pods = DialInPods(self._pods, self._known, self._streams, self._moves)
         self._ready = False
         metrics.owned_streams.set_function(lambda: len(self._streams.running))
@@ -65,6 +69,7 @@ class ReplicaService:
                     self._settings.load_interval_s, self._settings.engine_networks, self._measured, self.store.loads.note, self._metrics
                 )
                 await stack.enter_async_context(scraper)
+            await stack.enter_async_context(self._names)
             works = ((self._rounds.run(), "share"), (self._rounds.release_lost(), "release lost"), (self._dial_in_pods.run(), "dial-in"))
             self._loops = [self._streams.tasks.create_task(work, name=name) for work, name in works]
             stack.push_async_callback(self._leave)
@@ -139,7 +144,17 @@ class ReplicaService:
 
     def pods(self) -> list[PodStatus]:
         """Every pod, with those of its streams that this indexer owns."""
-        return [PodStatus(pod, specs[0].model, self._streams.statuses(pod), http_base(specs)) for pod, specs in self._pods.all().items()]
+        return [
+            PodStatus(pod, specs[0].model, self._streams.statuses(pod), http_base(specs), self._aliases(pod, specs))
+            for pod, specs in self._pods.all().items()
+        ]
+
+    def _aliases(self, pod: str, specs: tuple[EngineSpec, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*aliases(specs), *(self._names.of(specs[0].model, pod) if specs else ()))))
+
+    def models_named(self, alias: str) -> set[str]:
+        """The models that pods serve by this other name too."""
+        return {specs[0].model for pod, specs in self._pods.all().items() if alias in self._aliases(pod, specs)}
 
     def models_with(self, adapter: str) -> set[str]:
         """The models for which an adapter of this name was announced."""
@@ -155,7 +170,7 @@ class ReplicaService:
         return EngineApi(pod, http_base(specs) if specs else http_base_of(pod), not self._pods.flagged(pod))
 
     def _measured(self) -> Iterator[tuple[tuple[str, str], EngineApi]]:
-        """The pods whose load is for us to measure: those of whose ranks we own the lowest."""
+        """The pods whose load and names are for us to ask for: those of whose ranks we own the lowest."""
         for pod, specs in self._pods.all().items():
             model = specs[0].model
             if StreamKey(model, pod, min(spec.stream_ranks[0] for spec in specs)) in self._streams.running:

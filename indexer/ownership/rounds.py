@@ -9,12 +9,13 @@ not cost us what others hold. A Redis that is no Cluster is one slot.
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 import msgspec
 
 from indexer.config.settings import Settings
 from indexer.core.names import StreamKey
-from indexer.engines.spec import http_base
+from indexer.engines.spec import EngineSpec, http_base
 from indexer.errors import StoreError
 from indexer.ownership.assignment import Assignment, ObservedStream
 from indexer.ownership.known_streams import KnownStream, KnownStreams
@@ -38,7 +39,17 @@ class Rounds:
     """`run` them. `changing`: held while it is looked up or changed which pods there are. `members`: the living indexers. `heartbeat_s`: when Redis
     answered the last heartbeat, by time.monotonic()."""
 
-    def __init__(self, settings: Settings, store: RedisStore, pods: PodDirectory, known: KnownStreams, streams: Streams, moves: Moves) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: RedisStore,
+        pods: PodDirectory,
+        known: KnownStreams,
+        streams: Streams,
+        moves: Moves,
+        aliases_of: Callable[[str, tuple[EngineSpec, ...]], tuple[str, ...]],
+    ) -> None:
+        """`aliases_of`: the other names by which a pod with these specs serves its model."""
         self.members: tuple[str, ...] = ()
         self.heartbeat_s: float | None = None
         self.changing = asyncio.Lock()
@@ -48,6 +59,7 @@ class Rounds:
         self._known = known
         self._streams = streams
         self._moves = moves
+        self._aliases_of = aliases_of
         self._assignment = Assignment(store.member, settings.lease_s)
         self._owned_by: dict[StreamKey, str | None] = {}
         self._incarnation: str | None = None
@@ -140,7 +152,9 @@ class Rounds:
         found = {}
         for key, running in self._streams.running.items():
             specs, status = self._pods.of(key.pod), running.stream.status()
-            published = PublishedStatus(**msgspec.structs.asdict(status), http=http_base(specs) if specs else None)
+            published = PublishedStatus(
+                **msgspec.structs.asdict(status), http=http_base(specs) if specs else None, aliases=self._aliases_of(key.pod, specs)
+            )
             found[key] = OwnedStatus(msgspec.json.encode(published), status.connected)
         return found
 

@@ -47,6 +47,8 @@ class PodStatus(Struct, frozen=True):
     streams: list[StreamStatus]
     http: str = ""
     """Where its own API begins."""
+    aliases: tuple[str, ...] = ()
+    """More names that it serves the model by."""
 
 
 class Readiness(Struct, frozen=True):

@@ -32,6 +32,7 @@ class StreamStatus(Struct, frozen=True):
 
 
 class PublishedStatus(StreamStatus, frozen=True, kw_only=True):
-    """The same as its owner writes it to Redis for all replicas. `http`: where the pod's own API begins."""
+    """The same as its owner writes it to Redis for all replicas. `http`: where the pod's own API begins. `aliases`: more names of its model."""
 
     http: str | None = None
+    aliases: tuple[str, ...] = ()

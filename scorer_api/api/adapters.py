@@ -1,4 +1,4 @@
-"""LoRA adapters and their base models: clients of OpenAI's API send the adapter's name as the model."""
+"""Other names of models, and LoRA adapters: clients of OpenAI's API send an alias, or an adapter's name, as the model."""
 
 import time
 from collections.abc import Mapping
@@ -12,8 +12,10 @@ from scorer_api.api.schemas import ScoreRequest
 OWN_NAME_S = 0.2
 
 
-class AnnouncedAdapters(Protocol):
-    """The adapters that engines announced."""
+class AnnouncedNames(Protocol):
+    """The adapters that engines announced, and the other names that they serve their models by."""
+
+    def models_named(self, alias: str) -> set[str]: ...
 
     def models_with(self, adapter: str) -> set[str]: ...
 
@@ -23,7 +25,7 @@ class AnnouncedAdapters(Protocol):
 class Adapters:
     """`configured`: adapter → base model. It takes precedence over `announced`."""
 
-    def __init__(self, configured: Mapping[str, str], announced: AnnouncedAdapters) -> None:
+    def __init__(self, configured: Mapping[str, str], announced: AnnouncedNames) -> None:
         self._configured = configured
         self._announced = announced
         self._own_names: dict[str, tuple[bool, float]] = {}
@@ -48,6 +50,21 @@ class Adapters:
             has_it = self._configured.get(model) == model or model in self._announced.adapters(model)
             self._own_names[model] = has_it, now_s + OWN_NAME_S
         return has_it
+
+    def with_known_model(self, request: ScoreRequest) -> ScoreRequest:
+        """The request with the model that its model is an alias of, or as `with_base_model` returns it. For requests of an unknown model.
+
+        Raises Problem 422 if several models have such an alias or adapter, or if the request names another adapter too.
+        """
+        if request.model in self._configured:
+            return self.with_base_model(request)
+        models = self._announced.models_named(request.model)
+        if not models:
+            return self.with_base_model(request)
+        if len(models) > 1:
+            names = " and ".join(map(repr, sorted(models)))
+            raise Problem(422, f"model: {request.model!r} is an alias of {names}; send one of these")
+        return msgspec.structs.replace(request, model=models.pop())
 
     def with_base_model(self, request: ScoreRequest) -> ScoreRequest:
         """The request with model and lora_name set if its model is an adapter's name, else the request itself. For requests of an unknown model.

@@ -45,7 +45,7 @@ class RequestResolver:
         source = source_of(request)
         # The base model is looked up; the answer repeats the model of the request.
         is_model = self._view.has_model(request.model)
-        of_base = self._adapters.with_adapter(request) if is_model else self._adapters.with_base_model(request)
+        of_base = self._adapters.with_adapter(request) if is_model else self._adapters.with_known_model(request)
         if source == "block_hashes":
             return ResolvedRequest(request, source, self._hashes_of(of_base))
         tokenize_input = tokenize_input_of(of_base)

@@ -12,7 +12,7 @@ from indexer.config.settings import Settings
 from indexer.core.names import StreamKey, Trust
 from indexer.engines.api import EngineApi
 from indexer.engines.endpoints import check_registration
-from indexer.engines.spec import EngineSpec, check_together, http_base, http_base_of
+from indexer.engines.spec import EngineSpec, aliases, check_together, http_base, http_base_of
 from indexer.errors import StoreError
 from indexer.ownership.replica import ReplicaService
 from indexer.store.health import UNREACHABLE
@@ -45,14 +45,20 @@ class SharedPods:
         """Every pod with its streams, the registered ones first."""
         found: dict[tuple[str, str], list[StreamStatus]] = {(pod, specs[0].model): [] for pod, specs in self._follower.pods.items()}
         bases = {(pod, specs[0].model): http_base(specs) for pod, specs in self._follower.pods.items()}
+        named = {(pod, specs[0].model): aliases(specs) for pod, specs in self._follower.pods.items()}
         for stream in self._follower.streams():
             name = (stream.key.pod, stream.key.model)
             published = published_status(stream)
             found.setdefault(name, []).append(self._status(stream, published))
             if published is not None and published.http is not None:
                 bases.setdefault(name, published.http)
+            if published is not None:
+                named[name] = (*named.get(name, ()), *published.aliases)
         return [
-            PodStatus(pod, model, sorted(streams, key=lambda status: status.rank), bases.get((pod, model)) or http_base_of(pod))
+            PodStatus(
+                *(pod, model, sorted(streams, key=lambda status: status.rank), bases.get((pod, model)) or http_base_of(pod)),
+                tuple(dict.fromkeys(named.get((pod, model), ()))),
+            )
             for (pod, model), streams in found.items()
         ]
 
@@ -76,6 +82,12 @@ class SharedPods:
         """Names of the adapters that were announced for a model."""
         published = (published_status(stream) for stream in self._follower.streams() if stream.key.model == model)
         return {name for each in published if each is not None for name in each.adapters}
+
+    def models_named(self, alias: str) -> set[str]:
+        """The models that pods serve by this other name too, as registrations and the owners of streams say."""
+        registered = {specs[0].model for specs in self._follower.pods.values() if alias in aliases(specs)}
+        published = ((stream.key.model, published_status(stream)) for stream in self._follower.streams())
+        return registered | {model for model, each in published if each is not None and alias in each.aliases}
 
     def api(self, pod: str, model: str) -> EngineApi:
         """Where a pod's own API is. What came from Redis is limited, as that which the owner of a stream says is."""

@@ -1,7 +1,6 @@
 """Asks live engines for tokens: `POST /tokenize` on one pod of the model and, if that fails, on another."""
 
 import logging
-import os
 import random
 import time
 from collections.abc import Sequence
@@ -12,14 +11,14 @@ from typing import Annotated, Protocol, Self
 import msgspec
 from msgspec import Meta, Struct
 
-from indexer.config.auth_tokens import read_tokens
+from indexer.config.engine_key import EngineKey
 from indexer.config.settings import Settings
 from indexer.core.block_keys import TOKEN_MAX, pack_tokens
 from indexer.core.names import Trust
 from indexer.engines.api import EngineApi
 from indexer.engines.client import EngineClient
 from indexer.engines.http_client import Answer, FetchError
-from indexer.errors import IndexerError, SettingError
+from indexer.errors import IndexerError
 from indexer.http.problems import Problem
 from scorer_api.index.view import View
 from scorer_api.metrics import TokenMetrics
@@ -61,32 +60,6 @@ class _TokenizeError(IndexerError):
         self.why = why
 
 
-class EngineKey:
-    """The API key of the engines, read again when its file changes. Raises SettingError for a file that cannot be used."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._key = read_tokens(path, "--engine-api-key-file")[0]
-        self._version = self._file_version()
-
-    def _file_version(self) -> tuple[int, int] | None:
-        try:
-            status = os.stat(self._path)
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_ino
-
-    def header(self) -> dict[str, str]:
-        """The header that a request to an engine carries."""
-        if (version := self._file_version()) != self._version:
-            self._version = version
-            try:
-                self._key = read_tokens(self._path, "--engine-api-key-file")[0]
-            except SettingError as error:
-                log.error("engines' key not read again", extra={"error": str(error)})
-        return {"Authorization": f"Bearer {self._key}"}
-
-
 class EngineTokenizer:
     """`async with EngineTokenizer(…) as engines:` keeps connections to them. Raises SettingError for a key that cannot be used."""
 
@@ -96,7 +69,7 @@ class EngineTokenizer:
         self._view = view
         self._apis = apis
         self._metrics = metrics
-        self._key = None if settings.engine_api_key_file is None else EngineKey(settings.engine_api_key_file)
+        self._key = EngineKey.of(settings)
         self._failed_until_s: dict[str, float] = {}
 
     async def __aenter__(self) -> Self:
