@@ -34,6 +34,7 @@ POLL_S = 0.005
 IMPORTED = (
     *("scorer_api.cli.__main__", "scorer_api.cli.serve", "scorer_api.cli.api", "scorer_api.cli.ingest"),
     *("scorer_api.tokens.local_tokenizer", "tests.patched", "tests.next_layout"),
+    *("anyio._backends._asyncio", "httpcore", "pydantic.v1"),
 )
 
 
