@@ -11,7 +11,7 @@ ENGINE_PYTHON ?= python3.11
 ENGINE_VENV := .venv-engine
 ENGINE_READY := $(ENGINE_VENV)/.ready
 
-.PHONY: help run test test-mechanisms test-hostile test-engine test-chaos test-failovers test-deploy test-browser bench docs lint types clean
+.PHONY: help run test test-mechanisms test-hostile test-engine test-chaos test-failovers test-scale test-deploy test-browser bench docs lint types clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -38,10 +38,12 @@ $(ENGINE_READY): tests/living_engine/requirements.txt
 run: $(READY) ## the service on 127.0.0.1:8080 with two demo engines
 	@$(BIN)/kv-indexer demo --port $(PORT)
 
-# Most scenarios wait most of the time: four at once take a third of it, also on two cores. Files go in their order, in which those of few but long
-# tests are not the last ones.
+# Tests start hundreds of processes: each would compile every module again where the environment forbids Python to keep what it compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
+# Most scenarios wait most of the time: four at once take a third of it, also on two cores. tests/conftest.py says what goes to a worker at once.
 test: $(READY) ## the whole test suite, with branch coverage
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest -n 4 --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
 
 test-mechanisms: $(READY) ## every recovery test with its mechanism switched off: each has to fail
 	TEST_MECHANISMS_OFF=1 TEST_TIMEOUT_MAX_S=4 $(BIN)/python -m pytest tests/scenarios --ignore tests/scenarios/redis --no-header -q
@@ -60,7 +62,10 @@ test-browser: $(BROWSER_READY) ## the page at /ui in a headless Chromium, which 
 	$(BIN)/python -m pytest -m browser tests/browser --no-header
 
 test-failovers: $(READY) ## everything about Sentinel and Cluster, of which `make test` plays the half that matters most: seven minutes
-	$(BIN)/python -m pytest tests/scenarios/redis/test_cluster.py tests/scenarios/redis/test_sentinel.py -m "failovers or not failovers" -n 2 --dist loadfile --no-header
+	$(BIN)/python -m pytest tests/scenarios/redis/test_cluster.py tests/scenarios/redis/test_sentinel.py -m "failovers or not failovers" -n 2 --no-loadscope-reorder --no-header
+
+test-scale: $(READY) ## a scorer that starts late against a million block copies, of which `make test` plays a fifth: two minutes
+	$(BIN)/python -m pytest tests/scenarios/redis/test_followers.py -m scale --no-header
 
 test-chaos: $(READY) ## five minutes of faults in a random order; TEST_CHAOS_SEED=N for another one
 	$(BIN)/python -m pytest tests/scenarios/redis/test_chaos.py -m chaos --log-level=INFO -o log_cli=true

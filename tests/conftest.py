@@ -1,4 +1,4 @@
-"""What all tests share: a Redis, and the settings of the libraries that they use.
+"""What all tests share: a Redis, the settings of the libraries that they use, what is measured, and in which order tests run.
 
 Property tests have no deadline of their own, and in CI they always try the same examples. A line for each request would drown a log.
 """
@@ -7,15 +7,26 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 from tests.redis_server import RedisServer
 
 FOLDER = Path(__file__).parent
-# Measuring the coverage of a process takes half as long again: what the hundreds of these do, those of other tests do too.
-UNMEASURED = (FOLDER / "scenarios", FOLDER / "security")
+# Measuring coverage doubles the CPU time of a test. These run lines that the tests beside them run too, or none but their own.
+UNMEASURED = (
+    FOLDER / "scenarios" / "redis",
+    *(FOLDER / "indexer" / "wire" / name for name in ("test_fuzz.py", "test_memory.py", "test_splitter.py")),
+)
+# The hundreds of processes that these start do what those of other tests do too.
+PROCESSES_UNMEASURED = (*UNMEASURED, FOLDER / "scenarios", FOLDER / "security")
+# Tests of these take long and share nothing: each goes to the next worker that is free. All other files stay whole, for the fixtures of modules.
+APART = ("tests/scenarios/", "tests/indexer/wire/", "tests/test_schemathesis.py")
+# The longest first, so that no worker is busy with one when the others are done.
+FIRST = ("tests/scenarios/redis/", "tests/test_schemathesis.py", "tests/scenarios/", "tests/indexer/wire/")
 
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
@@ -23,9 +34,34 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
+class TestScheduling(LoadFileScheduling):
+    """Work for `-n N`: single tests of the files in APART, otherwise whole files."""
+
+    __test__ = False
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid if nodeid.startswith(APART) else str(super()._split_scope(nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> TestScheduling:
+    return TestScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: next((place for place, start in enumerate(FIRST) if item.nodeid.startswith(start)), len(FIRST)))
+    for item in items:
+        if _is_in(UNMEASURED, item.path):
+            item.add_marker("no_cover")
+
+
+def _is_in(paths: tuple[Path, ...], path: Path) -> bool:
+    return any(path.is_relative_to(one) for one in paths)
+
+
 @pytest.fixture(autouse=True)
-def _unmeasured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if any(request.path.is_relative_to(folder) for folder in UNMEASURED):
+def _unmeasured_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if _is_in(PROCESSES_UNMEASURED, request.path):
         monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
 
 

@@ -19,7 +19,9 @@ STREAMS = 8
 BLOCKS = 64
 BLOCK_SIZE = 4
 EVENTS_PER_BATCH = 16
-COPIES = 1_000_000
+# As many as it takes for the load to be made of many pieces; and as many as docs/explanation/performance.md speaks of.
+COPIES = 200_000
+COPIES_AT_SCALE = 1_000_000
 # Four times what is promised.
 READY_S = 60.0
 NOTICED_S = 20.0
@@ -65,13 +67,14 @@ def bulk_is_right(fleet: Fleet, scorer: Client, prompts: int) -> bool:
 
 @mechanism("hashes_read_at_once")
 @pytest.mark.timeout(400)
-def test_a_scorer_starts_late_against_a_million_block_copies(make_world: MakeWorld) -> None:
+@pytest.mark.parametrize("copies", [COPIES, pytest.param(COPIES_AT_SCALE, marks=pytest.mark.scale)])
+def test_a_scorer_starts_late_against_many_block_copies(make_world: MakeWorld, copies: int) -> None:
     """Ready in time, right while changes keep coming; it reads in pieces, none of which holds Redis up for long."""
     world = make_world(pod_expiry_s=60)
     fleet = world.fleet(streams=STREAMS, rate=100, uniform=True, without=("clear",))
     world.indexers(2, fleet)
     (early,) = world.scorers(1)
-    prompts = publish_bulk(fleet, COPIES)
+    prompts = publish_bulk(fleet, copies)
     wait_until(lambda: bulk_is_right(fleet, early, prompts), 240, "the bulk to be indexed")
     fleet.play(200)
     fleet.settle(early)
@@ -89,7 +92,7 @@ def test_a_scorer_starts_late_against_a_million_block_copies(make_world: MakeWor
     fleet.settle(late, early)
     assert bulk_is_right(fleet, late, prompts)
     assert not {"hvals", "hkeys", "keys", "scan"} & set(calls)
-    assert calls["hscan"] >= COPIES / PIECE_MAX
+    assert calls["hscan"] >= copies / PIECE_MAX
 
 
 @mechanism("one_removal_is_enough")
