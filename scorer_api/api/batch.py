@@ -8,7 +8,7 @@ from msgspec import Raw
 
 from indexer.http.negotiation import encode
 from indexer.http.problems import Problem, details_of
-from scorer_api.api.decode import decode_score, split_batch
+from scorer_api.api.decode import decode_score_in_turns, split_batch
 from scorer_api.api.outcomes import count_failures
 from scorer_api.api.resolve import RequestResolver
 from scorer_api.api.schemas import BatchAnswer, BatchProblem
@@ -51,7 +51,7 @@ class BatchHandler:
             with count_failures(self._metrics.requests):
                 async with turn:
                     started_s = time.perf_counter()
-                    request = decode_score(body, media_type)
+                    request = await decode_score_in_turns(body, media_type)
                     decode_s = time.perf_counter() - started_s
                     await asyncio.sleep(0)
                 resolving_s = time.perf_counter()

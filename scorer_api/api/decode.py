@@ -7,11 +7,14 @@ from typing import TypeVar
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType, defstruct
 
+from indexer.core.block_keys import pack_tokens
 from indexer.errors import field_first
 from indexer.http.negotiation import JSON, MSGPACK
 from indexer.http.problems import Problem
+from scorer_api.api.msgpack_values import has_more_values
 from scorer_api.api.route_schemas import DoneRequest, RouteRequest, RouteRequestMsgpack
 from scorer_api.api.schemas import BATCH_REQUESTS_MAX, ScoreRequest, ScoreRequestMsgpack
+from scorer_api.tokens.token_lists import take_tokens
 
 T = TypeVar("T")
 R = TypeVar("R", bound=ScoreRequest)
@@ -20,13 +23,15 @@ Decoders = Mapping[str, Callable[[bytes], T]]
 
 # A larger body is scanned first: how large are its fields, apart from the tokens?
 UNSCANNED_BYTES_MAX = 262_144
-# msgspec builds up to 80 times the bytes of a field that is not tokens. These limits leave room for the extra keys of 20,000 blocks, or for the
-# names of 4,000 pods.
+# msgspec builds up to 80 times the bytes of a field that is neither tokens nor text. These limits leave room for the extra keys of 20,000 blocks, or
+# for the names of 4,000 pods. A prompt is text and has none. Nor has a chat: JSON is passed on as it is; a local tokenizer has a limit of its own.
 FIELD_BYTES_MAX = {"model": 262_144, "pods": 262_144, "lora_name": 262_144, "cache_salt": 262_144, "block_extra_keys": 2_097_152}
-# A chat is decoded only where a local template renders it; a prompt is plain text.
-FIELD_BYTES_MAX |= {"prompt": 8_388_608, "messages": 2_097_152, "tools": 1_048_576, "chat_template_kwargs": 65_536}
+FIELD_BYTES_MAX |= {"tools": 1_048_576, "chat_template_kwargs": 65_536}
 FIELD_BYTES_MAX |= {"exclude": 262_144, "session_id": 262_144}
 CHAT = {"messages": (b"[", "a list of messages"), "tools": (b"[", "a list of tools"), "chat_template_kwargs": (b"{", "an object")}
+# A larger chat in msgpack is nearly all text: pages, images.
+UNCOUNTED_BYTES_MAX = 2_097_152
+CHAT_VALUES_MAX = 65_536
 NULL = {JSON: b"null", MSGPACK: b"\xc0"}
 
 
@@ -38,8 +43,6 @@ class _Outline(Struct):
     lora_name: Raw = Raw()
     cache_salt: Raw = Raw()
     block_extra_keys: Raw = Raw()
-    prompt: Raw = Raw()
-    messages: Raw = Raw()
     tools: Raw = Raw()
     chat_template_kwargs: Raw = Raw()
     exclude: Raw = Raw()
@@ -74,6 +77,27 @@ def decode_score(body: bytes, media_type: str) -> ScoreRequest:
 def decode_route(body: bytes, media_type: str) -> RouteRequest:
     """A request for a pick. Raises Problem 400 for what is not JSON or msgpack, 422 for another shape."""
     return _decode_prompt(body, media_type, _ROUTE)
+
+
+async def decode_score_in_turns(body: bytes, media_type: str) -> ScoreRequest:
+    """The same as `decode_score`. Other requests have their turn while a long list of tokens is decoded."""
+    return await _in_turns(decode_score, body, media_type)
+
+
+async def decode_route_in_turns(body: bytes, media_type: str) -> RouteRequest:
+    """The same as `decode_route`. Other requests have their turn while a long list of tokens is decoded."""
+    return await _in_turns(decode_route, body, media_type)
+
+
+async def _in_turns(decode: Callable[[bytes, str], R], body: bytes, media_type: str) -> R:
+    """The tokens are packed where they were many."""
+    taken = await take_tokens(body, "token_ids", media_type)
+    if taken is None:
+        return decode(body, media_type)
+    request = decode(taken.body, media_type)
+    if not isinstance(request.token_ids, list) or len(request.token_ids) != taken.left:
+        return decode(body, media_type)  # it was the key of another object
+    return msgspec.structs.replace(request, token_ids=taken.tokens + pack_tokens(request.token_ids))
 
 
 def decode_done(body: bytes, media_type: str) -> DoneRequest:
@@ -123,6 +147,10 @@ def _as_json(name: str, raw: Raw | UnsetType, media_type: str) -> Raw | UnsetTyp
     if raw is UNSET or (content := bytes(raw)) == NULL[media_type]:
         return UNSET
     if media_type != JSON:
+        if len(content) > UNCOUNTED_BYTES_MAX and has_more_values(content, CHAT_VALUES_MAX):
+            raise Problem(
+                422, f"{name}: {len(content)} bytes of more than {CHAT_VALUES_MAX} values; in msgpack so large a chat should be nearly all text"
+            )
         content = msgspec.json.encode(msgspec.msgpack.decode(content))
     content.decode()
     begin, expected = CHAT[name]

@@ -1,17 +1,17 @@
 """Answers requests for explanations. All that an explanation costs is spent here: a score does none of it."""
 
+import asyncio
 import sys
 import time
 from array import array
 from collections.abc import Sequence
 
-from indexer.core.block_keys import TOKEN_BYTES
 from indexer.core.stream_state import ADAPTERS_MAX
 from indexer.http.negotiation import encode
 from indexer.http.routes import Pods
 from indexer.streams.status import StreamStatus
 from scorer_api.api.adapters import Adapters
-from scorer_api.api.decode import decode_score
+from scorer_api.api.decode import decode_score_in_turns
 from scorer_api.api.outcomes import count_failures
 from scorer_api.api.resolve import RequestResolver, ResolvedRequest, unknown_model
 from scorer_api.api.schemas import ExplainAnswer, ViewAnswer
@@ -20,6 +20,9 @@ from scorer_api.explain.reasons import PodLoad, PromptFacts, StreamFacts, descri
 from scorer_api.index.prompt import Prompt
 from scorer_api.index.view import EMBEDDED, View
 from scorer_api.metrics import ScorerMetrics
+
+# Of packed tokens, at a time.
+PIECE_BYTES = 65_536
 
 
 class ExplainHandler:
@@ -36,12 +39,13 @@ class ExplainHandler:
     async def answer(self, body: bytes, media_type: str, accepted: str) -> bytes:
         """The encoded explanation for one request. Raises Problem."""
         with count_failures(self._metrics.explanations):
-            resolved = await self._resolver.resolve(decode_score(body, media_type))
-            content = encode(self._explain(resolved), accepted)
+            resolved = await self._resolver.resolve(await decode_score_in_turns(body, media_type))
+            highest = await _highest_token(resolved.prompt.tokens) if isinstance(resolved.prompt, Prompt) else None
+            content = encode(self._explain(resolved, highest), accepted)
         self._metrics.explanations["answered"].inc()
         return content
 
-    def _explain(self, resolved: ResolvedRequest) -> ExplainAnswer:
+    def _explain(self, resolved: ResolvedRequest, highest_token: int | None) -> ExplainAnswer:
         request, model = resolved.request, resolved.prompt.model
         try:
             traces = self._view.trace(resolved.prompt)
@@ -51,7 +55,7 @@ class ExplainHandler:
         statuses = [(pod.pod, status) for pod in self._pods.pods() if pod.model == model for status in pod.streams]
         streams = [self._stream_facts(pod, status) for pod, status in statuses]
         tokens = resolved.tokens(traces[0].ranks[0].block_size if traces else None)
-        prompt = _prompt_facts(resolved, tokens, [status for _, status in statuses], self._adapters.of_model(model), *counts)
+        prompt = _prompt_facts(resolved, tokens, highest_token, [status for _, status in statuses], self._adapters.of_model(model), *counts)
         streams_by_pod: dict[str, dict[int, StreamFacts]] = {}
         for stream in streams:
             streams_by_pod.setdefault(stream.pod, {})[stream.rank] = stream
@@ -96,12 +100,18 @@ class ExplainHandler:
 
 
 def _prompt_facts(
-    resolved: ResolvedRequest, tokens: int, statuses: Sequence[StreamStatus], adapters: Sequence[str], prompts: int, unmatched: int
+    resolved: ResolvedRequest,
+    tokens: int,
+    highest_token: int | None,
+    statuses: Sequence[StreamStatus],
+    adapters: Sequence[str],
+    prompts: int,
+    unmatched: int,
 ) -> PromptFacts:
     return PromptFacts(
         source=resolved.source,
         tokens=tokens,
-        highest_token=_highest_token(resolved.prompt.tokens) if isinstance(resolved.prompt, Prompt) else None,
+        highest_token=highest_token,
         lora_name=resolved.prompt.lora_name if isinstance(resolved.prompt, Prompt) else None,
         adapters=frozenset(adapters),
         knows_adapters=all(len(status.adapters) < ADAPTERS_MAX for status in statuses),
@@ -110,8 +120,13 @@ def _prompt_facts(
     )
 
 
-def _highest_token(tokens: bytes) -> int | None:
-    packed = array("I", tokens[: len(tokens) // TOKEN_BYTES * TOKEN_BYTES])
-    if sys.byteorder == "big":
-        packed.byteswap()
-    return max(packed, default=None)
+async def _highest_token(tokens: bytes) -> int | None:
+    """Other requests have their turn in between."""
+    highest = None
+    for start in range(0, len(tokens), PIECE_BYTES):
+        piece = array("I", tokens[start : start + PIECE_BYTES])
+        if sys.byteorder == "big":
+            piece.byteswap()
+        highest = max(highest or 0, max(piece))
+        await asyncio.sleep(0)
+    return highest

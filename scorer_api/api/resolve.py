@@ -1,7 +1,9 @@
 """Resolves a decoded request: finds its tokens, wherever they come from, and what is looked up in the prefix index."""
 
+import asyncio
 from collections.abc import Collection
 
+import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from indexer.http.problems import Problem
@@ -12,6 +14,10 @@ from scorer_api.index.engine_hashes import EngineHashes, normalised
 from scorer_api.index.prompt import Prompt, Query
 from scorer_api.index.view import View
 from scorer_api.tokens.resolver import TokenResolver
+
+# The keys of 65,536 tokens take about two milliseconds, those of a run less than 0.1.
+LONG_PROMPT_TOKENS = 65_536
+RUNS_PER_TURN = 32
 
 
 class ResolvedRequest(Struct, frozen=True):
@@ -50,10 +56,21 @@ class RequestResolver:
             return ResolvedRequest(request, source, self._hashes_of(of_base))
         tokenize_input = tokenize_input_of(of_base)
         if source == "token_ids":
-            return ResolvedRequest(request, source, prompt_of(of_base))
+            return ResolvedRequest(request, source, await self._prepared(prompt_of(of_base)))
         if not self._view.has_model(of_base.model):
             raise unknown_model(of_base.model)
-        return ResolvedRequest(request, source, prompt_of(of_base, await self._tokens.resolve(of_base.model, tokenize_input)))
+        prompt = prompt_of(of_base, await self._tokens.resolve(of_base.model, tokenize_input))
+        return ResolvedRequest(request, source, await self._prepared(prompt))
+
+    async def _prepared(self, prompt: Prompt) -> Prompt:
+        """The prompt, with its keys if it is long. Other requests have their turn while they are computed."""
+        if prompt.length < LONG_PROMPT_TOKENS:
+            return prompt
+        keys = self._view.keys_of(prompt)
+        for number, _ in enumerate(self._view.compute(keys, prompt.model)):
+            if number % RUNS_PER_TURN == 0:
+                await asyncio.sleep(0)
+        return msgspec.structs.replace(prompt, prepared=keys)
 
     def _hashes_of(self, request: ScoreRequest) -> EngineHashes:
         try:

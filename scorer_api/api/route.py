@@ -4,7 +4,7 @@ import time
 
 from indexer.http.negotiation import encode
 from indexer.http.problems import Problem
-from scorer_api.api.decode import decode_done, decode_route
+from scorer_api.api.decode import decode_done, decode_route_in_turns
 from scorer_api.api.resolve import RequestResolver, ResolvedRequest, unknown_model
 from scorer_api.api.route_schemas import DoneAnswer, RouteAnswer, RouteRequest
 from scorer_api.api.schemas import ViewAnswer
@@ -29,7 +29,7 @@ class RouteHandler:
     async def answer(self, body: bytes, media_type: str, accepted: str) -> bytes:
         """The encoded answer to one request. Raises Problem."""
         started_s = time.perf_counter()
-        request = decode_route(body, media_type)
+        request = await decode_route_in_turns(body, media_type)
         if request.policy == "session" and request.session_id is None:
             raise Problem(422, "session_id: the policy session needs one")
         resolved = await self._resolver.resolve(request)

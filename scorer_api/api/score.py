@@ -7,7 +7,7 @@ from msgspec import UNSET
 
 from indexer.core.events import Tier
 from indexer.http.negotiation import encode
-from scorer_api.api.decode import decode_score
+from scorer_api.api.decode import decode_score_in_turns
 from scorer_api.api.resolve import RequestResolver, ResolvedRequest, unknown_model
 from scorer_api.api.schemas import PodAnswer, ScoreAnswer, ViewAnswer
 from scorer_api.index.lookup import PodScore, matched_by_rank
@@ -32,7 +32,7 @@ class ScoreHandler:
     async def answer(self, body: bytes, media_type: str, accepted: str) -> bytes:
         """The encoded answer to one request. Raises Problem."""
         started_s = time.perf_counter()
-        request = decode_score(body, media_type)
+        request = await decode_score_in_turns(body, media_type)
         decoded_s = time.perf_counter()
         resolved = await self._resolver.resolve(request)
         self.observe_decode(resolved, decoded_s - started_s, decoded_s)

@@ -62,7 +62,7 @@ class Lookup:
 
     def __init__(self, query: Query, model: IndexedModel, pods: Pods, hash_seed: str, weights: Sequence[float], now_s: float) -> None:
         self.query = query
-        self.prompt_keys = PromptKeys(query, hash_seed) if isinstance(query, Prompt) else None
+        self.prompt_keys = (query.prepared or PromptKeys(query, hash_seed)) if isinstance(query, Prompt) else None
         """None for engine hashes: they mean nothing in other streams."""
         self._model = model
         self._pods = pods

@@ -13,12 +13,16 @@ RUN_BLOCKS = 64
 
 
 class Prompt(Struct, frozen=True):
-    """A prompt by its tokens. `tokens`: little-endian uint32. `extra_keys`: block number → folded extra keys."""
+    """A prompt by its tokens. `tokens`: little-endian uint32. `extra_keys`: block number → folded extra keys.
+
+    `prepared`: keys that were computed beforehand, for a long prompt.
+    """
 
     model: str
     tokens: bytes
     lora_name: str | None = None
     extra_keys: Mapping[int, bytes] | None = None
+    prepared: "PromptKeys | None" = None
 
     @property
     def length(self) -> int:
@@ -57,12 +61,14 @@ class PromptKeys:
         return max(self._computed, key=lambda size: len(self._computed[size]), default=None)
 
     def runs(self, block_size: int) -> Iterator[list[int]]:
-        """The keys of the usable blocks, RUN_BLOCKS at a time: computed as they are taken, by one walk, before `all` is read."""
+        """The keys of the usable blocks: at once those that there are, then RUN_BLOCKS at a time, computed as they are taken by one walk."""
         prompt = self._prompt
         blocks = usable_blocks(prompt.length, block_size)
         computed = self.computed(block_size)
-        parent = root_key(prompt.model, prompt.lora_name, self._hash_seed)
-        for start in range(0, blocks, RUN_BLOCKS):
+        if computed:
+            yield computed[:blocks]
+        parent = computed[-1] if computed else root_key(prompt.model, prompt.lora_name, self._hash_seed)
+        for start in range(len(computed), blocks, RUN_BLOCKS):
             keys = chain_keys(parent, prompt.tokens, block_size, prompt.extra_keys, start, min(start + RUN_BLOCKS, blocks))
             computed += keys
             yield keys

@@ -19,7 +19,7 @@ from scorer_api.index.holding import Holding
 from scorer_api.index.lookup import Lookup, PodScore
 from scorer_api.index.pod_loads import PodLoads
 from scorer_api.index.prefix_index import PrefixIndex
-from scorer_api.index.prompt import Query
+from scorer_api.index.prompt import Prompt, PromptKeys, Query
 from scorer_api.index.removals import Removals
 from scorer_api.index.state import IndexedModel, IndexedStream
 from scorer_api.index.traces import PodTrace
@@ -152,6 +152,15 @@ class View:
         model.empty(indexed)
 
     # Lookups
+
+    def keys_of(self, prompt: Prompt) -> PromptKeys:
+        """The keys of a prompt, none of which is computed yet."""
+        return PromptKeys(prompt, self._hash_seed)
+
+    def compute(self, keys: PromptKeys, model: str) -> Iterator[list[int]]:
+        """Compute keys in each block size of the model, a run at a time: the caller does something else in between."""
+        for block_size in list(self._models[model].indexes) if model in self._models else ():
+            yield from keys.runs(block_size)
 
     def look_up(self, query: Query, only: Collection[str] | None = None) -> Lookup:
         """Walk along the query's blocks, for every pod of the model or only these. Raises KeyError for an unknown model."""

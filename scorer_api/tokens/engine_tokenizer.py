@@ -13,15 +13,17 @@ from msgspec import Meta, Struct
 
 from indexer.config.engine_key import EngineKey
 from indexer.config.settings import Settings
-from indexer.core.block_keys import TOKEN_MAX, pack_tokens
+from indexer.core.block_keys import TOKEN_BYTES, TOKEN_MAX, pack_tokens
 from indexer.core.names import Trust
 from indexer.engines.api import EngineApi
 from indexer.engines.client import EngineClient
 from indexer.engines.http_client import Answer, FetchError
 from indexer.errors import IndexerError
+from indexer.http.negotiation import JSON
 from indexer.http.problems import Problem
 from scorer_api.index.view import View
 from scorer_api.metrics import TokenMetrics
+from scorer_api.tokens.token_lists import take_tokens
 from scorer_api.tokens.tokenize_input import TokenizeInput
 
 log = logging.getLogger(__name__)
@@ -113,15 +115,19 @@ class EngineTokenizer:
     async def _ask(self, api: EngineApi, body: bytes) -> bytes:
         """Raises _TokenizeError."""
         content = await self._answer(api, body)
+        taken = await take_tokens(content, "tokens", JSON)
         try:
-            answer = _decode(content)
+            answer = _decode(content if taken is None else taken.body)
+            if taken is not None and answer.tokens:
+                taken, answer = None, _decode(content)  # it was the key of another object
         except msgspec.ValidationError as error:
             raise _TokenizeError("malformed", f"answered with other than tokens: {error}") from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise _TokenizeError("malformed", "answered with what is not JSON") from None
-        if answer.count is not None and answer.count != len(answer.tokens):
-            raise _TokenizeError("malformed", f"answered with {len(answer.tokens)} tokens and says that they are {answer.count}")
-        return pack_tokens(answer.tokens)
+        tokens = pack_tokens(answer.tokens) if taken is None else taken.tokens
+        if answer.count is not None and answer.count != len(tokens) // TOKEN_BYTES:
+            raise _TokenizeError("malformed", f"answered with {len(tokens) // TOKEN_BYTES} tokens and says that they are {answer.count}")
+        return tokens
 
     async def _answer(self, api: EngineApi, body: bytes) -> bytes:
         headers = {"Content-Type": "application/json", "Accept": "application/json", **({} if self._key is None else self._key.header())}

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,6 +34,9 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls
 # Tokenizing keeps a core busy; requests that bring their tokens must not wait for it.
 THREADS = 2
 REFUSAL_LENGTH_MAX = 300
+# msgspec builds up to 80 times the bytes of JSON that is no text.
+UNCOUNTED_BYTES_MAX = 2_097_152
+_TEXTS = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 
 
 class LocalTokenizer:
@@ -99,6 +103,10 @@ def read_tokenizers(folders: Mapping[str, str], timeout_s: float) -> dict[str, L
 
 
 def _decoded(name: str, content: bytes | None) -> Any:
+    if content is not None and len(content) > UNCOUNTED_BYTES_MAX and len(_TEXTS.sub(b"", content)) > UNCOUNTED_BYTES_MAX:
+        raise Problem(
+            422, f"{name}: more than {UNCOUNTED_BYTES_MAX} of its {len(content)} bytes are no text, which is too much for our own tokenizer"
+        )
     try:
         return None if content is None else msgspec.json.decode(content)
     except (msgspec.DecodeError, RecursionError):

@@ -1,5 +1,6 @@
 """Resolves prompts and chats to tokens: from the cache, from a request that is under way, from a local tokenizer, or from an engine."""
 
+import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -13,6 +14,8 @@ from scorer_api.tokens.cache import TokenCache
 from scorer_api.tokens.engine_tokenizer import EngineTokenizer
 from scorer_api.tokens.single_flight import SingleFlight
 from scorer_api.tokens.tokenize_input import TokenizeInput, digest
+
+LONG_INPUT_BYTES = 1_048_576
 
 
 class Tokenizer(Protocol):
@@ -56,7 +59,9 @@ class TokenResolver:
     async def resolve(self, model: str, tokenize_input: TokenizeInput) -> bytes:
         """The tokens as little-endian uint32. `model`: whose pods are asked; the input may name an adapter of it. Raises Problem."""
         body = tokenize_input.request()
-        key = digest(model.encode(errors="replace") + b"\0" + body)
+        named = model.encode(errors="replace") + b"\0" + body
+        # A digest of megabytes takes milliseconds, in which other requests have their turn.
+        key = digest(named) if len(named) < LONG_INPUT_BYTES else await asyncio.to_thread(digest, named)
         cached = self._cache.get(key, time.monotonic())
         if cached is not None:
             self._metrics.found["cache"].inc()

@@ -8,16 +8,19 @@ import pytest
 
 from indexer.http.negotiation import JSON, MSGPACK
 from indexer.http.problems import Problem
-from scorer_api.api.decode import FIELD_BYTES_MAX, UNSCANNED_BYTES_MAX, decode_score, split_batch
+from scorer_api.api.decode import FIELD_BYTES_MAX, UNSCANNED_BYTES_MAX, decode_route_in_turns, decode_score, decode_score_in_turns, split_batch
 from scorer_api.api.prompt import EXTRA_KEYS_BYTES_MAX, prompt_of
 
 
 def refused(body: bytes | dict[str, Any], media_type: str = JSON) -> tuple[int, str]:
     """The status and the sentence that this body gets."""
-    encode = msgspec.json.encode if media_type == JSON else msgspec.msgpack.encode
     with pytest.raises(Problem) as raised:
-        prompt_of(decode_score(body if isinstance(body, bytes) else encode(body), media_type))
+        prompt_of(decode_score(body if isinstance(body, bytes) else encode(body, media_type), media_type))
     return raised.value.status, raised.value.detail
+
+
+def encode(request: dict[str, Any], media_type: str) -> bytes:
+    return msgspec.json.encode(request) if media_type == JSON else msgspec.msgpack.encode(request)
 
 
 def test_a_salt_that_contradicts_the_extra_keys_is_refused() -> None:
@@ -182,3 +185,44 @@ def test_a_body_that_is_not_a_batch_is_refused_as_a_whole(body: bytes, status: i
         split_batch(body, JSON)
     assert raised.value.status == status
     assert status == 400 or "requests" in raised.value.detail
+
+
+@pytest.mark.parametrize("media_type", [JSON, MSGPACK])
+async def test_many_tokens_are_packed_in_turns(media_type: str) -> None:
+    tokens = [(number * 7_919) % 2**32 for number in range(150_000)]
+    body = encode({"model": "m", "token_ids": tokens, "lora_name": "ad"}, media_type)
+    request = await decode_score_in_turns(body, media_type)
+    assert isinstance(request.token_ids, bytes)
+    assert prompt_of(request) == prompt_of(decode_score(body, media_type))
+    assert isinstance((await decode_route_in_turns(body, media_type)).token_ids, bytes)
+
+
+@pytest.mark.parametrize("bad", ["x", -1, 2**32, None, 1.5])
+@pytest.mark.parametrize("media_type", [JSON, MSGPACK])
+async def test_a_bad_one_among_many_tokens_gets_the_same_problem(media_type: str, bad: Any) -> None:
+    body = encode({"model": "m", "token_ids": [*range(100_000), bad, *range(100_000)]}, media_type)
+    with pytest.raises(Problem) as in_turns:
+        prompt_of(await decode_score_in_turns(body, media_type))
+    assert (in_turns.value.status, in_turns.value.detail) == refused(body, media_type)
+
+
+async def test_tokens_of_another_object_are_left_where_they_are() -> None:
+    tokens = list(range(100_000))
+    body = encode({"model": "m", "messages": [{"role": "user", "token_ids": tokens}]}, JSON)
+    request = await decode_score_in_turns(body, JSON)
+    assert request.token_ids is None
+    assert msgspec.json.decode(bytes(request.messages)) == [{"role": "user", "token_ids": tokens}]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("media_type", [JSON, MSGPACK])
+def test_a_prompt_or_a_chat_may_fill_the_body(media_type: str) -> None:
+    text = "word " * 2_000_000
+    assert decode_score(encode({"model": "m", "prompt": text}, media_type), media_type).prompt == text
+    chat = [{"role": "user", "content": [{"type": "text", "text": text}]}]
+    request = decode_score(encode({"model": "m", "messages": chat}, media_type), media_type)
+    assert msgspec.json.decode(bytes(request.messages)) == chat  # type: ignore[arg-type]
+
+
+def test_a_large_chat_of_many_values_is_refused_in_msgpack() -> None:
+    status, detail = refused({"model": "m", "messages": [[]] * 2_200_000}, MSGPACK)
+    assert (status, "more than 65536 values" in detail) == (422, True)

@@ -1,0 +1,115 @@
+"""Long lists of tokens are taken out of a body in pieces, and everything else is left to the decoder."""
+
+import asyncio
+import json
+import time
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from indexer.core.block_keys import pack_tokens
+from indexer.http.negotiation import JSON, MSGPACK
+from scorer_api.tokens.token_lists import LIST_BYTES_MIN, PIECE_ITEMS, Taken, take_tokens
+
+LONG = [(number * 2_654_435_761) % 2**32 for number in range(100_000)]
+
+
+def encoded(request: dict[str, Any], media_type: str) -> bytes:
+    return msgspec.json.encode(request) if media_type == JSON else msgspec.msgpack.encode(request)
+
+
+def decoded(body: bytes, media_type: str) -> Any:
+    return msgspec.json.decode(body) if media_type == JSON else msgspec.msgpack.decode(body)
+
+
+async def taken(body: bytes, media_type: str = JSON) -> Taken | None:
+    return await take_tokens(body, "token_ids", media_type)
+
+
+@pytest.mark.parametrize("media_type", [JSON, MSGPACK])
+@pytest.mark.parametrize("before", [{}, {"model": "m"}])
+@pytest.mark.parametrize("after", [{}, {"lora_name": "ad"}])
+async def test_tokens_are_taken_and_the_rest_stays(media_type: str, before: dict[str, Any], after: dict[str, Any]) -> None:
+    found = await taken(encoded({**before, "token_ids": LONG, **after}, media_type), media_type)
+    assert found is not None
+    rest = decoded(found.body, media_type)
+    assert found.tokens + pack_tokens(rest["token_ids"]) == pack_tokens(LONG)
+    assert len(rest.pop("token_ids")) == found.left < PIECE_ITEMS
+    assert rest == {**before, **after}
+
+
+async def test_spaces_and_line_breaks_do_not_matter() -> None:
+    found = await taken(json.dumps({"token_ids": LONG, "model": "m"}, indent=1).encode())
+    assert found is not None
+    assert (found.tokens, json.loads(found.body)) == (pack_tokens(LONG), {"token_ids": [], "model": "m"})
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=7), st.integers(0, PIECE_ITEMS))
+def test_integers_of_all_sizes(pattern: list[int], more: int) -> None:
+    tokens = (pattern * LIST_BYTES_MIN)[: LIST_BYTES_MIN + more]
+    for media_type in (JSON, MSGPACK):
+        body = encoded({"token_ids": tokens}, media_type)
+        found = asyncio.run(taken(body, media_type))
+        assert found is not None
+        assert found.tokens + pack_tokens(decoded(found.body, media_type)["token_ids"]) == pack_tokens(tokens)
+
+
+NUMBERS = b"1234567," * 50_000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"token_ids": [1, 2, 3]}',
+        b'{"token_ids": "' + b"A" * LIST_BYTES_MIN + b'"}',
+        b'{"token_ids": [' + NUMBERS + b"]}",
+        b'{"token_ids": [' + NUMBERS + b" ]}",
+        b'{"token_ids": [' + NUMBERS + b",1]}",
+        b'{"token_ids": [' + NUMBERS + b'"1"]}',
+        b'{"token_ids": [' + NUMBERS + b"1.5]}",
+        b'{"token_ids": [' + NUMBERS + b"-1]}",
+        b'{"token_ids": [' + NUMBERS + b"4294967296]}",
+        b'{"token_ids": [' + NUMBERS + b"[1]]}",
+        b'{"token_ids": [' + NUMBERS,
+        b'{"token_ids": [' + NUMBERS + b'1], "token_ids": [1]}',
+        b'{"messages": "' + b"x" * LIST_BYTES_MIN + b'"}',
+    ],
+)
+async def test_whatever_else_it_is_the_decoder_is_left_to_say(body: bytes) -> None:
+    assert await taken(body) is None
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"token_ids": [*LONG, "x"], "y": 1},
+        {"token_ids": ["x", *LONG]},
+        {"token_ids": [*LONG[:50_000], -1, *LONG]},
+        {"token_ids": [*LONG[:50_000], 2**32, *LONG]},
+        {"token_ids": [*LONG[:50_000], None, *LONG]},
+        {"token_ids": bytes(LIST_BYTES_MIN)},
+    ],
+)
+async def test_so_it_is_in_msgpack(request_: dict[str, Any]) -> None:
+    body = msgspec.msgpack.encode(request_)
+    found = await taken(body, MSGPACK)
+    # A wrong one among the last stays in the list.
+    assert found is None or msgspec.msgpack.decode(found.body)["token_ids"][-1] == "x"
+
+
+@pytest.mark.parametrize("media_type", [JSON, MSGPACK])
+async def test_others_have_their_turn_in_between(media_type: str) -> None:
+    """By processor time, which other processes do not add to."""
+    turns: list[float] = []
+    body = encoded({"token_ids": LONG * 10}, media_type)
+    taking = asyncio.create_task(taken(body, media_type))
+    while not taking.done():
+        turns.append(time.thread_time())
+        await asyncio.sleep(0)
+    assert len(turns) > 80
+    assert max(after - before for before, after in pairwise(turns)) < 0.05
