@@ -70,7 +70,7 @@ class Questions:
 
     def _run(self) -> None:
         try:
-            while not self._stopping.wait(0.002):
+            while not self._stopping.wait(0.01):
                 with self._changing:
                     if self.scorers:
                         self._ask(self._random.choice(self.scorers))

@@ -13,9 +13,11 @@ from tests.redis_cluster import Member, RedisCluster
 from tests.running import Client, Command
 from tests.scenarios.redis.test_outages import LIVE_S, NO_PROBES, asked_nothing
 from tests.scenarios.redis.test_owners import TAKEOVER_S, settle_to_the_last_copy
-from tests.scenarios.redis.world import NAMESPACE, Explained, World, owners, wait_owned, wait_ready
+from tests.scenarios.redis.world import NAMESPACE, ROUNDS_PAUSE_S, Explained, World, owners, wait_owned, wait_ready
 from tests.waiting import wait_until
 
+# Six nodes, four services and who asks them: on a busy machine it takes its time.
+pytestmark = pytest.mark.timeout(300)
 mechanism = pytest.mark.mechanism
 MakeWorld = Callable[..., World]
 KEYS = Keyspace(NAMESPACE)
@@ -97,7 +99,7 @@ def always_live(fleet: Fleet, *scorers: Client) -> Iterator[None]:
                 asked = fleet.ask(scorer, fleet.texts[0])
                 doubts.update(f"{pod['pod']} is {pod['trust']}" for pod in asked.answer["pods"] if pod["trust"] != "live")
                 explained.wrong += fleet.unexplained(asked, LIVE_S)
-            stopping.wait(0.05)
+            stopping.wait(0.1)
 
     asking = threading.Thread(target=ask, name="asking")
     asking.start()
@@ -120,7 +122,7 @@ def never_wrong(two: Two) -> Iterator[None]:
         while not stopping.is_set():
             for each in explained:
                 each.once(*two.scorers)
-            stopping.wait(0.05)
+            stopping.wait(ROUNDS_PAUSE_S)
 
     asking = threading.Thread(target=ask, name="asking")
     asking.start()

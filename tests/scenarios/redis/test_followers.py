@@ -103,7 +103,7 @@ def test_a_key_that_two_hashes_hold_is_still_held_when_one_goes_during_a_load(ma
     fleet = world.fleet(streams=1, texts=make_texts(1, count=100))
     world.indexers(1, fleet)
     (early,) = world.scorers(1)
-    prompts = publish_bulk(fleet, 300_000)
+    prompts = publish_bulk(fleet, 100_000)
     wait_until(lambda: bulk_is_right(fleet, early, prompts), 120, "the bulk to be indexed")
     for name in (0, 1):
         for text in fleet.texts:

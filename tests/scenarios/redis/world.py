@@ -19,6 +19,8 @@ NAMESPACE = "kvi"
 # How long keys outlive their owner here: long enough for what a test does to it, short enough to wait for the end.
 POD_EXPIRY_S = 10.0
 LINES_SHOWN = 60
+# Between two rounds of questions about all prompts: much less than a wrong answer would last, and a core is left for who answers.
+ROUNDS_PAUSE_S = 0.2
 
 
 class World:
@@ -169,7 +171,8 @@ class Explained:
         return len(self.wrong) == before
 
     def during(self, seconds: float, *scorers: Client) -> None:
-        """Ask on and on for so long."""
+        """Ask again and again for so long."""
         until_s = time.monotonic() + seconds
         while time.monotonic() < until_s:
             self.once(*scorers)
+            time.sleep(ROUNDS_PAUSE_S)
