@@ -42,7 +42,9 @@ run: $(READY) ## the service on 127.0.0.1:8080 with two demo engines
 unexport PYTHONDONTWRITEBYTECODE
 
 # Most scenarios wait most of the time: four at once take a third of it, also on two cores. tests/conftest.py says what goes to a worker at once.
+# Collecting compiles the tests, which four workers at once would each do for themselves.
 test: $(READY) ## the whole test suite, with branch coverage
+	@$(BIN)/python -m pytest --collect-only -qq > /dev/null || true  # the run itself says what is wrong
 	$(BIN)/python -m pytest -n 4 --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
 
 test-mechanisms: $(READY) ## every recovery test with its mechanism switched off: each has to fail
