@@ -2,13 +2,14 @@
 
 from typing import Any
 
+import msgspec
 from msgspec import UNSET
 
 from indexer.core.block_keys import TOKEN_BYTES, TOKEN_MAX, fold_extra_keys, pack_tokens, read_extra_keys
 from indexer.http.problems import Problem
 from scorer_api.api.schemas import ScoreRequest
 from scorer_api.index.prompt import Prompt
-from scorer_api.tokens.tokenize_input import TokenizeInput
+from scorer_api.tokens.tokenize_input import TokenizedInput, TokenizeInput
 
 EXTRA_KEYS_BYTES_MAX = 65_536
 
@@ -25,11 +26,16 @@ def tokenize_input_of(request: ScoreRequest) -> TokenizeInput:
     return TokenizeInput(model, None, bytes(request.messages), tools, kwargs, request.add_generation_prompt is not False)
 
 
-def prompt_of(request: ScoreRequest, tokens: bytes | None = None) -> Prompt:
-    """The prompt of a request. `tokens`: packed, if the request does not contain them. Raises Problem 422 for values that no prompt can have."""
-    if tokens is None:
-        tokens = _packed_tokens(request.token_ids or [])
-    return Prompt(request.model, tokens, request.lora_name or None, _extra_keys(request))
+def prompt_of(request: ScoreRequest, tokenized: TokenizedInput | None = None) -> Prompt:
+    """The prompt of a request. `tokenized`: if the request does not contain the tokens. Raises Problem 422 for values that no prompt can have.
+
+    Extra keys that the request gives count, not what an engine said of its media.
+    """
+    tokens = _packed_tokens(request.token_ids or []) if tokenized is None else tokenized.tokens
+    prompt = Prompt(request.model, tokens, request.lora_name or None, _extra_keys(request))
+    if tokenized is None or not tokenized.media or request.block_extra_keys:
+        return prompt
+    return msgspec.structs.replace(prompt, extra_keys=None, media=tokenized.media, cache_salt=request.cache_salt or None)
 
 
 def _packed_tokens(token_ids: list[int] | bytes) -> bytes:

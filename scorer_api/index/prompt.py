@@ -1,10 +1,11 @@
 """A prompt to look up, and its block keys."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from msgspec import Struct
 
-from indexer.core.block_keys import TOKEN_BYTES, chain_keys, root_key
+from indexer.core.block_keys import TOKEN_BYTES, chain_keys, fold_extra_keys, root_key
 from scorer_api.index.engine_hashes import EngineHashes
 from scorer_api.index.scoring import usable_blocks
 
@@ -12,8 +13,29 @@ from scorer_api.index.scoring import usable_blocks
 RUN_BLOCKS = 64
 
 
+class Placeholder(Struct, frozen=True):
+    """The tokens of one image or other medium in a prompt: `length` tokens from `offset` on. `identifier`: the engine's name for its content."""
+
+    identifier: str
+    offset: int
+    length: int
+
+
+def media_keys(media: Sequence[Placeholder], cache_salt: str | None, block_size: int) -> dict[int, bytes]:
+    """Block number → folded extra keys, as vLLM makes them: for each medium in a block its identifier, and where it begins, counted from the block's
+    first token. `cache_salt` is part of those of the first block.
+    """
+    own: dict[int, list[Any]] = {0: []} if cache_salt else {}
+    for each in sorted(media, key=lambda each: each.offset):
+        for number in range(each.offset // block_size, -(-(each.offset + each.length) // block_size)):
+            own.setdefault(number, []).append([each.identifier, each.offset - number * block_size])
+    return {number: fold_extra_keys(keys, cache_salt if number == 0 else None) for number, keys in own.items()}
+
+
 class Prompt(Struct, frozen=True):
     """A prompt by its tokens. `tokens`: little-endian uint32. `extra_keys`: block number → folded extra keys.
+
+    `media`: what an engine says of its media; these give the extra keys, with `cache_salt`, in place of `extra_keys`.
 
     `prepared`: keys that were computed beforehand, for a long prompt.
     """
@@ -23,6 +45,8 @@ class Prompt(Struct, frozen=True):
     lora_name: str | None = None
     extra_keys: Mapping[int, bytes] | None = None
     prepared: "PromptKeys | None" = None
+    media: tuple[Placeholder, ...] = ()
+    cache_salt: str | None = None
 
     @property
     def length(self) -> int:
@@ -44,16 +68,26 @@ class PromptKeys:
     They are computed once, in runs, when a walk or a caller needs them, and kept for the next caller.
     """
 
-    __slots__ = ("_computed", "_hash_seed", "_prompt")
+    __slots__ = ("_computed", "_extra_keys", "_hash_seed", "_prompt")
 
     def __init__(self, prompt: Prompt, hash_seed: str) -> None:
         self._prompt = prompt
         self._hash_seed = hash_seed
         self._computed: dict[int, list[int]] = {}
+        self._extra_keys: dict[int, Mapping[int, bytes] | None] = {}
 
     def computed(self, block_size: int) -> list[int]:
         """The keys that there are so far; to read, not to change. It grows with what `runs` and `all` compute."""
         return self._computed.setdefault(block_size, [])
+
+    def _extra(self, block_size: int) -> Mapping[int, bytes] | None:
+        """Block number → folded extra keys."""
+        prompt = self._prompt
+        if not prompt.media:
+            return prompt.extra_keys
+        if block_size not in self._extra_keys:
+            self._extra_keys[block_size] = media_keys(prompt.media, prompt.cache_salt, block_size)
+        return self._extra_keys[block_size]
 
     @property
     def longest(self) -> int | None:
@@ -69,7 +103,7 @@ class PromptKeys:
             yield computed[:blocks]
         parent = computed[-1] if computed else root_key(prompt.model, prompt.lora_name, self._hash_seed)
         for start in range(len(computed), blocks, RUN_BLOCKS):
-            keys = chain_keys(parent, prompt.tokens, block_size, prompt.extra_keys, start, min(start + RUN_BLOCKS, blocks))
+            keys = chain_keys(parent, prompt.tokens, block_size, self._extra(block_size), start, min(start + RUN_BLOCKS, blocks))
             computed += keys
             yield keys
             parent = keys[-1]
@@ -81,5 +115,5 @@ class PromptKeys:
         parent = keys[-1] if keys else root_key(prompt.model, prompt.lora_name, self._hash_seed)
         blocks = prompt.length // block_size
         if len(keys) < blocks:
-            keys += chain_keys(parent, prompt.tokens, block_size, prompt.extra_keys, len(keys), blocks)
+            keys += chain_keys(parent, prompt.tokens, block_size, self._extra(block_size), len(keys), blocks)
         return keys

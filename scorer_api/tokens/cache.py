@@ -1,6 +1,10 @@
 """A cache of tokenized prompts and chats. Pure: the caller passes the time."""
 
 from collections import OrderedDict
+from collections.abc import Sized
+from typing import Generic, TypeVar
+
+T = TypeVar("T", bound=Sized)
 
 # Memory of an entry besides its tokens.
 ENTRY_BYTES = 256
@@ -8,20 +12,20 @@ ENTRY_BYTES = 256
 AGE_MAX_S = 300.0
 
 
-class TokenCache:
-    """The most recently used entries, limited in number and in bytes."""
+class TokenCache(Generic[T]):
+    """The most recently used entries, limited in number and in bytes. The length of an entry is its size in bytes."""
 
     def __init__(self, entries_max: int, bytes_max: int) -> None:
         self._entries_max = entries_max
         self._bytes_max = bytes_max
-        self._entries: OrderedDict[bytes, tuple[bytes, float]] = OrderedDict()
+        self._entries: OrderedDict[bytes, tuple[T, float]] = OrderedDict()
         self.bytes = 0
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, key: bytes, now_s: float) -> bytes | None:
-        """The tokens as little-endian uint32, None where there is no entry or it has expired."""
+    def get(self, key: bytes, now_s: float) -> T | None:
+        """The tokens, None where there is no entry or it has expired."""
         entry = self._entries.get(key)
         if entry is None:
             return None
@@ -32,7 +36,7 @@ class TokenCache:
         self._entries.move_to_end(key)
         return tokens
 
-    def put(self, key: bytes, tokens: bytes, now_s: float) -> None:
+    def put(self, key: bytes, tokens: T, now_s: float) -> None:
         """Add an entry, unless it alone exceeds the limit, and evict the least recently used ones."""
         if key in self._entries:
             self._drop(key)

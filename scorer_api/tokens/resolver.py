@@ -13,7 +13,7 @@ from scorer_api.metrics import TokenMetrics
 from scorer_api.tokens.cache import TokenCache
 from scorer_api.tokens.engine_tokenizer import EngineTokenizer
 from scorer_api.tokens.single_flight import SingleFlight
-from scorer_api.tokens.tokenize_input import TokenizeInput, digest
+from scorer_api.tokens.tokenize_input import TokenizedInput, TokenizeInput, digest
 
 LONG_INPUT_BYTES = 1_048_576
 
@@ -40,8 +40,10 @@ class TokenResolver:
         self._engines = engines
         self._tokenizers = tokenizers
         self._metrics = metrics
-        self._cache = TokenCache(settings.limits.tokenize.tokenize_cache_entries_max, settings.limits.tokenize.tokenize_cache_bytes_max)
-        self._flights: SingleFlight[bytes] = SingleFlight()
+        self._cache: TokenCache[TokenizedInput] = TokenCache(
+            settings.limits.tokenize.tokenize_cache_entries_max, settings.limits.tokenize.tokenize_cache_bytes_max
+        )
+        self._flights: SingleFlight[TokenizedInput] = SingleFlight()
         metrics.cached_bytes.set_function(lambda: self._cache.bytes)
 
     async def __aenter__(self) -> Self:
@@ -56,8 +58,8 @@ class TokenResolver:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self._stack.aclose()
 
-    async def resolve(self, model: str, tokenize_input: TokenizeInput) -> bytes:
-        """The tokens as little-endian uint32. `model`: whose pods are asked; the input may name an adapter of it. Raises Problem."""
+    async def resolve(self, model: str, tokenize_input: TokenizeInput) -> TokenizedInput:
+        """The tokens. `model`: whose pods are asked; the input may name an adapter of it. Raises Problem."""
         body = tokenize_input.request()
         named = model.encode(errors="replace") + b"\0" + body
         # A digest of megabytes takes milliseconds, in which other requests have their turn.
@@ -69,8 +71,11 @@ class TokenResolver:
         local = self._tokenizers.get(model)
         source = "shared" if self._flights.is_running(key) else "engine" if local is None else "local"
 
-        async def tokenize() -> bytes:
-            tokens = await (self._engines.tokens(model, tokenize_input, body) if local is None else local.tokens(tokenize_input))
+        async def tokenize() -> TokenizedInput:
+            if local is None:
+                tokens = await self._engines.tokens(model, tokenize_input, body)
+            else:
+                tokens = TokenizedInput(await local.tokens(tokenize_input))
             self._cache.put(key, tokens, time.monotonic())
             return tokens
 

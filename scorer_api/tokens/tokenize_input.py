@@ -6,7 +6,23 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
+from scorer_api.index.prompt import Placeholder
+
 DIGEST_BYTES = 16
+# Parts of a message other than text, as they are in JSON.
+PLACEHOLDER_BYTES = 128
+MEDIA = tuple(f'"{kind}"'.encode() for kind in ("image_url", "input_image", "image_embeds", "image_pil", "video_url", "audio_url", "input_audio"))
+
+
+class TokenizedInput(Struct, frozen=True):
+    """`tokens`: as little-endian uint32. `media`: the images and others in them, as far as the engine says so."""
+
+    tokens: bytes
+    media: tuple[Placeholder, ...] = ()
+
+    def __len__(self) -> int:
+        """Its size in memory, in bytes."""
+        return len(self.tokens) + sum(PLACEHOLDER_BYTES + len(each.identifier) for each in self.media)
 
 
 class TokenizeInput(Struct, frozen=True):
@@ -25,6 +41,11 @@ class TokenizeInput(Struct, frozen=True):
     def source(self) -> str:
         """The request field that it came from."""
         return "prompt" if self.messages is None else "messages"
+
+    @property
+    def has_media(self) -> bool:
+        """Whether the chat has parts other than text; it may say so of one that mentions them."""
+        return self.messages is not None and any(kind in self.messages for kind in MEDIA)
 
     def request(self) -> bytes:
         """The body of `POST /tokenize` in vLLM's form; SGLang accepts the one of a prompt.
