@@ -1,8 +1,8 @@
-"""The blocks of one stream by engine hash: what is held in which tier, and a bounded memory of what was held.
+"""The blocks of one stream by engine hash: what is held where, and a bounded memory of what was held.
 
-held      engine hash → Block(key, parent, copies on the gpu)     everything held in any tier
-lower     tier → engine hash → LowerCopy(count, keys it covers)   the tiers below the gpu
-removed   engine hash → Block                                     what was held: parents of new blocks, late offload announcements
+held      engine hash → Block(key, parent, copies of the lead group on the gpu)     everything held anywhere
+more      place → engine hash → Copies(count, keys it covers)                       the lower tiers, and the other groups in every tier
+removed   engine hash → Block                                                       what was held: parents of new blocks, late offload announcements
 """
 
 from collections.abc import Iterable
@@ -12,29 +12,50 @@ from msgspec import Struct
 from indexer.core.events import Tier
 from indexer.core.orphans import Parked
 
+# A place is the tier of a group, by its slot. The numbers after the tiers name what is in no tier.
+_TIER_BITS = 3
 PARKED = len(Tier)
 REMOVED = PARKED + 1
-Touched = tuple[dict[int, None], ...]
-"""Engine hashes by part: one for each tier, then PARKED and REMOVED."""
+LEAD_GPU = 0
+"""The place of nearly all blocks."""
+
+Touched = dict[int, dict[int, None]]
+"""Engine hashes by place, PARKED or REMOVED."""
+
+
+def place_of(slot: int, tier: Tier) -> int:
+    """The number of a place."""
+    return slot << _TIER_BITS | tier
+
+
+def slot_and_part(place: int) -> tuple[int, int]:
+    """The slot of a place, and its tier, PARKED or REMOVED."""
+    return place >> _TIER_BITS, place & (1 << _TIER_BITS) - 1
+
+
+def is_gpu(place: int) -> bool:
+    """Whether a place is on the gpu, of whichever group."""
+    return slot_and_part(place)[1] == Tier.GPU
 
 
 class Block(Struct, gc=False):
-    """A block known by its engine hash. `copies`: physical copies on the gpu. There are millions, so the garbage collector does not track them."""
+    """A block known by its engine hash. `copies`: physical copies of the lead group on the gpu. There are millions, so the garbage collector does not
+    track them."""
 
     key: int
     parent: int | None
     copies: int = 1
 
 
-class LowerCopy(Struct, gc=False):
-    """What one engine hash holds in a lower tier: the keys of the gpu blocks that it covers."""
+class Copies(Struct, gc=False):
+    """What one engine hash holds in a place: the keys that it covers, its own first."""
 
     keys: tuple[int, ...]
     count: int = 0
 
 
 class BlockRecord(Struct, frozen=True, gc=False):
-    """One engine hash in one tier. `keys`: its own block key, then those of the blocks before it that it covers."""
+    """One engine hash in one place. `keys`: its own block key, then those of the blocks before it that it covers."""
 
     copies: int
     parent: int | None
@@ -42,14 +63,14 @@ class BlockRecord(Struct, frozen=True, gc=False):
 
 
 HashRecord = Block | BlockRecord | Parked
-"""What one part holds for an engine hash: the gpu a Block, a lower tier or REMOVED a BlockRecord, PARKED a Parked. Block and Parked are
+"""What is held for an engine hash: at LEAD_GPU a Block, at another place or REMOVED a BlockRecord, as PARKED a Parked. Block and Parked are
 the stream's own: a later read returns what is held then."""
 Records = dict[int, dict[int, HashRecord | None]]
-"""By part that was touched, engine hash → what is held for it afterwards, None where nothing is."""
+"""By place, PARKED or REMOVED that was touched, engine hash → what is held for it afterwards, None where nothing is."""
 
 
 class BlockTable:
-    """See the module. `held`, `lower` and `removed` are to be read; who changes `held` and `lower` calls `revive` and `retire`."""
+    """See the module. `held`, `more` and `removed` are to be read; who changes `held` and `more` calls `revive` and `retire`."""
 
     def __init__(self, removed_max: int) -> None:
         self.removed: dict[int, Block] = {}
@@ -63,13 +84,18 @@ class BlockTable:
     def reset(self) -> None:
         """Hold nothing; what is remembered as removed stays."""
         self.held: dict[int, Block] = {}
-        self.lower: tuple[dict[int, LowerCopy], ...] = tuple({} for _ in Tier)
+        self.more: dict[int, dict[int, Copies]] = {}
 
     def forget(self) -> None:
         """Hold nothing and remember nothing."""
         self.removed.clear()
         self.offloads = False
         self.reset()
+
+    def touch(self, place: int, hashes: Iterable[int]) -> None:
+        """Note that the records of these hashes may change."""
+        if self.touched is not None:
+            self.touched.setdefault(place, {}).update(dict.fromkeys(hashes))
 
     def known(self, engine_hash: int) -> Block | None:
         """The block of an engine hash, held or remembered."""
@@ -109,7 +135,7 @@ class BlockTable:
 
     def retire(self, engine_hash: int, block: Block) -> bool:
         """Move a held block to the removed ones if no tier holds it any more. Returns whether that is so."""
-        if block.copies or any(engine_hash in lower for lower in self.lower if lower):
+        if block.copies or (self.more and any(engine_hash in copies for copies in self.more.values())):
             return False
         del self.held[engine_hash]
         self.remember(engine_hash, block)
@@ -132,25 +158,29 @@ class BlockTable:
 
     def _touch_removed(self, hashes: Iterable[int]) -> None:
         if self.offloads and self.touched is not None:
-            self.touched[REMOVED].update(dict.fromkeys(hashes))
+            self.touch(REMOVED, hashes)
 
     # Records
 
-    def hashes(self, tier: Tier) -> list[int]:
-        """The engine hashes that are held in a tier."""
-        if tier is Tier.GPU:
-            return [engine_hash for engine_hash, block in self.held.items() if block.copies]
-        return list(self.lower[tier])
+    def places(self) -> list[int]:
+        """Where anything is held."""
+        return [LEAD_GPU, *self.more]
 
-    def record(self, tier: Tier, engine_hash: int) -> BlockRecord | None:
-        """What is held for an engine hash in a tier."""
+    def hashes(self, place: int) -> list[int]:
+        """The engine hashes that are held in a place."""
+        if place == LEAD_GPU:
+            return [engine_hash for engine_hash, block in self.held.items() if block.copies]
+        return list(self.more.get(place, ()))
+
+    def record(self, place: int, engine_hash: int) -> BlockRecord | None:
+        """What is held for an engine hash in a place."""
         block = self.held.get(engine_hash)
         if block is None:
             return None
-        if tier is Tier.GPU:
+        if place == LEAD_GPU:
             return BlockRecord(block.copies, block.parent, (block.key,)) if block.copies else None
-        lower = self.lower[tier].get(engine_hash)
-        return None if lower is None else BlockRecord(lower.count, block.parent, lower.keys)
+        copies = self.more.get(place, {}).get(engine_hash)
+        return None if copies is None else BlockRecord(copies.count, block.parent, copies.keys)
 
     def removed_hashes(self) -> list[int]:
         """The engine hashes of removed blocks; none where nothing is offloaded: then they are not needed."""

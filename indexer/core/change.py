@@ -4,6 +4,10 @@ from msgspec import Struct
 
 from indexer.core.block_table import Records
 from indexer.core.events import Tier
+from indexer.core.groups import LEAD
+
+Touched = tuple[dict[int, bool], ...]
+"""Per tier, block key → held afterwards or not."""
 
 
 class HashMapping(Struct, frozen=True):
@@ -19,13 +23,13 @@ class HashMapping(Struct, frozen=True):
 class Change:
     """Final values, not steps: applying a change twice is the same as applying it once.
 
-    `reload`: all that the stream held is invalid. `cleared`: the gpu tier is emptied. Both come before `touched`: per tier, block key → held
-    afterwards or not. `sequence`: of the engine's batch, where that is known. `records`: None where the store does not need them.
-    `hash_mapping`: None where the owner does not hand it on; beside `records` also where no block is offloaded: an engine hash then stands for the
-    key of the block that its gpu record holds, or for none.
+    `reload`: all that the stream held is invalid. `cleared`: the gpu tier is emptied, in every group. Both come before `touched`, what became of the
+    blocks of the lead group, and `touched_in`, the same of each other slot. `sequence`: of the engine's batch, if known. `records`: None
+    where the store does not need them. `hash_mapping`: None where the owner does not hand it on; beside `records` also where there is one group and
+    no block is offloaded: an engine hash then stands for the key of the block that its gpu record holds, or for none.
     """
 
-    __slots__ = ("cleared", "hash_mapping", "records", "reload", "sequence", "touched")
+    __slots__ = ("cleared", "hash_mapping", "records", "reload", "sequence", "touched", "touched_in")
 
     def __init__(self) -> None:
         self.reload = False
@@ -33,12 +37,29 @@ class Change:
         self.sequence: int | None = None
         self.hash_mapping: HashMapping | None = None
         self.records: Records | None = None
-        self.touched: tuple[dict[int, bool], ...] = ({}, {}, {}, {}, {})  # one per tier, written out: made for every batch
+        self.touched: Touched = ({}, {}, {}, {}, {})  # one per tier, written out: made for every batch
+        self.touched_in: dict[int, Touched] = {}
+
+    def touched_of(self, slot: int) -> Touched:
+        """What became of the blocks of a slot's group; to be added to."""
+        if slot == LEAD:
+            return self.touched
+        touched = self.touched_in.get(slot)
+        if touched is None:
+            touched = self.touched_in[slot] = ({}, {}, {}, {}, {})
+        return touched
 
     def clear_gpu(self) -> None:
         """Empty the gpu tier; what this change said of it before no longer counts."""
         self.cleared = True
         self.touched[Tier.GPU].clear()
+        for touched in self.touched_in.values():
+            touched[Tier.GPU].clear()
 
     def __bool__(self) -> bool:
-        return self.reload or self.cleared or any(self.touched)
+        return self.reload or self.cleared or any(self.touched) or any(map(any, self.touched_in.values()))
+
+    def __len__(self) -> int:
+        """How many blocks it touches."""
+        touched = sum(map(len, self.touched))
+        return touched + sum(len(keys) for tiers in self.touched_in.values() for keys in tiers) if self.touched_in else touched

@@ -28,9 +28,11 @@ class Tier(IntEnum):
 class Stored(Struct, frozen=True, gc=False):
     """Blocks of one sequence, one behind the other, are now cached.
 
-    `tokens` holds `len(hashes) * block_size` tokens, or nothing: then it names blocks that were announced before.
+    `tokens` holds `len(hashes) * block_size` tokens, or nothing: then it names blocks that are announced elsewhere with theirs. So it is for
+    `sparse_tokens` too, the number of tokens of an event that names only some of their blocks.
     `extra_keys` maps the position of a block in this event to its folded extra keys (`block_keys.fold_extra_keys`).
-    `parent` is None for the first block of a prompt.
+    `parent` is None for the first block of a prompt. `lists_extra_keys`: whether the event lists them, be it that there are none;
+    `announces_extra_keys`: whether its engine does. `group`, `kind`, `window`: of the KV-cache group, as far as the event tells.
     """
 
     hashes: list[int]
@@ -43,6 +45,9 @@ class Stored(Struct, frozen=True, gc=False):
     announces_extra_keys: bool
     group: int | None
     kind: str | None
+    window: int | None = None
+    sparse_tokens: int = 0
+    lists_extra_keys: bool = False
 
 
 class Removed(Struct, frozen=True, gc=False):
@@ -54,7 +59,7 @@ class Removed(Struct, frozen=True, gc=False):
 
 
 class Cleared(Struct, frozen=True, gc=False):
-    """The gpu tier was emptied."""
+    """The gpu tier was emptied; the second one in a batch says it of the lower tiers."""
 
 
 Event = Stored | Removed | Cleared

@@ -3,8 +3,9 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from indexer.core.block_table import Block, BlockRecord, BlockTable, LowerCopy
+from indexer.core.block_table import LEAD_GPU, Block, BlockRecord, BlockTable, Copies, is_gpu, slot_and_part
 from indexer.core.events import Stored, Tier
+from indexer.core.groups import LEAD
 from indexer.core.indexed_keys import IndexedKeys
 
 # An enum's member costs as much to name as a look-up in a dict.
@@ -50,13 +51,14 @@ class HeldBlocks:
     # Adding
 
     def add(self, event: Stored, keys: Sequence[int]) -> None:
-        """One more copy of each block of an event, whose keys are these. This and what it calls is the hot path of ingestion."""
+        """One more copy of each block of an event of the lead group on the gpu, whose keys are these. This and what it calls is the hot path of
+        ingestion."""
         if self._add_new(event, keys):
             return
-        table, indexed, tier, copies_max = self.table, self.keys, event.tier, self._copies_max
+        table, indexed, copies_max = self.table, self.keys, self._copies_max
         blocks, held, ambiguous = table.held, indexed.held[GPU], indexed.claims.ambiguous
         touched = indexed.change.touched[GPU]
-        plain = tier is GPU and self.announces_extra_keys
+        plain = self.announces_extra_keys
         parent = event.parent
         for engine_hash, key in zip(event.hashes, keys, strict=True):
             block = blocks.get(engine_hash)
@@ -69,9 +71,7 @@ class HeldBlocks:
                 continue
             if not plain:
                 self._claim(engine_hash, key)
-            if tier is not GPU:
-                self._add_lower(engine_hash, tier, (key,))
-            elif not block.copies:
+            if not block.copies:
                 block.copies = 1
                 held.add(key)
                 if key not in ambiguous:
@@ -79,12 +79,27 @@ class HeldBlocks:
             elif block.copies < copies_max:
                 block.copies += 1
             parent = engine_hash
-        self.stored[tier] += len(keys)
+        self.stored[GPU] += len(keys)
+
+    def add_in(self, place: int, event: Stored, keys: Sequence[int], run: int, width: int) -> None:
+        """The same in any other place. `keys`: `run` for each block, of which it covers the last `width`."""
+        parent = event.parent
+        for end, engine_hash in zip(range(run, len(keys) + 1, run), event.hashes, strict=True):
+            covered = tuple(reversed(keys[end - width : end]))
+            block = self.table.known(engine_hash)
+            if block is None:
+                block = Block(covered[0], parent, 0)
+            elif block.key != covered[0]:
+                self._tally["key_conflict"] += 1
+                parent = engine_hash
+                continue
+            self.add_known(engine_hash, block, place, covered)
+            parent = engine_hash
 
     def _add_new(self, event: Stored, keys: Sequence[int]) -> bool:
         """The same, without a loop in Python, for a run of blocks that are all new on the gpu. Returns whether it was that."""
         hashes, table, indexed = event.hashes, self.table, self.keys
-        if len(hashes) < RUN_MIN or event.tier is not GPU or not self.announces_extra_keys or indexed.claims.ambiguous:
+        if len(hashes) < RUN_MIN or not self.announces_extra_keys or indexed.claims.ambiguous:
             return False
         touched = dict.fromkeys(keys, True)
         if len(touched) != len(hashes) or len(set(hashes)) != len(hashes) or not table.held.keys().isdisjoint(hashes):
@@ -99,106 +114,115 @@ class HeldBlocks:
         self.stored[GPU] += len(hashes)
         return True
 
-    def add_known(self, engine_hash: int, block: Block, tier: Tier, keys: tuple[int, ...]) -> None:
-        """One more copy of a block that is held or remembered. `keys`: those that it covers in a lower tier."""
-        if engine_hash not in self.table.held:
-            self.table.held[engine_hash] = block
-            self.table.revive(engine_hash)
+    def add_known(self, engine_hash: int, block: Block, place: int, keys: tuple[int, ...], copies: int = 1) -> None:
+        """More copies of a block whose key is known. `keys`: those that it covers there, its own first."""
+        table = self.table
+        if engine_hash not in table.held:
+            table.held[engine_hash] = block
+            table.revive(engine_hash)
         self._claim(engine_hash, block.key)
-        if tier is GPU:
+        slot, part = slot_and_part(place)
+        tier = Tier(part)
+        self.stored[tier] += copies
+        if place == LEAD_GPU:
             if not block.copies:
-                self.keys.hold(GPU, (block.key,))
-            block.copies = min(block.copies + 1, self._copies_max)
-        else:
-            self._add_lower(engine_hash, tier, keys)
-        self.stored[tier] += 1
+                self.keys.hold(LEAD, GPU, (block.key,))
+            block.copies = min(block.copies + copies, self._copies_max)
+            return
+        if tier is not GPU:
+            table.note_offloading()
+        in_place = table.more.setdefault(place, {})
+        held = in_place.get(engine_hash)
+        if held is None:
+            held = in_place[engine_hash] = Copies(keys)
+            self.keys.hold(slot, tier, keys)
+        # A lower tier keeps one copy of a block: one announced again was lost without a word.
+        held.count = min(held.count + copies, self._copies_max) if tier is GPU else 1
 
-    def add_adopted(self, engine_hash: int, block: Block, copies_by_tier: dict[Tier, int]) -> None:
-        """All copies of a block that waited for its parent. Without any it is remembered as removed."""
+    def add_adopted(self, engine_hash: int, block: Block, copies: dict[int, tuple[int, tuple[int, ...]]]) -> None:
+        """All copies of a block that waited for its key. Without any it is remembered as removed. `copies`: place → their number, and the keys that
+        they cover."""
         self.table.revive(engine_hash)
         self.table.held[engine_hash] = block
-        if self.table.touched is not None:
-            for tier in copies_by_tier:
-                self.table.touched[tier][engine_hash] = None
-        if any(copies_by_tier.values()):
-            self._claim(engine_hash, block.key)
-        for tier, copies in copies_by_tier.items():
-            if not copies:
-                continue
-            if tier is GPU:
-                if not block.copies:
-                    self.keys.hold(tier, (block.key,))
-                block.copies = min(block.copies + copies, self._copies_max)
-            else:
-                for _ in range(copies):
-                    self._add_lower(engine_hash, tier, (block.key,))
+        for place, (count, keys) in copies.items():
+            self.table.touch(place, (engine_hash,))
+            if count:
+                self.add_known(engine_hash, block, place, keys, count)
         self._retire(engine_hash, block)
-
-    def _add_lower(self, engine_hash: int, tier: Tier, keys: tuple[int, ...]) -> None:
-        self.table.note_offloading()
-        lower = self.table.lower[tier]
-        copy = lower.get(engine_hash)
-        if copy is None:
-            copy = lower[engine_hash] = LowerCopy(keys)
-            self.keys.hold(tier, keys)
-        copy.count = min(copy.count + 1, self._copies_max)
 
     def _claim(self, engine_hash: int, key: int) -> None:
         if not self.announces_extra_keys and self.keys.claim(engine_hash, key):
             self._tally["ambiguous_key"] += 1
 
-    def restore(self, tiers: Iterable[tuple[Tier, Iterable[tuple[int, BlockRecord]]]], removed: Iterable[tuple[int, BlockRecord]]) -> None:
+    def restore(self, places: Iterable[tuple[int, Iterable[tuple[int, BlockRecord]]]], removed: Iterable[tuple[int, BlockRecord]]) -> None:
         """Hold what these records say. Nothing is held before, and `announces_extra_keys` and `table.offloads` are set."""
         table = self.table
         table.removed.update((engine_hash, Block(record.keys[0], record.parent, 0)) for engine_hash, record in removed)
-        for tier, records in tiers:
+        for place, records in places:
+            slot, part = slot_and_part(place)
             for engine_hash, record in records:
                 block = table.held.get(engine_hash)
                 if block is None:
                     block = table.held[engine_hash] = Block(record.keys[0], record.parent, 0)
                     self._claim(engine_hash, block.key)
-                if tier is GPU:
+                if place == LEAD_GPU:
                     block.copies = record.copies
                 else:
-                    table.lower[tier][engine_hash] = LowerCopy(record.keys, record.copies)
-                self.keys.hold(tier, record.keys)
+                    table.more.setdefault(place, {})[engine_hash] = Copies(record.keys, record.copies)
+                self.keys.hold(slot, Tier(part), record.keys)
 
     # Removing
 
-    def remove(self, hashes: Iterable[int], tier: Tier) -> list[int]:
-        """One copy less of each. Returns the hashes of which nothing is held."""
+    def remove(self, hashes: Iterable[int], place: int) -> list[int]:
+        """One copy less of each. Returns the hashes of which nothing is held anywhere."""
         held, not_held = self.table.held, []
         for engine_hash in hashes:
             block = held.get(engine_hash)
             if block is None:
                 not_held.append(engine_hash)
-            elif tier is not GPU:
-                self._remove_lower(engine_hash, block, tier)
+            elif place != LEAD_GPU:
+                self._remove_in(place, engine_hash, block)
             elif block.copies > 1:
                 block.copies -= 1
             elif block.copies:
                 block.copies = 0
-                self.keys.release(GPU, (block.key,))
+                self.keys.release(LEAD, GPU, (block.key,))
                 self._retire(engine_hash, block)
         return not_held
 
-    def _remove_lower(self, engine_hash: int, block: Block, tier: Tier) -> None:
-        copy = self.table.lower[tier].get(engine_hash)
-        if copy is None:
+    def _remove_in(self, place: int, engine_hash: int, block: Block) -> None:
+        in_place = self.table.more.get(place)
+        held = None if in_place is None else in_place.get(engine_hash)
+        if in_place is None or held is None:
             return
-        copy.count -= 1
-        if not copy.count:
-            del self.table.lower[tier][engine_hash]
-            self.keys.release(tier, copy.keys)
+        held.count -= 1
+        if not held.count:
+            self._drop(place, in_place, engine_hash)
             self._retire(engine_hash, block)
 
+    def _drop(self, place: int, in_place: dict[int, Copies], engine_hash: int) -> None:
+        slot, part = slot_and_part(place)
+        self.keys.release(slot, Tier(part), in_place.pop(engine_hash).keys)
+        if not in_place:
+            del self.table.more[place]
+
     def clear_gpu(self) -> None:
-        """No copy on the gpu is left."""
+        """No copy on the gpu is left, in any group."""
         self.keys.clear_gpu()
+        for place in [place for place in self.table.more if is_gpu(place)]:
+            del self.table.more[place]
         for engine_hash, block in list(self.table.held.items()):
-            if block.copies:
-                block.copies = 0
-                self._retire(engine_hash, block)
+            block.copies = 0
+            self._retire(engine_hash, block)
+
+    def clear_lower(self) -> None:
+        """No copy below the gpu is left."""
+        for place, in_place in list(self.table.more.items()):
+            if not is_gpu(place):
+                self.table.touch(place, in_place)
+                for engine_hash in list(in_place):
+                    self._drop(place, in_place, engine_hash)
+                    self._retire(engine_hash, self.table.held[engine_hash])
 
     def _retire(self, engine_hash: int, block: Block) -> None:
         if self.table.retire(engine_hash, block):

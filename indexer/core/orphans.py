@@ -1,24 +1,40 @@
-"""Blocks announced before their parent: parked until it appears.
+"""Blocks whose key is not known yet: parked until it is.
 
-A late subscriber sees these all the time. They are kept one by one, oldest first, and found by their own hash or by their parent's.
+    announced before their parent    the key follows from the parent's; a late subscriber sees these all the time
+    named without their tokens       by a group or tier that announces only hashes, before the announcement that has the tokens
+
+They are kept one by one, oldest first, and found by their own hash or by their parent's.
 """
 
 from collections.abc import Iterable, Iterator
 
 from indexer.core.events import Tier
 
+_TIER_BITS = 3
+
+
+def group_and_tier(number: int, tier: Tier) -> int:
+    """Names the tier of a group in `Parked.copies`: its slot may not be known yet."""
+    return number << _TIER_BITS | tier
+
+
+def number_and_tier(of: int) -> tuple[int, Tier]:
+    """What `group_and_tier` made a number of."""
+    return of >> _TIER_BITS, Tier(of & (1 << _TIER_BITS) - 1)
+
 
 class Parked:
-    """A block that waits for its parent. `copies`: tier → copies announced so far. `tokens`, `extra`: what its key will be made of."""
+    """A block that waits for its key. `copies`: `group_and_tier` → copies announced so far. `tokens`, `extra`: what its key will be made of with that
+    of its parent; without tokens it waits for its own announcement."""
 
     __slots__ = ("copies", "extra", "parent", "since_s", "tokens")
 
-    def __init__(self, parent: int, tokens: bytes, extra: bytes, since_s: float) -> None:
+    def __init__(self, parent: int | None, tokens: bytes, extra: bytes, since_s: float) -> None:
         self.parent = parent
         self.tokens = tokens
         self.extra = extra
         self.since_s = since_s
-        self.copies: dict[Tier, int] = {}
+        self.copies: dict[int, int] = {}
 
 
 class Orphans:
@@ -58,21 +74,29 @@ class Orphans:
         """The hashes that wait for this parent."""
         return list(self._children.get(parent, ()))
 
-    def park(self, engine_hash: int, parent: int, tokens: bytes, extra: bytes, now_s: float) -> Parked:
+    def park(self, engine_hash: int, parent: int | None, tokens: bytes, extra: bytes, now_s: float) -> Parked:
         """Keep a block that is not parked yet; the caller adds its copies."""
         parked = self._parked[engine_hash] = Parked(parent, tokens, extra, now_s)
-        self._children.setdefault(parent, {})[engine_hash] = None
+        if parent is not None:
+            self._children.setdefault(parent, {})[engine_hash] = None
         self.touch(engine_hash)
         return parked
+
+    def announce(self, engine_hash: int, parked: Parked, parent: int, tokens: bytes, extra: bytes) -> None:
+        """A parked block whose tokens were not known is announced with them."""
+        parked.parent, parked.tokens, parked.extra = parent, tokens, extra
+        self._children.setdefault(parent, {})[engine_hash] = None
+        self.touch(engine_hash)
 
     def pop(self, engine_hash: int) -> Parked:
         """Take a parked block out."""
         parked = self._parked.pop(engine_hash)
         self.touch(engine_hash)
-        siblings = self._children[parked.parent]
-        del siblings[engine_hash]
-        if not siblings:
-            del self._children[parked.parent]
+        if parked.parent is not None:
+            siblings = self._children[parked.parent]
+            del siblings[engine_hash]
+            if not siblings:
+                del self._children[parked.parent]
         return parked
 
     def pop_descendants(self, parent: int) -> Iterator[tuple[int, Parked]]:

@@ -6,13 +6,13 @@ Each piece is as it is when it is read; what changes meanwhile is in the `Change
 from collections.abc import Iterable
 
 from indexer.core.block_table import PARKED, REMOVED, HashRecord
-from indexer.core.events import Tier
+from indexer.core.groups import CacheShape
 from indexer.core.stream_state import Counting, StreamState
 from indexer.core.traits import Traits
 
 
 class Snapshot:
-    """Reads a stream's state, and changes nothing of it. A part is a tier, PARKED or REMOVED."""
+    """Reads a stream's state, and changes nothing of it. A place is as in `block_table`, or PARKED or REMOVED."""
 
     def __init__(self, state: StreamState) -> None:
         self._state = state
@@ -23,20 +23,24 @@ class Snapshot:
         return self._state.counting
 
     @property
-    def block_size(self) -> int | None:
-        """Tokens per block."""
-        return self._state.block_size
+    def shape(self) -> CacheShape | None:
+        """How the blocks are cut; None before any block."""
+        return self._state.shape
 
     def traits(self) -> Traits:
         """What reading further events depends on, besides the blocks."""
         return self._state.traits()
 
-    def hashes(self, part: int) -> list[int]:
-        """The engine hashes that a part holds."""
-        if part == PARKED:
-            return list(self._state.orphans)
-        return self._state.table.removed_hashes() if part == REMOVED else self._state.table.hashes(Tier(part))
+    def places(self) -> list[int]:
+        """Where anything is held, PARKED and REMOVED among them."""
+        return [*self._state.table.places(), PARKED, REMOVED]
 
-    def records(self, part: int, hashes: Iterable[int]) -> dict[int, HashRecord | None]:
-        """What a part holds for these engine hashes; None where it holds nothing."""
-        return self._state.records(part, hashes)
+    def hashes(self, place: int) -> list[int]:
+        """The engine hashes that a place holds."""
+        if place == PARKED:
+            return list(self._state.orphans)
+        return self._state.table.removed_hashes() if place == REMOVED else self._state.table.hashes(place)
+
+    def records(self, place: int, hashes: Iterable[int]) -> dict[int, HashRecord | None]:
+        """What a place holds for these engine hashes; None where it holds nothing."""
+        return self._state.records(place, hashes)

@@ -5,6 +5,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from indexer.core.change import Change
+from indexer.core.groups import CacheShape
 from indexer.core.names import StreamKey, Trust
 
 
@@ -29,8 +30,8 @@ class Store(Protocol):
     def open(self, stream: StreamKey) -> None:
         """Make the stream known, holding nothing."""
 
-    def append(self, stream: StreamKey, block_size: int | None, change: Change, position: StreamPosition | None) -> None:
-        """One batch was applied, whether it changed anything or not. `block_size`: tokens per block, None before any block.
+    def append(self, stream: StreamKey, shape: CacheShape | None, change: Change, position: StreamPosition | None) -> None:
+        """One batch was applied, whether it changed anything or not. `shape`: how the stream's blocks are cut, None before any block.
 
         `position`: that after the batch; None for a store that needs no records.
         """

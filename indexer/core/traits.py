@@ -2,14 +2,15 @@
 
 from msgspec import Struct
 
+from indexer.core.groups import CacheShape, Group
+
 
 class Traits(Struct, frozen=True, omit_defaults=True):
-    """`groups`: KV-cache group → whether of full attention. `adapters`: names of LoRA adapters that were announced."""
+    """`shape`: None before any block. `unsized`: KV-cache groups of which no block size is known. `adapters`: names of LoRA adapters that were
+    announced."""
 
-    block_size: int | None
-    block_size_is_gpu: bool
+    shape: CacheShape | None
     announces_extra_keys: bool
-    indexed_group: int | None
-    groups: dict[int, bool]
     offloads: bool
+    unsized: tuple[Group, ...] = ()
     adapters: tuple[str, ...] = ()

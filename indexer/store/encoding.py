@@ -1,11 +1,11 @@
 """What one stream holds, as words of scripts: blocks to set and delete, the head of its state, entries of the log."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import cast
 
 from indexer.config.settings import Settings
-from indexer.core.block_table import Block, BlockRecord, HashRecord
+from indexer.core.block_table import LEAD_GPU, Block, BlockRecord, HashRecord, slot_and_part
 from indexer.core.change import Change
 from indexer.core.events import Tier
 from indexer.core.names import StreamKey, Trust
@@ -19,6 +19,7 @@ from indexer.store.records import (
     Kind,
     ParkedRecord,
     encode_entry,
+    encode_field,
     encode_hash,
     encode_head,
     encode_parked,
@@ -33,49 +34,57 @@ Version = tuple[int, int]
 """Fence and number: with the generation they name one state of a stream."""
 
 
-PartRecords = Mapping[int, HashRecord | None]
-"""Engine hash → what a part holds for it, None where it holds nothing."""
+PlaceRecords = Mapping[int, HashRecord | None]
+"""Engine hash → what a place holds for it, None where it holds nothing."""
 
 
-def words_of(part: int, records: PartRecords) -> tuple[list[bytes], list[bytes]]:
-    """What to set, field and value in turn, and which fields to delete."""
+def words_of(place: int, records: PlaceRecords) -> tuple[list[bytes], list[bytes]]:
+    """What to set, field and value in turn, and which fields to delete, in the hash of the place's part."""
     sets: list[bytes] = []
     dels: list[bytes] = []
+    slot = slot_and_part(place)[0]
     now_s, now_ms = time.monotonic(), time.time() * 1000
     for engine_hash, record in records.items():
+        field = encode_field(engine_hash, slot)
         match record:
             case None:
-                dels.append(encode_hash(engine_hash))
+                dels.append(field)
             case Block() if not record.copies:
-                dels.append(encode_hash(engine_hash))
+                dels.append(field)
             case Block():
-                sets += (encode_hash(engine_hash), encode_record(BlockRecord(record.copies, record.parent, (record.key,))))
+                sets += (field, encode_record(BlockRecord(record.copies, record.parent, (record.key,))))
             case BlockRecord():
-                sets += (encode_hash(engine_hash), encode_record(record))
+                sets += (field, encode_record(record))
             case Parked():
-                copies = {int(tier): count for tier, count in record.copies.items()}
                 since_ms = int(now_ms - (now_s - record.since_s) * 1000)
-                sets += (encode_hash(engine_hash), encode_parked(ParkedRecord(record.parent, record.tokens, record.extra, since_ms, copies)))
+                sets += (field, encode_parked(ParkedRecord(record.parent, record.tokens, record.extra, since_ms, record.copies)))
     return sets, dels
 
 
-def words(records: Sequence[PartRecords]) -> tuple[list[Word], int]:
-    """What to set and delete in each part, as prelude.lua reads it, and how many more fields there are afterwards, at most."""
-    plain, gone = _gpu_words(cast(Mapping[int, Block | None], records[Tier.GPU]))
-    found: list[Word] = [b"".join(plain), 0, b"".join(gone)]
+def words(records: Mapping[int, PlaceRecords]) -> tuple[list[Word], int]:
+    """What to set and delete in each part, as prelude.lua reads it, and how many more fields there are afterwards, at most. `records`: by place."""
+    plain, gone = _lead_words(cast(Mapping[int, Block | None], records.get(LEAD_GPU, {})))
     growth = len(plain) - len(gone)
-    for part in range(1, len(PARTS)):
-        if not records[part]:
-            found += (b"", 0, b"")
+    # Per part: plain blocks, fields and values of others, fields to delete of the lead group and of others.
+    found: list[tuple[list[bytes], list[bytes], list[bytes], list[bytes]]] = [([], [], [], []) for _ in PARTS]
+    found[Tier.GPU][0].extend(plain)
+    found[Tier.GPU][2].extend(gone)
+    for place, held in records.items():
+        if place == LEAD_GPU or not held:
             continue
-        sets, dels = words_of(part, records[part])
+        slot, part = slot_and_part(place)
+        sets, dels = words_of(place, held)
         growth += len(sets) // 2 - len(dels)
-        found += (b"", len(sets), *sets, b"".join(dels))
-    return found, growth
+        found[part][1].extend(sets)
+        found[part][3 if slot else 2].extend(dels)
+    all_words: list[Word] = []
+    for blocks, sets, gone, gone_with_slot in found:
+        all_words += (b"".join(blocks), len(sets), *sets, b"".join(gone), b"".join(gone_with_slot))
+    return all_words, growth
 
 
-def _gpu_words(records: Mapping[int, Block | None]) -> tuple[list[bytes], list[bytes]]:
-    """The gpu's part, which is nearly all that there is: field and value in one."""
+def _lead_words(records: Mapping[int, Block | None]) -> tuple[list[bytes], list[bytes]]:
+    """The lead group's on the gpu, which is nearly all that there is: field and value in one."""
     plain: list[bytes] = []
     gone: list[bytes] = []
     for engine_hash, block in records.items():
@@ -102,11 +111,10 @@ class StreamEncoder:
 
     def entry(self, kind: Kind, generation: int, version: Version, follows: Version, trust: Trust, change: Change | None = None) -> bytes:
         """An entry of the log. `version`: the state's after it; `follows`: the one that it follows."""
-        block_size = self.snapshot.block_size
         tiers = () if change is None else pack_tiers(change.touched)
+        tiers_in = {} if change is None else {slot: pack_tiers(touched) for slot, touched in change.touched_in.items()}
         cleared = change is not None and change.cleared
         mapping, removed_hashes = (None, None) if change is None or change.hash_mapping is None else pack_mapping(change.hash_mapping)
         sequence = None if change is None else change.sequence
-        return encode_entry(
-            Entry(self.name, kind, generation, *version, *follows, trust, block_size, cleared, tiers, mapping, removed_hashes, sequence)
-        )
+        at = (self.name, kind, generation, *version, *follows, trust)
+        return encode_entry(Entry(*at, self.snapshot.shape, cleared, tiers, tiers_in, mapping, removed_hashes, sequence))

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from indexer.core.block_table import slot_and_part
 from indexer.store.client.connection import Client, answer_of
-from indexer.store.encoding import PartRecords, words_of
+from indexer.store.encoding import PlaceRecords, words_of
 from indexer.store.pending import PendingWrites
 
 # Fields of one command: well below a millisecond of Redis.
@@ -21,16 +22,16 @@ async def write_generation(client: Client, pending: PendingWrites, is_wanted: Ca
     """
     generation = pending.begin_full_write()
     names, snapshot = pending.keys.parts(pending.key, generation), pending.encoder.snapshot
-    for part, name in enumerate(names):
-        for hashes in _in_pieces(snapshot.hashes(part), ROUND_FIELDS):
+    for place in snapshot.places():
+        for hashes in _in_pieces(snapshot.hashes(place), ROUND_FIELDS):
             # Read when it is written: what changes later is among the pending fields.
-            pieces = [snapshot.records(part, piece) for piece in _in_pieces(hashes, PIECE_FIELDS)]
-            if not await _write(client, pending, name, part, pieces, is_wanted):
+            pieces = [snapshot.records(place, piece) for piece in _in_pieces(hashes, PIECE_FIELDS)]
+            if not await _write(client, pending, names, place, pieces, is_wanted):
                 return None
     while pending.operations > ROUND_FIELDS:
-        for part, records in enumerate(pending.take_records()):
+        for place, records in pending.take_records().items():
             for some in _in_pieces(list(records.items()), ROUND_FIELDS):
-                if not await _write(client, pending, names[part], part, [dict(piece) for piece in _in_pieces(some, PIECE_FIELDS)], is_wanted):
+                if not await _write(client, pending, names, place, [dict(piece) for piece in _in_pieces(some, PIECE_FIELDS)], is_wanted):
                     return None
     return generation
 
@@ -39,13 +40,16 @@ def _in_pieces(items: list[T], size: int) -> Iterator[list[T]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-async def _write(client: Client, pending: PendingWrites, name: str, part: int, pieces: Iterable[PartRecords], is_wanted: Callable[[], bool]) -> bool:
+async def _write(
+    client: Client, pending: PendingWrites, names: list[str], place: int, pieces: Iterable[PlaceRecords], is_wanted: Callable[[], bool]
+) -> bool:
     """Returns whether to go on."""
+    name = names[slot_and_part(place)[1]]
     if pending.needs_full_write or pending.is_expired or not is_wanted():
         return False
     pipeline = client.pipeline(transaction=False)
     for piece in pieces:
-        sets, dels = words_of(part, piece)
+        sets, dels = words_of(place, piece)
         if sets:
             pipeline.execute_command("HSET", name, *sets)
         if dels:

@@ -1,19 +1,19 @@
 """Every name in Redis, made in this one place.
 
-    {namespace}:1:{directory}:pods          HASH    pod → its specs as JSON: the pods that were registered over HTTP
-    {namespace}:1:{directory}:marks         HASH    pod → which registration of it that is, a random value
-    {namespace}:1:{directory}:specs         HASH    the same with keys that older replicas cannot read, for pods that have any: see `registry`
-    {namespace}:1:{directory}:forgotten     ZSET    pod → until when it stays deleted, so that no indexer adds it again from its flags
-    {namespace}:1:{directory}:members       ZSET    indexer → until when it counts as alive
-    {namespace}:1:{directory}:models        ZSET    model → until when it is worth looking at
-    {namespace}:1:{directory}:incarnation   STRING  distinguishes this data from that of a Redis that lost everything
-    {namespace}:1:{model}:log               STREAM  the ordered changes of one model; each entry has one field, `e`, see `records`
-    {namespace}:1:{model}:streams           ZSET    stream → trusted until
-    {namespace}:1:{model}:incarnation       STRING  the same as above, for what a model's slot holds
-    {namespace}:1:{model}:lease:{stream}    HASH    owner, want: who has the stream, and who would like to
-    {namespace}:1:{model}:state:{stream}    HASH    gen, fence, number, lengths, head, status: see `records`
-    {namespace}:1:{model}:load:{pod}        STRING  when the pod's load was measured, and the load, see `published_loads`
-    {namespace}:1:{model}:{part}:{stream}:{generation}  HASH  engine hash → block, for each of PARTS
+    {namespace}:2:{directory}:pods          HASH    pod → its specs as JSON: the pods that were registered over HTTP
+    {namespace}:2:{directory}:marks         HASH    pod → which registration of it that is, a random value
+    {namespace}:2:{directory}:specs         HASH    the same with keys that older replicas cannot read, for pods that have any: see `registry`
+    {namespace}:2:{directory}:forgotten     ZSET    pod → until when it stays deleted, so that no indexer adds it again from its flags
+    {namespace}:2:{directory}:members       ZSET    indexer → until when it counts as alive
+    {namespace}:2:{directory}:models        ZSET    model → until when it is worth looking at
+    {namespace}:2:{directory}:incarnation   STRING  distinguishes this data from that of a Redis that lost everything
+    {namespace}:2:{model}:log               STREAM  the ordered changes of one model; each entry has one field, `e`, see `records`
+    {namespace}:2:{model}:streams           ZSET    stream → trusted until
+    {namespace}:2:{model}:incarnation       STRING  the same as above, for what a model's slot holds
+    {namespace}:2:{model}:lease:{stream}    HASH    owner, want: who has the stream, and who would like to
+    {namespace}:2:{model}:state:{stream}    HASH    gen, fence, number, lengths, head, status: see `records`
+    {namespace}:2:{model}:load:{pod}        STRING  when the pod's load was measured, and the load, see `published_loads`
+    {namespace}:2:{model}:{part}:{stream}:{generation}  HASH  engine hash → block, for each of PARTS
 
 All times are Redis's own, in milliseconds. `{model}` is a digest of the model's name in braces, and `{directory}` is literal: whatever is
 changed by one script lies in one slot of a Cluster. `1` is the version of this layout.
@@ -28,7 +28,7 @@ from indexer.core.events import Tier
 from indexer.core.names import StreamKey
 from indexer.errors import SettingError
 
-LAYOUT = 1
+LAYOUT = 2
 NAMESPACE = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 PARTS = (*(tier.word for tier in Tier), "parked", "removed")

@@ -16,7 +16,7 @@ from typing import cast
 from msgspec import Struct
 
 from indexer.config.settings import Settings
-from indexer.core.block_table import PARKED, REMOVED, Block, HashRecord
+from indexer.core.block_table import LEAD_GPU, PARKED, REMOVED, Block, HashRecord, is_gpu, slot_and_part
 from indexer.core.change import Change, HashMapping
 from indexer.core.events import Tier
 from indexer.core.names import StreamKey
@@ -35,12 +35,8 @@ SEALED_MAX = 32
 APPEND_OPERATIONS_MAX = 10_000
 
 
-PendingRecords = list[dict[int, HashRecord | None]]
-"""For each part, engine hash → what it holds for it, None where it holds nothing."""
-
-
-def _no_records() -> PendingRecords:
-    return [{} for _ in PARTS]
+PendingRecords = dict[int, dict[int, HashRecord | None]]
+"""Place → engine hash → what it holds for it, None where it holds nothing."""
 
 
 PendingMapping = dict[int, int | None]
@@ -107,7 +103,7 @@ class PendingWrites:
         self._base = self._after = (0, 0)
         self._next_number = self._last_number = 0
         self._change = Change()
-        self._records = _no_records()
+        self._records: PendingRecords = {}
         self._mapping: PendingMapping = {}
         self._unwritten_since_s: float | None = None
 
@@ -181,11 +177,12 @@ class PendingWrites:
             return
         if change.cleared:
             self._clear_gpu()
-        for part, records in (change.records or {}).items():
-            if self._records[part]:
-                self._records[part].update(records)
+        for place, records in (change.records or {}).items():
+            before = self._records.get(place)
+            if before:
+                before.update(records)
             else:
-                self._records[part] = records
+                self._records[place] = records
         if change.hash_mapping is not None:
             self._mapping.update(change.hash_mapping.keys)
             self._mapping.update(dict.fromkeys(change.hash_mapping.removed_hashes))
@@ -198,27 +195,28 @@ class PendingWrites:
 
     def _clear_gpu(self) -> None:
         """What was to be written of the gpu does not count any more; the followers' mappings go with it."""
-        others = [records for part, records in enumerate(self._records) if part not in (Tier.GPU, PARKED)]
-        for engine_hash in self._mapping.keys() & self._records[Tier.GPU].keys():
-            if not any(engine_hash in records for records in others):
-                del self._mapping[engine_hash]
-        self._records[Tier.GPU].clear()
+        on_gpu = [place for place in self._records if place != PARKED and is_gpu(place)]
+        others = [records for place, records in self._records.items() if place != PARKED and place not in on_gpu]
+        for place in on_gpu:
+            for engine_hash in self._mapping.keys() & self._records.pop(place).keys():
+                if not any(engine_hash in records for records in others):
+                    del self._mapping[engine_hash]
 
     def require_full_write(self) -> None:
         """Nothing of what Redis has of the stream counts any more: write it all."""
         self.needs_full_write = True
         self._note_unwritten()
         self.sealed.clear()
-        self._change, self._records, self._mapping = Change(), _no_records(), {}
+        self._change, self._records, self._mapping = Change(), {}, {}
 
     @property
     def operations(self) -> int:
         """How many blocks the next call would write."""
-        return sum(map(len, self._records))
+        return sum(map(len, self._records.values()))
 
     def take_records(self) -> PendingRecords:
         """The records that no call carries yet; the caller writes them."""
-        records, self._records = self._records, _no_records()
+        records, self._records = self._records, {}
         return records
 
     def _take_mapping(self) -> PendingMapping:
@@ -237,7 +235,7 @@ class PendingWrites:
         before = self._next_number
         number = self._new_number()
         block_words, growth = words(records)
-        is_large = max(sum(map(len, change.touched)), len(change.hash_mapping or ())) > ENTRY_BLOCKS_MAX
+        is_large = max(len(change), len(change.hash_mapping or ())) > ENTRY_BLOCKS_MAX
         kind = Kind.RELOAD if is_large else Kind.CHANGE
         entry = self.encoder.entry(kind, self.generation, (self.fence, number), self._after, self.position.trust, None if is_large else change)
         self._after = (self.fence, number)
@@ -291,8 +289,8 @@ class PendingWrites:
     def _merge_back(self, records: PendingRecords, mapping: PendingMapping, change: Change) -> None:
         if change.cleared:
             self._clear_gpu()
-        for before, after in zip(self._records, records, strict=True):
-            before.update(after)
+        for place, after in records.items():
+            self._records.setdefault(place, {}).update(after)
         self._mapping.update(mapping)
         merge(self._change, change)
 
@@ -302,7 +300,7 @@ class PendingWrites:
         """Collect changes from now on. Returns a new generation."""
         self.needs_full_write = False
         self.sealed.clear()
-        self._change, self._records, self._mapping = Change(), _no_records(), {}
+        self._change, self._records, self._mapping = Change(), {}, {}
         generation = random_number()
         self.old_generations.add(generation)
         return generation
@@ -312,7 +310,9 @@ class PendingWrites:
         self.is_dirty = False
         self._change, self._mapping = Change(), {}
         block_words, _ = words(self.take_records())
-        self.expected_lengths = [len(self.encoder.snapshot.hashes(part)) for part in range(len(PARTS))]
+        self.expected_lengths = [0] * len(PARTS)
+        for place in self.encoder.snapshot.places():
+            self.expected_lengths[slot_and_part(place)[1]] += len(self.encoder.snapshot.hashes(place))
         # Hashes of removed blocks are part of the mapping: a follower that just dropped everything would not have them.
         maps_removed = self._settings.engine_hashes and self.expected_lengths[REMOVED] > 0
         is_empty = not maps_removed and not any(self.expected_lengths[tier] for tier in Tier)
@@ -350,7 +350,7 @@ def hash_mapping(records: PendingRecords, mapping: PendingMapping) -> HashMappin
     """What the engine hashes of these records stand for. `mapping` says it of some of them, and counts."""
     keys: dict[int, int] = {}
     removed_hashes: list[int] = []
-    for engine_hash, block in cast(dict[int, Block | None], records[Tier.GPU]).items():
+    for engine_hash, block in cast(dict[int, Block | None], records.get(LEAD_GPU, {})).items():
         if engine_hash in mapping:
             continue
         if block is None or not block.copies:
@@ -373,3 +373,6 @@ def merge(older: Change, newer: Change) -> None:
         older.sequence = newer.sequence
     for before, after in zip(older.touched, newer.touched, strict=True):
         before.update(after)
+    for slot, touched in newer.touched_in.items():
+        for before, after in zip(older.touched_of(slot), touched, strict=True):
+            before.update(after)

@@ -2,9 +2,9 @@
 
 All integers are little-endian.
 
-field of a block    engine hash u64
+field of a block    engine hash u64, and behind it the slot of its KV-cache group u8 if that is not the lead group
 block               copies u8 | has parent u8 | parent u64, 0 without one | block key u64 | further keys that it covers u64 …     18 bytes and more
-field of a parked block, and of a removed one    engine hash u64, as above
+field of a parked block, and of a removed one    engine hash u64
 parked block        msgpack of `ParkedRecord`
 removed block       as a block, with 0 copies
 state hash          gen, fence, number: decimal texts, for scripts to compare; lengths: fields per part, decimal, joined by commas;
@@ -23,7 +23,7 @@ from msgspec import Struct
 
 from indexer.core.block_table import BlockRecord
 from indexer.core.change import Change, HashMapping
-from indexer.core.events import Tier
+from indexer.core.groups import LEAD, CacheShape
 from indexer.core.names import Trust
 from indexer.core.traits import Traits
 
@@ -33,6 +33,8 @@ ENTRY_BLOCKS_MAX = 1_024
 _BLOCK = Layout("<BBQQ")
 _FIELD_AND_BLOCK = Layout("<QBBQQ").pack
 _HASH = Layout("<Q").pack
+_HASH_AND_SLOT = Layout("<QB").pack
+HASH_BYTES = 8
 
 
 def encode_hash(engine_hash: int) -> bytes:
@@ -40,7 +42,17 @@ def encode_hash(engine_hash: int) -> bytes:
 
 
 def decode_hash(field: bytes) -> int:
-    return int.from_bytes(field, "little")
+    return int.from_bytes(field[:HASH_BYTES], "little")
+
+
+def encode_field(engine_hash: int, slot: int) -> bytes:
+    """The field of a block."""
+    return _HASH_AND_SLOT(engine_hash, slot) if slot else _HASH(engine_hash)
+
+
+def slot_of_field(field: bytes) -> int:
+    """The slot of the group that a block's field names."""
+    return field[HASH_BYTES] if len(field) > HASH_BYTES else 0
 
 
 def encode_plain(engine_hash: int, copies: int, parent: int | None, key: int) -> bytes:
@@ -87,9 +99,9 @@ def unpack_keys(packed: bytes) -> list[int]:
 
 
 class ParkedRecord(Struct, frozen=True, array_like=True):
-    """A block that waits for its parent. `since_ms`: Unix time. `copies`: tier → count."""
+    """A block that waits for its key. `since_ms`: Unix time. `copies`: group and tier, as `core.orphans` numbers them → count."""
 
-    parent: int
+    parent: int | None
     tokens: bytes
     extra: bytes
     since_ms: int
@@ -126,11 +138,16 @@ class Kind(StrEnum):
     """The stream was deleted."""
 
 
+PackedTiers = tuple[tuple[bytes, bytes], ...]
+"""Per tier, block keys that are held, packed, and such that are not."""
+
+
 class Entry(Struct, frozen=True, array_like=True):
     """One change of one stream, with what it follows.
 
     `generation`, `fence`, `number`: the state after it; `after_fence`, `after_number`: the state that it was made from, in the same
-    generation. `tiers`: per tier, the packed keys held afterwards and those not held. `hash_mapping`: engine hashes and, behind all of them, their
+    generation. `shape`: how the stream's blocks are cut. `tiers`: per tier, the packed keys of the lead group held afterwards and those not held;
+    `tiers_in`: slot of another group → the same. `hash_mapping`: engine hashes and, behind all of them, their
     block keys, packed; `removed_hashes`: engine hashes that no longer map to a block; None where the owner does not send them. `sequence`: of the
     engine's last batch in it, None where it is not sent.
     """
@@ -143,9 +160,10 @@ class Entry(Struct, frozen=True, array_like=True):
     after_fence: int
     after_number: int
     trust: Trust
-    block_size: int | None
+    shape: CacheShape | None
     cleared: bool = False
-    tiers: tuple[tuple[bytes, bytes], ...] = ()
+    tiers: PackedTiers = ()
+    tiers_in: dict[int, PackedTiers] = {}
     hash_mapping: bytes | None = None
     removed_hashes: bytes | None = None
     sequence: int | None = None
@@ -166,7 +184,7 @@ def _mapping_of(entry: Entry) -> HashMapping | None:
     return HashMapping(dict(zip(packed[:half], packed[half:], strict=True)), unpack_keys(entry.removed_hashes))
 
 
-def pack_tiers(touched: Iterable[dict[int, bool]]) -> tuple[tuple[bytes, bytes], ...]:
+def pack_tiers(touched: Iterable[dict[int, bool]]) -> PackedTiers:
     """A change's `touched`, per tier."""
     packed = []
     for keys in touched:
@@ -183,10 +201,10 @@ def change_of(entry: Entry) -> Change:
     """The change in an entry of kind CHANGE."""
     change = Change()
     change.cleared, change.sequence = entry.cleared, entry.sequence
-    for tier, (held, gone) in zip(Tier, entry.tiers, strict=True):
-        touched = change.touched[tier]
-        touched.update(dict.fromkeys(unpack_keys(held), True))
-        touched.update(dict.fromkeys(unpack_keys(gone), False))
+    for slot, tiers in ((LEAD, entry.tiers), *entry.tiers_in.items()):
+        for touched, (held, gone) in zip(change.touched_of(slot), tiers, strict=True):
+            touched.update(dict.fromkeys(unpack_keys(held), True))
+            touched.update(dict.fromkeys(unpack_keys(gone), False))
     change.hash_mapping = _mapping_of(entry)
     return change
 

@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from indexer.config.settings import Settings
 from indexer.core.change import Change
+from indexer.core.groups import CacheShape
 from indexer.core.names import StreamKey, Trust
 from indexer.core.snapshot import Snapshot
 from indexer.core.store import StreamPosition
@@ -107,7 +108,7 @@ class RedisStore:
     def open(self, stream: StreamKey) -> None:
         """A stream exists in Redis once it is owned."""
 
-    def append(self, stream: StreamKey, block_size: int | None, change: Change, position: StreamPosition | None) -> None:
+    def append(self, stream: StreamKey, shape: CacheShape | None, change: Change, position: StreamPosition | None) -> None:
         assert position is not None, "this store needs records, and positions with them"
         pending = self._flusher.streams.get(stream)
         if pending is not None:

@@ -9,7 +9,7 @@ from typing import cast
 import msgspec
 from redis.exceptions import RedisError
 
-from indexer.core.block_table import PARKED, REMOVED, BlockRecord
+from indexer.core.block_table import PARKED, REMOVED, BlockRecord, place_of
 from indexer.core.events import Tier
 from indexer.core.names import StreamKey
 from indexer.core.orphans import Parked
@@ -17,7 +17,7 @@ from indexer.core.stream_state import StreamState
 from indexer.errors import StoreError
 from indexer.store.client.connection import Client, answer_of, server_epoch_of
 from indexer.store.leases import Claim, Leases
-from indexer.store.records import Head, decode_block, decode_hash, decode_parked
+from indexer.store.records import Head, decode_block, decode_hash, decode_parked, slot_of_field
 from indexer.store.session import StoreSession
 
 log = logging.getLogger(__name__)
@@ -66,12 +66,14 @@ async def _read_hash(client: Client, name: str) -> dict[bytes, bytes]:
 
 def _restore(state: StreamState, head: Head, fields: list[dict[bytes, bytes]]) -> None:
     """Raises ValueError, msgspec.DecodeError for what is not readable."""
-    state.restore(head.traits, [(tier, _blocks(fields[tier])) for tier in Tier], _blocks(fields[REMOVED]))
+    slots = range(1 if head.traits.shape is None else max(1, len(head.traits.shape.groups)))
+    places = [(place_of(slot, tier), _blocks(fields[tier], slot)) for tier in Tier for slot in slots]
+    state.restore(head.traits, places, _blocks(fields[REMOVED]))
     _park(state, fields[PARKED])
 
 
-def _blocks(fields: dict[bytes, bytes]) -> Iterable[tuple[int, BlockRecord]]:
-    return ((decode_hash(field), decode_block(value)) for field, value in fields.items())
+def _blocks(fields: dict[bytes, bytes], slot: int = 0) -> Iterable[tuple[int, BlockRecord]]:
+    return ((decode_hash(field), decode_block(value)) for field, value in fields.items() if slot_of_field(field) == slot)
 
 
 def _park(state: StreamState, fields: dict[bytes, bytes]) -> None:
@@ -79,4 +81,4 @@ def _park(state: StreamState, fields: dict[bytes, bytes]) -> None:
     records = sorted(((decode_hash(field), decode_parked(value)) for field, value in fields.items()), key=lambda item: item[1].since_ms)
     for engine_hash, record in records:
         parked: Parked = state.orphans.park(engine_hash, record.parent, record.tokens, record.extra, now_s - (now_ms - record.since_ms) / 1000)
-        parked.copies.update({Tier(tier): count for tier, count in record.copies.items()})
+        parked.copies.update(record.copies)

@@ -13,6 +13,7 @@ from indexer.core.names import StreamKey
 from indexer.core.stream_state import Counting, StreamState
 from indexer.errors import LOSSY_REASONS, Refused
 from indexer.metrics import IndexerMetrics
+from indexer.streams.status import GroupStatus
 from indexer.wire.decoder import Batch, WireDecoder
 
 ORPHAN_FATES = {"orphan": "parked", "orphan_adopted": "adopted", "orphan_dropped": "dropped"}
@@ -66,8 +67,8 @@ class Applier:
 
     @property
     def block_size(self) -> int | None:
-        """Tokens per block, None before any block was announced."""
-        return self.state.block_size
+        """Tokens per block, as hits are counted; None before any block was announced."""
+        return None if self.state.shape is None else self.state.shape.alignment
 
     @property
     def first_number(self) -> int:
@@ -77,6 +78,15 @@ class Applier:
     def blocks(self) -> dict[str, int]:
         """Held blocks by tier."""
         return {tier.word: count for tier in Tier if (count := self.state.count(tier)) or tier is Tier.GPU}
+
+    def groups(self) -> tuple[GroupStatus, ...]:
+        """The KV-cache groups that the engine announced."""
+        found = []
+        for group in self.state.groups:
+            slot = self.state.slot_of(group.number)
+            blocks = {} if slot is None else {tier.word: count for tier in Tier if (count := self.state.count(tier, slot))}
+            found.append(GroupStatus(group.number, group.kind, group.block_size, group.window, blocks))
+        return tuple(found)
 
     def apply(self, payload: bytes, number: int, *, is_live: bool) -> Applied:
         """Apply the payload of the batch with this number. One that cannot be read is counted and changes nothing."""

@@ -83,7 +83,7 @@ class StreamProgress:
         self.note_refused(applied.lossy)
         self.sequence.applied(number, payload)
         position = self.position if self.store.needs_records else None
-        self.store.append(self.key, self.applier.state.block_size, applied.change, position)
+        self.store.append(self.key, self.applier.state.shape, applied.change, position)
         self.batches += 1
         self.last_batch_s = self.heard_s = time.monotonic()
 

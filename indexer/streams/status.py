@@ -2,7 +2,18 @@
 
 from msgspec import Struct
 
+from indexer.core.groups import Kind
 from indexer.core.names import Trust
+
+
+class GroupStatus(Struct, frozen=True):
+    """A KV-cache group: the engine's number of it, its kind, its block size and window in tokens, and the blocks that it holds by tier."""
+
+    group: int
+    kind: Kind
+    block_size: int | None
+    window: int | None
+    blocks: dict[str, int]
 
 
 class StreamStatus(Struct, frozen=True):
@@ -29,6 +40,7 @@ class StreamStatus(Struct, frozen=True):
     topic: str = ""
     drops_last_block: int = 0
     """How many of the last matched blocks the engine computes again."""
+    groups: tuple[GroupStatus, ...] = ()
 
 
 class PublishedStatus(StreamStatus, frozen=True, kw_only=True):

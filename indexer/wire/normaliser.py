@@ -15,6 +15,8 @@ from indexer.wire.types import RemovedArray, RemovedMap, SaltMap, StoredArray, S
 NIL = b"\xc0"
 # The encodings of "no block has extra keys": nil, an empty array, or an array of one nil.
 NO_EXTRA_KEYS = (b"\x91\xc0", NIL, b"\x90")
+# The longest encoding of an integer.
+WINDOW_BYTES_MAX = 9
 # Limit for a batch, as a multiple of the extra keys of one block.
 EXTRA_KEYS_OF_A_BATCH = 128
 
@@ -91,10 +93,13 @@ class Normaliser:
             lora_name = f"#{event.lora_id}"
         if (lora_name or salt) and max(len(lora_name or ""), len(salt or "")) > limits.text_length_max:
             raise Refused("event_limit")
+        sparse_tokens = 0
         if event.token_ids and len(event.token_ids) != len(event.block_hashes) * event.block_size:
-            raise Refused("unaligned")
+            if len(event.token_ids) < len(event.block_hashes) * event.block_size or len(event.token_ids) % event.block_size:
+                raise Refused("unaligned")
+            sparse_tokens = len(event.token_ids)
         try:
-            tokens = pack_tokens(event.token_ids)
+            tokens = b"" if sparse_tokens else pack_tokens(event.token_ids)
         except OverflowError:
             raise Refused("token_range") from None
         return Stored(
@@ -104,10 +109,13 @@ class Normaliser:
             block_size=event.block_size,
             tier=_tier(event),
             lora_name=lora_name or None,
-            extra_keys=self._extra_keys(event, lora_name, salt, first_of_prompt=parent is None),
+            extra_keys=None if sparse_tokens else self._extra_keys(event, lora_name, salt, first_of_prompt=parent is None),
             announces_extra_keys=announces_extra_keys,
             group=None if isinstance(group, UnsetType) else group,
             kind=event.kv_cache_spec_kind,
+            window=_window(event.kv_cache_spec_sliding_window),
+            sparse_tokens=sparse_tokens,
+            lists_extra_keys=not isinstance(event.extra_keys, UnsetType) and bytes(event.extra_keys) != NIL,
         )
 
     def _extra_keys(
@@ -157,6 +165,14 @@ def _folded(own: list[Any], salt: str | None) -> bytes:
         return fold_extra_keys(own, salt)
     except (TypeError, ValueError, OverflowError, RecursionError):
         raise Refused("extra_keys") from None
+
+
+def _window(encoded: Raw | UnsetType) -> int | None:
+    """The length of a sliding window in tokens, None where there is none."""
+    if isinstance(encoded, UnsetType) or len(encoded) > WINDOW_BYTES_MAX:
+        return None
+    window = read_anything(encoded)
+    return window if type(window) is int and window > 0 else None
 
 
 def _array_isolation(position_7: str | SaltMap | None) -> tuple[str | None, str | None]:

@@ -2,15 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from indexer.core.block_table import REMOVED
 from indexer.core.change import Change, HashMapping
 from indexer.core.events import Tier
+from indexer.core.groups import LEAD, CacheShape
 from indexer.core.key_claims import KeyClaims
 from indexer.core.names import Trust
 from indexer.store.reader import LOG_START, LogOffset, StateVersion
-from indexer.store.records import Entry, change_of, decode_hash, keys_of_block, unpack_keys
+from indexer.store.records import Entry, change_of, decode_hash, keys_of_block, slot_of_field, unpack_keys
 from scorer_api.following.followed_model import FollowerContext
 from scorer_api.following.followed_stream import FollowedStream, Verdict, judge, version_after
 from scorer_api.index.holding import Holding
@@ -51,15 +52,15 @@ class Loading:
         if snapshot.version is not None and snapshot.head is not None:
             self.version, self.trust, self.hash_seed = snapshot.version, snapshot.head.trust, snapshot.head.hash_seed
             traits = snapshot.head.traits
-            if traits.block_size is not None:
-                self.holding = self._view.hold_apart(stream.key, traits.block_size)
-                await self._read_blocks(self.holding, snapshot.version.generation, may_be_ambiguous=not traits.announces_extra_keys)
+            if traits.shape is not None:
+                self.holding = self._view.hold_apart(stream.key, traits.shape)
+                await self._read_blocks(self.holding, traits.shape, snapshot.version.generation, may_be_ambiguous=not traits.announces_extra_keys)
             if not await self._catch_up():
                 return
         # Else it may be half of one server and half of another.
         self.is_whole = not stream.must_load_again and server_epoch == self._reader.server_epoch
 
-    async def _read_blocks(self, holding: Holding, generation: int, *, may_be_ambiguous: bool) -> None:
+    async def _read_blocks(self, holding: Holding, shape: CacheShape, generation: int, *, may_be_ambiguous: bool) -> None:
         key = self._stream.key
         names = self._reader.keyspace.model(key.model).parts(key, generation)
         claims = KeyClaims()
@@ -68,32 +69,44 @@ class Loading:
             while not self._stream.must_load_again:
                 cursor, fields = await self._reader.blocks(name, cursor, PIECE_FIELDS)
                 change = Change()
-                change.touched[tier].update(dict.fromkeys(self._keys(fields.values()), True))
+                for slot, blocks in self._by_slot(fields, shape).items():
+                    change.touched_of(slot)[tier].update(dict.fromkeys(self._keys(blocks), True))
                 change.hash_mapping = self._mapping(holding, fields)
-                holding.apply(change)
+                holding.apply(change, shape)
                 self._metrics.loaded_blocks.inc(len(fields))
                 if may_be_ambiguous:
                     self._claim(claims, fields)
                 if not cursor:
                     break
         if holding.hashes is not None:
-            await self._read_removed(holding, names[REMOVED])
+            await self._read_removed(holding, shape, names[REMOVED])
         if claims.ambiguous:
             change = Change()
-            for touched in change.touched:
-                touched.update(dict.fromkeys(claims.ambiguous, False))
-            holding.apply(change)
+            for slot in range(len(shape.groups)):
+                for touched in change.touched_of(slot):
+                    touched.update(dict.fromkeys(claims.ambiguous, False))
+            holding.apply(change, shape)
 
-    async def _read_removed(self, holding: Holding, name: str) -> None:
+    async def _read_removed(self, holding: Holding, shape: CacheShape, name: str) -> None:
         """The engine hashes of blocks that a lower tier may yet name."""
         cursor = 0
         while not self._stream.must_load_again:
             cursor, fields = await self._reader.blocks(name, cursor, PIECE_FIELDS)
             change = Change()
             change.hash_mapping = self._mapping(holding, fields)
-            holding.apply(change)
+            holding.apply(change, shape)
             if not cursor:
                 return
+
+    @staticmethod
+    def _by_slot(fields: Mapping[bytes, bytes], shape: CacheShape) -> dict[int, Collection[bytes]]:
+        """Slot → blocks. `fields`: engine hash and slot → block."""
+        if len(shape.groups) < 2:
+            return {LEAD: fields.values()}
+        by_slot: dict[int, list[bytes]] = {slot: [] for slot in range(len(shape.groups))}
+        for field, block in fields.items():
+            by_slot.setdefault(slot_of_field(field), []).append(block)
+        return {slot: blocks for slot, blocks in by_slot.items() if slot < len(shape.groups)}
 
     @staticmethod
     def _mapping(holding: Holding, fields: Mapping[bytes, bytes]) -> HashMapping | None:
@@ -147,11 +160,11 @@ class Loading:
             change = change_of(entry)
         except ValueError:
             return False
-        if not change or entry.block_size is None:
+        if not change or entry.shape is None:
             return True
         if self.holding is None:
-            self.holding = self._view.hold_apart(self._stream.key, entry.block_size)
-        if self.holding.block_size != entry.block_size:
+            self.holding = self._view.hold_apart(self._stream.key, entry.shape)
+        if self.holding.holders.key_size != entry.shape.block_size:
             return False
-        self.holding.apply(change)
+        self.holding.apply(change, entry.shape)
         return True

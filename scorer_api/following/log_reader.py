@@ -123,8 +123,8 @@ class LogReader:
             self._metrics.entries["unreadable"].inc()
             self._reloader.mark_lost(stream, "lost")
             return
-        if change and entry.block_size is not None:
-            self._view.append(stream.key, entry.block_size, change)
+        if change and entry.shape is not None:
+            self._view.append(stream.key, entry.shape, change)
         stream.version, stream.offset = version_after(entry), offset
         if entry.trust is not stream.trust:
             stream.trust = entry.trust

@@ -12,13 +12,14 @@ Pure.
 
 from array import array
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Protocol, cast
 
 from msgspec import Struct
 
 from indexer.core.change import Change
 from indexer.core.events import HASH_MASK, Tier
-from scorer_api.index.prefix_index import PrefixIndex
+from scorer_api.index.holders import Holders
 
 HASH_BYTES = 8
 
@@ -68,7 +69,7 @@ class HashKeys(Protocol):
     def keys_of(self, hashes: Sequence[int]) -> list[int]:
         """The block keys of the hashes from the first on, up to one that has none."""
 
-    def apply(self, change: Change, index: PrefixIndex, holder: int) -> None:
+    def apply(self, change: Change, holders: Holders) -> None:
         """Follow a change that the index has applied already."""
 
 
@@ -86,22 +87,22 @@ class FollowedHashes:
         """See HashKeys."""
         return keys_of(hashes, self._keys.get)
 
-    def apply(self, change: Change, index: PrefixIndex, holder: int) -> None:
+    def apply(self, change: Change, holders: Holders) -> None:
         """See HashKeys."""
         if change.reload:
             self._keys.clear()
         if change.cleared:
-            self._keep_lower(index, holder)
+            self._keep_lower(holders)
         if change.hash_mapping is not None:
             self._keys.update(change.hash_mapping.keys)
             for engine_hash in change.hash_mapping.removed_hashes:
                 self._keys.pop(engine_hash, None)
-        elif any(True in touched.values() for touched in change.touched):
+        elif any(True in touched.values() for touched in (*change.touched, *chain.from_iterable(change.touched_in.values()))):
             self.is_complete = False
 
-    def _keep_lower(self, index: PrefixIndex, holder: int) -> None:
+    def _keep_lower(self, holders: Holders) -> None:
         """The gpu was emptied: a hash whose block is in no lower tier is unmapped, unless the same change maps it again."""
-        lower = [held for tier in Tier if tier is not Tier.GPU and (held := index.held(holder, tier))]
+        lower = [held for tier in Tier if tier is not Tier.GPU and (held := holders.held(tier))]
         self._keys = {engine_hash: key for engine_hash, key in self._keys.items() if any(key in held for held in lower)} if lower else {}
 
 
@@ -118,7 +119,7 @@ class OwnedHashes:
         key_of = self._mapped_key()
         return [] if key_of is None else keys_of(hashes, key_of)
 
-    def apply(self, change: Change, index: PrefixIndex, holder: int) -> None:
+    def apply(self, change: Change, holders: Holders) -> None:
         """Nothing to do: the owner's state has changed already."""
 
 

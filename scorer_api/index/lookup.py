@@ -1,10 +1,12 @@
 """One walk along the blocks of a query, and all that is answered from it: scores, explanations, and keys for what is expected of pods.
 
-tokens           one walk per prefix index of the model (block size); it serves all ranks in that index
+tokens           one walk per prefix index of the model (key size); it serves all ranks in that index
 engine hashes    one walk per rank, by the keys that its own stream has for the hashes
 
 query ─▶ Walk(keys, steps) ─┬▶ RankScore, PodScore     how far each rank's match goes
                             └▶ RankTrace, PodTrace     the same, and what is known of the block at which it ends
+
+A rank of a model with several KV-cache groups walks with the group that has all blocks of a hit; how much of that is one, the hit rule says.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,9 +16,11 @@ from msgspec import Struct
 from indexer.core.events import Tier
 from indexer.core.names import Trust
 from scorer_api.index.engine_hashes import EngineHashes
-from scorer_api.index.prefix_index import PrefixIndex, Step
+from scorer_api.index.hits import HitRule, Span, limit_of, longest_hit
+from scorer_api.index.holders import Holders
+from scorer_api.index.prefix_index import OWN_TIERS, PrefixIndex, Step
 from scorer_api.index.prompt import Prompt, PromptKeys, Query, length_in_tokens
-from scorer_api.index.scoring import NO_MATCH, Match, first_runs, matches_of, runs_of, score_of, usable_blocks, without_last
+from scorer_api.index.scoring import NO_LOWER, NO_MATCH, Match, cut_match, first_runs, matches_of, runs_of, score_of, usable_blocks, without_last
 from scorer_api.index.state import IndexedModel, IndexedStream, Pods
 from scorer_api.index.traces import PodTrace, RankTrace
 
@@ -43,18 +47,27 @@ class PodScore(Struct, frozen=True):
     ranks: list[RankScore]
 
 
-class Walk(Struct, frozen=True, gc=False):
+class Walk:
     """A walk in one index. `keys`: the block keys up to its end, and maybe some beyond. `matches`: holder → match, for all that took part in it.
 
-    `length`: the query's, in tokens. `usable_blocks`: how many of its blocks could match.
+    `length`: the query's, in tokens. `usable_blocks`: how many keys could match.
     """
 
-    index: PrefixIndex
-    keys: Sequence[int]
-    steps: list[Step]
-    matches: dict[int, Match]
-    length: int
-    usable_blocks: int
+    def __init__(self, index: PrefixIndex, key_size: int, anchors: list[int], runs: Iterable[list[int]], keys: Sequence[int], length: int) -> None:
+        self.index = index
+        self.keys = keys
+        self.length = length
+        self.usable_blocks = usable_blocks(length, key_size)
+        self.steps: list[Step] = index.walk(sum(1 << holder for holder in anchors), runs)
+        self.matches = matches_of(anchors, self.steps)
+        self._spans: dict[int, list[Span]] = {}
+
+    def spans(self, blocks: int) -> list[Span]:
+        """Who has the first so many blocks, whatever lies before each: for the hit rule."""
+        spans = self._spans.get(blocks)
+        if spans is None:
+            spans = self._spans[blocks] = self.index.spans(self.keys[:blocks])
+        return spans
 
 
 class Lookup:
@@ -71,24 +84,25 @@ class Lookup:
         self._walks: dict[int | None, Walk] = {} if self.prompt_keys is None else self._walk_prompt(self.prompt_keys)
 
     def _walk_prompt(self, keys: PromptKeys) -> dict[int | None, Walk]:
-        """Block size → walk of all ranks with that block size."""
+        """Key size → walk of all ranks with that key size."""
         walks: dict[int | None, Walk] = {}
-        for block_size, index in self._model.indexes.items():
-            holders = [s.holder for ranks in self._pods.values() for s in ranks.values() if s.block_size == block_size and s.holder is not None]
-            walks[block_size] = self._walk(index, block_size, holders, keys.runs(block_size), keys.computed(block_size))
+        for key_size, index in self._model.indexes.items():
+            all_holders = [s.holders for ranks in self._pods.values() for s in ranks.values() if s.key_size == key_size and s.holders is not None]
+            anchors = [anchor for holders in all_holders if (anchor := holders.anchor) is not None]
+            walk = Walk(index, key_size, anchors, keys.runs(key_size), keys.computed(key_size), keys.length)
+            if len(anchors) < len(all_holders):
+                keys.all(key_size)  # a window is looked for wherever it may be
+            walks[key_size] = walk
         return walks
 
     def _walk_hashes(self, stream: IndexedStream) -> Walk | None:
         """The walk of one rank by its own keys for the hashes; None where it holds nothing."""
-        if stream.block_size is None or stream.holder is None or not isinstance(self.query, EngineHashes):
+        holders = stream.holders
+        if holders is None or not isinstance(self.query, EngineHashes):
             return None
         keys = [] if stream.hashes is None else stream.hashes.keys_of(self.query.hashes)
-        return self._walk(self._model.indexes[stream.block_size], stream.block_size, [stream.holder], [keys], keys)
-
-    def _walk(self, index: PrefixIndex, block_size: int, holders: list[int], runs: Iterable[list[int]], keys: Sequence[int]) -> Walk:
-        steps = index.walk(sum(1 << holder for holder in holders), runs)
-        length = length_in_tokens(self.query, block_size)
-        return Walk(index, keys, steps, matches_of(holders, steps), length, usable_blocks(length, block_size))
+        anchors = [] if holders.anchor is None else [holders.anchor]
+        return Walk(holders.index, holders.key_size, anchors, [keys], keys, length_in_tokens(self.query, holders.key_size))
 
     def scores(self) -> list[PodScore]:
         """Every pod, best first, equal ones by name."""
@@ -97,7 +111,7 @@ class Lookup:
         for pod, ranks in self._pods.items():
             found = []
             for rank, stream in ranks.items():
-                walk = self._walk_hashes(stream) if walks is None else walks.get(stream.block_size)
+                walk = self._walk_hashes(stream) if walks is None else walks.get(stream.key_size)
                 found.append(self._score(rank, stream, walk))
             if len(found) > 1:
                 found.sort(key=lambda rank: (-rank.score, rank.rank))
@@ -106,10 +120,12 @@ class Lookup:
         return scores
 
     def _score(self, rank: int, stream: IndexedStream, walk: Walk | None) -> RankScore:
-        trust, block_size, holder = stream.trust_at(self._now_s), stream.block_size, stream.holder
-        if walk is None or block_size is None or holder is None:
+        trust, holders = stream.trust_at(self._now_s), stream.holders
+        if walk is None or holders is None:
             return RankScore(rank, NO_MATCH, 0.0, None, 0, trust)
-        match, usable, dropped = walk.matches[holder], walk.usable_blocks, stream.dropped_blocks
+        block_size, dropped = holders.block_size, stream.dropped_blocks
+        match = walk.matches[holders.lead] if holders.rule is None else hybrid_match(walk, holders, holders.rule)
+        usable = usable_blocks(walk.length, block_size)
         if dropped:
             match, usable = without_last(match, dropped), max(0, usable - dropped)
         return RankScore(rank, match, score_of(match, walk.length, block_size, self._weights), block_size, usable, trust, dropped)
@@ -123,12 +139,23 @@ class Lookup:
         return sorted(traces, key=lambda pod: (-pod.ranks[0].score, pod.pod))
 
     def _trace(self, rank: int, stream: IndexedStream) -> RankTrace:
-        walk = self._walk_hashes(stream) if self.prompt_keys is None else self._walks.get(stream.block_size)
-        score = self._score(rank, stream, walk)
-        if walk is None or stream.holder is None:
+        walk = self._walk_hashes(stream) if self.prompt_keys is None else self._walks.get(stream.key_size)
+        score, holders = self._score(rank, stream, walk), stream.holders
+        if walk is None or holders is None:
             return RankTrace(rank, score.trust, None, 0, [], 0.0, has_other_seed=stream.has_other_seed)
-        runs = runs_of(stream.holder, walk.steps)
-        end = sum(blocks for _, blocks in runs)
+        limit = None
+        if holders.rule is None:
+            runs = runs_of(holders.lead, walk.steps)
+            held = end = sum(blocks for _, blocks in runs)
+        else:
+            match = hybrid_match(walk, holders, holders.rule)
+            runs = [(tier, blocks) for tier, blocks in zip(OWN_TIERS, match.tiers, strict=True) if blocks]
+            held = match.matched_blocks
+            end = held * holders.rule.alignment
+            if self.prompt_keys is not None:
+                self.prompt_keys.all(holders.key_size)
+            limit = limit_of(holders.rule, holders.shape, walk.spans(walk.usable_blocks), end, walk.usable_blocks)
+            end = end if limit is None else limit.block
         key = walk.keys[end] if end < len(walk.keys) else None
         return RankTrace(
             rank,
@@ -137,12 +164,27 @@ class Lookup:
             score.usable_blocks,
             [(tier.word, blocks) for tier, blocks in first_runs(runs, score.match.matched_blocks)],
             score.score,
-            is_remote=key is not None and walk.index.holds(stream.holder, Tier.REMOTE, key),
+            is_remote=key is not None and holders.holds(Tier.REMOTE, key),
             removal=None if key is None else stream.removals.find(key),
             has_other_seed=stream.has_other_seed,
             dropped_blocks=stream.dropped_blocks,
-            cut_blocks=end - score.match.matched_blocks,
+            cut_blocks=held - score.match.matched_blocks,
+            limit=limit,
         )
+
+
+def hybrid_match(walk: Walk, holders: Holders, rule: HitRule) -> Match:
+    """A rank's match by the hit rule, in blocks of the rank's block size."""
+    anchor = holders.anchor
+    if anchor is None:
+        hit = longest_hit(rule, walk.spans(walk.usable_blocks), walk.usable_blocks)
+        return Match(hit // rule.alignment, (hit // rule.alignment, *NO_LOWER))
+    prefix = walk.matches[anchor]
+    furthest = max((match.matched_blocks for match in walk.matches.values()), default=0)
+    hit = longest_hit(rule, walk.spans(furthest), prefix.matched_blocks)
+    if hit == prefix.matched_blocks and rule.alignment == 1:
+        return prefix
+    return cut_match(anchor, walk.steps, hit, rule.alignment)
 
 
 def matched_by_rank(ranks: Sequence[RankScore]) -> dict[str, int]:

@@ -1,19 +1,22 @@
 """Which ranks hold which blocks.
 
-    tier → block key → bit mask of holders          holder: a small number for one rank of one pod
+    tier → block key → bit mask of holders          holder: a small number for one KV-cache group of one rank of a pod
     gpu    0x3f…a1 → 0b0101                          (holders 0 and 2)
     cpu    0x77…02 → 0b0100
 
 A query walks the prompt's keys from the first. A holder remains while it holds the block in one of its own tiers, so one lookup and one
 AND per block serve all ranks at once; only where a mask changes is a step recorded, and the walk stops when no holder is left. There is one
-index per (model, block size).
+index per (model, key size).
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Sequence
+from functools import reduce
 from itertools import groupby
+from operator import or_
 
 from indexer.core.change import Change
 from indexer.core.events import Tier
+from scorer_api.index.hits import Span
 
 OWN_TIERS = (Tier.GPU, Tier.CPU, Tier.DISK, Tier.OTHER)
 """The tiers that continue a match; remote storage belongs to no pod."""
@@ -65,7 +68,7 @@ class PrefixIndex:
         """Whether a holder has a block in a tier."""
         return key in self._keys[holder][tier]
 
-    def held(self, holder: int, tier: Tier) -> Collection[int]:
+    def held(self, holder: int, tier: Tier) -> set[int]:
         """The block keys that a holder has in a tier; to read at once, not to keep."""
         return self._keys[holder][tier]
 
@@ -87,15 +90,15 @@ class PrefixIndex:
                 left = left - held
         return len(asked) - len(left)
 
-    def apply(self, holder: int, change: Change) -> None:
-        """Apply one change of a holder's."""
+    def apply(self, holder: int, change: Change, touched_by_tier: Sequence[dict[int, bool]]) -> None:
+        """Apply one change of a holder's. `touched_by_tier`: what of the change is the holder's own."""
         bit = 1 << holder
         if change.reload:
             for tier in Tier:
                 self._clear(holder, tier)
         if change.cleared:
             self._clear(holder, Tier.GPU)
-        for masks, keys, touched in zip(self._masks, self._keys[holder], change.touched, strict=True):
+        for masks, keys, touched in zip(self._masks, self._keys[holder], touched_by_tier, strict=False):
             if not touched:
                 continue
             if len(touched) >= RUN_MIN and False not in touched.values() and masks.keys().isdisjoint(touched):
@@ -166,3 +169,18 @@ class PrefixIndex:
                 position += 1
         steps.append((position, (0, 0, 0, 0)))
         return steps
+
+    def spans(self, keys: Sequence[int]) -> list[Span]:
+        """Who has the blocks of these keys in a tier of its own, whatever lies before them: spans of equal masks from the first key on."""
+        gpu, *lower = (self._masks[tier] for tier in OWN_TIERS)
+        lower = [masks for masks in lower if masks]
+        masks: Iterable[int | None] = map(gpu.get, keys)
+        if lower:
+            masks = [reduce(or_, (held.get(key, 0) for held in lower), gpu.get(key, 0)) for key in keys]
+        spans: list[Span] = []
+        start = 0
+        for mask, same in groupby(masks):
+            end = start + len(list(same))
+            spans.append((start, end, mask or 0))
+            start = end
+        return spans

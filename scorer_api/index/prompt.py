@@ -94,6 +94,11 @@ class PromptKeys:
         """The block size for which most keys are computed; None where there are none at all."""
         return max(self._computed, key=lambda size: len(self._computed[size]), default=None)
 
+    @property
+    def length(self) -> int:
+        """The prompt's, in tokens."""
+        return self._prompt.length
+
     def runs(self, block_size: int) -> Iterator[list[int]]:
         """The keys of the usable blocks: at once those that there are, then RUN_BLOCKS at a time, computed as they are taken by one walk."""
         prompt = self._prompt

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Collection, Mapping
+from itertools import chain
 
 from msgspec import Struct
 
@@ -38,7 +39,7 @@ class Removals:
             self.forget()
         if cleared and len(cleared) <= self._blocks_max:
             self._keep(change.sequence, dict.fromkeys(cleared, False))
-        for touched in change.touched:
+        for touched in (*change.touched, *chain.from_iterable(change.touched_in.values())):
             if touched and False in touched.values():
                 self._keep(change.sequence, touched)
 

@@ -18,7 +18,7 @@ class Match(Struct, frozen=True):
 
 
 NO_MATCH = Match(0, (0,) * len(OWN_TIERS))
-_NO_LOWER = (0,) * (len(OWN_TIERS) - 1)
+NO_LOWER = (0,) * (len(OWN_TIERS) - 1)
 
 
 def usable_blocks(tokens: int, block_size: int) -> int:
@@ -28,7 +28,7 @@ def usable_blocks(tokens: int, block_size: int) -> int:
 
 def matches_of(holders: Iterable[int], steps: Sequence[Step]) -> dict[int, Match]:
     """Every one of these holders' match, from the steps of a walk that they took part in."""
-    if any(masks[1:] != _NO_LOWER for _, masks in steps):
+    if any(masks[1:] != NO_LOWER for _, masks in steps):
         return {holder: match_of(holder, steps) for holder in holders}
     # On the gpu only, as nearly always: those that a step ends match equally far.
     matches = dict.fromkeys(holders, NO_MATCH)
@@ -36,7 +36,7 @@ def matches_of(holders: Iterable[int], steps: Sequence[Step]) -> dict[int, Match
     for position, masks in steps[1:]:
         gone = alive & ~masks[0]
         alive = masks[0]
-        match = Match(position, (position, *_NO_LOWER))
+        match = Match(position, (position, *NO_LOWER))
         while gone:
             matches[gone.bit_length() - 1] = match
             gone &= ~(1 << gone.bit_length() - 1)
@@ -64,6 +64,25 @@ def without_last(match: Match, blocks: int) -> Match:
         tiers[tier] -= some
         left -= some
     return Match(match.matched_blocks - blocks, tuple(tiers))
+
+
+def cut_match(holder: int, steps: Sequence[Step], blocks: int, alignment: int) -> Match:
+    """The first `blocks` of one holder's match, in groups of `alignment`, each in the slowest tier of its blocks."""
+    counts = [0] * len(OWN_TIERS)
+    position, slowest = 0, 0
+    for tier, length in runs_of(holder, steps):
+        left = min(length, blocks - position)
+        while left > 0:
+            some = min(left, alignment - position % alignment)
+            position, left, slowest = position + some, left - some, max(slowest, OWN_TIERS.index(tier))
+            if position % alignment == 0:
+                whole = 1 + left // alignment
+                counts[slowest] += 1
+                if whole > 1:
+                    counts[OWN_TIERS.index(tier)] += whole - 1
+                    position, left = position + (whole - 1) * alignment, left - (whole - 1) * alignment
+                slowest = 0
+    return Match(blocks // alignment, tuple(counts))
 
 
 def runs_of(holder: int, steps: Sequence[Step]) -> list[tuple[Tier, int]]:

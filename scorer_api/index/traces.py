@@ -3,6 +3,7 @@
 from msgspec import Struct
 
 from indexer.core.names import Trust
+from scorer_api.index.hits import Limit
 from scorer_api.index.removals import Removal
 
 
@@ -24,6 +25,8 @@ class RankTrace(Struct, frozen=True):
     """How many of the last matched blocks the engine computes again: they are not in `runs`."""
     cut_blocks: int = 0
     """How many of them were held."""
+    limit: Limit | None = None
+    """Which KV-cache group lacks that block, where there are several."""
     has_other_seed: bool = False
     """Whether the stream's owner makes block keys with another hash seed than this scorer."""
 

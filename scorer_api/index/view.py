@@ -12,9 +12,11 @@ from typing import Protocol
 from indexer.config.settings import Settings
 from indexer.core.change import Change
 from indexer.core.events import Tier
+from indexer.core.groups import CacheShape
 from indexer.core.names import StreamKey, Trust
 from indexer.core.store import StreamPosition
 from scorer_api.index.engine_hashes import FollowedHashes, HashKeys, KeyOf, OwnedHashes
+from scorer_api.index.holders import Holders
 from scorer_api.index.holding import Holding
 from scorer_api.index.lookup import Lookup, PodScore
 from scorer_api.index.pod_loads import PodLoads
@@ -65,19 +67,19 @@ class View:
         model = self._models.setdefault(stream.model, IndexedModel())
         model.pods.setdefault(stream.pod, {})[stream.rank] = IndexedStream(Removals(self._removals_max), self._new_hashes(stream))
 
-    def append(self, stream: StreamKey, block_size: int | None, change: Change, position: StreamPosition | None = None) -> None:
+    def append(self, stream: StreamKey, shape: CacheShape | None, change: Change, position: StreamPosition | None = None) -> None:
         """Only blocks are indexed: the position of a stream is no part of any answer."""
-        if block_size is None or not change:
+        if shape is None or not change:
             return
         model, indexed = self._find(stream)
-        if indexed.block_size not in (None, block_size):
+        if indexed.key_size not in (None, shape.block_size):
             self._empty(model, indexed)
-        index, holder = model.index_for(indexed, block_size)
+        holders = model.holders_for(indexed, shape)
         if self._removals_max:
-            indexed.removals.note(change, index.held(holder, Tier.GPU) if change.cleared else ())
-        index.apply(holder, change)
+            indexed.removals.note(change, holders.held(Tier.GPU) if change.cleared else ())
+        holders.apply(change)
         if indexed.hashes is not None:
-            indexed.hashes.apply(change, index, holder)
+            indexed.hashes.apply(change, holders)
         if self.listener is not None:
             self.listener.on_change(stream, change)
 
@@ -113,19 +115,19 @@ class View:
         """An owner sent a heartbeat at this time of the monotonic clock."""
         self._heartbeat_at_s = at_s if self._heartbeat_at_s is None else max(self._heartbeat_at_s, at_s)
 
-    def hold_apart(self, stream: StreamKey, block_size: int) -> Holding:
+    def hold_apart(self, stream: StreamKey, shape: CacheShape) -> Holding:
         """Room in the index for what a stream will hold: in no answer until it is exchanged for what the stream holds now."""
-        return Holding(self._find(stream)[0].indexes, block_size, hashes=FollowedHashes() if self._follows_hashes else None)
+        return Holding(Holders(self._find(stream)[0].indexes, shape), FollowedHashes() if self._follows_hashes else None)
 
     def exchange(self, stream: StreamKey, new: Holding | None) -> Holding | None:
         """Let the stream hold this, or nothing. Returns what it held, which the caller gives back in pieces: it may be large."""
         model, indexed = self._find(stream)
-        before = model.exchange(indexed, new)
+        before = model.exchange(indexed, None if new is None else new.holders)
         indexed.hashes = self._new_hashes(stream) if new is None else new.hashes
         indexed.removals.forget()
         if self.listener is not None:
             self.listener.on_load(stream, lambda key: self.held(stream, (key,)) > 0)
-        return before
+        return None if before is None else Holding(before)
 
     def note_seed(self, stream: StreamKey, hash_seed: str) -> None:
         """The hash seed that the stream's owner makes block keys with."""

@@ -97,10 +97,11 @@ class Speculation:
         if change.reload:
             self.on_drop(stream)
             return
-        for tier in OWN_TIERS:
-            touched = change.touched[tier]
-            if touched:
-                self._arrive(awaited, [key for key in awaited.keys() & touched.keys() if touched[key]])
+        for tiers in (change.touched, *change.touched_in.values()):
+            for tier in OWN_TIERS:
+                touched = tiers[tier]
+                if touched:
+                    self._arrive(awaited, [key for key in awaited.keys() & touched.keys() if touched[key]])
 
     def on_load(self, stream: StreamKey, is_held: Callable[[int], bool]) -> None:
         """The rank's blocks were loaded as a whole. Prompts whose last block is among them have been announced meanwhile."""

@@ -3,7 +3,8 @@
 -- What a script writes is in ARGV, from `at` on, for each part in turn:
 --   plain blocks, concatenated: 8 bytes of field and 18 of value each
 --   number of words to set, and these words (field, value, field, value …): all blocks that are not plain
---   fields to delete, concatenated: 8 bytes each
+--   fields to delete, concatenated: 8 bytes each, those of the lead group
+--   further fields to delete, concatenated: 9 bytes each, those of other groups
 -- They are packed because a word costs the sender as much as all else that it does for a block.
 -- Lua's unpack fails near 8,000 values: 2,000 at a time are well below.
 
@@ -17,13 +18,13 @@ local function in_pieces(command, key, words, first, last)
   end
 end
 
--- Returns for each part where its words are: {plain, first set, last set, deleted}.
+-- Returns for each part where its words are: {plain, first set, last set, deleted of 8 bytes, deleted of 9 bytes}.
 local function read_parts(at)
   local parts = {}
   for part = 1, PARTS do
     local sets = tonumber(ARGV[at + 1])
-    parts[part] = {at, at + 2, at + 1 + sets, at + 2 + sets}
-    at = at + 3 + sets
+    parts[part] = {at, at + 2, at + 1 + sets, at + 2 + sets, at + 3 + sets}
+    at = at + 4 + sets
   end
   return parts
 end
@@ -47,9 +48,12 @@ end
 
 local function delete_parts(parts, first_key)
   for part, words in ipairs(parts) do
-    local gone, fields = ARGV[words[4]], {}
-    for from = 1, #gone, 8 do
-      fields[#fields + 1] = string.sub(gone, from, from + 7)
+    local fields = {}
+    for width = 8, 9 do
+      local gone = ARGV[words[width - 4]]
+      for from = 1, #gone, width do
+        fields[#fields + 1] = string.sub(gone, from, from + width - 1)
+      end
     end
     in_pieces('HDEL', KEYS[first_key + part - 1], fields, 1, #fields)
   end

@@ -1,8 +1,8 @@
 """Which KV-cache group of an engine is indexed."""
 
 import pytest
-
 from indexer.core.attention_groups import AttentionGroups
+
 from indexer.core.events import Stored
 from tests.events import stored
 
