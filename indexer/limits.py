@@ -57,6 +57,9 @@ class StateLimits(Struct, frozen=True):
     removed_max: Annotated[Count, Meta(description="Removed blocks per stream whose keys are remembered.")] = 65_536
     parked_max: Annotated[Count, Meta(description="Blocks per stream that may wait for their parent.")] = 65_536
     parked_max_s: Annotated[Seconds, Meta(description="How long a block may wait for its parent.")] = 600.0
+    lower_tier_blocks_max: Annotated[
+        Count, Meta(description="Blocks per stream, KV-cache group and tier below the gpu; beyond that the oldest are dropped.")
+    ] = 1_000_000
 
 
 class StoreLimits(Struct, frozen=True):

@@ -22,8 +22,10 @@ class HeldBlocks:
     one key may be two images. `stored`: copies added by tier, since it was last taken.
     """
 
-    def __init__(self, copies_max: int, removed_max: int, tally: Counter[str]) -> None:
+    def __init__(self, copies_max: int, removed_max: int, lower_max: int, tally: Counter[str]) -> None:
+        """`lower_max`: the most hashes that one place below the gpu holds."""
         self._copies_max = copies_max
+        self._lower_max = lower_max
         self._tally = tally
         self.table = BlockTable(removed_max)
         self.stored: Counter[Tier] = Counter()
@@ -114,13 +116,15 @@ class HeldBlocks:
         self.stored[GPU] += len(hashes)
         return True
 
-    def add_known(self, engine_hash: int, block: Block, place: int, keys: tuple[int, ...], copies: int = 1) -> None:
-        """More copies of a block whose key is known. `keys`: those that it covers there, its own first."""
+    def add_known(self, engine_hash: int, block: Block, place: int, keys: tuple[int, ...], copies: int = 1, *, is_foreign: bool = False) -> None:
+        """More copies of a block whose key is known. `keys`: those that it covers there, its own first. `is_foreign`: its hash is not the engine's,
+        so it is no second content of the key."""
         table = self.table
         if engine_hash not in table.held:
             table.held[engine_hash] = block
             table.revive(engine_hash)
-        self._claim(engine_hash, block.key)
+        if not is_foreign:
+            self._claim(engine_hash, block.key)
         slot, part = slot_and_part(place)
         tier = Tier(part)
         self.stored[tier] += copies
@@ -132,12 +136,19 @@ class HeldBlocks:
         if tier is not GPU:
             table.note_offloading()
         in_place = table.more.setdefault(place, {})
-        held = in_place.get(engine_hash)
+        held = in_place.pop(engine_hash, None)
         if held is None:
-            held = in_place[engine_hash] = Copies(keys)
+            held = Copies(keys)
             self.keys.hold(slot, tier, keys)
+        in_place[engine_hash] = held  # the newest last
         # A lower tier keeps one copy of a block: one announced again was lost without a word.
         held.count = min(held.count + copies, self._copies_max) if tier is GPU else 1
+        if tier is not GPU and len(in_place) > self._lower_max:
+            self._tally["tier_limit"] += 1
+            oldest = next(iter(in_place))
+            table.touch(place, (oldest,))
+            self._drop(place, in_place, oldest)
+            self._retire(oldest, table.held[oldest])
 
     def add_adopted(self, engine_hash: int, block: Block, copies: dict[int, tuple[int, tuple[int, ...]]]) -> None:
         """All copies of a block that waited for its key. Without any it is remembered as removed. `copies`: place → their number, and the keys that

@@ -35,6 +35,10 @@ class IndexedKeys:
         """Whether a slot holds anything."""
         return slot in self._held_in and any(held.keys for held in self._held_in[slot])
 
+    def is_on_gpu(self, key: int) -> bool:
+        """Whether any group holds a key on the gpu."""
+        return any(key in held[Tier.GPU].keys for held in self._held_in.values())
+
     def _held(self, slot: int) -> tuple[HeldKeys, ...]:
         held = self._held_in.get(slot)
         if held is None:

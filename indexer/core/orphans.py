@@ -24,8 +24,8 @@ def number_and_tier(of: int) -> tuple[int, Tier]:
 
 
 class Parked:
-    """A block that waits for its key. `copies`: `group_and_tier` → copies announced so far. `tokens`, `extra`: what its key will be made of with that
-    of its parent; without tokens it waits for its own announcement."""
+    """A block that waits for its key. `copies`: `group_and_tier` → copies announced so far. `tokens`, `extra`: what its key will be made of, with the
+    key of its parent; without tokens it waits for its own announcement."""
 
     __slots__ = ("copies", "extra", "parent", "since_s", "tokens")
 
@@ -98,14 +98,6 @@ class Orphans:
             if not siblings:
                 del self._children[parked.parent]
         return parked
-
-    def pop_descendants(self, parent: int) -> Iterator[tuple[int, Parked]]:
-        """Take out the blocks that wait for this hash, and those that wait for them, parents first."""
-        waiting = self.children(parent)
-        while waiting:
-            child = waiting.pop()
-            yield child, self.pop(child)
-            waiting.extend(self.children(child))
 
     def drop_over(self, count_max: int) -> int:
         """Drop the oldest above the limit. Returns how many."""

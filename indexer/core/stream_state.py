@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from indexer.core.block_keys import TOKEN_BYTES, chain_keys, root_key
+from indexer.core.block_keys import chain_keys, root_key
 from indexer.core.block_table import (
     LEAD_GPU,
     PARKED,
@@ -26,11 +26,13 @@ from indexer.core.block_table import (
 )
 from indexer.core.change import Change, HashMapping
 from indexer.core.events import Cleared, Event, Removed, Stored, Tier
+from indexer.core.foreign_copies import ForeignCopies
 from indexer.core.groups import LEAD, CacheShape, Group, Groups
 from indexer.core.held_blocks import HeldBlocks
-from indexer.core.orphans import Orphans, Parked, group_and_tier, number_and_tier
+from indexer.core.orphans import Orphans
 from indexer.core.token_sample import TokenSample
 from indexer.core.traits import Traits
+from indexer.core.waiting_blocks import WaitingBlocks
 from indexer.errors import Refused
 from indexer.limits import StateLimits
 
@@ -77,8 +79,8 @@ class StreamState:
         self.tally: Counter[str] = Counter()
         self.removed: Counter[Tier] = Counter()
         self._sample = TokenSample()
-        self._blocks = HeldBlocks(self._copies_max, self._limits.removed_max, self.tally)
-        self._orphans = Orphans()
+        self._blocks = HeldBlocks(self._copies_max, self._limits.removed_max, self._limits.lower_tier_blocks_max, self.tally)
+        self._waiting = self._new_waiting(Groups(GROUPS_MAX), None)
         self._reset()
 
     def _reset(self) -> None:
@@ -88,7 +90,13 @@ class StreamState:
         self._clears = 0
         self.adapters: dict[str, None] = {}
         """Names of LoRA adapters that were announced, the longest ago first."""
-        self._orphans = Orphans(self._orphans.touched)
+        self.tiers: set[Tier] = set()
+        """Those below the gpu of which the engine said anything."""
+        self._waiting = self._new_waiting(self._groups, self._waiting.orphans.touched)
+        self._foreign = ForeignCopies(self._blocks, self._limits.parked_max)
+
+    def _new_waiting(self, groups: Groups, touched: dict[int, None] | None) -> WaitingBlocks:
+        return WaitingBlocks(Orphans(touched), self._blocks, groups, self._covered, self._limits.parked_max, self._copies_max, self.tally)
 
     @property
     def shape(self) -> CacheShape | None:
@@ -118,7 +126,7 @@ class StreamState:
     @property
     def parked(self) -> int:
         """How many blocks wait for their parent."""
-        return len(self._orphans)
+        return len(self._waiting.orphans) + len(self._foreign)
 
     @property
     def ambiguous(self) -> int:
@@ -140,10 +148,11 @@ class StreamState:
 
     def drop_held(self) -> None:
         """Drop all blocks, but remember which hash had which key: the same engine goes on, but its removals were missed."""
-        groups, adapters = self._groups, self.adapters
+        shape, unsized, adapters = self._groups.shape, self._groups.unsized, self.adapters
         self._blocks.drop_held()
         self._reset()
-        self._groups, self.adapters = groups, adapters
+        self._groups.restore(shape, unsized)
+        self.adapters = adapters
 
     def apply(self, events: Sequence[Event], now_s: float) -> Change:
         """Apply one batch. Never raises for what a network can send: what cannot be used is tallied."""
@@ -162,9 +171,11 @@ class StreamState:
             except Refused as refused:
                 self.tally[refused.reason] += 1
         self._batch = ()
-        if self._orphans:
-            self.tally["orphan_dropped"] += self._orphans.drop_before(now_s - self._limits.parked_max_s)
         change = self._blocks.keys.change
+        if self._foreign:
+            self._settle_foreign(change, now_s)
+        if self._waiting.orphans:
+            self.tally["orphan_dropped"] += self._waiting.orphans.drop_before(now_s - self._limits.parked_max_s)
         if touched is not None:
             self._describe(change, touched)
         return change
@@ -173,17 +184,24 @@ class StreamState:
         """The slot of a KV-cache group; None for one that holds nothing."""
         return self._groups.slot_of(number)
 
+    def _settle_foreign(self, change: Change, now_s: float) -> None:
+        if self.shape is not None:
+            self._foreign.find_keys(self.shape.block_size)
+            for tiers in (change.touched, *change.touched_in.values()):
+                self._foreign.settle(tiers[GPU])
+        self.tally["orphan_dropped"] += self._foreign.drop_before(now_s - self._limits.parked_max_s)
+
     # A copy kept elsewhere
 
     def _note_touched(self) -> Touched:
         """From now on, note which engine hashes are touched."""
         touched = self._blocks.table.touched = {LEAD_GPU: {}, PARKED: {}}
-        self._orphans.touched = touched[PARKED]
+        self._waiting.orphans.touched = touched[PARKED]
         return touched
 
     def _describe(self, change: Change, touched: Touched) -> None:
         """Say in a change what became of the engine hashes that it touched."""
-        self._blocks.table.touched = self._orphans.touched = None
+        self._blocks.table.touched = self._waiting.orphans.touched = None
         change.records = {place: self.records(place, hashes) for place, hashes in touched.items() if hashes}
         if self._with_hash_mapping and (self._blocks.table.offloads or self._groups.are_several):
             mapped_key = self._blocks.table.mapped_key
@@ -197,7 +215,7 @@ class StreamState:
             held = self._blocks.table.held
             return {engine_hash: block if (block := held.get(engine_hash)) is not None and block.copies else None for engine_hash in hashes}
         if place == PARKED:
-            return {engine_hash: self._orphans.get(engine_hash) for engine_hash in hashes}
+            return {engine_hash: self._waiting.orphans.get(engine_hash) for engine_hash in hashes}
         if place == REMOVED:
             return {engine_hash: self._blocks.table.removed_record(engine_hash) for engine_hash in hashes}
         return {engine_hash: self._blocks.table.record(place, engine_hash) for engine_hash in hashes}
@@ -210,7 +228,7 @@ class StreamState:
     @property
     def orphans(self) -> Orphans:
         """The blocks that wait for their parent."""
-        return self._orphans
+        return self._waiting.orphans
 
     def traits(self) -> Traits:
         """What reading further events depends on, besides the blocks."""
@@ -245,9 +263,10 @@ class StreamState:
         sizes = {group.number: group.block_size for group in self._groups.known}
         if any(sizes.get(group.number) == group.block_size and self._blocks.keys.holds(slot) for slot, group in enumerate(former.groups)):
             self.tally["block_size_changed"] += 1
-        groups, adapters, announces_extra_keys = self._groups, self.adapters, self._blocks.announces_extra_keys
+        shape, unsized, adapters, announces_extra_keys = self._groups.shape, self._groups.unsized, self.adapters, self._blocks.announces_extra_keys
         self.forget()
-        self._groups, self.adapters, self._blocks.announces_extra_keys = groups, adapters, announces_extra_keys
+        self._groups.restore(shape, unsized)
+        self.adapters, self._blocks.announces_extra_keys = adapters, announces_extra_keys
         self._blocks.keys.change.reload = True
         for hashes in (self._blocks.table.touched or {}).values():
             hashes.clear()
@@ -264,8 +283,11 @@ class StreamState:
             self._blocks.announces_extra_keys = True
         if event.lora_name is not None:
             self._note_adapter(event.lora_name)
-        if event.tier is not GPU or not event.tokens:
-            self._store_by_hash(event, now_s)
+        if event.tier is not GPU:
+            self._store_lower(event, now_s)
+            return
+        if not event.tokens:
+            self._store_by_hash(event, event.hashes, now_s)
             return
         slot = self._groups.seen(event)
         if slot is None:
@@ -282,7 +304,7 @@ class StreamState:
         run = event.block_size // key_size
         if run > 1 and event.extra_keys:
             # In which of the block's parts they belong is not told. A group of smaller blocks announces the same hash.
-            self._store_by_hash(event, now_s)
+            self._store_by_hash(event, event.hashes, now_s)
             return
         table = self._blocks.table
         place = place_of(slot, GPU)
@@ -293,44 +315,67 @@ class StreamState:
         else:
             first = table.key_of(event.hashes[0])
             if first is None:
-                self._park(event, slot, now_s)
+                self._waiting.park(event, slot, now_s)
                 return
             keys = [*[first] * run, *chain_keys(first, event.tokens, key_size, event.extra_keys, start=run)]
         if slot == LEAD:
             self._blocks.add(event, keys)
         else:
             self._blocks.add_in(place, event, keys, run, self._groups.width(slot))
-        if self._orphans:
-            for engine_hash in event.hashes:
-                self._adopt(engine_hash)
+        if self._waiting.orphans:
+            self._waiting.adopt(event.hashes)
 
-    def _store_by_hash(self, event: Stored, now_s: float) -> None:
+    def _store_by_hash(self, event: Stored, hashes: Sequence[int], now_s: float) -> None:
         """Blocks whose keys are those that their hashes have elsewhere. What has none yet waits for it."""
         if not self._groups.has_heard(event):
             self._learn(event)
-        if not event.hashes:
-            return
         slot = self._groups.slot_of(event.group)
-        of = group_and_tier(self._groups.number_of(event.group), event.tier)
-        place = None if slot is None else place_of(slot, event.tier)
-        if place is not None:
-            self._blocks.table.touch(place, event.hashes)
-        for engine_hash in event.hashes:
-            block = self._blocks.table.known(engine_hash)
-            if block is None or slot is None or place is None:
-                self._wait(engine_hash, of, now_s)
-            else:
-                self._blocks.add_known(engine_hash, block, place, self._covered(block, slot, event.tier, event.block_size))
-        self.tally["orphan_dropped"] += self._orphans.drop_over(self._limits.parked_max)
+        unknown = hashes
+        if slot is not None:
+            table, place = self._blocks.table, place_of(slot, event.tier)
+            table.touch(place, hashes)
+            unknown = []
+            for engine_hash in hashes:
+                block = table.known(engine_hash)
+                if block is None:
+                    unknown.append(engine_hash)
+                else:
+                    self._blocks.add_known(engine_hash, block, place, self._covered(block, slot, event.tier, event.block_size))
+        if unknown:
+            self._waiting.wait(unknown, self._groups.number_of(event.group), event.tier, now_s)
 
-    def _wait(self, engine_hash: int, of: int, now_s: float) -> None:
-        """Keep a copy of a block until its own announcement, or its parent's, says which key it has."""
-        parked = self._orphans.get(engine_hash)
-        if parked is None:
-            parked = self._orphans.park(engine_hash, None, b"", b"", now_s)
-            self.tally["orphan"] += 1
-        parked.copies[of] = min(parked.copies.get(of, 0) + 1, self._copies_max)
-        self._orphans.touch(engine_hash)
+    def _store_lower(self, event: Stored, now_s: float) -> None:
+        """Copies below the gpu. Tokens alone do not say whose blocks they are: a copy takes the key of the block that has its hash on the gpu."""
+        self.tiers.add(event.tier)
+        if not event.tokens or (event.group is not None and not event.lists_extra_keys):
+            self._store_by_hash(event, event.hashes, now_s)
+            return
+        known = [engine_hash for engine_hash in event.hashes if self._blocks.table.known(engine_hash) is not None]
+        if len(known) == len(event.hashes):
+            self._store_by_hash(event, known, now_s)
+        elif event.lists_extra_keys:
+            self._store_lower_announced(event, now_s)
+        elif not known and not event.extra_keys and not event.lora_name:
+            size = None if self.shape is None else self.shape.block_size
+            place = place_of(self._groups.slot_of(event.group) or LEAD, event.tier)
+            self.tally["orphan_dropped"] += self._foreign.add(event, self._root(None), place, now_s, size)
+        else:
+            self._store_by_hash(event, event.hashes, now_s)
+
+    def _store_lower_announced(self, event: Stored, now_s: float) -> None:
+        """Copies whose event says all that their keys are made of."""
+        slot = self._groups.slot_of(event.group)
+        parent_key = self._root(event.lora_name) if event.parent is None else self._blocks.table.key_of(event.parent)
+        run = 0 if slot is None else event.block_size // self._groups.key_size
+        if slot is None or parent_key is None or not run or event.block_size % self._groups.key_size or (run > 1 and event.extra_keys):
+            self._store_by_hash(event, event.hashes, now_s)
+            return
+        place = place_of(slot, event.tier)
+        self._blocks.table.touch(place, event.hashes)
+        keys = chain_keys(parent_key, event.tokens, self._groups.key_size, event.extra_keys)
+        self._blocks.add_in(place, event, keys, run, self._groups.width(slot, event.block_size))
+        if self._waiting.orphans:
+            self._waiting.adopt(event.hashes)
 
     def _note_adapter(self, name: str) -> None:
         if len(name) > ADAPTER_LENGTH_MAX:
@@ -353,23 +398,18 @@ class StreamState:
 
     def _remove(self, event: Removed) -> None:
         slot = self._groups.slot_of(event.group)
-        if slot is None:
-            not_held = event.hashes
-        else:
+        not_held = event.hashes
+        if slot is not None:
             place = place_of(slot, event.tier)
             self._blocks.table.touch(place, event.hashes)
             not_held = self._blocks.remove(event.hashes, place)
-        if not_held and self._orphans:
-            of = group_and_tier(self._groups.number_of(event.group), event.tier)
-            for engine_hash in not_held:
-                self._remove_parked(engine_hash, of)
+        if not_held:
+            if self._waiting.orphans:
+                self._waiting.remove(not_held, self._groups.number_of(event.group), event.tier)
+            if self._foreign and event.tier is not GPU:
+                for engine_hash in not_held:
+                    self._foreign.remove(engine_hash)
         self.removed[event.tier] += len(event.hashes)
-
-    def _remove_parked(self, engine_hash: int, of: int) -> None:
-        parked = self._orphans.get(engine_hash)
-        if parked is not None and parked.copies.get(of):
-            parked.copies[of] -= 1
-            self._orphans.touch(engine_hash)
 
     def _clear(self) -> None:
         """The gpu pool was reset. The lower tiers survive it; a second reset in the same batch is theirs."""
@@ -382,54 +422,5 @@ class StreamState:
                     hashes.clear()
         else:
             self._blocks.clear_lower()
-        for engine_hash, parked in self._orphans.items():
-            for of in [of for of in parked.copies if (number_and_tier(of)[1] is GPU) is of_gpu]:
-                del parked.copies[of]
-                self._orphans.touch(engine_hash)
-
-    # Orphans
-
-    def _park(self, event: Stored, slot: int, now_s: float) -> None:
-        """Keep blocks whose parent is unknown, one by one, until the parent appears."""
-        assert event.parent is not None, "a block without a parent has its key at once"
-        bytes_of_block = event.block_size * TOKEN_BYTES
-        extra_keys = event.extra_keys or {}
-        parent = event.parent
-        of = group_and_tier(self._groups.number_in(slot), event.tier)
-        for position, engine_hash in enumerate(event.hashes):
-            parked = self._orphans.get(engine_hash)
-            if parked is None or not parked.tokens:
-                tokens, extra = event.tokens[position * bytes_of_block : (position + 1) * bytes_of_block], extra_keys.get(position, b"")
-                if parked is None:
-                    parked = self._orphans.park(engine_hash, parent, tokens, extra, now_s)
-                    self.tally["orphan"] += 1
-                else:
-                    self._orphans.announce(engine_hash, parked, parent, tokens, extra)
-            parked.copies[of] = min(parked.copies.get(of, 0) + 1, self._copies_max)
-            self._orphans.touch(engine_hash)
-            parent = engine_hash
-        self.tally["orphan_dropped"] += self._orphans.drop_over(self._limits.parked_max)
-
-    def _adopt(self, engine_hash: int) -> None:
-        """Give keys to everything that waited for this hash, and to what waited for that."""
-        if engine_hash in self._orphans:
-            self._settle(engine_hash, self._orphans.pop(engine_hash))
-        for child, parked in self._orphans.pop_descendants(engine_hash):
-            self._settle(child, parked)
-
-    def _settle(self, engine_hash: int, parked: Parked) -> None:
-        block = self._blocks.table.known(engine_hash)
-        if block is None:
-            parent_key = None if parked.parent is None else self._blocks.table.key_of(parked.parent)
-            if parent_key is None:  # the parent was itself only remembered, and has just been forgotten
-                self.tally["orphan_dropped"] += 1
-                return
-            block = Block(chain_keys(parent_key, parked.tokens, self._groups.key_size, {0: parked.extra})[-1], parked.parent, 0)
-        copies: dict[int, tuple[int, tuple[int, ...]]] = {}
-        for of, count in parked.copies.items():
-            number, tier = number_and_tier(of)
-            slot = self._groups.slot_of(number)
-            if slot is not None:
-                copies[place_of(slot, tier)] = count, self._covered(block, slot, tier)
-        self._blocks.add_adopted(engine_hash, block, copies)
-        self.tally["orphan_adopted"] += 1
+            self._foreign.clear()
+        self._waiting.clear(of_gpu=of_gpu)

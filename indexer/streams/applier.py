@@ -76,8 +76,8 @@ class Applier:
         return 1 if self._decoder.is_simulator else 0
 
     def blocks(self) -> dict[str, int]:
-        """Held blocks by tier."""
-        return {tier.word: count for tier in Tier if (count := self.state.count(tier)) or tier is Tier.GPU}
+        """Held blocks by tier, of the gpu and of the tiers that the engine named."""
+        return {tier.word: count for tier in Tier if (count := self.state.count(tier)) or tier is Tier.GPU or tier in self.state.tiers}
 
     def groups(self) -> tuple[GroupStatus, ...]:
         """The KV-cache groups that the engine announced."""

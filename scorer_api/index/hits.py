@@ -32,8 +32,8 @@ class Window(Struct, frozen=True, gc=False):
 class HitRule(Struct, frozen=True, gc=False):
     """The rule for one stream, by the bits of its groups' holders. `alignment`: in blocks.
 
-    `bits`: of the holders, by slot. `full`: those of the full groups. `unknown`: where there are none, those of the groups of unknown kind: any of them is
-    enough. `state`: those of the state groups. `anchor`: the slot of a full group.
+    `bits`: of the holders, by slot. `full`: those of the full groups. `unknown`: where there are none, those of the groups of unknown kind, any of
+    which is enough. `state`: those of the state groups. `anchor`: the slot of a full group.
     """
 
     alignment: int

@@ -1,0 +1,119 @@
+"""Copies below the gpu under hashes that are not the engine's own: a cache connector names its chunks itself (LMCache).
+
+Their events have tokens and no extra keys, so whose blocks they are is not told: a copy of a salted block looks like one of an unsalted. A copy
+counts where the gpu announced blocks of the same tokens without any; until then it waits, within the limit for parked blocks.
+"""
+
+from collections.abc import Iterable
+
+from msgspec import Struct
+
+from indexer.core.block_keys import TOKEN_BYTES, chain_keys
+from indexer.core.block_table import Block
+from indexer.core.events import Stored
+from indexer.core.held_blocks import HeldBlocks
+
+
+class ForeignCopy(Struct):
+    """`keys`: of the blocks that it covers, its own first; None until the engine's block size is known, then made of `tokens` behind `root` or the
+    copy `parent`."""
+
+    parent: int | None
+    root: int
+    tokens: bytes
+    place: int
+    since_s: float
+    keys: tuple[int, ...] | None = None
+
+
+class ForeignCopies:
+    """Those of one stream that wait, by their hashes, in the order in which they came."""
+
+    def __init__(self, blocks: HeldBlocks, count_max: int) -> None:
+        self._blocks = blocks
+        self._count_max = count_max
+        self._waiting: dict[int, ForeignCopy] = {}
+        self._missing: dict[int, dict[int, None]] = {}
+        """Block key → the hashes of copies that wait for the gpu to announce it."""
+        self._without_keys: dict[int, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, event: Stored, root: int, place: int, now_s: float, key_size: int | None) -> int:
+        """Keep the chunks of an event. `key_size`: None while it is unknown. Returns how many had to go, the oldest first."""
+        width = event.block_size * TOKEN_BYTES
+        parent = event.parent
+        for position, engine_hash in enumerate(event.hashes):
+            self.remove(engine_hash)
+            tokens = event.tokens[position * width : (position + 1) * width]
+            self._waiting[engine_hash] = ForeignCopy(parent, root, tokens, place, now_s)
+            self._without_keys[engine_hash] = None
+            parent = engine_hash
+        if key_size is not None:
+            self.find_keys(key_size)
+        over = max(0, len(self._waiting) - self._count_max)
+        for _ in range(over):
+            self.remove(next(iter(self._waiting)))
+        return over
+
+    def find_keys(self, key_size: int) -> None:
+        """Compute the keys of copies that have none, where their parents' are known."""
+        for engine_hash in list(self._without_keys):
+            copy = self._waiting[engine_hash]
+            if copy.parent is None:
+                before: int | None = copy.root
+            elif (waiting := self._waiting.get(copy.parent)) is not None:
+                before = None if waiting.keys is None else waiting.keys[0]
+            else:
+                before = self._blocks.table.key_of(copy.parent)
+            if before is None or not copy.tokens or len(copy.tokens) % (key_size * TOKEN_BYTES):
+                continue
+            copy.keys, copy.tokens = tuple(reversed(chain_keys(before, copy.tokens, key_size))), b""
+            del self._without_keys[engine_hash]
+            self._try(engine_hash, copy, copy.keys)
+
+    def settle(self, announced: Iterable[int]) -> None:
+        """These block keys were announced on the gpu: count the copies that waited for them."""
+        for key in self._missing.keys() & announced:
+            for engine_hash in self._missing.pop(key):
+                copy = self._waiting[engine_hash]
+                if copy.keys is not None:
+                    self._try(engine_hash, copy, copy.keys)
+
+    def _try(self, engine_hash: int, copy: ForeignCopy, keys: tuple[int, ...]) -> None:
+        missing = next((key for key in keys if not self._blocks.keys.is_on_gpu(key)), None)
+        if missing is not None:
+            self._missing.setdefault(missing, {})[engine_hash] = None
+            return
+        del self._waiting[engine_hash]
+        self._blocks.table.touch(copy.place, (engine_hash,))
+        self._blocks.add_known(engine_hash, Block(keys[0], copy.parent, 0), copy.place, keys, is_foreign=True)
+
+    def remove(self, engine_hash: int) -> bool:
+        """Forget a copy that waits. Returns whether there was one."""
+        copy = self._waiting.pop(engine_hash, None)
+        if copy is None:
+            return False
+        self._without_keys.pop(engine_hash, None)
+        for key in copy.keys or ():
+            waiting = self._missing.get(key)
+            if waiting is not None:
+                waiting.pop(engine_hash, None)
+                if not waiting:
+                    del self._missing[key]
+        return True
+
+    def drop_before(self, since_s: float) -> int:
+        """Drop what came before this time. Returns how many went."""
+        dropped = 0
+        while self._waiting and self._waiting[oldest := next(iter(self._waiting))].since_s < since_s:
+            self.remove(oldest)
+            dropped += 1
+        return dropped
+
+    def clear(self) -> None:
+        """The lower tiers were emptied."""
+        self._waiting.clear()
+        self._missing.clear()
+        self._without_keys.clear()

@@ -1,0 +1,113 @@
+"""Blocks that wait for their key, and how they get it: from their parent's announcement, or from their own in another group or tier."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from indexer.core.block_keys import TOKEN_BYTES, chain_keys
+from indexer.core.block_table import Block, place_of
+from indexer.core.events import Stored, Tier
+from indexer.core.groups import Groups
+from indexer.core.held_blocks import HeldBlocks
+from indexer.core.orphans import Orphans, group_and_tier, number_and_tier
+
+Covered = Callable[[Block, int, Tier], tuple[int, ...]]
+"""The keys that a block covers in a slot and tier, its own first."""
+
+
+class WaitingBlocks:
+    """`orphans`: those that wait. `tally`: where to count what becomes of them, by reason."""
+
+    def __init__(
+        self, orphans: Orphans, blocks: HeldBlocks, groups: Groups, covered: Covered, count_max: int, copies_max: int, tally: Counter[str]
+    ) -> None:
+        self.orphans = orphans
+        self._blocks = blocks
+        self._groups = groups
+        self._covered = covered
+        self._count_max = count_max
+        self._copies_max = copies_max
+        self._tally = tally
+
+    def park(self, event: Stored, slot: int, now_s: float) -> None:
+        """Keep blocks whose parent is unknown, one by one, until the parent appears."""
+        assert event.parent is not None, "a block without a parent has its key at once"
+        bytes_of_block = event.block_size * TOKEN_BYTES
+        extra_keys = event.extra_keys or {}
+        parent = event.parent
+        of = group_and_tier(self._groups.number_in(slot), event.tier)
+        for position, engine_hash in enumerate(event.hashes):
+            parked = self.orphans.get(engine_hash)
+            if parked is None or not parked.tokens:
+                tokens, extra = event.tokens[position * bytes_of_block : (position + 1) * bytes_of_block], extra_keys.get(position, b"")
+                if parked is None:
+                    self.orphans.park(engine_hash, parent, tokens, extra, now_s)
+                    self._tally["orphan"] += 1
+                else:
+                    self.orphans.announce(engine_hash, parked, parent, tokens, extra)
+            self._add_copy(engine_hash, of)
+            parent = engine_hash
+        self._drop_over()
+
+    def wait(self, hashes: Iterable[int], number: int, tier: Tier, now_s: float) -> None:
+        """Keep copies of blocks until an announcement with tokens says which keys they have. `number`: of their group."""
+        of = group_and_tier(number, tier)
+        for engine_hash in hashes:
+            if engine_hash not in self.orphans:
+                self.orphans.park(engine_hash, None, b"", b"", now_s)
+                self._tally["orphan"] += 1
+            self._add_copy(engine_hash, of)
+        self._drop_over()
+
+    def _add_copy(self, engine_hash: int, of: int) -> None:
+        parked = self.orphans.get(engine_hash)
+        assert parked is not None, "it was parked just now"
+        parked.copies[of] = min(parked.copies.get(of, 0) + 1, self._copies_max)
+        self.orphans.touch(engine_hash)
+
+    def _drop_over(self) -> None:
+        self._tally["orphan_dropped"] += self.orphans.drop_over(self._count_max)
+
+    def remove(self, hashes: Iterable[int], number: int, tier: Tier) -> None:
+        """One copy less of each that waits."""
+        of = group_and_tier(number, tier)
+        for engine_hash in hashes:
+            parked = self.orphans.get(engine_hash)
+            if parked is not None and parked.copies.get(of):
+                parked.copies[of] -= 1
+                self.orphans.touch(engine_hash)
+
+    def clear(self, *, of_gpu: bool) -> None:
+        """Their copies on the gpu are gone, or those below it."""
+        for engine_hash, parked in self.orphans.items():
+            for of in [of for of in parked.copies if (number_and_tier(of)[1] is Tier.GPU) is of_gpu]:
+                del parked.copies[of]
+                self.orphans.touch(engine_hash)
+
+    def adopt(self, hashes: Iterable[int]) -> None:
+        """These hashes have keys now: give keys to everything that waited for them, and to what waited for that."""
+        for engine_hash in hashes:
+            if engine_hash in self.orphans:
+                self._settle(engine_hash)
+            waiting = self.orphans.children(engine_hash)
+            while waiting:
+                child = waiting.pop()
+                waiting.extend(self.orphans.children(child))
+                self._settle(child)
+
+    def _settle(self, engine_hash: int) -> None:
+        parked = self.orphans.pop(engine_hash)
+        block = self._blocks.table.known(engine_hash)
+        if block is None:
+            parent_key = None if parked.parent is None else self._blocks.table.key_of(parked.parent)
+            if parent_key is None:  # the parent was itself only remembered, and has just been forgotten
+                self._tally["orphan_dropped"] += 1
+                return
+            block = Block(chain_keys(parent_key, parked.tokens, self._groups.key_size, {0: parked.extra})[-1], parked.parent, 0)
+        copies: dict[int, tuple[int, tuple[int, ...]]] = {}
+        for of, count in parked.copies.items():
+            number, tier = number_and_tier(of)
+            slot = self._groups.slot_of(number)
+            if slot is not None:
+                copies[place_of(slot, tier)] = count, self._covered(block, slot, tier)
+        self._blocks.add_adopted(engine_hash, block, copies)
+        self._tally["orphan_adopted"] += 1
