@@ -29,7 +29,8 @@ class Stored(Struct, frozen=True, gc=False):
     """Blocks of one sequence, one behind the other, are now cached.
 
     `tokens` holds `len(hashes) * block_size` tokens, or nothing: then it names blocks that are announced elsewhere with theirs. So it is for
-    `sparse_tokens` too, the number of tokens of an event that names only some of their blocks.
+    `sparse_tokens` too, the number of tokens of an event that names only some of their blocks; `state_tokens` are those tokens where the last hash
+    is known to end with them.
     `extra_keys` maps the position of a block in this event to its folded extra keys (`block_keys.fold_extra_keys`).
     `parent` is None for the first block of a prompt. `lists_extra_keys`: whether the event lists them, be it that there are none;
     `announces_extra_keys`: whether its engine does. `group`, `kind`, `window`: of the KV-cache group, as far as the event tells.
@@ -47,6 +48,7 @@ class Stored(Struct, frozen=True, gc=False):
     kind: str | None
     window: int | None = None
     sparse_tokens: int = 0
+    state_tokens: bytes = b""
     lists_extra_keys: bool = False
 
 

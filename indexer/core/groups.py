@@ -69,15 +69,17 @@ class Group(Struct, frozen=True, array_like=True):
 
 class CacheShape(Struct, frozen=True, array_like=True):
     """How an engine's blocks are cut. `block_size`: tokens between two block keys, which divides the block size of every group. `groups`: by slot;
-    the blocks of `LEAD` have exactly that size."""
+    the blocks of `LEAD` have exactly that size. `offload_block_size`: tiers below the gpu are read in multiples of so many tokens; None where they
+    are read block by block."""
 
     block_size: int
     groups: tuple[Group, ...] = ()
+    offload_block_size: int | None = None
 
     @property
     def is_plain(self) -> bool:
         """Whether a hit is the longest prefix that the lead group holds."""
-        return len(self.groups) < 2 and all(group.kind in (Kind.FULL, Kind.UNKNOWN) for group in self.groups)
+        return len(self.groups) < 2 and not self.offload_block_size and all(group.kind in (Kind.FULL, Kind.UNKNOWN) for group in self.groups)
 
     @property
     def alignment(self) -> int:
@@ -88,8 +90,9 @@ class CacheShape(Struct, frozen=True, array_like=True):
 class Groups:
     """Which slot each group has. `shape`: None before any group's block size is known."""
 
-    def __init__(self, groups_max: int) -> None:
+    def __init__(self, groups_max: int, offload_block_size: int | None = None) -> None:
         self._groups_max = groups_max
+        self._offload_block_size = offload_block_size
         self.shape: CacheShape | None = None
         self.other_block_size: int | None = None
         """Of blocks that were passed over since their group's are of another size."""
@@ -222,7 +225,8 @@ class Groups:
         self._set(base, [lead, *(group for group in sized if group.number != lead.number)])
 
     def _set(self, base: int, groups: list[Group]) -> None:
-        self.shape = CacheShape(base, tuple(groups))
+        offload = self._offload_block_size
+        self.shape = CacheShape(base, tuple(groups), offload if offload and offload > base and offload % base == 0 else None)
         self._slots = {group.number: slot for slot, group in enumerate(groups)}
 
     def settle(self, event: Stored) -> int:

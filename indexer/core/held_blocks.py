@@ -67,8 +67,7 @@ class HeldBlocks:
             if block is None:
                 block = blocks[engine_hash] = Block(key, parent, 0)
                 table.revive(engine_hash)
-            elif block.key != key:
-                self._tally["key_conflict"] += 1
+            elif block.key != key and not self._correct(engine_hash, block, key):
                 parent = engine_hash
                 continue
             if not plain:
@@ -91,12 +90,29 @@ class HeldBlocks:
             block = self.table.known(engine_hash)
             if block is None:
                 block = Block(covered[0], parent, 0)
-            elif block.key != covered[0]:
-                self._tally["key_conflict"] += 1
+            elif block.key != covered[0] and not self._correct(engine_hash, block, covered[0]):
                 parent = engine_hash
                 continue
             self.add_known(engine_hash, block, place, covered)
             parent = engine_hash
+
+    def _correct(self, engine_hash: int, block: Block, key: int) -> bool:
+        """The gpu announces a known block with other content. What was announced elsewhere may have been taken for another block, and has the new key
+        from now on; what was announced on the gpu stays. Returns whether the key is the new one."""
+        if block.copies:
+            self._tally["key_conflict"] += 1
+            return False
+        self.keys.unclaim(engine_hash, block.key)
+        block.key = key
+        for place, in_place in self.table.more.items():
+            copies = in_place.get(engine_hash)
+            if copies is not None:
+                slot, part = slot_and_part(place)
+                self.keys.release(slot, Tier(part), copies.keys)
+                copies.keys = (key,)
+                self.keys.hold(slot, Tier(part), copies.keys)
+                self.table.touch(place, (engine_hash,))
+        return True
 
     def _add_new(self, event: Stored, keys: Sequence[int]) -> bool:
         """The same, without a loop in Python, for a run of blocks that are all new on the gpu. Returns whether it was that."""

@@ -84,10 +84,12 @@ class StreamState:
         self._reset()
 
     def _reset(self) -> None:
-        self._groups = Groups(GROUPS_MAX)
+        self._groups = Groups(GROUPS_MAX, self._offload_block_size)
         self._roots: dict[str | None, int] = {}
         self._batch: Sequence[Event] = ()
         self._clears = 0
+        self._states: list[Stored] = []
+        """Events of the batch that name recurrent states."""
         self.adapters: dict[str, None] = {}
         """Names of LoRA adapters that were announced, the longest ago first."""
         self.tiers: set[Tier] = set()
@@ -158,7 +160,7 @@ class StreamState:
         """Apply one batch. Never raises for what a network can send: what cannot be used is tallied."""
         self._blocks.keys.change = Change()
         touched = self._note_touched() if self._with_records else None
-        self._batch, self._clears = events, 0
+        self._batch, self._clears, self._states = events, 0, []
         for event in events:
             try:
                 match event:
@@ -171,6 +173,8 @@ class StreamState:
             except Refused as refused:
                 self.tally[refused.reason] += 1
         self._batch = ()
+        for event in self._states:
+            self._place_states(event)
         change = self._blocks.keys.change
         if self._foreign:
             self._settle_foreign(change, now_s)
@@ -343,6 +347,18 @@ class StreamState:
                     self._blocks.add_known(engine_hash, block, place, self._covered(block, slot, event.tier, event.block_size))
         if unknown:
             self._waiting.wait(unknown, self._groups.number_of(event.group), event.tier, now_s)
+            if event.state_tokens:
+                self._states.append(event)
+
+    def _place_states(self, event: Stored) -> None:
+        """Recurrent states that no other group of the batch names: the last one ends with the event's tokens."""
+        size = 0 if self.shape is None else self.shape.block_size
+        parent_key = self._root(event.lora_name) if event.parent is None else self._blocks.table.key_of(event.parent)
+        if not size or parent_key is None or event.block_size % size:
+            return
+        keys = chain_keys(parent_key, event.state_tokens, size)
+        for engine_hash, key in zip(reversed(event.hashes), keys[:: -(event.block_size // size)], strict=False):
+            self._waiting.give_key(engine_hash, key, None)
 
     def _store_lower(self, event: Stored, now_s: float) -> None:
         """Copies below the gpu. Tokens alone do not say whose blocks they are: a copy takes the key of the block that has its hash on the gpu."""

@@ -94,9 +94,14 @@ class WaitingBlocks:
                 waiting.extend(self.orphans.children(child))
                 self._settle(child)
 
-    def _settle(self, engine_hash: int) -> None:
+    def give_key(self, engine_hash: int, key: int, parent: int | None) -> None:
+        """A block that waits for its announcement has this key, as far as is known."""
+        if engine_hash in self.orphans:
+            self._settle(engine_hash, Block(key, parent, 0))
+
+    def _settle(self, engine_hash: int, block: Block | None = None) -> None:
         parked = self.orphans.pop(engine_hash)
-        block = self._blocks.table.known(engine_hash)
+        block = self._blocks.table.known(engine_hash) or block
         if block is None:
             parent_key = None if parked.parent is None else self._blocks.table.key_of(parked.parent)
             if parent_key is None:  # the parent was itself only remembered, and has just been forgotten

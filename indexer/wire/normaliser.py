@@ -15,6 +15,8 @@ from indexer.wire.types import RemovedArray, RemovedMap, SaltMap, StoredArray, S
 NIL = b"\xc0"
 # The encodings of "no block has extra keys": nil, an empty array, or an array of one nil.
 NO_EXTRA_KEYS = (b"\x91\xc0", NIL, b"\x90")
+# The kind of a group whose last hash ends with the tokens of its event.
+STATE_KIND = "mamba"
 # The longest encoding of an integer.
 WINDOW_BYTES_MAX = 9
 # Limit for a batch, as a multiple of the extra keys of one block.
@@ -99,13 +101,14 @@ class Normaliser:
                 raise Refused("unaligned")
             sparse_tokens = len(event.token_ids)
         try:
-            tokens = b"" if sparse_tokens else pack_tokens(event.token_ids)
+            is_wanted = not sparse_tokens or (event.kv_cache_spec_kind == STATE_KIND and event.block_hashes)
+            packed = pack_tokens(event.token_ids) if is_wanted else b""
         except OverflowError:
             raise Refused("token_range") from None
         return Stored(
             hashes=_hashes(event.block_hashes),
             parent=None if parent is None else _hash(parent),
-            tokens=tokens,
+            tokens=b"" if sparse_tokens else packed,
             block_size=event.block_size,
             tier=_tier(event),
             lora_name=lora_name or None,
@@ -115,6 +118,7 @@ class Normaliser:
             kind=event.kv_cache_spec_kind,
             window=_window(event.kv_cache_spec_sliding_window),
             sparse_tokens=sparse_tokens,
+            state_tokens=packed if sparse_tokens else b"",
             lists_extra_keys=not isinstance(event.extra_keys, UnsetType) and bytes(event.extra_keys) != NIL,
         )
 

@@ -12,6 +12,7 @@ holders have the same blocks, so that what a rank costs depends on how often tha
 """
 
 from collections.abc import Iterable, Sequence
+from math import lcm
 
 from msgspec import Struct
 
@@ -33,7 +34,8 @@ class HitRule(Struct, frozen=True, gc=False):
     """The rule for one stream, by the bits of its groups' holders. `alignment`: in blocks.
 
     `bits`: of the holders, by slot. `full`: those of the full groups. `unknown`: where there are none, those of the groups of unknown kind, any of
-    which is enough. `state`: those of the state groups. `anchor`: the slot of a full group.
+    which is enough. `state`: those of the state groups. `anchor`: the slot of a full group, or of the only one. `lower_alignment`: of hits for which
+    tiers below the gpu are read.
     """
 
     alignment: int
@@ -43,6 +45,7 @@ class HitRule(Struct, frozen=True, gc=False):
     windows: tuple[Window, ...]
     state: int
     anchor: int | None
+    lower_alignment: int
 
 
 class Limit(Struct, frozen=True):
@@ -71,13 +74,18 @@ def rule_for(shape: CacheShape, holders: Sequence[int]) -> HitRule:
                 size = group.block_size or shape.block_size
                 windows.append(Window(slot, bit, -(-(group.window - 1) // size) * size // shape.block_size))
     bits = tuple(1 << holder for holder in holders)
-    return HitRule(shape.alignment // shape.block_size, bits, full, 0 if full else unknown, tuple(windows), state, anchor)
+    if len(holders) == 1 and unknown:
+        anchor = 0
+    alignment = shape.alignment // shape.block_size
+    lower = lcm(alignment, (shape.offload_block_size or shape.block_size) // shape.block_size)
+    return HitRule(alignment, bits, full, 0 if full else unknown, tuple(windows), state, anchor, lower)
 
 
-def longest_hit(rule: HitRule, spans: Iterable[Span], blocks_max: int) -> int:
-    """The number of blocks that the engine would reuse, at most `blocks_max`. `spans`: without gaps from the first block on."""
+def longest_hit(rule: HitRule, spans: Iterable[Span], blocks_max: int, alignment: int | None = None) -> int:
+    """The number of blocks that the engine would reuse, at most `blocks_max`. `spans`: without gaps from the first block on. `alignment`: if not the
+    rule's."""
     best = 0
-    full, unknown, state, alignment = rule.full, rule.unknown, rule.state, rule.alignment
+    full, unknown, state, alignment = rule.full, rule.unknown, rule.state, alignment or rule.alignment
     since = [0] * len(rule.windows)  # where each window group's run of blocks began
     for start, end, mask in spans:
         if start >= blocks_max or mask & full != full or (unknown and not mask & unknown):

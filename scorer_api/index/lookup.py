@@ -181,7 +181,11 @@ def hybrid_match(walk: Walk, holders: Holders, rule: HitRule) -> Match:
         return Match(hit // rule.alignment, (hit // rule.alignment, *NO_LOWER))
     prefix = walk.matches[anchor]
     furthest = max((match.matched_blocks for match in walk.matches.values()), default=0)
-    hit = longest_hit(rule, walk.spans(furthest), prefix.matched_blocks)
+    spans = walk.spans(furthest)
+    hit = longest_hit(rule, spans, prefix.matched_blocks, rule.lower_alignment)
+    if rule.lower_alignment > rule.alignment:
+        on_gpu = next(iter(runs_of(anchor, walk.steps)), (Tier.GPU, 0))
+        hit = max(hit, longest_hit(rule, spans, on_gpu[1]) if on_gpu[0] is Tier.GPU else 0)
     if hit == prefix.matched_blocks and rule.alignment == 1:
         return prefix
     return cut_match(anchor, walk.steps, hit, rule.alignment)
