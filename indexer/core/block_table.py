@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from indexer.core.events import Tier
 from indexer.core.orphans import Parked
+from indexer.core.salted_hashes import SaltedHashes
 
 # A place is the tier of a group, by its slot. The numbers after the tiers name what is in no tier.
 _TIER_BITS = 3
@@ -60,11 +61,13 @@ class BlockRecord(Struct, frozen=True, gc=False):
     copies: int
     parent: int | None
     keys: tuple[int, ...]
+    engine_hash: int | None = None
+    """What the engine calls it, where that is another hash: see `salted_hashes`."""
 
 
 HashRecord = Block | BlockRecord | Parked
-"""What is held for an engine hash: at LEAD_GPU a Block, at another place or REMOVED a BlockRecord, as PARKED a Parked. Block and Parked are
-the stream's own: a later read returns what is held then."""
+"""What is held for an engine hash: at LEAD_GPU a Block, or a BlockRecord if it is salted, at another place or REMOVED a BlockRecord, as PARKED a
+Parked. Block and Parked are the stream's own: a later read returns what is held then."""
 Records = dict[int, dict[int, HashRecord | None]]
 """By place, PARKED or REMOVED that was touched, engine hash → what is held for it afterwards, None where nothing is."""
 
@@ -78,6 +81,7 @@ class BlockTable:
         """Whether a block was seen in a tier below the gpu: then a removed block may yet be announced there."""
         self.touched: Touched | None = None
         """If set: where to note the engine hashes whose records may change in this batch."""
+        self.salted = SaltedHashes()
         self._removed_max = removed_max
         self.reset()
 
@@ -89,6 +93,7 @@ class BlockTable:
     def forget(self) -> None:
         """Hold nothing and remember nothing."""
         self.removed.clear()
+        self.salted = SaltedHashes()
         self.offloads = False
         self.reset()
 
@@ -149,7 +154,9 @@ class BlockTable:
         if self.touched is not None:
             self._touch_removed((engine_hash,))
         if len(removed) > self._removed_max:
-            self.revive(next(iter(removed)))
+            oldest = next(iter(removed))
+            self.revive(oldest)
+            self.salted.forget(oldest)
 
     def revive(self, engine_hash: int) -> None:
         """Count it no longer among the removed ones, if it is there."""
@@ -177,10 +184,11 @@ class BlockTable:
         block = self.held.get(engine_hash)
         if block is None:
             return None
+        named = self.salted.engine_hash_of(engine_hash)
         if place == LEAD_GPU:
-            return BlockRecord(block.copies, block.parent, (block.key,)) if block.copies else None
+            return BlockRecord(block.copies, block.parent, (block.key,), named) if block.copies else None
         copies = self.more.get(place, {}).get(engine_hash)
-        return None if copies is None else BlockRecord(copies.count, block.parent, copies.keys)
+        return None if copies is None else BlockRecord(copies.count, block.parent, copies.keys, named)
 
     def removed_hashes(self) -> list[int]:
         """The engine hashes of removed blocks; none where nothing is offloaded: then they are not needed."""
@@ -189,4 +197,4 @@ class BlockTable:
     def removed_record(self, engine_hash: int) -> BlockRecord | None:
         """What is remembered of a removed block."""
         block = self.removed.get(engine_hash)
-        return None if block is None else BlockRecord(0, block.parent, (block.key,))
+        return None if block is None else BlockRecord(0, block.parent, (block.key,), self.salted.engine_hash_of(engine_hash))

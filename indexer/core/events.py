@@ -31,9 +31,9 @@ class Stored(Struct, frozen=True, gc=False):
     `tokens` holds `len(hashes) * block_size` tokens, or nothing: then it names blocks that are announced elsewhere with theirs. So it is for
     `sparse_tokens` too, the number of tokens of an event that names only some of their blocks; `state_tokens` are those tokens where the last hash
     is known to end with them.
-    `extra_keys` maps the position of a block in this event to its folded extra keys (`block_keys.fold_extra_keys`).
-    `parent` is None for the first block of a prompt. `lists_extra_keys`: whether the event lists them, be it that there are none;
-    `announces_extra_keys`: whether its engine does. `group`, `kind`, `window`: of the KV-cache group, as far as the event tells.
+    `extra_keys` maps the position of a block in this event to its folded extra keys (`block_keys.fold_extra_keys`); `lists_extra_keys`: whether the
+    event lists them, be it that there are none; `announces_extra_keys`: whether its engine does. `salt`: the cache salt of an engine whose hashes do
+    not depend on it. `parent` is None for the first block of a prompt. `group`, `kind`, `window`: of the KV-cache group, as far as the event tells.
     """
 
     hashes: list[int]
@@ -50,6 +50,7 @@ class Stored(Struct, frozen=True, gc=False):
     sparse_tokens: int = 0
     state_tokens: bytes = b""
     lists_extra_keys: bool = False
+    salt: str | None = None
 
 
 class Removed(Struct, frozen=True, gc=False):

@@ -184,7 +184,10 @@ class HeldBlocks:
     def restore(self, places: Iterable[tuple[int, Iterable[tuple[int, BlockRecord]]]], removed: Iterable[tuple[int, BlockRecord]]) -> None:
         """Hold what these records say. Nothing is held before, and `announces_extra_keys` and `table.offloads` are set."""
         table = self.table
-        table.removed.update((engine_hash, Block(record.keys[0], record.parent, 0)) for engine_hash, record in removed)
+        for engine_hash, record in removed:
+            table.removed[engine_hash] = Block(record.keys[0], record.parent, 0)
+            if record.engine_hash is not None:
+                table.salted.add(engine_hash, record.engine_hash)
         for place, records in places:
             slot, part = slot_and_part(place)
             for engine_hash, record in records:
@@ -192,6 +195,8 @@ class HeldBlocks:
                 if block is None:
                     block = table.held[engine_hash] = Block(record.keys[0], record.parent, 0)
                     self._claim(engine_hash, block.key)
+                    if record.engine_hash is not None:
+                        table.salted.add(engine_hash, record.engine_hash)
                 if place == LEAD_GPU:
                     block.copies = record.copies
                 else:

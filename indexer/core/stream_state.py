@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+from msgspec import structs
+
 from indexer.core.block_keys import chain_keys, root_key
 from indexer.core.block_table import (
     LEAD_GPU,
@@ -30,6 +32,7 @@ from indexer.core.foreign_copies import ForeignCopies
 from indexer.core.groups import LEAD, CacheShape, Group, Groups
 from indexer.core.held_blocks import HeldBlocks
 from indexer.core.orphans import Orphans
+from indexer.core.salted_hashes import salted_hash
 from indexer.core.token_sample import TokenSample
 from indexer.core.traits import Traits
 from indexer.core.waiting_blocks import WaitingBlocks
@@ -44,6 +47,8 @@ GPU = Tier.GPU
 # How many names of adapters are remembered, and the longest. They are written to Redis with each batch.
 ADAPTERS_MAX = 2_048
 ADAPTER_LENGTH_MAX = 256
+# Hashes of salted blocks that are looked through only when there are so many more than blocks.
+SALTED_SPARE = 1_024
 # Root keys that are cached, one for each adapter, and KV-cache groups that are remembered.
 ROOTS_MAX = 4_096
 GROUPS_MAX = 255
@@ -217,6 +222,8 @@ class StreamState:
         """What a place holds for these engine hashes; None where it holds nothing."""
         if place == LEAD_GPU:
             held = self._blocks.table.held
+            if self._blocks.table.salted:
+                return {engine_hash: self._blocks.table.record(place, engine_hash) for engine_hash in hashes}
             return {engine_hash: block if (block := held.get(engine_hash)) is not None and block.copies else None for engine_hash in hashes}
         if place == PARKED:
             return {engine_hash: self._waiting.orphans.get(engine_hash) for engine_hash in hashes}
@@ -287,6 +294,8 @@ class StreamState:
             self._blocks.announces_extra_keys = True
         if event.lora_name is not None:
             self._note_adapter(event.lora_name)
+        if event.salt is not None:
+            event = self._salted(event, event.salt)
         if event.tier is not GPU:
             self._store_lower(event, now_s)
             return
@@ -301,6 +310,16 @@ class StreamState:
         if not self._sample.until_next:
             self._sample.add(event.tokens)
         self._store_announced(event, slot, now_s)
+
+    def _salted(self, event: Stored, salt: str) -> Stored:
+        """The event by hashes that depend on the salt."""
+        table, orphans = self._blocks.table, self._waiting.orphans
+        if len(table.salted) > SALTED_SPARE + 2 * (len(table.held) + len(table.removed) + len(orphans)):
+            table.salted.keep_only(lambda salted: table.known(salted) is not None or salted in orphans)
+        hashes = [salted_hash(engine_hash, salt) for engine_hash in event.hashes]
+        for hash_of_block, engine_hash in zip(hashes, event.hashes, strict=True):
+            table.salted.add(hash_of_block, engine_hash)
+        return structs.replace(event, hashes=hashes, parent=None if event.parent is None else salted_hash(event.parent, salt))
 
     def _store_announced(self, event: Stored, slot: int, now_s: float) -> None:
         """Blocks on the gpu, with their tokens."""
@@ -414,11 +433,12 @@ class StreamState:
 
     def _remove(self, event: Removed) -> None:
         slot = self._groups.slot_of(event.group)
-        not_held = event.hashes
+        table = self._blocks.table
+        hashes = not_held = table.salted.all_of(event.hashes) if table.salted else event.hashes
         if slot is not None:
             place = place_of(slot, event.tier)
-            self._blocks.table.touch(place, event.hashes)
-            not_held = self._blocks.remove(event.hashes, place)
+            table.touch(place, hashes)
+            not_held = self._blocks.remove(hashes, place)
         if not_held:
             if self._waiting.orphans:
                 self._waiting.remove(not_held, self._groups.number_of(event.group), event.tier)

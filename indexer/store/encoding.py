@@ -63,11 +63,12 @@ def words_of(place: int, records: PlaceRecords) -> tuple[list[bytes], list[bytes
 
 def words(records: Mapping[int, PlaceRecords]) -> tuple[list[Word], int]:
     """What to set and delete in each part, as prelude.lua reads it, and how many more fields there are afterwards, at most. `records`: by place."""
-    plain, gone = _lead_words(cast(Mapping[int, Block | None], records.get(LEAD_GPU, {})))
-    growth = len(plain) - len(gone)
+    plain, salted, gone = _lead_words(cast(Mapping[int, Block | BlockRecord | None], records.get(LEAD_GPU, {})))
+    growth = len(plain) + len(salted) // 2 - len(gone)
     # Per part: plain blocks, fields and values of others, fields to delete of the lead group and of others.
     found: list[tuple[list[bytes], list[bytes], list[bytes], list[bytes]]] = [([], [], [], []) for _ in PARTS]
     found[Tier.GPU][0].extend(plain)
+    found[Tier.GPU][1].extend(salted)
     found[Tier.GPU][2].extend(gone)
     for place, held in records.items():
         if place == LEAD_GPU or not held:
@@ -83,16 +84,19 @@ def words(records: Mapping[int, PlaceRecords]) -> tuple[list[Word], int]:
     return all_words, growth
 
 
-def _lead_words(records: Mapping[int, Block | None]) -> tuple[list[bytes], list[bytes]]:
-    """The lead group's on the gpu, which is nearly all that there is: field and value in one."""
+def _lead_words(records: Mapping[int, Block | BlockRecord | None]) -> tuple[list[bytes], list[bytes], list[bytes]]:
+    """The lead group's on the gpu, which is nearly all that there is: field and value in one, field and value of salted ones, fields to delete."""
     plain: list[bytes] = []
+    salted: list[bytes] = []
     gone: list[bytes] = []
     for engine_hash, block in records.items():
         if block is None or not block.copies:
             gone.append(encode_hash(engine_hash))
+        elif isinstance(block, BlockRecord):
+            salted += (encode_hash(engine_hash), encode_record(block))
         else:
             plain.append(encode_plain(engine_hash, block.copies, block.parent, block.key))
-    return plain, gone
+    return plain, salted, gone
 
 
 class StreamEncoder:

@@ -16,7 +16,7 @@ from typing import cast
 from msgspec import Struct
 
 from indexer.config.settings import Settings
-from indexer.core.block_table import LEAD_GPU, PARKED, REMOVED, Block, HashRecord, is_gpu, slot_and_part
+from indexer.core.block_table import LEAD_GPU, PARKED, REMOVED, Block, BlockRecord, HashRecord, is_gpu, slot_and_part
 from indexer.core.change import Change, HashMapping
 from indexer.core.events import Tier
 from indexer.core.names import StreamKey
@@ -350,13 +350,13 @@ def hash_mapping(records: PendingRecords, mapping: PendingMapping) -> HashMappin
     """What the engine hashes of these records stand for. `mapping` says it of some of them, and counts."""
     keys: dict[int, int] = {}
     removed_hashes: list[int] = []
-    for engine_hash, block in cast(dict[int, Block | None], records.get(LEAD_GPU, {})).items():
+    for engine_hash, block in cast(dict[int, Block | BlockRecord | None], records.get(LEAD_GPU, {})).items():
         if engine_hash in mapping:
             continue
         if block is None or not block.copies:
             removed_hashes.append(engine_hash)
         else:
-            keys[engine_hash] = block.key
+            keys[engine_hash] = block.key if isinstance(block, Block) else block.keys[0]
     for engine_hash, key in mapping.items():
         if key is None:
             removed_hashes.append(engine_hash)

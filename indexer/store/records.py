@@ -3,7 +3,8 @@
 All integers are little-endian.
 
 field of a block    engine hash u64, and behind it the slot of its KV-cache group u8 if that is not the lead group
-block               copies u8 | has parent u8 | parent u64, 0 without one | block key u64 | further keys that it covers u64 …     18 bytes and more
+block               copies u8 | flags u8 | parent u64, 0 without one | block key u64 | further keys that it covers u64 …     18 bytes and more
+                    flags: 1 it has a parent; 2 the last u64 is no key but what the engine calls the block
 field of a parked block, and of a removed one    engine hash u64
 parked block        msgpack of `ParkedRecord`
 removed block       as a block, with 0 copies
@@ -35,6 +36,7 @@ _FIELD_AND_BLOCK = Layout("<QBBQQ").pack
 _HASH = Layout("<Q").pack
 _HASH_AND_SLOT = Layout("<QB").pack
 HASH_BYTES = 8
+HAS_PARENT, IS_SALTED = 1, 2
 
 
 def encode_hash(engine_hash: int) -> bytes:
@@ -62,23 +64,26 @@ def encode_plain(engine_hash: int, copies: int, parent: int | None, key: int) ->
 
 def encode_record(record: BlockRecord) -> bytes:
     """The value of any block."""
-    parent = record.parent
-    own = _BLOCK.pack(record.copies, parent is not None, parent or 0, record.keys[0])
-    return own + pack_keys(record.keys[1:]) if len(record.keys) > 1 else own
+    parent, engine_hash = record.parent, record.engine_hash
+    flags = (HAS_PARENT if parent is not None else 0) | (IS_SALTED if engine_hash is not None else 0)
+    more = record.keys[1:] if engine_hash is None else (*record.keys[1:], engine_hash)
+    own = _BLOCK.pack(record.copies, flags, parent or 0, record.keys[0])
+    return own + pack_keys(more) if more else own
 
 
 def decode_block(value: bytes) -> BlockRecord:
     """Raises ValueError for what is no block."""
     if len(value) < _BLOCK.size:
         raise ValueError(f"a block has at least {_BLOCK.size} bytes")
-    copies, has_parent, parent, key = _BLOCK.unpack_from(value)
-    more = unpack_keys(value[_BLOCK.size :]) if len(value) > _BLOCK.size else ()
-    return BlockRecord(copies, parent if has_parent else None, (key, *more))
+    copies, flags, parent, key = _BLOCK.unpack_from(value)
+    more = unpack_keys(value[_BLOCK.size :]) if len(value) > _BLOCK.size else []
+    engine_hash = more.pop() if flags & IS_SALTED and more else None
+    return BlockRecord(copies, parent if flags & HAS_PARENT else None, (key, *more), engine_hash)
 
 
 def keys_of_block(value: bytes) -> bytes:
     """The block keys that a block covers, packed."""
-    return value[10:]
+    return value[10:-8] if len(value) > _BLOCK.size and value[1] & IS_SALTED else value[10:]
 
 
 def pack_keys(keys: Iterable[int]) -> bytes:

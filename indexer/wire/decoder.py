@@ -15,6 +15,7 @@ from indexer.core.events import Event
 from indexer.errors import Refused
 from indexer.limits import WireLimits
 from indexer.wire.normaliser import Normaliser
+from indexer.wire.odd_tokens import cut_to_good_blocks, read_good_part, read_pairs
 from indexer.wire.outline import Outline, array_length, is_array, kind_of, list_lengths, longest_plain_field, outline_of
 from indexer.wire.splitter import split_events
 from indexer.wire.types import (
@@ -22,6 +23,8 @@ from indexer.wire.types import (
     UNREADABLE,
     RawBatch,
     RawBatchAsMap,
+    StoredArray,
+    StoredMap,
     WireEvent,
     decode_array_batch,
     decode_array_event,
@@ -45,6 +48,8 @@ UNMEASURED_BYTES_MAX = 65_536
 LOOKED_INTO_BYTES_MAX = 262_144
 # The longest encoding of a character, and of the header of a text.
 CHARACTER_BYTES_MAX, TEXT_HEADER_BYTES_MAX = 4, 5
+# Reasons for which some of an event's tokens cannot be used.
+TOKEN_REASONS = ("token_text", "token_type")
 # The longest encoding of a number.
 NUMBER_BYTES_MAX = 9
 
@@ -193,9 +198,21 @@ class WireDecoder:
         try:
             event = lenient(raw)
         except UNREADABLE:
-            raise Refused(_why_malformed(raw)) from None
+            return self._read_part(batch, raw)
         batch.unknown_fields += 1
         return event
+
+    def _read_part(self, batch: Batch, raw: Raw | bytes) -> WireEvent:
+        """A malformed event as far as its tokens can be used. Raises Refused where that is not at all."""
+        event = read_pairs(raw, is_array=is_array(raw))
+        if event is not None:
+            return event
+        reason = _why_malformed(raw)
+        part = read_good_part(raw, is_array=is_array(raw)) if reason in TOKEN_REASONS else None
+        if part is None:
+            raise Refused(reason)
+        batch.refused[reason] += 1
+        return part
 
     def _measure(self, outline: Outline) -> None:
         """Check that an event of a known type builds no more than the limits allow. Raises Refused."""
@@ -213,6 +230,8 @@ class WireDecoder:
             batch.events.append(self._normaliser.normalise(event))
         except Refused as refused:
             batch.refused[refused.reason] += 1
+            if refused.reason == "token_range" and isinstance(event, StoredArray | StoredMap) and cut_to_good_blocks(event):
+                self._add(batch, event)
         except RecursionError:
             batch.refused["event_nested"] += 1
 

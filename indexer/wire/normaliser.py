@@ -117,6 +117,7 @@ class Normaliser:
             group=None if isinstance(group, UnsetType) else group,
             kind=event.kv_cache_spec_kind,
             window=_window(event.kv_cache_spec_sliding_window),
+            salt=salt,
             sparse_tokens=sparse_tokens,
             state_tokens=packed if sparse_tokens else b"",
             lists_extra_keys=not isinstance(event.extra_keys, UnsetType) and bytes(event.extra_keys) != NIL,

@@ -96,6 +96,23 @@ class ClearedMapExact(ClearedMap, tag="AllBlocksCleared", forbid_unknown_fields=
     pass
 
 
+# The same with tokens that are no integers, or not all.
+class StoredArrayOfPairs(StoredArray, tag="BlockStored", gc=False):
+    token_ids: list[tuple[int, int]]  # type: ignore[assignment]
+
+
+class StoredMapOfPairs(StoredMap, tag="BlockStored", gc=False):
+    token_ids: list[tuple[int, int]]  # type: ignore[assignment]
+
+
+class StoredArrayOfAnything(StoredArray, tag="BlockStored", gc=False):
+    token_ids: list[Any]
+
+
+class StoredMapOfAnything(StoredMap, tag="BlockStored", gc=False):
+    token_ids: list[Any]
+
+
 ArrayEvent = StoredArrayExact | RemovedArrayExact | ClearedArrayExact
 MapEvent = StoredMapExact | RemovedMapExact | ClearedMapExact
 
@@ -142,6 +159,10 @@ decode_array_event = msgspec.msgpack.Decoder(ArrayEvent).decode
 decode_map_event = msgspec.msgpack.Decoder(MapEvent).decode
 decode_lenient_array_event = msgspec.msgpack.Decoder(StoredArray | RemovedArray | ClearedArray).decode
 decode_lenient_map_event = msgspec.msgpack.Decoder(StoredMap | RemovedMap | ClearedMap).decode
+decode_array_of_pairs = msgspec.msgpack.Decoder(StoredArrayOfPairs).decode
+decode_map_of_pairs = msgspec.msgpack.Decoder(StoredMapOfPairs).decode
+decode_array_of_anything = msgspec.msgpack.Decoder(StoredArrayOfAnything).decode
+decode_map_of_anything = msgspec.msgpack.Decoder(StoredMapOfAnything).decode
 decode_raw_list = msgspec.msgpack.Decoder(list[Raw]).decode
 decode_anything = msgspec.msgpack.Decoder().decode
 
