@@ -85,14 +85,14 @@ REASONS = {
     "tier_limit": "a block below the gpu dropped since its tier had more than `lower_tier_blocks_max` of the limits",
     "key_conflict": "a held hash announced again with other content",
     "ambiguous_key": "two hashes for one key from an engine that announces no extra keys: not indexed",
+    "orphan_dropped": "a block that waited too long for its parent or its own announcement, or one too many",
     "rank_mismatch": "a batch that names another rank than its stream's; it is applied to the stream's",
 }
 """Values of the `reason` label of `kv_indexer_refused_total`, with their meaning."""
 
-LOSSY_REASONS = frozenset(
-    {
-        *("batch_malformed", "batch_nested", "batch_events", "batch_limit", "event_malformed", "event_nested", "event_limit"),
-        *("hash_type", "hash_length", "token_type", "token_range", "extra_keys"),
-    }
-)
+HARMLESS_REASONS = frozenset({"frame_count", "frame_sequence", "topic", "topic_claimed", "rank_mismatch"})
+"""Refusals after which nothing is missing: a lost batch shows as a gap, what is not a stream's is none of its content, and a batch of another rank is
+applied."""
+
+LOSSY_REASONS = frozenset(REASONS) - HARMLESS_REASONS
 """Refusals after which the index may lack blocks that the engine holds, or have blocks that it removed."""

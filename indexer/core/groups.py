@@ -44,8 +44,12 @@ KIND_OF_WORD = {
 }
 """vLLM's words, from 0.22 on."""
 
-UNDECIDED_KINDS = (Kind.CHUNKED, Kind.OTHER)
-"""Kinds that may end a hit earlier than is known here."""
+UNDECIDED = {
+    "chunk_size": "chunked local attention, whose chunk size no engine tells",
+    "group_kind": "a KV-cache group of a kind that is not known",
+    "window_blocks": "only sliding windows, of which the engine announces some blocks without saying which",
+}
+"""Words for what engines do not tell of their KV-cache groups, so that they may reuse more or less than is known."""
 
 # Events of one engine say one of a few things of their groups.
 HEARD_MAX = 4_096
@@ -125,6 +129,19 @@ class Groups:
     def are_several(self) -> bool:
         """Whether blocks are announced by group."""
         return self.shape is not None and len(self.shape.groups) > 1
+
+    @property
+    def undecided(self) -> tuple[str, ...]:
+        """Why hits may be shorter than what is known: see UNDECIDED."""
+        kinds = {group.kind for group in self._known.values()}
+        found = []
+        if Kind.CHUNKED in kinds:
+            found.append("chunk_size")
+        if Kind.OTHER in kinds or (Kind.UNKNOWN in kinds and len(self._known) > 1):
+            found.append("group_kind")
+        if Kind.FULL not in kinds and any(group.kind is Kind.WINDOW and group.is_sparse for group in self._known.values()):
+            found.append("window_blocks")
+        return tuple(found)
 
     @property
     def key_size(self) -> int:

@@ -116,6 +116,11 @@ class StreamState:
         return self._groups.other_block_size
 
     @property
+    def undecided(self) -> tuple[str, ...]:
+        """What the engine does not tell of its KV-cache groups: words of `groups.UNDECIDED`."""
+        return self._groups.undecided
+
+    @property
     def groups(self) -> list[Group]:
         """The KV-cache groups that were announced."""
         return list(self._groups.known)

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from indexer.config.settings import Settings
 from indexer.core.change import Change
-from indexer.core.events import Event, Tier
+from indexer.core.events import Event, Stored, Tier
 from indexer.core.names import StreamKey
 from indexer.core.stream_state import Counting, StreamState
 from indexer.errors import LOSSY_REASONS, Refused
@@ -52,6 +52,10 @@ class Applier:
             with_records=with_records,
             with_hash_mapping=with_records and settings.engine_hashes,
         )
+        self.refused: Counter[str] = Counter()
+        """Reason → how much of what the engine announced could not be used."""
+        self.announcements = 0
+        """Events that announced blocks, without the refused ones."""
         self._batches = 0
         self._events: Counter[type[Event]] = Counter()
         self._parked_seen = 0
@@ -120,11 +124,13 @@ class Applier:
     def refuse(self, reason: str, count: int = 1) -> str | None:
         """Count what could not be used. Returns the reason if something may be missing now."""
         self._metrics.refused.labels(reason).inc(count)
+        self.refused[reason] += count
         return reason if reason in LOSSY_REASONS else None
 
     def count_applied(self) -> None:
         """Add to the metrics what was applied since this was last called: once per turn, since it costs as much as a small batch."""
         metrics, state = self._metrics, self.state
+        self.announcements += self._events[Stored]
         metrics.batches.inc(self._batches)
         self._batches = 0
         for kind, count in self._events.items():
@@ -144,7 +150,8 @@ class Applier:
         """Returns the reason of a lossy refusal."""
         tally = self.state.tally
         for reason, fate in ORPHAN_FATES.items():
-            self._metrics.orphans.labels(fate).inc(tally.pop(reason, 0))
+            count = tally[reason] if reason == "orphan_dropped" else tally.pop(reason, 0)
+            self._metrics.orphans.labels(fate).inc(count)
         lossy = [self.refuse(reason, count) for reason, count in (batch.refused + tally).items()]
         tally.clear()
         return next((reason for reason in lossy if reason), None)

@@ -173,7 +173,8 @@ class StreamProgress:
     @property
     def trust(self) -> Trust:
         """How far the content can be relied on now."""
-        return self.state.trust(is_current=self.is_current)
+        trust = self.state.trust(is_current=self.is_current)
+        return Trust.PARTIAL if trust is Trust.LIVE and self.applier.state.undecided else trust
 
     def publish_trust(self) -> None:
         """Report a changed trust to the store."""
@@ -188,6 +189,5 @@ class StreamProgress:
     @property
     def position(self) -> StreamPosition:
         """The stream's position between two batches."""
-        sequence, state = self.sequence, self.state
-        trust = state.trust(is_current=self.is_current)
-        return StreamPosition(sequence.last, sequence.fingerprint, state.is_complete, trust, self.applier.is_simulator)
+        sequence = self.sequence
+        return StreamPosition(sequence.last, sequence.fingerprint, self.state.is_complete, self.trust, self.applier.is_simulator)

@@ -41,6 +41,12 @@ class StreamStatus(Struct, frozen=True):
     drops_last_block: int = 0
     """How many of the last matched blocks the engine computes again."""
     groups: tuple[GroupStatus, ...] = ()
+    undecided: tuple[str, ...] = ()
+    """What the engine does not tell of its groups, so that it may reuse more or less than is known."""
+    announcements: int = 0
+    """Events that announced blocks and could be used."""
+    refused: dict[str, int] = {}
+    """Reason → how much of what the engine announced could not be used."""
 
 
 class PublishedStatus(StreamStatus, frozen=True, kw_only=True):
