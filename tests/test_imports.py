@@ -63,7 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("indexer.metrics", "indexer.config", "indexer.ownership", "indexer.http", "scorer_api.index", "scorer_api.metrics", "scorer_api.tokens"),
         *("scorer_api.following", "scorer_api.api"),
     },
-    "scorer_api.doctor.checks": {"indexer", "indexer.store"},
+    "scorer_api.doctor.checks": {"indexer", "indexer.core", "indexer.store"},
     "scorer_api.doctor.probes": {"indexer", "indexer.wire", "indexer.receiving", "indexer.engines", "scorer_api.doctor.checks"},
     "scorer_api.doctor": {"indexer", "indexer.store", "scorer_api.doctor.checks", "scorer_api.doctor.probes"},
     "scorer_api.cli": {

@@ -277,8 +277,9 @@ class StreamState:
         if former is None:
             return
         sizes = {group.number: group.block_size for group in self._groups.known}
-        if any(sizes.get(group.number) == group.block_size and self._blocks.keys.holds(slot) for slot, group in enumerate(former.groups)):
-            self.tally["block_size_changed"] += 1
+        for slot, group in enumerate(former.groups):
+            if self._blocks.keys.holds(slot):
+                self.tally["block_size_changed" if sizes.get(group.number) == group.block_size else "partial_block"] += 1
         shape, unsized, adapters, announces_extra_keys = self._groups.shape, self._groups.unsized, self.adapters, self._blocks.announces_extra_keys
         self.forget()
         self._groups.restore(shape, unsized)

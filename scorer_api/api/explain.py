@@ -95,6 +95,7 @@ class ExplainHandler:
             last_error=status.last_error,
             highest_token=status.highest_token,
             other_block_size=status.other_block_size,
+            undecided=status.undecided,
             is_followed=self._view.source == EMBEDDED or status.owner is not None,
         )
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from indexer.core.groups import UNDECIDED
 from indexer.core.names import Trust
 from scorer_api.index.traces import PodTrace, RankTrace
 
@@ -45,6 +46,7 @@ class StreamFacts(Struct, frozen=True):
     last_error: str | None
     highest_token: int | None = None
     other_block_size: int | None = None
+    undecided: tuple[str, ...] = ()
     is_followed: bool = True
     """Whether any indexer follows it."""
 
@@ -129,7 +131,7 @@ class About(Struct, frozen=True):
 
 def explain_rank(trace: RankTrace, prompt: PromptFacts, stream: StreamFacts | None = None) -> End:
     """Why this rank's match ends. `stream`: its own, where its status is known."""
-    block = trace.end
+    block, subject = trace.end, _subject(trace)
     last_error = None if stream is None else stream.last_error
     if trace.trust is Trust.EXPIRED:
         return End(Reason.STREAM_EXPIRED, 0, f"the pod has been away for too long, and its blocks were dropped{_because(last_error)}")
@@ -146,31 +148,47 @@ def explain_rank(trace: RankTrace, prompt: PromptFacts, stream: StreamFacts | No
             f"a prompt of {prompt.tokens} tokens has no whole block before its last token{again}; it takes {least} tokens",
         )
     if trace.matched_blocks >= trace.usable_blocks:
-        return End(Reason.WHOLE_PROMPT, None, "every block that the engine could take from its cache matches")
+        return End(Reason.WHOLE_PROMPT, None, f"every block that the engine could take from its cache matches{_undecided(stream)}")
     if trace.is_remote:
         return End(Reason.REMOTE_ONLY, block, f"block {block} is held only in remote storage, which is nobody's own and does not count")
     if trace.removal is not None:
         sequence = trace.removal.sequence
         at = "" if sequence is None else f" with batch {sequence}"
-        return End(Reason.REMOVED, block, f"block {block} was held and the engine removed it{at}", sequence)
+        return End(Reason.REMOVED, block, f"{subject} was held and the engine removed it{at}", sequence)
     return _explain_unknown_block(trace, prompt, stream)
 
 
 def _explain_unknown_block(trace: RankTrace, prompt: PromptFacts, stream: StreamFacts | None) -> End:
     """Nothing is known of the block."""
-    block = trace.end
+    block, subject = trace.end, _subject(trace)
     last_error = None if stream is None else stream.last_error
     if not block and prompt.has_unknown_lora:
         return End(Reason.LORA_UNKNOWN, block, f"no adapter {prompt.lora_name!r} is known of this model, and block {block} depends on it")
     if stream is not None and stream.other_block_size is not None:
         passed_over = f"announcements of blocks of {stream.other_block_size} tokens were passed over, since this pod's are of {trace.block_size}"
-        return End(Reason.OTHER_BLOCK_SIZE, block, f"block {block} is not known; {passed_over}")
+        return End(Reason.OTHER_BLOCK_SIZE, block, f"{subject} is not known; {passed_over}")
     if trace.trust is Trust.STALE:
-        return End(Reason.STREAM_STALE, block, f"block {block} is not known, and the stream is not confirmed at present{_because(last_error)}")
+        return End(Reason.STREAM_STALE, block, f"{subject} is not known, and the stream is not confirmed at present{_because(last_error)}")
     if trace.trust is Trust.PARTIAL:
-        return End(Reason.STREAM_PARTIAL, block, f"block {block} is not known; some of what the engine announced is missing{_because(last_error)}")
+        if stream is not None and stream.undecided and last_error is None:
+            return End(Reason.STREAM_PARTIAL, block, f"{subject} is not known{_undecided(stream)}")
+        return End(Reason.STREAM_PARTIAL, block, f"{subject} is not known; some of what the engine announced is missing{_because(last_error)}")
     what = "under this hash" if prompt.source == "block_hashes" else "with these tokens"
-    return End(Reason.NEVER_STORED, block, f"block {block} was never announced {what}, as far as is remembered")
+    return End(Reason.NEVER_STORED, block, f"{subject} was never announced {what}, as far as is remembered")
+
+
+def _subject(trace: RankTrace) -> str:
+    """The block at which a match ends, and whose it is where there are several KV-cache groups."""
+    block = f"block {trace.end}"
+    if trace.limit is None:
+        return block
+    group = trace.limit.group
+    return f"{block} of KV-cache group {group.number} ({group.kind})"
+
+
+def _undecided(stream: StreamFacts | None) -> str:
+    words = () if stream is None else stream.undecided
+    return f"; the engine may reuse more or less than that, since it has {', '.join(UNDECIDED[word] for word in words)}" if words else ""
 
 
 def _because(error: str | None) -> str:

@@ -170,6 +170,7 @@ class Lookup:
             dropped_blocks=stream.dropped_blocks,
             cut_blocks=held - score.match.matched_blocks,
             limit=limit,
+            missing=None if limit is None else limit.block * holders.key_size // holders.block_size,
         )
 
 

@@ -26,7 +26,9 @@ class RankTrace(Struct, frozen=True):
     cut_blocks: int = 0
     """How many of them were held."""
     limit: Limit | None = None
-    """Which KV-cache group lacks that block, where there are several."""
+    """Which KV-cache group keeps the match from being longer, where there are several."""
+    missing: int | None = None
+    """The block that it lacks, in blocks of this rank."""
     has_other_seed: bool = False
     """Whether the stream's owner makes block keys with another hash seed than this scorer."""
 
@@ -36,8 +38,8 @@ class RankTrace(Struct, frozen=True):
 
     @property
     def end(self) -> int:
-        """The first block that is not held."""
-        return self.matched_blocks + self.cut_blocks
+        """The first block that is not held, or that one group lacks."""
+        return self.matched_blocks + self.cut_blocks if self.missing is None else self.missing
 
 
 class PodTrace(Struct, frozen=True):

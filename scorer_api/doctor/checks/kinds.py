@@ -65,6 +65,17 @@ _SERVICE = {
         "docs/reference/metrics.md explains the reasons under kv_indexer_refused_total; check that events=… is the engine's own port, and compare "
         "its version with those that are supported",
     ),
+    "announcements_refused": Kind(
+        ERROR,
+        "nearly all that an engine announces cannot be used",
+        "GET /v1/pods shows the reasons, and docs/reference/metrics.md explains them under kv_indexer_refused_total; compare the engine's version with "
+        "those that are supported, and check that events=… is the engine's own port",
+    ),
+    "groups_undecided": Kind(
+        NOTE,
+        "the engine does not tell all that its hits depend on, so scores may be too high or too low",
+        'nothing is to be done: see "Groups" in docs/explanation/wire-format.md',
+    ),
     "no_pods": Kind(ERROR, "the service knows no pod", "register pods: --engine, the config file, --listen, or PUT /v1/pods/{pod}"),
     "pod_unknown": Kind(
         ERROR,

@@ -22,6 +22,9 @@ class ObservedStream(Struct, frozen=True):
     events: str | UnsetType | None = UNSET
     replay: str | None = None
     topic: str = ""
+    undecided: tuple[str, ...] = ()
+    announcements: int = 0
+    refused: dict[str, int] = {}
 
 
 class ObservedPod(Struct, frozen=True):

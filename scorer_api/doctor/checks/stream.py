@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from msgspec import UNSET
 
+from indexer.core.groups import UNDECIDED
 from indexer.errors import LOSSY_REASONS
 from scorer_api.doctor.checks.findings import Finding, finding
 from scorer_api.doctor.checks.kinds import Severity
@@ -15,6 +16,8 @@ from scorer_api.doctor.checks.observations import AdvertisedSource, Handshake, O
 PUBLISHERS = ("PUB", "XPUB")
 ROUTER = "ROUTER"
 NAMES_MAX = 3
+# Of so many announcements at most one is used where nearly all of them are refused.
+NEARLY_ALL = 9
 
 
 def subject_of(pod: ObservedPod, stream: ObservedStream) -> str:
@@ -69,7 +72,15 @@ def _status(subject: str, stream: ObservedStream, seen: ObservedSockets) -> Iter
     elif stream.sequence is None and not stream.batches:
         yield finding("never_announced", subject, "connected, and no batch of events has ever come")
     elif stream.trust == "partial":
-        yield finding("stream_partial", subject, f"some of what the engine announced is missing{because}")
+        undecided = [UNDECIDED.get(word, word) for word in stream.undecided]
+        if undecided and not stream.last_error:
+            yield finding("groups_undecided", subject, f"its model has {', '.join(undecided)}")
+        else:
+            yield finding("stream_partial", subject, f"some of what the engine announced is missing{because}")
+    refused = sum(stream.refused.values())
+    if refused >= NEARLY_ALL * max(1, stream.announcements):
+        reasons = ", ".join(f"{reason} {count}" for reason, count in stream.refused.items())
+        yield finding("announcements_refused", subject, f"{refused} refused ({reasons}), and {stream.announcements} events with blocks used")
     if stream.gaps and not stream.replayed:
         yield finding("stream_partial", subject, f"batches were missing {stream.gaps} times, and none came by replay", Severity.WARNING)
     if dials(stream):
