@@ -1,7 +1,11 @@
 """Blocks by engine hash: what is known of them, and which removed ones are remembered."""
 
-from indexer.core.block_table import PARKED, REMOVED, Block, BlockRecord, BlockTable, LowerCopy
+from indexer.core.block_table import LEAD_GPU, PARKED, REMOVED, Block, BlockRecord, BlockTable, Copies, is_gpu, place_of, slot_and_part
 from indexer.core.events import Tier
+
+
+CPU = place_of(0, Tier.CPU)
+OTHER_GROUP = place_of(1, Tier.GPU)
 
 
 def table_of(*blocks: tuple[int, Block], removed_max: int = 2) -> BlockTable:
@@ -10,14 +14,15 @@ def table_of(*blocks: tuple[int, Block], removed_max: int = 2) -> BlockTable:
     return table
 
 
-def test_a_block_is_retired_when_no_tier_holds_it() -> None:
+def test_a_block_is_retired_when_no_place_holds_it() -> None:
     block = Block(10, None, 1)
     table = table_of((1, block))
     assert not table.retire(1, block)
     block.copies = 0
-    table.lower[Tier.CPU][1] = LowerCopy((10,), 1)
-    assert not table.retire(1, block)
-    del table.lower[Tier.CPU][1]
+    for place in (CPU, OTHER_GROUP):
+        table.more[place] = {1: Copies((10,), 1)}
+        assert not table.retire(1, block)
+        del table.more[place]
     assert table.retire(1, block)
     assert (table.held, table.removed) == ({}, {1: block})
     assert (table.known(1), table.key_of(1)) == (block, 10)
@@ -43,9 +48,9 @@ def test_a_removed_hash_stands_for_its_key_only_where_blocks_are_offloaded() -> 
 
 def test_removed_blocks_are_noted_once_blocks_are_offloaded() -> None:
     table = table_of()
-    table.touched = tuple({} for _ in range(REMOVED + 1))
+    table.touched = {}
     table.remember(1, Block(10, None, 0))
-    assert not any(table.touched)
+    assert table.touched == {}
     table.note_offloading()
     assert list(table.touched[REMOVED]) == [1]
     table.remember(2, Block(20, None, 0))
@@ -53,8 +58,7 @@ def test_removed_blocks_are_noted_once_blocks_are_offloaded() -> None:
     table.revive(2)
     table.revive(4)
     assert list(table.touched[REMOVED]) == [1, 2, 3]
-    assert not any(table.touched[:REMOVED])
-    assert len(table.touched[PARKED]) == 0
+    assert list(table.touched) == [REMOVED]
 
 
 def test_an_offloaded_run_covers_the_blocks_before_it_as_far_as_they_are_known() -> None:
@@ -65,12 +69,36 @@ def test_an_offloaded_run_covers_the_blocks_before_it_as_far_as_they_are_known()
     assert table.covered(Block(50, 4), 3) == (50,)
 
 
-def test_a_record_says_what_a_tier_holds() -> None:
+def test_a_record_says_what_a_place_holds() -> None:
     table = table_of((1, Block(10, None, 2)), (2, Block(20, 1, 0)))
-    table.lower[Tier.CPU][2] = LowerCopy((20, 10), 1)
-    assert table.record(Tier.GPU, 1) == BlockRecord(2, None, (10,))
-    assert table.record(Tier.GPU, 2) is None
-    assert table.record(Tier.CPU, 2) == BlockRecord(1, 1, (20, 10))
-    assert table.record(Tier.CPU, 1) is None
-    assert table.record(Tier.CPU, 3) is None
-    assert (table.hashes(Tier.GPU), table.hashes(Tier.CPU)) == ([1], [2])
+    table.more[CPU] = {2: Copies((20, 10), 1)}
+    table.more[OTHER_GROUP] = {1: Copies((10,), 3)}
+    assert table.record(LEAD_GPU, 1) == BlockRecord(2, None, (10,))
+    assert table.record(LEAD_GPU, 2) is None
+    assert table.record(CPU, 2) == BlockRecord(1, 1, (20, 10))
+    assert table.record(CPU, 1) is None
+    assert table.record(CPU, 3) is None
+    assert table.record(OTHER_GROUP, 1) == BlockRecord(3, None, (10,))
+    assert table.record(OTHER_GROUP, 2) is None
+    assert table.places() == [LEAD_GPU, CPU, OTHER_GROUP]
+    assert [table.hashes(place) for place in (*table.places(), place_of(2, Tier.GPU))] == [[1], [2], [1], []]
+
+
+def test_a_place_is_a_slot_and_a_tier() -> None:
+    places = [place_of(slot, tier) for slot in range(3) for tier in Tier]
+    assert len(set(places)) == len(places)
+    assert LEAD_GPU == places[0]
+    assert [slot_and_part(place) for place in places] == [(slot, tier) for slot in range(3) for tier in Tier]
+    assert [place for place in places if is_gpu(place)] == [LEAD_GPU, OTHER_GROUP, place_of(2, Tier.GPU)]
+    assert PARKED not in places
+    assert REMOVED not in places
+
+
+def test_touched_hashes_are_noted_by_place() -> None:
+    table = table_of()
+    table.touch(LEAD_GPU, [1])
+    assert table.touched is None
+    table.touched = {}
+    table.touch(OTHER_GROUP, [1, 2])
+    table.touch(OTHER_GROUP, [2, 3])
+    assert {place: list(hashes) for place, hashes in table.touched.items()} == {OTHER_GROUP: [1, 2, 3]}

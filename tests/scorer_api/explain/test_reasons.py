@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from indexer.config.settings import Settings
 from indexer.core.change import Change
 from indexer.core.events import Tier
+from indexer.core.groups import CacheShape
 from indexer.core.names import StreamKey, Trust
 from scorer_api.explain.reasons import PodLoad, PromptFacts, Reason, StreamFacts, describe_model, explain_pod, explain_rank
 from scorer_api.index.prompt import Prompt
@@ -126,7 +127,7 @@ def test_runs_and_ends_are_those_of_the_naive_model(seed: int) -> None:
         change = Change()
         change.sequence = sequence
         change.touched[TIERS[tier]][key] = is_held
-        view.append(stream, 2, change)
+        view.append(stream, CacheShape(2), change)
         if is_held:
             rank.store(copy)
         else:

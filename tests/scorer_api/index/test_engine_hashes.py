@@ -13,8 +13,9 @@ import pytest
 
 from indexer.core.change import Change, HashMapping
 from indexer.core.events import Tier
+from indexer.core.groups import CacheShape, Group
 from scorer_api.index.engine_hashes import FollowedHashes, keys_of, normalised
-from scorer_api.index.prefix_index import PrefixIndex
+from scorer_api.index.holders import Holders
 from tests.engine import Engine, cleared, removed, stored
 from tests.processes import api, ingest, serve
 from tests.redis_server import RedisServer
@@ -54,12 +55,11 @@ def change(keys: dict[int, int] | None = None, gone: list[int] | None = None, *,
 
 
 def test_the_mapping_follows_changes() -> None:
-    index, hashes = PrefixIndex(), FollowedHashes()
-    holder = index.add_holder()
+    holders, hashes = Holders({}, CacheShape(4)), FollowedHashes()
 
     def apply(made: Change) -> dict[int, int]:
-        index.apply(holder, made)
-        hashes.apply(made, index, holder)
+        holders.apply(made)
+        hashes.apply(made, holders)
         return hashes._keys
 
     assert apply(change({1: 10, 2: 20})) == {1: 10, 2: 20}
@@ -75,16 +75,33 @@ def test_the_mapping_follows_changes() -> None:
 
 
 def test_a_change_without_a_mapping_leaves_it_incomplete_where_it_adds_blocks() -> None:
-    index, hashes = PrefixIndex(), FollowedHashes()
-    holder = index.add_holder()
+    holders, hashes = Holders({}, CacheShape(4)), FollowedHashes()
     gone = Change()
     gone.touched[Tier.GPU][10] = False
-    hashes.apply(gone, index, holder)
+    hashes.apply(gone, holders)
     assert hashes.is_complete
     added = Change()
     added.touched[Tier.GPU][10] = True
-    hashes.apply(added, index, holder)
+    hashes.apply(added, holders)
     assert not hashes.is_complete
+    in_another_group = Change()
+    in_another_group.touched_of(1)[Tier.GPU][10] = True
+    hashes = FollowedHashes()
+    hashes.apply(in_another_group, holders)
+    assert not hashes.is_complete
+
+
+def test_a_hash_of_a_group_that_a_clear_leaves_below_the_gpu_keeps_its_key() -> None:
+    holders, hashes = Holders({}, CacheShape(4, (Group(0), Group(1)))), FollowedHashes()
+    made = change({1: 10, 2: 20})
+    made.touched_of(1)[Tier.CPU][20] = True
+    holders.apply(made)
+    hashes.apply(made, holders)
+    empty = change()
+    empty.clear_gpu()
+    holders.apply(empty)
+    hashes.apply(empty, holders)
+    assert hashes._keys == {2: 20}
 
 
 # Over HTTP

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from indexer.core.change import Change
+from indexer.core.groups import CacheShape
 from indexer.core.names import StreamKey, Trust
 from scorer_api.index.prompt import Prompt
 from tests.scorer_api.index.contents import A1, A, B, asked, holds, keys, matched, new_view
@@ -19,23 +20,23 @@ def test_an_unknown_model_is_a_key_error() -> None:
 def test_models_share_nothing() -> None:
     other = StreamKey("n", "a", 0)
     view = new_view(A, other)
-    view.append(other, 2, holds(*keys("X")))
+    view.append(other, CacheShape(2), holds(*keys("X")))
     assert matched(view.score(asked("X"))) == {"a": {"0": 0}}
     assert view.models() == {"m": ["a"], "n": ["a"]}
 
 
 def test_a_stream_with_another_block_size_holds_nothing_of_the_old_one() -> None:
     view = new_view(A)
-    view.append(A, 4, holds(*keys("X", block_size=4)))
-    view.append(A, 2, holds(*keys("X")))
+    view.append(A, CacheShape(4), holds(*keys("X", block_size=4)))
+    view.append(A, CacheShape(2), holds(*keys("X")))
     (index,) = view.indexes
     assert (index.holders, view.score(asked("X"))[0].ranks[0].block_size) == (1, 2)
 
 
 def test_what_is_dropped_leaves_no_index_behind() -> None:
     view = new_view(A, B)
-    view.append(A, 2, holds(*keys("X")))
-    view.append(B, 2, holds(*keys("X")))
+    view.append(A, CacheShape(2), holds(*keys("X")))
+    view.append(B, CacheShape(2), holds(*keys("X")))
     view.drop(A)
     assert matched(view.score(asked("X"))) == {"a": {"0": 0}, "b": {"0": 1}}
     (index,) = view.indexes
@@ -50,16 +51,16 @@ def test_what_is_dropped_leaves_no_index_behind() -> None:
 def test_a_stream_dropped_and_filled_again_has_no_ghosts() -> None:
     view = new_view(A, B)
     first, second = keys("XY")
-    view.append(A, 2, holds(first, second))
-    view.append(B, 2, holds(first))
+    view.append(A, CacheShape(2), holds(first, second))
+    view.append(B, CacheShape(2), holds(first))
     view.drop(A)
-    view.append(A, 2, holds(first))
+    view.append(A, CacheShape(2), holds(first))
     assert matched(view.score(asked("XY"))) == {"a": {"0": 1}, "b": {"0": 1}}
 
 
 def test_a_stream_opened_again_holds_nothing() -> None:
     view = new_view(A)
-    view.append(A, 2, holds(*keys("X")))
+    view.append(A, CacheShape(2), holds(*keys("X")))
     view.open(A)
     assert matched(view.score(asked("X"))) == {"a": {"0": 0}}
     assert sum(index.holders for index in view.indexes) == 0
@@ -67,7 +68,7 @@ def test_a_stream_opened_again_holds_nothing() -> None:
 
 def test_a_closed_stream_is_forgotten() -> None:
     view = new_view(A, A1, B)
-    view.append(A, 2, holds(*keys("X")))
+    view.append(A, CacheShape(2), holds(*keys("X")))
     view.close(A)
     view.close(A)
     assert matched(view.score(asked("X"))) == {"a": {"1": 0}, "b": {"0": 0}}
@@ -106,9 +107,9 @@ class Listening:
 def test_whoever_listens_is_told_of_what_is_loaded_at_once() -> None:
     view = new_view(A, B)
     old, new = keys("XY"), keys("XZ")
-    view.append(A, 2, holds(*old))
-    holding = view.hold_apart(A, 2)
-    holding.apply(holds(*new))
+    view.append(A, CacheShape(2), holds(*old))
+    holding = view.hold_apart(A, CacheShape(2))
+    holding.apply(holds(*new), CacheShape(2))
     view.listener = listening = Listening(new[0], old[1], new[1])
     view.exchange(A, holding)
     view.exchange(B, None)
