@@ -97,7 +97,8 @@ class Normaliser:
             raise Refused("event_limit")
         sparse_tokens = 0
         if event.token_ids and len(event.token_ids) != len(event.block_hashes) * event.block_size:
-            if len(event.token_ids) < len(event.block_hashes) * event.block_size or len(event.token_ids) % event.block_size:
+            size = event.block_size
+            if not size or len(event.token_ids) < len(event.block_hashes) * size or len(event.token_ids) % size:
                 raise Refused("unaligned")
             sparse_tokens = len(event.token_ids)
         try:
