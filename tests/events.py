@@ -30,11 +30,42 @@ def stored(
     announces_extra_keys: bool = True,
     group: int | None = 0,
     kind: str | None = "full_attention",
+    window: int | None = None,
+    lists_extra_keys: bool = True,
 ) -> Stored:
-    """A chain of blocks behind `parent`."""
+    """A chain of blocks behind `parent`. `lists_extra_keys`: whether the event says which there are, be it none."""
     hashes = list(hashes)
     tokens = tokens_of(hashes if contents is None else contents, block_size)
-    return Stored(hashes, parent, tokens, block_size, tier, lora_name, extra_keys, announces_extra_keys, group, kind)
+    return Stored(
+        hashes,
+        parent,
+        tokens,
+        block_size,
+        tier,
+        lora_name,
+        extra_keys,
+        announces_extra_keys,
+        group,
+        kind,
+        window,
+        lists_extra_keys=lists_extra_keys and announces_extra_keys,
+    )
+
+
+def sparse(
+    hashes: Iterable[int],
+    blocks: int,
+    parent: int | None = None,
+    block_size: int = BLOCK_SIZE,
+    *,
+    group: int = 1,
+    kind: str | None = "sliding_window",
+    window: int | None = None,
+    state_tokens: bytes = b"",
+) -> Stored:
+    """Some blocks of a chain of so many, named by their hashes alone."""
+    more = {"window": window, "sparse_tokens": blocks * block_size, "state_tokens": state_tokens}
+    return Stored(list(hashes), parent, b"", block_size, Tier.GPU, None, None, True, group, kind, **more)  # type: ignore[arg-type]
 
 
 def offloaded(

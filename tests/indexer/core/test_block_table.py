@@ -3,7 +3,6 @@
 from indexer.core.block_table import LEAD_GPU, PARKED, REMOVED, Block, BlockRecord, BlockTable, Copies, is_gpu, place_of, slot_and_part
 from indexer.core.events import Tier
 
-
 CPU = place_of(0, Tier.CPU)
 OTHER_GROUP = place_of(1, Tier.GPU)
 
@@ -87,7 +86,7 @@ def test_a_record_says_what_a_place_holds() -> None:
 def test_a_place_is_a_slot_and_a_tier() -> None:
     places = [place_of(slot, tier) for slot in range(3) for tier in Tier]
     assert len(set(places)) == len(places)
-    assert LEAD_GPU == places[0]
+    assert places[0] == LEAD_GPU
     assert [slot_and_part(place) for place in places] == [(slot, tier) for slot in range(3) for tier in Tier]
     assert [place for place in places if is_gpu(place)] == [LEAD_GPU, OTHER_GROUP, place_of(2, Tier.GPU)]
     assert PARKED not in places

@@ -30,6 +30,7 @@ tokens_of = partial(events.tokens_of, block_size=BLOCK_SIZE)
 stored = partial(events.stored, block_size=BLOCK_SIZE, group=None, kind=None)
 offloaded = partial(events.offloaded, group=None)
 removed = partial(events.removed, group=None)
+sparse = partial(events.sparse, block_size=BLOCK_SIZE)
 
 
 def key(letters: str, root: int = ROOT, block_size: int = BLOCK_SIZE) -> int:
@@ -54,6 +55,10 @@ def after(*events: Event, state: StreamState | None = None) -> StreamState:
     return state
 
 
+def block_size_of(state: StreamState) -> int | None:
+    return None if state.shape is None else state.shape.block_size
+
+
 def tally(state: StreamState) -> dict[str, int]:
     return {reason: count for reason, count in state.tally.items() if count}
 
@@ -67,7 +72,7 @@ def test_a_stored_chain_is_held_under_its_keys() -> None:
     assert state.held(GPU) == keys("A", "AB", "ABC")
     assert change.touched[GPU] == {key("A"): True, key("AB"): True, key("ABC"): True}
     assert not any(change.touched[1:])
-    assert (change.cleared, change.reload, state.block_size, state.count(GPU)) == (False, False, 2, 3)
+    assert (change.cleared, change.reload, block_size_of(state), state.count(GPU)) == (False, False, 2, 3)
 
 
 def test_a_chain_goes_on_from_its_parent() -> None:
@@ -119,7 +124,7 @@ def test_blocks_stored_and_removed_are_counted_per_tier() -> None:
 def test_an_event_without_hashes_changes_nothing() -> None:
     state = new_state()
     assert not state.apply([stored([], ""), removed([])], 0.0)
-    assert state.block_size is None
+    assert block_size_of(state) is None
 
 
 # Copies
@@ -139,18 +144,27 @@ def test_in_set_mode_one_removal_is_enough() -> None:
     assert state.apply([removed([1], tier=CPU)], 0.0).touched[CPU] == {key("A"): False}
 
 
-def test_copies_in_lower_tiers_are_counted_too() -> None:
-    state = after(stored([1], "A", tier=CPU), stored([1], "A", tier=CPU), removed([1], tier=CPU))
-    assert state.held(CPU) == keys("A")
-    assert after(removed([1], tier=CPU), state=state).held(CPU) == set()
+def test_a_lower_tier_keeps_one_copy_of_a_block() -> None:
+    """One that is announced again was lost without a word, as after a reset of that tier alone."""
+    state = after(stored([1], "A"), offloaded([1]), offloaded([1]), stored([1], "A", tier=DISK), stored([1], "A", tier=DISK))
+    assert (state.held(CPU), state.held(DISK)) == (keys("A"), keys("A"))
+    after(removed([1], tier=CPU), removed([1], tier=DISK), state=state)
+    assert (state.held(CPU), state.held(DISK)) == (set(), set())
 
 
 def test_copies_are_counted_up_to_a_cap() -> None:
-    state = after(*[stored([1], "A")] * 5, *[offloaded([1])] * 5, state=new_state(copies_max=2))
-    after(removed([1]), removed([1], tier=CPU), state=state)
-    assert (state.held(GPU), state.held(CPU)) == (keys("A"), keys("A"))
-    after(removed([1]), removed([1], tier=CPU), state=state)
-    assert (state.held(GPU), state.held(CPU)) == (set(), set())
+    state = after(*[stored([1], "A")] * 5, state=new_state(copies_max=2))
+    assert after(removed([1]), state=state).held(GPU) == keys("A")
+    assert after(removed([1]), state=state).held(GPU) == set()
+
+
+def test_a_lower_tier_holds_so_many_blocks_of_a_group_and_drops_the_oldest() -> None:
+    state = after(stored([1, 2, 3], "ABC"), offloaded([1]), offloaded([2]), offloaded([1]), state=new_state(lower_tier_blocks_max=2))
+    change = state.apply([offloaded([3])], 0.0)
+    assert (state.held(CPU), tally(state)) == (keys("A", "ABC"), {"tier_limit": 1})
+    assert change.touched[CPU] == {key("AB"): False, key("ABC"): True}
+    assert (state.held(GPU), state.held(DISK)) == (keys("A", "AB", "ABC"), set())
+    assert after(offloaded([1, 2], DISK), state=state).held(DISK) == keys("A", "AB")
 
 
 def test_more_removals_than_copies_take_nothing_from_the_next_life() -> None:
@@ -197,6 +211,27 @@ def test_copies_do_not_survive_a_clear() -> None:
     assert state.held(GPU) == set()
 
 
+def test_a_second_clear_in_a_batch_empties_the_lower_tiers() -> None:
+    """So the simple connector resets its cpu tier: one clear before the stores of the batch, one after them."""
+    state = after(stored([1, 2, 9], "ABX"), offloaded([9]), offloaded([1], DISK))
+    change = state.apply([Cleared(), stored([1, 2], "AB"), offloaded([1]), Cleared()], 0.0)
+    assert [state.held(tier) for tier in Tier] == [keys("A", "AB"), set(), set(), set(), set()]
+    assert (change.cleared, change.touched[GPU]) == (True, {key("A"): True, key("AB"): True})
+    assert (change.touched[CPU], change.touched[DISK]) == ({key("A"): False, key("ABX"): False}, {key("A"): False})
+
+
+def test_the_next_batch_starts_with_the_gpu_again() -> None:
+    state = after(stored([1], "A"), offloaded([1]), Cleared(), stored([1], "A"), Cleared())
+    assert (state.held(GPU), state.held(CPU)) == (set(), keys("A"))
+
+
+def test_a_second_clear_takes_the_lower_copies_of_blocks_that_wait() -> None:
+    state = new_state()
+    state.apply([stored([2], "B", parent=1), offloaded([2]), Cleared(), Cleared()], 0.0)
+    after(stored([1], "A"), state=state)
+    assert (state.held(GPU), state.held(CPU)) == (keys("A"), set())
+
+
 def test_a_cleared_block_can_still_be_chained_from() -> None:
     assert after(stored([1], "A"), Cleared(), stored([2], "B", parent=1)).held(GPU) == keys("AB")
 
@@ -216,15 +251,23 @@ def test_an_offload_may_be_announced_after_the_removal() -> None:
     assert state.apply([offloaded([2])], 0.0).touched[CPU] == {key("AB"): True}
 
 
-def test_an_offload_of_a_hash_never_announced_is_counted() -> None:
+def test_an_offload_of_a_hash_never_announced_waits_for_its_announcement() -> None:
     state = after(stored([1], "A"), offloaded([1, 7]))
-    assert (state.held(CPU), tally(state)) == (keys("A"), {"unknown_hash": 1})
+    assert (state.held(CPU), state.parked, tally(state)) == (keys("A"), 1, {"orphan": 1})
+    change = state.apply([stored([7], "G", parent=1)], 0.0)
+    assert (change.touched[GPU], change.touched[CPU]) == ({key("AG"): True}, {key("AG"): True})
+    assert (state.held(CPU), state.parked, tally(state)) == (keys("A", "AG"), 0, {"orphan": 1, "orphan_adopted": 1})
+
+
+def test_an_offload_that_was_removed_before_its_announcement_does_not_count() -> None:
+    state = after(offloaded([7]), offloaded([7], DISK), removed([7], tier=CPU), stored([7], "G"))
+    assert (state.held(GPU), state.held(CPU), state.held(DISK)) == (keys("G"), set(), keys("G"))
 
 
 def test_so_many_removed_blocks_are_remembered() -> None:
     state = after(stored([1, 2, 3], "ABC"), removed([1, 2, 3]), state=new_state(removed_max=2))
     after(offloaded([1, 2, 3]), state=state)
-    assert (state.held(CPU), tally(state)) == (keys("AB", "ABC"), {"unknown_hash": 1})
+    assert (state.held(CPU), tally(state)) == (keys("AB", "ABC"), {"orphan": 1})
 
 
 def test_a_block_comes_back_from_a_lower_tier_by_a_tier_update() -> None:
@@ -234,7 +277,8 @@ def test_a_block_comes_back_from_a_lower_tier_by_a_tier_update() -> None:
 
 
 def test_a_lower_tier_may_announce_tokens_itself() -> None:
-    state = after(stored([1, 2], "AB", tier=DISK), stored([3], "C", parent=2))
+    """Its event lists the extra keys, so that its blocks are nobody else's."""
+    state = after(stored([1, 2], "AB"), removed([1, 2]), stored([1, 2], "AB", tier=DISK), stored([3], "C", parent=2))
     assert (state.held(DISK), state.held(GPU)) == (keys("A", "AB"), keys("ABC"))
 
 
@@ -283,90 +327,183 @@ def test_an_offload_that_is_no_multiple_covers_itself_only() -> None:
 # Block size
 
 
-def test_another_block_size_is_refused() -> None:
-    state = after(
-        stored([1], "A"), stored([2], "B", block_size=3), stored([3], "C", tier=CPU, block_size=3), stored([4], "D", tier=CPU, block_size=1)
-    )
-    assert (state.held(GPU), state.held(CPU), state.block_size) == (keys("A"), set(), 2)
-    assert tally(state) == {"block_size": 3}
+def test_a_part_of_a_block_is_not_indexed() -> None:
+    state = after(stored([1, 2], "AB", block_size=4), stored([3], "C", parent=2, block_size=2))
+    assert (state.held(GPU), block_size_of(state)) == ({key("A", block_size=4), key("AB", block_size=4)}, 4)
+    assert (tally(state), state.other_block_size) == ({"partial_block": 1}, 2)
 
 
-def test_the_gpus_block_size_replaces_one_that_a_lower_tier_began_with() -> None:
-    state = after(stored([1], "A", tier=CPU, block_size=4))
-    assert state.held(CPU) == {key("A", block_size=4)}
+def test_a_larger_single_block_than_those_that_are_known_is_refused() -> None:
+    state = after(stored([1, 2], "AB"), stored([3], "C", block_size=3))
+    assert (state.held(GPU), block_size_of(state), tally(state), state.other_block_size) == (keys("A", "AB"), 2, {"block_size": 1}, 3)
+
+
+def test_the_block_size_of_a_lower_tier_is_not_the_engines() -> None:
+    state = after(stored([1], "A", tier=CPU, block_size=4, lists_extra_keys=False))
+    assert block_size_of(state) is None
     change = state.apply([stored([2], "A")], 0.0)
-    assert (change.reload, change.touched[GPU], change.touched[CPU]) == (True, {key("A"): True}, {})
-    assert (state.held(GPU), state.held(CPU), state.block_size) == (keys("A"), set(), 2)
-    assert not state.apply([stored([3], "B")], 0.0).reload
+    assert (change.reload, change.touched[GPU], block_size_of(state)) == (False, {key("A"): True}, 2)
 
 
-def test_what_came_before_the_gpus_block_size_in_its_batch_does_not_count() -> None:
-    change = new_state().apply([stored([1], "A", tier=CPU, block_size=4), Cleared(), stored([2], "A")], 0.0)
-    assert (change.reload, change.cleared, change.touched[CPU]) == (True, False, {})
+def test_a_partial_block_that_came_first_gives_way_to_a_whole_one() -> None:
+    state = after(stored([1], "A"))
+    assert (state.held(GPU), block_size_of(state)) == (keys("A"), 2)
+    change = state.apply([stored([2], "B", block_size=8)], 0.0)
+    assert (change.reload, change.touched[GPU]) == (True, {key("B", block_size=8): True})
+    assert (state.held(GPU), block_size_of(state), tally(state)) == ({key("B", block_size=8)}, 8, {})
+    assert not state.apply([stored([3], "C", parent=2, block_size=8)], 0.0).reload
 
 
-def test_a_block_size_that_the_gpu_has_confirmed_stays() -> None:
-    state = after(stored([1], "A", tier=CPU), stored([2], "B"), stored([3], "C", block_size=4))
-    assert (state.held(GPU), tally(state)) == (keys("B"), {"block_size": 1})
+def test_what_came_before_another_block_size_in_its_batch_does_not_count() -> None:
+    change = new_state().apply([stored([1], "A"), offloaded([1]), stored([2], "B", block_size=8)], 0.0)
+    assert (change.touched[GPU], change.touched[CPU]) == ({key("B", block_size=8): True}, {})
+
+
+def test_blocks_in_a_row_prove_their_size_against_what_came_before() -> None:
+    state = after(stored([1, 2], "AB"), offloaded([1]))
+    change = state.apply([stored([3, 4], "CD", block_size=4)], 0.0)
+    assert (change.reload, state.held(GPU), state.held(CPU)) == (True, {key("C", block_size=4), key("CD", block_size=4)}, set())
 
 
 # Groups
 
+full = partial(stored, group=1, kind="full_attention")
+windowed = partial(stored, group=0, kind="sliding_window", window=4)
 
-def test_the_main_attention_alone_is_indexed() -> None:
-    state = after(
-        stored([1], "A", group=0, kind="mamba"),
-        stored([2], "B", group=1, kind="sliding_window"),
-        stored([3], "C", group=2, kind="full_attention"),
+
+def held_by_group(state: StreamState, tier: Tier = GPU) -> dict[int, set[int]]:
+    return {group.number: state.held(tier, slot) for group in state.groups if (slot := state.slot_of(group.number)) is not None}
+
+
+def test_each_group_holds_blocks_of_its_own() -> None:
+    state = after(windowed([1, 2], "AB"), full([1, 2, 3], "ABC"))
+    assert held_by_group(state) == {0: keys("A", "AB"), 1: keys("A", "AB", "ABC")}
+    assert [state.count(GPU, slot) for slot in range(2)] == [2, 3]
+    assert state.count(GPU) == 3
+    change = state.apply([removed([1], group=0)], 0.0)
+    assert held_by_group(state) == {0: keys("AB"), 1: keys("A", "AB", "ABC")}
+    assert (change.touched[GPU], change.touched_in) == ({key("A"): False}, {})
+    change = state.apply([removed([3], group=1)], 0.0)
+    assert (change.touched[GPU], change.touched_in[1][GPU]) == ({}, {key("ABC"): False})
+
+
+def test_the_order_of_groups_does_not_matter() -> None:
+    events = [windowed([1, 2], "AB"), full([1, 2], "AB"), stored([1, 2], "AB", group=2, kind="mamba"), removed([1], group=0), removed([2], group=2)]
+    expected = {0: keys("AB"), 1: keys("A", "AB"), 2: keys("A")}
+    assert held_by_group(after(*events)) == expected
+    assert held_by_group(after(*(events[place] for place in (2, 1, 0, 4, 3)))) == expected
+
+
+def test_copies_are_counted_by_group() -> None:
+    state = after(full([1], "A"), windowed([1], "A"), windowed([1], "A"), removed([1], group=0), removed([1], group=1))
+    assert held_by_group(state) == {0: keys("A"), 1: set()}
+    assert held_by_group(after(removed([1], group=0), state=state)) == {0: set(), 1: set()}
+
+
+def test_a_group_is_held_in_each_tier() -> None:
+    state = after(full([1, 2], "AB"), windowed([1, 2], "AB"), offloaded([2], group=0), offloaded([1], DISK, group=1))
+    assert (held_by_group(state, CPU), held_by_group(state, DISK)) == ({0: keys("AB"), 1: set()}, {0: set(), 1: keys("A")})
+    after(removed([2], group=0), removed([2], group=1), state=state)
+    assert (held_by_group(state), held_by_group(state, CPU)[0]) == ({0: keys("A"), 1: keys("A")}, keys("AB"))
+    after(removed([2], tier=CPU, group=0), state=state)
+    assert held_by_group(state, CPU) == {0: set(), 1: set()}
+
+
+def test_a_clear_empties_every_group_on_the_gpu() -> None:
+    state = after(full([1], "A"), windowed([1], "A"), offloaded([1], group=0))
+    change = state.apply([Cleared(), windowed([1], "A")], 0.0)
+    assert (held_by_group(state), held_by_group(state, CPU)) == ({0: keys("A"), 1: set()}, {0: keys("A"), 1: set()})
+    assert (change.cleared, change.touched[GPU], change.touched_in[1][GPU]) == (True, {}, {key("A"): True})
+
+
+def test_a_second_clear_empties_the_lower_tiers_of_every_group() -> None:
+    state = after(full([1], "A"), windowed([1], "A"), offloaded([1], group=0), offloaded([1], group=1))
+    state.apply([Cleared(), windowed([1], "A"), Cleared()], 0.0)
+    assert (held_by_group(state), held_by_group(state, CPU)) == ({0: keys("A"), 1: set()}, {0: set(), 1: set()})
+
+
+def test_a_sparse_event_names_blocks_that_a_full_group_announced() -> None:
+    state = after(full([1, 2, 3], "ABC"))
+    change = state.apply([sparse([2, 3], 3, group=0)], 0.0)
+    assert (held_by_group(state), change.touched_in[1][GPU]) == (
+        {0: keys("AB", "ABC"), 1: keys("A", "AB", "ABC")},
+        {key("AB"): True, key("ABC"): True},
     )
-    assert (state.held(GPU), tally(state)) == (keys("C"), {"other_attention": 2})
+    assert tally(state) == {}
 
 
-@pytest.mark.parametrize("kind", ["full_attention", "mla_attention", "sink_full_attention"])
-def test_each_kind_of_main_attention_is_indexed(kind: str) -> None:
-    assert after(stored([1], "A", group=3, kind=kind)).held(GPU) == keys("A")
-    assert after(stored([1], "A", kind=kind)).held(GPU) == keys("A")
+def test_blocks_that_a_sparse_event_names_wait_for_the_full_group() -> None:
+    state = after(sparse([2, 3], 3, group=0))
+    assert (held_by_group(state), state.parked) == ({0: set()}, 2)
+    after(full([1, 2], "AB"), state=state)
+    assert (held_by_group(state), state.parked) == ({0: keys("AB"), 1: keys("A", "AB")}, 1)
+    after(removed([3], group=0), full([3], "C", parent=2), state=state)
+    assert (held_by_group(state), state.parked) == ({0: keys("AB"), 1: keys("A", "AB", "ABC")}, 0)
 
 
-def test_of_two_groups_of_main_attention_the_first_is_indexed() -> None:
-    state = after(stored([1], "A", group=2, kind="full_attention"), stored([2], "B", group=1, kind="full_attention"))
-    assert (state.held(GPU), tally(state)) == (keys("A"), {"other_attention": 1})
+def test_a_sparse_event_without_hashes_teaches_the_group_alone() -> None:
+    state = after(full([1], "A"))
+    assert not state.apply([sparse([], 4, group=0, window=64)], 0.0)
+    assert [(group.number, group.is_sparse, group.window) for group in state.groups] == [(1, False, None), (0, True, 64)]
 
 
-def test_without_a_kind_group_0_is_the_main_attention() -> None:
-    state = after(stored([2], "B", group=1), stored([1], "A", group=0))
-    assert (state.held(GPU), tally(state)) == (keys("A"), {"other_attention": 1})
+def test_a_recurrent_state_that_no_other_group_names_ends_with_its_events_tokens() -> None:
+    state = after(full([1], "A"))
+    state.apply([sparse([9], 2, parent=1, group=2, kind="mamba", state_tokens=tokens_of("BC"))], 0.0)
+    assert held_by_group(state) == {1: keys("A"), 2: keys("ABC")}
 
 
-def test_a_groups_kind_is_remembered() -> None:
-    state = after(stored([1], "A", group=1, kind="full_attention"), stored([2], "B", parent=1, group=1))
-    assert state.held(GPU) == keys("A", "AB")
-    state = after(stored([1], "A", group=0, kind="mamba"), stored([2], "B", group=0))
-    assert (state.held(GPU), tally(state)) == (set(), {"other_attention": 2})
+def test_groups_of_several_block_sizes_share_the_keys_of_the_smallest() -> None:
+    wide = partial(stored, block_size=4, group=1, kind="full_attention")
+    state = new_state()
+    state.apply([stored([1, 2, 3, 4], "AABB", group=0, kind="full_attention"), wide([2, 4], "AB")], 0.0)
+    assert (block_size_of(state), None if state.shape is None else state.shape.alignment) == (2, 4)
+    assert held_by_group(state) == {0: keys("A", "AA", "AAB", "AABB"), 1: keys("A", "AA", "AAB", "AABB")}
+    after(removed([2], group=1), state=state)
+    assert held_by_group(state) == {0: keys("A", "AA", "AAB", "AABB"), 1: keys("AAB", "AABB")}
 
 
-def test_the_same_hash_in_another_group_is_not_a_copy() -> None:
-    state = after(stored([1], "A", group=0, kind="full_attention"), stored([1], "A", group=1, kind="sliding_window"), removed([1], group=0))
-    assert state.held(GPU) == set()
+def test_a_state_of_a_larger_block_size_ends_with_its_block() -> None:
+    state = new_state()
+    state.apply([full([1, 2, 3, 4], "AABB"), stored([2, 4], "AB", block_size=4, group=0, kind="mamba")], 0.0)
+    assert held_by_group(state) == {0: keys("AA", "AABB"), 1: keys("A", "AA", "AAB", "AABB")}
 
 
-def test_a_removal_from_another_group_is_ignored() -> None:
-    state = after(stored([1], "A", group=1, kind="full_attention"), removed([1], group=0))
-    assert (state.held(GPU), tally(state)) == (keys("A"), {"other_attention": 1})
-    assert after(removed([1], group=1), state=state).held(GPU) == set()
+def test_an_event_without_a_group_is_of_the_full_one() -> None:
+    state = after(windowed([1], "A"), full([1], "A"), removed([1]))
+    assert held_by_group(state) == {0: keys("A"), 1: set()}
+    assert held_by_group(after(offloaded([1]), state=state), CPU) == {0: set(), 1: keys("A")}
 
 
-def test_a_removal_without_a_group_is_of_the_indexed_one() -> None:
-    assert after(stored([1], "A", group=1, kind="full_attention"), removed([1])).held(GPU) == set()
+def test_a_removal_of_a_group_that_was_never_announced_changes_nothing() -> None:
+    state = after(full([1], "A"))
+    assert not state.apply([removed([1], group=7)], 0.0)
+    assert held_by_group(state) == {1: keys("A")}
 
 
-def test_the_indexed_group_survives_the_replacement_of_a_block_size() -> None:
-    state = after(
-        stored([1], "A", tier=CPU, block_size=4, group=1, kind="full_attention"),
-        stored([2], "A", group=1, kind="full_attention"),
-        removed([2], group=0),
-    )
-    assert (state.held(GPU), tally(state)) == (keys("A"), {"other_attention": 1})
+def test_groups_survive_the_replacement_of_a_block_size() -> None:
+    state = after(full([1], "A"), windowed([1], "A"))
+    state.apply([full([2, 3], "BC", block_size=4), windowed([2, 3], "BC", block_size=4)], 0.0)
+    expected = {key("B", block_size=4), key("BC", block_size=4)}
+    assert held_by_group(state) == {0: expected, 1: expected}
+    assert {group.number: group.kind.value for group in state.groups} == {0: "window", 1: "full"}
+
+
+def test_blocks_of_one_group_that_are_lost_to_another_ones_block_size_are_tallied() -> None:
+    state = after(full([1, 2], "AB", block_size=4), windowed([1], "A"))
+    assert tally(state) == {"block_size_changed": 1}
+    assert (block_size_of(state), held_by_group(state)) == (2, {0: keys("A"), 1: set()})
+
+
+def test_groups_survive_a_loss_and_go_with_a_restart() -> None:
+    state = after(full([1], "A"), windowed([1], "A"))
+    shape = state.shape
+    state.drop_held()
+    assert (state.shape, held_by_group(state)) == (shape, {0: set(), 1: set()})
+    after(sparse([1], 1, group=0), state=state)
+    assert held_by_group(state) == {0: keys("A"), 1: set()}
+    state.forget()
+    assert (state.shape, state.groups) == (None, [])
 
 
 # Two hashes, one key
@@ -407,10 +544,20 @@ def test_a_clear_ends_the_claims_of_what_it_emptied() -> None:
 
 
 def test_a_key_with_two_hashes_is_indexed_in_no_tier() -> None:
-    state = after(stored([1], "A", tier=CPU, announces_extra_keys=False))
+    state = after(stored([1], "A", announces_extra_keys=False), offloaded([1], announces_extra_keys=False))
+    assert (state.held(GPU), state.held(CPU)) == (keys("A"), keys("A"))
     change = state.apply([stored([2], "A", announces_extra_keys=False)], 0.0)
-    assert change.touched[CPU] == {key("A"): False}
-    assert (change.touched[GPU].get(key("A"), False), state.held(CPU), state.held(GPU)) == (False, set(), set())
+    assert (change.touched[GPU], change.touched[CPU]) == ({key("A"): False}, {key("A"): False})
+    assert (state.held(CPU), state.held(GPU)) == (set(), set())
+
+
+def test_a_key_with_two_hashes_is_indexed_in_no_group() -> None:
+    state = after(
+        full([1], "A", announces_extra_keys=False),
+        windowed([1], "A", announces_extra_keys=False),
+        full([2], "A", announces_extra_keys=False),
+    )
+    assert (held_by_group(state), state.ambiguous) == ({0: set(), 1: set()}, 1)
 
 
 def test_a_key_that_a_lower_tier_still_covers_is_told_again_when_its_claimants_are_gone() -> None:
@@ -420,7 +567,7 @@ def test_a_key_that_a_lower_tier_still_covers_is_told_again_when_its_claimants_a
     events = [stored([1, 2], "AB", announces_extra_keys=False), update, stored([3], "A", announces_extra_keys=False), removed([1]), removed([3])]
     for event in events:
         replica.apply(state.apply([event], 0.0))
-    assert replica.tiers[CPU] == state.held(CPU)
+    assert replica.held[0, CPU] == state.held(CPU)
 
 
 def test_the_children_of_a_key_with_two_hashes_are_indexed() -> None:
@@ -533,16 +680,16 @@ def test_a_restarted_engine_starts_from_nothing() -> None:
     state = after(stored([1, 2], "AB"), offloaded([1]), stored([9], "X", parent=8), removed([2]))
     state.forget()
     assert [state.held(tier) for tier in Tier] == [set()] * 5
-    assert (state.block_size, state.parked) == (None, 0)
+    assert (block_size_of(state), state.parked) == (None, 0)
     after(offloaded([1]), stored([3], "C", parent=2), state=state)
-    assert (state.held(CPU), state.parked) == (set(), 1)
+    assert (state.held(CPU), state.parked) == (set(), 2)
 
 
 def test_a_stream_that_lost_its_content_remembers_its_hashes() -> None:
     state = after(stored([1, 2], "AB"), offloaded([1]), stored([9], "X", parent=8))
     state.drop_held()
     assert [state.held(tier) for tier in Tier] == [set()] * 5
-    assert (state.block_size, state.parked) == (2, 0)
+    assert (block_size_of(state), state.parked) == (2, 0)
     change = state.apply([offloaded([1]), stored([3], "C", parent=2)], 0.0)
     assert (change.touched[CPU], change.touched[GPU]) == ({key("A"): True}, {key("ABC"): True})
 
@@ -568,20 +715,35 @@ class Replica:
     """Applies changes by the words of `Change` alone."""
 
     def __init__(self) -> None:
-        self.tiers: list[set[int]] = [set() for _ in Tier]
+        self.held: dict[tuple[int, Tier], set[int]] = {}
 
     def apply(self, change: Change) -> None:
         if change.reload:
-            self.tiers = [set() for _ in Tier]
+            self.held.clear()
         if change.cleared:
-            self.tiers[GPU] = set()
-        for held, touched in zip(self.tiers, change.touched, strict=True):
-            for block_key, is_held in touched.items():
-                (held.add if is_held else held.discard)(block_key)
+            self.held = {(slot, tier): held for (slot, tier), held in self.held.items() if tier is not GPU}
+        for slot, tiers in ((0, change.touched), *change.touched_in.items()):
+            for tier, touched in zip(Tier, tiers, strict=True):
+                held = self.held.setdefault((slot, tier), set())
+                for block_key, is_held in touched.items():
+                    (held.add if is_held else held.discard)(block_key)
+
+    def of(self, state: StreamState) -> dict[tuple[int, Tier], set[int]]:
+        """What it has in the places of a state, which has no others."""
+        slots = range(1 if state.shape is None else len(state.shape.groups))
+        assert all(slot in slots for (slot, _), held in self.held.items() if held)
+        return {(slot, tier): self.held.get((slot, tier), set()) for slot in slots for tier in Tier}
+
+
+def held_in(state: StreamState) -> dict[tuple[int, Tier], set[int]]:
+    slots = range(1 if state.shape is None else len(state.shape.groups))
+    return {(slot, tier): state.held(tier, slot) for slot in slots for tier in Tier}
 
 
 HASHES = st.integers(1, 6)
 TIERS = st.sampled_from(list(Tier))
+GROUPS = st.sampled_from([None, None, None, 0, 1, 2])
+KINDS = st.sampled_from([None, None, None, "full_attention", "mamba", "sliding_window", "chunked_local_attention"])
 
 
 @st.composite
@@ -595,8 +757,10 @@ def any_stored(draw: st.DrawFn, announces: bool) -> Stored:
         draw(TIERS),
         block_size=draw(st.sampled_from([2, 2, 2, 2, 4])),
         announces_extra_keys=announces,
-        group=draw(st.sampled_from([None, None, None, 0, 1])),
-        kind=draw(st.sampled_from([None, None, None, "full_attention", "mamba"])),
+        group=draw(GROUPS),
+        kind=draw(KINDS),
+        window=draw(st.sampled_from([None, 4])),
+        lists_extra_keys=draw(st.booleans()),
     )
 
 
@@ -604,10 +768,20 @@ def any_stored(draw: st.DrawFn, announces: bool) -> Stored:
 def any_batches(draw: st.DrawFn) -> list[list[Event]]:
     """Batches of an engine that announces extra keys, or does not."""
     announces = draw(st.booleans())
+    some_hashes = st.lists(HASHES, min_size=1, max_size=2)
     event = st.one_of(
         any_stored(announces),
-        st.builds(offloaded, st.lists(HASHES, min_size=1, max_size=2), TIERS, st.sampled_from([0, 2, 4]), announces_extra_keys=st.just(announces)),
-        st.builds(Removed, st.lists(HASHES, min_size=1, max_size=2), TIERS, st.sampled_from([None, None, 0, 1])),
+        st.builds(offloaded, some_hashes, TIERS, st.sampled_from([0, 2, 4]), announces_extra_keys=st.just(announces), group=GROUPS),
+        st.builds(
+            sparse,
+            some_hashes,
+            st.just(3),
+            st.none() | HASHES,
+            group=st.integers(0, 2),
+            kind=KINDS,
+            state_tokens=st.sampled_from([b"", tokens_of("ABA")]),
+        ),
+        st.builds(Removed, some_hashes, TIERS, GROUPS),
         st.just(Cleared()),
     )
     return draw(st.lists(st.lists(event, max_size=4), max_size=8))
@@ -615,16 +789,18 @@ def any_batches(draw: st.DrawFn) -> list[list[Event]]:
 
 @given(any_batches(), st.sampled_from(["copies", "set"]))
 def test_changes_alone_tell_what_is_held(batches: list[list[Event]], counting: Counting) -> None:
-    state = StreamState("m", "", counting, StateLimits(removed_max=3, parked_max=3))
+    state = StreamState("m", "", counting, StateLimits(removed_max=3, parked_max=3, lower_tier_blocks_max=3))
     replica, again = Replica(), Replica()
     for batch in batches:
         change = state.apply(batch, 0.0)
         replica.apply(change)
         again.apply(change)
         again.apply(change)
-        assert replica.tiers == [state.held(tier) for tier in Tier]
-        assert again.tiers == replica.tiers
-        assert [state.count(tier) for tier in Tier] == [len(state.held(tier)) for tier in Tier]
+        held = held_in(state)
+        assert replica.of(state) == held
+        assert again.of(state) == held
+        assert {place: state.count(place[1], place[0]) for place in held} == {place: len(found) for place, found in held.items()}
+        assert all(state.count(tier) == max(len(found) for (_, of), found in held.items() if of is tier) for tier in Tier)
 
 
 # LoRA adapters

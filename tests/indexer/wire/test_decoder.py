@@ -50,7 +50,8 @@ BAD_EVENTS: list[tuple[str, Any, Any]] = [
     ("extra_keys", stored_map(extra_keys=[None, None]), stored_array([1], None, [1, 2], 2, None, None, None, [None, None])),
     ("extra_keys", stored_map(extra_keys=["salt"]), stored_array([1], None, [1, 2], 2, None, None, None, ["salt"])),
     ("unaligned", stored_map(token_ids=[1, 2, 3]), stored_array([1], None, [1, 2, 3])),
-    ("unaligned", stored_map(block_hashes=[]), stored_array([])),
+    ("unaligned", stored_map(block_hashes=[1, 2]), stored_array([1, 2])),
+    ("unaligned", stored_map(block_hashes=[], token_ids=[1, 2, 3]), stored_array([], None, [1, 2, 3])),
     ("unaligned", stored_map(block_size=0), stored_array([1], None, [1, 2], 0)),
     ("block_size", stored_map(block_size=-2), stored_array([1], None, [1, 2], -2)),
     ("block_size", stored_map(token_ids=[], block_size=17), stored_array([1], None, [], 17)),
@@ -148,7 +149,7 @@ def test_what_a_batch_may_hold_is_counted_anew_for_each() -> None:
         (stored_map(block_hashes=["1"] * 65_000), "hash_type"),
         (stored_map(medium="x" * 1_100_000), "event_limit"),
         (stored_map(token_ids=[1, "digest"] * 150_000), "event_malformed"),
-        (stored_map(token_ids=[1] * 150_000), "unaligned"),
+        (stored_map(token_ids=[1] * 150_001), "unaligned"),
         (["BlockRemoved", [1] * 66_000], "event_limit"),
         (["BlockRemoved"], "event_malformed"),
         ({"type": 5, "x": "x" * 70_000}, "event_malformed"),
@@ -193,7 +194,7 @@ def test_nils_around_a_blocks_extra_keys_do_not_hide_them(count: int) -> None:
 
 def test_what_the_tests_of_bad_messages_expect_is_every_reason_that_the_wire_has() -> None:
     """The others are the stream's and the listener's; `event_nested` has a test of its own."""
-    of_the_stream = {"other_attention", "unknown_hash", "key_conflict", "ambiguous_key", "rank_mismatch"}
+    of_the_stream = {"block_size_changed", "partial_block", "groups_max", "tier_limit", "key_conflict", "ambiguous_key", "rank_mismatch"}
     of_the_listener = {"topic", "topic_claimed"}
     expected = {reason for reason, *_ in BAD_EVENTS} | {reason for reason, _ in BAD_BATCHES} | {"frame_count", "frame_sequence"}
     expected |= {"batch_events", "batch_limit"}

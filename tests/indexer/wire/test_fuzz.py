@@ -60,7 +60,7 @@ class Stream:
     def apply(self, payload: bytes) -> None:
         try:
             applied = self.applier.apply(payload, 0, is_live=True)
-            self.view.append(KEY, self.applier.block_size, applied.change)
+            self.view.append(KEY, self.applier.state.shape, applied.change)
         except BaseException as error:
             error.add_note(f"payload: {payload[:2000].hex()}")
             raise
@@ -91,18 +91,23 @@ class Stream:
         self.applier.count_applied()
         return int(sum(s.value for f in self.registry.collect() for s in f.samples if s.name == name))
 
-    def held(self) -> dict[Tier, set[int]]:
-        """What the stream holds by its own word, once that is seen to be what the index holds."""
+    def held(self) -> dict[tuple[int, Tier], set[int]]:
+        """What the stream holds by its own word, by slot and tier, once that is seen to be what the index holds."""
         state = self.applier.state
-        held = {tier: state.held(tier) for tier in Tier}
-        indexed: dict[Tier, set[int]] = {tier: set() for tier in Tier}
+        slots = range(1 if state.shape is None else len(state.shape.groups))
+        held = {(slot, tier): keys for slot in slots for tier in Tier if (keys := state.held(tier, slot))}
+        indexed: dict[tuple[int, Tier], set[int]] = {}
         for index in self.view.indexes:
-            (keys,) = index._keys.values()
             for tier in Tier:
-                assert keys[tier] == index._masks[tier].keys(), "the index's two sides agree"
-                indexed[tier] |= keys[tier]
+                assert set().union(*(keys[tier] for keys in index._keys.values())) == index._masks[tier].keys(), "the index's two sides agree"
+        holders = self.view._find(KEY)[1].holders
+        for slot, holder in enumerate([] if holders is None else holders.by_slot):
+            indexed |= {(slot, tier): keys for tier in Tier if holders is not None and (keys := holders.index.held(holder, tier))}
         assert indexed == held, "the index holds what the stream holds"
-        assert {tier.word: len(keys) for tier, keys in held.items() if keys or tier is Tier.GPU} == self.applier.blocks()
+        most = {tier: max(len(held.get((slot, tier), ())) for slot in slots) for tier in Tier}
+        assert {tier: count for tier, count in most.items() if count or tier is Tier.GPU or tier in state.tiers} == {
+            tier: self.applier.blocks()[tier.word] for tier in Tier if tier.word in self.applier.blocks()
+        }
         return held
 
 
@@ -217,7 +222,7 @@ def test_a_storm_of_mutations_harms_nothing(kind: Mutation) -> None:
     for number, payload in enumerate(storm(kind, STORM)):
         stream.apply(payload)
         if number % 101 == 0:
-            most_held = max(most_held, *map(len, stream.held().values()))
+            most_held = max([most_held, *map(len, stream.held().values())])
             stream.apply_good()
     assert rss_bytes() - before < 64 * 2**20
     refused = stream.refused()

@@ -154,3 +154,47 @@ def test_a_salt_counts_in_the_first_block_of_a_prompt_only() -> None:
 def test_a_map_in_place_of_the_lora_name_may_hold_no_salt(position_7: dict[str, Any]) -> None:
     event = only(stored_array([1], None, [1, 2], 2, None, None, position_7))
     assert (event.lora_name, event.extra_keys) == (None, None)
+
+
+# KV-cache groups
+
+
+@pytest.mark.parametrize(("sent", "window"), [(None, None), (1, 1), (4096, 4096), (0, None), (-1, None), (True, None), ("64", None), (2.0, None)])
+def test_a_window_is_a_positive_number_of_tokens(sent: Any, window: int | None) -> None:
+    event = only(stored_map(group_idx=3, kv_cache_spec_kind="sliding_window", kv_cache_spec_sliding_window=sent))
+    assert (event.group, event.kind, event.window) == (3, "sliding_window", window)
+    array = stored_array([1], None, [1, 2], 2, None, None, None, None, 3, "sliding_window", sent)
+    assert (only(array).group, only(array).kind, only(array).window) == (3, "sliding_window", window)
+
+
+def test_a_window_is_not_known_where_none_is_sent() -> None:
+    assert only(stored_map(kv_cache_spec_kind="full_attention")).window is None
+
+
+@pytest.mark.parametrize("hashes", [[], [7], [7, 8]])
+def test_an_event_with_fewer_hashes_than_blocks_names_its_blocks_by_hash(hashes: list[int]) -> None:
+    event = only(stored_map(block_hashes=hashes, token_ids=[1, 2, 3, 4, 5, 6], extra_keys=[["salt"]], kv_cache_spec_kind="sliding_window"))
+    assert (event.hashes, event.tokens, event.extra_keys, event.sparse_tokens) == (hashes, b"", None, 6)
+
+
+def test_an_event_with_as_many_hashes_as_blocks_is_not_sparse() -> None:
+    assert only(stored_map()).sparse_tokens == 0
+    assert only(stored_map(token_ids=[], block_size=0)).sparse_tokens == 0
+
+
+def test_a_sparse_event_keeps_the_tokens_that_its_last_state_ends_with() -> None:
+    sparse = {"block_hashes": [7], "token_ids": [1, 2, 3, 4]}
+    assert only(stored_map(**sparse, kv_cache_spec_kind="mamba")).state_tokens == b"\1\0\0\0\2\0\0\0\3\0\0\0\4\0\0\0"
+    assert only(stored_map(**sparse, kv_cache_spec_kind="sliding_window")).state_tokens == b""
+    assert only(stored_map(block_hashes=[], token_ids=[1, 2, 3, 4], kv_cache_spec_kind="mamba")).state_tokens == b""
+    assert only(stored_map(kv_cache_spec_kind="mamba")).state_tokens == b""
+
+
+def test_an_event_lists_extra_keys_or_leaves_them_out() -> None:
+    """A connector that leaves them out does not say that there are none."""
+    assert only(stored_map(extra_keys=[None])).lists_extra_keys
+    assert only(stored_map(extra_keys=[["salt"]])).lists_extra_keys
+    assert not only(stored_map(extra_keys=None)).lists_extra_keys
+    assert not only(stored_map()).lists_extra_keys
+    assert only(stored_array([1], None, [1, 2], 2, None, None, None, [None])).lists_extra_keys
+    assert not only(stored_array()).lists_extra_keys
