@@ -54,6 +54,9 @@ UNDECIDED = {
 # Events of one engine say one of a few things of their groups.
 HEARD_MAX = 4_096
 
+NO_GROUP = -1
+"""The number of a lead group that is none: where no group's blocks are as small as the distance of the keys."""
+
 LEAD = 0
 """The slot whose blocks are the cheapest to hold."""
 
@@ -111,7 +114,7 @@ class Groups:
         """Go on from what was known. `unsized`: groups of which no block size is known."""
         self.shape = shape
         sized = () if shape is None else shape.groups
-        self._known = {group.number: group for group in (*sized, *unsized)}
+        self._known = {group.number: group for group in (*sized, *unsized) if group.number != NO_GROUP}
         self._slots = {group.number: slot for slot, group in enumerate(sized)}
         self._seen.clear()
 
@@ -225,11 +228,11 @@ class Groups:
         sized = [group for group in self._known.values() if group.block_size]
         if not sized:
             return None
-        if before is not None and all(self._known[group.number].block_size == group.block_size for group in before.groups):
+        if before is not None and all(self._known.get(group.number, group).block_size == group.block_size for group in before.groups):
             base = gcd(*(group.block_size or 0 for group in sized))
             if base % before.block_size == 0:
                 new = [group for group in sized if group.number not in self._slots]
-                self._set(before.block_size, [*(self._known[group.number] for group in before.groups), *new])
+                self._set(before.block_size, [*(self._known.get(group.number, group) for group in before.groups), *new])
                 return None
         self._set_anew(sized)
         return before
@@ -238,7 +241,7 @@ class Groups:
         base = gcd(*(group.block_size or 0 for group in sized))
         lead = min(sized, key=lambda group: (group.block_size != base, group.kind is not Kind.FULL, group.kind is not Kind.UNKNOWN, group.is_sparse))
         if lead.block_size != base:
-            lead = Group(-1, Kind.OTHER, base)
+            lead = Group(NO_GROUP, Kind.OTHER, base)
         self._set(base, [lead, *(group for group in sized if group.number != lead.number)])
 
     def _set(self, base: int, groups: list[Group]) -> None:

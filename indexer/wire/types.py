@@ -3,10 +3,13 @@
 Array position 0 is the type. Fields that a release does not send have their defaults; UNSET tells "not sent" from "sent as nil".
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+GroupNumber = Annotated[int, Meta(ge=0, le=65_535)]
+"""Of a KV-cache group."""
 
 
 class SaltMap(Struct, gc=False):
@@ -25,7 +28,7 @@ class StoredArray(Struct, array_like=True, tag="BlockStored", gc=False):
     medium: str | None = None
     lora_name: str | SaltMap | None = None
     extra_keys: Raw | UnsetType = UNSET
-    group_idx: int | None = None
+    group_idx: GroupNumber | None = None
     kv_cache_spec_kind: str | None = None
     kv_cache_spec_sliding_window: Raw | UnsetType = UNSET
 
@@ -33,7 +36,7 @@ class StoredArray(Struct, array_like=True, tag="BlockStored", gc=False):
 class RemovedArray(Struct, array_like=True, tag="BlockRemoved", gc=False):
     block_hashes: list[int | bytes]
     medium: str | None = None
-    group_idx: int | None = None
+    group_idx: GroupNumber | None = None
 
 
 class ClearedArray(Struct, array_like=True, tag="AllBlocksCleared", gc=False):
@@ -49,7 +52,7 @@ class StoredMap(Struct, tag="BlockStored", gc=False):
     medium: str | None = None
     lora_name: str | None = None
     extra_keys: Raw | UnsetType = UNSET
-    group_idx: int | UnsetType | None = UNSET
+    group_idx: GroupNumber | UnsetType | None = UNSET
     kv_cache_spec_kind: str | None = None
     locality: str | None = None
     cache_salt: str | None = None
@@ -62,7 +65,7 @@ class StoredMap(Struct, tag="BlockStored", gc=False):
 class RemovedMap(Struct, tag="BlockRemoved", gc=False):
     block_hashes: list[int | bytes]
     medium: str | None = None
-    group_idx: int | None = None
+    group_idx: GroupNumber | None = None
     locality: str | None = None
     ownership: Raw | UnsetType = UNSET
 

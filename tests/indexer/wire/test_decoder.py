@@ -49,6 +49,8 @@ BAD_EVENTS: list[tuple[str, Any, Any]] = [
     ("token_pairs", stored_map(token_ids=[[1, 2], [2, 3]]), stored_array([1], None, [[1, 2], [2, 3]])),
     ("extra_keys", stored_map(extra_keys=[None, None]), stored_array([1], None, [1, 2], 2, None, None, None, [None, None])),
     ("extra_keys", stored_map(extra_keys=["salt"]), stored_array([1], None, [1, 2], 2, None, None, None, ["salt"])),
+    ("event_malformed", stored_map(group_idx=-1), stored_array([1], None, [1, 2], 2, None, None, None, None, -1)),
+    ("event_malformed", {"type": "BlockRemoved", "block_hashes": [1], "group_idx": 65_536}, ["BlockRemoved", [1], None, 65_536]),
     ("unaligned", stored_map(token_ids=[1, 2, 3]), stored_array([1], None, [1, 2, 3])),
     ("unaligned", stored_map(block_hashes=[1, 2]), stored_array([1, 2])),
     ("unaligned", stored_map(block_hashes=[], token_ids=[1, 2, 3]), stored_array([], None, [1, 2, 3])),
