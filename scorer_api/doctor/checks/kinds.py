@@ -68,7 +68,7 @@ _SERVICE = {
     "announcements_refused": Kind(
         ERROR,
         "nearly all that an engine announces cannot be used",
-        "GET /v1/pods shows the reasons, and docs/reference/metrics.md explains them under kv_indexer_refused_total; compare the engine's version with "
+        "GET /v1/pods shows the reasons, and docs/reference/metrics.md explains them under kv_indexer_refused_total; compare the version with "
         "those that are supported, and check that events=… is the engine's own port",
     ),
     "groups_undecided": Kind(
