@@ -75,7 +75,6 @@ REASONS = {
     "token_type": "a token that is no integer",
     "token_range": "a token below 0 or above 2^32 - 1",
     "token_text": "a token that is text (TensorRT-LLM's multimodal digests)",
-    "token_pairs": "tokens in pairs (EAGLE under SGLang)",
     "extra_keys": "extra keys that do not line up with the blocks",
     "unaligned": "a number of tokens that is no multiple of the block size, or too small for the hashes",
     "block_size": "another block size than the stream's, or none that makes sense",

@@ -274,8 +274,6 @@ def _why_malformed(raw: Raw | bytes) -> str:
     else:
         return "event_malformed"
     if isinstance(tokens, list):
-        if any(isinstance(token, list) for token in tokens):
-            return "token_pairs"  # EAGLE under SGLang
         if any(isinstance(token, str) for token in tokens):
             return "token_text"  # TensorRT-LLM's digests of multimodal content
         if any(not isinstance(token, int) or isinstance(token, bool) for token in tokens):
