@@ -76,6 +76,7 @@ REASONS = {
     "token_range": "a token below 0 or above 2^32 - 1",
     "token_text": "a token that is text (TensorRT-LLM's multimodal digests)",
     "extra_keys": "extra keys that do not line up with the blocks",
+    "lookahead": "lookahead tokens that do not line up with the blocks",
     "unaligned": "a number of tokens that is no multiple of the block size, or too small for the hashes",
     "block_size": "another block size than the stream's, or none that makes sense",
     "block_size_changed": "an engine whose blocks turned out to be of another size: what was known of them was dropped",

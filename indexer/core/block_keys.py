@@ -4,6 +4,8 @@
     key of block 0      = H(tokens of block 0 + extra keys of block 0; seeded with the root)
     key of block i      = H(tokens of block i + extra keys of block i; seeded with the key of block i - 1)
 
+Where an engine's hashes take in the tokens behind a block (lookahead, for drafters), these come between the block's tokens and its extra keys.
+
 H is XXH3-64: a fifth of the time of the fastest cryptographic hash of the standard library for a 64-byte block, and what a
 collision could do is send one request to the wrong pod. A block of `block_size` tokens always has `4 * block_size` bytes, so
 bytes behind them can only be extra keys. Engine hashes differ from release to release and from process to process; these keys
@@ -35,11 +37,18 @@ def root_key(model: str, lora_name: str | None, hash_seed: str) -> int:
 
 
 def chain_keys(
-    parent: int, tokens: bytes, block_size: int, extra_keys: Mapping[int, bytes] | None = None, start: int = 0, stop: int | None = None
+    parent: int,
+    tokens: bytes,
+    block_size: int,
+    extra_keys: Mapping[int, bytes] | None = None,
+    start: int = 0,
+    stop: int | None = None,
+    lookahead: int = 0,
 ) -> list[int]:
     """The keys of blocks `start` to `stop` (default: all whole blocks) of `tokens`, where `parent` is the key before block `start`.
 
-    `tokens` are little-endian uint32; `extra_keys` maps block numbers to folded extra keys.
+    `tokens` are little-endian uint32; `extra_keys` maps block numbers to folded extra keys. `lookahead`: so many tokens behind each block are
+    part of its key; `stop` leaves room for them.
     """
     width = block_size * TOKEN_BYTES
     if stop is None:
@@ -50,9 +59,11 @@ def chain_keys(
     keys: list[int] = []
     for first in range(start, stop, PIECE_BLOCKS):
         blocks = _cutter(width, min(PIECE_BLOCKS, stop - first))(tokens, first * width)
-        if extra_keys:
+        if extra_keys or lookahead:
+            extra_keys = extra_keys or {}
             for number, block in enumerate(blocks, first):
-                key = xxh3_64_intdigest(block + extra_keys.get(number, b""), key)
+                ahead = tokens[(number + 1) * width : (number + 1) * width + lookahead * TOKEN_BYTES]
+                key = xxh3_64_intdigest(block + ahead + extra_keys.get(number, b""), key)
                 keys.append(key)
         else:
             keys += [key := xxh3_64_intdigest(block, key) for block in blocks]

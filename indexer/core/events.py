@@ -33,7 +33,8 @@ class Stored(Struct, frozen=True, gc=False):
     is known to end with them.
     `extra_keys` maps the position of a block in this event to its folded extra keys (`block_keys.fold_extra_keys`); `lists_extra_keys`: whether the
     event lists them, be it that there are none; `announces_extra_keys`: whether its engine does. `salt`: the cache salt of an engine whose hashes do
-    not depend on it. `parent` is None for the first block of a prompt. `group`, `kind`, `window`: of the KV-cache group, as far as the event tells.
+    not depend on it. `lookahead`: how many tokens behind each block its hash takes in; they come first in `extra_keys`. `parent` is None for the
+    first block of a prompt. `group`, `kind`, `window`: of the KV-cache group, as far as the event tells.
     """
 
     hashes: list[int]
@@ -51,6 +52,7 @@ class Stored(Struct, frozen=True, gc=False):
     state_tokens: bytes = b""
     lists_extra_keys: bool = False
     salt: str | None = None
+    lookahead: int = 0
 
 
 class Removed(Struct, frozen=True, gc=False):

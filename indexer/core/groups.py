@@ -82,6 +82,13 @@ class CacheShape(Struct, frozen=True, array_like=True):
     block_size: int
     groups: tuple[Group, ...] = ()
     offload_block_size: int | None = None
+    lookahead: int = 0
+    """How many tokens behind a block are part of its key."""
+
+    @property
+    def cut(self) -> tuple[int, int]:
+        """What the keys of all blocks have in common: tokens between two keys, and tokens behind a block that are part of its key."""
+        return self.block_size, self.lookahead
 
     @property
     def is_plain(self) -> bool:
@@ -103,9 +110,10 @@ class Groups:
         self.shape: CacheShape | None = None
         self.other_block_size: int | None = None
         """Of blocks that were passed over since their group's are of another size."""
+        self._lookahead = 0
         self._known: dict[int, Group] = {}
         self._slots: dict[int, int] = {}
-        self._seen: dict[tuple[int | None, str | None, int | None, int], int] = {}
+        self._seen: dict[tuple[int | None, str | None, int | None, int, int], int] = {}
         """What events with tokens say of their group → its slot: those that teach nothing new."""
         self._heard: set[tuple[int | None, str | None, int | None, int, bool, bool]] = set()
         """The same of other events."""
@@ -113,6 +121,7 @@ class Groups:
     def restore(self, shape: CacheShape | None, unsized: Iterable[Group]) -> None:
         """Go on from what was known. `unsized`: groups of which no block size is known."""
         self.shape = shape
+        self._lookahead = 0 if shape is None else shape.lookahead
         sized = () if shape is None else shape.groups
         self._known = {group.number: group for group in (*sized, *unsized) if group.number != NO_GROUP}
         self._slots = {group.number: slot for slot, group in enumerate(sized)}
@@ -132,6 +141,11 @@ class Groups:
     def are_several(self) -> bool:
         """Whether blocks are announced by group."""
         return self.shape is not None and len(self.shape.groups) > 1
+
+    @property
+    def lookahead(self) -> int:
+        """How many tokens behind a block are part of its key."""
+        return 0 if self.shape is None else self.shape.lookahead
 
     @property
     def undecided(self) -> tuple[str, ...]:
@@ -181,7 +195,7 @@ class Groups:
 
     def seen(self, event: Stored) -> int | None:
         """The slot of an event that announces blocks on the gpu with their tokens, where it teaches nothing new."""
-        return self._seen.get((event.group, event.kind, event.window, event.block_size))
+        return self._seen.get((event.group, event.kind, event.window, event.block_size, event.lookahead))
 
     def has_heard(self, event: Stored) -> bool:
         """Whether an event that names blocks by their hashes teaches nothing new, as far as is remembered."""
@@ -215,6 +229,7 @@ class Groups:
         tokens = len(event.tokens) // TOKEN_BYTES or event.sparse_tokens
         size, is_proven = group.block_size, group.is_proven
         if event.tier is Tier.GPU and tokens:
+            self._lookahead = max(self._lookahead, event.lookahead)
             if tokens > event.block_size:
                 size, is_proven = event.block_size, True
             elif not is_proven:
@@ -228,7 +243,11 @@ class Groups:
         sized = [group for group in self._known.values() if group.block_size]
         if not sized:
             return None
-        if before is not None and all(self._known.get(group.number, group).block_size == group.block_size for group in before.groups):
+        if (
+            before is not None
+            and before.lookahead == self._lookahead
+            and all(self._known.get(group.number, group).block_size == group.block_size for group in before.groups)
+        ):
             base = gcd(*(group.block_size or 0 for group in sized))
             if base % before.block_size == 0:
                 new = [group for group in sized if group.number not in self._slots]
@@ -246,7 +265,7 @@ class Groups:
 
     def _set(self, base: int, groups: list[Group]) -> None:
         offload = self._offload_block_size
-        self.shape = CacheShape(base, tuple(groups), offload if offload and offload > base and offload % base == 0 else None)
+        self.shape = CacheShape(base, tuple(groups), offload if offload and offload > base and offload % base == 0 else None, self._lookahead)
         self._slots = {group.number: slot for slot, group in enumerate(groups)}
 
     def settle(self, event: Stored) -> int:
@@ -257,5 +276,5 @@ class Groups:
         if event.block_size != self.shape.groups[slot].block_size:
             self.other_block_size = event.block_size
             raise Refused("partial_block" if event.block_size < (self.shape.groups[slot].block_size or 0) else "block_size")
-        self._seen[event.group, event.kind, event.window, event.block_size] = slot
+        self._seen[event.group, event.kind, event.window, event.block_size, event.lookahead] = slot
         return slot

@@ -331,8 +331,8 @@ class StreamState:
         """Blocks on the gpu, with their tokens."""
         key_size = self._groups.key_size
         run = event.block_size // key_size
-        if run > 1 and event.extra_keys:
-            # In which of the block's parts they belong is not told. A group of smaller blocks announces the same hash.
+        if (run > 1 and event.extra_keys) or event.lookahead != self._groups.lookahead:
+            # Extra keys: in which of the block's parts they belong is not told. A group of smaller blocks announces the same hash.
             self._store_by_hash(event, event.hashes, now_s)
             return
         table = self._blocks.table

@@ -10,11 +10,25 @@ from indexer.core.events import HASH_MASK, Cleared, Event, Removed, Stored, Tier
 from indexer.errors import Refused
 from indexer.limits import WireLimits
 from indexer.wire.outline import array_header
-from indexer.wire.types import RemovedArray, RemovedMap, SaltMap, StoredArray, StoredMap, WireEvent, decode_raw_list, read_anything
+from indexer.wire.types import (
+    UNREADABLE,
+    RemovedArray,
+    RemovedMap,
+    SaltMap,
+    StoredArray,
+    StoredMap,
+    WireEvent,
+    decode_raw_list,
+    decode_token_lists,
+    read_anything,
+)
 
 NIL = b"\xc0"
 # The encodings of "no block has extra keys": nil, an empty array, or an array of one nil.
 NO_EXTRA_KEYS = (b"\x91\xc0", NIL, b"\x90")
+# The most tokens behind a block that its hash may take in, and what they take encoded.
+LOOKAHEAD_MAX = 16
+LOOKAHEAD_BYTES_MAX = 5 * LOOKAHEAD_MAX + 3
 # The kind of a group whose last hash ends with the tokens of its event.
 STATE_KIND = "mamba"
 # The longest encoding of an integer.
@@ -106,6 +120,10 @@ class Normaliser:
             packed = pack_tokens(event.token_ids) if is_wanted else b""
         except OverflowError:
             raise Refused("token_range") from None
+        extra_keys = None if sparse_tokens else self._extra_keys(event, lora_name, salt, first_of_prompt=parent is None)
+        lookahead = 0
+        if isinstance(event, StoredMap) and not isinstance(event.lookahead_token_ids, UnsetType) and bytes(event.lookahead_token_ids) != NIL:
+            lookahead, extra_keys = self._with_lookahead(event.lookahead_token_ids, extra_keys or {}, len(event.block_hashes))
         return Stored(
             hashes=_hashes(event.block_hashes),
             parent=None if parent is None else _hash(parent),
@@ -113,16 +131,30 @@ class Normaliser:
             block_size=event.block_size,
             tier=_tier(event),
             lora_name=lora_name or None,
-            extra_keys=None if sparse_tokens else self._extra_keys(event, lora_name, salt, first_of_prompt=parent is None),
+            extra_keys=extra_keys,
             announces_extra_keys=announces_extra_keys,
             group=None if isinstance(group, UnsetType) else group,
             kind=event.kv_cache_spec_kind,
             window=_window(event.kv_cache_spec_sliding_window),
             salt=salt,
+            lookahead=lookahead,
             sparse_tokens=sparse_tokens,
             state_tokens=packed if sparse_tokens else b"",
             lists_extra_keys=not isinstance(event.extra_keys, UnsetType) and bytes(event.extra_keys) != NIL,
         )
+
+    def _with_lookahead(self, encoded: Raw, extra_keys: dict[int, bytes], blocks: int) -> tuple[int, dict[int, bytes]]:
+        """How many tokens behind each block its hash takes in, and the extra keys with these in front. Raises Refused."""
+        if len(encoded) > LOOKAHEAD_BYTES_MAX * (blocks + 1):
+            raise Refused("lookahead")
+        try:
+            tokens = decode_token_lists(encoded)
+        except UNREADABLE:
+            raise Refused("lookahead") from None
+        lengths = {len(ahead) for ahead in tokens}
+        if not blocks or len(tokens) != blocks or len(lengths) != 1 or not 0 < max(lengths) <= LOOKAHEAD_MAX:
+            raise Refused("lookahead")
+        return max(lengths), {position: pack_tokens(ahead) + extra_keys.get(position, b"") for position, ahead in enumerate(tokens)}
 
     def _extra_keys(
         self, event: StoredArray | StoredMap, lora_name: str | None, salt: str | None, *, first_of_prompt: bool

@@ -167,6 +167,7 @@ decode_map_of_pairs = msgspec.msgpack.Decoder(StoredMapOfPairs).decode
 decode_array_of_anything = msgspec.msgpack.Decoder(StoredArrayOfAnything).decode
 decode_map_of_anything = msgspec.msgpack.Decoder(StoredMapOfAnything).decode
 decode_raw_list = msgspec.msgpack.Decoder(list[Raw]).decode
+decode_token_lists = msgspec.msgpack.Decoder(list[list[Annotated[int, Meta(ge=0, le=2**32 - 1)]]]).decode
 decode_anything = msgspec.msgpack.Decoder().decode
 
 # What a decoder raises for bytes that do not encode its type; text that is not UTF-8 raises no DecodeError.

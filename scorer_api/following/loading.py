@@ -164,7 +164,7 @@ class Loading:
             return True
         if self.holding is None:
             self.holding = self._view.hold_apart(self._stream.key, entry.shape)
-        if self.holding.holders.key_size != entry.shape.block_size:
+        if self.holding.holders.cut != entry.shape.cut:
             return False
         self.holding.apply(change, entry.shape)
         return True

@@ -8,6 +8,9 @@ from indexer.core.groups import LEAD, CacheShape
 from scorer_api.index.hits import HitRule, rule_for
 from scorer_api.index.prefix_index import PrefixIndex
 
+Indexes = dict[tuple[int, int], PrefixIndex]
+"""How blocks are cut, see `CacheShape.cut` → index."""
+
 
 class Holders:
     """`index`: the one of the key size. `by_slot`: the groups' holders. `rule`: None where a hit is the longest prefix that the lead group holds.
@@ -15,17 +18,17 @@ class Holders:
     `key_size`: tokens between two block keys; `block_size`: hits are multiples of so many tokens.
     """
 
-    def __init__(self, indexes: dict[int, PrefixIndex], shape: CacheShape) -> None:
-        """`indexes`: key size → index, of one model."""
+    def __init__(self, indexes: Indexes, shape: CacheShape) -> None:
+        """`indexes`: those of one model."""
         self._indexes = indexes
-        self.key_size = shape.block_size
-        self.index = indexes.setdefault(self.key_size, PrefixIndex())
+        self.key_size, self.lookahead = self.cut = shape.cut
+        self.index = indexes.setdefault(self.cut, PrefixIndex())
         self.by_slot: list[int] = []
         self.follow(shape)
 
     def follow(self, shape: CacheShape) -> None:
         """The stream says more of its groups, or has more of them. Those that are known keep their slots."""
-        assert shape.block_size == self.key_size, "a stream holds blocks of one key size"
+        assert shape.cut == self.cut, "a stream holds blocks that are cut in one way"
         while len(self.by_slot) < max(1, len(shape.groups)):
             self.by_slot.append(self.index.add_holder())
         self.shape = shape
@@ -82,5 +85,5 @@ class Holders:
         return False
 
     def _drop_index(self) -> None:
-        if self.index.is_empty and self._indexes.get(self.key_size) is self.index:
-            del self._indexes[self.key_size]
+        if self.index.is_empty and self._indexes.get(self.cut) is self.index:
+            del self._indexes[self.cut]

@@ -53,11 +53,13 @@ class Walk:
     `length`: the query's, in tokens. `usable_blocks`: how many keys could match.
     """
 
-    def __init__(self, index: PrefixIndex, key_size: int, anchors: list[int], runs: Iterable[list[int]], keys: Sequence[int], length: int) -> None:
+    def __init__(
+        self, index: PrefixIndex, cut: tuple[int, int], anchors: list[int], runs: Iterable[list[int]], keys: Sequence[int], length: int
+    ) -> None:
         self.index = index
         self.keys = keys
         self.length = length
-        self.usable_blocks = usable_blocks(length, key_size)
+        self.usable_blocks = usable_blocks(length, *cut)
         self.steps: list[Step] = index.walk(sum(1 << holder for holder in anchors), runs)
         self.matches = matches_of(anchors, self.steps)
         self._spans: dict[int, list[Span]] = {}
@@ -81,18 +83,18 @@ class Lookup:
         self._pods = pods
         self._weights = weights
         self._now_s = now_s
-        self._walks: dict[int | None, Walk] = {} if self.prompt_keys is None else self._walk_prompt(self.prompt_keys)
+        self._walks: dict[tuple[int, int] | None, Walk] = {} if self.prompt_keys is None else self._walk_prompt(self.prompt_keys)
 
-    def _walk_prompt(self, keys: PromptKeys) -> dict[int | None, Walk]:
-        """Key size → walk of all ranks with that key size."""
-        walks: dict[int | None, Walk] = {}
-        for key_size, index in self._model.indexes.items():
-            all_holders = [s.holders for ranks in self._pods.values() for s in ranks.values() if s.key_size == key_size and s.holders is not None]
+    def _walk_prompt(self, keys: PromptKeys) -> dict[tuple[int, int] | None, Walk]:
+        """How blocks are cut → walk of all ranks whose blocks are."""
+        walks: dict[tuple[int, int] | None, Walk] = {}
+        for cut, index in self._model.indexes.items():
+            all_holders = [s.holders for ranks in self._pods.values() for s in ranks.values() if s.cut == cut and s.holders is not None]
             anchors = [anchor for holders in all_holders if (anchor := holders.anchor) is not None]
-            walk = Walk(index, key_size, anchors, keys.runs(key_size), keys.computed(key_size), keys.length)
+            walk = Walk(index, cut, anchors, keys.runs(*cut), keys.computed(*cut), keys.length)
             if len(anchors) < len(all_holders):
-                keys.all(key_size)  # a window is looked for wherever it may be
-            walks[key_size] = walk
+                keys.all(*cut)  # a window is looked for wherever it may be
+            walks[cut] = walk
         return walks
 
     def _walk_hashes(self, stream: IndexedStream) -> Walk | None:
@@ -102,7 +104,7 @@ class Lookup:
             return None
         keys = [] if stream.hashes is None else stream.hashes.keys_of(self.query.hashes)
         anchors = [] if holders.anchor is None else [holders.anchor]
-        return Walk(holders.index, holders.key_size, anchors, [keys], keys, length_in_tokens(self.query, holders.key_size))
+        return Walk(holders.index, holders.cut, anchors, [keys], keys, length_in_tokens(self.query, holders.key_size))
 
     def scores(self) -> list[PodScore]:
         """Every pod, best first, equal ones by name."""
@@ -111,7 +113,7 @@ class Lookup:
         for pod, ranks in self._pods.items():
             found = []
             for rank, stream in ranks.items():
-                walk = self._walk_hashes(stream) if walks is None else walks.get(stream.key_size)
+                walk = self._walk_hashes(stream) if walks is None else walks.get(stream.cut)
                 found.append(self._score(rank, stream, walk))
             if len(found) > 1:
                 found.sort(key=lambda rank: (-rank.score, rank.rank))
@@ -125,7 +127,7 @@ class Lookup:
             return RankScore(rank, NO_MATCH, 0.0, None, 0, trust)
         block_size, dropped = holders.block_size, stream.dropped_blocks
         match = walk.matches[holders.lead] if holders.rule is None else hybrid_match(walk, holders, holders.rule)
-        usable = usable_blocks(walk.length, block_size)
+        usable = usable_blocks(walk.length, block_size, holders.lookahead)
         if dropped:
             match, usable = without_last(match, dropped), max(0, usable - dropped)
         return RankScore(rank, match, score_of(match, walk.length, block_size, self._weights), block_size, usable, trust, dropped)
@@ -139,7 +141,7 @@ class Lookup:
         return sorted(traces, key=lambda pod: (-pod.ranks[0].score, pod.pod))
 
     def _trace(self, rank: int, stream: IndexedStream) -> RankTrace:
-        walk = self._walk_hashes(stream) if self.prompt_keys is None else self._walks.get(stream.key_size)
+        walk = self._walk_hashes(stream) if self.prompt_keys is None else self._walks.get(stream.cut)
         score, holders = self._score(rank, stream, walk), stream.holders
         if walk is None or holders is None:
             return RankTrace(rank, score.trust, None, 0, [], 0.0, has_other_seed=stream.has_other_seed)
@@ -153,7 +155,7 @@ class Lookup:
             held = match.matched_blocks
             end = held * holders.rule.alignment
             if self.prompt_keys is not None:
-                self.prompt_keys.all(holders.key_size)
+                self.prompt_keys.all(*holders.cut)
             limit = limit_of(holders.rule, holders.shape, walk.spans(walk.usable_blocks), end, walk.usable_blocks)
             end = end if limit is None else limit.block
         key = walk.keys[end] if end < len(walk.keys) else None

@@ -63,7 +63,7 @@ def length_in_tokens(query: Query, block_size: int) -> int:
 
 
 class PromptKeys:
-    """The block keys of one prompt: block size → keys from the first block on.
+    """The block keys of one prompt: block size and lookahead → keys from the first block on.
 
     They are computed once, in runs, when a walk or a caller needs them, and kept for the next caller.
     """
@@ -73,12 +73,12 @@ class PromptKeys:
     def __init__(self, prompt: Prompt, hash_seed: str) -> None:
         self._prompt = prompt
         self._hash_seed = hash_seed
-        self._computed: dict[int, list[int]] = {}
+        self._computed: dict[tuple[int, int], list[int]] = {}
         self._extra_keys: dict[int, Mapping[int, bytes] | None] = {}
 
-    def computed(self, block_size: int) -> list[int]:
+    def computed(self, block_size: int, lookahead: int = 0) -> list[int]:
         """The keys that there are so far; to read, not to change. It grows with what `runs` and `all` compute."""
-        return self._computed.setdefault(block_size, [])
+        return self._computed.setdefault((block_size, lookahead), [])
 
     def _extra(self, block_size: int) -> Mapping[int, bytes] | None:
         """Block number → folded extra keys."""
@@ -91,34 +91,34 @@ class PromptKeys:
 
     @property
     def longest(self) -> int | None:
-        """The block size for which most keys are computed; None where there are none at all."""
-        return max(self._computed, key=lambda size: len(self._computed[size]), default=None)
+        """The block size for which most keys are computed, without lookahead; None where there are none at all."""
+        return max((size for size, lookahead in self._computed if not lookahead), key=lambda size: len(self._computed[size, 0]), default=None)
 
     @property
     def length(self) -> int:
         """The prompt's, in tokens."""
         return self._prompt.length
 
-    def runs(self, block_size: int) -> Iterator[list[int]]:
+    def runs(self, block_size: int, lookahead: int = 0) -> Iterator[list[int]]:
         """The keys of the usable blocks: at once those that there are, then RUN_BLOCKS at a time, computed as they are taken by one walk."""
         prompt = self._prompt
-        blocks = usable_blocks(prompt.length, block_size)
-        computed = self.computed(block_size)
+        blocks = usable_blocks(prompt.length, block_size, lookahead)
+        computed = self.computed(block_size, lookahead)
         if computed:
             yield computed[:blocks]
         parent = computed[-1] if computed else root_key(prompt.model, prompt.lora_name, self._hash_seed)
         for start in range(len(computed), blocks, RUN_BLOCKS):
-            keys = chain_keys(parent, prompt.tokens, block_size, self._extra(block_size), start, min(start + RUN_BLOCKS, blocks))
+            keys = chain_keys(parent, prompt.tokens, block_size, self._extra(block_size), start, min(start + RUN_BLOCKS, blocks), lookahead)
             computed += keys
             yield keys
             parent = keys[-1]
 
-    def all(self, block_size: int) -> list[int]:
+    def all(self, block_size: int, lookahead: int = 0) -> list[int]:
         """The keys of all whole blocks, the last one too that no engine can take from its cache."""
         prompt = self._prompt
-        keys = self.computed(block_size)
+        keys = self.computed(block_size, lookahead)
         parent = keys[-1] if keys else root_key(prompt.model, prompt.lora_name, self._hash_seed)
-        blocks = prompt.length // block_size
+        blocks = max(0, prompt.length - lookahead) // block_size
         if len(keys) < blocks:
-            keys += chain_keys(parent, prompt.tokens, block_size, self._extra(block_size), len(keys), blocks)
+            keys += chain_keys(parent, prompt.tokens, block_size, self._extra(block_size), len(keys), blocks, lookahead)
         return keys

@@ -21,9 +21,10 @@ NO_MATCH = Match(0, (0,) * len(OWN_TIERS))
 NO_LOWER = (0,) * (len(OWN_TIERS) - 1)
 
 
-def usable_blocks(tokens: int, block_size: int) -> int:
-    """How many blocks of a prompt of `tokens` tokens an engine can take from its cache: it never reuses the whole prompt."""
-    return max(0, tokens - 1) // block_size
+def usable_blocks(tokens: int, block_size: int, lookahead: int = 0) -> int:
+    """How many blocks of a prompt of `tokens` tokens an engine can take from its cache: it never reuses the whole prompt, and needs the tokens behind a
+    block that its hash takes in."""
+    return max(0, tokens - max(1, lookahead)) // block_size
 
 
 def matches_of(holders: Iterable[int], steps: Sequence[Step]) -> dict[int, Match]:

@@ -1,7 +1,7 @@
 """The models, pods and streams that a scorer knows, and their prefix indexes.
 
     model ─┬─ pods      pod → rank → IndexedStream(shape, holders, trust, engine hashes, removals)
-           └─ indexes   key size → PrefixIndex, which has a holder for each KV-cache group of each stream with that key size
+           └─ indexes   (key size, lookahead) → PrefixIndex, which has a holder for each KV-cache group of each stream whose blocks are cut so
 
 The key size is the number of tokens between two block keys: the block size of a plain model. An index is there as long as it has a holder.
 """
@@ -14,8 +14,7 @@ from msgspec import Struct
 from indexer.core.groups import CacheShape
 from indexer.core.names import Trust
 from scorer_api.index.engine_hashes import HashKeys
-from scorer_api.index.holders import Holders
-from scorer_api.index.prefix_index import PrefixIndex
+from scorer_api.index.holders import Holders, Indexes
 from scorer_api.index.removals import Removals
 
 
@@ -36,9 +35,9 @@ class IndexedStream(Struct):
     dropped_blocks: int = 0
 
     @property
-    def key_size(self) -> int | None:
-        """Tokens between two of its block keys; None while it holds nothing."""
-        return None if self.holders is None else self.holders.key_size
+    def cut(self) -> tuple[int, int] | None:
+        """How its blocks are cut, see `CacheShape.cut`; None while it holds nothing."""
+        return None if self.holders is None else self.holders.cut
 
     @property
     def block_size(self) -> int | None:
@@ -59,7 +58,7 @@ class IndexedModel:
 
     def __init__(self) -> None:
         self.pods: dict[str, dict[int, IndexedStream]] = {}
-        self.indexes: dict[int, PrefixIndex] = {}
+        self.indexes: Indexes = {}
         self.prompts = self.unmatched = 0
 
     def holders_for(self, stream: IndexedStream, shape: CacheShape) -> Holders:

@@ -72,7 +72,7 @@ class View:
         if shape is None or not change:
             return
         model, indexed = self._find(stream)
-        if indexed.key_size not in (None, shape.block_size):
+        if indexed.cut not in (None, shape.cut):
             self._empty(model, indexed)
         holders = model.holders_for(indexed, shape)
         if self._removals_max:
