@@ -243,11 +243,7 @@ class Groups:
         sized = [group for group in self._known.values() if group.block_size]
         if not sized:
             return None
-        if (
-            before is not None
-            and before.lookahead == self._lookahead
-            and all(self._known.get(group.number, group).block_size == group.block_size for group in before.groups)
-        ):
+        if before is not None and before.lookahead == self._lookahead and self._keeps_sizes(before):
             base = gcd(*(group.block_size or 0 for group in sized))
             if base % before.block_size == 0:
                 new = [group for group in sized if group.number not in self._slots]
@@ -255,6 +251,9 @@ class Groups:
                 return None
         self._set_anew(sized)
         return before
+
+    def _keeps_sizes(self, before: CacheShape) -> bool:
+        return all(self._known.get(group.number, group).block_size == group.block_size for group in before.groups)
 
     def _set_anew(self, sized: list[Group]) -> None:
         base = gcd(*(group.block_size or 0 for group in sized))

@@ -22,8 +22,8 @@ NO_LOWER = (0,) * (len(OWN_TIERS) - 1)
 
 
 def usable_blocks(tokens: int, block_size: int, lookahead: int = 0) -> int:
-    """How many blocks of a prompt of `tokens` tokens an engine can take from its cache: it never reuses the whole prompt, and needs the tokens behind a
-    block that its hash takes in."""
+    """How many blocks of a prompt of `tokens` tokens an engine can take from its cache: it never reuses the whole prompt, and needs the tokens
+    behind a block that its hash takes in."""
     return max(0, tokens - max(1, lookahead)) // block_size
 
 

@@ -161,8 +161,8 @@ class View:
 
     def compute(self, keys: PromptKeys, model: str) -> Iterator[list[int]]:
         """Compute keys in each block size of the model, a run at a time: the caller does something else in between."""
-        for block_size in list(self._models[model].indexes) if model in self._models else ():
-            yield from keys.runs(block_size)
+        for cut in list(self._models[model].indexes) if model in self._models else ():
+            yield from keys.runs(*cut)
 
     def look_up(self, query: Query, only: Collection[str] | None = None) -> Lookup:
         """Walk along the query's blocks, for every pod of the model or only these. Raises KeyError for an unknown model."""
