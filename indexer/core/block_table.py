@@ -11,11 +11,7 @@ from msgspec import Struct
 
 from indexer.core.events import Tier
 from indexer.core.orphans import Parked
-
-PARKED = len(Tier)
-REMOVED = PARKED + 1
-Touched = tuple[dict[int, None], ...]
-"""Engine hashes by part: one for each tier, then PARKED and REMOVED."""
+from indexer.core.parts import REMOVED, Touched
 
 
 class Block(Struct, gc=False):
@@ -51,12 +47,12 @@ Records = dict[int, dict[int, HashRecord | None]]
 class BlockTable:
     """See the module. `held`, `lower` and `removed` are to be read; who changes `held` and `lower` calls `revive` and `retire`."""
 
-    def __init__(self, removed_max: int) -> None:
+    def __init__(self, removed_max: int, touched: Touched | None = None) -> None:
+        """`touched`: where to note the engine hashes whose records change in a part other than the gpu; None for nowhere."""
         self.removed: dict[int, Block] = {}
         self.offloads = False
         """Whether a block was seen in a tier below the gpu: then a removed block may yet be announced there."""
-        self.touched: Touched | None = None
-        """If set: where to note the engine hashes whose records may change in this batch."""
+        self._touched = touched
         self._removed_max = removed_max
         self.reset()
 
@@ -120,7 +116,7 @@ class BlockTable:
         removed = self.removed
         removed.pop(engine_hash, None)
         removed[engine_hash] = block
-        if self.touched is not None:
+        if self._touched is not None:
             self._touch_removed((engine_hash,))
         if len(removed) > self._removed_max:
             self.revive(next(iter(removed)))
@@ -131,8 +127,13 @@ class BlockTable:
             self._touch_removed((engine_hash,))
 
     def _touch_removed(self, hashes: Iterable[int]) -> None:
-        if self.offloads and self.touched is not None:
-            self.touched[REMOVED].update(dict.fromkeys(hashes))
+        if self.offloads and self._touched is not None:
+            self._touched[REMOVED] += hashes
+
+    def touch_lower(self, tier: Tier, engine_hash: int) -> None:
+        """What the hash holds in a tier below the gpu has changed."""
+        if self._touched is not None:
+            self._touched[tier].append(engine_hash)
 
     # Records
 

@@ -20,7 +20,7 @@ class Change:
     """Final values, not steps: applying a change twice is the same as applying it once.
 
     `reload`: all that the stream held is invalid. `cleared`: the gpu tier is emptied. Both come before `touched`: per tier, block key → held
-    afterwards or not. `sequence`: of the engine's batch, where that is known. `records`: None where the store does not need them.
+    afterwards or not. `sequence`: of the engine's batch, where that is known. `records`: None where the store does not need them, and with `reload`.
     `hash_mapping`: None where the owner does not hand it on; beside `records` also where no block is offloaded: an engine hash then stands for the
     key of the block that its gpu record holds, or for none.
     """
@@ -39,6 +39,8 @@ class Change:
         """Empty the gpu tier; what this change said of it before no longer counts."""
         self.cleared = True
         self.touched[Tier.GPU].clear()
+        if self.records is not None:
+            self.records[Tier.GPU].clear()
 
     def __bool__(self) -> bool:
         return self.reload or self.cleared or any(self.touched)

@@ -3,9 +3,10 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from indexer.core.block_table import Block, BlockRecord, BlockTable, LowerCopy
+from indexer.core.block_table import Block, BlockRecord, BlockTable, HashRecord, LowerCopy
 from indexer.core.events import Stored, Tier
 from indexer.core.indexed_keys import IndexedKeys
+from indexer.core.parts import Touched
 
 # An enum's member costs as much to name as a look-up in a dict.
 GPU = Tier.GPU
@@ -21,10 +22,11 @@ class HeldBlocks:
     one key may be two images. `stored`: copies added by tier, since it was last taken.
     """
 
-    def __init__(self, copies_max: int, removed_max: int, tally: Counter[str]) -> None:
+    def __init__(self, copies_max: int, removed_max: int, tally: Counter[str], touched: Touched | None = None) -> None:
+        """`touched`: see BlockTable; what changes on the gpu goes into the change's `records`, where it has any."""
         self._copies_max = copies_max
         self._tally = tally
-        self.table = BlockTable(removed_max)
+        self.table = BlockTable(removed_max, touched)
         self.stored: Counter[Tier] = Counter()
         self._reset()
 
@@ -47,6 +49,12 @@ class HeldBlocks:
         self._reset()
         self.announces_extra_keys = announces_extra_keys
 
+    @property
+    def _gpu_records(self) -> dict[int, HashRecord | None] | None:
+        """Where to note the blocks that change on the gpu."""
+        records = self.keys.change.records
+        return None if records is None else records[GPU]
+
     # Adding
 
     def add(self, event: Stored, keys: Sequence[int]) -> None:
@@ -55,7 +63,7 @@ class HeldBlocks:
             return
         table, indexed, tier, copies_max = self.table, self.keys, event.tier, self._copies_max
         blocks, held, ambiguous = table.held, indexed.held[GPU], indexed.claims.ambiguous
-        touched = indexed.change.touched[GPU]
+        touched, records = indexed.change.touched[GPU], self._gpu_records
         plain = tier is GPU and self.announces_extra_keys
         parent = event.parent
         for engine_hash, key in zip(event.hashes, keys, strict=True):
@@ -71,13 +79,17 @@ class HeldBlocks:
                 self._claim(engine_hash, key)
             if tier is not GPU:
                 self._add_lower(engine_hash, tier, (key,))
-            elif not block.copies:
+                parent = engine_hash
+                continue
+            if not block.copies:
                 block.copies = 1
                 held.add(key)
                 if key not in ambiguous:
                     touched[key] = True  # also where another hash holds it: see IndexedKeys.hold
             elif block.copies < copies_max:
                 block.copies += 1
+            if records is not None:
+                records[engine_hash] = block
             parent = engine_hash
         self.stored[tier] += len(keys)
 
@@ -94,7 +106,10 @@ class HeldBlocks:
         if table.removed:
             for engine_hash in table.removed.keys() & hashes:
                 table.revive(engine_hash)
-        table.held.update(zip(hashes, map(Block, keys, (event.parent, *hashes)), strict=True))
+        blocks = dict(zip(hashes, map(Block, keys, (event.parent, *hashes)), strict=True))
+        table.held.update(blocks)
+        if indexed.change.records is not None:
+            indexed.change.records[GPU].update(blocks)
         indexed.change.touched[GPU].update(touched)
         self.stored[GPU] += len(hashes)
         return True
@@ -109,6 +124,8 @@ class HeldBlocks:
             if not block.copies:
                 self.keys.hold(GPU, (block.key,))
             block.copies = min(block.copies + 1, self._copies_max)
+            if self._gpu_records is not None:
+                self._gpu_records[engine_hash] = block
         else:
             self._add_lower(engine_hash, tier, keys)
         self.stored[tier] += 1
@@ -117,9 +134,6 @@ class HeldBlocks:
         """All copies of a block that waited for its parent. Without any it is remembered as removed."""
         self.table.revive(engine_hash)
         self.table.held[engine_hash] = block
-        if self.table.touched is not None:
-            for tier in copies_by_tier:
-                self.table.touched[tier][engine_hash] = None
         if any(copies_by_tier.values()):
             self._claim(engine_hash, block.key)
         for tier, copies in copies_by_tier.items():
@@ -129,6 +143,8 @@ class HeldBlocks:
                 if not block.copies:
                     self.keys.hold(tier, (block.key,))
                 block.copies = min(block.copies + copies, self._copies_max)
+                if self._gpu_records is not None:
+                    self._gpu_records[engine_hash] = block
             else:
                 for _ in range(copies):
                     self._add_lower(engine_hash, tier, (block.key,))
@@ -142,6 +158,7 @@ class HeldBlocks:
             copy = lower[engine_hash] = LowerCopy(keys)
             self.keys.hold(tier, keys)
         copy.count = min(copy.count + 1, self._copies_max)
+        self.table.touch_lower(tier, engine_hash)
 
     def _claim(self, engine_hash: int, key: int) -> None:
         if not self.announces_extra_keys and self.keys.claim(engine_hash, key):
@@ -167,7 +184,7 @@ class HeldBlocks:
 
     def remove(self, hashes: Iterable[int], tier: Tier) -> list[int]:
         """One copy less of each. Returns the hashes of which nothing is held."""
-        held, not_held = self.table.held, []
+        held, not_held, records = self.table.held, [], self._gpu_records
         for engine_hash in hashes:
             block = held.get(engine_hash)
             if block is None:
@@ -176,8 +193,12 @@ class HeldBlocks:
                 self._remove_lower(engine_hash, block, tier)
             elif block.copies > 1:
                 block.copies -= 1
+                if records is not None:
+                    records[engine_hash] = block
             elif block.copies:
                 block.copies = 0
+                if records is not None:
+                    records[engine_hash] = None
                 self.keys.release(GPU, (block.key,))
                 self._retire(engine_hash, block)
         return not_held
@@ -187,6 +208,7 @@ class HeldBlocks:
         if copy is None:
             return
         copy.count -= 1
+        self.table.touch_lower(tier, engine_hash)
         if not copy.count:
             del self.table.lower[tier][engine_hash]
             self.keys.release(tier, copy.keys)

@@ -8,7 +8,7 @@ from indexer.core.change import Change
 from indexer.core.names import StreamKey, Trust
 
 
-class StreamPosition(Struct, frozen=True):
+class StreamPosition(Struct, frozen=True, gc=False):
     """A stream's position between two batches. `complete`: nothing is missing, as far as is known."""
 
     sequence: int | None

@@ -7,17 +7,18 @@ An engine announces each physical block, so the same hash can be stored twice an
 not hold (SGLang), one removal is enough ("set").
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Literal
 
 from indexer.core.attention_groups import AttentionGroups
 from indexer.core.block_keys import TOKEN_BYTES, chain_keys, root_key
-from indexer.core.block_table import PARKED, REMOVED, Block, BlockRecord, BlockTable, HashRecord, Touched
+from indexer.core.block_table import Block, BlockRecord, BlockTable, HashRecord
 from indexer.core.change import Change, HashMapping
 from indexer.core.events import Cleared, Event, Removed, Stored, Tier
 from indexer.core.held_blocks import HeldBlocks
 from indexer.core.orphans import Orphans, Parked
+from indexer.core.parts import PARKED, REMOVED, Touched
 from indexer.core.token_sample import TokenSample
 from indexer.core.traits import Traits
 from indexer.errors import Refused
@@ -61,13 +62,13 @@ class StreamState:
         self.counting = counting
         self._copies_max = 1 if counting == "set" else self._limits.copies_max
         self._offload_block_size = offload_block_size
-        self._with_records = with_records
         self._with_hash_mapping = with_hash_mapping
         self.tally: Counter[str] = Counter()
         self.removed: Counter[Tier] = Counter()
         self._sample = TokenSample()
-        self._blocks = HeldBlocks(self._copies_max, self._limits.removed_max, self.tally)
-        self._orphans = Orphans()
+        self._touched: Touched | None = defaultdict(list) if with_records else None
+        self._blocks = HeldBlocks(self._copies_max, self._limits.removed_max, self.tally, self._touched)
+        self._orphans = Orphans(self._touched)
         self._reset()
 
     def _reset(self) -> None:
@@ -79,7 +80,7 @@ class StreamState:
         self._roots: dict[str | None, int] = {}
         self.adapters: dict[str, None] = {}
         """Names of LoRA adapters that were announced, the longest ago first."""
-        self._orphans = Orphans(self._orphans.touched)
+        self._orphans = Orphans(self._touched)
 
     @property
     def stored(self) -> Counter[Tier]:
@@ -124,7 +125,9 @@ class StreamState:
     def apply(self, events: Iterable[Event], now_s: float) -> Change:
         """Apply one batch. Never raises for what a network can send: what cannot be used is tallied."""
         self._blocks.keys.change = Change()
-        touched = self._note_touched() if self._with_records else None
+        if self._touched is not None:
+            self._blocks.keys.change.records = {GPU: {}}
+            self._touched.clear()
         for event in events:
             try:
                 match event:
@@ -139,25 +142,21 @@ class StreamState:
         if self._orphans:
             self.tally["orphan_dropped"] += self._orphans.drop_before(now_s - self._limits.parked_max_s)
         change = self._blocks.keys.change
-        if touched is not None:
-            self._describe(change, touched)
+        if self._touched or self._blocks.table.offloads:
+            self._describe(change)
         return change
 
     # A copy kept elsewhere
 
-    def _note_touched(self) -> Touched:
-        """From now on, note which engine hashes are touched."""
-        touched = self._blocks.table.touched = ({}, {}, {}, {}, {}, {}, {})  # one per part, written out: made for every batch
-        self._orphans.touched = touched[PARKED]
-        return touched
-
-    def _describe(self, change: Change, touched: Touched) -> None:
-        """Say in a change what became of the engine hashes that it touched."""
-        self._blocks.table.touched = self._orphans.touched = None
-        change.records = {part: self.records(part, hashes) for part, hashes in enumerate(touched) if hashes}
+    def _describe(self, change: Change) -> None:
+        """Say in a change what became of the engine hashes that it touched below the gpu, and what those of all tiers stand for."""
+        if self._touched is None or change.records is None:
+            return
+        for part, touched in self._touched.items():
+            change.records[part] = self.records(part, touched)
         if self._with_hash_mapping and self._blocks.table.offloads:
             mapped_key = self._blocks.table.mapped_key
-            mapped = {engine_hash: mapped_key(engine_hash) for part in (*Tier, REMOVED) for engine_hash in touched[part]}
+            mapped = {engine_hash: mapped_key(engine_hash) for part, records in change.records.items() if part != PARKED for engine_hash in records}
             keys = {engine_hash: key for engine_hash, key in mapped.items() if key is not None}
             change.hash_mapping = HashMapping(keys, [engine_hash for engine_hash, key in mapped.items() if key is None])
 
@@ -218,8 +217,6 @@ class StreamState:
             self._note_adapter(event.lora_name)
         if not event.hashes:
             return
-        if self._blocks.table.touched is not None:
-            self._blocks.table.touched[event.tier].update(dict.fromkeys(event.hashes))
         if not event.tokens or (event.tier is not GPU and self._covers_many(event)):
             self._store_known(event)
             return
@@ -304,8 +301,6 @@ class StreamState:
     def _remove(self, event: Removed) -> None:
         if event.group is not None and self._groups.indexed is not None and event.group != self._groups.indexed:
             raise Refused("other_attention")
-        if self._blocks.table.touched is not None:
-            self._blocks.table.touched[event.tier].update(dict.fromkeys(event.hashes))
         for engine_hash in self._blocks.remove(event.hashes, event.tier):
             self._remove_parked(engine_hash, event.tier)
         self.removed[event.tier] += len(event.hashes)
@@ -322,8 +317,6 @@ class StreamState:
         for engine_hash, parked in self._orphans.items():
             if parked.copies.pop(Tier.GPU, None):
                 self._orphans.touch(engine_hash)
-        if self._blocks.table.touched is not None:
-            self._blocks.table.touched[Tier.GPU].clear()
 
     # Orphans
 

@@ -16,10 +16,11 @@ from typing import cast
 from msgspec import Struct
 
 from indexer.config.settings import Settings
-from indexer.core.block_table import PARKED, REMOVED, Block, HashRecord
+from indexer.core.block_table import Block, HashRecord
 from indexer.core.change import Change, HashMapping
 from indexer.core.events import Tier
 from indexer.core.names import StreamKey
+from indexer.core.parts import PARKED, REMOVED
 from indexer.core.snapshot import Snapshot
 from indexer.core.store import StreamPosition
 from indexer.store.encoding import StreamEncoder, words
@@ -181,20 +182,14 @@ class PendingWrites:
             return
         if change.cleared:
             self._clear_gpu()
-        for part, records in (change.records or {}).items():
-            if self._records[part]:
+        if change.records is not None:
+            for part, records in change.records.items():
                 self._records[part].update(records)
-            else:
-                self._records[part] = records
         if change.hash_mapping is not None:
             self._mapping.update(change.hash_mapping.keys)
             self._mapping.update(dict.fromkeys(change.hash_mapping.removed_hashes))
-        if not change:
-            return
-        if self._change:
+        if change:
             merge(self._change, change)
-        else:
-            self._change = change
 
     def _clear_gpu(self) -> None:
         """What was to be written of the gpu does not count any more; the followers' mappings go with it."""
@@ -232,7 +227,8 @@ class PendingWrites:
         assert self.generation is not None, "what is appended to was written before"
         records, mapping = self.take_records(), self._take_mapping()
         change, self._change = self._change, Change()
-        change.hash_mapping, change.records = hash_mapping(records, mapping) if self._settings.engine_hashes else None, None
+        if self._settings.engine_hashes:
+            change.hash_mapping = hash_mapping(records, mapping)
         self.is_dirty = False
         before = self._next_number
         number = self._new_number()
@@ -372,4 +368,5 @@ def merge(older: Change, newer: Change) -> None:
     if newer.sequence is not None:
         older.sequence = newer.sequence
     for before, after in zip(older.touched, newer.touched, strict=True):
-        before.update(after)
+        if after:
+            before.update(after)

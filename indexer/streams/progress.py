@@ -71,7 +71,7 @@ class StreamProgress:
         """Go on from where a former owner was."""
         self.sequence.resume(head.sequence, head.fingerprint)
         self.state = TrustState(Phase.UNVERIFIED, head.complete)
-        self.applier.is_simulator = head.is_simulator
+        self.applier.dialect.is_simulator = head.is_simulator
 
     # Batches
 
@@ -190,4 +190,4 @@ class StreamProgress:
         """The stream's position between two batches."""
         sequence, state = self.sequence, self.state
         trust = state.trust(is_current=self.is_current)
-        return StreamPosition(sequence.last, sequence.fingerprint, state.is_complete, trust, self.applier.is_simulator)
+        return StreamPosition(sequence.last, sequence.fingerprint, state.is_complete, trust, self.applier.dialect.is_simulator)

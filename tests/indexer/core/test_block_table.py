@@ -1,7 +1,10 @@
 """Blocks by engine hash: what is known of them, and which removed ones are remembered."""
 
-from indexer.core.block_table import PARKED, REMOVED, Block, BlockRecord, BlockTable, LowerCopy
+from collections import defaultdict
+
+from indexer.core.block_table import Block, BlockRecord, BlockTable, LowerCopy
 from indexer.core.events import Tier
+from indexer.core.parts import REMOVED, Touched
 
 
 def table_of(*blocks: tuple[int, Block], removed_max: int = 2) -> BlockTable:
@@ -42,19 +45,18 @@ def test_a_removed_hash_stands_for_its_key_only_where_blocks_are_offloaded() -> 
 
 
 def test_removed_blocks_are_noted_once_blocks_are_offloaded() -> None:
-    table = table_of()
-    table.touched = tuple({} for _ in range(REMOVED + 1))
+    touched: Touched = defaultdict(list)
+    table = BlockTable(2, touched)
     table.remember(1, Block(10, None, 0))
-    assert not any(table.touched)
+    assert not touched
     table.note_offloading()
-    assert list(table.touched[REMOVED]) == [1]
+    assert touched == {REMOVED: [1]}
     table.remember(2, Block(20, None, 0))
     table.remember(3, Block(30, None, 0))
     table.revive(2)
     table.revive(4)
-    assert list(table.touched[REMOVED]) == [1, 2, 3]
-    assert not any(table.touched[:REMOVED])
-    assert len(table.touched[PARKED]) == 0
+    assert touched.keys() == {REMOVED}
+    assert set(touched[REMOVED]) == {1, 2, 3}
 
 
 def test_an_offloaded_run_covers_the_blocks_before_it_as_far_as_they_are_known() -> None:
