@@ -130,10 +130,10 @@ class BlockTable:
         if self.offloads and self._touched is not None:
             self._touched[REMOVED] += hashes
 
-    def touch_lower(self, tier: Tier, engine_hash: int) -> None:
-        """What the hash holds in a tier below the gpu has changed."""
+    def touch_lower(self, tier: Tier, hashes: Iterable[int]) -> None:
+        """What these hashes hold in a tier below the gpu may change."""
         if self._touched is not None:
-            self._touched[tier].append(engine_hash)
+            self._touched[tier] += hashes
 
     # Records
 

@@ -106,10 +106,12 @@ class HeldBlocks:
         if table.removed:
             for engine_hash in table.removed.keys() & hashes:
                 table.revive(engine_hash)
-        blocks = dict(zip(hashes, map(Block, keys, (event.parent, *hashes)), strict=True))
-        table.held.update(blocks)
-        if indexed.change.records is not None:
-            indexed.change.records[GPU].update(blocks)
+        blocks, records = zip(hashes, map(Block, keys, (event.parent, *hashes)), strict=True), self._gpu_records
+        if records is None:
+            table.held.update(blocks)
+        else:
+            records.update(new := dict(blocks))
+            table.held.update(new)
         indexed.change.touched[GPU].update(touched)
         self.stored[GPU] += len(hashes)
         return True
@@ -158,7 +160,7 @@ class HeldBlocks:
             copy = lower[engine_hash] = LowerCopy(keys)
             self.keys.hold(tier, keys)
         copy.count = min(copy.count + 1, self._copies_max)
-        self.table.touch_lower(tier, engine_hash)
+        self.table.touch_lower(tier, (engine_hash,))
 
     def _claim(self, engine_hash: int, key: int) -> None:
         if not self.announces_extra_keys and self.keys.claim(engine_hash, key):
@@ -185,6 +187,10 @@ class HeldBlocks:
     def remove(self, hashes: Iterable[int], tier: Tier) -> list[int]:
         """One copy less of each. Returns the hashes of which nothing is held."""
         held, not_held, records = self.table.held, [], self._gpu_records
+        if tier is not GPU:
+            self.table.touch_lower(tier, hashes)
+        elif records is not None:
+            records.update(dict.fromkeys(hashes))
         for engine_hash in hashes:
             block = held.get(engine_hash)
             if block is None:
@@ -197,8 +203,6 @@ class HeldBlocks:
                     records[engine_hash] = block
             elif block.copies:
                 block.copies = 0
-                if records is not None:
-                    records[engine_hash] = None
                 self.keys.release(GPU, (block.key,))
                 self._retire(engine_hash, block)
         return not_held
@@ -208,7 +212,6 @@ class HeldBlocks:
         if copy is None:
             return
         copy.count -= 1
-        self.table.touch_lower(tier, engine_hash)
         if not copy.count:
             del self.table.lower[tier][engine_hash]
             self.keys.release(tier, copy.keys)

@@ -148,6 +148,14 @@ class StreamState:
 
     # A copy kept elsewhere
 
+    def _touch(self, tier: Tier, hashes: Iterable[int]) -> None:
+        """Say in the change what these engine hashes hold in a tier, even where that is nothing."""
+        records = self._blocks.keys.change.records
+        if tier is not GPU:
+            self._blocks.table.touch_lower(tier, hashes)
+        elif records is not None:
+            records[GPU].update(self.records(GPU, hashes))
+
     def _describe(self, change: Change) -> None:
         """Say in a change what became of the engine hashes that it touched below the gpu, and what those of all tiers stand for."""
         if self._touched is None or change.records is None:
@@ -279,6 +287,7 @@ class StreamState:
 
     def _store_known(self, event: Stored) -> None:
         """A tier update for hashes that were announced with their tokens before."""
+        self._touch(event.tier, event.hashes)
         for engine_hash in event.hashes:
             block = self._blocks.table.known(engine_hash)
             if block is None:
@@ -323,6 +332,7 @@ class StreamState:
     def _park(self, event: Stored, now_s: float) -> None:
         """Keep blocks whose parent is unknown, one by one, until the parent appears."""
         assert event.parent is not None, "a block without a parent has its key at once"
+        self._touch(event.tier, event.hashes)
         width = event.block_size * TOKEN_BYTES
         extra_keys = event.extra_keys or {}
         parent = event.parent
