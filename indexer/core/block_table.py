@@ -9,34 +9,9 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-from indexer.core.events import Tier
 from indexer.core.orphans import Parked
+from indexer.core.places import LEAD_GPU, REMOVED, Touched
 from indexer.core.salted_hashes import SaltedHashes
-
-# A place is the tier of a group, by its slot. The numbers after the tiers name what is in no tier.
-_TIER_BITS = 3
-PARKED = len(Tier)
-REMOVED = PARKED + 1
-LEAD_GPU = 0
-"""The place of nearly all blocks."""
-
-Touched = dict[int, dict[int, None]]
-"""Engine hashes by place, PARKED or REMOVED."""
-
-
-def place_of(slot: int, tier: Tier) -> int:
-    """The number of a place."""
-    return slot << _TIER_BITS | tier
-
-
-def slot_and_part(place: int) -> tuple[int, int]:
-    """The slot of a place, and its tier, PARKED or REMOVED."""
-    return place >> _TIER_BITS, place & (1 << _TIER_BITS) - 1
-
-
-def is_gpu(place: int) -> bool:
-    """Whether a place is on the gpu, of whichever group."""
-    return slot_and_part(place)[1] == Tier.GPU
 
 
 class Block(Struct, gc=False):
@@ -75,12 +50,12 @@ Records = dict[int, dict[int, HashRecord | None]]
 class BlockTable:
     """See the module. `held`, `more` and `removed` are to be read; who changes `held` and `more` calls `revive` and `retire`."""
 
-    def __init__(self, removed_max: int) -> None:
+    def __init__(self, removed_max: int, touched: Touched | None = None) -> None:
+        """`touched`: where to note the engine hashes whose records change at another place than LEAD_GPU; None for nowhere."""
         self.removed: dict[int, Block] = {}
         self.offloads = False
         """Whether a block was seen in a tier below the gpu: then a removed block may yet be announced there."""
-        self.touched: Touched | None = None
-        """If set: where to note the engine hashes whose records may change in this batch."""
+        self._touched = touched
         self.salted = SaltedHashes()
         self._removed_max = removed_max
         self.reset()
@@ -98,9 +73,9 @@ class BlockTable:
         self.reset()
 
     def touch(self, place: int, hashes: Iterable[int]) -> None:
-        """Note that the records of these hashes may change."""
-        if self.touched is not None:
-            self.touched.setdefault(place, {}).update(dict.fromkeys(hashes))
+        """Note that the records of these hashes may change. `place`: not LEAD_GPU."""
+        if self._touched is not None:
+            self._touched[place] += hashes
 
     def known(self, engine_hash: int) -> Block | None:
         """The block of an engine hash, held or remembered."""
@@ -151,7 +126,7 @@ class BlockTable:
         removed = self.removed
         removed.pop(engine_hash, None)
         removed[engine_hash] = block
-        if self.touched is not None:
+        if self._touched is not None:
             self._touch_removed((engine_hash,))
         if len(removed) > self._removed_max:
             oldest = next(iter(removed))
@@ -164,7 +139,7 @@ class BlockTable:
             self._touch_removed((engine_hash,))
 
     def _touch_removed(self, hashes: Iterable[int]) -> None:
-        if self.offloads and self.touched is not None:
+        if self.offloads:
             self.touch(REMOVED, hashes)
 
     # Records

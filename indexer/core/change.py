@@ -5,6 +5,7 @@ from msgspec import Struct
 from indexer.core.block_table import Records
 from indexer.core.events import Tier
 from indexer.core.groups import LEAD
+from indexer.core.places import LEAD_GPU
 
 Touched = tuple[dict[int, bool], ...]
 """Per tier, block key → held afterwards or not."""
@@ -23,10 +24,10 @@ class HashMapping(Struct, frozen=True):
 class Change:
     """Final values, not steps: applying a change twice is the same as applying it once.
 
-    `reload`: all that the stream held is invalid. `cleared`: the gpu tier is emptied, in every group. Both come before `touched`, what became of the
-    blocks of the lead group, and `touched_in`, the same of each other slot. `sequence`: of the engine's batch, if known. `records`: None
-    where the store does not need them. `hash_mapping`: None where the owner does not hand it on; beside `records` also where there is one group and
-    no block is offloaded: an engine hash then stands for the key of the block that its gpu record holds, or for none.
+    `reload`: all that the stream held is invalid. `cleared`: the gpu tier is emptied, in every group. Both come before `touched`, what became of
+    the blocks of the lead group, and `touched_in`, the same of each other slot. `sequence`: of the engine's batch, if known. `records`: None
+    where the store does not need them, and with `reload`. `hash_mapping`: None where the owner does not hand it on; beside `records` also where
+    there is one group and no block is offloaded: an engine hash then stands for the key of the block that its gpu record holds, or for none.
     """
 
     __slots__ = ("cleared", "hash_mapping", "records", "reload", "sequence", "touched", "touched_in")
@@ -52,6 +53,8 @@ class Change:
     def clear_gpu(self) -> None:
         """Empty the gpu tier; what this change said of it before no longer counts."""
         self.cleared = True
+        if self.records is not None:
+            self.records[LEAD_GPU].clear()
         self.touched[Tier.GPU].clear()
         for touched in self.touched_in.values():
             touched[Tier.GPU].clear()

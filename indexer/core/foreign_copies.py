@@ -87,7 +87,6 @@ class ForeignCopies:
             self._missing.setdefault(missing, {})[engine_hash] = None
             return
         del self._waiting[engine_hash]
-        self._blocks.table.touch(copy.place, (engine_hash,))
         self._blocks.add_known(engine_hash, Block(keys[0], copy.parent, 0), copy.place, keys, is_foreign=True)
 
     def remove(self, engine_hash: int) -> bool:

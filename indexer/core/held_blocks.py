@@ -3,10 +3,11 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from indexer.core.block_table import LEAD_GPU, Block, BlockRecord, BlockTable, Copies, is_gpu, slot_and_part
+from indexer.core.block_table import Block, BlockRecord, BlockTable, Copies, HashRecord
 from indexer.core.events import Stored, Tier
 from indexer.core.groups import LEAD
 from indexer.core.indexed_keys import IndexedKeys
+from indexer.core.places import LEAD_GPU, Touched, is_gpu, slot_and_part
 
 # An enum's member costs as much to name as a look-up in a dict.
 GPU = Tier.GPU
@@ -22,12 +23,13 @@ class HeldBlocks:
     one key may be two images. `stored`: copies added by tier, since it was last taken.
     """
 
-    def __init__(self, copies_max: int, removed_max: int, lower_max: int, tally: Counter[str]) -> None:
-        """`lower_max`: the most hashes that one place below the gpu holds."""
+    def __init__(self, copies_max: int, removed_max: int, lower_max: int, tally: Counter[str], touched: Touched | None = None) -> None:
+        """`lower_max`: the most hashes that one place below the gpu holds. `touched`: see BlockTable; what changes at LEAD_GPU goes into the change's
+        `records`, where it has any."""
         self._copies_max = copies_max
         self._lower_max = lower_max
         self._tally = tally
-        self.table = BlockTable(removed_max)
+        self.table = BlockTable(removed_max, touched)
         self.stored: Counter[Tier] = Counter()
         self._reset()
 
@@ -50,6 +52,12 @@ class HeldBlocks:
         self._reset()
         self.announces_extra_keys = announces_extra_keys
 
+    @property
+    def _lead_records(self) -> dict[int, HashRecord | None] | None:
+        """Where to note the blocks that change at LEAD_GPU."""
+        records = self.keys.change.records
+        return None if records is None else records[LEAD_GPU]
+
     # Adding
 
     def add(self, event: Stored, keys: Sequence[int]) -> None:
@@ -59,7 +67,7 @@ class HeldBlocks:
             return
         table, indexed, copies_max = self.table, self.keys, self._copies_max
         blocks, held, ambiguous = table.held, indexed.held[GPU], indexed.claims.ambiguous
-        touched = indexed.change.touched[GPU]
+        touched, records = indexed.change.touched[GPU], self._lead_records
         plain = self.announces_extra_keys
         parent = event.parent
         for engine_hash, key in zip(event.hashes, keys, strict=True):
@@ -79,6 +87,8 @@ class HeldBlocks:
                     touched[key] = True  # also where another hash holds it: see IndexedKeys.hold
             elif block.copies < copies_max:
                 block.copies += 1
+            if records is not None:
+                records[engine_hash] = block
             parent = engine_hash
         self.stored[GPU] += len(keys)
 
@@ -127,7 +137,12 @@ class HeldBlocks:
         if table.removed:
             for engine_hash in table.removed.keys() & hashes:
                 table.revive(engine_hash)
-        table.held.update(zip(hashes, map(Block, keys, (event.parent, *hashes)), strict=True))
+        blocks, records = zip(hashes, map(Block, keys, (event.parent, *hashes)), strict=True), self._lead_records
+        if records is None:
+            table.held.update(blocks)
+        else:
+            records.update(new := dict(blocks))
+            table.held.update(new)
         indexed.change.touched[GPU].update(touched)
         self.stored[GPU] += len(hashes)
         return True
@@ -148,7 +163,10 @@ class HeldBlocks:
             if not block.copies:
                 self.keys.hold(LEAD, GPU, (block.key,))
             block.copies = min(block.copies + copies, self._copies_max)
+            if self._lead_records is not None:
+                self._lead_records[engine_hash] = block
             return
+        table.touch(place, (engine_hash,))
         if tier is not GPU:
             table.note_offloading()
         in_place = table.more.setdefault(place, {})
@@ -172,7 +190,6 @@ class HeldBlocks:
         self.table.revive(engine_hash)
         self.table.held[engine_hash] = block
         for place, (count, keys) in copies.items():
-            self.table.touch(place, (engine_hash,))
             if count:
                 self.add_known(engine_hash, block, place, keys, count)
         self._retire(engine_hash, block)
@@ -207,7 +224,11 @@ class HeldBlocks:
 
     def remove(self, hashes: Iterable[int], place: int) -> list[int]:
         """One copy less of each. Returns the hashes of which nothing is held anywhere."""
-        held, not_held = self.table.held, []
+        held, not_held, records = self.table.held, [], self._lead_records
+        if place != LEAD_GPU:
+            self.table.touch(place, hashes)
+        elif records is not None:
+            records.update(dict.fromkeys(hashes))
         for engine_hash in hashes:
             block = held.get(engine_hash)
             if block is None:
@@ -216,6 +237,8 @@ class HeldBlocks:
                 self._remove_in(place, engine_hash, block)
             elif block.copies > 1:
                 block.copies -= 1
+                if records is not None:
+                    records[engine_hash] = block
             elif block.copies:
                 block.copies = 0
                 self.keys.release(LEAD, GPU, (block.key,))

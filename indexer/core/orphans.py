@@ -9,6 +9,7 @@ They are kept one by one, oldest first, and found by their own hash or by their 
 from collections.abc import Iterable, Iterator
 
 from indexer.core.events import Tier
+from indexer.core.places import PARKED, Touched
 
 _TIER_BITS = 3
 
@@ -43,7 +44,7 @@ class Orphans:
     `touched`: where to note the hashes that come, go or change; None for nowhere.
     """
 
-    def __init__(self, touched: dict[int, None] | None = None) -> None:
+    def __init__(self, touched: Touched | None = None) -> None:
         self.touched = touched
         self._parked: dict[int, Parked] = {}
         self._children: dict[int, dict[int, None]] = {}
@@ -68,7 +69,7 @@ class Orphans:
     def touch(self, engine_hash: int) -> None:
         """The copies of this block changed."""
         if self.touched is not None:
-            self.touched[engine_hash] = None
+            self.touched[PARKED].append(engine_hash)
 
     def children(self, parent: int) -> list[int]:
         """The hashes that wait for this parent."""

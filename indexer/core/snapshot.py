@@ -5,8 +5,9 @@ Each piece is as it is when it is read; what changes meanwhile is in the `Change
 
 from collections.abc import Iterable
 
-from indexer.core.block_table import PARKED, REMOVED, HashRecord
+from indexer.core.block_table import HashRecord
 from indexer.core.groups import CacheShape
+from indexer.core.places import PARKED, REMOVED
 from indexer.core.stream_state import Counting, StreamState
 from indexer.core.traits import Traits
 

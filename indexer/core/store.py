@@ -9,7 +9,7 @@ from indexer.core.groups import CacheShape
 from indexer.core.names import StreamKey, Trust
 
 
-class StreamPosition(Struct, frozen=True):
+class StreamPosition(Struct, frozen=True, gc=False):
     """A stream's position between two batches. `complete`: nothing is missing, as far as is known."""
 
     sequence: int | None

@@ -7,31 +7,21 @@ An engine announces each physical block, so the same hash can be stored twice an
 not hold (SGLang), one removal is enough ("set").
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from msgspec import structs
 
 from indexer.core.block_keys import chain_keys, root_key
-from indexer.core.block_table import (
-    LEAD_GPU,
-    PARKED,
-    REMOVED,
-    Block,
-    BlockRecord,
-    BlockTable,
-    HashRecord,
-    Touched,
-    is_gpu,
-    place_of,
-)
+from indexer.core.block_table import Block, BlockRecord, BlockTable, HashRecord
 from indexer.core.change import Change, HashMapping
 from indexer.core.events import Cleared, Event, Removed, Stored, Tier
 from indexer.core.foreign_copies import ForeignCopies
 from indexer.core.groups import LEAD, CacheShape, Group, Groups
 from indexer.core.held_blocks import HeldBlocks
 from indexer.core.orphans import Orphans
+from indexer.core.places import LEAD_GPU, PARKED, REMOVED, Touched, is_gpu, place_of
 from indexer.core.salted_hashes import salted_hash
 from indexer.core.token_sample import TokenSample
 from indexer.core.traits import Traits
@@ -79,13 +69,12 @@ class StreamState:
         self.counting = counting
         self._copies_max = 1 if counting == "set" else self._limits.copies_max
         self._offload_block_size = offload_block_size
-        self._with_records = with_records
         self._with_hash_mapping = with_hash_mapping
         self.tally: Counter[str] = Counter()
         self.removed: Counter[Tier] = Counter()
         self._sample = TokenSample()
-        self._blocks = HeldBlocks(self._copies_max, self._limits.removed_max, self._limits.lower_tier_blocks_max, self.tally)
-        self._waiting = self._new_waiting(Groups(GROUPS_MAX), None)
+        self._touched: Touched | None = defaultdict(list) if with_records else None
+        self._blocks = HeldBlocks(self._copies_max, self._limits.removed_max, self._limits.lower_tier_blocks_max, self.tally, self._touched)
         self._reset()
 
     def _reset(self) -> None:
@@ -99,11 +88,10 @@ class StreamState:
         """Names of LoRA adapters that were announced, the longest ago first."""
         self.tiers: set[Tier] = set()
         """Those below the gpu of which the engine said anything."""
-        self._waiting = self._new_waiting(self._groups, self._waiting.orphans.touched)
+        self._waiting = WaitingBlocks(
+            Orphans(self._touched), self._blocks, self._groups, self._covered, self._limits.parked_max, self._copies_max, self.tally
+        )
         self._foreign = ForeignCopies(self._blocks, self._limits.parked_max)
-
-    def _new_waiting(self, groups: Groups, touched: dict[int, None] | None) -> WaitingBlocks:
-        return WaitingBlocks(Orphans(touched), self._blocks, groups, self._covered, self._limits.parked_max, self._copies_max, self.tally)
 
     @property
     def shape(self) -> CacheShape | None:
@@ -169,7 +157,9 @@ class StreamState:
     def apply(self, events: Sequence[Event], now_s: float) -> Change:
         """Apply one batch. Never raises for what a network can send: what cannot be used is tallied."""
         self._blocks.keys.change = Change()
-        touched = self._note_touched() if self._with_records else None
+        if self._touched is not None:
+            self._blocks.keys.change.records = {LEAD_GPU: {}}
+            self._touched.clear()
         self._batch, self._clears, self._states = events, 0, []
         for event in events:
             try:
@@ -190,8 +180,8 @@ class StreamState:
             self._settle_foreign(change, now_s)
         if self._waiting.orphans:
             self.tally["orphan_dropped"] += self._waiting.orphans.drop_before(now_s - self._limits.parked_max_s)
-        if touched is not None:
-            self._describe(change, touched)
+        if self._touched or self._blocks.table.offloads or self._groups.are_several or self._blocks.table.salted:
+            self._describe(change)
         return change
 
     def slot_of(self, number: int) -> int | None:
@@ -207,19 +197,25 @@ class StreamState:
 
     # A copy kept elsewhere
 
-    def _note_touched(self) -> Touched:
-        """From now on, note which engine hashes are touched."""
-        touched = self._blocks.table.touched = {LEAD_GPU: {}, PARKED: {}}
-        self._waiting.orphans.touched = touched[PARKED]
-        return touched
+    def _touch(self, place: int, hashes: Iterable[int]) -> None:
+        """Say in the change what these engine hashes hold in a place, even where that is nothing."""
+        records = self._blocks.keys.change.records
+        if place != LEAD_GPU:
+            self._blocks.table.touch(place, hashes)
+        elif records is not None:
+            records[LEAD_GPU].update(self.records(LEAD_GPU, hashes))
 
-    def _describe(self, change: Change, touched: Touched) -> None:
-        """Say in a change what became of the engine hashes that it touched."""
-        self._blocks.table.touched = self._waiting.orphans.touched = None
-        change.records = {place: self.records(place, hashes) for place, hashes in touched.items() if hashes}
-        if self._with_hash_mapping and (self._blocks.table.offloads or self._groups.are_several):
-            mapped_key = self._blocks.table.mapped_key
-            mapped = {engine_hash: mapped_key(engine_hash) for place, hashes in touched.items() if place != PARKED for engine_hash in hashes}
+    def _describe(self, change: Change) -> None:
+        """Say in a change what became of the engine hashes that it touched elsewhere than at LEAD_GPU, and what those of all places stand for."""
+        if self._touched is None or change.records is None:
+            return
+        table = self._blocks.table
+        for place, touched in self._touched.items():
+            change.records[place] = self.records(place, touched)
+        if table.salted:
+            change.records[LEAD_GPU] = self.records(LEAD_GPU, change.records[LEAD_GPU])
+        if self._with_hash_mapping and (table.offloads or self._groups.are_several):
+            mapped = {engine_hash: table.mapped_key(engine_hash) for place, held in change.records.items() if place != PARKED for engine_hash in held}
             keys = {engine_hash: key for engine_hash, key in mapped.items() if key is not None}
             change.hash_mapping = HashMapping(keys, [engine_hash for engine_hash, key in mapped.items() if key is None])
 
@@ -285,8 +281,8 @@ class StreamState:
         self._groups.restore(shape, unsized)
         self.adapters, self._blocks.announces_extra_keys = adapters, announces_extra_keys
         self._blocks.keys.change.reload = True
-        for hashes in (self._blocks.table.touched or {}).values():
-            hashes.clear()
+        if self._touched is not None:
+            self._touched.clear()
 
     def _covered(self, block: Block, slot: int, tier: Tier, block_size: int = 0) -> tuple[int, ...]:
         """The keys that a hash covers in a place: its own and those before it, by its block size."""
@@ -337,13 +333,13 @@ class StreamState:
             return
         table = self._blocks.table
         place = place_of(slot, GPU)
-        table.touch(place, event.hashes)
         parent_key = self._root(event.lora_name) if event.parent is None else table.key_of(event.parent)
         if parent_key is not None:
             keys = chain_keys(parent_key, event.tokens, key_size, event.extra_keys)
         else:
             first = table.key_of(event.hashes[0])
             if first is None:
+                self._touch(place, event.hashes)
                 self._waiting.park(event, slot, now_s)
                 return
             keys = [*[first] * run, *chain_keys(first, event.tokens, key_size, event.extra_keys, start=run)]
@@ -362,7 +358,7 @@ class StreamState:
         unknown = hashes
         if slot is not None:
             table, place = self._blocks.table, place_of(slot, event.tier)
-            table.touch(place, hashes)
+            self._touch(place, hashes)
             unknown = []
             for engine_hash in hashes:
                 block = table.known(engine_hash)
@@ -412,7 +408,6 @@ class StreamState:
             self._store_by_hash(event, event.hashes, now_s)
             return
         place = place_of(slot, event.tier)
-        self._blocks.table.touch(place, event.hashes)
         keys = chain_keys(parent_key, event.tokens, self._groups.key_size, event.extra_keys)
         self._blocks.add_in(place, event, keys, run, self._groups.width(slot, event.block_size))
         if self._waiting.orphans:
@@ -442,9 +437,7 @@ class StreamState:
         table = self._blocks.table
         hashes = not_held = table.salted.all_of(event.hashes) if table.salted else event.hashes
         if slot is not None:
-            place = place_of(slot, event.tier)
-            table.touch(place, hashes)
-            not_held = self._blocks.remove(hashes, place)
+            not_held = self._blocks.remove(hashes, place_of(slot, event.tier))
         if not_held:
             if self._waiting.orphans:
                 self._waiting.remove(not_held, self._groups.number_of(event.group), event.tier)
@@ -459,9 +452,9 @@ class StreamState:
         of_gpu = self._clears == 1
         if of_gpu:
             self._blocks.clear_gpu()
-            for place, hashes in (self._blocks.table.touched or {}).items():
-                if is_gpu(place):
-                    hashes.clear()
+            if self._touched is not None:
+                for place in [place for place in self._touched if is_gpu(place)]:
+                    del self._touched[place]
         else:
             self._blocks.clear_lower()
             self._foreign.clear()

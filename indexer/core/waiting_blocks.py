@@ -4,11 +4,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from indexer.core.block_keys import TOKEN_BYTES, chain_keys
-from indexer.core.block_table import Block, place_of
+from indexer.core.block_table import Block
 from indexer.core.events import Stored, Tier
 from indexer.core.groups import Groups
 from indexer.core.held_blocks import HeldBlocks
 from indexer.core.orphans import Orphans, group_and_tier, number_and_tier
+from indexer.core.places import place_of
 
 Covered = Callable[[Block, int, Tier], tuple[int, ...]]
 """The keys that a block covers in a slot and tier, its own first."""

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from typing import cast
 
 from indexer.config.settings import Settings
-from indexer.core.block_table import LEAD_GPU, Block, BlockRecord, HashRecord, slot_and_part
+from indexer.core.block_table import Block, BlockRecord, HashRecord
 from indexer.core.change import Change
 from indexer.core.events import Tier
 from indexer.core.names import StreamKey, Trust
 from indexer.core.orphans import Parked
+from indexer.core.places import LEAD_GPU, slot_and_part
 from indexer.core.snapshot import Snapshot
 from indexer.core.store import StreamPosition
 from indexer.store.keyspace import PARTS, stream_id

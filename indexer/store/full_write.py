@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from indexer.core.block_table import slot_and_part
+from indexer.core.places import slot_and_part
 from indexer.store.client.connection import Client, answer_of
 from indexer.store.encoding import PlaceRecords, words_of
 from indexer.store.pending import PendingWrites

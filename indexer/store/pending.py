@@ -16,10 +16,11 @@ from typing import cast
 from msgspec import Struct
 
 from indexer.config.settings import Settings
-from indexer.core.block_table import LEAD_GPU, PARKED, REMOVED, Block, BlockRecord, HashRecord, is_gpu, slot_and_part
+from indexer.core.block_table import Block, BlockRecord, HashRecord
 from indexer.core.change import Change, HashMapping
 from indexer.core.events import Tier
 from indexer.core.names import StreamKey
+from indexer.core.places import LEAD_GPU, PARKED, REMOVED, is_gpu, slot_and_part
 from indexer.core.snapshot import Snapshot
 from indexer.core.store import StreamPosition
 from indexer.store.encoding import StreamEncoder, words
@@ -177,21 +178,18 @@ class PendingWrites:
             return
         if change.cleared:
             self._clear_gpu()
-        for place, records in (change.records or {}).items():
-            before = self._records.get(place)
-            if before:
-                before.update(records)
-            else:
-                self._records[place] = records
+        if change.records is not None:
+            for place, records in change.records.items():
+                before = self._records.get(place)
+                if before is None:
+                    self._records[place] = dict(records)
+                else:
+                    before.update(records)
         if change.hash_mapping is not None:
             self._mapping.update(change.hash_mapping.keys)
             self._mapping.update(dict.fromkeys(change.hash_mapping.removed_hashes))
-        if not change:
-            return
-        if self._change:
+        if change:
             merge(self._change, change)
-        else:
-            self._change = change
 
     def _clear_gpu(self) -> None:
         """What was to be written of the gpu does not count any more; the followers' mappings go with it."""
@@ -230,7 +228,8 @@ class PendingWrites:
         assert self.generation is not None, "what is appended to was written before"
         records, mapping = self.take_records(), self._take_mapping()
         change, self._change = self._change, Change()
-        change.hash_mapping, change.records = hash_mapping(records, mapping) if self._settings.engine_hashes else None, None
+        if self._settings.engine_hashes:
+            change.hash_mapping = hash_mapping(records, mapping)
         self.is_dirty = False
         before = self._next_number
         number = self._new_number()
@@ -372,7 +371,8 @@ def merge(older: Change, newer: Change) -> None:
     if newer.sequence is not None:
         older.sequence = newer.sequence
     for before, after in zip(older.touched, newer.touched, strict=True):
-        before.update(after)
+        if after:
+            before.update(after)
     for slot, touched in newer.touched_in.items():
         for before, after in zip(older.touched_of(slot), touched, strict=True):
             before.update(after)

@@ -9,10 +9,11 @@ from typing import cast
 import msgspec
 from redis.exceptions import RedisError
 
-from indexer.core.block_table import PARKED, REMOVED, BlockRecord, place_of
+from indexer.core.block_table import BlockRecord
 from indexer.core.events import Tier
 from indexer.core.names import StreamKey
 from indexer.core.orphans import Parked
+from indexer.core.places import PARKED, REMOVED, place_of
 from indexer.core.stream_state import StreamState
 from indexer.errors import StoreError
 from indexer.store.client.connection import Client, answer_of, server_epoch_of

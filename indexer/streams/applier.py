@@ -27,7 +27,7 @@ class Applied(Struct, frozen=True):
 
 
 class Applier:
-    """Applies the payloads of one stream to `state`."""
+    """Applies the payloads of one stream to `state`. `dialect`: what is known of how its engine publishes."""
 
     def __init__(
         self,
@@ -43,6 +43,7 @@ class Applier:
         self._key = key
         self._metrics = metrics
         self._decoder = WireDecoder(settings.limits.wire)
+        self.dialect = self._decoder.dialect
         self.state = StreamState(
             key.model,
             settings.hash_seed,
@@ -61,15 +62,6 @@ class Applier:
         self._parked_seen = 0
 
     @property
-    def is_simulator(self) -> bool:
-        """Whether the engine is known to count its batches from 1."""
-        return self._decoder.is_simulator
-
-    @is_simulator.setter
-    def is_simulator(self, known: bool) -> None:
-        self._decoder.is_simulator = known
-
-    @property
     def block_size(self) -> int | None:
         """Tokens per block, as hits are counted; None before any block was announced."""
         return None if self.state.shape is None else self.state.shape.alignment
@@ -77,7 +69,7 @@ class Applier:
     @property
     def first_number(self) -> int:
         """What the engine counts its batches from."""
-        return 1 if self._decoder.is_simulator else 0
+        return 1 if self.dialect.is_simulator else 0
 
     def blocks(self) -> dict[str, int]:
         """Held blocks by tier, of the gpu and of the tiers that the engine named."""

@@ -71,7 +71,7 @@ class StreamProgress:
         """Go on from where a former owner was."""
         self.sequence.resume(head.sequence, head.fingerprint)
         self.state = TrustState(Phase.UNVERIFIED, head.complete)
-        self.applier.is_simulator = head.is_simulator
+        self.applier.dialect.is_simulator = head.is_simulator
 
     # Batches
 
@@ -189,5 +189,5 @@ class StreamProgress:
     @property
     def position(self) -> StreamPosition:
         """The stream's position between two batches."""
-        sequence = self.sequence
-        return StreamPosition(sequence.last, sequence.fingerprint, self.state.is_complete, self.trust, self.applier.is_simulator)
+        sequence, state = self.sequence, self.state
+        return StreamPosition(sequence.last, sequence.fingerprint, state.is_complete, self.trust, self.applier.dialect.is_simulator)

@@ -139,8 +139,7 @@ class TrustState(Struct, frozen=True):
 
     def trust(self, *, is_current: bool) -> Trust:
         """`is_current`: the connection that this is about is up."""
-        if self.phase is _EXPIRED:
-            return Trust.EXPIRED
-        if not is_current or not self.is_confirmed:
-            return _STALE
-        return _LIVE if self.is_complete else _PARTIAL
+        phase = self.phase
+        if is_current and (phase is _CONFIRMED or phase is _NO_REPLAY):
+            return _LIVE if self.is_complete else _PARTIAL
+        return Trust.EXPIRED if phase is _EXPIRED else _STALE

@@ -83,22 +83,17 @@ DECODERS_OF_MAPS: _Decoders = decode_map_event, decode_lenient_map_event
 
 
 class WireDecoder:
-    """Decodes the payloads of one stream. It remembers which encoding the engine uses, to try that first."""
+    """Decodes the payloads of one stream. It remembers which encoding the engine uses, to try that first.
+
+    `dialect`: what was seen of how the engine publishes.
+    """
 
     def __init__(self, limits: WireLimits) -> None:
         self._limits = limits
         self._normaliser = Normaliser(limits)
+        self.dialect = self._normaliser.dialect
         self._decode_first: Callable[[bytes], Any] = decode_map_batch
         self._decode_second: Callable[[bytes], Any] = decode_array_batch
-
-    @property
-    def is_simulator(self) -> bool:
-        """Whether the llm-d simulator's encoding was seen; it counts its batches from 1."""
-        return self._normaliser.is_simulator
-
-    @is_simulator.setter
-    def is_simulator(self, known: bool) -> None:
-        self._normaliser.is_simulator = known
 
     def decode(self, payload: bytes) -> Batch:
         """Raises Refused where the payload is no batch of events."""

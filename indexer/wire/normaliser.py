@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from indexer.core.block_keys import fold_extra_keys, pack_tokens, read_extra_keys
 from indexer.core.events import HASH_MASK, Cleared, Event, Removed, Stored, Tier
@@ -48,13 +48,18 @@ TIER_OF_MEDIUM = {
 }
 
 
+class Dialect(Struct):
+    """What is known of how an engine publishes. `is_simulator`: the llm-d simulator's encoding was seen; it counts its batches from 1."""
+
+    is_simulator: bool = False
+
+
 class Normaliser:
     """Normalises the events of one stream, and holds each batch to its limits. Call `begin_batch` before the events of a batch."""
 
     def __init__(self, limits: WireLimits) -> None:
         self._limits = limits
-        self.is_simulator = False
-        """Whether the llm-d simulator's encoding was seen; it counts its batches from 1."""
+        self.dialect = Dialect()
         self._hashes_left = self._tokens_left = self._extra_keys_bytes_left = 0
         self._is_counted = True
 
@@ -104,7 +109,7 @@ class Normaliser:
             announces_extra_keys = event.extra_keys is not UNSET
             if type(parent) is int and parent == 0:
                 parent = None  # the llm-d simulator's encoding of "none"
-                self.is_simulator = True
+                self.dialect.is_simulator = True
         if lora_name is None and event.lora_id is not None:
             lora_name = f"#{event.lora_id}"
         if (lora_name or salt) and max(len(lora_name or ""), len(salt or "")) > limits.text_length_max:

@@ -31,7 +31,7 @@ Try, in another terminal:
   curl -s {url}/v1/pods
   curl -s {url}/metrics | grep ^kv_indexer
 
-The engines, for a second service: {engines}
+The engines, for a second service:{engines}
 
 or look at {url}/ui and {url}/docs in a browser. Stop with Ctrl-C.
 """

@@ -4,12 +4,12 @@ import asyncio
 import time
 from collections.abc import Collection, Iterable, Mapping
 
-from indexer.core.block_table import REMOVED
 from indexer.core.change import Change, HashMapping
 from indexer.core.events import Tier
 from indexer.core.groups import LEAD, CacheShape
 from indexer.core.key_claims import KeyClaims
 from indexer.core.names import Trust
+from indexer.core.places import REMOVED
 from indexer.store.reader import LOG_START, LogOffset, StateVersion
 from indexer.store.records import Entry, change_of, decode_hash, keys_of_block, slot_of_field, unpack_keys
 from scorer_api.following.followed_model import FollowerContext

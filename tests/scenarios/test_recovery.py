@@ -262,7 +262,8 @@ def test_an_engine_that_was_restarted_and_says_nothing_yet_holds_nothing() -> No
 
 @mechanism("no_purge_of_lost_history")
 def test_a_reconnect_whose_last_batch_is_no_longer_in_the_history_cannot_be_told_from_a_restart() -> None:
-    with Engine(history_max=2) as engine, Running(engine.spec()) as service:
+    # The new process has published all three batches when the service connects again.
+    with Engine(history_max=2) as engine, Running(engine.spec(), reconnect_s="1") as service:
         service.wait_for(trust="live")
         engine.publish(blocks_of(1, 4))
         service.wait_for(sequence=0)

@@ -1,7 +1,10 @@
 """Blocks by engine hash: what is known of them, and which removed ones are remembered."""
 
-from indexer.core.block_table import LEAD_GPU, PARKED, REMOVED, Block, BlockRecord, BlockTable, Copies, is_gpu, place_of, slot_and_part
+from collections import defaultdict
+
+from indexer.core.block_table import Block, BlockRecord, BlockTable, Copies
 from indexer.core.events import Tier
+from indexer.core.places import LEAD_GPU, PARKED, REMOVED, Touched, is_gpu, place_of, slot_and_part
 
 CPU = place_of(0, Tier.CPU)
 OTHER_GROUP = place_of(1, Tier.GPU)
@@ -46,18 +49,17 @@ def test_a_removed_hash_stands_for_its_key_only_where_blocks_are_offloaded() -> 
 
 
 def test_removed_blocks_are_noted_once_blocks_are_offloaded() -> None:
-    table = table_of()
-    table.touched = {}
+    touched: Touched = defaultdict(list)
+    table = BlockTable(2, touched)
     table.remember(1, Block(10, None, 0))
-    assert table.touched == {}
+    assert touched == {}
     table.note_offloading()
-    assert list(table.touched[REMOVED]) == [1]
+    assert touched == {REMOVED: [1]}
     table.remember(2, Block(20, None, 0))
     table.remember(3, Block(30, None, 0))
     table.revive(2)
     table.revive(4)
-    assert list(table.touched[REMOVED]) == [1, 2, 3]
-    assert list(table.touched) == [REMOVED]
+    assert {place: set(hashes) for place, hashes in touched.items()} == {REMOVED: {1, 2, 3}}
 
 
 def test_an_offloaded_run_covers_the_blocks_before_it_as_far_as_they_are_known() -> None:
@@ -94,10 +96,9 @@ def test_a_place_is_a_slot_and_a_tier() -> None:
 
 
 def test_touched_hashes_are_noted_by_place() -> None:
-    table = table_of()
-    table.touch(LEAD_GPU, [1])
-    assert table.touched is None
-    table.touched = {}
+    touched: Touched = defaultdict(list)
+    table = BlockTable(2, touched)
     table.touch(OTHER_GROUP, [1, 2])
-    table.touch(OTHER_GROUP, [2, 3])
-    assert {place: list(hashes) for place, hashes in table.touched.items()} == {OTHER_GROUP: [1, 2, 3]}
+    table.touch(CPU, [2])
+    table.touch(OTHER_GROUP, [3])
+    assert touched == {OTHER_GROUP: [1, 2, 3], CPU: [2]}

@@ -4,6 +4,7 @@ A block's content is a letter, its tokens are that letter twice; `key("AB")` is 
 """
 
 from functools import partial
+from typing import cast
 
 import msgspec
 import pytest
@@ -11,8 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
+from indexer.core.block_table import Block, HashRecord
 from indexer.core.change import Change
 from indexer.core.events import Cleared, Event, Removed, Stored, Tier
+from indexer.core.places import REMOVED
+from indexer.core.snapshot import Snapshot
 from indexer.core.stream_state import ADAPTER_LENGTH_MAX, ADAPTERS_MAX, Counting, StreamState
 from indexer.core.traits import Traits
 from indexer.limits import StateLimits
@@ -740,7 +744,8 @@ def held_in(state: StreamState) -> dict[tuple[int, Tier], set[int]]:
     return {(slot, tier): state.held(tier, slot) for slot in slots for tier in Tier}
 
 
-HASHES = st.integers(1, 6)
+ALL_HASHES = range(1, 7)
+HASHES = st.sampled_from(ALL_HASHES)
 TIERS = st.sampled_from(list(Tier))
 GROUPS = st.sampled_from([None, None, None, 0, 1, 2])
 KINDS = st.sampled_from([None, None, None, "full_attention", "mamba", "sliding_window", "chunked_local_attention"])
@@ -801,6 +806,50 @@ def test_changes_alone_tell_what_is_held(batches: list[list[Event]], counting: C
         assert again.of(state) == held
         assert {place: state.count(place[1], place[0]) for place in held} == {place: len(found) for place, found in held.items()}
         assert all(state.count(tier) == max(len(found) for (_, of), found in held.items() if of is tier) for tier in Tier)
+
+
+class RecordCopy:
+    """Records and hash mapping of one stream, kept up to date by its changes. What a change invalidates as a whole is read anew."""
+
+    def __init__(self, state: StreamState) -> None:
+        self._state = state
+        self.parts: list[dict[int, HashRecord | None]] = [{} for _ in range(REMOVED + 1)]
+        self.mapping: dict[int, int | None] = {}
+
+    def apply(self, change: Change) -> None:
+        if change.reload:
+            self.parts = self.read()
+        if change.reload or change.cleared:
+            self.mapping = {engine_hash: self._state.table.mapped_key(engine_hash) for engine_hash in ALL_HASHES}
+        if change.cleared:
+            self.parts[GPU].clear()
+        for part, records in (change.records or {}).items():
+            self.parts[part].update(records)
+        if change.hash_mapping is not None:
+            self.mapping |= change.hash_mapping.keys | dict.fromkeys(change.hash_mapping.removed_hashes)
+        elif change.records is not None:
+            blocks = cast(dict[int, Block | None], change.records[GPU])
+            self.mapping |= {engine_hash: block.key if block is not None else None for engine_hash, block in blocks.items()}
+
+    def read(self) -> list[dict[int, HashRecord | None]]:
+        """All that the stream holds, by part."""
+        snapshot = Snapshot(self._state)
+        return [snapshot.records(part, snapshot.hashes(part)) for part in range(REMOVED + 1)]
+
+    @property
+    def held(self) -> list[dict[int, HashRecord]]:
+        """The records by part without those that say that nothing is held."""
+        return [{engine_hash: record for engine_hash, record in records.items() if record is not None} for records in self.parts]
+
+
+@given(any_batches(), st.sampled_from(["copies", "set"]))
+def test_records_alone_tell_what_each_part_holds(batches: list[list[Event]], counting: Counting) -> None:
+    state = StreamState("m", "", counting, StateLimits(removed_max=3, parked_max=3), with_records=True, with_hash_mapping=True)
+    copy = RecordCopy(state)
+    for batch in batches:
+        copy.apply(state.apply(batch, 0.0))
+        assert copy.held == copy.read()
+        assert [copy.mapping.get(engine_hash) for engine_hash in ALL_HASHES] == [state.table.mapped_key(engine_hash) for engine_hash in ALL_HASHES]
 
 
 # LoRA adapters

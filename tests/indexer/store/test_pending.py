@@ -1,8 +1,9 @@
 from indexer.config.settings import Settings
-from indexer.core.block_table import REMOVED, Block, HashRecord
+from indexer.core.block_table import Block, HashRecord
 from indexer.core.change import HashMapping
 from indexer.core.events import Cleared, Event, Tier
 from indexer.core.names import StreamKey, Trust
+from indexer.core.places import REMOVED
 from indexer.core.snapshot import Snapshot
 from indexer.core.store import StreamPosition
 from indexer.core.stream_state import StreamState

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from redis.exceptions import RedisError
 
-from indexer.core.block_table import PARKED, REMOVED, HashRecord
+from indexer.core.block_table import HashRecord
 from indexer.core.held_keys import HeldKeys
+from indexer.core.places import PARKED, REMOVED
 from indexer.core.snapshot import Snapshot
 from indexer.core.stream_state import StreamState
 from indexer.errors import StoreError

@@ -74,6 +74,7 @@ def test_a_scorer_starts_late_against_many_block_copies(make_world: MakeWorld, c
     fleet = world.fleet(streams=STREAMS, rate=100, uniform=True, without=("clear",))
     world.indexers(2, fleet)
     (early,) = world.scorers(1)
+    wait_until(lambda: len(owners(early)) == STREAMS, what="the scorer to know all streams")
     prompts = publish_bulk(fleet, copies)
     wait_until(lambda: bulk_is_right(fleet, early, prompts), 240, "the bulk to be indexed")
     fleet.play(200)
@@ -103,6 +104,7 @@ def test_a_key_that_two_hashes_hold_is_still_held_when_one_goes_during_a_load(ma
     fleet = world.fleet(streams=1, texts=make_texts(1, count=100))
     world.indexers(1, fleet)
     (early,) = world.scorers(1)
+    wait_until(lambda: len(owners(early)) == 1, what="the scorer to know the stream")
     prompts = publish_bulk(fleet, 100_000)
     wait_until(lambda: bulk_is_right(fleet, early, prompts), 120, "the bulk to be indexed")
     for name in (0, 1):
