@@ -245,8 +245,8 @@ def test_a_storm_of_mutations_harms_nothing(kind: Mutation) -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_every_event_of_a_mutated_batch_is_applied_or_counted(kind: Mutation) -> None:
-    """Each payload is refused whole, or each of its events is decoded, refused for one reason, or unknown; one with an odd token can be both decoded, up
-    to that, and refused."""
+    """Each payload is refused whole, or each of its events is decoded, refused for one reason, or unknown; one with an odd token can be decoded up
+    to that and refused."""
     decoder = WireDecoder(WireLimits())
     for payload in storm(kind, STORM // 5):
         count = events_in(payload)
