@@ -32,13 +32,13 @@ def test_streams_of_one_key_size_share_an_index_until_the_last_is_empty() -> Non
     assert (second.index is first.index, second.lead != first.lead) == (True, True)
     assert model.holders_for(one, CacheShape(16)) is first, "a stream keeps its holders"
     model.holders_for(wide, CacheShape(32))
-    assert set(model.indexes) == {16, 32}
-    assert (one.key_size, one.block_size) == (16, 16)
+    assert set(model.indexes) == {(16, 0), (32, 0)}
+    assert (one.cut, one.block_size) == ((16, 0), 16)
     model.empty(one)
-    assert (one.block_size, one.key_size, one.holders, set(model.indexes)) == (None, None, None, {16, 32})
+    assert (one.block_size, one.cut, one.holders, set(model.indexes)) == (None, None, None, {(16, 0), (32, 0)})
     model.empty(one)
     model.empty(other)
-    assert set(model.indexes) == {32}
+    assert set(model.indexes) == {(32, 0)}
     assert model.count_held(one, [1, 2]) == 0
 
 
@@ -49,6 +49,6 @@ def test_a_stream_whose_groups_become_known_keeps_its_holders() -> None:
     lead = holders.lead
     assert model.holders_for(stream, CacheShape(16, (Group(0, Kind.FULL, 16), Group(1, Kind.WINDOW, 32, 64)))) is holders
     assert (holders.lead, len(holders.by_slot), holders.rule is not None) == (lead, 2, True)
-    assert (stream.key_size, stream.block_size) == (16, 32)
+    assert (stream.cut, stream.block_size) == ((16, 0), 32)
     model.empty(stream)
     assert model.indexes == {}
