@@ -124,7 +124,7 @@ async def test_all_modes_leave_ambiguous_keys_out_of_the_index(server: RedisServ
         assert await modes.agree(view) == ({1, 2, 3}, 3)
         await modes.apply(stored([5], [1], announces_extra_keys=False))
         assert await modes.agree(view) == ({2, 3}, 0), "neither hash counts: nothing tells their blocks apart"
-        await modes.apply(stored([6], [2], 1, CPU, announces_extra_keys=False))
+        await modes.apply(stored([6], [2], 1, announces_extra_keys=False), offloaded([6], announces_extra_keys=False))
         assert await modes.agree(view) == ({3}, 0), "nor does one in another tier"
         await modes.apply(removed([1, 5]))
         assert await modes.agree(view) == ({3}, 0)
