@@ -51,7 +51,7 @@ class OwnedStream:
         """One batch."""
         change = self.state.apply(events, time.monotonic())
         self._sequence = 0 if self._sequence is None else self._sequence + 1
-        self._owner.store.append(self.key, BLOCK_SIZE, change, self.position)
+        self._owner.store.append(self.key, self.state.shape, change, self.position)
 
     def set_trust(self, trust: Trust) -> None:
         self.trust = trust

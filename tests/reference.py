@@ -4,6 +4,7 @@ It remembers physical copies by their whole content and compares tokens with tok
 events, no masks, and it imports nothing of the project.
 """
 
+from math import gcd, lcm
 from typing import NamedTuple
 
 WEIGHTS = {"gpu": 1.0, "cpu": 0.8, "disk": 0.5, "other": 0.3}
@@ -24,53 +25,109 @@ class Text(NamedTuple):
         return Text(self.tokens[: blocks * block_size], self.lora, self.salt, images)
 
 
+class Layer(NamedTuple):
+    """A KV-cache group. `kind`: full, window or state; `size`: of its blocks, `window`: of a sliding one, in tokens."""
+
+    kind: str
+    size: int
+    window: int = 0
+
+    def needs(self, tokens: int) -> range:
+        """For a hit of so many tokens: the ends, in tokens, of the blocks that have to be there."""
+        match self.kind:
+            case "full":
+                first = 0
+            case "window":
+                # The one token behind the hit that is computed sees `window - 1` before it.
+                blocks = -(-(self.window - 1) // self.size)
+                first = max(0, tokens - blocks * self.size)
+            case _:
+                first = max(0, tokens - self.size)
+        return range(first + self.size, tokens + 1, self.size)
+
+
 class Copy(NamedTuple):
-    """One physical copy of the block that ends a text. `name`: tells apart what an engine itself tells apart."""
+    """One physical copy of the block that ends a text. `name`: tells apart what an engine itself tells apart; `layer`: number of the group."""
 
     tier: str
     text: Text
     name: int
+    layer: int = 0
 
 
 class Rank:
-    """One rank's physical copies. With `counts_copies` off a block is there or not."""
+    """One rank's physical copies. With `counts_copies` off a block is there or not. A plain model has one full layer.
 
-    def __init__(self, block_size: int, counts_copies: bool = True) -> None:
-        self.block_size = block_size
+    `unit`: texts are cut at multiples of so many tokens, `block_size`: hits are multiples of so many.
+    """
+
+    def __init__(self, *layers: Layer, counts_copies: bool = True) -> None:
+        self.layers = layers
+        self.unit = gcd(*(layer.size for layer in layers))
+        self.block_size = lcm(*(layer.size for layer in layers))
         self.counts_copies = counts_copies
         self.copies: list[Copy] = []
+        self.waiting: list[Copy] = []
         self.announced: set[tuple[Text, int]] = set()
 
     def store(self, copy: Copy) -> None:
-        self.announced.add((copy.text, copy.name))
-        if self.counts_copies or copy not in self.copies:
-            self.copies.append(copy)
+        """A copy that is announced with its tokens. Below the gpu it counts where the text before it is known: its block may be another's."""
+        if copy.tier == "gpu" or self.is_known(copy):
+            self.announced.add((copy.text, copy.name))
+            for waiting in [other for other in self.waiting if (other.text, other.name) == (copy.text, copy.name)]:
+                self.waiting.remove(waiting)
+                self.hold(waiting)
+        self.update(copy)
+
+    def is_known(self, copy: Copy) -> bool:
+        ends = range(self.unit, len(copy.text.tokens), self.unit)
+        before = all((copy.text.until(end // self.unit, self.unit), 0) in self.announced for end in ends)
+        return before or (copy.text, copy.name) in self.announced
 
     def update(self, copy: Copy) -> None:
-        """A copy that is announced without its tokens: it counts where they were announced before."""
+        """A copy that is announced without its tokens: it counts from when they are announced."""
         if (copy.text, copy.name) in self.announced:
-            self.store(copy)
+            self.hold(copy)
+        else:
+            self.waiting.append(copy)
+
+    def hold(self, copy: Copy) -> None:
+        if (self.counts_copies and copy.tier == "gpu") or copy not in self.copies:
+            self.copies.append(copy)
 
     def remove(self, copy: Copy) -> None:
-        if copy in self.copies:
-            self.copies.remove(copy)
+        for copies in (self.copies, self.waiting):
+            if copy in copies:
+                copies.remove(copy)
+                if copy.tier == "gpu" and self.counts_copies:
+                    break
 
     def clear_gpu(self) -> None:
         self.copies = [copy for copy in self.copies if copy.tier != "gpu"]
+        self.waiting = [copy for copy in self.waiting if copy.tier != "gpu"]
+
+    def best_tier(self, prompt: Text, layer: int, end: int) -> str | None:
+        """Where a layer has its block that ends behind so many tokens."""
+        wanted = prompt.until(end // self.unit, self.unit)
+        tiers = {copy.tier for copy in self.copies if copy.layer == layer and copy.text == wanted}
+        return next((tier for tier in WEIGHTS if tier in tiers), None)
+
+    def is_hit(self, prompt: Text, tokens: int) -> bool:
+        return all(self.best_tier(prompt, number, end) for number, layer in enumerate(self.layers) for end in layer.needs(tokens))
 
     def match(self, prompt: Text) -> dict[str, int]:
-        """Matched blocks by their best tier."""
-        matched = dict.fromkeys(WEIGHTS, 0)
-        blocks = 0
+        """Matched blocks by tier: the best one of each block of the first full layer, the worst of those in one block of a hit."""
         # One token is always left for the engine to compute.
-        while (blocks + 1) * self.block_size <= len(prompt.tokens) - 1:
-            blocks += 1
-            wanted = prompt.until(blocks, self.block_size)
-            tiers = {copy.tier for copy in self.copies if copy.text == wanted}
-            best = next((tier for tier in WEIGHTS if tier in tiers), None)
-            if best is None:
-                break
-            matched[best] += 1
+        hit = max(tokens for tokens in range(0, max(1, len(prompt.tokens)), self.block_size) if self.is_hit(prompt, tokens))
+        matched = dict.fromkeys(WEIGHTS, 0)
+        full = next((number for number, layer in enumerate(self.layers) if layer.kind == "full"), None)
+        for start in range(0, hit, self.block_size):
+            if full is None:
+                matched["gpu"] += 1
+                continue
+            size = self.layers[full].size
+            tiers = [self.best_tier(prompt, full, end) for end in range(start + size, start + self.block_size + 1, size)]
+            matched[max((tier for tier in tiers if tier is not None), key=list(WEIGHTS).index)] += 1
         return matched
 
     def score(self, prompt: Text) -> float:

@@ -2,6 +2,7 @@
 
 import ast
 import struct
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,21 +17,34 @@ from indexer.core.stream_state import StreamState
 from scorer_api.index.prompt import Prompt
 from scorer_api.index.view import View
 from tests.events import offloaded, removed
-from tests.reference import Copy, Rank, Reference, Text
+from tests.reference import Copy, Layer, Rank, Reference, Text
 
 TIERS = {"gpu": Tier.GPU, "cpu": Tier.CPU, "disk": Tier.DISK, "other": Tier.OTHER, "remote": Tier.REMOTE}
-# Pod, rank → block size, counting. Two ranks share a pod, one pod has another block size.
-RANKS = {("a", 0): (2, True), ("a", 1): (2, True), ("b", 0): (2, False), ("c", 0): (3, True), ("d", 0): (2, False)}
+FULL, WINDOW, STATE = Layer("full", 2), Layer("window", 2, 4), Layer("state", 2)
+# Pod, rank → layers, counting. Two ranks share a pod, one pod has another block size, and some models are hybrid.
+RANKS: dict[tuple[str, int], tuple[tuple[Layer, ...], bool]] = {
+    ("a", 0): ((FULL,), True),
+    ("a", 1): ((FULL,), True),
+    ("b", 0): ((FULL,), False),
+    ("c", 0): ((Layer("full", 3),), True),
+    ("e", 0): ((FULL, WINDOW), True),
+    ("f", 0): ((WINDOW, FULL, STATE), False),
+    ("g", 0): ((FULL, FULL, Layer("window", 2, 6)), True),
+    ("h", 0): ((FULL, Layer("window", 4, 5)), True),
+}
+WORDS = {"full": "full_attention", "window": "sliding_window", "state": "mamba"}
 
 
 class Store(NamedTuple):
-    """Blocks `start` to `stop` of a text. `again`: the last one under a second name, where its first is known."""
+    """Blocks `start` to `stop` of a text. `again`: the last one under a second name, where its first is known. `layers`: those that have them, of
+    those that there are."""
 
     text: Text
     start: int
     stop: int
     tier: str
     again: bool
+    layers: tuple[int, ...]
 
 
 class Update(NamedTuple):
@@ -39,6 +53,7 @@ class Update(NamedTuple):
     text: Text
     block: int
     tier: str
+    layer: int
 
 
 class Evict(NamedTuple):
@@ -53,6 +68,7 @@ class Miss(NamedTuple):
     text: Text
     block: int
     tier: str
+    layer: int
 
 
 class Clear(NamedTuple):
@@ -75,6 +91,12 @@ def folded(text: Text, start: int, stop: int) -> dict[int, bytes]:
     return {position: keys for position, keys in extra.items() if keys}
 
 
+def folded_wide(text: Text, start: int, count: int, units: int) -> dict[int, bytes]:
+    """The same of blocks of several units: those of a block are all that its units have."""
+    found = folded(text, start * units, (start + count) * units)
+    return {place: b"".join(parts) for place in range(count) if any(parts := [found.get(place * units + unit, b"") for unit in range(units)])}
+
+
 class Engine:
     """Does the same deeds to a rank of the reference and, as events, to a stream of the index."""
 
@@ -85,6 +107,17 @@ class Engine:
         self.state = StreamState(stream.model, "", "copies" if rank.counts_copies else "set")
         self.hashes: dict[tuple[Text, int], int] = {}
         view.open(stream)
+        self._show_layers()
+
+    def _show_layers(self) -> None:
+        """Announce a block of each layer and remove it: all that follows is of known groups and block sizes."""
+        text = Text((9,) * 2 * self.rank.block_size)
+        ends = [range(layer.size, len(text.tokens) + 1, layer.size) for layer in self.rank.layers]
+        stores = [
+            self._stored(text, number, 0, [text.until(end // self.rank.unit, self.rank.unit) for end in ends[number]], "gpu")
+            for number in range(len(ends))
+        ]
+        self._apply([*stores, *(removed(store.hashes, Tier.GPU, store.group) for store in stores)])
 
     def hash_of(self, text: Text, name: int = 0) -> int:
         """This engine's own name for the block that ends a text."""
@@ -93,48 +126,73 @@ class Engine:
 
     def do(self, deeds: list[Deed]) -> None:
         """All of them in one batch."""
-        change = self.state.apply([made for deed in deeds if (made := self._event(deed)) is not None], 0.0)
-        if change:
-            self.view.append(self.stream, self.rank.block_size, change)
+        self._apply([event for deed in deeds for event in self._events(deed)])
 
-    def _event(self, deed: Deed) -> Event | None:
-        size = self.rank.block_size
+    def _apply(self, events: list[Event]) -> None:
+        # A second clear in one batch is of the lower tiers.
+        clears = [place for place, made in enumerate(events) if isinstance(made, Cleared)]
+        parts = [events[start:stop] for start, stop in pairwise([0, *clears[1:], len(events)])]
+        for part in parts:
+            change = self.state.apply(part, 0.0)
+            self.view.append(self.stream, self.state.shape, change)
+
+    def _group(self, layer: int) -> int | None:
+        return None if len(self.rank.layers) == 1 else layer
+
+    def _events(self, deed: Deed) -> list[Event]:
+        rank = self.rank
+        layers = len(rank.layers)
         match deed:
-            case Store(text, start, stop, tier, again):
-                stop = min(stop, len(text.tokens) // size)
-                if start >= stop:
-                    return None
-                return self._store(text, start, stop, tier, again)
-            case Update(text, block, tier):
-                ended = text.until(block + 1, size)
-                self.rank.update(Copy(tier, ended, 0))
-                return offloaded([self.hash_of(ended)], TIERS[tier], group=None)
+            case Store(text, start, stop, tier, again, wanted):
+                return [
+                    made
+                    for layer in sorted({layer % layers for layer in wanted})
+                    if (made := self._store(text, layer, start, stop, tier, again)) is not None
+                ]
+            case Update(text, block, tier, layer):
+                layer %= layers
+                ended = text.until((block + 1) * rank.layers[layer].size // rank.unit, rank.unit)
+                rank.update(Copy(tier, ended, 0, layer))
+                return [offloaded([self.hash_of(ended)], TIERS[tier], group=self._group(layer))]
             case Evict(which):
-                if not self.rank.copies:
-                    return None
-                copy = self.rank.copies[which % len(self.rank.copies)]
-                self.rank.remove(copy)
-                return removed([self.hash_of(copy.text, copy.name)], TIERS[copy.tier], None)
-            case Miss(text, block, tier):
-                ended = text.until(block + 1, size)
-                self.rank.remove(Copy(tier, ended, 0))
-                return removed([self.hash_of(ended)], TIERS[tier], None)
+                if not rank.copies:
+                    return []
+                copy = rank.copies[which % len(rank.copies)]
+                rank.remove(copy)
+                return [removed([self.hash_of(copy.text, copy.name)], TIERS[copy.tier], self._group(copy.layer))]
+            case Miss(text, block, tier, layer):
+                layer %= layers
+                ended = text.until((block + 1) * rank.layers[layer].size // rank.unit, rank.unit)
+                rank.remove(Copy(tier, ended, 0, layer))
+                return [removed([self.hash_of(ended)], TIERS[tier], self._group(layer))]
             case Clear():
-                self.rank.clear_gpu()
-                return Cleared()
+                rank.clear_gpu()
+                return [Cleared()]
 
-    def _store(self, text: Text, start: int, stop: int, tier: str, again: bool) -> Stored:
-        size = self.rank.block_size
-        ended = [text.until(block + 1, size) for block in range(start, stop)]
+    def _store(self, text: Text, layer: int, start: int, stop: int, tier: str, again: bool) -> Stored | None:
+        size, unit = self.rank.layers[layer].size, self.rank.unit
+        stop = min(stop, len(text.tokens) // size)
+        if start >= stop:
+            return None
+        ended = [text.until(end // unit, unit) for end in range((start + 1) * size, stop * size + 1, size)]
         # A second name only where the whole chain before it is announced at the same time: nothing can wait for an unknown parent.
-        last = int(again and start == 0 and (ended[-1], 0) in self.rank.announced)
-        names = [*[0] * (len(ended) - 1), last]
-        for part, name in zip(ended, names, strict=True):
-            self.rank.store(Copy(tier, part, name))
-        hashes = [self.hash_of(part, name) for part, name in zip(ended, names, strict=True)]
-        parent = self.hash_of(text.until(start, size)) if start else None
-        tokens = packed(text.tokens[start * size : stop * size])
-        return Stored(hashes, parent, tokens, size, TIERS[tier], text.lora, folded(text, start, stop), True, None, None)
+        last = int(again and start == 0 and size == unit and (ended[-1], 0) in self.rank.announced)
+        for place, part in enumerate(ended):
+            self.rank.store(Copy(tier, part, last if part is ended[-1] and place == len(ended) - 1 else 0, layer))
+        return self._stored(text, layer, start, ended, tier, last)
+
+    def _stored(self, text: Text, layer: int, start: int, ended: list[Text], tier: str, last: int = 0) -> Stored:
+        """Blocks that end these texts, the last one under this name."""
+        rank = self.rank
+        kind, size, window = rank.layers[layer]
+        hashes = [self.hash_of(part, name) for part, name in zip(ended, [*[0] * (len(ended) - 1), last], strict=True)]
+        parent = self.hash_of(text.until(start * size // rank.unit, rank.unit)) if start else None
+        tokens = packed(text.tokens[start * size : start * size + len(ended) * size])
+        extra = folded(text, start, start + len(ended)) if size == rank.unit else folded_wide(text, start, len(ended), size // rank.unit)
+        group = self._group(layer)
+        word = None if group is None else WORDS[kind]
+        more = {"window": window or None, "lists_extra_keys": True}
+        return Stored(hashes, parent, tokens, size, TIERS[tier], text.lora, extra, True, group, word, **more)  # type: ignore[arg-type]
 
 
 # Few tokens and long common beginnings, so that texts meet and part in the middle.
@@ -154,22 +212,25 @@ def texts(draw: st.DrawFn) -> Text:
 
 def deeds_on(drawn: list[Text]) -> st.SearchStrategy[Deed]:
     text, block = st.sampled_from(drawn), st.integers(0, 5)
+    # All layers at once, as engines do, or some.
+    layers = st.sampled_from([(0, 1, 2), (0, 1, 2), (0,), (1,), (2,), (0, 1)])
+    layer = st.integers(0, 2)
     # The gpu most of the time: it is where copies, clears and holes meet.
     tier = st.sampled_from(["gpu", "gpu", "gpu", *TIERS])
-    whole = st.builds(Store, text, st.just(0), st.integers(1, 6), tier, st.booleans())
+    whole = st.builds(Store, text, st.just(0), st.integers(1, 6), tier, st.booleans(), layers)
     # A beginning alone gives keys to what waits behind it and no copies.
-    beginning = st.builds(Store, text, st.just(0), st.just(1), tier, st.booleans())
-    later = st.builds(Store, text, st.integers(1, 4), st.integers(2, 6), tier, st.just(False))
+    beginning = st.builds(Store, text, st.just(0), st.just(1), tier, st.booleans(), layers)
+    later = st.builds(Store, text, st.integers(1, 4), st.integers(2, 6), tier, st.just(False), layers)
     return st.one_of(
         whole,
         whole,
         beginning,
         later,
         later,
-        st.builds(Update, text, block, tier),
+        st.builds(Update, text, block, tier, layer),
         st.builds(Evict, st.integers(0, 20)),
         st.builds(Evict, st.integers(0, 20)),
-        st.builds(Miss, text, block, tier),
+        st.builds(Miss, text, block, tier, layer),
         st.builds(Clear),
     )
 
@@ -200,8 +261,9 @@ def test_the_index_answers_what_the_reference_answers(history: tuple[list[Text],
     stored, batches = history
     view = View(Settings())
     engines = {
-        (pod, number): Engine(StreamKey("m", pod, number), Rank(block_size, counts_copies), view)
-        for (pod, number), (block_size, counts_copies) in RANKS.items()
+        (pod, number): Engine(StreamKey("m", pod, number), Rank(*layers, counts_copies=counts_copies), view)
+        for (pod, number), (layers, counts_copies) in RANKS.items()
+        if (pod, number) in {name for name, _ in batches} or pod == "b"
     }
     reference = Reference({name: engine.rank for name, engine in engines.items()})
     prompts = [*stored, *strangers]
@@ -219,14 +281,14 @@ def test_the_index_answers_what_the_reference_answers(history: tuple[list[Text],
 def test_the_reference_imports_nothing_of_the_project() -> None:
     tree = ast.parse((Path(__file__).parent / "reference.py").read_text())
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-    assert [node.module for node in imports if isinstance(node, ast.ImportFrom)] == ["typing"]
-    assert len(imports) == 1
+    assert [node.module for node in imports if isinstance(node, ast.ImportFrom)] == ["math", "typing"]
+    assert len(imports) == 2
 
 
 def rank_with(*copies: Copy, counts_copies: bool = True) -> Rank:
-    rank = Rank(2, counts_copies)
+    rank = Rank(FULL, counts_copies=counts_copies)
     for copy in copies:
-        rank.store(copy)
+        rank.hold(copy)
     return rank
 
 
@@ -235,7 +297,7 @@ def test_the_reference_matches_consecutive_blocks_in_their_best_tier() -> None:
     rank = rank_with(Copy("cpu", text.until(1, 2), 0), Copy("gpu", text.until(1, 2), 0), Copy("disk", text.until(2, 2), 0))
     assert rank.match(text) == {"gpu": 1, "cpu": 0, "disk": 1, "other": 0}
     assert rank.score(text) == (1.0 + 0.5) * 2 / 6
-    rank.store(Copy("gpu", text.until(3, 2), 0))
+    rank.hold(Copy("gpu", text.until(3, 2), 0))
     rank.remove(Copy("disk", text.until(2, 2), 0))
     assert sum(rank.match(text).values()) == 1
 
@@ -263,3 +325,32 @@ def test_the_reference_clears_the_gpu_alone() -> None:
     rank = rank_with(Copy("gpu", text.until(1, 2), 0), Copy("cpu", text.until(1, 2), 0))
     rank.clear_gpu()
     assert rank.match(text) == {"gpu": 0, "cpu": 1, "disk": 0, "other": 0}
+
+
+def layered(*layers: Layer, held: dict[int, str]) -> tuple[Rank, Text]:
+    """A rank with blocks of a text, layer by layer: an x for each that it has."""
+    text = Text((*range(16), 0))
+    rank = Rank(*layers)
+    for layer, blocks in held.items():
+        for number, letter in enumerate(blocks, 1):
+            if letter == "x":
+                copy = Copy("gpu", text.until(number * layers[layer].size // rank.unit, rank.unit), 0, layer)
+                rank.hold(copy)
+    return rank, text
+
+
+def test_the_reference_knows_the_engines_hit_rule() -> None:
+    for layers, held, hit in (
+        ((FULL, WINDOW), {0: "xxxxxxxx", 1: "......xx"}, 8),
+        ((FULL, WINDOW), {0: "xxxxxxxx", 1: "....xx.."}, 6),
+        ((FULL, WINDOW), {0: "xxxxxxxx", 1: ".x......"}, 0),
+        ((FULL, WINDOW), {0: "xxxxxxxx", 1: "x......."}, 1),
+        ((FULL, WINDOW), {0: "xxx.xxxx", 1: "xxxxxxxx"}, 3),
+        ((FULL, STATE), {0: "xxxxxxxx", 1: "..x....."}, 3),
+        ((FULL, FULL), {0: "xxxxxxxx", 1: "xxxxx..."}, 5),
+        ((WINDOW,), {0: "...xx..."}, 5),
+        ((FULL, Layer("window", 4, 5)), {0: "xxxxxxx.", 1: "..x."}, 3),
+        ((FULL, Layer("window", 4, 5)), {0: "xxxxxxx.", 1: "...x"}, 0),
+    ):
+        rank, text = layered(*layers, held=held)
+        assert rank.match(text)["gpu"] == hit, (layers, held)

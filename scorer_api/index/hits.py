@@ -72,7 +72,9 @@ def rule_for(shape: CacheShape, holders: Sequence[int]) -> HitRule:
                 state |= bit
             case Kind.WINDOW if group.window is not None:
                 size = group.block_size or shape.block_size
-                windows.append(Window(slot, bit, -(-(group.window - 1) // size) * size // shape.block_size))
+                blocks = -(-(group.window - 1) // size) * size // shape.block_size
+                if blocks:
+                    windows.append(Window(slot, bit, blocks))
     bits = tuple(1 << holder for holder in holders)
     if len(holders) == 1 and unknown:
         anchor = 0

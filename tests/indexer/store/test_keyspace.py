@@ -13,7 +13,7 @@ def test_all_keys_of_a_model_lie_in_one_slot() -> None:
     keys = Keyspace("kvi").model("org/model")
     tag = keys.log[keys.log.index("{") : keys.log.index("}") + 1]
     names = [keys.log, keys.streams, keys.incarnation, keys.lease(STREAM), keys.state(STREAM), keys.load("pod"), *keys.parts(STREAM, 1)]
-    assert all(name.startswith(f"kvi:1:{tag}:") for name in names)
+    assert all(name.startswith(f"kvi:2:{tag}:") for name in names)
     assert len(set(names)) == len(names) == 6 + len(PARTS)
     assert Keyspace("kvi").model("org/other").log != keys.log
 
@@ -21,7 +21,7 @@ def test_all_keys_of_a_model_lie_in_one_slot() -> None:
 def test_all_keys_of_the_directory_lie_in_one_slot() -> None:
     directory = Keyspace("ns").directory
     assert {getattr(directory, name) for name in directory.__struct_fields__} == {
-        f"ns:1:{{directory}}:{name}" for name in directory.__struct_fields__
+        f"ns:2:{{directory}}:{name}" for name in directory.__struct_fields__
     }
 
 

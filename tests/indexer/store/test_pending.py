@@ -1,14 +1,14 @@
 from indexer.config.settings import Settings
-from indexer.core.block_table import Block, HashRecord
+from indexer.core.block_table import Block
 from indexer.core.change import HashMapping
 from indexer.core.events import Cleared, Event, Tier
 from indexer.core.names import StreamKey, Trust
-from indexer.core.places import REMOVED
+from indexer.core.places import LEAD_GPU, place_of
 from indexer.core.snapshot import Snapshot
 from indexer.core.store import StreamPosition
 from indexer.core.stream_state import StreamState
 from indexer.store.keyspace import Keyspace
-from indexer.store.pending import PendingWrites, hash_mapping
+from indexer.store.pending import PendingRecords, PendingWrites, hash_mapping
 from tests.events import removed, stored
 from tests.owner import keys_of
 
@@ -78,12 +78,12 @@ def test_a_cleared_gpu_takes_its_mapping_with_it() -> None:
     (sealed,) = written.pending.take_sealed()
     assert sealed.change.cleared
     assert sealed.change.hash_mapping == HashMapping({}, [])
-    assert not sealed.records[Tier.GPU]
+    assert not sealed.records.get(LEAD_GPU)
 
 
 def test_a_given_mapping_counts_before_what_records_say() -> None:
-    records: list[dict[int, HashRecord | None]] = [{} for _ in range(REMOVED + 1)]
-    records[Tier.GPU] = {A: None, B: Block(2, None), C: Block(3, None, 0)}
+    records: PendingRecords = {LEAD_GPU: {A: None, B: Block(2, None), C: Block(3, None, 0)}}
+    assert hash_mapping({}, {}) == HashMapping({}, [])
     assert hash_mapping(records, {}) == HashMapping({B: 2}, [A, C])
     assert hash_mapping(records, {A: 1, B: None}) == HashMapping({A: 1}, [C, B])
 
@@ -93,9 +93,45 @@ def test_everything_pending_becomes_one_call_and_a_confirmed_one_settles_it() ->
     written.apply(stored([A], [1]))
     written.apply(stored([B], [2], A))
     (sealed,) = written.pending.take_sealed()
-    assert (sealed.call.script, set(sealed.records[Tier.GPU]), sealed.grows) == ("append", {A, B}, True)
+    assert (sealed.call.script, set(sealed.records[LEAD_GPU]), sealed.grows) == ("append", {A, B}, True)
     assert not written.pending.is_settled
     written.pending.confirm(sealed)
     assert written.pending.is_settled
     assert written.pending.number == sealed.number
     assert written.pending.unwritten_since_s is None
+
+
+def test_of_several_groups_the_mapping_is_told_beside_the_records() -> None:
+    """A record of one group does not say whether another group holds the hash."""
+    written = Written()
+    window = {"group": 1, "kind": "sliding_window", "window": 8}
+    written.apply(stored([A, B], [1, 2]), stored([A, B], [1, 2], **window))
+    written.apply(removed([A]), removed([B]), removed([B], group=1))
+    (sealed,) = written.pending.take_sealed()
+    assert sealed.records.keys() == {LEAD_GPU, place_of(1, Tier.GPU)}
+    assert sealed.change.hash_mapping == HashMapping({A: KEYS[A]}, [B])
+    assert sealed.change.touched_in[1][Tier.GPU] == {KEYS[A]: True, KEYS[B]: False}
+
+
+def test_a_cleared_gpu_takes_what_is_pending_of_every_group_and_leaves_the_lower_tiers() -> None:
+    written = Written()
+    window = {"group": 1, "kind": "sliding_window", "window": 8}
+    written.apply(stored([A, B], [1, 2]), stored([A, B], [1, 2], **window), stored([A], [1], tier=Tier.CPU, **window))
+    written.apply(Cleared())
+    (sealed,) = written.pending.take_sealed()
+    assert [place for place, records in sealed.records.items() if place in (LEAD_GPU, place_of(1, Tier.GPU)) and records] == []
+    assert set(sealed.records[place_of(1, Tier.CPU)]) == {A}
+    assert (sealed.change.cleared, sealed.change.touched_in[1][Tier.GPU], sealed.change.touched_in[1][Tier.CPU]) == (True, {}, {KEYS[A]: True})
+
+
+def test_what_a_call_in_vain_said_of_a_group_is_said_again() -> None:
+    written = Written()
+    window = {"group": 1, "kind": "sliding_window", "window": 8}
+    written.apply(stored([A, B], [1, 2]), stored([A, B], [1, 2], **window))
+    written.pending.take_sealed()
+    written.apply(removed([B], group=1))
+    written.pending.take_back(is_unsure=True)
+    (sealed,) = written.pending.take_sealed()
+    assert sealed.records[place_of(1, Tier.GPU)].keys() == {A, B}
+    assert sealed.records[place_of(1, Tier.GPU)][B] is None
+    assert sealed.change.touched_in[1][Tier.GPU] == {KEYS[A]: True, KEYS[B]: False}

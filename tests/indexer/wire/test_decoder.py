@@ -46,7 +46,7 @@ BAD_EVENTS: list[tuple[str, Any, Any]] = [
     ("token_range", stored_map(token_ids=[1, -1]), stored_array([1], None, [1, -1])),
     ("token_range", stored_map(token_ids=[1, 2**32]), stored_array([1], None, [1, 2**32])),
     ("token_text", stored_map(token_ids=[1, "digest"]), stored_array([1], None, [1, "digest"])),
-    ("token_pairs", stored_map(token_ids=[[1, 2], [2, 3]]), stored_array([1], None, [[1, 2], [2, 3]])),
+    ("token_pairs", stored_map(token_ids=[[1, 2], [2, None]]), stored_array([1], None, [[1, 2], [2, None]])),
     ("extra_keys", stored_map(extra_keys=[None, None]), stored_array([1], None, [1, 2], 2, None, None, None, [None, None])),
     ("extra_keys", stored_map(extra_keys=["salt"]), stored_array([1], None, [1, 2], 2, None, None, None, ["salt"])),
     ("event_malformed", stored_map(group_idx=-1), stored_array([1], None, [1, 2], 2, None, None, None, None, -1)),
@@ -196,7 +196,16 @@ def test_nils_around_a_blocks_extra_keys_do_not_hide_them(count: int) -> None:
 
 def test_what_the_tests_of_bad_messages_expect_is_every_reason_that_the_wire_has() -> None:
     """The others are the stream's and the listener's; `event_nested` has a test of its own."""
-    of_the_stream = {"block_size_changed", "partial_block", "groups_max", "tier_limit", "key_conflict", "ambiguous_key", "rank_mismatch"}
+    of_the_stream = {
+        "orphan_dropped",
+        "block_size_changed",
+        "partial_block",
+        "groups_max",
+        "tier_limit",
+        "key_conflict",
+        "ambiguous_key",
+        "rank_mismatch",
+    }
     of_the_listener = {"topic", "topic_claimed"}
     expected = {reason for reason, *_ in BAD_EVENTS} | {reason for reason, _ in BAD_BATCHES} | {"frame_count", "frame_sequence"}
     expected |= {"batch_events", "batch_limit"}

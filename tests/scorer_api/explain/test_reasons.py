@@ -15,7 +15,7 @@ from scorer_api.index.prompt import Prompt
 from scorer_api.index.removals import Removal
 from scorer_api.index.traces import PodTrace, RankTrace
 from scorer_api.index.view import View
-from tests.reference import Copy, Rank, Text
+from tests.reference import Copy, Layer, Rank, Text
 from tests.scorer_api.index.contents import keys, tokens_of
 
 LIVE = RankTrace(0, Trust.LIVE, 16, 5, [("gpu", 2), ("cpu", 1)], 0.5)
@@ -112,7 +112,7 @@ def test_runs_and_ends_are_those_of_the_naive_model(seed: int) -> None:
     view, stream = View(Settings()), StreamKey("m", "pod", 0)
     view.open(stream)
     view.set_trust(stream, Trust.LIVE)
-    rank = Rank(2, counts_copies=False)
+    rank = Rank(Layer("full", 2), counts_copies=False)
     texts = ["".join(chance.choices("ab", k=6)) for _ in range(4)]
     removed: dict[Text, int] = {}
     for sequence in range(120):
@@ -129,7 +129,7 @@ def test_runs_and_ends_are_those_of_the_naive_model(seed: int) -> None:
         change.touched[TIERS[tier]][key] = is_held
         view.append(stream, CacheShape(2), change)
         if is_held:
-            rank.store(copy)
+            rank.hold(copy)
         else:
             rank.remove(copy)
             removed[text] = sequence

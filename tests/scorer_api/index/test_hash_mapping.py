@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry
 from indexer.config.settings import Settings
 from indexer.core.change import Change
 from indexer.core.events import Cleared, Event, Stored, Tier
+from indexer.core.groups import CacheShape
 from indexer.core.names import StreamKey
 from indexer.core.store import StreamPosition
 from scorer_api.following.follower import Follower
@@ -36,9 +37,9 @@ class BothModes:
         self._append = stream._owner.store.append
         stream._owner.store.append = self._append_to_both  # type: ignore[method-assign]  # the tee of this test
 
-    def _append_to_both(self, key: StreamKey, block_size: int, change: Change, position: StreamPosition) -> None:
-        self.embedded.append(key, block_size, change)
-        self._append(key, block_size, change, position)
+    def _append_to_both(self, key: StreamKey, shape: CacheShape | None, change: Change, position: StreamPosition) -> None:
+        self.embedded.append(key, shape, change)
+        self._append(key, shape, change, position)
 
     async def apply(self, *events: Event) -> None:
         self.stream.apply(*events)
@@ -123,7 +124,7 @@ async def test_all_modes_leave_ambiguous_keys_out_of_the_index(server: RedisServ
         assert await modes.agree(view) == ({1, 2, 3}, 3)
         await modes.apply(stored([5], [1], announces_extra_keys=False))
         assert await modes.agree(view) == ({2, 3}, 0), "neither hash counts: nothing tells their blocks apart"
-        await modes.apply(stored([6], [2], 1, CPU, announces_extra_keys=False))
+        await modes.apply(stored([6], [2], 1, announces_extra_keys=False), offloaded([6], announces_extra_keys=False))
         assert await modes.agree(view) == ({3}, 0), "nor does one in another tier"
         await modes.apply(removed([1, 5]))
         assert await modes.agree(view) == ({3}, 0)

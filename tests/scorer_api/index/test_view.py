@@ -83,7 +83,7 @@ def test_a_closed_stream_is_forgotten() -> None:
 def test_an_empty_index_is_never_left_by_a_changing_block_size() -> None:
     view = new_view(A)
     for block_size in (2, 4, 2, 8):
-        view.append(A, block_size, holds(1))
+        view.append(A, CacheShape(block_size), holds(1))
     assert [index.holders for index in view.indexes] == [1]
 
 
