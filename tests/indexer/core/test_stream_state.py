@@ -3,6 +3,7 @@
 A block's content is a letter, its tokens are that letter twice; `key("AB")` is the key of a block B behind a block A.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import cast
 
@@ -15,7 +16,7 @@ from xxhash import xxh3_64_intdigest
 from indexer.core.block_table import Block, HashRecord
 from indexer.core.change import Change
 from indexer.core.events import Cleared, Event, Removed, Stored, Tier
-from indexer.core.places import REMOVED
+from indexer.core.places import LEAD_GPU, PARKED, REMOVED, is_gpu
 from indexer.core.snapshot import Snapshot
 from indexer.core.stream_state import ADAPTER_LENGTH_MAX, ADAPTERS_MAX, Counting, StreamState
 from indexer.core.traits import Traits
@@ -813,33 +814,39 @@ class RecordCopy:
 
     def __init__(self, state: StreamState) -> None:
         self._state = state
-        self.parts: list[dict[int, HashRecord | None]] = [{} for _ in range(REMOVED + 1)]
+        self.places: dict[int, dict[int, HashRecord | None]] = {}
         self.mapping: dict[int, int | None] = {}
 
     def apply(self, change: Change) -> None:
-        if change.reload:
-            self.parts = self.read()
         if change.reload or change.cleared:
             self.mapping = {engine_hash: self._state.table.mapped_key(engine_hash) for engine_hash in ALL_HASHES}
+        if change.reload:
+            self.places = {place: dict(records) for place, records in self.read().items()}
+            return
         if change.cleared:
-            self.parts[GPU].clear()
-        for part, records in (change.records or {}).items():
-            self.parts[part].update(records)
+            self.places = {place: records for place, records in self.places.items() if place in (PARKED, REMOVED) or not is_gpu(place)}
+        for place, records in (change.records or {}).items():
+            self.places.setdefault(place, {}).update(records)
         if change.hash_mapping is not None:
             self.mapping |= change.hash_mapping.keys | dict.fromkeys(change.hash_mapping.removed_hashes)
         elif change.records is not None:
-            blocks = cast(dict[int, Block | None], change.records[GPU])
+            blocks = cast(dict[int, Block | None], change.records[LEAD_GPU])
             self.mapping |= {engine_hash: block.key if block is not None else None for engine_hash, block in blocks.items()}
 
-    def read(self) -> list[dict[int, HashRecord | None]]:
-        """All that the stream holds, by part."""
+    def read(self) -> dict[int, dict[int, HashRecord]]:
+        """All that the stream holds, by place."""
         snapshot = Snapshot(self._state)
-        return [snapshot.records(part, snapshot.hashes(part)) for part in range(REMOVED + 1)]
+        return _without_none({place: snapshot.records(place, snapshot.hashes(place)) for place in snapshot.places()})
 
     @property
-    def held(self) -> list[dict[int, HashRecord]]:
-        """The records by part without those that say that nothing is held."""
-        return [{engine_hash: record for engine_hash, record in records.items() if record is not None} for records in self.parts]
+    def held(self) -> dict[int, dict[int, HashRecord]]:
+        """The records by place without those that say that nothing is held."""
+        return _without_none(self.places)
+
+
+def _without_none(places: Mapping[int, Mapping[int, HashRecord | None]]) -> dict[int, dict[int, HashRecord]]:
+    held = {place: {engine_hash: record for engine_hash, record in records.items() if record is not None} for place, records in places.items()}
+    return {place: records for place, records in held.items() if records}
 
 
 @given(any_batches(), st.sampled_from(["copies", "set"]))

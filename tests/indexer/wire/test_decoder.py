@@ -46,7 +46,7 @@ BAD_EVENTS: list[tuple[str, Any, Any]] = [
     ("token_range", stored_map(token_ids=[1, -1]), stored_array([1], None, [1, -1])),
     ("token_range", stored_map(token_ids=[1, 2**32]), stored_array([1], None, [1, 2**32])),
     ("token_text", stored_map(token_ids=[1, "digest"]), stored_array([1], None, [1, "digest"])),
-    ("token_pairs", stored_map(token_ids=[[1, 2], [2, None]]), stored_array([1], None, [[1, 2], [2, None]])),
+    ("token_type", stored_map(token_ids=[[1, 2], [2, None]]), stored_array([1], None, [[1, 2], [2, None]])),
     ("extra_keys", stored_map(extra_keys=[None, None]), stored_array([1], None, [1, 2], 2, None, None, None, [None, None])),
     ("extra_keys", stored_map(extra_keys=["salt"]), stored_array([1], None, [1, 2], 2, None, None, None, ["salt"])),
     ("event_malformed", stored_map(group_idx=-1), stored_array([1], None, [1, 2], 2, None, None, None, None, -1)),
@@ -208,7 +208,7 @@ def test_what_the_tests_of_bad_messages_expect_is_every_reason_that_the_wire_has
     }
     of_the_listener = {"topic", "topic_claimed"}
     expected = {reason for reason, *_ in BAD_EVENTS} | {reason for reason, _ in BAD_BATCHES} | {"frame_count", "frame_sequence"}
-    expected |= {"batch_events", "batch_limit"}
+    expected |= {"batch_events", "batch_limit", "lookahead"}
     assert expected == REASONS.keys() - of_the_stream - of_the_listener - {"event_nested"}
 
 
