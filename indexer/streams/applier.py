@@ -3,6 +3,7 @@
 import math
 import time
 from collections import Counter
+from collections.abc import Callable
 
 from msgspec import Struct
 
@@ -15,6 +16,8 @@ from indexer.errors import LOSSY_REASONS, Refused
 from indexer.metrics import IndexerMetrics
 from indexer.wire.decoder import Batch, WireDecoder
 
+# Ranks that may be found at one port without being given in a spec.
+SHARED_RANKS_MAX = 64
 ORPHAN_FATES = {"orphan": "parked", "orphan_adopted": "adopted", "orphan_dropped": "dropped"}
 
 
@@ -23,6 +26,8 @@ class Applied(Struct, frozen=True):
 
     change: Change
     lossy: str | None = None
+    is_refused_rank: bool = False
+    """Whether it was not applied: the stream is about to be replaced by one for each rank."""
 
 
 class Applier:
@@ -37,8 +42,14 @@ class Applier:
         metrics: IndexerMetrics,
         *,
         with_records: bool,
+        shares_port: bool = False,
+        note_rank: Callable[[StreamKey, int], bool] | None = None,
     ) -> None:
-        """`with_records`: whether changes say what became of each engine hash."""
+        """`with_records`: whether changes say what became of each engine hash. `shares_port`: batches of other ranks come too; they change nothing.
+
+        `note_rank` is called with the highest rank that batches named so far, whenever a batch names a rank for the first time. It returns whether
+        the stream will be replaced because of it.
+        """
         self._key = key
         self._metrics = metrics
         self._decoder = WireDecoder(settings.limits.wire)
@@ -52,6 +63,9 @@ class Applier:
             with_records=with_records,
             with_hash_mapping=with_records and settings.engine_hashes,
         )
+        self._shares_port = shares_port
+        self._note_rank = note_rank
+        self._ranks: set[int] = set()
         self._batches = 0
         self._events: Counter[type[Event]] = Counter()
         self._parked_seen = 0
@@ -79,6 +93,12 @@ class Applier:
             change = Change()
             change.sequence = number
             return Applied(change, self.refuse(refused.reason))
+        if batch.rank is not None and batch.rank not in self._ranks and self._is_replaced_for(batch.rank):
+            return Applied(Change(), is_refused_rank=True)
+        if self._shares_port and (batch.rank or 0) != self._key.rank:
+            change = Change()
+            change.sequence = number
+            return Applied(change)
         if batch.rank is not None and batch.rank != self._key.rank:
             batch.refused["rank_mismatch"] += 1
         change = self.state.apply(batch.events, time.monotonic())
@@ -93,6 +113,13 @@ class Applier:
             self._metrics.unknown.labels("field").inc(batch.unknown_fields)
         lossy = self._count_refused(batch) if batch.refused or self.state.tally else None
         return Applied(change, lossy)
+
+    def _is_replaced_for(self, rank: int) -> bool:
+        """A batch names this rank for the first time. One rank alone may be that of a spec that names another."""
+        if self._note_rank is None or not 0 <= rank < SHARED_RANKS_MAX:
+            return False
+        self._ranks.add(rank)
+        return (self._shares_port or len(self._ranks) > 1) and self._note_rank(self._key, max(self._ranks))
 
     def close(self) -> None:
         """The stream ends: it counts no longer."""

@@ -33,6 +33,8 @@ class StreamProgress:
         self.epoch = 0
         self.replayed_to = -1
         self.last_error: str | None = None
+        self.is_replaced = False
+        """Whether other streams are about to follow what this one did: it applies nothing any more."""
         self.batches = self.gaps = self.replayed = self.restarts = 0
         self.last_batch_s: float | None = None
         self.heard_s = time.monotonic()
@@ -78,6 +80,9 @@ class StreamProgress:
     def apply(self, number: int, payload: bytes, *, is_live: bool) -> None:
         """Apply one batch, readable or not: its number is done with either way."""
         applied = self.applier.apply(payload, number, is_live=is_live)
+        if applied.is_refused_rank:
+            self.is_replaced = True
+            return
         if applied.change.cleared:
             self.note(Signal.WHOLE)
         self.note_refused(applied.lossy)
