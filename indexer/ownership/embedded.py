@@ -169,6 +169,13 @@ class Service:
             log.info("pod forgotten", extra={"pod": pod})
         return was_known
 
+    def forget_adapter(self, pod: str, name: str) -> bool:
+        """Drop a pod's blocks of a LoRA adapter, whose weights are others now. Returns whether there is such a pod."""
+        if pod not in self._specs:
+            return False
+        self._streams.forget_adapter(pod, name)
+        return True
+
     async def reconfigure(self, before: Settings, after: Settings) -> Settings:
         """Make the configured engines what the new settings say; pods that stay the same, or came over HTTP, are not touched.
 

@@ -14,6 +14,7 @@ from indexer.core.names import StreamKey
 from indexer.core.stream_state import Counting, StreamState
 from indexer.errors import LOSSY_REASONS, Refused
 from indexer.metrics import IndexerMetrics
+from indexer.streams.adapter_blocks import AdapterBlocks
 from indexer.wire.decoder import Batch, WireDecoder
 
 # Ranks that may be found at one port without being given in a spec.
@@ -66,6 +67,7 @@ class Applier:
         self._shares_port = shares_port
         self._note_rank = note_rank
         self._ranks: set[int] = set()
+        self._adapters = AdapterBlocks(settings.limits.state.copies_max if counting == "copies" else 1)
         self._batches = 0
         self._events: Counter[type[Event]] = Counter()
         self._parked_seen = 0
@@ -101,7 +103,7 @@ class Applier:
             return Applied(change)
         if batch.rank is not None and batch.rank != self._key.rank:
             batch.refused["rank_mismatch"] += 1
-        change = self.state.apply(batch.events, time.monotonic())
+        change = self.state.apply(self._adapters.follow(batch.events), time.monotonic())
         change.sequence = number
         if is_live and batch.published_at_s is not None and math.isfinite(batch.published_at_s):
             self._metrics.event_age.observe(max(0.0, time.time() - batch.published_at_s))
@@ -113,6 +115,20 @@ class Applier:
             self._metrics.unknown.labels("field").inc(batch.unknown_fields)
         lossy = self._count_refused(batch) if batch.refused or self.state.tally else None
         return Applied(change, lossy)
+
+    def forget(self) -> None:
+        """Hold nothing and remember nothing."""
+        self.state.forget()
+        self._adapters.forget()
+
+    def drop_held(self) -> None:
+        """Hold nothing, but remember what engine hashes stand for."""
+        self.state.drop_held()
+        self._adapters.forget()
+
+    def forget_adapter(self, name: str) -> Change:
+        """Remove all blocks of a LoRA adapter."""
+        return self.state.apply(self._adapters.remove(name), time.monotonic())
 
     def _is_replaced_for(self, rank: int) -> bool:
         """A batch names this rank for the first time. One rank alone may be that of a spec that names another."""

@@ -301,6 +301,13 @@ class Streams:
         """Names of the adapters that engines which are followed here announced for a model."""
         return {name for key, running in self.running.items() if key.model == model for name in running.stream.state.adapters}
 
+    def forget_adapter(self, pod: str, name: str) -> None:
+        """Drop the blocks of a LoRA adapter from a pod's streams that run here."""
+        for key, running in self.running.items():
+            if key.pod == pod:
+                running.stream.forget_adapter(name)
+        log.info("adapter forgotten", extra={"pod": pod, "adapter": name})
+
     def failures(self) -> list[str]:
         """What is not as it should be with those that run here, in words."""
         streams = [running.stream for running in self.running.values()]

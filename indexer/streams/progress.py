@@ -142,9 +142,9 @@ class StreamProgress:
         self.note(Signal.HISTORY_LOST)
         if self.sequence.last is not None:
             if is_same_process:
-                self.applier.state.drop_held()
+                self.applier.drop_held()
             else:
-                self.applier.state.forget()
+                self.applier.forget()
             self.store.drop(self.key, self.position)
 
     def restart(self) -> None:
@@ -156,11 +156,18 @@ class StreamProgress:
 
     def forget(self) -> None:
         """Hold nothing; nothing of what was applied counts any more."""
-        self.applier.state.forget()
+        self.applier.forget()
         self.sequence.forget()
         self.note(Signal.FORGOTTEN)
         self._lost_at = None
         self.store.drop(self.key, self.position)
+
+    def forget_adapter(self, name: str) -> None:
+        """Hold no block of this LoRA adapter any more: its weights are others now."""
+        change = self.applier.forget_adapter(name)
+        change.sequence = self.sequence.last
+        self.store.append(self.key, self.applier.state.block_size, change, self.position if self.store.needs_records else None)
+        self.applier.count_applied()
 
     def expire(self) -> None:
         """The engine stayed away: drop everything."""

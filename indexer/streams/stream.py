@@ -174,6 +174,10 @@ class Stream:
         self._dropped_seen = self.inbox.dropped
         self._down_since_s = self._silent_since_s = time.monotonic()
 
+    def forget_adapter(self, name: str) -> None:
+        """Hold no block of this LoRA adapter any more: its weights are others now."""
+        self._progress.forget_adapter(name)
+
     def fail(self) -> None:
         """After an error of ours: hold nothing, and begin again."""
         self._takeover.end()
