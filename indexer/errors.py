@@ -2,6 +2,7 @@
 
 IndexerError
 ├── SettingError        a setting, flag, variable or engine spec is wrong: the process does not start
+├── NotFollowedError    another indexer follows the stream that is to be changed
 ├── StoreError          Redis is unreachable or refuses: the caller gets the error, streams continue in memory
 └── Refused             a frame, batch or event from the network cannot be used: it is counted and skipped
 """
@@ -27,6 +28,14 @@ class SettingError(IndexerError):
         self.key = key
         self.value = value
         self.allowed = allowed
+
+
+class NotFollowedError(IndexerError):
+    """Another indexer follows streams of a pod. Attributes: `pod`."""
+
+    def __init__(self, pod: str) -> None:
+        super().__init__(f"{pod!r} has streams that this process does not follow")
+        self.pod = pod
 
 
 class StoreError(IndexerError):

@@ -24,9 +24,9 @@ UNMEASURED = (
 # The hundreds of processes that these start do what those of other tests do too.
 PROCESSES_UNMEASURED = (*UNMEASURED, FOLDER / "scenarios", FOLDER / "security")
 # Tests of these take long and share nothing: each goes to the next worker that is free. All other files stay whole, for the fixtures of modules.
-APART = ("tests/scenarios/", "tests/indexer/wire/", "tests/test_schemathesis.py")
+APART = ("tests/scenarios/", "tests/indexer/wire/")
 # The longest first, so that no worker is busy with one when the others are done.
-FIRST = ("tests/scenarios/redis/", "tests/test_schemathesis.py", "tests/scenarios/", "tests/indexer/wire/")
+FIRST = ("tests/test_schemathesis.py", "tests/scenarios/redis/", "tests/scenarios/", "tests/indexer/wire/")
 
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)

@@ -85,6 +85,7 @@ PURE = (
         "indexer.core",
         "indexer.wire",
         "indexer.config.settings",
+        "indexer.streams.adapter_blocks",
         "indexer.ownership.assignment",
         "indexer.ownership.pod_directory",
     ),

@@ -29,9 +29,10 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     """A pod, the model that it serves, and the endpoints of its streams.
 
     `events` and `replay`: `tcp://host:port` or `ipc://path`; without `events` the pod dials us. `ranks=N`: ranks 0 to N - 1, rank r at both
-    ports + r; `rank`: one stream, of that rank. `topic`: subscription prefix. `offload_block_size`: tokens per block of an offloading
-    connector that announces none. `http`: base URL of the pod's own API, `http://<pod>` by default. `drops_last_block`: how many of the last matched
-    blocks the engine computes again, as with EAGLE and MTP drafters; true is one. `aliases`: more names that the engine serves the model by.
+    ports + r, or all at the same ports with `ranks_share_port`; `rank`: one stream, of that rank. `topic`: subscription prefix.
+    `offload_block_size`: tokens per block of an offloading connector that announces none. `http`: base URL of the pod's own API, `http://<pod>` by
+    default. `drops_last_block`: how many of the last matched blocks the engine computes again, as with EAGLE and MTP drafters; true is one.
+    `aliases`: more names that the engine serves the model by.
     """
 
     pod: Name
@@ -46,6 +47,7 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     http: Annotated[str, Meta(max_length=HTTP_LENGTH_MAX)] | None = None
     drops_last_block: bool | Annotated[int, Meta(ge=0, le=DROPPED_BLOCKS_MAX)] = False
     aliases: Annotated[tuple[Name, ...], Meta(max_length=ALIASES_MAX)] = ()
+    ranks_share_port: bool = False
 
     @classmethod
     def from_text(cls, text: str, source: str = "--engine") -> Self:
@@ -89,15 +91,17 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
                 raise SettingError(source, ascii(shown), f"{key} should be text that can be written as UTF-8")
         if self.ranks is not None and self.rank is not None:
             raise SettingError(source, shown, "either ranks (ranks 0 to N - 1) or rank (one stream of that rank), not both")
+        if self.ranks_share_port and self.ranks is None:
+            raise SettingError(source, shown, "ranks_share_port goes with ranks=N, the number of ranks at the port")
         for key, endpoint in (("events", self.events), ("replay", self.replay)):
             if endpoint is None:
                 continue
             tcp = _TCP.fullmatch(endpoint)
             if tcp is None and not _IPC.fullmatch(endpoint):
                 raise SettingError(source, shown, f"{key} should be tcp://host:port or ipc://path, not {endpoint!r}")
-            if tcp is None and (self.ranks or 1) > 1:
+            if tcp is None and self._ports > 1:
                 raise SettingError(source, shown, f"{key} should be tcp://host:port where ranks > 1, since rank r is at port + r")
-            if tcp is not None and not 1 <= int(tcp["port"]) <= 65536 - (self.ranks or 1):
+            if tcp is not None and not 1 <= int(tcp["port"]) <= 65536 - self._ports:
                 raise SettingError(source, shown, f"the port of {key} should be between 1 and 65535, for every rank")
         if self.http is not None and not is_http_base(self.http):
             raise SettingError(
@@ -114,13 +118,18 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
         return int(self.drops_last_block)
 
     @property
+    def _ports(self) -> int:
+        """How many ports in a row the events have, and the replays."""
+        return 1 if self.ranks_share_port else self.ranks or 1
+
+    @property
     def stream_ranks(self) -> range:
         """The ranks of this spec."""
         return range(self.rank, self.rank + 1) if self.rank is not None else range(self.ranks or 1)
 
     def endpoints(self, rank: int) -> tuple[str | None, str | None]:
         """The events endpoint and the replay endpoint of this rank."""
-        offset = 0 if self.rank is not None else rank
+        offset = 0 if self.rank is not None or self.ranks_share_port else rank
         return shifted(self.events, offset), shifted(self.replay, offset)
 
 
@@ -205,6 +214,13 @@ def http_base(specs: Iterable[EngineSpec]) -> str:
         if spec.http is not None:
             return spec.http
     return http_base_of(pod)
+
+
+def with_shared_port(spec: EngineSpec, highest: int) -> EngineSpec:
+    """The spec with ranks up to `highest` at its port, unless it names one rank."""
+    if spec.events is None or spec.rank is not None:
+        return spec
+    return msgspec.structs.replace(spec, ranks=max(spec.ranks or 1, highest + 1), ranks_share_port=True)
 
 
 def aliases(specs: Iterable[EngineSpec]) -> tuple[str, ...]:

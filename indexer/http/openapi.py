@@ -19,6 +19,7 @@ PROBLEMS = {
     403: "This token is not good for changing pods.",
     404: "There is no such thing.",
     408: "The body took too long.",
+    409: "Another indexer follows streams of the pod.",
     413: "The body is over the limit.",
     415: "The body is of another type.",
     422: "A value is wrong; `detail` says which field and what would be right.",
@@ -62,10 +63,22 @@ PUT_POD: dict[str, Any] = {
 }
 DELETE_POD: dict[str, Any] = {
     "responses": {
-        204: {"description": "The pod is forgotten."},
+        204: {"description": "The pod, or its adapter, is forgotten."},
         404: problem(PROBLEMS[404]),
+        409: problem(PROBLEMS[409]),
         503: problem(UNAVAILABLE),
-    }
+    },
+    "openapi_extra": {
+        "parameters": [
+            {
+                "name": "lora",
+                "in": "query",
+                "required": False,
+                "description": "Forget the pod's blocks of this LoRA adapter only: its weights are others now.",
+                "schema": {"type": "string"},
+            }
+        ]
+    },
 }
 HEALTH: dict[str, Any] = {"responses": responses("The process lives.", "HealthAnswer")}
 READY: dict[str, Any] = {

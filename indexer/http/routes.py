@@ -12,7 +12,7 @@ from indexer.config.settings import Settings
 from indexer.engines.api import EngineApi
 from indexer.engines.resolver import check_names
 from indexer.engines.spec import EngineSpec, aliases, http_base
-from indexer.errors import SettingError, StoreError
+from indexer.errors import NotFollowedError, SettingError, StoreError
 from indexer.http import openapi
 from indexer.http.access import Access
 from indexer.http.negotiation import JSON, media_type_of, read_body, respond
@@ -33,6 +33,8 @@ class Pods(Protocol):
     async def register(self, specs: tuple[EngineSpec, ...]) -> bool: ...
 
     async def forget(self, pod: str) -> bool: ...
+
+    def forget_adapter(self, pod: str, name: str) -> bool: ...
 
     def readiness(self) -> Readiness: ...
 
@@ -92,12 +94,15 @@ def _add_pods(router: APIRouter, settings: Settings, pods: Pods, access: Access)
 
     @router.delete("/v1/pods/{pod:any}", status_code=204, **openapi.DELETE_POD)
     async def delete_pod(pod: str, request: Request) -> Response:
-        """Forget a pod and its blocks at once. One that a flag names comes back at the next start."""
+        """Forget a pod and its blocks at once; with `lora`, only its blocks of that adapter. A pod that a flag names comes back at the next start."""
         access.check_change(request)
+        lora = request.query_params.get("lora")
         try:
-            was_known = await pods.forget(pod)
+            was_known = await pods.forget(pod) if lora is None else pods.forget_adapter(pod, lora)
         except StoreError as error:
             raise _unavailable(error) from None
+        except NotFollowedError as error:
+            raise Problem(409, f"pod: {error}; ask the indexer that owns them, see /v1/pods") from None
         if not was_known:
             raise Problem(404, f"pod: {pod!r} is not registered, see /v1/pods")
         return Response(status_code=204)

@@ -16,7 +16,7 @@ from indexer.engines.api import EngineApi
 from indexer.engines.load import Load
 from indexer.engines.load_scraper import LoadScraper
 from indexer.engines.served_names import ServedNames
-from indexer.engines.spec import EngineSpec, aliases, check_together, http_base, http_base_of
+from indexer.engines.spec import EngineSpec, aliases, check_together, http_base, http_base_of, with_shared_port
 from indexer.errors import SettingError
 from indexer.metrics import IndexerMetrics
 from indexer.receiving.listening import Announced
@@ -47,6 +47,9 @@ class Service:
         self._note_dropped = note_dropped
         self._store = store
         self._streams = Streams(settings, store, metrics)
+        self._streams.note_rank = self._note_rank
+        self._shared_ports: dict[str, tuple[tuple[EngineSpec, ...], tuple[EngineSpec, ...]]] = {}
+        """Pod → its specs as they were given, and with the ranks that were found at its port."""
         self._specs: dict[str, tuple[EngineSpec, ...]] = {}
         self._named: set[str] = set()
         """Those that the operator named."""
@@ -103,6 +106,9 @@ class Service:
 
     async def _register(self, specs: tuple[EngineSpec, ...], *, is_limited: bool) -> bool:
         check_together(specs, "pod")
+        given, found = self._shared_ports.get(specs[0].pod, ((), ()))
+        if specs == given:
+            specs = found
         for spec in specs:
             self._streams.check(spec, is_limited=is_limited)
         sources = sources_of(specs, is_limited=is_limited)
@@ -111,7 +117,8 @@ class Service:
             before = {key: running for key, running in self._streams.running.items() if key.pod == pod}
             self._streams.check_count(len(self._streams.running) - len(before) + len(sources), len(sources))
             gone = [key for key, running in before.items() if sources.get(key) != running.source]
-            opened = await self._streams.open_all(source for key, source in sources.items() if key not in before or key in gone)
+            # The lowest rank last: whoever waits for it at a shared port finds the others as far.
+            opened = await self._streams.open_all(source for key, source in reversed(sources.items()) if key not in before or key in gone)
             # No request sees a pod without its streams: nothing awaits from here to the end of the exchange.
             is_new = pod not in self._specs
             self._specs[pod] = specs
@@ -124,17 +131,50 @@ class Service:
         log.info("pod registered", extra={"pod": pod, "model": specs[0].model, "is_new": is_new})
         return is_new
 
+    def _note_rank(self, key: StreamKey, highest: int) -> bool:
+        """Batches of several ranks come by one connection: each rank is to have a stream. Returns whether this stream is replaced by another one."""
+        specs = self._specs.get(key.pod, ())
+        if len(specs) != 1 or any(running.stream.is_connected for other, running in self._streams.running.items() if self._has_own_port(other, key)):
+            return False
+        shared = (with_shared_port(specs[0], highest),)
+        if shared == specs:
+            return False
+        self._streams.tasks.create_task(self._share_port(key.pod, specs, shared), name=f"ranks of {key.pod}")
+        return not specs[0].ranks_share_port
+
+    def _has_own_port(self, other: StreamKey, key: StreamKey) -> bool:
+        return other.pod == key.pod and other != key and not self._streams.running[other].source.shares_port
+
+    async def _share_port(self, pod: str, before: tuple[EngineSpec, ...], shared: tuple[EngineSpec, ...]) -> None:
+        if self._specs.get(pod) != before:
+            return
+        log.warning("several ranks at one port", extra={"pod": pod, "ranks": shared[0].ranks})
+        given, found = self._shared_ports.get(pod, (before, before))
+        self._shared_ports[pod] = (given if found == before else before), shared
+        try:
+            await self._register(shared, is_limited=pod not in self._named)
+        except SettingError as error:
+            log.error("pod not registered", extra={"pod": pod, "error": str(error)})
+
     async def forget(self, pod: str) -> bool:
         """Drop a pod and all its blocks. Returns whether there was one."""
         async with self._changing:
             was_known = self._specs.pop(pod, None) is not None
             self._named.discard(pod)
+            self._shared_ports.pop(pod, None)
             detached = [self._detach(key) for key in list(self._streams.running) if key.pod == pod]
             for running in detached:
                 await self._streams.dispose(running)
         if was_known:
             log.info("pod forgotten", extra={"pod": pod})
         return was_known
+
+    def forget_adapter(self, pod: str, name: str) -> bool:
+        """Drop a pod's blocks of a LoRA adapter, whose weights are others now. Returns whether there is such a pod."""
+        if pod not in self._specs:
+            return False
+        self._streams.forget_adapter(pod, name)
+        return True
 
     async def reconfigure(self, before: Settings, after: Settings) -> Settings:
         """Make the configured engines what the new settings say; pods that stay the same, or came over HTTP, are not touched.

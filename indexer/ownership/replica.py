@@ -23,7 +23,7 @@ from indexer.engines.api import EngineApi
 from indexer.engines.load_scraper import LoadScraper
 from indexer.engines.served_names import ServedNames
 from indexer.engines.spec import EngineSpec, aliases, check_together, http_base, http_base_of
-from indexer.errors import StoreError
+from indexer.errors import NotFollowedError, StoreError
 from indexer.metrics import IndexerMetrics
 from indexer.ownership.dial_in_pods import DialInPods
 from indexer.ownership.embedded import applies
@@ -127,6 +127,18 @@ class ReplicaService:
             await self.store.registry.delete(key)  # another owner sees the deletion
         self._rounds.begin_soon()
         log.info("pod forgotten", extra={"pod": pod})
+        return True
+
+    def forget_adapter(self, pod: str, name: str) -> bool:
+        """Drop a pod's blocks of a LoRA adapter, whose weights are others now. Returns whether there is such a pod.
+
+        Raises NotFollowedError if another indexer follows streams of it.
+        """
+        if pod not in self._pods.all():
+            return False
+        if any(key.pod == pod and key not in self._streams.running for key in self._known.by_key):
+            raise NotFollowedError(pod)
+        self._streams.forget_adapter(pod, name)
         return True
 
     async def reconfigure(self, before: Settings, after: Settings) -> Settings:

@@ -122,7 +122,7 @@ class Registry:
 
 def _plain(specs: tuple[EngineSpec, ...]) -> tuple[EngineSpec, ...]:
     """As all versions can read them."""
-    return tuple(msgspec.structs.replace(spec, http=None, drops_last_block=False, aliases=()) for spec in specs)
+    return tuple(msgspec.structs.replace(spec, http=None, drops_last_block=False, aliases=(), ranks_share_port=False) for spec in specs)
 
 
 class RegisteredPods:

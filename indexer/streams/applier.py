@@ -3,6 +3,7 @@
 import math
 import time
 from collections import Counter
+from collections.abc import Callable
 
 from msgspec import Struct
 
@@ -13,9 +14,12 @@ from indexer.core.names import StreamKey
 from indexer.core.stream_state import Counting, StreamState
 from indexer.errors import LOSSY_REASONS, Refused
 from indexer.metrics import IndexerMetrics
+from indexer.streams.adapter_blocks import AdapterBlocks
 from indexer.streams.status import GroupStatus
 from indexer.wire.decoder import Batch, WireDecoder
 
+# Ranks that may be found at one port without being given in a spec.
+SHARED_RANKS_MAX = 64
 ORPHAN_FATES = {"orphan": "parked", "orphan_adopted": "adopted", "orphan_dropped": "dropped"}
 
 
@@ -24,6 +28,8 @@ class Applied(Struct, frozen=True):
 
     change: Change
     lossy: str | None = None
+    is_refused_rank: bool = False
+    """Whether it was not applied: the stream is about to be replaced by one for each rank."""
 
 
 class Applier:
@@ -38,8 +44,14 @@ class Applier:
         metrics: IndexerMetrics,
         *,
         with_records: bool,
+        shares_port: bool = False,
+        note_rank: Callable[[StreamKey, int], bool] | None = None,
     ) -> None:
-        """`with_records`: whether changes say what became of each engine hash."""
+        """`with_records`: whether changes say what became of each engine hash. `shares_port`: batches of other ranks come too; they change nothing.
+
+        `note_rank` is called with the highest rank that batches named so far, whenever a batch names a rank for the first time. It returns whether
+        the stream will be replaced because of it.
+        """
         self._key = key
         self._metrics = metrics
         self._decoder = WireDecoder(settings.limits.wire)
@@ -57,6 +69,10 @@ class Applier:
         """Reason → how much of what the engine announced could not be used."""
         self.announcements = 0
         """Events that announced blocks, without the refused ones."""
+        self._shares_port = shares_port
+        self._note_rank = note_rank
+        self._ranks: set[int] = set()
+        self._adapters = AdapterBlocks(settings.limits.state.copies_max if counting == "copies" else 1)
         self._batches = 0
         self._events: Counter[type[Event]] = Counter()
         self._parked_seen = 0
@@ -93,9 +109,15 @@ class Applier:
             change = Change()
             change.sequence = number
             return Applied(change, self.refuse(refused.reason))
+        if batch.rank is not None and batch.rank not in self._ranks and self._is_replaced_for(batch.rank):
+            return Applied(Change(), is_refused_rank=True)
+        if self._shares_port and (batch.rank or 0) != self._key.rank:
+            change = Change()
+            change.sequence = number
+            return Applied(change)
         if batch.rank is not None and batch.rank != self._key.rank:
             batch.refused["rank_mismatch"] += 1
-        change = self.state.apply(batch.events, time.monotonic())
+        change = self.state.apply(self._adapters.follow(batch.events), time.monotonic())
         change.sequence = number
         if is_live and batch.published_at_s is not None and math.isfinite(batch.published_at_s):
             self._metrics.event_age.observe(max(0.0, time.time() - batch.published_at_s))
@@ -107,6 +129,27 @@ class Applier:
             self._metrics.unknown.labels("field").inc(batch.unknown_fields)
         lossy = self._count_refused(batch) if batch.refused or self.state.tally else None
         return Applied(change, lossy)
+
+    def forget(self) -> None:
+        """Hold nothing and remember nothing."""
+        self.state.forget()
+        self._adapters.forget()
+
+    def drop_held(self) -> None:
+        """Hold nothing, but remember what engine hashes stand for."""
+        self.state.drop_held()
+        self._adapters.forget()
+
+    def forget_adapter(self, name: str) -> Change:
+        """Remove all blocks of a LoRA adapter."""
+        return self.state.apply(self._adapters.remove(name), time.monotonic())
+
+    def _is_replaced_for(self, rank: int) -> bool:
+        """A batch names this rank for the first time. One rank alone may be that of a spec that names another."""
+        if self._note_rank is None or not 0 <= rank < SHARED_RANKS_MAX:
+            return False
+        self._ranks.add(rank)
+        return (self._shares_port or len(self._ranks) > 1) and self._note_rank(self._key, max(self._ranks))
 
     def close(self) -> None:
         """The stream ends: it counts no longer."""

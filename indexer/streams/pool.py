@@ -65,7 +65,7 @@ class Readiness(Struct, frozen=True):
 class Source(Struct, frozen=True):
     """Where one stream comes from; two streams with equal ones are the same. Without `events` the engine dials us.
 
-    `dropped_blocks`: the spec's `drops_last_block`.
+    `dropped_blocks`: the spec's `drops_last_block`. `shares_port`: other ranks publish at the same port; each batch says whose it is.
     `is_looked_up`: what is dialled is not the engine's name but an address of it that was found to be in the networks where engines may be.
     """
 
@@ -77,6 +77,7 @@ class Source(Struct, frozen=True):
     offload_block_size: int | None
     is_looked_up: bool = False
     dropped_blocks: int = 0
+    shares_port: bool = False
 
 
 class Running(Struct):
@@ -102,6 +103,8 @@ class Streams:
         self._turn = asyncio.Lock()
         self._dialling: dict[Stream, asyncio.Task[None]] = {}
         self._networks = settings.engine_networks
+        self.note_rank: Callable[[StreamKey, int], bool] | None = None
+        """See `Applier`."""
         self.running: dict[StreamKey, Running] = {}
         self.announced: asyncio.Queue[Announced] = asyncio.Queue()
         for trust in Trust:
@@ -241,6 +244,8 @@ class Streams:
             limits=limits,
             owner=self._owner,
             dropped_blocks=source.dropped_blocks,
+            shares_port=source.shares_port,
+            note_rank=self.note_rank,
         )
         if source.is_looked_up:
             stream.dial_replays_at(None)
@@ -296,6 +301,13 @@ class Streams:
         """Names of the adapters that engines which are followed here announced for a model."""
         return {name for key, running in self.running.items() if key.model == model for name in running.stream.state.adapters}
 
+    def forget_adapter(self, pod: str, name: str) -> None:
+        """Drop the blocks of a LoRA adapter from a pod's streams that run here."""
+        for key, running in self.running.items():
+            if key.pod == pod:
+                running.stream.forget_adapter(name)
+        log.info("adapter forgotten", extra={"pod": pod, "adapter": name})
+
     def failures(self) -> list[str]:
         """What is not as it should be with those that run here, in words."""
         streams = [running.stream for running in self.running.values()]
@@ -333,7 +345,9 @@ def sources_of(specs: Iterable[EngineSpec], *, is_limited: bool = False) -> dict
             key = StreamKey(spec.model, spec.pod, rank)
             events, replay = spec.endpoints(rank)
             is_looked_up = is_limited and (has_name(events) or has_name(replay))
-            found[key] = Source(key, events, replay, spec.topic, spec.counting, spec.offload_block_size, is_looked_up, spec.dropped_blocks)
+            found[key] = Source(
+                key, events, replay, spec.topic, spec.counting, spec.offload_block_size, is_looked_up, spec.dropped_blocks, spec.ranks_share_port
+            )
     return found
 
 

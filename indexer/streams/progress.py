@@ -33,6 +33,8 @@ class StreamProgress:
         self.epoch = 0
         self.replayed_to = -1
         self.last_error: str | None = None
+        self.is_replaced = False
+        """Whether other streams are about to follow what this one did: it applies nothing any more."""
         self.batches = self.gaps = self.replayed = self.restarts = 0
         self.last_batch_s: float | None = None
         self.heard_s = time.monotonic()
@@ -78,6 +80,9 @@ class StreamProgress:
     def apply(self, number: int, payload: bytes, *, is_live: bool) -> None:
         """Apply one batch, readable or not: its number is done with either way."""
         applied = self.applier.apply(payload, number, is_live=is_live)
+        if applied.is_refused_rank:
+            self.is_replaced = True
+            return
         if applied.change.cleared:
             self.note(Signal.WHOLE)
         self.note_refused(applied.lossy)
@@ -137,9 +142,9 @@ class StreamProgress:
         self.note(Signal.HISTORY_LOST)
         if self.sequence.last is not None:
             if is_same_process:
-                self.applier.state.drop_held()
+                self.applier.drop_held()
             else:
-                self.applier.state.forget()
+                self.applier.forget()
             self.store.drop(self.key, self.position)
 
     def restart(self) -> None:
@@ -151,11 +156,18 @@ class StreamProgress:
 
     def forget(self) -> None:
         """Hold nothing; nothing of what was applied counts any more."""
-        self.applier.state.forget()
+        self.applier.forget()
         self.sequence.forget()
         self.note(Signal.FORGOTTEN)
         self._lost_at = None
         self.store.drop(self.key, self.position)
+
+    def forget_adapter(self, name: str) -> None:
+        """Hold no block of this LoRA adapter any more: its weights are others now."""
+        change = self.applier.forget_adapter(name)
+        change.sequence = self.sequence.last
+        self.store.append(self.key, self.applier.state.shape, change, self.position if self.store.needs_records else None)
+        self.applier.count_applied()
 
     def expire(self) -> None:
         """The engine stayed away: drop everything."""

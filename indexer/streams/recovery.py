@@ -164,4 +164,6 @@ class Recovery:
                 case _:
                     pass
             progress.apply_replayed(*reply)
+            if progress.is_replaced:
+                return ReplayOutcome.ABANDONED
         return None

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Callable
 
 from indexer.config.settings import Settings
 from indexer.core.names import StreamKey, Trust
@@ -66,12 +67,14 @@ class Stream:
         limits: ReceiveLimits | None = None,
         owner: str | None = None,
         dropped_blocks: int = 0,
+        shares_port: bool = False,
+        note_rank: Callable[[StreamKey, int], bool] | None = None,
     ) -> None:
         """`events`, `topic`: where it is dialled, for its status. `dials_us`: the engine connects to us. `dial_in_inbox`: the inbox
         of a pod that is not registered; the stream ends when the pod stays away.
 
         `limits`: of what waits until the stream runs, where these are not the settings'. `owner`: this indexer, where several share the streams.
-        `dropped_blocks`: how many of the last matched blocks the engine computes again.
+        `dropped_blocks`: how many of the last matched blocks the engine computes again. `shares_port`, `note_rank`: see `Applier`.
         """
         self.key = key
         self._events = events
@@ -89,7 +92,9 @@ class Stream:
         self.settled = asyncio.Event()
         """Set once the first replay has ended or failed, or the first connection is up where there is none to ask."""
         self._wakeup = Wakeup(self.inbox)
-        self._applier = Applier(key, counting, offload_block_size, settings, metrics, with_records=store.needs_records)
+        self._applier = Applier(
+            *(key, counting, offload_block_size, settings, metrics), with_records=store.needs_records, shares_port=shares_port, note_rank=note_rank
+        )
         self._progress = StreamProgress(key, self._applier, self.inbox, store, metrics)
         self._takeover = Takeover(self._progress)
         self._recovery: Recovery | None = None
@@ -173,6 +178,10 @@ class Stream:
         self._dropped_seen = self.inbox.dropped
         self._down_since_s = self._silent_since_s = time.monotonic()
 
+    def forget_adapter(self, name: str) -> None:
+        """Hold no block of this LoRA adapter any more: its weights are others now."""
+        self._progress.forget_adapter(name)
+
     def fail(self) -> None:
         """After an error of ours: hold nothing, and begin again."""
         self._takeover.end()
@@ -195,6 +204,8 @@ class Stream:
     async def _act(self) -> float:
         """Do what is due. Returns how long to wait for something new, 0 when there is more to do."""
         progress, newest = self._progress, self.inbox.epoch
+        if progress.is_replaced:
+            return math.inf
         is_new = newest != progress.epoch and self.inbox.connected
         if is_new and self._recovery is not None:
             return await self._take_up_and_recover(newest, self._recovery)
@@ -303,7 +314,7 @@ class Stream:
                 if not self._apply_frames(message[1]):
                     self._next = message
                     break
-                if time.monotonic() >= until_s:
+                if progress.is_replaced or time.monotonic() >= until_s:
                     break
             self._applier.count_applied()
         if self.inbox.dropped != self._dropped_seen:

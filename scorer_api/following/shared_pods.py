@@ -13,7 +13,7 @@ from indexer.core.names import StreamKey, Trust
 from indexer.engines.api import EngineApi
 from indexer.engines.endpoints import check_registration
 from indexer.engines.spec import EngineSpec, aliases, check_together, http_base, http_base_of
-from indexer.errors import StoreError
+from indexer.errors import NotFollowedError, StoreError
 from indexer.ownership.replica import ReplicaService
 from indexer.store.health import UNREACHABLE
 from indexer.streams.pool import PodStatus, Readiness
@@ -128,6 +128,17 @@ class SharedPods:
         await self._wait_until_gone(pod)
         log.info("pod forgotten", extra={"pod": pod})
         return True
+
+    def forget_adapter(self, pod: str, name: str) -> bool:
+        """Drop a pod's blocks of a LoRA adapter, whose weights are others now. Returns whether there is such a pod.
+
+        Raises NotFollowedError if the indexer of this process, should there be one, does not follow all of its streams.
+        """
+        if self._service is not None:
+            return self._service.forget_adapter(pod, name)
+        if pod not in self._known():
+            return False
+        raise NotFollowedError(pod)
 
     def _check_redis(self) -> None:
         """A request does not wait for a Redis that is known to be away. Raises StoreError."""

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from indexer.engines.spec import EngineSpec, aliases, at_address, check_together, host_of, http_base
+from indexer.engines.spec import EngineSpec, aliases, at_address, check_together, host_of, http_base, with_shared_port
 from indexer.errors import SettingError
 
 HEAD = "pod=a,model=m,"
@@ -47,6 +47,17 @@ def test_the_aliases_of_a_pod_are_those_of_all_its_specs() -> None:
     assert aliases(specs) == ("a", "b")
     given = {"pod": "p", "model": "m", "events": "tcp://h:1", "aliases": ["a", "b"], "drops_last_block": True}
     assert EngineSpec.from_mapping(given, "spec") == EngineSpec("p", "m", "tcp://h:1", aliases=("a", "b"), drops_last_block=True)
+
+
+def test_ranks_that_share_a_port() -> None:
+    spec = EngineSpec.from_text(f"{HEAD}events=tcp://h:65535,replay=tcp://h:2,ranks=3,ranks_share_port=true")
+    assert [spec.endpoints(rank) for rank in spec.stream_ranks] == [("tcp://h:65535", "tcp://h:2")] * 3
+    assert with_shared_port(spec, 1) == spec
+    assert with_shared_port(spec, 3).ranks == 4
+    single = EngineSpec.from_text(f"{HEAD}events=ipc:///e")
+    assert with_shared_port(single, 1) == EngineSpec("a", "m", "ipc:///e", ranks=2, ranks_share_port=True)
+    one_rank = EngineSpec.from_text(f"{HEAD}events=tcp://h:1,rank=1")
+    assert with_shared_port(one_rank, 2) == one_rank
 
 
 def test_spaces_around_keys_and_values_do_not_matter() -> None:
@@ -136,6 +147,7 @@ def test_without_ranks_it_is_rank_0() -> None:
         ("pod=a,model=m,events=tcp://h:1,replay=ipc:///a,ranks=2", ["replay", "ranks > 1"]),
         ("pod=a,model=m,events=tcp://h:1,counting=sets", ["counting", "copies"]),
         ("pod=a,model=m,events=tcp://h:1,offload_block_size=0", ["offload_block_size", ">= 1"]),
+        ("pod=a,model=m,events=tcp://h:1,ranks_share_port=true", ["ranks_share_port", "ranks=N"]),
         ("pod=a,model=m,events=tcp://h:1,drops_last_block=65", ["drops_last_block", "<= 64"]),
         ("pod=a,model=m,events=tcp://h:1,drops_last_block=few", ["drops_last_block", "bool"]),
         (f"pod=a,model=m,events=tcp://h:1,aliases={'a' * 513}", ["aliases", "512"]),

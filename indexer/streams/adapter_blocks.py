@@ -1,0 +1,127 @@
+"""Which blocks of LoRA adapters a stream holds, so that those of an adapter's former weights can be removed. Pure.
+
+An adapter that is reloaded under its name has other weights: what was computed with the former ones does not count any more. Engines do not say so.
+Some hash the weights' identity: then the first block of a prompt comes under another hash than the same block came under before. Where the hash depends
+on the name alone, only the operator knows.
+"""
+
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+
+from indexer.core.block_keys import TOKEN_BYTES
+from indexer.core.events import Cleared, Event, Removed, Stored, Tier
+
+CONTENT_BYTES = 16
+
+Place = tuple[Tier, int | None]
+"""A tier, and a KV-cache group."""
+
+
+class AdapterBlocks:
+    """`copies_max`: as many copies as count of a block in one place."""
+
+    def __init__(self, copies_max: int) -> None:
+        self._copies_max = copies_max
+        self.forget()
+
+    def forget(self) -> None:
+        """The stream holds nothing."""
+        self._adapter_of: dict[int, str] = {}
+        self._copies: dict[int, dict[Place, int]] = {}
+        self._hashes: dict[str, set[int]] = {}
+        self._first: dict[tuple[str, bytes], int] = {}
+        self._content_of: dict[int, tuple[str, bytes]] = {}
+
+    def follow(self, events: list[Event]) -> list[Event]:
+        """The events of a batch, with removals where an adapter turns out to be reloaded."""
+        if not self._adapter_of and not any(type(event) is Stored and event.lora_name is not None for event in events):
+            return events
+        return [followed for event in events for followed in self._follow(event)]
+
+    def remove(self, adapter: str) -> list[Event]:
+        """The removals of all that is held of an adapter."""
+        removals: list[Event] = []
+        for engine_hash in self._hashes.pop(adapter, ()):
+            for (tier, group), copies in self._copies.pop(engine_hash).items():
+                removals += [Removed([engine_hash], tier, group)] * copies
+            self._drop(engine_hash)
+        return removals
+
+    def _follow(self, event: Event) -> Iterator[Event]:
+        match event:
+            case Stored() if event.lora_name is not None:
+                if self._is_reloaded(event, event.lora_name):
+                    yield from self.remove(event.lora_name)
+                    self._is_reloaded(event, event.lora_name)  # remembers the new hash
+                self._store(event, event.lora_name)
+            case Stored():
+                self._store_known(event)
+            case Removed():
+                for engine_hash in event.hashes:
+                    self._remove_copy(engine_hash, (event.tier, event.group))
+            case Cleared():
+                self._clear()
+        yield event
+
+    def _is_reloaded(self, event: Stored, adapter: str) -> bool:
+        """Whether a prompt's first block is held under another hash. Without extra keys it may be that of another image or salt."""
+        if event.parent is not None or not event.tokens or not event.announces_extra_keys:
+            return False
+        content = blake2b(event.tokens[: event.block_size * TOKEN_BYTES], digest_size=CONTENT_BYTES)
+        content.update((event.extra_keys or {}).get(0, b""))
+        name, engine_hash = (adapter, content.digest()), event.hashes[0]
+        known = self._first.get(name)
+        if known is None:
+            self._first[name] = engine_hash
+            self._content_of[engine_hash] = name
+        return known not in (None, engine_hash)
+
+    def _store(self, event: Stored, adapter: str) -> None:
+        place = event.tier, event.group
+        held = self._hashes.setdefault(adapter, set())
+        for engine_hash in event.hashes:
+            if self._adapter_of.setdefault(engine_hash, adapter) == adapter:
+                held.add(engine_hash)
+                self._add_copy(engine_hash, place)
+
+    def _store_known(self, event: Stored) -> None:
+        """A copy in a lower tier may name the blocks of an adapter without the adapter."""
+        for engine_hash in event.hashes:
+            if engine_hash in self._adapter_of:
+                self._add_copy(engine_hash, (event.tier, event.group))
+
+    def _add_copy(self, engine_hash: int, place: Place) -> None:
+        copies = self._copies.setdefault(engine_hash, {})
+        copies[place] = min(self._copies_max, copies.get(place, 0) + 1)
+
+    def _remove_copy(self, engine_hash: int, place: Place) -> None:
+        copies = self._copies.get(engine_hash)
+        if copies is None or place not in copies:
+            return
+        copies[place] -= 1
+        if not copies[place]:
+            del copies[place]
+            self._drop_unless_held([engine_hash])
+
+    def _clear(self) -> None:
+        for copies in self._copies.values():
+            for place in [place for place in copies if place[0] is Tier.GPU]:
+                del copies[place]
+        self._drop_unless_held(list(self._copies))
+
+    def _drop_unless_held(self, hashes: Iterable[int]) -> None:
+        for engine_hash in hashes:
+            if self._copies[engine_hash]:
+                continue
+            del self._copies[engine_hash]
+            adapter = self._adapter_of[engine_hash]
+            self._hashes[adapter].discard(engine_hash)
+            if not self._hashes[adapter]:
+                del self._hashes[adapter]
+            self._drop(engine_hash)
+
+    def _drop(self, engine_hash: int) -> None:
+        self._adapter_of.pop(engine_hash, None)
+        name = self._content_of.pop(engine_hash, None)
+        if name is not None:
+            del self._first[name]

@@ -1,0 +1,89 @@
+"""Blocks of an adapter's former weights are removed, and no others."""
+
+from typing import Any
+
+import pytest
+
+from indexer.core.block_keys import pack_tokens
+from indexer.core.events import Cleared, Event, Removed, Stored, Tier
+from indexer.streams.adapter_blocks import AdapterBlocks
+
+GPU, CPU = Tier.GPU, Tier.CPU
+
+
+def stored(hashes: list[int], tokens: str, adapter: str | None = "ad", parent: int | None = None, **more: Any) -> Stored:
+    """Blocks of two tokens, one for each letter."""
+    fields: dict[str, Any] = {"tier": GPU, "extra_keys": None, "announces_extra_keys": True, "group": 0, "kind": None, **more}
+    return Stored(hashes=hashes, parent=parent, tokens=pack_tokens([ord(letter) for letter in tokens]), block_size=2, lora_name=adapter, **fields)
+
+
+def removals(blocks: AdapterBlocks, *events: Event) -> list[tuple[int, Tier, int | None]]:
+    """What is removed besides what the events say."""
+    followed = blocks.follow(list(events))
+    assert [event for event in followed if event in events] == list(events)
+    return sorted((event.hashes[0], event.tier, event.group) for event in followed if isinstance(event, Removed) and event not in events)
+
+
+def test_the_first_block_under_another_hash_removes_all_of_the_adapter() -> None:
+    blocks = AdapterBlocks(255)
+    assert removals(blocks, stored([1, 2], "abcd"), stored([3], "ef", parent=2), stored([4], "xy"), stored([9], "ab", "other")) == []
+    assert removals(blocks, stored([51], "ab")) == [(1, GPU, 0), (2, GPU, 0), (3, GPU, 0), (4, GPU, 0)]
+    assert removals(blocks, stored([51], "ab"), stored([52], "cd", parent=51), stored([9], "ab", "other")) == []
+    # Reloaded once more; the copies of both announcements.
+    assert removals(blocks, stored([71], "ab")) == [(51, GPU, 0), (51, GPU, 0), (52, GPU, 0)]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        stored([2], "ab", extra_keys={0: b"another image"}),
+        stored([2], "ac"),
+        stored([2], "ab", parent=7),
+        stored([2], "ab", "other"),
+        stored([2], "ab", None),
+        stored([2], "ab", announces_extra_keys=False),
+        stored([1], "ab"),
+        stored([2], ""),
+    ],
+    ids=["extra keys", "tokens", "parent", "adapter", "no adapter", "not announced", "hash", "placeholder"],
+)
+def test_another_block_is_no_reload(other: Stored) -> None:
+    blocks = AdapterBlocks(255)
+    assert removals(blocks, stored([1], "ab"), other) == []
+
+
+def test_copies_are_removed_from_every_place_that_has_them() -> None:
+    blocks = AdapterBlocks(2)
+    placeholder = Stored([1], None, b"", 0, CPU, None, None, announces_extra_keys=False, group=None, kind=None)
+    assert removals(blocks, *[stored([1], "ab")] * 3, stored([1], "ab", group=1), placeholder) == []
+    assert blocks.remove("ad") == [Removed([1], GPU, 0), Removed([1], GPU, 0), Removed([1], GPU, 1), Removed([1], CPU, None)]
+    assert blocks.remove("ad") == blocks.remove("unknown") == []
+
+
+def test_what_the_engine_removed_is_not_removed_again() -> None:
+    blocks = AdapterBlocks(255)
+    assert removals(blocks, stored([1, 2, 3], "abcdef"), Removed([1, 3], GPU, 0)) == []
+    # The first block is gone: under another hash it may come back without a reload, which nothing contradicts.
+    assert removals(blocks, stored([51], "ab")) == []
+    assert removals(blocks, Cleared()) == []
+    assert blocks.remove("ad") == []
+
+
+def test_a_clear_empties_the_gpu_only() -> None:
+    blocks = AdapterBlocks(255)
+    removals(blocks, stored([1, 2], "abcd"), stored([1], "ab", tier=CPU), Cleared())
+    assert blocks.remove("ad") == [Removed([1], CPU, 0)]
+
+
+def test_a_stream_that_holds_nothing_has_no_adapters() -> None:
+    blocks = AdapterBlocks(255)
+    removals(blocks, stored([1], "ab"))
+    blocks.forget()
+    assert removals(blocks, stored([51], "ab")) == []
+    assert blocks.remove("ad") == [Removed([51], GPU, 0)]
+
+
+def test_events_without_adapters_are_passed_on_as_they_are() -> None:
+    blocks = AdapterBlocks(255)
+    events: list[Event] = [stored([1], "ab", None), Removed([1], GPU, 0), Cleared()]
+    assert blocks.follow(events) is events
