@@ -10,7 +10,9 @@ from msgspec import Struct
 
 from indexer.core.block_keys import TOKEN_BYTES, chain_keys
 from indexer.core.block_table import Block
-from indexer.core.events import Stored
+from indexer.core.change import Change
+from indexer.core.events import Stored, Tier
+from indexer.core.groups import CacheShape
 from indexer.core.held_blocks import HeldBlocks
 
 
@@ -72,6 +74,14 @@ class ForeignCopies:
             copy.keys, copy.tokens = tuple(reversed(chain_keys(before, copy.tokens, key_size))), b""
             del self._without_keys[engine_hash]
             self._try(engine_hash, copy, copy.keys)
+
+    def follow(self, change: Change, shape: CacheShape | None) -> None:
+        """Count the copies that a batch makes countable."""
+        if shape is None:
+            return
+        self.find_keys(shape.block_size)
+        for tiers in (change.touched, *change.touched_in.values()):
+            self.settle(tiers[Tier.GPU])
 
     def settle(self, announced: Iterable[int]) -> None:
         """These block keys were announced on the gpu: count the copies that waited for them."""

@@ -7,21 +7,23 @@ An engine announces each physical block, so the same hash can be stored twice an
 not hold (SGLang), one removal is enough ("set").
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from msgspec import structs
 
-from indexer.core.block_keys import chain_keys, root_key
+from indexer.core.adapters import Adapters
+from indexer.core.block_keys import chain_keys
 from indexer.core.block_table import Block, BlockRecord, BlockTable, HashRecord
-from indexer.core.change import Change, HashMapping
+from indexer.core.change import Change
+from indexer.core.change_records import ChangeRecords, records
 from indexer.core.events import Cleared, Event, Removed, Stored, Tier
 from indexer.core.foreign_copies import ForeignCopies
 from indexer.core.groups import LEAD, CacheShape, Group, Groups
 from indexer.core.held_blocks import HeldBlocks
 from indexer.core.orphans import Orphans
-from indexer.core.places import LEAD_GPU, PARKED, REMOVED, Touched, is_gpu, place_of
+from indexer.core.places import PARKED, place_of
 from indexer.core.salted_hashes import salted_hash
 from indexer.core.token_sample import TokenSample
 from indexer.core.traits import Traits
@@ -34,13 +36,8 @@ Counting = Literal["copies", "set"]
 # An enum's member costs as much to name as a look-up in a dict.
 GPU = Tier.GPU
 
-# How many names of adapters are remembered, and the longest. They are written to Redis with each batch.
-ADAPTERS_MAX = 2_048
-ADAPTER_LENGTH_MAX = 256
 # Hashes of salted blocks that are looked through only when there are so many more than blocks.
 SALTED_SPARE = 1_024
-# Root keys that are cached, one for each adapter, and KV-cache groups that are remembered.
-ROOTS_MAX = 4_096
 GROUPS_MAX = 255
 
 
@@ -69,29 +66,31 @@ class StreamState:
         self.counting = counting
         self._copies_max = 1 if counting == "set" else self._limits.copies_max
         self._offload_block_size = offload_block_size
-        self._with_hash_mapping = with_hash_mapping
         self.tally: Counter[str] = Counter()
         self.removed: Counter[Tier] = Counter()
         self._sample = TokenSample()
-        self._touched: Touched | None = defaultdict(list) if with_records else None
-        self._blocks = HeldBlocks(self._copies_max, self._limits.removed_max, self._limits.lower_tier_blocks_max, self.tally, self._touched)
+        self._records = ChangeRecords(is_wanted=with_records, with_hash_mapping=with_hash_mapping)
+        self._blocks = HeldBlocks(self._copies_max, self._limits.removed_max, self._limits.lower_tier_blocks_max, self.tally, self._records.touched)
         self._reset()
 
     def _reset(self) -> None:
         self._groups = Groups(GROUPS_MAX, self._offload_block_size)
-        self._roots: dict[str | None, int] = {}
         self._batch: Sequence[Event] = ()
         self._clears = 0
         self._states: list[Stored] = []
         """Events of the batch that name recurrent states."""
-        self.adapters: dict[str, None] = {}
-        """Names of LoRA adapters that were announced, the longest ago first."""
+        self._adapters = Adapters(self._model, self._hash_seed)
         self.tiers: set[Tier] = set()
         """Those below the gpu of which the engine said anything."""
         self._waiting = WaitingBlocks(
-            Orphans(self._touched), self._blocks, self._groups, self._covered, self._limits.parked_max, self._copies_max, self.tally
+            Orphans(self._records.touched), self._blocks, self._groups, self._covered, self._limits.parked_max, self._copies_max, self.tally
         )
         self._foreign = ForeignCopies(self._blocks, self._limits.parked_max)
+
+    @property
+    def adapters(self) -> dict[str, None]:
+        """Names of LoRA adapters that were announced, the longest ago first."""
+        return self._adapters.names
 
     @property
     def shape(self) -> CacheShape | None:
@@ -148,18 +147,16 @@ class StreamState:
 
     def drop_held(self) -> None:
         """Drop all blocks, but remember which hash had which key: the same engine goes on, but its removals were missed."""
-        shape, unsized, adapters = self._groups.shape, self._groups.unsized, self.adapters
+        shape, unsized, adapters = self._groups.shape, self._groups.unsized, self._adapters
         self._blocks.drop_held()
         self._reset()
         self._groups.restore(shape, unsized)
-        self.adapters = adapters
+        self._adapters = adapters
 
     def apply(self, events: Sequence[Event], now_s: float) -> Change:
         """Apply one batch. Never raises for what a network can send: what cannot be used is tallied."""
         self._blocks.keys.change = Change()
-        if self._touched is not None:
-            self._blocks.keys.change.records = {LEAD_GPU: {}}
-            self._touched.clear()
+        self._records.begin(self._blocks.keys.change)
         self._batch, self._clears, self._states = events, 0, []
         for event in events:
             try:
@@ -177,60 +174,24 @@ class StreamState:
             self._place_states(event)
         change = self._blocks.keys.change
         if self._foreign:
-            self._settle_foreign(change, now_s)
+            self._foreign.follow(change, self._groups.shape)
+            self.tally["orphan_dropped"] += self._foreign.drop_before(now_s - self._limits.parked_max_s)
         if self._waiting.orphans:
             self.tally["orphan_dropped"] += self._waiting.orphans.drop_before(now_s - self._limits.parked_max_s)
-        if self._touched or self._blocks.table.offloads or self._groups.are_several or self._blocks.table.salted:
-            self._describe(change)
+        self._records.describe(change, self.table, self.orphans, has_groups=self._groups.are_several)
         return change
 
     def slot_of(self, number: int) -> int | None:
         """The slot of a KV-cache group; None for one that holds nothing."""
         return self._groups.slot_of(number)
 
-    def _settle_foreign(self, change: Change, now_s: float) -> None:
-        if self.shape is not None:
-            self._foreign.find_keys(self.shape.block_size)
-            for tiers in (change.touched, *change.touched_in.values()):
-                self._foreign.settle(tiers[GPU])
-        self.tally["orphan_dropped"] += self._foreign.drop_before(now_s - self._limits.parked_max_s)
-
     # A copy kept elsewhere
-
-    def _touch(self, place: int, hashes: Iterable[int]) -> None:
-        """Say in the change what these engine hashes hold in a place, even where that is nothing."""
-        records = self._blocks.keys.change.records
-        if place != LEAD_GPU:
-            self._blocks.table.touch(place, hashes)
-        elif records is not None:
-            records[LEAD_GPU].update(self.records(LEAD_GPU, hashes))
-
-    def _describe(self, change: Change) -> None:
-        """Say in a change what became of the engine hashes that it touched elsewhere than at LEAD_GPU, and what those of all places stand for."""
-        if self._touched is None or change.records is None:
-            return
-        table = self._blocks.table
-        for place, touched in self._touched.items():
-            change.records[place] = self.records(place, touched)
-        if table.salted:
-            change.records[LEAD_GPU] = self.records(LEAD_GPU, change.records[LEAD_GPU])
-        if self._with_hash_mapping and (table.offloads or self._groups.are_several):
-            mapped = {engine_hash: table.mapped_key(engine_hash) for place, held in change.records.items() if place != PARKED for engine_hash in held}
-            keys = {engine_hash: key for engine_hash, key in mapped.items() if key is not None}
-            change.hash_mapping = HashMapping(keys, [engine_hash for engine_hash, key in mapped.items() if key is None])
 
     def records(self, place: int, hashes: Iterable[int]) -> dict[int, HashRecord | None]:
         """What a place holds for these engine hashes; None where it holds nothing."""
-        if place == LEAD_GPU:
-            held = self._blocks.table.held
-            if self._blocks.table.salted:
-                return {engine_hash: self._blocks.table.record(place, engine_hash) for engine_hash in hashes}
-            return {engine_hash: block if (block := held.get(engine_hash)) is not None and block.copies else None for engine_hash in hashes}
         if place == PARKED:
-            return {engine_hash: self._waiting.orphans.get(engine_hash) for engine_hash in hashes}
-        if place == REMOVED:
-            return {engine_hash: self._blocks.table.removed_record(engine_hash) for engine_hash in hashes}
-        return {engine_hash: self._blocks.table.record(place, engine_hash) for engine_hash in hashes}
+            return {engine_hash: self.orphans.get(engine_hash) for engine_hash in hashes}
+        return records(self.table, place, hashes)
 
     @property
     def table(self) -> BlockTable:
@@ -249,7 +210,7 @@ class StreamState:
             announces_extra_keys=self._blocks.announces_extra_keys,
             offloads=self._blocks.table.offloads,
             unsized=self._groups.unsized,
-            adapters=tuple(self.adapters),
+            adapters=tuple(self._adapters.names),
         )
 
     def restore(
@@ -259,7 +220,7 @@ class StreamState:
         self.forget()
         self._groups.restore(traits.shape, traits.unsized)
         self._blocks.announces_extra_keys, self._blocks.table.offloads = traits.announces_extra_keys, traits.offloads
-        self.adapters = dict.fromkeys(traits.adapters)
+        self._adapters.restore(traits.adapters)
         self._blocks.restore(places, removed)
         self._blocks.keys.change = Change()
         self.tally.clear()
@@ -276,13 +237,12 @@ class StreamState:
         for slot, group in enumerate(former.groups):
             if self._blocks.keys.holds(slot):
                 self.tally["block_size_changed" if sizes.get(group.number) == group.block_size else "partial_block"] += 1
-        shape, unsized, adapters, announces_extra_keys = self._groups.shape, self._groups.unsized, self.adapters, self._blocks.announces_extra_keys
+        shape, unsized, adapters, announces_extra_keys = self._groups.shape, self._groups.unsized, self._adapters, self._blocks.announces_extra_keys
         self.forget()
         self._groups.restore(shape, unsized)
-        self.adapters, self._blocks.announces_extra_keys = adapters, announces_extra_keys
+        self._adapters, self._blocks.announces_extra_keys = adapters, announces_extra_keys
         self._blocks.keys.change.reload = True
-        if self._touched is not None:
-            self._touched.clear()
+        self._records.forget()
 
     def _covered(self, block: Block, slot: int, tier: Tier, block_size: int = 0) -> tuple[int, ...]:
         """The keys that a hash covers in a place: its own and those before it, by its block size."""
@@ -295,7 +255,7 @@ class StreamState:
         if event.announces_extra_keys:
             self._blocks.announces_extra_keys = True
         if event.lora_name is not None:
-            self._note_adapter(event.lora_name)
+            self._adapters.note(event.lora_name)
         if event.salt is not None:
             event = self._salted(event, event.salt)
         if event.tier is not GPU:
@@ -333,13 +293,13 @@ class StreamState:
             return
         table = self._blocks.table
         place = place_of(slot, GPU)
-        parent_key = self._root(event.lora_name) if event.parent is None else table.key_of(event.parent)
+        parent_key = self._adapters.root(event.lora_name) if event.parent is None else table.key_of(event.parent)
         if parent_key is not None:
             keys = chain_keys(parent_key, event.tokens, key_size, event.extra_keys)
         else:
             first = table.key_of(event.hashes[0])
             if first is None:
-                self._touch(place, event.hashes)
+                self._records.touch(self._blocks.keys.change, place, event.hashes, self.table)
                 self._waiting.park(event, slot, now_s)
                 return
             keys = [*[first] * run, *chain_keys(first, event.tokens, key_size, event.extra_keys, start=run)]
@@ -358,7 +318,7 @@ class StreamState:
         unknown = hashes
         if slot is not None:
             table, place = self._blocks.table, place_of(slot, event.tier)
-            self._touch(place, hashes)
+            self._records.touch(self._blocks.keys.change, place, hashes, self.table)
             unknown = []
             for engine_hash in hashes:
                 block = table.known(engine_hash)
@@ -374,7 +334,7 @@ class StreamState:
     def _place_states(self, event: Stored) -> None:
         """Recurrent states that no other group of the batch names: the last one ends with the event's tokens."""
         size = 0 if self.shape is None else self.shape.block_size
-        parent_key = self._root(event.lora_name) if event.parent is None else self._blocks.table.key_of(event.parent)
+        parent_key = self._adapters.root(event.lora_name) if event.parent is None else self._blocks.table.key_of(event.parent)
         if not size or parent_key is None or event.block_size % size:
             return
         keys = chain_keys(parent_key, event.state_tokens, size)
@@ -395,14 +355,14 @@ class StreamState:
         elif not known and not event.extra_keys and not event.lora_name:
             size = None if self.shape is None else self.shape.block_size
             place = place_of(self._groups.slot_of(event.group) or LEAD, event.tier)
-            self.tally["orphan_dropped"] += self._foreign.add(event, self._root(None), place, now_s, size)
+            self.tally["orphan_dropped"] += self._foreign.add(event, self._adapters.root(None), place, now_s, size)
         else:
             self._store_by_hash(event, event.hashes, now_s)
 
     def _store_lower_announced(self, event: Stored, now_s: float) -> None:
         """Copies whose event says all that their keys are made of."""
         slot = self._groups.slot_of(event.group)
-        parent_key = self._root(event.lora_name) if event.parent is None else self._blocks.table.key_of(event.parent)
+        parent_key = self._adapters.root(event.lora_name) if event.parent is None else self._blocks.table.key_of(event.parent)
         run = 0 if slot is None else event.block_size // self._groups.key_size
         if slot is None or parent_key is None or not run or event.block_size % self._groups.key_size or (run > 1 and event.extra_keys):
             self._store_by_hash(event, event.hashes, now_s)
@@ -412,23 +372,6 @@ class StreamState:
         self._blocks.add_in(place, event, keys, run, self._groups.width(slot, event.block_size))
         if self._waiting.orphans:
             self._waiting.adopt(event.hashes)
-
-    def _note_adapter(self, name: str) -> None:
-        if len(name) > ADAPTER_LENGTH_MAX:
-            return
-        self.adapters.pop(name, None)
-        if len(self.adapters) >= ADAPTERS_MAX:
-            del self.adapters[next(iter(self.adapters))]
-        self.adapters[name] = None
-
-    def _root(self, lora_name: str | None) -> int:
-        root = self._roots.get(lora_name)
-        if root is None:
-            root = root_key(self._model, lora_name, self._hash_seed)
-            if len(self._roots) >= ROOTS_MAX:
-                self._roots.clear()
-            self._roots[lora_name] = root
-        return root
 
     # Removing
 
@@ -452,9 +395,7 @@ class StreamState:
         of_gpu = self._clears == 1
         if of_gpu:
             self._blocks.clear_gpu()
-            if self._touched is not None:
-                for place in [place for place in self._touched if is_gpu(place)]:
-                    del self._touched[place]
+            self._records.forget_gpu()
         else:
             self._blocks.clear_lower()
             self._foreign.clear()

@@ -6,7 +6,7 @@ import time
 from array import array
 from collections.abc import Sequence
 
-from indexer.core.stream_state import ADAPTERS_MAX
+from indexer.core.adapters import ADAPTERS_MAX
 from indexer.http.negotiation import encode
 from indexer.http.routes import Pods
 from indexer.streams.status import StreamStatus

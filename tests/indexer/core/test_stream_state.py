@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
+from indexer.core.adapters import ADAPTER_LENGTH_MAX, ADAPTERS_MAX
 from indexer.core.block_table import Block, HashRecord
 from indexer.core.change import Change
 from indexer.core.events import Cleared, Event, Removed, Stored, Tier
 from indexer.core.places import LEAD_GPU, PARKED, REMOVED, is_gpu
 from indexer.core.snapshot import Snapshot
-from indexer.core.stream_state import ADAPTER_LENGTH_MAX, ADAPTERS_MAX, Counting, StreamState
+from indexer.core.stream_state import Counting, StreamState
 from indexer.core.traits import Traits
 from indexer.limits import StateLimits
 from tests import events
