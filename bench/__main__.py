@@ -6,11 +6,12 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from bench import against, floors, ingest, memory, provenance, report, routing, scoring, shared, visibility
+from bench import against, floors, hybrid, ingest, memory, provenance, report, routing, scoring, shared, visibility
 
 MEASUREMENTS: dict[str, tuple[str, Callable[[], Sequence[Struct]]]] = {
     "ingest": ("Ingest, first publish until all is held", ingest.measure),
     "scoring": ("Scores over HTTP, 8 pods, 1,000,000 block copies, every answer verified", scoring.measure),
+    "hybrid": ("A query for a hybrid model beside a plain one, in process, 8 pods, CPU", hybrid.measure),
     "routing": ("A pick beside a score: CPU of the service per HTTP request, 8 pods, 1,000,000 block copies", routing.measure),
     "visibility": ("From publish to a score answer that shows it", visibility.measure),
     "memory": ("Memory per block copy", memory.measure),

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 
 from bench.against import IN_MEMORY, IN_REDIS, INGEST, LOOK_UP_450, Against
+from bench.hybrid import Hybrid
 from bench.ingest import Ingest
 from bench.routing import Routing
 from bench.scoring import Scoring
@@ -14,6 +15,7 @@ from bench.visibility import Visibility
 INGEST_BLOCKS_PER_S = 300_000
 SCORING_P50_MS = 2.0
 ROUTE_CPU_RATIO = 1.3
+HYBRID_CPU_RATIO = 1.5
 SHARED_INGEST_BLOCKS_PER_S = 250_000
 SHARED_VISIBLE_P50_MS = 5.0
 SHARED_VISIBLE_P99_MS = 25.0
@@ -46,6 +48,11 @@ def judge(results: Mapping[str, Sequence[Struct]]) -> list[Floor]:
         _floor(f"a pick's CPU to a score's, {row.body}, 512 blocks: at most {ROUTE_CPU_RATIO}", row.ratio, row.ratio <= ROUTE_CPU_RATIO)
         for row in rows
         if isinstance(row, Routing) and (row.body, row.blocks) == ("json", 512)
+    ]
+    floors += [
+        _floor(f"a hybrid model's query to a plain one's, {row.blocks} blocks: at most {HYBRID_CPU_RATIO}", row.ratio, row.ratio <= HYBRID_CPU_RATIO)
+        for row in rows
+        if isinstance(row, Hybrid)
     ]
     for row in rows:
         if isinstance(row, SharedIngest):
