@@ -80,7 +80,7 @@ class Publisher:
         self.engine.start()
         self.is_alive = True
         self.lives += 1
-        self.rank = Rank(self.block_size, self.counts_copies)
+        self.rank = Rank(Layer("full", self.block_size), counts_copies=self.counts_copies)
         self._withheld: list[Withheld] = []
         self._evicted: deque[Copy] = deque(maxlen=8)
         self._note(time.monotonic())
@@ -107,7 +107,7 @@ class Publisher:
         return number
 
     def _note(self, at_s: float) -> None:
-        held = Rank(self.block_size, self.counts_copies)
+        held = Rank(Layer("full", self.block_size), counts_copies=self.counts_copies)
         held.copies = list(self.rank.copies)
         self.moments.append(Moment(at_s, held))
         while len(self.moments) > 2 and self.moments[1].since_s < at_s - REMEMBERED_S:
