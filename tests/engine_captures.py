@@ -144,7 +144,11 @@ class Variant:
         for pod, ranks in self._pods.items():
             for rank, engine in enumerate(ranks):
                 stream = streams.get((self.pod(pod), rank))
-                if stream is None or stream["trust"] != "live" or stream["sequence"] != (engine.next_number - 1 if engine.next_number else None):
+                if (
+                    stream is None
+                    or stream["trust"] not in ("live", "partial")
+                    or stream["sequence"] != (engine.next_number - 1 if engine.next_number else None)
+                ):
                     return False
         return True
 

@@ -106,19 +106,24 @@ class Rank:
         self.copies = [copy for copy in self.copies if copy.tier != "gpu"]
         self.waiting = [copy for copy in self.waiting if copy.tier != "gpu"]
 
-    def best_tier(self, prompt: Text, layer: int, end: int) -> str | None:
-        """Where a layer has its block that ends behind so many tokens."""
-        wanted = prompt.until(end // self.unit, self.unit)
-        tiers = {copy.tier for copy in self.copies if copy.layer == layer and copy.text == wanted}
-        return next((tier for tier in WEIGHTS if tier in tiers), None)
-
-    def is_hit(self, prompt: Text, tokens: int) -> bool:
-        return all(self.best_tier(prompt, number, end) for number, layer in enumerate(self.layers) for end in layer.needs(tokens))
+    def best_tiers(self) -> dict[tuple[int, Text], str]:
+        """Layer and text → where its last block is."""
+        best: dict[tuple[int, Text], str] = {}
+        for tier in reversed(WEIGHTS):
+            best |= {(copy.layer, copy.text): tier for copy in self.copies if copy.tier == tier}
+        return best
 
     def match(self, prompt: Text) -> dict[str, int]:
         """Matched blocks by tier: the best one of each block of the first full layer, the worst of those in one block of a hit."""
+        best = self.best_tiers()
+        ends = range(0, len(prompt.tokens) + 1, self.unit)
+        tiers = [{end: best.get((layer, prompt.until(end // self.unit, self.unit))) for end in ends} for layer in range(len(self.layers))]
+
+        def is_hit(tokens: int) -> bool:
+            return all(found[end] for layer, found in zip(self.layers, tiers, strict=True) for end in layer.needs(tokens))
+
         # One token is always left for the engine to compute.
-        hit = max(tokens for tokens in range(0, max(1, len(prompt.tokens)), self.block_size) if self.is_hit(prompt, tokens))
+        hit = max(tokens for tokens in range(0, max(1, len(prompt.tokens)), self.block_size) if is_hit(tokens))
         matched = dict.fromkeys(WEIGHTS, 0)
         full = next((number for number, layer in enumerate(self.layers) if layer.kind == "full"), None)
         for start in range(0, hit, self.block_size):
@@ -126,8 +131,8 @@ class Rank:
                 matched["gpu"] += 1
                 continue
             size = self.layers[full].size
-            tiers = [self.best_tier(prompt, full, end) for end in range(start + size, start + self.block_size + 1, size)]
-            matched[max((tier for tier in tiers if tier is not None), key=list(WEIGHTS).index)] += 1
+            of_block = [tiers[full][end] for end in range(start + size, start + self.block_size + 1, size)]
+            matched[max((tier for tier in of_block if tier is not None), key=list(WEIGHTS).index)] += 1
         return matched
 
     def score(self, prompt: Text) -> float:

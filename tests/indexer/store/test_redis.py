@@ -13,10 +13,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import structs
 from prometheus_client import CollectorRegistry
 
 from indexer.config.settings import Settings
-from indexer.core.events import Cleared, Event, Stored, Tier
+from indexer.core.events import Cleared, Event, Removed, Stored, Tier
 from indexer.core.names import StreamKey, Trust
 from indexer.core.snapshot import Snapshot
 from indexer.core.store import StreamPosition
@@ -27,9 +28,10 @@ from indexer.metrics import IndexerMetrics
 from indexer.store.flusher import Loss, Ownership
 from indexer.store.keyspace import PARTS, Keyspace
 from indexer.store.leases import Claim
+from indexer.store.records import encode_field
 from indexer.store.redis import RedisStore
 from indexer.store.renewal import OwnedStatus
-from tests.events import BLOCK_SIZE, offloaded, removed, stored
+from tests.events import offloaded, removed, sparse, stored
 from tests.redis_server import RedisServer
 from tests.waiting import wait_until_async
 
@@ -59,7 +61,7 @@ class Owned:
     def apply(self, *events: Event) -> None:
         change = self.state.apply(events, time.monotonic())
         self.sequence = 0 if self.sequence is None else self.sequence + 1
-        self._store.append(self.key, BLOCK_SIZE, change, self.position)
+        self._store.append(self.key, self.state.shape, change, self.position)
 
     def forget(self) -> None:
         self.state.forget()
@@ -92,8 +94,12 @@ async def settled(store: RedisStore, key: StreamKey = KEY) -> None:
     await wait_until_async(lambda: store._flusher.streams[key].is_settled)  # what is waiting has no public face: nobody else has to know
 
 
-def in_redis(server: RedisServer, key: StreamKey = KEY) -> dict[str, dict[int, bytes]]:
-    """Part → engine hash → value, of the stream's generation, read by the test."""
+Fields = dict[tuple[int, int], bytes]
+"""Engine hash and slot of the group → value. Waiting and removed blocks have no slot: theirs is 0."""
+
+
+def in_redis(server: RedisServer, key: StreamKey = KEY) -> dict[str, Fields]:
+    """What lies in each part of the stream's generation, read by the test."""
     client = server.client()
     keys = Keyspace("kvi").model(key.model)
     generation = client.hget(keys.state(key), "gen")
@@ -101,24 +107,32 @@ def in_redis(server: RedisServer, key: StreamKey = KEY) -> dict[str, dict[int, b
     found = {}
     for part, name in zip(PARTS, keys.parts(key, int(generation)), strict=True):
         fields: Any = client.hgetall(name)
-        found[part] = {int.from_bytes(field, "little"): value for field, value in fields.items()}
+        found[part] = {(int.from_bytes(field[:8], "little"), field[8] if len(field) > 8 else 0): value for field, value in fields.items()}
+        assert all(len(field) == 8 or (len(field) == 9 and field[8]) for field in fields)
     return found
 
 
-def as_held(state: StreamState) -> dict[str, dict[int, bytes]]:
+def as_held(state: StreamState) -> dict[str, Fields]:
     """The same as the stream has it, written down here byte for byte."""
-    found: dict[str, dict[int, bytes]] = {part: {} for part in PARTS}
-    for tier in Tier:
-        for engine_hash in state.table.hashes(tier):
-            record = state.table.record(tier, engine_hash)
+    found: dict[str, Fields] = {part: {} for part in PARTS}
+    for place in state.table.places():
+        slot, tier = place // 8, Tier(place % 8)
+        for engine_hash in state.table.hashes(place):
+            record = state.table.record(place, engine_hash)
             assert record is not None
             parent = struct.pack("<BQ", record.parent is not None, record.parent or 0)
-            found[tier.word][engine_hash] = bytes([record.copies]) + parent + struct.pack(f"<{len(record.keys)}Q", *record.keys)
+            found[tier.word][engine_hash, slot] = bytes([record.copies]) + parent + struct.pack(f"<{len(record.keys)}Q", *record.keys)
     for engine_hash in state.orphans:
-        found["parked"][engine_hash] = b"parked"
+        found["parked"][engine_hash, 0] = b"parked"
     for engine_hash in state.table.removed_hashes():
-        found["removed"][engine_hash] = b"removed"
+        found["removed"][engine_hash, 0] = b"removed"
     return found
+
+
+def shown(state: StreamState) -> dict[tuple[int, Tier], set[int]]:
+    """The block keys by slot and tier."""
+    slots = range(1 if state.shape is None else len(state.shape.groups))
+    return {(slot, tier): state.held(tier, slot) for slot in slots for tier in Tier}
 
 
 def assert_written(server: RedisServer, stream: Owned) -> None:
@@ -131,10 +145,11 @@ def assert_written(server: RedisServer, stream: Owned) -> None:
 
 
 class Load:
-    """Random events of an engine that stores, evicts, offloads, clears and sends children before their parents."""
+    """Random events of an engine that stores, evicts, offloads, clears and sends children before their parents. `groups`: how many it has."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, groups: int = 1) -> None:
         self.random = random.Random(seed)
+        self.groups = groups
         self.next_hash = 1
         self.gpu: list[int] = []
         self.gone: list[int] = []
@@ -142,7 +157,22 @@ class Load:
         self.held_back: list[Stored] = []
 
     def events(self) -> list[Event]:
-        return [self._event() for _ in range(self.random.randint(1, 4))]
+        return [event for _ in range(self.random.randint(1, 4)) for event in self._in_groups(self._event())]
+
+    def _in_groups(self, event: Event) -> list[Event]:
+        """What is stored is announced by all groups in any order, some of it by hash alone; what goes, goes from some of them."""
+        if self.groups == 1 or isinstance(event, Cleared):
+            return [event]
+        others = range(1, self.groups)
+        if isinstance(event, Removed):
+            return [event, *(structs.replace(event, group=group) for group in others if self.random.random() < 0.5)]
+        found: list[Event] = [event]
+        for group in others:
+            is_sparse = bool(event.tokens) and self.random.random() < 0.3
+            blocks = [sparse(event.hashes[-1:], len(event.hashes), event.parent, group=group, window=16)] if is_sparse else []
+            found += blocks or [structs.replace(event, group=group, kind=event.kind and "sliding_window", window=16)]
+        self.random.shuffle(found)
+        return found
 
     def _event(self) -> Event:
         kind = self.random.random()
@@ -202,9 +232,36 @@ async def test_what_a_stream_holds_lies_in_redis_after_each_change(server: Redis
             assert_written(server, stream)
 
 
+async def test_what_each_group_holds_lies_in_redis_after_each_change(server: RedisServer) -> None:
+    window = {"group": 1, "kind": "sliding_window", "window": 8}
+    async with opened(settings_of(server)) as store:
+        stream = await owned(store)
+        for events in (
+            [stored([1, 2, 3], **window)],
+            [stored([1, 2, 3])],
+            [removed([1], group=1), stored([2], parent=1)],
+            [offloaded([3], Tier.CPU, group=1), removed([3], group=1), removed([3])],
+            [sparse([4, 5], 5, group=1), sparse([4], 5, group=2, kind="mamba")],  # before the tokens
+            [stored([4, 5], parent=3)],
+            [removed([4], group=2)],
+            [Cleared(), stored([6], **window), Cleared()],
+            [stored([7, 8], block_size=8)],  # all that came before had another block size
+        ):
+            stream.apply(*events)
+            await settled(store)
+            assert_written(server, stream)
+        assert len(in_redis(server)["gpu"]) == 2
+
+
+def test_a_field_names_the_slot_of_its_group() -> None:
+    """The lead group's fields are as short as those of a model without groups."""
+    assert [encode_field(1, slot) for slot in (0, 1, 255)] == [b"\1" + bytes(7), b"\1" + bytes(7) + b"\1", b"\1" + bytes(7) + b"\xff"]
+
+
+@pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("seed", range(8))
-async def test_a_new_owner_goes_on_exactly_where_the_former_one_was(server: RedisServer, seed: int) -> None:
-    load = Load(seed)
+async def test_a_new_owner_goes_on_exactly_where_the_former_one_was(server: RedisServer, seed: int, groups: int) -> None:
+    load = Load(seed, groups)
     async with opened(settings_of(server), "first") as first:
         stream = await owned(first)
         for _ in range(60):
@@ -218,13 +275,15 @@ async def test_a_new_owner_goes_on_exactly_where_the_former_one_was(server: Redi
         heir = await owned(second)
         assert heir.resumed is not None
         assert as_held(heir.state) == as_held(stream.state)
-        assert [heir.state.held(tier) for tier in Tier] == [stream.state.held(tier) for tier in Tier]
+        assert shown(heir.state) == shown(stream.state)
+        assert heir.state.traits() == stream.state.traits()
         for _ in range(40):
             events = load.events()
             heir.apply(*events)
             stream.state.apply(events, time.monotonic())
         assert as_held(heir.state) == as_held(stream.state)
-        assert [heir.state.held(tier) for tier in Tier] == [stream.state.held(tier) for tier in Tier]
+        assert shown(heir.state) == shown(stream.state)
+        assert heir.state.traits() == stream.state.traits()
         await settled(second)
         assert_written(server, heir)
 
@@ -322,7 +381,7 @@ async def test_an_append_whose_answer_never_came_is_not_applied_twice_and_not_lo
             server.thaw()
             await settled(store)
             assert_written(server, stream)
-        assert in_redis(server)["gpu"][1][0] == 4
+        assert in_redis(server)["gpu"][1, 0][0] == 4
         assert store._flusher.streams[KEY].generation == generation
 
 

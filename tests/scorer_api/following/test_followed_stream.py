@@ -2,6 +2,7 @@
 
 import pytest
 
+from indexer.core.groups import CacheShape
 from indexer.core.names import StreamKey, Trust
 from indexer.store.reader import StateVersion, SurveyedState
 from indexer.store.records import Entry, Kind
@@ -20,7 +21,7 @@ def entry(
     after: tuple[int, int] = (FENCE, 5),
     tiers: tuple[tuple[bytes, bytes], ...] = (),
 ) -> Entry:
-    return Entry("0:a", kind, generation, fence, number, *after, Trust.LIVE, 16, False, tiers)
+    return Entry("0:a", kind, generation, fence, number, *after, Trust.LIVE, CacheShape(16), False, tiers)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from indexer.config.settings import Settings
-from indexer.core.events import Cleared, Tier
+from indexer.core.events import Cleared, Stored, Tier
 from indexer.core.names import StreamKey, Trust
 from indexer.core.snapshot import Snapshot
+from indexer.core.stream_state import StreamState
 from indexer.engines.spec import EngineSpec
 from indexer.errors import StoreError
 from indexer.store.keyspace import Keyspace
@@ -28,7 +29,7 @@ from scorer_api.following.shared_pods import SharedPods
 from scorer_api.index.prompt import Prompt
 from scorer_api.index.view import View
 from scorer_api.metrics import FollowerMetrics
-from tests.events import removed, stored, tokens_of
+from tests.events import BLOCK_SIZE, offloaded, removed, stored, tokens_of
 from tests.owner import OwnedStream, keys_of, owner_of, settings_of
 from tests.redis_server import RedisServer
 from tests.waiting import wait_until_async
@@ -111,7 +112,7 @@ async def test_a_scorer_that_starts_late_loads_what_there_is(server: RedisServer
     async with owner_of(settings) as owner:
         first, second, third = [await owner.own(key) for key in (A, A1, B)]
         first.apply(stored(numbers(1, 3000), numbers(1, 3000)))
-        second.apply(stored([1], [1], tier=Tier.DISK))
+        second.apply(stored([1], [1]), offloaded([1], Tier.DISK), removed([1]))
         third.apply(stored([7], [7]))
         third.apply(stored([8], [8], 7, Tier.REMOTE))
         for stream in (first, second, third):
@@ -652,8 +653,69 @@ async def test_a_load_reads_in_pieces_and_no_piece_is_large(server: RedisServer)
             assert given_back >= 40
 
 
-@pytest.mark.parametrize("seed", range(6))
-async def test_whatever_happens_a_scorer_ends_with_what_the_stream_holds(server: RedisServer, seed: int) -> None:
+def stored_in(group: int, contents: list[int], tier: Tier = Tier.GPU) -> Stored:
+    """Blocks of the full group 0, of a window of two blocks, or states."""
+    kind = ("full_attention", "sliding_window", "mamba")[group]
+    return stored(contents, contents, None, tier, group=group, kind=kind, window=2 * BLOCK_SIZE if group == 1 else None)
+
+
+async def test_groups_reach_a_scorer_by_the_log_and_one_that_loads(server: RedisServer) -> None:
+    """A window and a state group join a stream that a scorer follows already; each answer is the engine's hit rule."""
+    settings = settings_of(server)
+
+    async with owner_of(settings) as owner, scorer_of(settings) as scorer:
+        stream = await owner.own(A)
+        stream.apply(stored_in(0, numbers(1, 8)))
+        await scorer.holds(A, numbers(1, 8), 8)
+        loads = scorer.loads("new") + scorer.loads("reload")
+
+        async def everybody_says(blocks: int) -> None:
+            await scorer.holds(A, numbers(1, 8), blocks)
+            await stream.flushed()
+            async with scorer_of(settings) as late:
+                await wait_until_async(lambda: late.follower.is_settled)
+                assert (late.matched(A, numbers(1, 8)), held_by(late, A)) == (blocks, held_in(stream.state))
+            assert held_by(scorer, A) == held_in(stream.state)
+
+        stream.apply(stored_in(1, numbers(1, 8)), removed([5, 6], group=1))
+        await everybody_says(8)
+        stream.apply(removed([8], group=1))
+        await everybody_says(4)
+        stream.apply(stored_in(2, numbers(1, 8)), removed([3, 4], group=2))
+        await everybody_says(2)
+        stream.apply(offloaded([5, 6], Tier.CPU, group=1))
+        await everybody_says(7)
+        stream.apply(Cleared(), stored_in(0, numbers(1, 6)), stored_in(2, numbers(6, 1)))
+        await everybody_says(6)
+        assert scorer.loads("new") + scorer.loads("reload") == loads
+        stream.apply(stored_in(0, numbers(1, 3000)), stored_in(1, numbers(1, 3000)), stored_in(2, numbers(8, 1)))
+        await everybody_says(8)
+        assert scorer.loads("reload") > 0, "so many blocks are loaded, in every group"
+
+
+async def test_a_new_owner_goes_on_with_the_groups_of_the_former_one(server: RedisServer) -> None:
+    settings = settings_of(server)
+
+    async with scorer_of(settings) as scorer:
+        async with owner_of(settings, "first") as first:
+            stream = await first.own(A)
+            stream.apply(stored_in(1, numbers(1, 8)), stored_in(0, numbers(1, 8)), removed([8], group=1))
+            await scorer.holds(A, numbers(1, 8), 7)
+            await stream.flushed()
+            await first.store.release(A)
+        async with owner_of(settings, "second") as second:
+            heir = await second.own(A)
+            assert (heir.state.shape, held_in(heir.state)) == (stream.state.shape, held_in(stream.state))
+            heir.apply(removed([6], group=1))
+            await scorer.holds(A, numbers(1, 8), 5)
+            heir.apply(stored([6], [6], group=1, kind=None), offloaded([8], Tier.GPU, group=1))
+            await scorer.holds(A, numbers(1, 8), 8)
+            assert held_by(scorer, A) == held_in(heir.state)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("seed", range(4))
+async def test_whatever_happens_a_scorer_ends_with_what_the_stream_holds(server: RedisServer, seed: int, groups: int) -> None:
     settings = settings_of(server)
     chance = random.Random(seed)
     log = Keyspace(settings.namespace).model(MODEL).log
@@ -665,13 +727,15 @@ async def test_whatever_happens_a_scorer_ends_with_what_the_stream_holds(server:
             stream = chance.choice(streams)
             first = chance.randrange(1, 400)
             tier = chance.choice([Tier.GPU, Tier.GPU, Tier.CPU, Tier.REMOTE])
+            some = [group for group in range(groups) if chance.random() < 0.7] or [0]
             match chance.randrange(12):
                 case 0:
                     stream.forget()
                 case 1:
                     stream.apply(Cleared())
                 case 2 | 3 | 4:
-                    stream.apply(removed(numbers(first, chance.randrange(1, 300)), tier))
+                    gone = numbers(first, chance.randrange(1, 300))
+                    stream.apply(*(removed(gone, tier, group) for group in some))
                 case 5:
                     client.xtrim(log, maxlen=chance.randrange(3), approximate=False)
                 case 6:
@@ -681,14 +745,14 @@ async def test_whatever_happens_a_scorer_ends_with_what_the_stream_holds(server:
                 case _:
                     count = chance.choice([1, 5, 64, 300, 1500])
                     start = first + chance.choice([0, 1000 * chance.randrange(3)])
-                    stream.apply(stored(numbers(start, count), numbers(start, count), None, tier))
+                    stream.apply(*(stored_in(group, numbers(start, count), tier) for group in some))
             if step % 7 == 0:
                 await asyncio.sleep(0.02)
         for stream in streams:
             await stream.flushed()
 
         def is_right() -> bool:
-            return all(held_by(scorer, stream.key) == [stream.state.held(tier) for tier in Tier] for stream in streams)
+            return all(held_by(scorer, stream.key) == held_in(stream.state) for stream in streams)
 
         await wait_until_async(is_right)
         await wait_until_async(lambda: all(scorer.trust(stream.key) is Trust.LIVE for stream in streams))
@@ -696,13 +760,22 @@ async def test_whatever_happens_a_scorer_ends_with_what_the_stream_holds(server:
         assert is_right()
 
 
-def held_by(scorer: Scorer, stream: StreamKey) -> list[set[int]]:
-    """The block keys that a stream holds in each tier."""
-    view = scorer.view._models[stream.model].pods[stream.pod][stream.rank]
-    if view.block_size is None or view.holder is None:
-        return [set() for _ in Tier]
-    masks = scorer.view._models[stream.model].indexes[view.block_size]._masks
-    return [{key for key, mask in masks[tier].items() if mask >> view.holder & 1} for tier in Tier]
+Held = dict[tuple[int, Tier], set[int]]
+"""Slot and tier → block keys, where there are any."""
+
+
+def held_by(scorer: Scorer, stream: StreamKey) -> Held:
+    """What a stream holds, for a scorer."""
+    holders = scorer.view._models[stream.model].pods[stream.pod][stream.rank].holders
+    if holders is None:
+        return {}
+    return {(slot, tier): set(keys) for slot, holder in enumerate(holders.by_slot) for tier in Tier if (keys := holders.index.held(holder, tier))}
+
+
+def held_in(state: StreamState) -> Held:
+    """The same for its owner."""
+    slots = range(1 if state.shape is None else len(state.shape.groups))
+    return {(slot, tier): keys for slot in slots for tier in Tier if (keys := state.held(tier, slot))}
 
 
 async def test_a_failure_of_ours_begins_the_model_again(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
