@@ -11,7 +11,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from tests.engine import Engine, cleared, removed, stored
-from tests.reference import Copy, Rank, Text
+from tests.reference import Copy, Layer, Rank, Text
 
 MEDIUM = {"gpu": "GPU", "cpu": "CPU"}
 # How often an engine does what, of all that it does.
