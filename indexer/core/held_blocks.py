@@ -78,6 +78,8 @@ class HeldBlocks:
             elif block.key != key and not self._correct(engine_hash, block, key):
                 parent = engine_hash
                 continue
+            else:
+                block.parent = parent  # a group of larger blocks has other parents
             if not plain:
                 self._claim(engine_hash, key)
             if not block.copies:

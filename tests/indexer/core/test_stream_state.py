@@ -469,6 +469,15 @@ def test_groups_of_several_block_sizes_share_the_keys_of_the_smallest() -> None:
     assert held_by_group(state) == {0: keys("A", "AA", "AAB", "AABB"), 1: keys("AAB", "AABB")}
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_placeholder_covers_all_keys_of_a_larger_block_whichever_group_came_first(order: tuple[int, int]) -> None:
+    wide = partial(stored, block_size=4, group=1, kind="sliding_window", window=9)
+    events = stored([1, 2, 3, 4], "AABB", group=0, kind="full_attention"), wide([2, 4], "AB")
+    state = after(stored([8, 9], "XY", group=0, kind="full_attention"), wide([9], "Z"), *(events[place] for place in order))
+    after(offloaded([2, 4], group=1), state=state)
+    assert held_by_group(state, CPU)[1] == keys("A", "AA", "AAB", "AABB")
+
+
 def test_a_state_of_a_larger_block_size_ends_with_its_block() -> None:
     state = new_state()
     state.apply([full([1, 2, 3, 4], "AABB"), stored([2, 4], "AB", block_size=4, group=0, kind="mamba")], 0.0)
