@@ -30,6 +30,7 @@ class Capture(NamedTuple):
     rows: int
     unknowable: dict[str, int]
     offload_block_size: int | None = None
+    drops_last_block: int | None = None
 
     @property
     def frames(self) -> list[tuple[float, str, list[bytes]]]:
@@ -86,6 +87,8 @@ CAPTURES = [
     Capture("v028_lfm2_align", 96, {}),
     Capture("v032_lfm2_unit_short", 18, PARTIAL_TAIL),
     Capture("v032_llama4_bs32", 141, CHUNK),
+    # Speculative decoding.
+    Capture("v028_eagle_bs16", 122, {}, drops_last_block=1),
     # Images and offloading.
     Capture("v032_llava_bs32", 54, {}),
     Capture("v032_offsd_llava_bs32", 54, {}),
@@ -111,7 +114,7 @@ class Variant:
         self.name = name
         self.lost_every = lost_every
         self.from_frame = from_frame
-        self._offload_block_size = capture.offload_block_size
+        self._settings = {"offload_block_size": capture.offload_block_size, "drops_last_block": capture.drops_last_block}
         self._pods: dict[str, list[Engine]] = {}
         for engine in engines:
             self._pods.setdefault(engine.partition("#")[0], []).append(Engine())
@@ -130,7 +133,7 @@ class Variant:
         specs: dict[str, dict[str, Any]] = {}
         for pod, ranks in self._pods.items():
             spec = {"model": model, "events": f"tcp://127.0.0.1:{ranks[0].events_port}", "replay": f"tcp://127.0.0.1:{ranks[0].replay_port}"}
-            more = {"ranks": len(ranks) if len(ranks) > 1 else None, "offload_block_size": self._offload_block_size}
+            more = {"ranks": len(ranks) if len(ranks) > 1 else None, **self._settings}
             specs[self.pod(pod)] = spec | {key: value for key, value in more.items() if value is not None}
         return specs
 
