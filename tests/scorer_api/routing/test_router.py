@@ -16,6 +16,7 @@ from indexer.config.settings import Settings
 from indexer.core.block_keys import chain_keys, root_key
 from indexer.core.change import Change
 from indexer.core.events import Tier
+from indexer.core.groups import CacheShape
 from indexer.core.names import StreamKey, Trust
 from indexer.engines.load import Load
 from indexer.limits import Limits
@@ -55,7 +56,7 @@ class World:
     def store(self, pod: str, letters: Iterable[str], rank: int = 0, block_size: int = SIZE, tier: Tier = Tier.GPU, held: bool = True) -> None:
         change = Change()
         change.touched[tier].update(dict.fromkeys(keys(letters, block_size), held))
-        self.view.append(StreamKey("m", pod, rank), block_size, change)
+        self.view.append(StreamKey("m", pod, rank), CacheShape(block_size), change)
 
     def load(self, pod: str, load: Load, age_s: float = 0.0) -> None:
         self.view.loads.note("m", pod, load, self.now_s - age_s)
@@ -385,7 +386,7 @@ def test_an_engine_that_restarts_or_goes_is_expected_to_hold_nothing(end: str) -
     if end == "reload":
         change = Change()
         change.reload = True
-        world.view.append(stream, SIZE, change)
+        world.view.append(stream, CacheShape(SIZE), change)
     else:
         getattr(world.view, end)(stream)
     assert len(world.router.speculation) == 0
@@ -406,7 +407,7 @@ def test_what_came_of_a_prompts_blocks_is_counted() -> None:
     second, third = keys("vwx")[1:]
     change = Change()
     change.touched[Tier.GPU].update({second: False, third: True})
-    world.view.append(StreamKey("m", "a", 0), SIZE, change)
+    world.view.append(StreamKey("m", "a", 0), CacheShape(SIZE), change)
     world.now_s += 2.0
     world.router.expire(world.now_s)
     counted = {outcome: world.count("kv_indexer_route_blocks_total", outcome=outcome) for outcome in ("matched_held", "matched_gone")}
