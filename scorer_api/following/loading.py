@@ -102,7 +102,8 @@ class Loading:
     def _by_slot(fields: Mapping[bytes, bytes], shape: CacheShape) -> dict[int, Collection[bytes]]:
         """Slot → blocks. `fields`: engine hash and slot → block."""
         if len(shape.groups) < 2:
-            return {LEAD: fields.values()}
+            # A group that came while this was read is in the entries since.
+            return {LEAD: fields.values() if not any(map(slot_of_field, fields)) else [fields[field] for field in fields if not slot_of_field(field)]}
         by_slot: dict[int, list[bytes]] = {slot: [] for slot in range(len(shape.groups))}
         for field, block in fields.items():
             by_slot.setdefault(slot_of_field(field), []).append(block)

@@ -693,6 +693,28 @@ async def test_groups_reach_a_scorer_by_the_log_and_one_that_loads(server: Redis
         assert scorer.loads("reload") > 0, "so many blocks are loaded, in every group"
 
 
+async def test_a_group_that_joins_during_a_load_is_not_taken_for_the_first_one(server: RedisServer) -> None:
+    settings = settings_of(server)
+
+    async with owner_of(settings) as owner:
+        stream = await owner.own(A)
+        stream.apply(stored_in(0, numbers(1, 3000)))
+        await stream.flushed()
+        pieces = 0
+
+        async def between() -> None:
+            nonlocal pieces
+            pieces += 1
+            if pieces == 1:
+                stream.apply(stored_in(1, numbers(5001, 300)))
+                await stream.flushed()
+
+        async with scorer_of(settings) as scorer:
+            _before_each_piece(scorer, between)
+            await wait_until_async(lambda: scorer.trust(A) is Trust.LIVE and held_by(scorer, A) == held_in(stream.state))
+            assert pieces > 1
+
+
 async def test_a_new_owner_goes_on_with_the_groups_of_the_former_one(server: RedisServer) -> None:
     settings = settings_of(server)
 
