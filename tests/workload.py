@@ -237,10 +237,10 @@ class Publisher:
         if not known:
             return []
         text = self._random.choice(known)
-        ends = [
-            end for end in range(1, self.blocks(text) + 1) if (text.until(end, self.block_size), 0) in self.rank.announced
-        ]  # the second name never comes first: what waits for a parent waits for its first name
-        return [self.store(text, 0, self._random.choice(ends), renames_last=True)]
+        # The second name never comes first: what waits for a parent waits for its first name. An adapter whose prompt begins under another name was
+        # reloaded, which is no deed here.
+        ends = [end for end in range(1 + bool(text.lora), self.blocks(text) + 1) if (text.until(end, self.block_size), 0) in self.rank.announced]
+        return [self.store(text, 0, self._random.choice(ends), renames_last=True)] if ends else []
 
     def _withhold_some(self) -> list[dict[str, Any]]:
         text = self._random.choice(self._texts)
