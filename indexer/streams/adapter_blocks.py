@@ -1,8 +1,8 @@
 """Which blocks of LoRA adapters a stream holds, so that those of an adapter's former weights can be removed. Pure.
 
 An adapter that is reloaded under its name has other weights: what was computed with the former ones does not count any more. Engines do not say so.
-Some hash the weights' identity: then the first block of a prompt comes under another hash than the same block came under before. Where the hash depends
-on the name alone, only the operator knows.
+Some hash the weights' identity: then the first block of a prompt comes under another hash than the same block did before. Where the hash depends on
+the name alone, only the operator knows.
 """
 
 from collections.abc import Iterable, Iterator

@@ -681,10 +681,10 @@ def test_records_alone_tell_what_each_part_holds(batches: list[list[Event]], cou
 
 def test_the_adapters_that_were_announced_are_remembered_until_the_engine_restarts() -> None:
     state = after(stored([1], "a"), stored([2], "a", lora_name="ad"), stored([3], "c", lora_name="other"), stored([4], "e", lora_name="ad"))
-    assert list(state.adapters) == ["ad", "other"]
+    assert list(state.adapters) == ["other", "ad"]
     after(Cleared(), state=state)
     state.drop_held()
-    assert list(state.adapters) == ["ad", "other"]
+    assert list(state.adapters) == ["other", "ad"]
     state.forget()
     assert list(state.adapters) == []
 
@@ -693,6 +693,12 @@ def test_so_many_adapters_are_remembered_and_no_longer_names() -> None:
     events = [stored([number], "a", lora_name=f"ad{number}") for number in range(ADAPTERS_MAX + 2)]
     state = after(*events, stored([10_000], "a", lora_name="x" * (ADAPTER_LENGTH_MAX + 1)))
     assert list(state.adapters) == [f"ad{number}" for number in range(2, ADAPTERS_MAX + 2)]
+
+
+def test_an_adapter_that_is_announced_again_is_remembered_longer() -> None:
+    names = [f"ad{number}" for number in range(ADAPTERS_MAX)]
+    state = after(*(stored([number], "a", lora_name=name) for number, name in enumerate([*names, "ad0", "new"])))
+    assert list(state.adapters) == [*names[2:], "ad0", "new"]
 
 
 def test_a_new_owner_takes_over_the_adapters_and_an_older_ones_word_has_none() -> None:
