@@ -12,8 +12,6 @@ from indexer.store.records import Head
 from indexer.streams.applier import Applier
 from indexer.streams.trust import Phase, Signal, TrustState
 
-MIXED_RANKS = "batches of several ranks come by this port; give ranks=N,ranks_share_port=true in the spec"
-
 log = logging.getLogger(__name__)
 
 
@@ -88,8 +86,6 @@ class StreamProgress:
         if applied.change.cleared:
             self.note(Signal.WHOLE)
         self.note_refused(applied.lossy)
-        if self.applier.has_mixed_ranks:
-            self.last_error = MIXED_RANKS
         self.sequence.applied(number, payload)
         position = self.position if self.store.needs_records else None
         self.store.append(self.key, self.applier.state.block_size, applied.change, position)
