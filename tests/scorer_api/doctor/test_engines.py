@@ -419,6 +419,22 @@ def test_the_probe_of_an_engine_that_counts_otherwise() -> None:
     with Engine() as engine, EngineServer(engine, cached_tokens_error=-4) as api, followed(engine, api) as service:
         found = Examined(service.url, model="m", probes=True)
     assert (found.bad(), found.exit_code) == ({"probe_differs"}, 1)
+    assert "one block less" in found.the("probe_differs").detail
+
+
+def test_the_probe_of_an_engine_that_counts_two_blocks_less() -> None:
+    with Engine() as engine, EngineServer(engine, cached_tokens_error=-8) as api, followed(engine, api) as service:
+        found = Examined(service.url, model="m", probes=True)
+    assert "drops_last_block" not in found.the("probe_differs").detail
+
+
+def test_the_probe_of_an_engine_that_computes_its_last_matched_block_again() -> None:
+    with Engine() as engine, EngineServer(engine, cached_tokens_error=-4) as api:
+        engine.publish(stored([1], range(1, 5)))
+        with followed(engine, api, engine.spec(http=api.url, drops_last_block=1)) as service:
+            service.wait_for(sequence=1, trust="live")
+            found = Examined(service.url, model="m", probes=True)
+    assert found.the("probe_well").detail.startswith("3 of 3 blocks of a new prompt")
 
 
 def test_the_probe_of_an_engine_that_does_not_count() -> None:
