@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import zmq
 
-from tests.engine import Engine, stored
+from tests.engine import Engine, batch, stored
 from tests.engine_server import EngineServer, json_reply
 from tests.ports import free_port
 from tests.running import Running
@@ -344,10 +344,22 @@ def test_what_is_published_is_no_events() -> None:
 
 
 def test_batches_of_another_rank() -> None:
-    with Engine() as engine, EngineServer(engine) as api, followed(engine, api) as service, publishing(engine, rank=3):
-        found = Examined(service.url)
+    with Engine() as engine, EngineServer(engine) as api, followed(engine, api, engine.spec(http=api.url, rank=0)) as service:
+        service.wait_for(sequence=0, trust="live")
+        with publishing(engine, rank=3):
+            found = Examined(service.url)
     assert "say rank 3; the spec has rank 0" in found.the("rank_differs").detail
     assert found.exit_code == 1
+
+
+def test_batches_of_ranks_that_share_a_port() -> None:
+    with Engine() as engine, EngineServer(engine) as api, followed(engine, api) as service:
+        engine.publish_payload(batch([stored([2], range(5, 9))], 1))
+        wait_until(lambda: len(service.http.get(f"{service.url}/v1/pods").json()["pods"][0]["streams"]) == 2)
+        service.wait_for(rank=1, sequence=1, trust="live")
+        with publishing(engine, rank=1):
+            found = Examined(service.url)
+    assert (found.bad(), found.codes.count("stream_well")) == (set(), 2)
 
 
 def test_events_that_cannot_be_used() -> None:
