@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from ipaddress import IPv6Address
 from typing import Annotated, Any, Self, get_args
 
 import msgspec
@@ -14,7 +15,6 @@ from indexer.masking import masked
 _TCP = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.]+(%\w+)?\]|[^:/\[\]*\s]+):(?P<port>\d{1,5})")
 _IPC = re.compile(r"ipc://\S+")
 _HTTP = re.compile(r"(?P<scheme>https?)://(?P<host>\[[0-9A-Fa-f:.]+\]|[^:/\[\]@?#*\s]+)(?::(?P<port>\d{1,5}))?(?P<path>/[!-~]*)?")
-_IPV6 = re.compile(r"[0-9A-Fa-f]*:[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*")
 HTTP_LENGTH_MAX = 2_048
 NAME_LENGTH_MAX = 512
 
@@ -203,7 +203,15 @@ def is_http_base(text: str) -> bool:
 
 def http_base_of(pod: str) -> str:
     """The default base URL of a pod's own API: a pod is usually named by the host and port that routers send requests to."""
-    return f"http://[{pod}]" if _IPV6.fullmatch(pod) else f"http://{pod}"
+    return f"http://[{pod}]" if _is_ipv6(pod) else f"http://{pod}"
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def http_base(specs: Iterable[EngineSpec]) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from ipaddress import ip_address
 
+# How long a look-up may take; libzmq looks the name up by itself, too.
+RESOLVE_S = 1.0
 # How long each address of a name that has several may take to accept a connection.
 PROBE_S = 1.0
 
@@ -40,8 +42,9 @@ async def needs_ipv6(endpoint: str) -> bool:
         return is_ipv6(endpoint)
     host, port = found
     try:
-        addresses = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
+        async with asyncio.timeout(RESOLVE_S):
+            addresses = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError, TimeoutError):
         return False
     return ":" in (await reachable([str(address[0]) for *_, address in addresses], port) or "")
 

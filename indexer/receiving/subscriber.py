@@ -21,6 +21,7 @@ from typing import Self
 import zmq
 
 from indexer.limits import ReceiveLimits
+from indexer.receiving.address_family import needs_ipv6
 from indexer.receiving.inbox import Inbox
 from indexer.receiving.listening import Announced, Listening
 from indexer.receiving.subscription import NEVER, Context, Subscription, SubSocket
@@ -64,7 +65,7 @@ class Subscriber:
 
     async def add(self, endpoint: str, topic: bytes, inbox: Inbox, limits: ReceiveLimits) -> None:
         """Connect to an engine and fill `inbox` from now on. Raises zmq.ZMQError for an endpoint that cannot be connected to."""
-        subscription = Subscription(self._context, endpoint, topic, inbox, limits)
+        subscription = Subscription(self._context, endpoint, topic, inbox, limits, needs_ipv6=await needs_ipv6(endpoint))
 
         def open_subscription() -> None:
             subscription.open()

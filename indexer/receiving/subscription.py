@@ -21,9 +21,9 @@ Context = zmq.Context[zmq.Socket[bytes]]
 TURN_MAX = 256
 # Pause before a lost connection is opened again: well below a second, to miss little.
 REOPEN_S = 0.1
-# How long a name is dialled in one address family before the other is tried. It doubles until the engine answers.
-FAMILY_S = 0.5
-FAMILY_MAX_S = 8.0
+# How long a name is dialled in one address family before the other is tried: it may have other addresses by now. It doubles until the engine answers.
+FAMILY_S = 2.0
+FAMILY_MAX_S = 16.0
 NEVER = float("inf")
 FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 MONITORED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | FAILED
@@ -93,8 +93,10 @@ class SubSocket(ABC):
 class Subscription(SubSocket):
     """Dials one engine and fills its stream's inbox. `reopen_at_s`: when it is due to be opened again, by the monotonic clock."""
 
-    def __init__(self, context: Context, endpoint: str, topic: bytes, inbox: Inbox, limits: ReceiveLimits) -> None:
+    def __init__(self, context: Context, endpoint: str, topic: bytes, inbox: Inbox, limits: ReceiveLimits, *, needs_ipv6: bool) -> None:
+        """`needs_ipv6`: whether it is dialled by IPv6 first."""
         super().__init__(context, endpoint, limits)
+        self._is_ipv6 = needs_ipv6
         self._topic = topic
         self.inbox = inbox
         self.reopen_at_s = NEVER

@@ -72,6 +72,8 @@ class Applier:
         self._shares_port = shares_port
         self._note_rank = note_rank
         self._ranks: set[int] = set()
+        self.has_mixed_ranks = False
+        """Whether batches of several ranks were applied as if they were one rank's."""
         self._adapters = AdapterBlocks(settings.limits.state.copies_max if counting == "copies" else 1)
         self._batches = 0
         self._events: Counter[type[Event]] = Counter()
@@ -134,6 +136,8 @@ class Applier:
         """Hold nothing and remember nothing."""
         self.state.forget()
         self._adapters.forget()
+        self._ranks.clear()
+        self.has_mixed_ranks = False
 
     def drop_held(self) -> None:
         """Hold nothing, but remember what engine hashes stand for."""
@@ -146,10 +150,13 @@ class Applier:
 
     def _is_replaced_for(self, rank: int) -> bool:
         """A batch names this rank for the first time. One rank alone may be that of a spec that names another."""
-        if self._note_rank is None or not 0 <= rank < SHARED_RANKS_MAX:
+        if not 0 <= rank < SHARED_RANKS_MAX:
             return False
         self._ranks.add(rank)
-        return (self._shares_port or len(self._ranks) > 1) and self._note_rank(self._key, max(self._ranks))
+        self.has_mixed_ranks = len(self._ranks) > 1 and not self._shares_port
+        if self._note_rank is None or not (self._shares_port or self.has_mixed_ranks):
+            return False
+        return self._note_rank(self._key, max(self._ranks))
 
     def close(self) -> None:
         """The stream ends: it counts no longer."""

@@ -37,6 +37,7 @@ from indexer.wire.frames import split_frames
 
 log = logging.getLogger(__name__)
 
+MIXED_RANKS = "batches of several ranks come by this port; give ranks=N,ranks_share_port=true in the spec"
 # A stream works so long at a stretch before others and requests have their turn.
 TURN_S = 0.002
 # A batch that a replay has and that has not come within this time was lost on the way.
@@ -135,7 +136,7 @@ class Stream:
             replayed=progress.replayed,
             restarts=progress.restarts,
             last_batch_age_s=None if progress.last_batch_s is None else round(time.monotonic() - progress.last_batch_s, 3),
-            last_error=progress.last_error or self.inbox.error,
+            last_error=progress.last_error or (MIXED_RANKS if self._applier.has_mixed_ranks else self.inbox.error),
             owner=self.owner,
             highest_token=state.highest_token,
             adapters=tuple(state.adapters),

@@ -4,7 +4,10 @@ import socket
 from contextlib import closing
 
 import pytest
+import zmq
 
+from indexer.receiving import subscription
+from indexer.receiving.subscription import Subscription
 from tests.engine import Engine, stored
 from tests.running import Running
 from tests.waiting import wait_until
@@ -79,13 +82,23 @@ def test_an_engine_that_dials_a_socket_of_both_families_over_ipv4_has_its_ipv4_a
         assert service.stream()["replay"] == "tcp://127.0.0.1:7"
 
 
-def test_a_name_is_dialled_in_both_address_families_until_the_engine_answers() -> None:
+def test_a_name_is_dialled_in_both_address_families_until_the_engine_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine starts after its name was dialled in IPv4, and in IPv6 too."""
+    families: list[bool] = []
+
+    def attach(subscription: Subscription, sub: "zmq.Socket[bytes]") -> None:
+        families.append(bool(sub.ipv6))
+        attach_as_ever(subscription, sub)
+
+    attach_as_ever = Subscription._attach
+    monkeypatch.setattr(Subscription, "_attach", attach)
+    monkeypatch.setattr(subscription, "FAMILY_S", 0.05)
+    monkeypatch.setattr(subscription, "FAMILY_MAX_S", 0.1)
     engine = Engine().start()
     spec = engine.spec().replace("127.0.0.1", "localhost")
     engine.kill()
     with Running(spec) as service:
-        wait_until(lambda: "cannot connect" in service.stream()["last_error"])
+        wait_until(lambda: families[:4] == [False, True, False, True])
         with engine:
             for number in range(2):
                 engine.publish(stored([1 + number], [number, 2, 3, 4]))

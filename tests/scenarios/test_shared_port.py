@@ -111,6 +111,13 @@ def test_without_replay_a_spec_that_says_so_loses_nothing() -> None:
         wait_until(lambda: by_rank(service) == {"0": 1, "1": 2})
 
 
+def test_indexers_that_share_streams_say_so_where_the_spec_does_not() -> None:
+    with Engine() as engine, RedisServer() as redis, ingest(redis.url, engine.spec()) as indexer:
+        indexer.wait_url()
+        both_ranks(engine)
+        wait_until(lambda: "ranks_share_port=true" in indexer.http.get(f"{indexer.url}/v1/pods").text)
+
+
 def test_indexers_that_share_streams_tell_ranks_apart_where_the_spec_says_so() -> None:
     with Engine() as engine, RedisServer() as redis:
         spec = engine.spec(ranks=2, ranks_share_port="true")

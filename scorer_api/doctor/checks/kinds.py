@@ -183,7 +183,7 @@ _SOCKETS = {
     "rank_differs": Kind(
         WARNING,
         "batches name another data-parallel rank than the spec has for this port",
-        "give each rank's port its rank: ranks=N for port + r, or rank=R",
+        "give each rank's port its rank: ranks=N for port + r, or rank=R; where ranks share a port, ranks=N,ranks_share_port=true",
     ),
 }
 _ENGINES = {

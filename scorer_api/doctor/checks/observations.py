@@ -39,6 +39,10 @@ class ObservedPod(Struct, frozen=True):
     def is_connected(self) -> bool:
         return any(stream.connected for stream in self.streams)
 
+    def shares_port(self, stream: ObservedStream) -> bool:
+        """Whether another rank publishes where this one does."""
+        return isinstance(stream.events, str) and any(other.rank != stream.rank and other.events == stream.events for other in self.streams)
+
     @property
     def block_sizes(self) -> set[int]:
         return {stream.block_size for stream in self.streams if stream.block_size is not None}

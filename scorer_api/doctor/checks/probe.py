@@ -47,6 +47,13 @@ def check_probe(pod: ObservedPod, probed: ProbeResult) -> list[Finding]:
         return [finding("probe_uncounted", subject, f"{blocks}; the engine does not say what it took from its cache")]
     if probed.cached_tokens != after.matched_tokens:
         several = f"; it has {probed.ranks} ranks, and the second request may have gone to another" if probed.ranks > 1 else ""
-        said = f"the engine took {probed.cached_tokens} tokens from its cache, the service says {after.matched_tokens}{several}"
-        return [finding("probe_differs", subject, said)]
+        said = f"the engine took {probed.cached_tokens} tokens from its cache, the service says {after.matched_tokens}"
+        return [finding("probe_differs", subject, said + several + _drafter(probed.cached_tokens, after))]
     return [finding("probe_well", subject, f"{blocks}; the engine took {probed.cached_tokens} tokens from its cache, as the service says")]
+
+
+def _drafter(cached_tokens: int, after: PodMatch) -> str:
+    """A hint where the difference is one block: nothing else tells that an engine drafts with EAGLE or MTP."""
+    if not after.matched_blocks or after.matched_tokens - cached_tokens != after.matched_tokens // after.matched_blocks:
+        return ""
+    return "; that is one block less, as with an EAGLE or MTP drafter: if the engine has one, give drops_last_block=1 in the spec"

@@ -888,6 +888,12 @@ def test_so_many_adapters_are_remembered_and_no_longer_names() -> None:
     assert list(state.adapters) == [f"ad{number}" for number in range(2, ADAPTERS_MAX + 2)]
 
 
+def test_an_adapter_that_is_announced_again_is_remembered_longer() -> None:
+    names = [f"ad{number}" for number in range(ADAPTERS_MAX)]
+    state = after(*(stored([number], "a", lora_name=name) for number, name in enumerate([*names, "ad0", "new"])))
+    assert list(state.adapters) == [*names[2:], "ad0", "new"]
+
+
 def test_a_new_owner_takes_over_the_adapters_and_an_older_ones_word_has_none() -> None:
     state = after(stored([1], "a", lora_name="ad"))
     other = new_state()

@@ -244,6 +244,7 @@ def test_api_bases_that_are_wrong(http: str) -> None:
         ("pod-0.svc:8000", "http://pod-0.svc:8000"),
         ("[fd00::7]:8000", "http://[fd00::7]:8000"),
         ("fd00::7", "http://[fd00::7]"),
+        ("dead:beef:8000", "http://dead:beef:8000"),
     ],
 )
 def test_without_one_the_pods_name_is_its_api_base(pod: str, base: str) -> None:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import zmq
 
-from tests.engine import Engine, stored
+from tests.engine import Engine, batch, stored
 from tests.engine_server import EngineServer, json_reply
 from tests.ports import free_port
 from tests.running import Running
@@ -344,10 +344,22 @@ def test_what_is_published_is_no_events() -> None:
 
 
 def test_batches_of_another_rank() -> None:
-    with Engine() as engine, EngineServer(engine) as api, followed(engine, api) as service, publishing(engine, rank=3):
-        found = Examined(service.url)
+    with Engine() as engine, EngineServer(engine) as api, followed(engine, api, engine.spec(http=api.url, rank=0)) as service:
+        service.wait_for(sequence=0, trust="live")
+        with publishing(engine, rank=3):
+            found = Examined(service.url)
     assert "say rank 3; the spec has rank 0" in found.the("rank_differs").detail
     assert found.exit_code == 1
+
+
+def test_batches_of_ranks_that_share_a_port() -> None:
+    with Engine() as engine, EngineServer(engine) as api, followed(engine, api) as service:
+        engine.publish_payload(batch([stored([2], range(5, 9))], 1))
+        wait_until(lambda: len(service.http.get(f"{service.url}/v1/pods").json()["pods"][0]["streams"]) == 2)
+        service.wait_for(rank=1, sequence=1, trust="live")
+        with publishing(engine, rank=1):
+            found = Examined(service.url)
+    assert (found.bad(), found.codes.count("stream_well")) == (set(), 2)
 
 
 def test_events_that_cannot_be_used() -> None:
@@ -419,6 +431,22 @@ def test_the_probe_of_an_engine_that_counts_otherwise() -> None:
     with Engine() as engine, EngineServer(engine, cached_tokens_error=-4) as api, followed(engine, api) as service:
         found = Examined(service.url, model="m", probes=True)
     assert (found.bad(), found.exit_code) == ({"probe_differs"}, 1)
+    assert "one block less" in found.the("probe_differs").detail
+
+
+def test_the_probe_of_an_engine_that_counts_two_blocks_less() -> None:
+    with Engine() as engine, EngineServer(engine, cached_tokens_error=-8) as api, followed(engine, api) as service:
+        found = Examined(service.url, model="m", probes=True)
+    assert "drops_last_block" not in found.the("probe_differs").detail
+
+
+def test_the_probe_of_an_engine_that_computes_its_last_matched_block_again() -> None:
+    with Engine() as engine, EngineServer(engine, cached_tokens_error=-4) as api:
+        engine.publish(stored([1], range(1, 5)))
+        with followed(engine, api, engine.spec(http=api.url, drops_last_block=1)) as service:
+            service.wait_for(sequence=1, trust="live")
+            found = Examined(service.url, model="m", probes=True)
+    assert found.the("probe_well").detail.startswith("3 of 3 blocks of a new prompt")
 
 
 def test_the_probe_of_an_engine_that_does_not_count() -> None:
