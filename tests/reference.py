@@ -72,12 +72,18 @@ class Rank:
 
     def store(self, copy: Copy) -> None:
         """A copy that is announced with its tokens. Below the gpu it counts where the text before it is known: its block may be another's."""
-        if copy.tier == "gpu" or self.is_known(copy):
+        if self.is_told(copy) and (copy.tier == "gpu" or self.is_known(copy)):
             self.announced.add((copy.text, copy.name))
             for waiting in [other for other in self.waiting if (other.text, other.name) == (copy.text, copy.name)]:
                 self.waiting.remove(waiting)
                 self.hold(waiting)
         self.update(copy)
+
+    def is_told(self, copy: Copy) -> bool:
+        """Whether its announcement tells its content: that of a larger block does not say which of its parts an image or a salt is in."""
+        parts = self.layers[copy.layer].size // self.unit
+        is_first = len(copy.text.tokens) == parts * self.unit
+        return parts == 1 or not (any(copy.text.images[-parts:]) or (is_first and copy.text.salt))
 
     def is_known(self, copy: Copy) -> bool:
         ends = range(self.unit, len(copy.text.tokens), self.unit)

@@ -77,6 +77,8 @@ class StreamState:
         self._groups = Groups(GROUPS_MAX, self._offload_block_size)
         self._batch: Sequence[Event] = ()
         self._clears = 0
+        self._isolates = False
+        """Whether a block with extra keys was announced: then tokens alone make no key."""
         self._states: list[Stored] = []
         """Events of the batch that name recurrent states."""
         self._adapters = Adapters(self._model, self._hash_seed)
@@ -209,6 +211,7 @@ class StreamState:
             shape=self._groups.shape,
             announces_extra_keys=self._blocks.announces_extra_keys,
             offloads=self._blocks.table.offloads,
+            isolates=self._isolates,
             unsized=self._groups.unsized,
             adapters=tuple(self._adapters.names),
         )
@@ -221,6 +224,7 @@ class StreamState:
         self._groups.restore(traits.shape, traits.unsized)
         self._blocks.announces_extra_keys, self._blocks.table.offloads = traits.announces_extra_keys, traits.offloads
         self._adapters.restore(traits.adapters)
+        self._isolates = traits.isolates
         self._blocks.restore(places, removed)
         self._blocks.keys.change = Change()
         self.tally.clear()
@@ -254,6 +258,8 @@ class StreamState:
     def _store(self, event: Stored, now_s: float) -> None:
         if event.announces_extra_keys:
             self._blocks.announces_extra_keys = True
+        if event.extra_keys:
+            self._isolates = True
         if event.lora_name is not None:
             self._adapters.note(event.lora_name)
         if event.salt is not None:
@@ -335,7 +341,7 @@ class StreamState:
         """Recurrent states that no other group of the batch names: the last one ends with the event's tokens."""
         size = 0 if self.shape is None else self.shape.block_size
         parent_key = self._adapters.root(event.lora_name) if event.parent is None else self._blocks.table.key_of(event.parent)
-        if not size or parent_key is None or event.block_size % size:
+        if self._isolates or not size or parent_key is None or event.block_size % size:
             return
         keys = chain_keys(parent_key, event.state_tokens, size)
         for engine_hash, key in zip(reversed(event.hashes), keys[:: -(event.block_size // size)], strict=False):

@@ -11,6 +11,7 @@ and the largest such n is what the engine reuses. Blocks are counted between blo
 holders have the same blocks, so that what a rank costs depends on how often that changes and not on the prompt's length. Pure.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from math import lcm
 
@@ -105,6 +106,27 @@ def longest_hit(rule: HitRule, spans: Iterable[Span], blocks_max: int, alignment
         if hit >= least:
             best = hit
     return best
+
+
+def is_hit(rule: HitRule, spans: Sequence[Span], starts: Sequence[int], blocks: int) -> bool:
+    """Whether so many blocks are a hit, where the anchor holds them. `starts`: those of the spans.
+
+    This is the usual case, and with one full group the last spans decide it.
+    """
+    if not blocks or blocks % rule.alignment:
+        return not blocks
+    last = bisect_right(starts, blocks - 1) - 1
+    if rule.full & (rule.full - 1) and any(mask & rule.full != rule.full for _, _, mask in spans[: last + 1]):
+        return False
+    if spans[last][2] & rule.state != rule.state:
+        return False
+    for window in rule.windows:
+        at, first = last, max(0, blocks - window.blocks)
+        while at >= 0 and spans[at][1] > first:
+            if not spans[at][2] & window.bit:
+                return False
+            at -= 1
+    return True
 
 
 def limit_of(rule: HitRule, shape: CacheShape, spans: Sequence[Span], hit: int, blocks_max: int) -> Limit | None:

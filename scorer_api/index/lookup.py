@@ -10,13 +10,14 @@ A rank of a model with several KV-cache groups walks with the group that has all
 """
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 from msgspec import Struct
 
 from indexer.core.events import Tier
 from indexer.core.names import Trust
 from scorer_api.index.engine_hashes import EngineHashes
-from scorer_api.index.hits import HitRule, Span, limit_of, longest_hit
+from scorer_api.index.hits import HitRule, Span, is_hit, limit_of, longest_hit
 from scorer_api.index.holders import Holders
 from scorer_api.index.prefix_index import OWN_TIERS, PrefixIndex, Step
 from scorer_api.index.prompt import Prompt, PromptKeys, Query, length_in_tokens
@@ -54,22 +55,29 @@ class Walk:
     """
 
     def __init__(
-        self, index: PrefixIndex, cut: tuple[int, int], anchors: list[int], runs: Iterable[list[int]], keys: Sequence[int], length: int
+        self, index: PrefixIndex, cut: tuple[int, int], ranks: Sequence[Holders], runs: Iterable[list[int]], keys: Sequence[int], length: int
     ) -> None:
+        """`ranks`: those that take part in it."""
         self.index = index
         self.keys = keys
         self.length = length
         self.usable_blocks = usable_blocks(length, *cut)
-        self.steps: list[Step] = index.walk(sum(1 << holder for holder in anchors), runs)
+        anchors = [anchor for holders in ranks if (anchor := holders.anchor) is not None]
+        self._spans: list[Span] = []
+        self.steps: list[Step] = index.walk(
+            sum(1 << holder for holder in anchors), runs, self._spans if any(holders.rule is not None for holders in ranks) else None
+        )
         self.matches = matches_of(anchors, self.steps)
-        self._spans: dict[int, list[Span]] = {}
 
-    def spans(self, blocks: int) -> list[Span]:
-        """Who has the first so many blocks, whatever lies before each: for the hit rule."""
-        spans = self._spans.get(blocks)
-        if spans is None:
-            spans = self._spans[blocks] = self.index.spans(self.keys[:blocks])
-        return spans
+    @cached_property
+    def matched_spans(self) -> tuple[list[Span], list[int]]:
+        """Who has the blocks up to the longest match, whatever lies before each, and where these spans start: for the hit rule."""
+        return self._spans, [start for start, _, _ in self._spans]
+
+    @cached_property
+    def spans(self) -> list[Span]:
+        """Who has any of the usable blocks, as far as their keys are computed."""
+        return self.index.spans(self.keys[: self.usable_blocks])
 
 
 class Lookup:
@@ -90,11 +98,9 @@ class Lookup:
         walks: dict[tuple[int, int] | None, Walk] = {}
         for cut, index in self._model.indexes.items():
             all_holders = [s.holders for ranks in self._pods.values() for s in ranks.values() if s.cut == cut and s.holders is not None]
-            anchors = [anchor for holders in all_holders if (anchor := holders.anchor) is not None]
-            walk = Walk(index, cut, anchors, keys.runs(*cut), keys.computed(*cut), keys.length)
-            if len(anchors) < len(all_holders):
+            walks[cut] = Walk(index, cut, all_holders, keys.runs(*cut), keys.computed(*cut), keys.length)
+            if any(holders.anchor is None for holders in all_holders):
                 keys.all(*cut)  # a window is looked for wherever it may be
-            walks[cut] = walk
         return walks
 
     def _walk_hashes(self, stream: IndexedStream) -> Walk | None:
@@ -103,8 +109,7 @@ class Lookup:
         if holders is None or not isinstance(self.query, EngineHashes):
             return None
         keys = [] if stream.hashes is None else stream.hashes.keys_of(self.query.hashes)
-        anchors = [] if holders.anchor is None else [holders.anchor]
-        return Walk(holders.index, holders.cut, anchors, [keys], keys, length_in_tokens(self.query, holders.key_size))
+        return Walk(holders.index, holders.cut, [holders], [keys], keys, length_in_tokens(self.query, holders.key_size))
 
     def scores(self) -> list[PodScore]:
         """Every pod, best first, equal ones by name."""
@@ -156,7 +161,7 @@ class Lookup:
             end = held * holders.rule.alignment
             if self.prompt_keys is not None:
                 self.prompt_keys.all(*holders.cut)
-            limit = limit_of(holders.rule, holders.shape, walk.spans(walk.usable_blocks), end, walk.usable_blocks)
+            limit = limit_of(holders.rule, holders.shape, walk.spans, end, walk.usable_blocks)
             end = end if limit is None else limit.block
         key = walk.keys[end] if end < len(walk.keys) else None
         return RankTrace(
@@ -180,17 +185,18 @@ def hybrid_match(walk: Walk, holders: Holders, rule: HitRule) -> Match:
     """A rank's match by the hit rule, in blocks of the rank's block size."""
     anchor = holders.anchor
     if anchor is None:
-        hit = longest_hit(rule, walk.spans(walk.usable_blocks), walk.usable_blocks)
+        hit = longest_hit(rule, walk.spans, walk.usable_blocks)
         return Match(hit // rule.alignment, (hit // rule.alignment, *NO_LOWER))
     prefix = walk.matches[anchor]
-    furthest = max((match.matched_blocks for match in walk.matches.values()), default=0)
-    spans = walk.spans(furthest)
+    if not prefix.matched_blocks:
+        return NO_MATCH
+    spans, starts = walk.matched_spans
+    if rule.alignment == rule.lower_alignment == 1 and is_hit(rule, spans, starts, prefix.matched_blocks):
+        return prefix
     hit = longest_hit(rule, spans, prefix.matched_blocks, rule.lower_alignment)
     if rule.lower_alignment > rule.alignment:
         on_gpu = next(iter(runs_of(anchor, walk.steps)), (Tier.GPU, 0))
         hit = max(hit, longest_hit(rule, spans, on_gpu[1]) if on_gpu[0] is Tier.GPU else 0)
-    if hit == prefix.matched_blocks and rule.alignment == 1:
-        return prefix
     return cut_match(anchor, walk.steps, hit, rule.alignment)
 
 

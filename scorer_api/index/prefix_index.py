@@ -128,15 +128,16 @@ class PrefixIndex:
         else:
             del masks[key]
 
-    def walk(self, alive: int, runs: Iterable[list[int]]) -> list[Step]:
+    def walk(self, alive: int, runs: Iterable[list[int]], spans: list[Span] | None = None) -> list[Step]:
         """Follow the holders in the mask `alive` along the prompt's block keys, given in runs from the first block on.
 
-        Returns the steps in order; the last one says where the walk ended. Runs that are not needed are not taken.
+        Returns the steps in order; the last one says where the walk ended. Runs that are not needed are not taken. `spans`: where to add who else has
+        the blocks up to there.
         """
         gpu, *lower = (self._masks[tier] for tier in OWN_TIERS)
         lower = [masks for masks in lower if masks]
         if lower:
-            return self._walk_tiers(alive, runs)
+            return self._walk_tiers(alive, runs, spans)
         steps: list[Step] = []
         position = 0
         before = -1
@@ -148,24 +149,30 @@ class PrefixIndex:
                     if not alive:
                         return steps
                     before = alive
+                start = position
                 position += len(list(same))
+                if spans is not None:
+                    spans.append((start, position, mask or 0))
         steps.append((position, (0, 0, 0, 0)))
         return steps
 
-    def _walk_tiers(self, alive: int, runs: Iterable[list[int]]) -> list[Step]:
+    def _walk_tiers(self, alive: int, runs: Iterable[list[int]], spans: list[Span] | None) -> list[Step]:
         gpu, cpu, disk, other = (self._masks[tier] for tier in OWN_TIERS)
         steps: list[Step] = []
         position = 0
         before: Masks = ()
         for keys in runs:
             for key in keys:
-                masks = gpu.get(key, 0) & alive, cpu.get(key, 0) & alive, disk.get(key, 0) & alive, other.get(key, 0) & alive
+                held = gpu.get(key, 0), cpu.get(key, 0), disk.get(key, 0), other.get(key, 0)
+                masks = held[0] & alive, held[1] & alive, held[2] & alive, held[3] & alive
                 if masks != before:
                     steps.append((position, masks))
                     alive = masks[0] | masks[1] | masks[2] | masks[3]
                     if not alive:
                         return steps
                     before = masks
+                if spans is not None:
+                    spans.append((position, position + 1, held[0] | held[1] | held[2] | held[3]))
                 position += 1
         steps.append((position, (0, 0, 0, 0)))
         return steps
