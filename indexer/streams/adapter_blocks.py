@@ -1,8 +1,8 @@
 """Which blocks of LoRA adapters a stream holds, so that those of an adapter's former weights can be removed. Pure.
 
 An adapter that is reloaded under its name has other weights: what was computed with the former ones does not count any more. Engines do not say so.
-Some hash the weights' identity: then the first block of a prompt comes under another hash than the same block came under before. Where the hash
-depends on the name alone, only the operator knows.
+Some hash the weights' identity: then the first block of a prompt comes under another hash than the same block did before, and blocks that follow it
+name that hash as their parent. Where the hash depends on the name alone, only the operator knows.
 """
 
 from collections.abc import Iterable, Iterator
@@ -38,21 +38,23 @@ class AdapterBlocks:
             return events
         return [followed for event in events for followed in self._follow(event)]
 
-    def remove(self, adapter: str) -> list[Event]:
-        """The removals of all that is held of an adapter."""
+    def remove(self, adapter: str, but: int | None = None) -> list[Event]:
+        """The removals of all that is held of an adapter. `but`: a hash that stays."""
         removals: list[Event] = []
-        for engine_hash in self._hashes.pop(adapter, ()):
+        for engine_hash in self._hashes.pop(adapter, set()) - {but}:
             for (tier, group), copies in self._copies.pop(engine_hash).items():
                 removals += [Removed([engine_hash], tier, group)] * copies
             self._drop(engine_hash)
+        if but in self._adapter_of:
+            self._hashes[adapter] = {but}
         return removals
 
     def _follow(self, event: Event) -> Iterator[Event]:
         match event:
             case Stored() if event.lora_name is not None:
-                if self._is_reloaded(event, event.lora_name):
-                    yield from self.remove(event.lora_name)
-                    self._is_reloaded(event, event.lora_name)  # remembers the new hash
+                parent = self._parent_of(event, event.lora_name)
+                if parent is not None and self._is_reloaded(parent):
+                    yield from self.remove(event.lora_name, but=parent)
                 self._store(event, event.lora_name)
             case Stored():
                 self._store_known(event)
@@ -63,18 +65,26 @@ class AdapterBlocks:
                 self._clear()
         yield event
 
-    def _is_reloaded(self, event: Stored, adapter: str) -> bool:
-        """Whether a prompt's first block is held under another hash. Without extra keys it may be that of another image or salt."""
-        if event.parent is not None or not event.tokens or not event.announces_extra_keys:
-            return False
+    def _parent_of(self, event: Stored, adapter: str) -> int | None:
+        """A hash that blocks of this event follow: that of its parent, or of its own first block if more follow."""
+        if event.parent is not None:
+            return event.parent
+        # Without extra keys equal tokens may be those of another image or salt.
+        if not event.tokens or not event.announces_extra_keys:
+            return None
         content = blake2b(event.tokens[: event.block_size * TOKEN_BYTES], digest_size=CONTENT_BYTES)
         content.update((event.extra_keys or {}).get(0, b""))
-        name, engine_hash = (adapter, content.digest()), event.hashes[0]
-        known = self._first.get(name)
-        if known is None:
-            self._first[name] = engine_hash
-            self._content_of[engine_hash] = name
-        return known not in (None, engine_hash)
+        self._content_of[event.hashes[0]] = adapter, content.digest()
+        return event.hashes[0] if len(event.hashes) > 1 else None
+
+    def _is_reloaded(self, parent: int) -> bool:
+        """Whether blocks followed a prompt's first block under another hash before. A hash that none follow may be a second one of the same block."""
+        name = self._content_of.get(parent)
+        if name is None:
+            return False
+        known = self._first.get(name, parent)
+        self._first[name] = parent
+        return known != parent
 
     def _store(self, event: Stored, adapter: str) -> None:
         place = event.tier, event.group
@@ -123,5 +133,5 @@ class AdapterBlocks:
     def _drop(self, engine_hash: int) -> None:
         self._adapter_of.pop(engine_hash, None)
         name = self._content_of.pop(engine_hash, None)
-        if name is not None:
+        if name is not None and self._first.get(name) == engine_hash:
             del self._first[name]

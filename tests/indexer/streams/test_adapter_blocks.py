@@ -27,29 +27,37 @@ def removals(blocks: AdapterBlocks, *events: Event) -> list[tuple[int, Tier, int
 def test_the_first_block_under_another_hash_removes_all_of_the_adapter() -> None:
     blocks = AdapterBlocks(255)
     assert removals(blocks, stored([1, 2], "abcd"), stored([3], "ef", parent=2), stored([4], "xy"), stored([9], "ab", "other")) == []
-    assert removals(blocks, stored([51], "ab")) == [(1, GPU, 0), (2, GPU, 0), (3, GPU, 0), (4, GPU, 0)]
-    assert removals(blocks, stored([51], "ab"), stored([52], "cd", parent=51), stored([9], "ab", "other")) == []
+    # A second hash of one block alone is no sign yet; blocks that follow it are.
+    assert removals(blocks, stored([51], "ab")) == []
+    assert removals(blocks, stored([52], "cd", parent=51)) == [(1, GPU, 0), (2, GPU, 0), (3, GPU, 0), (4, GPU, 0)]
+    assert removals(blocks, stored([51], "ab"), stored([53], "xy", parent=51), stored([9], "ab", "other")) == []
     # Reloaded once more; the copies of both announcements.
-    assert removals(blocks, stored([71], "ab")) == [(51, GPU, 0), (51, GPU, 0), (52, GPU, 0)]
+    assert removals(blocks, stored([71, 72], "abcd")) == [(51, GPU, 0), (51, GPU, 0), (52, GPU, 0), (53, GPU, 0)]
+
+
+def test_a_second_hash_of_a_block_is_no_reload() -> None:
+    """Also where it came first: what follows the block names the other hash as its parent."""
+    blocks = AdapterBlocks(255)
+    assert removals(blocks, stored([5], "ab"), stored([1, 2], "abcd"), stored([5], "ab"), stored([3], "ef", parent=2), stored([6], "xy")) == []
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        stored([2], "ab", extra_keys={0: b"another image"}),
-        stored([2], "ac"),
-        stored([2], "ab", parent=7),
-        stored([2], "ab", "other"),
-        stored([2], "ab", None),
-        stored([2], "ab", announces_extra_keys=False),
-        stored([1], "ab"),
+        stored([2, 3], "abcd", extra_keys={0: b"another image"}),
+        stored([2, 3], "accd"),
+        stored([2, 3], "abcd", parent=7),
+        stored([2, 3], "abcd", "other"),
+        stored([2, 3], "abcd", None),
+        stored([2, 3], "abcd", announces_extra_keys=False),
+        stored([1, 3], "abcd"),
         stored([2], ""),
     ],
     ids=["extra keys", "tokens", "parent", "adapter", "no adapter", "not announced", "hash", "placeholder"],
 )
 def test_another_block_is_no_reload(other: Stored) -> None:
     blocks = AdapterBlocks(255)
-    assert removals(blocks, stored([1], "ab"), other) == []
+    assert removals(blocks, stored([1, 9], "abxy"), other) == []
 
 
 def test_copies_are_removed_from_every_place_that_has_them() -> None:
