@@ -78,8 +78,8 @@ class HeldBlocks:
             elif block.key != key and not self._correct(engine_hash, block, key):
                 parent = engine_hash
                 continue
-            else:
-                block.parent = parent  # a group of larger blocks has other parents
+            elif block.parent != parent:
+                self._set_parent(engine_hash, block, parent)
             if not plain:
                 self._claim(engine_hash, key)
             if not block.copies:
@@ -107,6 +107,13 @@ class HeldBlocks:
                 continue
             self.add_known(engine_hash, block, place, covered)
             parent = engine_hash
+
+    def _set_parent(self, engine_hash: int, block: Block, parent: int | None) -> None:
+        """A group of larger blocks had another parent for the block."""
+        block.parent = parent
+        for place, in_place in self.table.more.items():
+            if engine_hash in in_place:
+                self.table.touch(place, (engine_hash,))
 
     def _correct(self, engine_hash: int, block: Block, key: int) -> bool:
         """The gpu announces a known block with other content. What was announced elsewhere may have been taken for another block, and has the new key

@@ -6,7 +6,13 @@ gone is not told. What was removed in vain is announced again when it is used ag
 
 from collections.abc import Callable, Iterable
 
+from msgspec import structs
 from xxhash import xxh3_64_intdigest
+
+from indexer.core.events import Stored
+
+# So many more than blocks are noted before any is forgotten.
+SPARE = 1_024
 
 
 def salted_hash(engine_hash: int, salt: str) -> int:
@@ -23,6 +29,15 @@ class SaltedHashes:
 
     def __len__(self) -> int:
         return len(self._engine_hash)
+
+    def rename(self, event: Stored, salt: str, most: int, is_known: Callable[[int], bool]) -> Stored:
+        """The event by the hashes of its salted blocks. Where more than `most` are noted, those of blocks that are not known go first."""
+        if len(self._engine_hash) > most + SPARE:
+            self.keep_only(is_known)
+        hashes = [salted_hash(engine_hash, salt) for engine_hash in event.hashes]
+        for salted, engine_hash in zip(hashes, event.hashes, strict=True):
+            self.add(salted, engine_hash)
+        return structs.replace(event, hashes=hashes, parent=None if event.parent is None else salted_hash(event.parent, salt))
 
     def add(self, salted: int, engine_hash: int) -> None:
         """Note that the engine means this block by that hash."""

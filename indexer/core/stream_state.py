@@ -1,7 +1,9 @@
 """What one stream holds, changed event by event.
 
-    blocks    copies by engine hash, and the block keys that they hold: see `held_blocks`
-    orphans   blocks whose parent is not known yet; bounded in number and time
+    groups    the KV-cache groups, and how blocks are cut
+    blocks    copies by engine hash, and the block keys that they hold
+    waiting   blocks whose key is not known yet; bounded in number and time
+    foreign   copies below the gpu under hashes that are not the engine's; the same
 
 An engine announces each physical block, so the same hash can be stored twice and has to be removed twice ("copies"); where that does
 not hold (SGLang), one removal is enough ("set").
@@ -10,8 +12,6 @@ not hold (SGLang), one removal is enough ("set").
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
-
-from msgspec import structs
 
 from indexer.core.adapters import Adapters
 from indexer.core.block_keys import chain_keys
@@ -24,7 +24,6 @@ from indexer.core.groups import LEAD, CacheShape, Group, Groups
 from indexer.core.held_blocks import HeldBlocks
 from indexer.core.orphans import Orphans
 from indexer.core.places import PARKED, place_of
-from indexer.core.salted_hashes import salted_hash
 from indexer.core.token_sample import TokenSample
 from indexer.core.traits import Traits
 from indexer.core.waiting_blocks import WaitingBlocks
@@ -36,8 +35,6 @@ Counting = Literal["copies", "set"]
 # An enum's member costs as much to name as a look-up in a dict.
 GPU = Tier.GPU
 
-# Hashes of salted blocks that are looked through only when there are so many more than blocks.
-SALTED_SPARE = 1_024
 GROUPS_MAX = 255
 
 
@@ -77,8 +74,6 @@ class StreamState:
         self._groups = Groups(GROUPS_MAX, self._offload_block_size)
         self._batch: Sequence[Event] = ()
         self._clears = 0
-        self._isolates = False
-        """Whether a block with extra keys was announced: then tokens alone make no key."""
         self._states: list[Stored] = []
         """Events of the batch that name recurrent states."""
         self._adapters = Adapters(self._model, self._hash_seed)
@@ -175,6 +170,7 @@ class StreamState:
         for event in self._states:
             self._place_states(event)
         change = self._blocks.keys.change
+        self._waiting.follow(change)
         if self._foreign:
             self._foreign.follow(change, self._groups.shape)
             self.tally["orphan_dropped"] += self._foreign.drop_before(now_s - self._limits.parked_max_s)
@@ -211,7 +207,6 @@ class StreamState:
             shape=self._groups.shape,
             announces_extra_keys=self._blocks.announces_extra_keys,
             offloads=self._blocks.table.offloads,
-            isolates=self._isolates,
             unsized=self._groups.unsized,
             adapters=tuple(self._adapters.names),
         )
@@ -224,7 +219,6 @@ class StreamState:
         self._groups.restore(traits.shape, traits.unsized)
         self._blocks.announces_extra_keys, self._blocks.table.offloads = traits.announces_extra_keys, traits.offloads
         self._adapters.restore(traits.adapters)
-        self._isolates = traits.isolates
         self._blocks.restore(places, removed)
         self._blocks.keys.change = Change()
         self.tally.clear()
@@ -258,12 +252,12 @@ class StreamState:
     def _store(self, event: Stored, now_s: float) -> None:
         if event.announces_extra_keys:
             self._blocks.announces_extra_keys = True
-        if event.extra_keys:
-            self._isolates = True
         if event.lora_name is not None:
             self._adapters.note(event.lora_name)
         if event.salt is not None:
-            event = self._salted(event, event.salt)
+            table, orphans = self._blocks.table, self._waiting.orphans
+            most = 2 * (len(table.held) + len(table.removed) + len(orphans))
+            event = table.salted.rename(event, event.salt, most, lambda block_hash: table.known(block_hash) is not None or block_hash in orphans)
         if event.tier is not GPU:
             self._store_lower(event, now_s)
             return
@@ -278,16 +272,6 @@ class StreamState:
         if not self._sample.until_next:
             self._sample.add(event.tokens)
         self._store_announced(event, slot, now_s)
-
-    def _salted(self, event: Stored, salt: str) -> Stored:
-        """The event by hashes that depend on the salt."""
-        table, orphans = self._blocks.table, self._waiting.orphans
-        if len(table.salted) > SALTED_SPARE + 2 * (len(table.held) + len(table.removed) + len(orphans)):
-            table.salted.keep_only(lambda salted: table.known(salted) is not None or salted in orphans)
-        hashes = [salted_hash(engine_hash, salt) for engine_hash in event.hashes]
-        for hash_of_block, engine_hash in zip(hashes, event.hashes, strict=True):
-            table.salted.add(hash_of_block, engine_hash)
-        return structs.replace(event, hashes=hashes, parent=None if event.parent is None else salted_hash(event.parent, salt))
 
     def _store_announced(self, event: Stored, slot: int, now_s: float) -> None:
         """Blocks on the gpu, with their tokens."""
@@ -338,14 +322,15 @@ class StreamState:
                 self._states.append(event)
 
     def _place_states(self, event: Stored) -> None:
-        """Recurrent states that no other group of the batch names: the last one ends with the event's tokens."""
+        """Recurrent states that no other group of the batch names: the last one ends with the event's tokens. Whose they are is not told, so they
+        count where the gpu announced a block of the same tokens."""
         size = 0 if self.shape is None else self.shape.block_size
         parent_key = self._adapters.root(event.lora_name) if event.parent is None else self._blocks.table.key_of(event.parent)
-        if self._isolates or not size or parent_key is None or event.block_size % size:
+        if not size or parent_key is None or not event.block_size or event.block_size % size:
             return
         keys = chain_keys(parent_key, event.state_tokens, size)
         for engine_hash, key in zip(reversed(event.hashes), keys[:: -(event.block_size // size)], strict=False):
-            self._waiting.give_key(engine_hash, key, None)
+            self._waiting.expect(engine_hash, key)
 
     def _store_lower(self, event: Stored, now_s: float) -> None:
         """Copies below the gpu. Tokens alone do not say whose blocks they are: a copy takes the key of the block that has its hash on the gpu."""

@@ -6,12 +6,11 @@ from indexer.core.groups import CacheShape, Group
 
 
 class Traits(Struct, frozen=True, omit_defaults=True):
-    """`shape`: None before any block. `unsized`: KV-cache groups of which no block size is known. `isolates`: whether a block with
-    extra keys was announced. `adapters`: names of LoRA adapters that were announced."""
+    """`shape`: None before any block. `unsized`: KV-cache groups of which no block size is known. `adapters`: names of LoRA adapters that were
+    announced."""
 
     shape: CacheShape | None
     announces_extra_keys: bool
     offloads: bool
     unsized: tuple[Group, ...] = ()
-    isolates: bool = False
     adapters: tuple[str, ...] = ()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 
 from indexer.core.block_keys import TOKEN_BYTES, chain_keys
 from indexer.core.block_table import Block
+from indexer.core.change import Change
 from indexer.core.events import Stored, Tier
 from indexer.core.groups import Groups
 from indexer.core.held_blocks import HeldBlocks
@@ -28,6 +29,8 @@ class WaitingBlocks:
         self._count_max = count_max
         self._copies_max = copies_max
         self._tally = tally
+        self._expected: dict[int, dict[int, None]] = {}
+        """Block key → the hashes of parked blocks that have it if the gpu announces it."""
 
     def park(self, event: Stored, slot: int, now_s: float) -> None:
         """Keep blocks whose parent is unknown, one by one, until the parent appears."""
@@ -95,10 +98,26 @@ class WaitingBlocks:
                 waiting.extend(self.orphans.children(child))
                 self._settle(child)
 
-    def give_key(self, engine_hash: int, key: int, parent: int | None) -> None:
-        """A block that waits for its announcement has this key, as far as is known."""
+    def expect(self, engine_hash: int, key: int) -> None:
+        """A block that waits for its announcement has this key if the gpu announces it."""
+        if self._blocks.keys.is_on_gpu(key):
+            self._give_key(engine_hash, key)
+            return
+        if len(self._expected) >= self._count_max:
+            self._expected.clear()
+        self._expected.setdefault(key, {})[engine_hash] = None
+
+    def follow(self, change: Change) -> None:
+        """Give keys to the blocks for which a batch announced the expected ones."""
+        if self._expected:
+            for tiers in (change.touched, *list(change.touched_in.values())):
+                for key in self._expected.keys() & tiers[Tier.GPU]:
+                    for engine_hash in self._expected.pop(key):
+                        self._give_key(engine_hash, key)
+
+    def _give_key(self, engine_hash: int, key: int) -> None:
         if engine_hash in self.orphans:
-            self._settle(engine_hash, Block(key, parent, 0))
+            self._settle(engine_hash, Block(key, None, 0))
 
     def _settle(self, engine_hash: int, block: Block | None = None) -> None:
         parked = self.orphans.pop(engine_hash)

@@ -456,7 +456,9 @@ def test_a_sparse_event_without_hashes_teaches_the_group_alone() -> None:
 def test_a_recurrent_state_that_no_other_group_names_ends_with_its_events_tokens() -> None:
     state = after(full([1], "A"))
     state.apply([sparse([9], 2, parent=1, group=2, kind="mamba", state_tokens=tokens_of("BC"))], 0.0)
-    assert held_by_group(state) == {1: keys("A"), 2: keys("ABC")}
+    assert held_by_group(state) == {1: keys("A"), 2: set()}, "whose it is nobody told"
+    state.apply([full([2, 3], "BC", 1)], 0.0)
+    assert held_by_group(state) == {1: keys("A", "AB", "ABC"), 2: keys("ABC")}
 
 
 def test_groups_of_several_block_sizes_share_the_keys_of_the_smallest() -> None:
