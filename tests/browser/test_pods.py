@@ -43,6 +43,8 @@ def expected(pod: dict[str, Any], stream: dict[str, Any]) -> dict[str, str]:
         "Trust": {"live": "● live", "partial": "◐ partial", "stale": "○ stale", "expired": "✕ expired"}[stream["trust"]],
         "Connected": "yes" if stream["connected"] else "no",
         "Blocks": ", ".join(f"{tier} {stream['blocks'][tier]:,}" for tier in ("gpu", "cpu") if stream["blocks"].get(tier)) or "0",
+        "Groups": ", ".join(f"{one['group']} {one['kind']}" + f" of {one['window']} tokens" * bool(one["window"]) for one in stream["groups"])
+        or NOTHING,
         "Sequence": NOTHING if stream["sequence"] is None else f"{stream['sequence']:,}",
         "Owner": stream["owner"] or NOTHING,
         "Last error": stream["last_error"] or NOTHING,
@@ -137,7 +139,7 @@ def test_numbers_stand_in_line_and_the_narrow_table_is_still_a_table(browser: Br
         for size in ((1600, 900), NARROW):
             browser.resize(*size)
             assert browser.roles("table, #columns, #columns th, #streams tr:first-child, #streams tr:first-child > *") == [
-                "table", "row", *["columnheader"] * 10, "row", "rowheader", *["cell"] * 9
+                "table", "row", *["columnheader"] * 11, "row", "rowheader", *["cell"] * 10
             ]  # fmt: skip
         assert set(browser.texts("#streams tr:first-child td")) >= {"0", "yes", "gpu 1"}
         assert browser.js("return getComputedStyle(document.querySelector('#streams td'), '::before').content") == '"Model"', (

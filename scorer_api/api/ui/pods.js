@@ -3,6 +3,7 @@ import { age, by, count, el, named, number, say, swatch, TIERS, trusted } from "
 
 const rows = new Map();
 const blocks = (stream) => TIERS.filter((tier) => stream.blocks[tier]).map((tier) => `${tier} ${number(stream.blocks[tier])}`);
+const group = (one) => `${one.group} ${one.kind}${one.window ? ` of ${count(one.window, "token")}` : ""}`;
 const COLUMNS = [
   ["Pod", "", (pod) => pod.pod],
   ["Model", "text", (pod) => pod.model],
@@ -10,6 +11,7 @@ const COLUMNS = [
   ["Trust", "", (_, stream) => stream?.trust],
   ["Connected", "", (_, stream) => stream && (stream.connected ? "yes" : "no")],
   ["Blocks", "number", (_, stream) => stream && (blocks(stream).join(", ") || "0")],
+  ["Groups", "text", (_, stream) => stream?.groups?.map(group).join(", ")],
   ["Last batch", "number", (_, stream) => stream && (stream.last_batch_age_s === null ? "never" : `${age(stream.last_batch_age_s)} ago`)],
   ["Sequence", "number", (_, stream) => stream?.sequence !== undefined && stream.sequence !== null && number(stream.sequence)],
   ["Owner", "text", (_, stream) => stream?.owner],
