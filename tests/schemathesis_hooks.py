@@ -119,6 +119,8 @@ def of_a_pod(body: dict[str, Any]) -> dict[str, Any]:
     body = dict(body)
     if isinstance(body.get("ranks"), int) and RANKS_MAX < body["ranks"] <= 1024:
         body["ranks"] = RANKS_MAX
+    if body.get("ranks_share_port") is True and not isinstance(body.get("ranks"), int):
+        body["ranks"] = 2  # the one goes with the other
     if isinstance(body.get("pod"), str):
         del body["pod"]  # it would have to be the name in the path
     for key, port in (("events", 2000), ("replay", 3000)):

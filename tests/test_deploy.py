@@ -72,7 +72,7 @@ def test_every_label_that_is_named_exists(path: Path, metrics: str) -> None:
 def test_the_refusals_that_alert_at_once_are_those_that_lose_something() -> None:
     at_once, later = (set(reasons.split("|")) for reasons in re.findall(r'reason(?:=~|!~)"(.+?)"', RULES.read_text()))
     assert at_once == LOSSY_REASONS
-    assert later == LOSSY_REASONS | {"other_attention", "unaligned"}
+    assert later == LOSSY_REASONS
 
 
 @needs_promtool

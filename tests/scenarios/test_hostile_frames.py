@@ -136,7 +136,7 @@ WRONG: list[tuple[str, Any, str]] = [
     *(("token_ids", [1, 2, 3, value], "token_type") for value in (None, True, 1.5, 4.0, b"4", {}, msgspec.msgpack.Ext(5, b"4"))),
     *(("token_ids", [1, 2, 3, value], "token_range") for value in (-1, -(2**63), 2**32, 2**64 - 1)),
     ("token_ids", [1, 2, 3, "digest"], "token_text"),
-    ("token_ids", [[1, 2], [2, 3], [3, 4], [4, 5]], "token_pairs"),
+    ("token_ids", [[1, 2], [2, 3], [3, 4], [4, None]], "token_type"),
     *(("token_ids", value, "event_malformed") for value in (None, 4, "1234", b"1234", {})),
     *(("token_ids", value, "unaligned") for value in ([1], [1, 2, 3, 4, 5])),
     *(("parent_block_hash", value, "event_malformed") for value in (True, 1.5, "12345678", [], {})),

@@ -433,7 +433,7 @@ async def test_a_full_redis_refuses_and_takes_everything_later(server: RedisServ
         renewed = await store.renew({KEY: OwnedStatus(b"{}", is_connected=True)})
         assert renewed[KEY].ownership is Ownership.OURS
         assert store.failure == "full", "a renewal says nothing of what grows"
-        assert set(in_redis(server)["gpu"]) == {1, 2, 3}
+        assert set(in_redis(server)["gpu"]) == {(1, 0), (2, 0), (3, 0)}
         client.config_set("maxmemory", 0)
         await settled(store)
         assert_written(server, stream)
@@ -450,7 +450,7 @@ async def test_a_full_redis_lets_through_what_shrinks(server: RedisServer) -> No
         try:
             stream.apply(removed([2, 3]))
             await settled(store)
-            assert set(in_redis(server)["gpu"]) == {1}
+            assert set(in_redis(server)["gpu"]) == {(1, 0)}
             stream.forget()
             await settled(store)
             assert not in_redis(server)["gpu"]

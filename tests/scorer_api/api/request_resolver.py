@@ -21,6 +21,9 @@ class _NoPods:
     def models_with(self, adapter: str) -> set[str]:
         return set()
 
+    def models_named(self, alias: str) -> set[str]:
+        return set()
+
     def adapters(self, model: str) -> set[str]:
         return set()
 

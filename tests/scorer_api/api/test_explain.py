@@ -238,8 +238,8 @@ def test_partial() -> None:
 
 
 def test_other_block_size(engine: Engine, service: Client) -> None:
-    engine.publish(stored([1], [1, 2, 3, 4]))
-    service.wait_for(sequence=engine.publish(stored([2], list(range(5, 13)), 1, block_size=8)), other_block_size=8)
+    engine.publish(stored([1, 2], [1, 2, 3, 4, 0, 0, 0, 0]))
+    service.wait_for(sequence=engine.publish(stored([3], list(range(5, 13)), 1, block_size=8)), other_block_size=8)
     assert reason(service, THIRTEEN) == ("other_block_size", 1, None)
     assert "of 8 tokens" in end(service, THIRTEEN)["detail"]
 

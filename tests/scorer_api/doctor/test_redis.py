@@ -110,9 +110,9 @@ def test_another_namespace_or_database(redis: RedisServer, replica: Command) -> 
 
 
 def test_replicas_of_another_layout(redis: RedisServer, replica: Command) -> None:
-    redis.client().zadd("kvi:2:{directory}:members", {"one": 2e12})
+    redis.client().zadd("kvi:3:{directory}:members", {"one": 2e12})
     found = Examined(replica.url, redis=redis.url)
-    assert found.the("redis_other_layout").detail == "namespace 'kvi' has keys of layout 2 too"
+    assert found.the("redis_other_layout").detail == "namespace 'kvi' has keys of layout 3 too"
     assert (found.bad(), found.exit_code) == ({"redis_other_layout"}, 1)
 
 
