@@ -93,6 +93,8 @@ class Publisher:
     def step(self) -> None:
         """Do something, and say so in one batch."""
         kinds = self._random.choices(list(self._weights), list(self._weights.values()), k=self._random.randint(1, 3))
+        if kinds.count("clear") > 1:
+            kinds = ["clear"]  # a second reset in one batch would be that of the lower tiers
         events = [event for kind in kinds for event in self._do(kind)]
         events += self._release_due()
         if events:

@@ -196,7 +196,7 @@ def test_pods_shows_each_stream(service: Client) -> None:
     assert stream == {
         **{"rank": 0, "sequence": 1, "trust": "live", "connected": True, "block_size": 4, "blocks": {"gpu": 1, "cpu": 1}},
         **{"batches": 2, "gaps": 0, "replayed": 2, "restarts": 0, "last_error": None, "owner": None, "topic": ""},
-        **{"highest_token": 8, "adapters": [], "other_block_size": None, "drops_last_block": 0},
+        **{"highest_token": 4, "adapters": [], "other_block_size": None, "drops_last_block": 0},
         **{"groups": [{"group": 0, "kind": "full", "block_size": 4, "window": None, "blocks": {"gpu": 1, "cpu": 1}}]},
         **{"undecided": [], "announcements": 2, "refused": {}},
     }
