@@ -62,7 +62,10 @@ class Client:
         seen: dict[str, Any] = {}
 
         def shows() -> bool:
-            seen.update(self.stream(pod, rank))
+            try:
+                seen.update(self.stream(pod, rank))
+            except (httpx.ReadError, httpx.RemoteProtocolError):
+                return False  # a busy service closed an idle connection at the moment at which it was used
             return all(seen[key] == value for key, value in expected.items())
 
         try:
