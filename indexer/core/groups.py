@@ -5,7 +5,7 @@ A model with several kinds of attention announces its blocks once for each group
 revised by what tells more.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from enum import StrEnum
 from math import gcd, lcm
 
@@ -110,6 +110,8 @@ class Groups:
         self.shape: CacheShape | None = None
         self.other_block_size: int | None = None
         """Of blocks that were passed over since their group's are of another size."""
+        self.undecided: tuple[str, ...] = ()
+        """Why hits may be shorter than what is known: see UNDECIDED."""
         self._lookahead = 0
         self._known: dict[int, Group] = {}
         self._slots: dict[int, int] = {}
@@ -126,6 +128,7 @@ class Groups:
         self._known = {group.number: group for group in (*sized, *unsized) if group.number != NO_GROUP}
         self._slots = {group.number: slot for slot, group in enumerate(sized)}
         self._seen.clear()
+        self.undecided = _undecided(self._known.values())
 
     @property
     def unsized(self) -> tuple[Group, ...]:
@@ -146,19 +149,6 @@ class Groups:
     def lookahead(self) -> int:
         """How many tokens behind a block are part of its key."""
         return 0 if self.shape is None else self.shape.lookahead
-
-    @property
-    def undecided(self) -> tuple[str, ...]:
-        """Why hits may be shorter than what is known: see UNDECIDED."""
-        kinds = {group.kind for group in self._known.values()}
-        found = []
-        if Kind.CHUNKED in kinds:
-            found.append("chunk_size")
-        if Kind.OTHER in kinds or (Kind.UNKNOWN in kinds and len(self._known) > 1):
-            found.append("group_kind")
-        if Kind.FULL not in kinds and any(group.kind is Kind.WINDOW and group.is_sparse for group in self._known.values()):
-            found.append("window_blocks")
-        return tuple(found)
 
     @property
     def key_size(self) -> int:
@@ -212,6 +202,7 @@ class Groups:
         for event in events:
             if isinstance(event, Stored):
                 self._learn_group(event)
+        self.undecided = _undecided(self._known.values())
         return self._reshape()
 
     def _learn_group(self, event: Stored) -> None:
@@ -277,3 +268,16 @@ class Groups:
             raise Refused("partial_block" if event.block_size < (self.shape.groups[slot].block_size or 0) else "block_size")
         self._seen[event.group, event.kind, event.window, event.block_size, event.lookahead] = slot
         return slot
+
+
+def _undecided(groups: Collection[Group]) -> tuple[str, ...]:
+    """Words of UNDECIDED for what is not known of these groups."""
+    kinds = {group.kind for group in groups}
+    found = []
+    if Kind.CHUNKED in kinds:
+        found.append("chunk_size")
+    if Kind.OTHER in kinds or (Kind.UNKNOWN in kinds and len(groups) > 1):
+        found.append("group_kind")
+    if Kind.FULL not in kinds and any(group.kind is Kind.WINDOW and group.is_sparse for group in groups):
+        found.append("window_blocks")
+    return tuple(found)

@@ -9,19 +9,18 @@ They are kept one by one, oldest first, and found by their own hash or by their 
 from collections.abc import Iterable, Iterator
 
 from indexer.core.events import Tier
-from indexer.core.places import PARKED, Touched
-
-_TIER_BITS = 3
+from indexer.core.places import PARKED, Touched, place_of, slot_and_part
 
 
 def group_and_tier(number: int, tier: Tier) -> int:
-    """Names the tier of a group in `Parked.copies`: its slot may not be known yet."""
-    return number << _TIER_BITS | tier
+    """Names the tier of a group in `Parked.copies`: like a place, by the group's number, since its slot may not be known yet."""
+    return place_of(number, tier)
 
 
 def number_and_tier(of: int) -> tuple[int, Tier]:
     """What `group_and_tier` made a number of."""
-    return of >> _TIER_BITS, Tier(of & (1 << _TIER_BITS) - 1)
+    number, part = slot_and_part(of)
+    return number, Tier(part)
 
 
 class Parked:

@@ -247,6 +247,10 @@ class StreamState:
         width = self._groups.width(slot, 0 if tier is GPU else block_size or self._offload_block_size or 0)
         return (block.key,) if width == 1 else self._blocks.table.covered(block, width)
 
+    def _parent_key(self, event: Stored) -> int | None:
+        """The key that an event's first block chains from; None where its parent is not known."""
+        return self._adapters.root(event.lora_name) if event.parent is None else self._blocks.table.key_of(event.parent)
+
     # Storing
 
     def _store(self, event: Stored, now_s: float) -> None:
@@ -262,7 +266,7 @@ class StreamState:
             self._store_lower(event, now_s)
             return
         if not event.tokens:
-            self._store_by_hash(event, event.hashes, now_s)
+            self._store_by_hash(event, now_s)
             return
         slot = self._groups.seen(event)
         if slot is None:
@@ -279,11 +283,11 @@ class StreamState:
         run = event.block_size // key_size
         if (run > 1 and event.extra_keys) or event.lookahead != self._groups.lookahead:
             # Extra keys: in which of the block's parts they belong is not told. A group of smaller blocks announces the same hash.
-            self._store_by_hash(event, event.hashes, now_s)
+            self._store_by_hash(event, now_s)
             return
         table = self._blocks.table
         place = place_of(slot, GPU)
-        parent_key = self._adapters.root(event.lora_name) if event.parent is None else table.key_of(event.parent)
+        parent_key = self._parent_key(event)
         if parent_key is not None:
             keys = chain_keys(parent_key, event.tokens, key_size, event.extra_keys)
         else:
@@ -300,17 +304,17 @@ class StreamState:
         if self._waiting.orphans:
             self._waiting.adopt(event.hashes)
 
-    def _store_by_hash(self, event: Stored, hashes: Sequence[int], now_s: float) -> None:
+    def _store_by_hash(self, event: Stored, now_s: float) -> None:
         """Blocks whose keys are those that their hashes have elsewhere. What has none yet waits for it."""
         if not self._groups.has_heard(event):
             self._learn(event)
         slot = self._groups.slot_of(event.group)
-        unknown = hashes
+        unknown = event.hashes
         if slot is not None:
             table, place = self._blocks.table, place_of(slot, event.tier)
-            self._records.touch(self._blocks.keys.change, place, hashes, self.table)
+            self._records.touch(self._blocks.keys.change, place, event.hashes, table)
             unknown = []
-            for engine_hash in hashes:
+            for engine_hash in event.hashes:
                 block = table.known(engine_hash)
                 if block is None:
                     unknown.append(engine_hash)
@@ -325,7 +329,7 @@ class StreamState:
         """Recurrent states that no other group of the batch names: the last one ends with the event's tokens. Whose they are is not told, so they
         count where the gpu announced a block of the same tokens."""
         size = 0 if self.shape is None else self.shape.block_size
-        parent_key = self._adapters.root(event.lora_name) if event.parent is None else self._blocks.table.key_of(event.parent)
+        parent_key = self._parent_key(event)
         if not size or parent_key is None or not event.block_size or event.block_size % size:
             return
         keys = chain_keys(parent_key, event.state_tokens, size)
@@ -336,11 +340,11 @@ class StreamState:
         """Copies below the gpu. Tokens alone do not say whose blocks they are: a copy takes the key of the block that has its hash on the gpu."""
         self.tiers.add(event.tier)
         if not event.tokens or (event.group is not None and not event.lists_extra_keys):
-            self._store_by_hash(event, event.hashes, now_s)
+            self._store_by_hash(event, now_s)
             return
         known = [engine_hash for engine_hash in event.hashes if self._blocks.table.known(engine_hash) is not None]
         if len(known) == len(event.hashes):
-            self._store_by_hash(event, known, now_s)
+            self._store_by_hash(event, now_s)
         elif event.lists_extra_keys:
             self._store_lower_announced(event, now_s)
         elif not known and not event.extra_keys and not event.lora_name:
@@ -348,15 +352,15 @@ class StreamState:
             place = place_of(self._groups.slot_of(event.group) or LEAD, event.tier)
             self.tally["orphan_dropped"] += self._foreign.add(event, self._adapters.root(None), place, now_s, size)
         else:
-            self._store_by_hash(event, event.hashes, now_s)
+            self._store_by_hash(event, now_s)
 
     def _store_lower_announced(self, event: Stored, now_s: float) -> None:
         """Copies whose event says all that their keys are made of."""
         slot = self._groups.slot_of(event.group)
-        parent_key = self._adapters.root(event.lora_name) if event.parent is None else self._blocks.table.key_of(event.parent)
+        parent_key = self._parent_key(event)
         run = 0 if slot is None else event.block_size // self._groups.key_size
         if slot is None or parent_key is None or not run or event.block_size % self._groups.key_size or (run > 1 and event.extra_keys):
-            self._store_by_hash(event, event.hashes, now_s)
+            self._store_by_hash(event, now_s)
             return
         place = place_of(slot, event.tier)
         keys = chain_keys(parent_key, event.tokens, self._groups.key_size, event.extra_keys)

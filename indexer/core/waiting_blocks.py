@@ -69,7 +69,8 @@ class WaitingBlocks:
         self.orphans.touch(engine_hash)
 
     def _drop_over(self) -> None:
-        self._tally["orphan_dropped"] += self.orphans.drop_over(self._count_max)
+        if dropped := self.orphans.drop_over(self._count_max):
+            self._tally["orphan_dropped"] += dropped
 
     def remove(self, hashes: Iterable[int], number: int, tier: Tier) -> None:
         """One copy less of each that waits."""
@@ -110,7 +111,7 @@ class WaitingBlocks:
     def follow(self, change: Change) -> None:
         """Give keys to the blocks for which a batch announced the expected ones."""
         if self._expected:
-            for tiers in (change.touched, *list(change.touched_in.values())):
+            for tiers in (change.touched, *change.touched_in.values()):
                 for key in self._expected.keys() & tiers[Tier.GPU]:
                     for engine_hash in self._expected.pop(key):
                         self._give_key(engine_hash, key)
