@@ -192,6 +192,12 @@ class View:
         """How many prompts were scored, and how many since the last one that matched. Raises KeyError for an unknown model."""
         return self._models[model].prompts, self._models[model].unmatched
 
+    def shape(self, stream: StreamKey) -> CacheShape | None:
+        """How the stream's blocks are cut; None while it holds nothing."""
+        model = self._models.get(stream.model)
+        indexed = None if model is None else model.pods.get(stream.pod, {}).get(stream.rank)
+        return None if indexed is None or indexed.holders is None else indexed.holders.shape
+
     def held(self, stream: StreamKey, keys: Iterable[int]) -> int:
         """How many of these blocks the stream holds now in its own tiers."""
         model = self._models.get(stream.model)

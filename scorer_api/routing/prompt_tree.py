@@ -6,7 +6,7 @@
 
 Each node is a run of blocks without a branch, with the number of prompts per holder that pass through it. Keys are chained, so prompts that share the
 key at one position share all keys before it: bisection finds how far a run is shared. Adding, removing and matching therefore cost by the branches on
-a prompt's path, not by its blocks (apart from copying the keys of a new run). There is one tree per (model, block size).
+a prompt's path, not by its blocks (apart from copying the keys of a new run). There is one tree for each model and way to cut its blocks.
 """
 
 from array import array

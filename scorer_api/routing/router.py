@@ -24,7 +24,7 @@ from scorer_api.routing.pick import Exclusion, NoPodError, Pick, PickRequest, Po
 from scorer_api.routing.policies import POLICIES, Candidate, PickReason, PolicyInput, PolicyName, reason_of
 from scorer_api.routing.queues import QueuedRequest, Queues
 from scorer_api.routing.speculation import Rank, Speculation
-from scorer_api.routing.speculative_scores import BLOCK_SIZE_PRIOR, BlockCounters, ExpectedBlocks, SpeculativeScores, speculative_tokens
+from scorer_api.routing.speculative_scores import BLOCK_SIZE_PRIOR, BlockCounters, ExpectedTokens, SpeculativeScores, speculative_tokens
 
 ID_BYTES = 8
 # Turns start anywhere, so that replicas do not pick in step.
@@ -128,13 +128,13 @@ class Router:
     def _best_ranks(self, lookup: Lookup, scores: Sequence[PodScore], request: PickRequest) -> list[_BestRank]:
         model = lookup.query.model
         expected = self._speculative.expected(lookup) if request.include_speculative and self.speculation else {}
-        expecting = {rank[0] for rank, _ in expected}
+        expecting = {pod for pod, _ in expected}
         return [
             _BestRank(score.ranks[0], 0) if len(score.ranks) == 1 and score.pod not in expecting else self._best_rank(model, score, expected)
             for score in scores
         ]
 
-    def _best_rank(self, model: str, score: PodScore, expected: ExpectedBlocks) -> _BestRank:
+    def _best_rank(self, model: str, score: PodScore, expected: ExpectedTokens) -> _BestRank:
         """The rank with the longest match of those with the best trust; among equal ones the one with the fewest requests."""
         return min(
             (_BestRank(rank, speculative_tokens(score.pod, rank, expected)) for rank in score.ranks),

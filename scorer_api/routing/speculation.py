@@ -23,12 +23,15 @@ SAMPLE = 8
 Rank = tuple[str, int]
 """A pod and one of its ranks."""
 
+Cut = tuple[int, int]
+"""How blocks are cut, see `CacheShape.cut`."""
+
 
 class SpeculativePrompt(Struct, frozen=True, gc=False):
     """One routed prompt. `matched_blocks`: how many of its first blocks the rank held at the pick. `end`: its last node in the tree."""
 
     stream: StreamKey
-    block_size: int
+    cut: Cut
     matched_blocks: int
     last_key: int
     until_s: float
@@ -48,7 +51,7 @@ class Speculation:
         self._ended = ended
         self._blocks_max = blocks_max
         self._expected: OrderedDict[str, SpeculativePrompt] = OrderedDict()
-        self._trees: dict[tuple[str, int], PromptTree[Rank]] = {}
+        self._trees: dict[tuple[str, Cut], PromptTree[Rank]] = {}
         self._awaited: dict[StreamKey, dict[int, dict[str, None]]] = {}
         self._added = 0
         self.blocks = 0
@@ -58,24 +61,24 @@ class Speculation:
         """The number of prompts that count."""
         return len(self._expected)
 
-    def add(self, name: str, stream: StreamKey, block_size: int, keys: Sequence[int], matched_blocks: int, now_s: float) -> None:
+    def add(self, name: str, stream: StreamKey, cut: Cut, keys: Sequence[int], matched_blocks: int, now_s: float) -> None:
         """A prompt with these block keys was sent to the stream's rank, which held the first `matched_blocks` of them."""
-        tree = self._trees.setdefault((stream.model, block_size), PromptTree())
+        tree = self._trees.setdefault((stream.model, cut), PromptTree())
         before = tree.blocks
         end = tree.add((stream.pod, stream.rank), keys)
         self.blocks += tree.blocks - before
-        self._expected[name] = SpeculativePrompt(stream, block_size, matched_blocks, keys[-1], now_s + self._lasts_s, end, self._added % SAMPLE == 0)
+        self._expected[name] = SpeculativePrompt(stream, cut, matched_blocks, keys[-1], now_s + self._lasts_s, end, self._added % SAMPLE == 0)
         self._added += 1
         self._awaited.setdefault(stream, {}).setdefault(keys[-1], {})[name] = None
 
-    def match(self, model: str, block_size: int, keys: Sequence[int]) -> dict[Rank, int]:
+    def match(self, model: str, cut: Cut, keys: Sequence[int]) -> dict[Rank, int]:
         """Rank → how many of these blocks, from the first, it is expected to hold."""
-        tree = self._trees.get((model, block_size))
+        tree = self._trees.get((model, cut))
         return {} if tree is None else tree.match(keys)
 
-    def block_sizes(self, model: str) -> list[int]:
-        """The block sizes in which prompts of a model are kept."""
-        return [block_size for name, block_size in self._trees if name == model]
+    def cuts(self, model: str) -> list[Cut]:
+        """How the prompts that are kept of a model are cut."""
+        return [cut for name, cut in self._trees if name == model]
 
     def take_back(self, name: str) -> bool:
         """Stop counting this prompt. Returns whether it counted."""
@@ -131,12 +134,12 @@ class Speculation:
         if found is None:
             return None
         stream = found.stream
-        tree = self._trees[stream.model, found.block_size]
+        tree = self._trees[stream.model, found.cut]
         before = tree.blocks
         tree.remove((stream.pod, stream.rank), found.end)
         self.blocks -= before - tree.blocks
         if not tree.blocks:
-            del self._trees[stream.model, found.block_size]
+            del self._trees[stream.model, found.cut]
         awaited = self._awaited[stream]
         del awaited[found.last_key][name]
         if not awaited[found.last_key]:

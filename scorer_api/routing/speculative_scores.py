@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, Protocol, get_args
 
 from indexer.config.settings import Settings
+from indexer.core.groups import CacheShape
 from indexer.core.names import StreamKey
 from scorer_api.index.lookup import Lookup, PodScore, RankScore
 from scorer_api.index.prompt import Query, length_in_tokens
@@ -17,8 +18,8 @@ BLOCKS_OUTCOMES: tuple[BlocksOutcome, ...] = get_args(BlocksOutcome)
 # Block size of a prompt that goes to a pod before any pod has announced blocks: the usual one.
 BLOCK_SIZE_PRIOR = 16
 
-ExpectedBlocks = Mapping[tuple[Rank, int], int]
-"""(rank, block size) → how many of the prompt's usable blocks, from the first, the rank is expected to hold."""
+ExpectedTokens = Mapping[Rank, int]
+"""Rank → how many of the prompt's usable tokens, from the first, it is expected to hold. A hit of its engine may be that long."""
 
 
 class BlockCounters(Protocol):
@@ -55,11 +56,10 @@ class SpeculativeScores:
         scores.sort(key=lambda score: (-score.ranks[0].score, score.pod))
         return scores, speculative
 
-    def _raised(self, prompt: Query, pod: str, rank: RankScore, expected: ExpectedBlocks, speculative: dict[Rank, int]) -> RankScore:
+    def _raised(self, prompt: Query, pod: str, rank: RankScore, expected: ExpectedTokens, speculative: dict[Rank, int]) -> RankScore:
         """One rank's score with its speculative blocks, whose number is noted in `speculative`. They count as held on the gpu."""
         block_size, match = rank.block_size, rank.match
-        more = 0 if block_size is None else expected.get(((pod, rank.rank), block_size), 0) - rank.dropped_blocks - match.matched_blocks
-        if block_size is None or more <= 0:
+        if block_size is None or not (more := speculative_tokens(pod, rank, expected) // block_size):
             return rank
         speculative[pod, rank.rank] = more
         gpu, *lower = match.tiers
@@ -67,16 +67,23 @@ class SpeculativeScores:
         score = score_of(match, length_in_tokens(prompt, block_size), block_size, self._tier_weights)
         return RankScore(rank.rank, match, score, block_size, rank.usable_blocks, rank.trust, rank.dropped_blocks)
 
-    def expected(self, lookup: Lookup) -> ExpectedBlocks:
+    def expected(self, lookup: Lookup) -> ExpectedTokens:
         """What ranks are expected to hold of the prompt that was looked up."""
-        expected: dict[tuple[Rank, int], int] = {}
+        expected: dict[Rank, int] = {}
         if lookup.prompt_keys is None:
             return expected  # engine hashes have no meaning outside of their stream
         model = lookup.query.model
-        for block_size in self.speculation.block_sizes(model):
-            usable = usable_blocks(length_in_tokens(lookup.query, block_size), block_size)
-            for rank, blocks in self.speculation.match(model, block_size, lookup.prompt_keys.all(block_size)).items():
-                expected[rank, block_size] = min(blocks, usable)
+        for cut in self.speculation.cuts(model):
+            key_size = cut[0]
+            usable = usable_blocks(lookup.prompt_keys.length, *cut)
+            for (pod, number), blocks in self.speculation.match(model, cut, lookup.prompt_keys.all(*cut)).items():
+                shape = self._view.shape(StreamKey(model, pod, number))
+                tokens = min(blocks, usable) * key_size
+                if shape is None:
+                    # It has announced no blocks yet: all that was sent there counts, however it was cut.
+                    expected[pod, number] = max(expected.get((pod, number), 0), tokens)
+                elif shape.cut == cut:
+                    expected[pod, number] = tokens - tokens % shape.alignment
         return expected
 
     def note_pick(self, request: str, lookup: Lookup, pod: str, rank: RankScore, now_s: float) -> None:
@@ -84,11 +91,15 @@ class SpeculativeScores:
         prompt_keys = lookup.prompt_keys
         if not self._is_enabled or prompt_keys is None:
             return
-        block_size = rank.block_size or prompt_keys.longest or BLOCK_SIZE_PRIOR
-        keys = prompt_keys.all(block_size)
         stream = StreamKey(lookup.query.model, pod, rank.rank)
+        shape = self._view.shape(stream) or CacheShape(prompt_keys.longest or BLOCK_SIZE_PRIOR)
+        keys = prompt_keys.all(*shape.cut)
+        keys_of_hit = shape.alignment // shape.block_size
+        if unused := len(keys) % keys_of_hit:
+            # No hit ends with these, and not every group has a block that does.
+            keys = keys[:-unused]
         if keys and not self._view.held(stream, keys[-1:]):
-            self.speculation.add(request, stream, block_size, keys, rank.match.matched_blocks, now_s)
+            self.speculation.add(request, stream, shape.cut, keys, rank.match.matched_blocks * keys_of_hit, now_s)
 
     def _count_outcomes(self, expected: SpeculativePrompt, keys: Sequence[int]) -> None:
         """Compare what a pick assumed of a prompt's blocks with what the rank holds now."""
@@ -100,10 +111,9 @@ class SpeculativeScores:
         self._counters.blocks("new_unseen", len(new) - announced)
 
 
-def speculative_tokens(pod: str, rank: RankScore, expected: ExpectedBlocks) -> int:
-    """Tokens that a rank is expected to hold beyond its match."""
-    key = pod, rank.rank
-    if rank.block_size is None:
-        # It has announced no blocks yet: all that was sent there counts, in any block size.
-        return max((blocks * block_size for (sent_to, block_size), blocks in expected.items() if sent_to == key), default=0)
-    return max(0, expected.get((key, rank.block_size), 0) - rank.dropped_blocks - rank.match.matched_blocks) * rank.block_size
+def speculative_tokens(pod: str, rank: RankScore, expected: ExpectedTokens) -> int:
+    """Tokens that a rank is expected to hold beyond its match: a multiple of its block size."""
+    tokens = expected.get((pod, rank.rank), 0)
+    if not tokens or rank.block_size is None:
+        return tokens
+    return max(0, tokens - (rank.dropped_blocks + rank.match.matched_blocks) * rank.block_size)

@@ -16,7 +16,7 @@ from indexer.config.settings import Settings
 from indexer.core.block_keys import chain_keys, root_key
 from indexer.core.change import Change
 from indexer.core.events import Tier
-from indexer.core.groups import CacheShape
+from indexer.core.groups import CacheShape, Group, Kind
 from indexer.core.names import StreamKey, Trust
 from indexer.engines.load import Load
 from indexer.limits import Limits
@@ -341,6 +341,54 @@ def test_the_last_token_is_never_expected_either() -> None:
     world.pick("xyz")
     whole = world.router.pick(Prompt("m", tokens("xyz")), SHORT, world.now_s).reasons["a"]
     assert whole.matched_tokens == 32
+
+
+def test_what_is_expected_of_groups_of_different_sizes_ends_where_a_hit_can() -> None:
+    """A window group of 16-token blocks and a full one of 32-token blocks: of 81 tokens 64 can be a hit, and their events end the expectation."""
+    shape = CacheShape(SIZE, (Group(0, Kind.WINDOW, SIZE, 2 * SIZE), Group(1, Kind.FULL, 2 * SIZE)))
+    world = World()
+    world.open("a", block_size=None)
+    store_in_groups(world, shape, ["a block of its own", "and another"])
+    world.pick("vwxyz")
+    reason = world.pick("vwxyz").reasons["a"]
+    assert (reason.matched_tokens, reason.speculative_tokens, reason.uncached_tokens) == (64, 64, 17)
+    scores, beyond = world.router.score(prompt("vwxyz"), None, world.now_s)
+    assert (scores[0].ranks[0].match.matched_blocks, scores[0].ranks[0].score, beyond) == (2, 64 / 80, {("a", 0): 2})
+    assert world.pick("vwxq").reasons["a"].speculative_tokens == 32, "a hit ends at 32 or at 64 tokens, not at 48"
+    world.router.expire(world.now_s + 2.0)
+    world.pick("vwxyz")
+    store_in_groups(world, shape, "vwxy")
+    assert len(world.router.speculation) == 0
+    reason = world.pick("vwxyz").reasons["a"]
+    assert (reason.matched_tokens, reason.speculative_tokens, len(world.router.speculation)) == (64, 0, 0)
+
+
+def store_in_groups(world: World, shape: CacheShape, letters: Iterable[str]) -> None:
+    """All groups announce the blocks of pod `a`."""
+    change = Change()
+    held = dict.fromkeys(keys(letters), True)
+    change.touched[Tier.GPU].update(held)
+    change.touched_of(1)[Tier.GPU].update(held)
+    world.view.append(StreamKey("m", "a", 0), shape, change)
+
+
+def test_what_is_expected_of_an_engine_that_hashes_pairs_ends_with_its_events() -> None:
+    """The key of each block takes in the token behind it."""
+    shape = CacheShape(SIZE, lookahead=1)
+    own_keys = chain_keys(root_key("m", None, ""), prompt("xyz").tokens, SIZE, lookahead=1)
+    world = World()
+    world.open("a", block_size=None)
+    change = Change()
+    change.touched[Tier.GPU][1] = True
+    world.view.append(StreamKey("m", "a", 0), shape, change)
+    world.pick("xyz")
+    assert world.pick("xyz").reasons["a"].speculative_tokens == 48
+    assert world.pick("xyw").reasons["a"].speculative_tokens == 16, "the second block is followed by another token"
+    change = Change()
+    change.touched[Tier.GPU].update(dict.fromkeys(own_keys, True))
+    world.view.append(StreamKey("m", "a", 0), shape, change)
+    reason = world.pick("xyz").reasons["a"]
+    assert (reason.matched_tokens, reason.speculative_tokens) == (48, 0)
 
 
 def test_scores_show_what_is_expected_where_that_is_asked_for() -> None:
