@@ -17,6 +17,7 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.browser
 
 NOTHING = "\N{EN DASH}"
+HEBREW = "\N{HEBREW LETTER ALEF}\N{HEBREW LETTER BET}"
 SECONDS = {"s": 1, "min": 60}
 
 
@@ -39,12 +40,14 @@ def expected(pod: dict[str, Any], stream: dict[str, Any]) -> dict[str, str]:
     return {
         "Pod": pod["pod"],
         "Model": pod["model"],
+        "Aliases": ", ".join(pod["aliases"]) or NOTHING,
         "Rank": str(stream["rank"]),
         "Trust": {"live": "● live", "partial": "◐ partial", "stale": "○ stale", "expired": "✕ expired"}[stream["trust"]],
         "Connected": "yes" if stream["connected"] else "no",
         "Blocks": ", ".join(f"{tier} {stream['blocks'][tier]:,}" for tier in ("gpu", "cpu") if stream["blocks"].get(tier)) or "0",
         "Groups": ", ".join(f"{one['group']} {one['kind']}" + f" of {one['window']} tokens" * bool(one["window"]) for one in stream["groups"])
         or NOTHING,
+        "Drops": f"{dropped} block" + "s" * (dropped > 1) if (dropped := stream["drops_last_block"]) else NOTHING,
         "Sequence": NOTHING if stream["sequence"] is None else f"{stream['sequence']:,}",
         "Owner": stream["owner"] or NOTHING,
         "Last error": stream["last_error"] or NOTHING,
@@ -97,7 +100,7 @@ def test_every_stream_is_shown_as_the_api_says(browser: Browser, engines: list[E
     specs = [
         engines[0].spec("a", rank=0),
         engines[1].spec("a", rank=1),
-        engines[2].spec("b", model="other/model"),
+        f"{engines[2].spec('b', model='other/model')},aliases=short|{HEBREW},drops_last_block=2",
         "pod=away,model=m,events=tcp://127.0.0.1:9",
     ]
     with serve(None, *specs) as service:
@@ -114,6 +117,8 @@ def test_every_stream_is_shown_as_the_api_says(browser: Browser, engines: list[E
             ("away", "0", "○ stale"),
         ]
         assert shown[0]["Blocks"] == "gpu 1,500, cpu 2"
+        assert [(row["Aliases"], row["Drops"]) for row in shown if row["Pod"] == "b"] == [(f"short, {HEBREW}", "2 blocks")]
+        assert browser.texts("td[data-name='Aliases'] bdi") == ["short", HEBREW], "each name for itself"
 
         engines[0].publish(stored(range(3001, 3101), range(10_000, 10_400)))
         engines[1].kill()
@@ -139,7 +144,7 @@ def test_numbers_stand_in_line_and_the_narrow_table_is_still_a_table(browser: Br
         for size in ((1600, 900), NARROW):
             browser.resize(*size)
             assert browser.roles("table, #columns, #columns th, #streams tr:first-child, #streams tr:first-child > *") == [
-                "table", "row", *["columnheader"] * 11, "row", "rowheader", *["cell"] * 10
+                "table", "row", *["columnheader"] * 13, "row", "rowheader", *["cell"] * 12
             ]  # fmt: skip
         assert set(browser.texts("#streams tr:first-child td")) >= {"0", "yes", "gpu 1"}
         assert browser.js("return getComputedStyle(document.querySelector('#streams td'), '::before').content") == '"Model"', (

@@ -7,11 +7,13 @@ const group = (one) => `${one.group} ${one.kind}${one.window ? ` of ${count(one.
 const COLUMNS = [
   ["Pod", "", (pod) => pod.pod],
   ["Model", "text", (pod) => pod.model],
+  ["Aliases", "text", (pod) => pod.aliases],
   ["Rank", "number", (_, stream) => stream && String(stream.rank)],
   ["Trust", "", (_, stream) => stream?.trust],
   ["Connected", "", (_, stream) => stream && (stream.connected ? "yes" : "no")],
   ["Blocks", "number", (_, stream) => stream && (blocks(stream).join(", ") || "0")],
   ["Groups", "text", (_, stream) => stream?.groups?.map(group).join(", ")],
+  ["Drops", "number", (_, stream) => stream?.drops_last_block && count(stream.drops_last_block, "block")],
   ["Last batch", "number", (_, stream) => stream && (stream.last_batch_age_s === null ? "never" : `${age(stream.last_batch_age_s)} ago`)],
   ["Sequence", "number", (_, stream) => stream?.sequence !== undefined && stream.sequence !== null && number(stream.sequence)],
   ["Owner", "text", (_, stream) => stream?.owner],
@@ -25,10 +27,14 @@ function newRow() {
   return el("tr", { role: "row" }, ...COLUMNS.map(([name, kind], place) => (place ? el("td", { role: "cell", class: kind, "data-name": name }) : el("th", { role: "rowheader", scope: "row" }))));
 }
 
-function show(cell, name, text) {
+const listed = (names) => names.flatMap((name, place) => (place ? [", ", named(name)] : [named(name)]));
+
+/** `value`: a text, or a list of names. */
+function show(cell, name, value) {
+  const text = Array.isArray(value) ? value.join(", ") : value;
   if (cell.dataset.text === text) return;
   cell.dataset.text = text;
-  cell.replaceChildren(name === "Trust" && text ? trusted(text) : NAMES.has(name) && text ? named(text) : text || "–");
+  cell.replaceChildren(...(!text ? ["–"] : Array.isArray(value) ? listed(value) : [name === "Trust" ? trusted(text) : NAMES.has(name) ? named(text) : text]));
 }
 
 /** `pods`: of /v1/pods. */
