@@ -19,8 +19,8 @@ from tests.waiting import wait_until
 
 
 @contextmanager
-def publishing(engine: Engine, **fields: Any) -> Iterator[None]:
-    """A batch every few milliseconds, meanwhile. `fields`: of the batch's event; `at_s` and `rank` of the batch."""
+def publishing(engine: Engine, *, every: int = 1, **fields: Any) -> Iterator[None]:
+    """A batch every few milliseconds, meanwhile. `fields`: of every so many-th batch's event; `at_s` and `rank` of the batch."""
     stopping = threading.Event()
     at_s, rank = fields.pop("at_s", 0.0), fields.pop("rank", 0)
 
@@ -28,7 +28,7 @@ def publishing(engine: Engine, **fields: Any) -> Iterator[None]:
         number = 1000
         while not stopping.wait(0.02) and number < 3000:
             number += 1
-            event = stored([number], range(4 * number, 4 * number + 4), **fields)
+            event = stored([number], range(4 * number, 4 * number + 4), **({} if number % every else fields))
             engine.publish_payload(msgspec.msgpack.encode([time.time() + at_s, [event], rank]))
 
     thread = threading.Thread(target=publish, daemon=True)
@@ -363,10 +363,20 @@ def test_batches_of_ranks_that_share_a_port() -> None:
 
 
 def test_events_that_cannot_be_used() -> None:
-    with Engine() as engine, EngineServer(engine) as api, followed(engine, api) as service, publishing(engine, block_hashes="none"):
+    with Engine() as engine, EngineServer(engine) as api, followed(engine, api) as service, publishing(engine, every=2, block_hashes="none"):
         found = Examined(service.url)
     assert "events_refused" in found.bad()
+    assert "announcements_refused" not in found.codes
     assert found.exit_code == 1
+
+
+def test_an_engine_of_whose_events_none_can_be_used() -> None:
+    with Engine() as engine, EngineServer(engine) as api, followed(engine, api) as service, publishing(engine, block_hashes="none"):
+        wait_until(lambda: sum(service.stream()["refused"].values()) > 20)
+        found = Examined(service.url)
+    assert "event_malformed" in found.the("announcements_refused").detail
+    assert {"events_refused", "announcements_refused"} <= found.bad()
+    assert found.exit_code == 3
 
 
 def test_an_engine_that_publishes_well_while_the_doctor_listens() -> None:
