@@ -13,6 +13,7 @@ import pytest
 
 from tests.command import run
 from tests.engine import Engine, stored
+from tests.engine_captures import CAPTURES, Capture, Played, matched_tokens, question
 from tests.recorder import Process, count_of, frames_of
 from tests.running import ROOT, Running
 from tests.waiting import wait_until
@@ -37,6 +38,38 @@ def test_what_is_replayed_and_recorded_again_is_the_same(file: Path, tmp_path: P
     for name in names:
         assert [frames for engine, frames in again if engine == name] == [frames for engine, frames in frames_of(file) if engine == name]
         assert f"{name}: {sum(engine == name for engine, _ in again)} messages, 0 gaps" in said
+
+
+HYBRID = ("v028_gemma2_frontier_bs16", "v032_lfm2_unit_short", "v032_offgemma_bs32")
+
+
+@pytest.mark.parametrize("capture", [capture for capture in CAPTURES if capture.name in HYBRID], ids=lambda capture: capture.name)
+def test_a_hybrid_engine_that_was_recorded_is_predicted_when_it_is_replayed(capture: Capture, tmp_path: Path) -> None:
+    """Recorded from a publisher, played into a service: every group of it counts as the engine itself counted."""
+    frames = [frames for _, _, frames in capture.frames]
+    out = tmp_path / "hybrid"
+    with Engine() as engine, Process("record", "--engine", engine.spec("A", capture.name), "--out", out, "--frames", str(len(frames))) as recorder:
+        wait_until(lambda: engine.subscriptions() > 0)
+        for _, number, payload in frames:
+            assert engine.publish_payload(payload) == int.from_bytes(number, "big")
+        assert recorder.process.wait(60) == 0
+    file = tmp_path / "hybrid.frames.msgpack"
+    assert [found for _, found in frames_of(file)] == [[b"", *found[1:]] for found in frames]
+
+    with Process("replay", file, "--steps", "--model", capture.name) as player, Running(player.line()) as service:
+        service.wait_for(pod="A", connected=True)
+        played, result = 0, Played()
+        for request in capture.requests:
+            if request["frames_before"] > played:
+                played = request["frames_before"]
+                player.step(str(played))
+                service.wait_for(pod="A", sequence=played - 1)
+            answer = service.http.post(f"{service.url}/v1/score", json=question(request, capture.name))
+            assert answer.status_code == 200, answer.text
+            result.add("replayed", request, matched_tokens(answer.json(), "A", "A"))
+        assert len(service.stream("A")["groups"]) > 1
+    assert result.compared["replayed"] == capture.rows
+    assert result.wrong_kinds("replayed") == capture.unknowable, result.wrong
 
 
 def test_replays_are_answered_after_the_end_and_recorded_whole(tmp_path: Path) -> None:
