@@ -1,5 +1,6 @@
 """Engine hashes stand for the same block keys whether a stream runs in the scorer's process, is followed by the log or is loaded from Redis."""
 
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from prometheus_client import CollectorRegistry
@@ -52,24 +53,24 @@ class BothModes:
         self.stream._owner.store.drop(KEY, self.stream.position)
         await self.stream.flushed()
 
-    async def agree(self, follower: View) -> tuple[set[int], int]:
+    async def agree(self, follower: View, chains: Sequence[tuple[int, ...]] = CHAINS) -> tuple[set[int], int]:
         """Wait until a scorer that follows answers as the embedded one, and see that one which loads does too.
 
         Returns the hashes that match alone, and how many of the chain 1, 2, 3 match.
         """
-        expected = answers(self.embedded)
-        await wait_until_async(lambda: answers(follower) == expected, 10.0)
+        expected = answers(self.embedded, chains)
+        await wait_until_async(lambda: answers(follower, chains) == expected, 10.0)
         loading = View(self._settings, "redis")
         async with Follower(self._settings, loading, FollowerMetrics(CollectorRegistry(), loading)) as late:
             await wait_until_async(lambda: late.is_settled)
-            assert answers(loading) == expected
+            assert answers(loading, chains) == expected
         return {chain[0] for chain, (blocks, _) in expected.items() if len(chain) == 1 and blocks}, expected[1, 2, 3][0]
 
 
-def answers(view: View) -> dict[tuple[int, ...], tuple[int, tuple[int, ...]]]:
+def answers(view: View, chains: Sequence[tuple[int, ...]] = CHAINS) -> dict[tuple[int, ...], tuple[int, tuple[int, ...]]]:
     """Matched blocks, and those by tier, for each chain of engine hashes."""
     found = {}
-    for chain in CHAINS:
+    for chain in chains:
         match = view.score(EngineHashes("m", chain))[0].ranks[0].match if view.has_model("m") else NO_MATCH
         found[chain] = match.matched_blocks, match.tiers
     return found
@@ -130,3 +131,74 @@ async def test_all_modes_leave_ambiguous_keys_out_of_the_index(server: RedisServ
         assert await modes.agree(view) == ({3}, 0)
         await modes.apply(stored([7], [1], announces_extra_keys=False))
         assert await modes.agree(view) == ({7, 3, 1, 5}, 1), "all that claimed the key are gone, so it counts again"
+
+
+async def test_all_modes_answer_the_same_where_a_second_group_joins(server: RedisServer) -> None:
+    """A window group joins a full one: a hash stands for its block as long as either of them holds it."""
+    settings = settings_of(server, engine_hashes=True)
+    window = {"group": 1, "kind": "sliding_window", "window": 2 * BLOCK_SIZE + 1}
+
+    async with AsyncExitStack() as stack:
+        owner = await stack.enter_async_context(owner_of(settings))
+        view = View(settings, "redis")
+        modes = BothModes(settings, await owner.own(KEY))
+        await stack.enter_async_context(Follower(settings, view, FollowerMetrics(CollectorRegistry(), view)))
+
+        await modes.apply(stored([1, 2, 3], [1, 2, 3]))
+        assert await modes.agree(view) == ({1, 2, 3}, 3)
+        await modes.apply(stored([1, 2], [1, 2], **window))
+        assert await modes.agree(view) == ({1, 2}, 2), "the window group lacks the third block"
+        await modes.apply(stored([3], [3], 2, **window), removed([1], group=1))
+        assert await modes.agree(view) == ({2, 3}, 3), "a hit of three blocks needs the last two of the window group"
+        await modes.apply(removed([2]))
+        assert await modes.agree(view) == ({3}, 0), "the window group holds the second block alone, by the same hash"
+        await modes.apply(removed([2], group=1), stored([5], [2], 1), stored([5], [2], 1, **window))
+        assert await modes.agree(view) == ({3, 5}, 0), "another hash holds the block, the removed one stands for nothing"
+        await modes.apply(stored([2], [2], 1), stored([2], [2], 1, **window))
+        assert await modes.agree(view) == ({2, 3, 5}, 3)
+        await modes.apply(offloaded([1, 2, 3]), offloaded([2, 3], group=1), Cleared())
+        assert await modes.agree(view) == ({2, 3, 5}, 3), "below the gpu too each group has its own"
+        await modes.apply(removed([2], CPU, group=1))
+        assert await modes.agree(view) == ({3}, 0)
+        await modes.apply(removed([3], CPU))
+        assert await modes.agree(view) == (set(), 0)
+        await modes.apply(stored([1, 2, 3], [1, 2, 3]), stored([1, 2, 3], [1, 2, 3], **window))
+        await modes.drop_held()
+        assert await modes.agree(view) == (set(), 0)
+        await modes.apply(offloaded([1, 2, 3]), offloaded([1, 2, 3], group=1))
+        assert await modes.agree(view) == ({1, 2, 3, 5}, 3), "a lost stream's hashes are remembered"
+
+
+async def test_all_modes_answer_the_same_where_groups_have_blocks_of_different_sizes(server: RedisServer) -> None:
+    """The full group's blocks are twice as long as the window group's: its hashes are those of every second block."""
+    settings = settings_of(server, engine_hashes=True)
+    window = {"group": 1, "kind": "sliding_window", "window": BLOCK_SIZE + 1}
+
+    async with AsyncExitStack() as stack:
+        owner = await stack.enter_async_context(owner_of(settings))
+        view = View(settings, "redis")
+        modes = BothModes(settings, await owner.own(KEY))
+        await stack.enter_async_context(Follower(settings, view, FollowerMetrics(CollectorRegistry(), view)))
+        chains: list[tuple[int, ...]] = [(1, 2), (1, 2, 3), (1, 2, 3, 4)]
+
+        async def matched() -> list[int]:
+            await modes.agree(view, chains)
+            return [answers(modes.embedded, chains)[chain][0] for chain in chains]
+
+        await modes.apply(stored([2], [1], block_size=2 * BLOCK_SIZE))
+        assert await matched() == [0, 0, 0], "the first hash is not known"
+        # The keys lie closer together now: what was held before is read anew.
+        await modes.apply(stored([1, 2, 3, 4], [1, 1, 2, 2], **window), stored([2], [1], block_size=2 * BLOCK_SIZE))
+        assert await matched() == [1, 1, 1], "in blocks that a hit is a multiple of"
+        await modes.apply(stored([4], [2], 2, block_size=2 * BLOCK_SIZE))
+        assert await matched() == [1, 1, 2]
+        await modes.apply(removed([4], group=1))
+        assert await matched() == [1, 1, 1], "the window group lost the last one"
+        await modes.apply(removed([1, 3], group=1), stored([4], [2], 3, **window))
+        assert await matched() == [0, 0, 0], "hashes that only the window group had stand for nothing"
+        await modes.apply(stored([1, 2, 3], [1, 1, 2], **window))
+        assert await matched() == [1, 1, 2]
+        await modes.apply(removed([2], group=0))
+        assert await matched() == [0, 0, 0], "the full group lacks what the window group holds by the same hash"
+        await modes.apply(Cleared())
+        assert await matched() == [0, 0, 0]
