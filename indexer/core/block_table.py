@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
+from indexer.core.foreign_copy import ForeignCopy
 from indexer.core.orphans import Parked
 from indexer.core.places import LEAD_GPU, REMOVED, Touched
 from indexer.core.salted_hashes import SaltedHashes
@@ -40,11 +41,11 @@ class BlockRecord(Struct, frozen=True, gc=False):
     """What the engine calls it, where that is another hash: see `salted_hashes`."""
 
 
-HashRecord = Block | BlockRecord | Parked
+HashRecord = Block | BlockRecord | Parked | ForeignCopy
 """What is held for an engine hash: at LEAD_GPU a Block, or a BlockRecord if it is salted, at another place or REMOVED a BlockRecord, as PARKED a
-Parked. Block and Parked are the stream's own: a later read returns what is held then."""
+Parked, as FOREIGN a ForeignCopy. All but BlockRecord are the stream's own: a later read returns what is held then."""
 Records = dict[int, dict[int, HashRecord | None]]
-"""By place, PARKED or REMOVED that was touched, engine hash → what is held for it afterwards, None where nothing is."""
+"""By place, PARKED, FOREIGN or REMOVED that was touched, engine hash → what is held for it afterwards, None where nothing is."""
 
 
 class BlockTable:

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 
 from indexer.core.block_table import BlockTable, HashRecord
 from indexer.core.change import Change, HashMapping
+from indexer.core.foreign_copies import ForeignCopies
 from indexer.core.orphans import Orphans
-from indexer.core.places import LEAD_GPU, PARKED, REMOVED, Touched, is_gpu
+from indexer.core.places import FOREIGN, LEAD_GPU, PARKED, REMOVED, Touched, is_gpu, is_parked
 
 
 class ChangeRecords:
@@ -43,19 +44,22 @@ class ChangeRecords:
         elif change.records is not None:
             change.records[LEAD_GPU].update(records(table, LEAD_GPU, hashes))
 
-    def describe(self, change: Change, table: BlockTable, orphans: Orphans, *, has_groups: bool) -> None:
+    def describe(self, change: Change, table: BlockTable, orphans: Orphans, foreign: ForeignCopies, *, has_groups: bool) -> None:
         """Say in the change what became of the hashes that were touched elsewhere, and what those of all places stand for."""
         if self.touched is None or change.records is None or not (self.touched or table.offloads or has_groups or table.salted):
             return
         for place, hashes in self.touched.items():
             if place == PARKED:
                 change.records[PARKED] = {engine_hash: orphans.get(engine_hash) for engine_hash in hashes}
+            elif place == FOREIGN:
+                change.records[FOREIGN] = {engine_hash: foreign.get(engine_hash) for engine_hash in hashes}
             else:
                 change.records[place] = records(table, place, hashes)
         if table.salted:
             change.records[LEAD_GPU] = records(table, LEAD_GPU, change.records[LEAD_GPU])
         if self._with_hash_mapping and (table.offloads or has_groups):
-            mapped = {engine_hash: table.mapped_key(engine_hash) for place, held in change.records.items() if place != PARKED for engine_hash in held}
+            places = [held for place, held in change.records.items() if not is_parked(place)]
+            mapped = {engine_hash: table.mapped_key(engine_hash) for held in places for engine_hash in held}
             keys = {engine_hash: key for engine_hash, key in mapped.items() if key is not None}
             change.hash_mapping = HashMapping(keys, [engine_hash for engine_hash, key in mapped.items() if key is None])
 

@@ -4,36 +4,28 @@ Their events have tokens and no extra keys, so whose blocks they are is not told
 counts where the gpu announced blocks of the same tokens without any; until then it waits, within the limit for parked blocks.
 """
 
-from collections.abc import Iterable
-
-from msgspec import Struct
+from collections.abc import Iterable, Iterator
 
 from indexer.core.block_keys import TOKEN_BYTES, chain_keys
 from indexer.core.block_table import Block
 from indexer.core.change import Change
 from indexer.core.events import Stored, Tier
+from indexer.core.foreign_copy import ForeignCopy
 from indexer.core.groups import CacheShape
 from indexer.core.held_blocks import HeldBlocks
-
-
-class ForeignCopy(Struct):
-    """`keys`: of the blocks that it covers, its own first; None until the engine's block size is known, then made of `tokens` behind `root` or the
-    copy `parent`."""
-
-    parent: int | None
-    root: int
-    tokens: bytes
-    place: int
-    since_s: float
-    keys: tuple[int, ...] | None = None
+from indexer.core.places import FOREIGN, Touched
 
 
 class ForeignCopies:
-    """Those of one stream that wait, by their hashes, in the order in which they came."""
+    """Those of one stream that wait, by their hashes, in the order in which they came.
 
-    def __init__(self, blocks: HeldBlocks, count_max: int) -> None:
+    `touched`: where to note the hashes that come, go or get their keys; None for nowhere.
+    """
+
+    def __init__(self, blocks: HeldBlocks, count_max: int, touched: Touched | None = None) -> None:
         self._blocks = blocks
         self._count_max = count_max
+        self._touched = touched
         self._waiting: dict[int, ForeignCopy] = {}
         self._missing: dict[int, dict[int, None]] = {}
         """Block key → the hashes of copies that wait for the gpu to announce it."""
@@ -41,6 +33,25 @@ class ForeignCopies:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._waiting)
+
+    def get(self, engine_hash: int) -> ForeignCopy | None:
+        """The copy that waits by this hash."""
+        return self._waiting.get(engine_hash)
+
+    def restore(self, engine_hash: int, copy: ForeignCopy) -> None:
+        """Let a copy wait that a former owner of the stream recorded. Those that came first are restored first, after all blocks."""
+        self._waiting[engine_hash] = copy
+        if copy.keys is None:
+            self._without_keys[engine_hash] = None
+        else:
+            self._try(engine_hash, copy, copy.keys)
+
+    def _touch(self, engine_hash: int) -> None:
+        if self._touched is not None:
+            self._touched[FOREIGN].append(engine_hash)
 
     def add(self, event: Stored, root: int, place: int, now_s: float, key_size: int | None) -> int:
         """Keep the chunks of an event. `key_size`: None while it is unknown. Returns how many had to go, the oldest first."""
@@ -51,6 +62,7 @@ class ForeignCopies:
             tokens = event.tokens[position * width : (position + 1) * width]
             self._waiting[engine_hash] = ForeignCopy(parent, root, tokens, place, now_s)
             self._without_keys[engine_hash] = None
+            self._touch(engine_hash)
             parent = engine_hash
         if key_size is not None:
             self.find_keys(key_size)
@@ -73,6 +85,7 @@ class ForeignCopies:
                 continue
             copy.keys, copy.tokens = tuple(reversed(chain_keys(before, copy.tokens, key_size))), b""
             del self._without_keys[engine_hash]
+            self._touch(engine_hash)
             self._try(engine_hash, copy, copy.keys)
 
     def follow(self, change: Change, shape: CacheShape | None) -> None:
@@ -97,6 +110,7 @@ class ForeignCopies:
             self._missing.setdefault(missing, {})[engine_hash] = None
             return
         del self._waiting[engine_hash]
+        self._touch(engine_hash)
         self._blocks.add_known(engine_hash, Block(keys[0], copy.parent, 0), copy.place, keys, is_foreign=True)
 
     def remove(self, engine_hash: int) -> bool:
@@ -104,6 +118,7 @@ class ForeignCopies:
         copy = self._waiting.pop(engine_hash, None)
         if copy is None:
             return False
+        self._touch(engine_hash)
         self._without_keys.pop(engine_hash, None)
         for key in copy.keys or ():
             waiting = self._missing.get(key)
@@ -123,6 +138,8 @@ class ForeignCopies:
 
     def clear(self) -> None:
         """The lower tiers were emptied."""
+        for engine_hash in self._waiting:
+            self._touch(engine_hash)
         self._waiting.clear()
         self._missing.clear()
         self._without_keys.clear()

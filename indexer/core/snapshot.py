@@ -7,13 +7,13 @@ from collections.abc import Iterable
 
 from indexer.core.block_table import HashRecord
 from indexer.core.groups import CacheShape
-from indexer.core.places import PARKED, REMOVED
+from indexer.core.places import FOREIGN, PARKED, REMOVED
 from indexer.core.stream_state import Counting, StreamState
 from indexer.core.traits import Traits
 
 
 class Snapshot:
-    """Reads a stream's state, and changes nothing of it. A place is as in `block_table`, or PARKED or REMOVED."""
+    """Reads a stream's state, and changes nothing of it. A place is as in `block_table`, or PARKED, FOREIGN or REMOVED."""
 
     def __init__(self, state: StreamState) -> None:
         self._state = state
@@ -33,13 +33,15 @@ class Snapshot:
         return self._state.traits()
 
     def places(self) -> list[int]:
-        """Where anything is held, PARKED and REMOVED among them."""
-        return [*self._state.table.places(), PARKED, REMOVED]
+        """Where anything is held, PARKED, FOREIGN and REMOVED among them."""
+        return [*self._state.table.places(), PARKED, FOREIGN, REMOVED]
 
     def hashes(self, place: int) -> list[int]:
         """The engine hashes that a place holds."""
         if place == PARKED:
             return list(self._state.orphans)
+        if place == FOREIGN:
+            return list(self._state.foreign)
         return self._state.table.removed_hashes() if place == REMOVED else self._state.table.hashes(place)
 
     def records(self, place: int, hashes: Iterable[int]) -> dict[int, HashRecord | None]:

@@ -23,7 +23,7 @@ from indexer.core.foreign_copies import ForeignCopies
 from indexer.core.groups import LEAD, CacheShape, Group, Groups
 from indexer.core.held_blocks import HeldBlocks
 from indexer.core.orphans import Orphans
-from indexer.core.places import PARKED, place_of
+from indexer.core.places import FOREIGN, PARKED, place_of
 from indexer.core.token_sample import TokenSample
 from indexer.core.traits import Traits
 from indexer.core.waiting_blocks import WaitingBlocks
@@ -82,7 +82,7 @@ class StreamState:
         self._waiting = WaitingBlocks(
             Orphans(self._records.touched), self._blocks, self._groups, self._covered, self._limits.parked_max, self._copies_max, self.tally
         )
-        self._foreign = ForeignCopies(self._blocks, self._limits.parked_max)
+        self._foreign = ForeignCopies(self._blocks, self._limits.parked_max, self._records.touched)
 
     @property
     def adapters(self) -> dict[str, None]:
@@ -176,7 +176,7 @@ class StreamState:
             self.tally["orphan_dropped"] += self._foreign.drop_before(now_s - self._limits.parked_max_s)
         if self._waiting.orphans:
             self.tally["orphan_dropped"] += self._waiting.orphans.drop_before(now_s - self._limits.parked_max_s)
-        self._records.describe(change, self.table, self.orphans, has_groups=self._groups.are_several)
+        self._records.describe(change, self.table, self.orphans, self._foreign, has_groups=self._groups.are_several)
         return change
 
     def slot_of(self, number: int) -> int | None:
@@ -189,6 +189,8 @@ class StreamState:
         """What a place holds for these engine hashes; None where it holds nothing."""
         if place == PARKED:
             return {engine_hash: self.orphans.get(engine_hash) for engine_hash in hashes}
+        if place == FOREIGN:
+            return {engine_hash: self._foreign.get(engine_hash) for engine_hash in hashes}
         return records(self.table, place, hashes)
 
     @property
@@ -200,6 +202,11 @@ class StreamState:
     def orphans(self) -> Orphans:
         """The blocks that wait for their parent."""
         return self._waiting.orphans
+
+    @property
+    def foreign(self) -> ForeignCopies:
+        """The copies under foreign hashes that wait for the gpu."""
+        return self._foreign
 
     def traits(self) -> Traits:
         """What reading further events depends on, besides the blocks."""
@@ -214,7 +221,7 @@ class StreamState:
     def restore(
         self, traits: Traits, places: Iterable[tuple[int, Iterable[tuple[int, BlockRecord]]]], removed: Iterable[tuple[int, BlockRecord]] = ()
     ) -> None:
-        """Hold what a former owner of the stream recorded, in place of everything. Orphans are parked by the caller."""
+        """Hold what a former owner of the stream recorded, in place of everything. What is parked is up to the caller."""
         self.forget()
         self._groups.restore(traits.shape, traits.unsized)
         self._blocks.announces_extra_keys, self._blocks.table.offloads = traits.announces_extra_keys, traits.offloads

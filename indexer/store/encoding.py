@@ -8,6 +8,7 @@ from indexer.config.settings import Settings
 from indexer.core.block_table import Block, BlockRecord, HashRecord
 from indexer.core.change import Change
 from indexer.core.events import Tier
+from indexer.core.foreign_copy import ForeignCopy
 from indexer.core.names import StreamKey, Trust
 from indexer.core.orphans import Parked
 from indexer.core.places import LEAD_GPU, slot_and_part
@@ -16,11 +17,13 @@ from indexer.core.store import StreamPosition
 from indexer.store.keyspace import PARTS, stream_id
 from indexer.store.records import (
     Entry,
+    ForeignRecord,
     Head,
     Kind,
     ParkedRecord,
     encode_entry,
     encode_field,
+    encode_foreign,
     encode_hash,
     encode_head,
     encode_parked,
@@ -59,6 +62,9 @@ def words_of(place: int, records: PlaceRecords) -> tuple[list[bytes], list[bytes
             case Parked():
                 since_ms = int(now_ms - (now_s - record.since_s) * 1000)
                 sets += (field, encode_parked(ParkedRecord(record.parent, record.tokens, record.extra, since_ms, record.copies)))
+            case ForeignCopy():
+                since_ms = int(now_ms - (now_s - record.since_s) * 1000)
+                sets += (field, encode_foreign(ForeignRecord(record.parent, record.root, record.tokens, record.place, since_ms, record.keys)))
     return sets, dels
 
 

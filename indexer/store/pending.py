@@ -20,7 +20,7 @@ from indexer.core.block_table import Block, BlockRecord, HashRecord
 from indexer.core.change import Change, HashMapping
 from indexer.core.events import Tier
 from indexer.core.names import StreamKey
-from indexer.core.places import LEAD_GPU, PARKED, REMOVED, is_gpu, slot_and_part
+from indexer.core.places import LEAD_GPU, REMOVED, is_gpu, is_parked, slot_and_part
 from indexer.core.snapshot import Snapshot
 from indexer.core.store import StreamPosition
 from indexer.store.encoding import StreamEncoder, words
@@ -193,8 +193,8 @@ class PendingWrites:
 
     def _clear_gpu(self) -> None:
         """What was to be written of the gpu does not count any more; the followers' mappings go with it."""
-        on_gpu = [place for place in self._records if place != PARKED and is_gpu(place)]
-        others = [records for place, records in self._records.items() if place != PARKED and place not in on_gpu]
+        on_gpu = [place for place in self._records if is_gpu(place)]
+        others = [records for place, records in self._records.items() if not is_gpu(place) and not is_parked(place)]
         for place in on_gpu:
             for engine_hash in self._mapping.keys() & self._records.pop(place).keys():
                 if not any(engine_hash in records for records in others):

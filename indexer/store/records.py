@@ -6,7 +6,8 @@ field of a block    engine hash u64, and behind it the slot of its KV-cache grou
 block               copies u8 | flags u8 | parent u64, 0 without one | block key u64 | further keys that it covers u64 …     18 bytes and more
                     flags: 1 it has a parent; 2 the last u64 is no key but what the engine calls the block
 field of a parked block, and of a removed one    engine hash u64
-parked block        msgpack of `ParkedRecord`
+field of a parked copy under a foreign hash      that hash u64, and behind it 1 u8
+parked block        msgpack of `ParkedRecord`, or of `ForeignRecord`
 removed block       as a block, with 0 copies
 state hash          gen, fence, number: decimal texts, for scripts to compare; lengths: fields per part, decimal, joined by commas;
                     head: msgpack of `Head`; status: JSON of the stream's status
@@ -113,6 +114,17 @@ class ParkedRecord(Struct, frozen=True, array_like=True):
     copies: dict[int, int]
 
 
+class ForeignRecord(Struct, frozen=True, array_like=True):
+    """A `ForeignCopy` that waits for the gpu. `since_ms`: Unix time. `tokens`: empty once the keys are known."""
+
+    parent: int | None
+    root: int
+    tokens: bytes
+    place: int
+    since_ms: int
+    keys: tuple[int, ...] | None
+
+
 class Head(Struct, frozen=True, array_like=True):
     """The part of a stream's state that goes with each batch.
 
@@ -214,7 +226,8 @@ def change_of(entry: Entry) -> Change:
     return change
 
 
-encode_head = encode_entry = encode_parked = msgspec.msgpack.Encoder().encode
+encode_head = encode_entry = encode_parked = encode_foreign = msgspec.msgpack.Encoder().encode
 decode_head = msgspec.msgpack.Decoder(Head).decode
 decode_entry = msgspec.msgpack.Decoder(Entry).decode
 decode_parked = msgspec.msgpack.Decoder(ParkedRecord).decode
+decode_foreign = msgspec.msgpack.Decoder(ForeignRecord).decode

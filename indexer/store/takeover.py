@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import cast
 
@@ -11,20 +12,24 @@ from redis.exceptions import RedisError
 
 from indexer.core.block_table import BlockRecord
 from indexer.core.events import Tier
+from indexer.core.foreign_copy import ForeignCopy
+from indexer.core.groups import LEAD
 from indexer.core.names import StreamKey
 from indexer.core.orphans import Parked
-from indexer.core.places import PARKED, REMOVED, place_of
+from indexer.core.places import FOREIGN, PARKED, REMOVED, place_of, slot_and_part
 from indexer.core.stream_state import StreamState
 from indexer.errors import StoreError
 from indexer.store.client.connection import Client, answer_of, server_epoch_of
 from indexer.store.leases import Claim, Leases
-from indexer.store.records import Head, decode_block, decode_hash, decode_parked, slot_of_field
+from indexer.store.records import Head, decode_block, decode_foreign, decode_hash, decode_parked, slot_of_field
 from indexer.store.session import StoreSession
 
 log = logging.getLogger(__name__)
 
 # Fields that one command reads: well below a millisecond of Redis.
 PIECE_FIELDS = 500
+
+FOREIGN_SLOT = slot_and_part(FOREIGN)[0]
 
 
 async def load(session: StoreSession, leases: Leases, claim: Claim, stream: StreamKey, state: StreamState) -> Head | None:
@@ -78,8 +83,18 @@ def _blocks(fields: dict[bytes, bytes], slot: int = 0) -> Iterable[tuple[int, Bl
 
 
 def _park(state: StreamState, fields: dict[bytes, bytes]) -> None:
+    """Let wait what waited, the longest first."""
     now_s, now_ms = time.monotonic(), time.time() * 1000
-    records = sorted(((decode_hash(field), decode_parked(value)) for field, value in fields.items()), key=lambda item: item[1].since_ms)
-    for engine_hash, record in records:
-        parked: Parked = state.orphans.park(engine_hash, record.parent, record.tokens, record.extra, now_s - (now_ms - record.since_ms) / 1000)
+
+    def since_s(since_ms: int) -> float:
+        return now_s - (now_ms - since_ms) / 1000
+
+    by_slot: defaultdict[int, list[tuple[int, bytes]]] = defaultdict(list)
+    for field, value in fields.items():
+        by_slot[slot_of_field(field)].append((decode_hash(field), value))
+    for engine_hash, record in sorted(((key, decode_parked(value)) for key, value in by_slot[LEAD]), key=lambda item: item[1].since_ms):
+        parked: Parked = state.orphans.park(engine_hash, record.parent, record.tokens, record.extra, since_s(record.since_ms))
         parked.copies.update(record.copies)
+    for engine_hash, found in sorted(((key, decode_foreign(value)) for key, value in by_slot[FOREIGN_SLOT]), key=lambda item: item[1].since_ms):
+        copy = ForeignCopy(found.parent, found.root, found.tokens, found.place, since_s(found.since_ms), found.keys)
+        state.foreign.restore(engine_hash, copy)

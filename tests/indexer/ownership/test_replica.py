@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from indexer.config.settings import Settings
 from indexer.core.events import Tier
 from indexer.core.names import StreamKey, Trust
+from indexer.core.places import PARKED
 from indexer.engines.spec import EngineSpec
 from indexer.errors import SettingError, StoreError
 from indexer.metrics import IndexerMetrics
@@ -248,7 +249,7 @@ async def test_an_orphan_that_was_parked_before_a_takeover_is_adopted_after_it(s
         engine.publish(stored([1], [1] * BLOCK_SIZE))
         engine.publish(stored([3], [3] * BLOCK_SIZE, 2))
         await wait_until_async(lambda: one.shows(sequence=1))
-        await wait_until_async(lambda: in_redis(server, part=len(Tier)) == 1)
+        await wait_until_async(lambda: in_redis(server, part=PARKED) == 1)
         await one.freeze()
         two = await stack.enter_async_context(replica(server.url, engine.spec()))
         await wait_until_async(lambda: two.shows(sequence=1), 20)
@@ -256,6 +257,30 @@ async def test_an_orphan_that_was_parked_before_a_takeover_is_adopted_after_it(s
         engine.publish(stored([2], [2] * BLOCK_SIZE, 1))
         await wait_until_async(lambda: two.shows(sequence=2))
         assert len(held(two.stream())) == 3
+
+
+async def test_copies_under_foreign_hashes_that_wait_before_a_takeover_count_after_it(server: RedisServer, engine: Engine) -> None:
+    """A cache connector's chunks of two blocks, offloaded before the gpu announces what is in them."""
+    chunk = {"block_size": 2 * BLOCK_SIZE, "medium": "CPU", "extra_keys": None, "group_idx": None, "kv_cache_spec_kind": None}
+    contents = {number: [number] * BLOCK_SIZE for number in range(1, 7)}
+
+    async with AsyncExitStack() as stack:
+        one = await stack.enter_async_context(replica(server.url, engine.spec()))
+        engine.publish(stored([901], [*contents[1], *contents[2]], None, **chunk))  # its keys cannot be made yet
+        await wait_until_async(lambda: one.shows(sequence=0))
+        await wait_until_async(lambda: in_redis(server, part=PARKED) == 1)
+        engine.publish(stored([1], contents[1]), stored([902], [*contents[3], *contents[4]], 901, **chunk))
+        engine.publish(stored([903], [*contents[5], *contents[6]], 902, **chunk), removed([903], medium="CPU", group_idx=None))
+        await wait_until_async(lambda: one.shows(sequence=2))
+        await wait_until_async(lambda: in_redis(server, part=PARKED) == 2)
+        await one.freeze()
+        two = await stack.enter_async_context(replica(server.url, engine.spec()))
+        await wait_until_async(lambda: two.shows(sequence=2, blocks={"gpu": 1}), 20)
+        engine.publish(stored([2], contents[2], 1))
+        await wait_until_async(lambda: two.shows(sequence=3, blocks={"gpu": 2, "cpu": 2}))
+        engine.publish(stored([3, 4, 5, 6], [*contents[3], *contents[4], *contents[5], *contents[6]], 2))
+        await wait_until_async(lambda: two.shows(sequence=4, blocks={"gpu": 6, "cpu": 4}))
+        await wait_until_async(lambda: (in_redis(server, part=PARKED), in_redis(server, part=Tier.CPU)) == (0, 2))
 
 
 async def test_a_ring_that_is_too_short_leaves_a_gap_and_what_is_held_is_purged(server: RedisServer, unasked: Engine) -> None:
