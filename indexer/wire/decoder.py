@@ -21,6 +21,8 @@ from indexer.wire.splitter import split_events
 from indexer.wire.types import (
     KNOWN_EVENTS,
     UNREADABLE,
+    ArrayBatch,
+    MapBatch,
     RawBatch,
     RawBatchAsMap,
     StoredArray,
@@ -106,7 +108,19 @@ class WireDecoder:
             return self._decode_nested(payload)
         if len(known.events) > self._limits.events_per_batch_max:
             raise Refused("batch_events")
-        batch = Batch([], published_at_s=known.ts, rank=known.data_parallel_rank)
+        events: list[Event] = []
+        normalise = self._normaliser.normalise
+        try:
+            for event in known.events:
+                events.append(normalise(event))  # noqa: PERF401 - a comprehension is a call more per batch
+        except (Refused, RecursionError):
+            self._normaliser.begin_batch(len(payload))
+            return self._normalise_apart(known)
+        return Batch(events, known.ts, known.data_parallel_rank)
+
+    def _normalise_apart(self, known: ArrayBatch | MapBatch) -> Batch:
+        """Normalise event by event, so that a refused event does not cost the others."""
+        batch = Batch([], known.ts, known.data_parallel_rank)
         for event in known.events:
             self._add(batch, event)
         return batch

@@ -1,6 +1,6 @@
 """Known wire events, in whichever encoding they came, turned into the events of the core: one form of hashes, tiers and extra keys."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -13,10 +13,18 @@ from indexer.wire.outline import array_header
 from indexer.wire.types import (
     UNREADABLE,
     RemovedArray,
+    RemovedArrayExact,
     RemovedMap,
+    RemovedMapExact,
     SaltMap,
     StoredArray,
+    StoredArrayExact,
+    StoredArrayOfAnything,
+    StoredArrayOfPairs,
     StoredMap,
+    StoredMapExact,
+    StoredMapOfAnything,
+    StoredMapOfPairs,
     WireEvent,
     decode_raw_list,
     decode_token_lists,
@@ -37,7 +45,8 @@ WINDOW_BYTES_MAX = 9
 EXTRA_KEYS_OF_A_BATCH = 128
 
 # The engine's name for where a block lies, in upper case; no name means GPU, an unknown one a lower tier.
-TIER_OF_MEDIUM = {
+TIER_OF_MEDIUM: dict[str | None, Tier] = {
+    None: Tier.GPU,
     "GPU": Tier.GPU,
     "CPU": Tier.CPU,
     "CPU_PINNED": Tier.CPU,
@@ -61,27 +70,28 @@ class Normaliser:
         self._limits = limits
         self.dialect = Dialect()
         self._hashes_left = self._tokens_left = self._extra_keys_bytes_left = 0
+        self._extra_keys_bytes_max = EXTRA_KEYS_OF_A_BATCH * limits.extra_keys_bytes_max
+        # A hash, a token and a byte of extra keys take at least a byte: a smaller payload cannot exceed the limits.
+        self._uncounted_bytes_max = min(limits.hashes_per_batch_max, limits.tokens_per_batch_max, self._extra_keys_bytes_max)
         self._is_counted = True
+        # By exact type: isinstance of a Struct costs four times as much.
+        self._normalise: dict[type, Callable[[Any], Event]] = {
+            **dict.fromkeys((StoredMap, StoredMapExact, StoredMapOfPairs, StoredMapOfAnything), self._stored_map),
+            **dict.fromkeys((StoredArray, StoredArrayExact, StoredArrayOfPairs, StoredArrayOfAnything), self._stored_array),
+            **dict.fromkeys((RemovedMap, RemovedMapExact, RemovedArray, RemovedArrayExact), self._removed),
+        }
 
     def begin_batch(self, payload_bytes: int) -> None:
         """Start counting the contents of a batch of this encoded size."""
-        limits = self._limits
-        self._hashes_left, self._tokens_left = limits.hashes_per_batch_max, limits.tokens_per_batch_max
-        self._extra_keys_bytes_left = EXTRA_KEYS_OF_A_BATCH * limits.extra_keys_bytes_max
-        # A hash or a token takes at least a byte: a small payload cannot exceed the limits.
-        self._is_counted = payload_bytes > min(self._hashes_left, self._tokens_left)
+        self._is_counted = payload_bytes > self._uncounted_bytes_max
+        if self._is_counted:
+            self._hashes_left, self._tokens_left = self._limits.hashes_per_batch_max, self._limits.tokens_per_batch_max
+            self._extra_keys_bytes_left = self._extra_keys_bytes_max
 
     def normalise(self, event: WireEvent) -> Event:
         """Raises Refused for an event that cannot be used or exceeds a limit."""
-        if isinstance(event, (StoredMap, StoredArray)):
-            return self._stored(event)
-        if isinstance(event, (RemovedMap, RemovedArray)):
-            if len(event.block_hashes) > self._limits.hashes_per_event_max:
-                raise Refused("event_limit")
-            if self._is_counted:
-                self._spend(len(event.block_hashes), 0)
-            return Removed(_hashes(event.block_hashes), _tier(event), event.group_idx)
-        return Cleared()
+        normalise = self._normalise.get(type(event))
+        return Cleared() if normalise is None else normalise(event)
 
     def _spend(self, hashes: int, tokens: int) -> None:
         """Raises Refused for an event beyond what a batch may hold."""
@@ -90,62 +100,86 @@ class Normaliser:
         if self._hashes_left < 0 or self._tokens_left < 0:
             raise Refused("batch_limit")
 
-    def _stored(self, event: StoredArray | StoredMap) -> Stored:
-        limits = self._limits
-        if len(event.block_hashes) > limits.hashes_per_event_max or len(event.token_ids) > limits.tokens_per_event_max:
+    def _removed(self, event: RemovedArray | RemovedMap) -> Removed:
+        if len(event.block_hashes) > self._limits.hashes_per_event_max:
             raise Refused("event_limit")
         if self._is_counted:
-            self._spend(len(event.block_hashes), len(event.token_ids))
-        if not 0 <= event.block_size <= limits.block_size_max:
-            raise Refused("block_size")
-        parent = event.parent_block_hash
+            self._spend(len(event.block_hashes), 0)
+        return Removed(_hashes(event.block_hashes), _tier(event.medium, getattr(event, "locality", None)), event.group_idx)
+
+    def _stored_map(self, event: StoredMap) -> Stored:
         group: int | UnsetType | None = event.group_idx
-        if isinstance(event, StoredMap):
-            lora_name, salt = event.lora_name, event.cache_salt
-            # SGLang's maps have neither of the two; vLLM's always have the group, even where all extra keys are left out.
-            announces_extra_keys = event.extra_keys is not UNSET or group is not UNSET
-        else:
-            lora_name, salt = _array_isolation(event.lora_name)
-            announces_extra_keys = event.extra_keys is not UNSET
-            if type(parent) is int and parent == 0:
-                parent = None  # the llm-d simulator's encoding of "none"
-                self.dialect.is_simulator = True
+        # SGLang's maps have neither of the two; vLLM's always have the group, even where all extra keys are left out.
+        announces_extra_keys = event.extra_keys is not UNSET or group is not UNSET
+        if group is UNSET:
+            group = None
+        tier = _tier(event.medium, event.locality)
+        return self._stored(
+            event, event.parent_block_hash, tier, event.lora_name, event.cache_salt, announces_extra_keys, group, event.lookahead_token_ids
+        )
+
+    def _stored_array(self, event: StoredArray) -> Stored:
+        parent = event.parent_block_hash
+        if type(parent) is int and parent == 0:
+            parent = None  # the llm-d simulator's encoding of "none"
+            self.dialect.is_simulator = True
+        lora_name, salt = _array_isolation(event.lora_name)
+        return self._stored(event, parent, _tier(event.medium, None), lora_name, salt, event.extra_keys is not UNSET, event.group_idx, UNSET)
+
+    def _stored(
+        self,
+        event: StoredArray | StoredMap,
+        parent: int | bytes | None,
+        tier: Tier,
+        lora_name: str | None,
+        salt: str | None,
+        announces_extra_keys: bool,
+        group: int | None,
+        lookahead_token_ids: Raw | UnsetType,
+    ) -> Stored:
+        limits, hashes, token_ids, block_size = self._limits, event.block_hashes, event.token_ids, event.block_size
+        if len(hashes) > limits.hashes_per_event_max or len(token_ids) > limits.tokens_per_event_max:
+            raise Refused("event_limit")
+        if self._is_counted:
+            self._spend(len(hashes), len(token_ids))
+        if not 0 <= block_size <= limits.block_size_max:
+            raise Refused("block_size")
         if lora_name is None and event.lora_id is not None:
             lora_name = f"#{event.lora_id}"
         if (lora_name or salt) and max(len(lora_name or ""), len(salt or "")) > limits.text_length_max:
             raise Refused("event_limit")
-        sparse_tokens = 0
-        if event.token_ids and len(event.token_ids) != len(event.block_hashes) * event.block_size:
-            size = event.block_size
-            if not size or len(event.token_ids) < len(event.block_hashes) * size or len(event.token_ids) % size:
-                raise Refused("unaligned")
-            sparse_tokens = len(event.token_ids)
-        try:
-            is_wanted = not sparse_tokens or (event.kv_cache_spec_kind == STATE_KIND and event.block_hashes)
-            packed = pack_tokens(event.token_ids) if is_wanted else b""
-        except OverflowError:
-            raise Refused("token_range") from None
-        extra_keys = None if sparse_tokens else self._extra_keys(event, lora_name, salt, first_of_prompt=parent is None)
+        sparse_tokens = _sparse_tokens(event) if len(token_ids) != len(hashes) * block_size else 0
+        tokens = b""
+        if not sparse_tokens or (event.kv_cache_spec_kind == STATE_KIND and hashes):
+            try:
+                tokens = pack_tokens(token_ids)
+            except OverflowError:
+                raise Refused("token_range") from None
+        encoded = NIL if event.extra_keys is UNSET else bytes(event.extra_keys)
+        extra_keys = None
+        if (salt or encoded not in NO_EXTRA_KEYS) and not sparse_tokens:
+            extra_keys = self._extra_keys(encoded, len(hashes), lora_name, salt, first_of_prompt=parent is None)
         lookahead = 0
-        if isinstance(event, StoredMap) and not isinstance(event.lookahead_token_ids, UnsetType) and bytes(event.lookahead_token_ids) != NIL:
-            lookahead, extra_keys = self._with_lookahead(event.lookahead_token_ids, extra_keys or {}, len(event.block_hashes))
+        if lookahead_token_ids is not UNSET and bytes(lookahead_token_ids) != NIL:
+            lookahead, extra_keys = self._with_lookahead(lookahead_token_ids, extra_keys or {}, len(hashes))
+        # By position: so many keywords cost five times as much.
         return Stored(
-            hashes=_hashes(event.block_hashes),
-            parent=None if parent is None else _hash(parent),
-            tokens=b"" if sparse_tokens else packed,
-            block_size=event.block_size,
-            tier=_tier(event),
-            lora_name=lora_name or None,
-            extra_keys=extra_keys,
-            announces_extra_keys=announces_extra_keys,
-            group=None if isinstance(group, UnsetType) else group,
-            kind=event.kv_cache_spec_kind,
-            window=_window(event.kv_cache_spec_sliding_window),
-            salt=salt,
-            lookahead=lookahead,
-            sparse_tokens=sparse_tokens,
-            state_tokens=packed if sparse_tokens else b"",
-            lists_extra_keys=not isinstance(event.extra_keys, UnsetType) and bytes(event.extra_keys) != NIL,
+            _hashes(hashes),
+            parent if parent is None or (type(parent) is int and parent >= 0) else _hash(parent),
+            b"" if sparse_tokens else tokens,
+            block_size,
+            tier,
+            lora_name or None,
+            extra_keys,
+            announces_extra_keys,
+            group,
+            event.kv_cache_spec_kind,
+            None if event.kv_cache_spec_sliding_window is UNSET else _window(event.kv_cache_spec_sliding_window),
+            sparse_tokens,
+            tokens if sparse_tokens else b"",
+            encoded != NIL,
+            salt,
+            lookahead,
         )
 
     def _with_lookahead(self, encoded: Raw, extra_keys: dict[int, bytes], blocks: int) -> tuple[int, dict[int, bytes]]:
@@ -161,11 +195,9 @@ class Normaliser:
             raise Refused("lookahead")
         return max(lengths), {position: pack_tokens(ahead) + extra_keys.get(position, b"") for position, ahead in enumerate(tokens)}
 
-    def _extra_keys(
-        self, event: StoredArray | StoredMap, lora_name: str | None, salt: str | None, *, first_of_prompt: bool
-    ) -> dict[int, bytes] | None:
-        encoded = NIL if isinstance(event.extra_keys, UnsetType) else bytes(event.extra_keys)
-        entries = None if encoded in NO_EXTRA_KEYS else self._extra_key_entries(encoded, len(event.block_hashes))
+    def _extra_keys(self, encoded: bytes, blocks: int, lora_name: str | None, salt: str | None, *, first_of_prompt: bool) -> dict[int, bytes] | None:
+        """Blocks' positions in an event with their folded extra keys; None where there are none. Raises Refused."""
+        entries = None if encoded in NO_EXTRA_KEYS else self._extra_key_entries(encoded, blocks)
         if not entries and not salt:
             return None
         folded: dict[int, bytes] = {}
@@ -197,10 +229,19 @@ class Normaliser:
         entries = [(position, entry) for position, entry in enumerate(decode_raw_list(encoded)) if bytes(entry) != NIL]
         if max(len(entry) for _, entry in entries) > self._limits.extra_keys_bytes_max:
             raise Refused("event_limit")
-        self._extra_keys_bytes_left -= len(encoded)
-        if self._extra_keys_bytes_left < 0:
-            raise Refused("batch_limit")
+        if self._is_counted:
+            self._extra_keys_bytes_left -= len(encoded)
+            if self._extra_keys_bytes_left < 0:
+                raise Refused("batch_limit")
         return entries
+
+
+def _sparse_tokens(event: StoredArray | StoredMap) -> int:
+    """How many tokens an event has whose hashes are fewer than their blocks; 0 without tokens. Raises Refused where they fit no blocks."""
+    tokens, size = len(event.token_ids), event.block_size
+    if tokens and (not size or tokens < len(event.block_hashes) * size or tokens % size):
+        raise Refused("unaligned")
+    return tokens
 
 
 def _folded(own: list[Any], salt: str | None) -> bytes:
@@ -210,11 +251,9 @@ def _folded(own: list[Any], salt: str | None) -> bytes:
         raise Refused("extra_keys") from None
 
 
-def _window(encoded: Raw | UnsetType) -> int | None:
+def _window(encoded: Raw) -> int | None:
     """The length of a sliding window in tokens, None where there is none."""
-    if isinstance(encoded, UnsetType) or len(encoded) > WINDOW_BYTES_MAX:
-        return None
-    window = read_anything(encoded)
+    window = read_anything(encoded) if len(encoded) <= WINDOW_BYTES_MAX else None
     return window if type(window) is int and window > 0 else None
 
 
@@ -223,17 +262,16 @@ def _array_isolation(position_7: str | SaltMap | None) -> tuple[str | None, str 
     return (None, position_7.cache_salt) if isinstance(position_7, SaltMap) else (position_7, None)
 
 
-def _tier(event: Any) -> Tier:
-    locality = getattr(event, "locality", None)
+def _tier(medium: str | None, locality: str | None) -> Tier:
     if locality is not None and locality.upper() == "REMOTE":
         return Tier.REMOTE
-    if event.medium is None:
-        return Tier.GPU
-    tier = TIER_OF_MEDIUM.get(event.medium.upper())
-    return Tier.OTHER if tier is None else tier
+    tier = TIER_OF_MEDIUM.get(medium)  # nearly always in upper case, or none
+    return TIER_OF_MEDIUM.get((medium or "").upper(), Tier.OTHER) if tier is None else tier
 
 
 def _hashes(values: list[Any]) -> list[int]:
+    if len(values) == 1 and type(values[0]) is int and values[0] >= 0:
+        return values  # what an engine announces while it generates
     try:
         if not values or min(values) >= 0:
             return values
