@@ -20,11 +20,13 @@ class ChangeRecords:
         self.touched: Touched | None = defaultdict(list) if is_wanted else None
         self._with_hash_mapping = with_hash_mapping
 
-    def begin(self, change: Change) -> None:
-        """A batch begins."""
+    def begin(self) -> Change:
+        """A batch begins: what it will change."""
+        change = Change()
         if self.touched is not None:
             change.records = {LEAD_GPU: {}}
             self.touched.clear()
+        return change
 
     def forget(self) -> None:
         """What was touched does not count: the stream has to be read anew."""
@@ -46,7 +48,7 @@ class ChangeRecords:
 
     def describe(self, change: Change, table: BlockTable, orphans: Orphans, foreign: ForeignCopies, *, has_groups: bool) -> None:
         """Say in the change what became of the hashes that were touched elsewhere, and what those of all places stand for."""
-        if self.touched is None or change.records is None or not (self.touched or table.offloads or has_groups or table.salted):
+        if change.records is None or self.touched is None or not (self.touched or has_groups or table.offloads or table.salted.engine_hashes):
             return
         for place, hashes in self.touched.items():
             if place == PARKED:
@@ -55,7 +57,7 @@ class ChangeRecords:
                 change.records[FOREIGN] = {engine_hash: foreign.get(engine_hash) for engine_hash in hashes}
             else:
                 change.records[place] = records(table, place, hashes)
-        if table.salted:
+        if table.salted.engine_hashes:
             change.records[LEAD_GPU] = records(table, LEAD_GPU, change.records[LEAD_GPU])
         if self._with_hash_mapping and (table.offloads or has_groups):
             places = [held for place, held in change.records.items() if not is_parked(place)]
@@ -68,7 +70,7 @@ def records(table: BlockTable, place: int, hashes: Iterable[int]) -> dict[int, H
     """What a place, or REMOVED, holds for these engine hashes; None where it holds nothing."""
     if place == REMOVED:
         return {engine_hash: table.removed_record(engine_hash) for engine_hash in hashes}
-    if place != LEAD_GPU or table.salted:
+    if place != LEAD_GPU or table.salted.engine_hashes:
         return {engine_hash: table.record(place, engine_hash) for engine_hash in hashes}
     held = table.held
     return {engine_hash: block if (block := held.get(engine_hash)) is not None and block.copies else None for engine_hash in hashes}

@@ -17,33 +17,33 @@ from indexer.core.places import FOREIGN, Touched
 
 
 class ForeignCopies:
-    """Those of one stream that wait, by their hashes, in the order in which they came.
+    """Those of one stream that wait.
 
-    `touched`: where to note the hashes that come, go or get their keys; None for nowhere.
+    `waiting`: by their hashes, in the order in which they came; to read. `touched`: where to note the hashes that come, go or get their keys; None for nowhere.
     """
 
     def __init__(self, blocks: HeldBlocks, count_max: int, touched: Touched | None = None) -> None:
         self._blocks = blocks
         self._count_max = count_max
         self._touched = touched
-        self._waiting: dict[int, ForeignCopy] = {}
+        self.waiting: dict[int, ForeignCopy] = {}
         self._missing: dict[int, dict[int, None]] = {}
         """Block key → the hashes of copies that wait for the gpu to announce it."""
         self._without_keys: dict[int, None] = {}
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self.waiting)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._waiting)
+        return iter(self.waiting)
 
     def get(self, engine_hash: int) -> ForeignCopy | None:
         """The copy that waits by this hash."""
-        return self._waiting.get(engine_hash)
+        return self.waiting.get(engine_hash)
 
     def restore(self, engine_hash: int, copy: ForeignCopy) -> None:
         """Let a copy wait that a former owner of the stream recorded. Those that came first are restored first, after all blocks."""
-        self._waiting[engine_hash] = copy
+        self.waiting[engine_hash] = copy
         if copy.keys is None:
             self._without_keys[engine_hash] = None
         else:
@@ -60,24 +60,24 @@ class ForeignCopies:
         for position, engine_hash in enumerate(event.hashes):
             self.remove(engine_hash)
             tokens = event.tokens[position * width : (position + 1) * width]
-            self._waiting[engine_hash] = ForeignCopy(parent, root, tokens, place, now_s)
+            self.waiting[engine_hash] = ForeignCopy(parent, root, tokens, place, now_s)
             self._without_keys[engine_hash] = None
             self._touch(engine_hash)
             parent = engine_hash
         if key_size is not None:
             self.find_keys(key_size)
-        over = max(0, len(self._waiting) - self._count_max)
+        over = max(0, len(self.waiting) - self._count_max)
         for _ in range(over):
-            self.remove(next(iter(self._waiting)))
+            self.remove(next(iter(self.waiting)))
         return over
 
     def find_keys(self, key_size: int) -> None:
         """Compute the keys of copies that have none, where their parents' are known."""
         for engine_hash in list(self._without_keys):
-            copy = self._waiting[engine_hash]
+            copy = self.waiting[engine_hash]
             if copy.parent is None:
                 before: int | None = copy.root
-            elif (waiting := self._waiting.get(copy.parent)) is not None:
+            elif (waiting := self.waiting.get(copy.parent)) is not None:
                 before = None if waiting.keys is None else waiting.keys[0]
             else:
                 before = self._blocks.table.key_of(copy.parent)
@@ -100,7 +100,7 @@ class ForeignCopies:
         """These block keys were announced on the gpu: count the copies that waited for them."""
         for key in self._missing.keys() & announced:
             for engine_hash in self._missing.pop(key):
-                copy = self._waiting[engine_hash]
+                copy = self.waiting[engine_hash]
                 if copy.keys is not None:
                     self._try(engine_hash, copy, copy.keys)
 
@@ -109,13 +109,13 @@ class ForeignCopies:
         if missing is not None:
             self._missing.setdefault(missing, {})[engine_hash] = None
             return
-        del self._waiting[engine_hash]
+        del self.waiting[engine_hash]
         self._touch(engine_hash)
         self._blocks.add_known(engine_hash, Block(keys[0], copy.parent, 0), copy.place, keys, is_foreign=True)
 
     def remove(self, engine_hash: int) -> bool:
         """Forget a copy that waits. Returns whether there was one."""
-        copy = self._waiting.pop(engine_hash, None)
+        copy = self.waiting.pop(engine_hash, None)
         if copy is None:
             return False
         self._touch(engine_hash)
@@ -131,15 +131,15 @@ class ForeignCopies:
     def drop_before(self, since_s: float) -> int:
         """Drop what came before this time. Returns how many went."""
         dropped = 0
-        while self._waiting and self._waiting[oldest := next(iter(self._waiting))].since_s < since_s:
+        while self.waiting and self.waiting[oldest := next(iter(self.waiting))].since_s < since_s:
             self.remove(oldest)
             dropped += 1
         return dropped
 
     def clear(self) -> None:
         """The lower tiers were emptied."""
-        for engine_hash in self._waiting:
+        for engine_hash in self.waiting:
             self._touch(engine_hash)
-        self._waiting.clear()
+        self.waiting.clear()
         self._missing.clear()
         self._without_keys.clear()

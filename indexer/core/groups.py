@@ -102,12 +102,16 @@ class CacheShape(Struct, frozen=True, array_like=True):
 
 
 class Groups:
-    """Which slot each group has. `shape`: None before any group's block size is known."""
+    """Which slot each group has. `shape`: None before any group's block size is known.
+
+    Of the shape, which each batch asks for: `key_size`, tokens between two block keys, 0 without a shape; `lookahead`, how many tokens behind a block
+    are part of its key; `are_several`, whether blocks are announced by group.
+    """
 
     def __init__(self, groups_max: int, offload_block_size: int | None = None) -> None:
         self._groups_max = groups_max
         self._offload_block_size = offload_block_size
-        self.shape: CacheShape | None = None
+        self._set_shape(None)
         self.other_block_size: int | None = None
         """Of blocks that were passed over since their group's are of another size."""
         self.undecided: tuple[str, ...] = ()
@@ -120,10 +124,14 @@ class Groups:
         self._heard: set[tuple[int | None, str | None, int | None, int, bool, bool]] = set()
         """The same of other events."""
 
+    def _set_shape(self, shape: CacheShape | None) -> None:
+        self.shape = shape
+        self.key_size, self.lookahead, self.are_several = (0, 0, False) if shape is None else (*shape.cut, len(shape.groups) > 1)
+
     def restore(self, shape: CacheShape | None, unsized: Iterable[Group]) -> None:
         """Go on from what was known. `unsized`: groups of which no block size is known."""
-        self.shape = shape
-        self._lookahead = 0 if shape is None else shape.lookahead
+        self._set_shape(shape)
+        self._lookahead = self.lookahead
         sized = () if shape is None else shape.groups
         self._known = {group.number: group for group in (*sized, *unsized) if group.number != NO_GROUP}
         self._slots = {group.number: slot for slot, group in enumerate(sized)}
@@ -139,22 +147,6 @@ class Groups:
     def known(self) -> Iterator[Group]:
         """All groups, in the order in which they were announced."""
         return iter(self._known.values())
-
-    @property
-    def are_several(self) -> bool:
-        """Whether blocks are announced by group."""
-        return self.shape is not None and len(self.shape.groups) > 1
-
-    @property
-    def lookahead(self) -> int:
-        """How many tokens behind a block are part of its key."""
-        return 0 if self.shape is None else self.shape.lookahead
-
-    @property
-    def key_size(self) -> int:
-        """Tokens between two block keys. There is a shape."""
-        assert self.shape is not None, "blocks were announced"
-        return self.shape.block_size
 
     def slot_of(self, number: int | None) -> int | None:
         """The slot of a group; None for one that holds nothing. An event without a number is the main group's."""
@@ -255,7 +247,7 @@ class Groups:
 
     def _set(self, base: int, groups: list[Group]) -> None:
         offload = self._offload_block_size
-        self.shape = CacheShape(base, tuple(groups), offload if offload and offload > base and offload % base == 0 else None, self._lookahead)
+        self._set_shape(CacheShape(base, tuple(groups), offload if offload and offload > base and offload % base == 0 else None, self._lookahead))
         self._slots = {group.number: slot for slot, group in enumerate(groups)}
 
     def settle(self, event: Stored) -> int:

@@ -1,9 +1,10 @@
 """The copies of blocks that one stream holds, and which block keys they make it hold."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from indexer.core.block_table import Block, BlockRecord, BlockTable, Copies, HashRecord
+from indexer.core.change import Change
 from indexer.core.events import Stored, Tier
 from indexer.core.groups import LEAD
 from indexer.core.indexed_keys import IndexedKeys
@@ -30,12 +31,19 @@ class HeldBlocks:
         self._lower_max = lower_max
         self._tally = tally
         self.table = BlockTable(removed_max, touched)
-        self.stored: Counter[Tier] = Counter()
+        self.stored: defaultdict[Tier, int] = defaultdict(int)
         self._reset()
 
     def _reset(self) -> None:
         self.keys = IndexedKeys()
         self.announces_extra_keys = False
+        self.begin(self.keys.change)
+
+    def begin(self, change: Change) -> None:
+        """Note in this change what becomes of blocks from now on."""
+        self.keys.change = change
+        self._lead_records: dict[int, HashRecord | None] | None = None if change.records is None else change.records[LEAD_GPU]
+        """Where to note the blocks that change at LEAD_GPU."""
 
     def forget(self) -> None:
         """Hold nothing and remember nothing."""
@@ -52,18 +60,12 @@ class HeldBlocks:
         self._reset()
         self.announces_extra_keys = announces_extra_keys
 
-    @property
-    def _lead_records(self) -> dict[int, HashRecord | None] | None:
-        """Where to note the blocks that change at LEAD_GPU."""
-        records = self.keys.change.records
-        return None if records is None else records[LEAD_GPU]
-
     # Adding
 
     def add(self, event: Stored, keys: Sequence[int]) -> None:
         """One more copy of each block of an event of the lead group on the gpu, whose keys are these. This and what it calls is the hot path of
         ingestion."""
-        if self._add_new(event, keys):
+        if len(keys) >= RUN_MIN and self._add_new(event, keys):
             return
         table, indexed, copies_max = self.table, self.keys, self._copies_max
         blocks, held, ambiguous = table.held, indexed.held[GPU], indexed.claims.ambiguous
@@ -136,7 +138,7 @@ class HeldBlocks:
     def _add_new(self, event: Stored, keys: Sequence[int]) -> bool:
         """The same, without a loop in Python, for a run of blocks that are all new on the gpu. Returns whether it was that."""
         hashes, table, indexed = event.hashes, self.table, self.keys
-        if len(hashes) < RUN_MIN or not self.announces_extra_keys or indexed.claims.ambiguous:
+        if not self.announces_extra_keys or indexed.claims.ambiguous:
             return False
         touched = dict.fromkeys(keys, True)
         if len(touched) != len(hashes) or len(set(hashes)) != len(hashes) or not table.held.keys().isdisjoint(hashes):

@@ -40,30 +40,30 @@ class Parked:
 class Orphans:
     """All parked blocks of one stream, by engine hash, in the order in which they came.
 
-    `touched`: where to note the hashes that come, go or change; None for nowhere.
+    `parked`: by engine hash; to read. `touched`: where to note the hashes that come, go or change; None for nowhere.
     """
 
     def __init__(self, touched: Touched | None = None) -> None:
         self.touched = touched
-        self._parked: dict[int, Parked] = {}
+        self.parked: dict[int, Parked] = {}
         self._children: dict[int, dict[int, None]] = {}
 
     def __len__(self) -> int:
-        return len(self._parked)
+        return len(self.parked)
 
     def __contains__(self, engine_hash: int) -> bool:
-        return engine_hash in self._parked
+        return engine_hash in self.parked
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._parked)
+        return iter(self.parked)
 
     def get(self, engine_hash: int) -> Parked | None:
         """The parked block of this hash."""
-        return self._parked.get(engine_hash)
+        return self.parked.get(engine_hash)
 
     def items(self) -> Iterable[tuple[int, Parked]]:
         """All parked blocks with their hashes."""
-        return self._parked.items()
+        return self.parked.items()
 
     def touch(self, engine_hash: int) -> None:
         """The copies of this block changed."""
@@ -76,7 +76,7 @@ class Orphans:
 
     def park(self, engine_hash: int, parent: int | None, tokens: bytes, extra: bytes, now_s: float) -> Parked:
         """Keep a block that is not parked yet; the caller adds its copies."""
-        parked = self._parked[engine_hash] = Parked(parent, tokens, extra, now_s)
+        parked = self.parked[engine_hash] = Parked(parent, tokens, extra, now_s)
         if parent is not None:
             self._children.setdefault(parent, {})[engine_hash] = None
         self.touch(engine_hash)
@@ -90,7 +90,7 @@ class Orphans:
 
     def pop(self, engine_hash: int) -> Parked:
         """Take a parked block out."""
-        parked = self._parked.pop(engine_hash)
+        parked = self.parked.pop(engine_hash)
         self.touch(engine_hash)
         if parked.parent is not None:
             siblings = self._children[parked.parent]
@@ -101,15 +101,15 @@ class Orphans:
 
     def drop_over(self, count_max: int) -> int:
         """Drop the oldest above the limit. Returns how many."""
-        over = max(0, len(self._parked) - count_max)
+        over = max(0, len(self.parked) - count_max)
         for _ in range(over):
-            self.pop(next(iter(self._parked)))
+            self.pop(next(iter(self.parked)))
         return over
 
     def drop_before(self, since_s: float) -> int:
         """Drop what was parked before this time. Returns how many went."""
         dropped = 0
-        while self._parked and self._parked[oldest := next(iter(self._parked))].since_s < since_s:
+        while self.parked and self.parked[oldest := next(iter(self.parked))].since_s < since_s:
             self.pop(oldest)
             dropped += 1
         return dropped

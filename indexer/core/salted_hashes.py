@@ -21,18 +21,15 @@ def salted_hash(engine_hash: int, salt: str) -> int:
 
 
 class SaltedHashes:
-    """The engine's hashes of salted ones, and back."""
+    """The engine's hashes of salted ones, and back. `engine_hashes`: salted → the engine's; to read."""
 
     def __init__(self) -> None:
-        self._engine_hash: dict[int, int] = {}
+        self.engine_hashes: dict[int, int] = {}
         self._salted: dict[int, dict[int, None]] = {}
-
-    def __len__(self) -> int:
-        return len(self._engine_hash)
 
     def rename(self, event: Stored, salt: str, most: int, is_known: Callable[[int], bool]) -> Stored:
         """The event by the hashes of its salted blocks. Where more than `most` are noted, those of blocks that are not known go first."""
-        if len(self._engine_hash) > most + SPARE:
+        if len(self.engine_hashes) > most + SPARE:
             self.keep_only(is_known)
         hashes = [salted_hash(engine_hash, salt) for engine_hash in event.hashes]
         for salted, engine_hash in zip(hashes, event.hashes, strict=True):
@@ -41,16 +38,16 @@ class SaltedHashes:
 
     def add(self, salted: int, engine_hash: int) -> None:
         """Note that the engine means this block by that hash."""
-        self._engine_hash[salted] = engine_hash
+        self.engine_hashes[salted] = engine_hash
         self._salted.setdefault(engine_hash, {})[salted] = None
 
     def engine_hash_of(self, block_hash: int) -> int | None:
         """The engine's hash of a salted block; None for a block that has the engine's own."""
-        return self._engine_hash.get(block_hash)
+        return self.engine_hashes.get(block_hash)
 
     def forget(self, salted: int) -> None:
         """The block is not known any more. Idempotent."""
-        engine_hash = self._engine_hash.pop(salted, None)
+        engine_hash = self.engine_hashes.pop(salted, None)
         if engine_hash is not None:
             hashes = self._salted[engine_hash]
             del hashes[salted]
@@ -59,7 +56,7 @@ class SaltedHashes:
 
     def keep_only(self, is_known: Callable[[int], bool]) -> None:
         """Forget the hashes of blocks that are not known any more."""
-        for salted in [salted for salted in self._engine_hash if not is_known(salted)]:
+        for salted in [salted for salted in self.engine_hashes if not is_known(salted)]:
             self.forget(salted)
 
     def all_of(self, engine_hashes: Iterable[int]) -> list[int]:

@@ -9,7 +9,7 @@ An engine announces each physical block, so the same hash can be stored twice an
 not hold (SGLang), one removal is enough ("set").
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -18,7 +18,7 @@ from indexer.core.block_keys import chain_keys
 from indexer.core.block_table import Block, BlockRecord, BlockTable, HashRecord
 from indexer.core.change import Change
 from indexer.core.change_records import ChangeRecords, records
-from indexer.core.events import Cleared, Event, Removed, Stored, Tier
+from indexer.core.events import Event, Removed, Stored, Tier
 from indexer.core.foreign_copies import ForeignCopies
 from indexer.core.groups import LEAD, CacheShape, Group, Groups
 from indexer.core.held_blocks import HeldBlocks
@@ -64,7 +64,7 @@ class StreamState:
         self._copies_max = 1 if counting == "set" else self._limits.copies_max
         self._offload_block_size = offload_block_size
         self.tally: Counter[str] = Counter()
-        self.removed: Counter[Tier] = Counter()
+        self.removed: defaultdict[Tier, int] = defaultdict(int)
         self._sample = TokenSample()
         self._records = ChangeRecords(is_wanted=with_records, with_hash_mapping=with_hash_mapping)
         self._blocks = HeldBlocks(self._copies_max, self._limits.removed_max, self._limits.lower_tier_blocks_max, self.tally, self._records.touched)
@@ -110,7 +110,7 @@ class StreamState:
         return list(self._groups.known)
 
     @property
-    def stored(self) -> Counter[Tier]:
+    def stored(self) -> defaultdict[Tier, int]:
         """Copies added by tier, since it was last taken."""
         return self._blocks.stored
 
@@ -122,7 +122,7 @@ class StreamState:
     @property
     def parked(self) -> int:
         """How many blocks wait for their parent."""
-        return len(self._waiting.orphans) + len(self._foreign)
+        return len(self._waiting.orphans.parked) + len(self._foreign.waiting)
 
     @property
     def ambiguous(self) -> int:
@@ -152,32 +152,38 @@ class StreamState:
 
     def apply(self, events: Sequence[Event], now_s: float) -> Change:
         """Apply one batch. Never raises for what a network can send: what cannot be used is tallied."""
-        self._blocks.keys.change = Change()
-        self._records.begin(self._blocks.keys.change)
-        self._batch, self._clears, self._states = events, 0, []
+        self._blocks.begin(self._records.begin())
+        self._batch, self._clears = events, 0
         for event in events:
             try:
-                match event:
-                    case Stored():
-                        self._store(event, now_s)
-                    case Removed():
-                        self._remove(event)
-                    case Cleared():
-                        self._clear()
+                # By exact type: a pattern that does not match a Struct costs several look-ups.
+                if type(event) is Stored:
+                    self._store(event, now_s)
+                elif type(event) is Removed:
+                    self._remove(event)
+                else:
+                    self._clear()
             except Refused as refused:
                 self.tally[refused.reason] += 1
         self._batch = ()
-        for event in self._states:
-            self._place_states(event)
-        change = self._blocks.keys.change
-        self._waiting.follow(change)
-        if self._foreign:
-            self._foreign.follow(change, self._groups.shape)
-            self.tally["orphan_dropped"] += self._foreign.drop_before(now_s - self._limits.parked_max_s)
-        if self._waiting.orphans:
-            self.tally["orphan_dropped"] += self._waiting.orphans.drop_before(now_s - self._limits.parked_max_s)
-        self._records.describe(change, self.table, self.orphans, self._foreign, has_groups=self._groups.are_several)
+        change, waiting = self._blocks.keys.change, self._waiting
+        if self._states or waiting.expected or waiting.orphans.parked or self._foreign.waiting:
+            self._follow(change, now_s)
+        self._records.describe(change, self._blocks.table, waiting.orphans, self._foreign, has_groups=self._groups.are_several)
         return change
+
+    def _follow(self, change: Change, now_s: float) -> None:
+        """After a batch: give keys to what waited for it, and drop what has waited for too long."""
+        states, self._states = self._states, []
+        for event in states:
+            self._place_states(event)
+        self._waiting.follow(change)
+        oldest_s = now_s - self._limits.parked_max_s
+        if self._foreign.waiting:
+            self._foreign.follow(change, self._groups.shape)
+            self.tally["orphan_dropped"] += self._foreign.drop_before(oldest_s)
+        if self._waiting.orphans.parked:
+            self.tally["orphan_dropped"] += self._waiting.orphans.drop_before(oldest_s)
 
     def slot_of(self, number: int) -> int | None:
         """The slot of a KV-cache group; None for one that holds nothing."""
@@ -227,7 +233,7 @@ class StreamState:
         self._blocks.announces_extra_keys, self._blocks.table.offloads = traits.announces_extra_keys, traits.offloads
         self._adapters.restore(traits.adapters)
         self._blocks.restore(places, removed)
-        self._blocks.keys.change = Change()
+        self._blocks.begin(Change())
         self.tally.clear()
 
     # Groups
@@ -266,9 +272,7 @@ class StreamState:
         if event.lora_name is not None:
             self._adapters.note(event.lora_name)
         if event.salt is not None:
-            table, orphans = self._blocks.table, self._waiting.orphans
-            most = 2 * (len(table.held) + len(table.removed) + len(orphans))
-            event = table.salted.rename(event, event.salt, most, lambda block_hash: table.known(block_hash) is not None or block_hash in orphans)
+            event = self._renamed(event, event.salt)
         if event.tier is not GPU:
             self._store_lower(event, now_s)
             return
@@ -284,31 +288,36 @@ class StreamState:
             self._sample.add(event.tokens)
         self._store_announced(event, slot, now_s)
 
+    def _renamed(self, event: Stored, salt: str) -> Stored:
+        """The event by the hashes of its salted blocks."""
+        table, orphans = self._blocks.table, self._waiting.orphans
+        most = 2 * (len(table.held) + len(table.removed) + len(orphans))
+        return table.salted.rename(event, salt, most, lambda block_hash: table.known(block_hash) is not None or block_hash in orphans)
+
     def _store_announced(self, event: Stored, slot: int, now_s: float) -> None:
         """Blocks on the gpu, with their tokens."""
-        key_size = self._groups.key_size
+        groups = self._groups
+        key_size = groups.key_size
         run = event.block_size // key_size
-        if (run > 1 and event.extra_keys) or event.lookahead != self._groups.lookahead:
+        if (run > 1 and event.extra_keys) or event.lookahead != groups.lookahead:
             # Extra keys: in which of the block's parts they belong is not told. A group of smaller blocks announces the same hash.
             self._store_by_hash(event, now_s)
             return
-        table = self._blocks.table
-        place = place_of(slot, GPU)
         parent_key = self._parent_key(event)
         if parent_key is not None:
             keys = chain_keys(parent_key, event.tokens, key_size, event.extra_keys)
         else:
-            first = table.key_of(event.hashes[0])
+            first = self._blocks.table.key_of(event.hashes[0])
             if first is None:
-                self._records.touch(self._blocks.keys.change, place, event.hashes, self.table)
+                self._records.touch(self._blocks.keys.change, place_of(slot, GPU), event.hashes, self.table)
                 self._waiting.park(event, slot, now_s)
                 return
             keys = [*[first] * run, *chain_keys(first, event.tokens, key_size, event.extra_keys, start=run)]
         if slot == LEAD:
             self._blocks.add(event, keys)
         else:
-            self._blocks.add_in(place, event, keys, run, self._groups.width(slot))
-        if self._waiting.orphans:
+            self._blocks.add_in(place_of(slot, GPU), event, keys, run, groups.width(slot))
+        if self._waiting.orphans.parked:
             self._waiting.adopt(event.hashes)
 
     def _store_by_hash(self, event: Stored, now_s: float) -> None:
@@ -372,7 +381,7 @@ class StreamState:
         place = place_of(slot, event.tier)
         keys = chain_keys(parent_key, event.tokens, self._groups.key_size, event.extra_keys)
         self._blocks.add_in(place, event, keys, run, self._groups.width(slot, event.block_size))
-        if self._waiting.orphans:
+        if self._waiting.orphans.parked:
             self._waiting.adopt(event.hashes)
 
     # Removing
@@ -380,13 +389,13 @@ class StreamState:
     def _remove(self, event: Removed) -> None:
         slot = self._groups.slot_of(event.group)
         table = self._blocks.table
-        hashes = not_held = table.salted.all_of(event.hashes) if table.salted else event.hashes
+        hashes = not_held = table.salted.all_of(event.hashes) if table.salted.engine_hashes else event.hashes
         if slot is not None:
             not_held = self._blocks.remove(hashes, place_of(slot, event.tier))
         if not_held:
-            if self._waiting.orphans:
+            if self._waiting.orphans.parked:
                 self._waiting.remove(not_held, self._groups.number_of(event.group), event.tier)
-            if self._foreign and event.tier is not GPU:
+            if self._foreign.waiting and event.tier is not GPU:
                 for engine_hash in not_held:
                     self._foreign.remove(engine_hash)
         self.removed[event.tier] += len(event.hashes)

@@ -17,7 +17,8 @@ Covered = Callable[[Block, int, Tier], tuple[int, ...]]
 
 
 class WaitingBlocks:
-    """`orphans`: those that wait. `tally`: where to count what becomes of them, by reason."""
+    """`orphans`: those that wait. `expected`: block key → the hashes of those that have it if the gpu announces it; to read. `tally`: where to count
+    what becomes of them, by reason."""
 
     def __init__(
         self, orphans: Orphans, blocks: HeldBlocks, groups: Groups, covered: Covered, count_max: int, copies_max: int, tally: Counter[str]
@@ -29,8 +30,7 @@ class WaitingBlocks:
         self._count_max = count_max
         self._copies_max = copies_max
         self._tally = tally
-        self._expected: dict[int, dict[int, None]] = {}
-        """Block key → the hashes of parked blocks that have it if the gpu announces it."""
+        self.expected: dict[int, dict[int, None]] = {}
 
     def park(self, event: Stored, slot: int, now_s: float) -> None:
         """Keep blocks whose parent is unknown, one by one, until the parent appears."""
@@ -104,17 +104,16 @@ class WaitingBlocks:
         if self._blocks.keys.is_on_gpu(key):
             self._give_key(engine_hash, key)
             return
-        if len(self._expected) >= self._count_max:
-            self._expected.clear()
-        self._expected.setdefault(key, {})[engine_hash] = None
+        if len(self.expected) >= self._count_max:
+            self.expected.clear()
+        self.expected.setdefault(key, {})[engine_hash] = None
 
     def follow(self, change: Change) -> None:
         """Give keys to the blocks for which a batch announced the expected ones."""
-        if self._expected:
-            for tiers in (change.touched, *change.touched_in.values()):
-                for key in self._expected.keys() & tiers[Tier.GPU]:
-                    for engine_hash in self._expected.pop(key):
-                        self._give_key(engine_hash, key)
+        for tiers in (change.touched, *change.touched_in.values()):
+            for key in self.expected.keys() & tiers[Tier.GPU]:
+                for engine_hash in self.expected.pop(key):
+                    self._give_key(engine_hash, key)
 
     def _give_key(self, engine_hash: int, key: int) -> None:
         if engine_hash in self.orphans:
