@@ -60,7 +60,7 @@ class Change:
             touched[Tier.GPU].clear()
 
     def __bool__(self) -> bool:
-        return self.reload or self.cleared or any(self.touched) or any(map(any, self.touched_in.values()))
+        return self.reload or self.cleared or any(self.touched) or (bool(self.touched_in) and any(map(any, self.touched_in.values())))
 
     def __len__(self) -> int:
         """How many blocks it touches."""

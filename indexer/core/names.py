@@ -5,7 +5,7 @@ from enum import StrEnum
 from msgspec import Struct
 
 
-class StreamKey(Struct, frozen=True):
+class StreamKey(Struct, frozen=True, cache_hash=True):
     """Names one stream: the events of one rank of one pod that serves one model."""
 
     model: str

@@ -20,6 +20,10 @@ class Verdict(Enum):
     RESTART = auto()
 
 
+# Returned for every batch, and an enum's member costs as much to name as several look-ups.
+_NEXT = Verdict.NEXT
+
+
 class Sequence:
     """How far one stream was applied. `last`: the last applied number, None where nothing of this process was."""
 
@@ -42,9 +46,10 @@ class Sequence:
         """What to do with a live batch of this number."""
         if self._last_live is not None and number <= self._last_live:
             return Verdict.RESTART
-        if number < self.expected:
-            return Verdict.DUPLICATE
-        return Verdict.NEXT if number == self.expected else Verdict.GAP
+        expected = 0 if self.last is None else self.last + 1
+        if number == expected:
+            return _NEXT
+        return Verdict.DUPLICATE if number < expected else Verdict.GAP
 
     def note_live(self, number: int) -> None:
         """A live batch of this number was taken from the present connection."""

@@ -74,6 +74,8 @@ class Flusher:
         self._leases = leases
         self._start = start
         self._queues: dict[int, _Queue] = {}
+        self._queue_of: dict[str, _Queue] = {}
+        """Key in a slot → the slot's queue: asked for with each batch."""
         self._progress = asyncio.Event()
         self._sealed_epoch = session.note_server_epoch()
 
@@ -100,11 +102,17 @@ class Flusher:
         queue.woken.set()
 
     def _queue(self, pending: PendingWrites) -> _Queue:
-        slot = self._session.slot(pending.keys.incarnation)
+        key = pending.keys.incarnation
+        return self._queue_of.get(key) or self._new_queue(key)
+
+    def _new_queue(self, key: str) -> _Queue:
+        """The queue of the slot in which a key lies, which runs from now on."""
+        slot = self._session.slot(key)
         queue = self._queues.get(slot.number)
         if queue is None:
             queue = self._queues[slot.number] = _Queue(slot)
             self._start(self._run(queue), f"redis writer {slot.number}")
+        self._queue_of[key] = queue
         return queue
 
     def _is_well(self, pending: PendingWrites) -> bool:

@@ -34,8 +34,12 @@ class AdapterBlocks:
 
     def follow(self, events: list[Event]) -> list[Event]:
         """The events of a batch, with removals where an adapter turns out to be reloaded."""
-        if not self._adapter_of and not any(type(event) is Stored and event.lora_name is not None for event in events):
-            return events
+        if not self._adapter_of:
+            for event in events:
+                if type(event) is Stored and event.lora_name is not None:
+                    break
+            else:
+                return events
         return [followed for event in events for followed in self._follow(event)]
 
     def remove(self, adapter: str, but: int | None = None) -> list[Event]:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 
 from msgspec import Struct
@@ -76,7 +76,7 @@ class Applier:
         """Whether batches of several ranks were applied as if they were one rank's."""
         self._adapters = AdapterBlocks(settings.limits.state.copies_max if counting == "copies" else 1)
         self._batches = 0
-        self._events: Counter[type[Event]] = Counter()
+        self._events: defaultdict[type[Event], int] = defaultdict(int)
         self._parked_seen = 0
 
     @property
@@ -111,13 +111,14 @@ class Applier:
             change = Change()
             change.sequence = number
             return Applied(change, self.refuse(refused.reason))
-        if batch.rank is not None and batch.rank not in self._ranks and self._is_replaced_for(batch.rank):
+        rank = batch.rank
+        if rank is not None and rank not in self._ranks and self._is_replaced_for(rank):
             return Applied(Change(), is_refused_rank=True)
-        if self._shares_port and (batch.rank or 0) != self._key.rank:
+        if self._shares_port and (rank or 0) != self._key.rank:
             change = Change()
             change.sequence = number
             return Applied(change)
-        if batch.rank is not None and batch.rank != self._key.rank:
+        if rank is not None and rank != self._key.rank:
             batch.refused["rank_mismatch"] += 1
         change = self.state.apply(self._adapters.follow(batch.events), time.monotonic())
         change.sequence = number

@@ -10,9 +10,12 @@ from indexer.metrics import IndexerMetrics
 from indexer.receiving.inbox import Inbox
 from indexer.store.records import Head
 from indexer.streams.applier import Applier
-from indexer.streams.trust import Phase, Signal, TrustState
+from indexer.streams.trust import CONFIRMED_PHASES, Phase, Signal, TrustState
 
 log = logging.getLogger(__name__)
+
+# Read for every batch, and an enum's member costs as much to name as several look-ups.
+_LIVE, _PARTIAL = Trust.LIVE, Trust.PARTIAL
 
 
 class StreamProgress:
@@ -87,14 +90,14 @@ class StreamProgress:
             self.note(Signal.WHOLE)
         self.note_refused(applied.lossy)
         self.sequence.applied(number, payload)
-        position = self.position if self.store.needs_records else None
+        position = self._position() if self.store.needs_records else None
         self.store.append(self.key, self.applier.state.shape, applied.change, position)
         self.batches += 1
         self.last_batch_s = self.heard_s = time.monotonic()
 
     def apply_live(self, number: int, payload: bytes) -> None:
         """Apply one live batch of the connection that was taken up."""
-        if not self.state.is_confirmed:
+        if self.state.phase not in CONFIRMED_PHASES:
             self.note(Signal.LIVE_BATCH)
         self.sequence.note_live(number)
         self.apply(number, payload, is_live=True)
@@ -185,8 +188,12 @@ class StreamProgress:
     @property
     def trust(self) -> Trust:
         """How far the content can be relied on now."""
-        trust = self.state.trust(is_current=self.is_current)
-        return Trust.PARTIAL if trust is Trust.LIVE and self.applier.state.undecided else trust
+        return self._trust()
+
+    def _trust(self) -> Trust:
+        inbox = self.inbox
+        trust = self.state.trust(is_current=inbox.connected and inbox.epoch == self.epoch)
+        return _PARTIAL if trust is _LIVE and self.applier.state.undecided else trust
 
     def publish_trust(self) -> None:
         """Report a changed trust to the store."""
@@ -201,5 +208,9 @@ class StreamProgress:
     @property
     def position(self) -> StreamPosition:
         """The stream's position between two batches."""
+        return self._position()
+
+    def _position(self) -> StreamPosition:
+        """Asked for with each batch: a property costs twice as much as a method."""
         sequence, state = self.sequence, self.state
-        return StreamPosition(sequence.last, sequence.fingerprint, state.is_complete, self.trust, self.applier.dialect.is_simulator)
+        return StreamPosition(sequence.last, sequence.fingerprint, state.is_complete, self._trust(), self.applier.dialect.is_simulator)

@@ -76,6 +76,9 @@ _UNVERIFIED, _RECOVERING, _CONFIRMED = Phase.UNVERIFIED, Phase.RECOVERING, Phase
 _NO_REPLAY_WAITING, _NO_REPLAY, _EXPIRED = Phase.NO_REPLAY_WAITING, Phase.NO_REPLAY, Phase.EXPIRED
 _LIVE, _PARTIAL, _STALE = Trust.LIVE, Trust.PARTIAL, Trust.STALE
 
+CONFIRMED_PHASES = (_CONFIRMED, _NO_REPLAY)
+"""Those in which what is held counts on the present connection."""
+
 TRANSITIONS: dict[Signal, dict[Phase, Phase]] = {
     Signal.CONNECTED: dict.fromkeys(Phase, _UNVERIFIED),
     Signal.CONNECTED_EMPTY: dict.fromkeys(Phase, _RECOVERING),
@@ -125,7 +128,7 @@ class TrustState(Struct, frozen=True):
     @property
     def is_confirmed(self) -> bool:
         """Whether what is held counts on the present connection."""
-        return self.phase is _CONFIRMED or self.phase is _NO_REPLAY
+        return self.phase in CONFIRMED_PHASES
 
     @property
     def is_verified(self) -> bool:
@@ -140,6 +143,6 @@ class TrustState(Struct, frozen=True):
     def trust(self, *, is_current: bool) -> Trust:
         """`is_current`: the connection that this is about is up."""
         phase = self.phase
-        if is_current and (phase is _CONFIRMED or phase is _NO_REPLAY):
+        if is_current and phase in CONFIRMED_PHASES:
             return _LIVE if self.is_complete else _PARTIAL
         return Trust.EXPIRED if phase is _EXPIRED else _STALE

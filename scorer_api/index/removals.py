@@ -39,7 +39,8 @@ class Removals:
             self.forget()
         if cleared and len(cleared) <= self._blocks_max:
             self._keep(change.sequence, dict.fromkeys(cleared, False))
-        for touched in (*change.touched, *chain.from_iterable(change.touched_in.values())):
+        tiers = (*change.touched, *chain.from_iterable(change.touched_in.values())) if change.touched_in else change.touched
+        for touched in tiers:
             if touched and False in touched.values():
                 self._keep(change.sequence, touched)
 

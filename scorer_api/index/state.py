@@ -66,7 +66,7 @@ class IndexedModel:
         holders = stream.holders
         if holders is None:
             holders = stream.holders = Holders(self.indexes, shape)
-        elif holders.shape is not shape and holders.shape != shape:
+        elif holders.shape != shape:
             holders.follow(shape)
         return holders
 

@@ -72,9 +72,9 @@ class View:
         if shape is None or not change:
             return
         model, indexed = self._find(stream)
-        if indexed.cut not in (None, shape.cut):
-            self._empty(model, indexed)
-        holders = model.holders_for(indexed, shape)
+        holders = indexed.holders
+        if holders is None or (holders.shape is not shape and holders.shape != shape):
+            holders = self._fit(model, indexed, shape)
         if self._removals_max:
             indexed.removals.note(change, holders.held(Tier.GPU) if change.cleared else ())
         holders.apply(change)
@@ -82,6 +82,12 @@ class View:
             indexed.hashes.apply(change, holders)
         if self.listener is not None:
             self.listener.on_change(stream, change)
+
+    def _fit(self, model: IndexedModel, indexed: IndexedStream, shape: CacheShape) -> Holders:
+        """The holders of a stream that held nothing, or blocks that are cut in another way or of other groups."""
+        if indexed.cut not in (None, shape.cut):
+            self._empty(model, indexed)
+        return model.holders_for(indexed, shape)
 
     def drop(self, stream: StreamKey, position: StreamPosition | None = None) -> None:
         self._empty(*self._find(stream))
