@@ -99,10 +99,10 @@ def _lead_words(records: Mapping[int, Block | BlockRecord | None]) -> tuple[list
     for engine_hash, block in records.items():
         if block is None or not block.copies:
             gone.append(encode_hash(engine_hash))
-        elif isinstance(block, BlockRecord):
-            salted += (encode_hash(engine_hash), encode_record(block))
-        else:
+        elif isinstance(block, Block):  # first: a type that does not match costs several look-ups
             plain.append(encode_plain(engine_hash, block.copies, block.parent, block.key))
+        else:
+            salted += (encode_hash(engine_hash), encode_record(block))
     return plain, salted, gone
 
 
