@@ -1,9 +1,13 @@
 """The indexer's metrics."""
 
+import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
+from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.utils import floatToGoString
 
 from indexer.core.events import Cleared, Removed, Stored, Tier
 from indexer.core.names import StreamKey
@@ -34,6 +38,29 @@ class LastBatches:
         for key, applied_at_s in self.read():
             family.add_metric([key.model, key.pod, str(key.rank)], applied_at_s)
         yield family
+
+
+class EventAges:
+    """A histogram whose `observe` is cheap: it is called for each batch, and the library's would take a tenth of the time of a small one."""
+
+    def __init__(self) -> None:
+        self._sum_s = 0.0
+        self._batches = [0] * (len(AGE_BUCKETS_S) + 1)
+        """How many fall into each bucket, and above all of them."""
+
+    def observe(self, age_s: float) -> None:
+        """A batch was applied so long after its engine published it."""
+        self._sum_s += age_s
+        self._batches[bisect_left(AGE_BUCKETS_S, age_s)] += 1
+
+    def collect(self) -> Iterator[Metric]:
+        bounds = map(floatToGoString, (*AGE_BUCKETS_S, math.inf))
+        yield HistogramMetricFamily(
+            "kv_indexer_event_age_seconds",
+            "Time from the engine's timestamp of a live batch to its application, by the clocks of the two machines.",
+            buckets=list(zip(bounds, accumulate(self._batches), strict=True)),
+            sum_value=self._sum_s,
+        )
 
 
 class HttpMetrics:
@@ -91,12 +118,8 @@ class IndexerMetrics:
         self.load_requests = {outcome: loads.labels(outcome) for outcome in LOAD_OUTCOMES}
         self.last_batches = LastBatches()
         registry.register(self.last_batches)
-        self.event_age = Histogram(
-            "kv_indexer_event_age_seconds",
-            "Time from the engine's timestamp of a live batch to its application, by the clocks of the two machines.",
-            buckets=AGE_BUCKETS_S,
-            registry=registry,
-        )
+        self.event_age = EventAges()
+        registry.register(self.event_age)
 
         # Every series exists from the start, and the hot path looks none of them up by name.
         kinds: dict[type, str] = {Stored: "stored", Removed: "removed", Cleared: "cleared"}
