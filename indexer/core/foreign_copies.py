@@ -19,7 +19,8 @@ from indexer.core.places import FOREIGN, Touched
 class ForeignCopies:
     """Those of one stream that wait.
 
-    `waiting`: by their hashes, in the order in which they came; to read. `touched`: where to note the hashes that come, go or get their keys; None for nowhere.
+    `waiting`: by their hashes, in the order in which they came; to read. `touched`: where to note the hashes that come, go or get their keys; None
+    for nowhere.
     """
 
     def __init__(self, blocks: HeldBlocks, count_max: int, touched: Touched | None = None) -> None:

@@ -15,7 +15,7 @@ from typing import Literal
 
 from indexer.core.adapters import Adapters
 from indexer.core.block_keys import chain_keys
-from indexer.core.block_table import Block, BlockRecord, BlockTable, HashRecord
+from indexer.core.block_table import Block, BlockRecord, HashRecord
 from indexer.core.change import Change
 from indexer.core.change_records import ChangeRecords, records
 from indexer.core.events import Event, Removed, Stored, Tier
@@ -68,6 +68,8 @@ class StreamState:
         self._sample = TokenSample()
         self._records = ChangeRecords(is_wanted=with_records, with_hash_mapping=with_hash_mapping)
         self._blocks = HeldBlocks(self._copies_max, self._limits.removed_max, self._limits.lower_tier_blocks_max, self.tally, self._records.touched)
+        self.table = self._blocks.table
+        """The blocks by engine hash; to read, not to change."""
         self._reset()
 
     def _reset(self) -> None:
@@ -79,10 +81,12 @@ class StreamState:
         self._adapters = Adapters(self._model, self._hash_seed)
         self.tiers: set[Tier] = set()
         """Those below the gpu of which the engine said anything."""
-        self._waiting = WaitingBlocks(
-            Orphans(self._records.touched), self._blocks, self._groups, self._covered, self._limits.parked_max, self._copies_max, self.tally
-        )
-        self._foreign = ForeignCopies(self._blocks, self._limits.parked_max, self._records.touched)
+        parked_max, touched = self._limits.parked_max, self._records.touched
+        self.orphans = Orphans(touched)
+        """The blocks that wait for their parent."""
+        self._waiting = WaitingBlocks(self.orphans, self._blocks, self._groups, self._covered, parked_max, self._copies_max, self.tally)
+        self.foreign = ForeignCopies(self._blocks, parked_max, touched)
+        """The copies under foreign hashes that wait for the gpu."""
 
     @property
     def adapters(self) -> dict[str, None]:
@@ -122,7 +126,7 @@ class StreamState:
     @property
     def parked(self) -> int:
         """How many blocks wait for their parent."""
-        return len(self._waiting.orphans.parked) + len(self._foreign.waiting)
+        return len(self.orphans.parked) + len(self.foreign.waiting)
 
     @property
     def ambiguous(self) -> int:
@@ -166,10 +170,10 @@ class StreamState:
             except Refused as refused:
                 self.tally[refused.reason] += 1
         self._batch = ()
-        change, waiting = self._blocks.keys.change, self._waiting
-        if self._states or waiting.expected or waiting.orphans.parked or self._foreign.waiting:
+        change = self._blocks.keys.change
+        if self._states or self._waiting.expected or self.orphans.parked or self.foreign.waiting:
             self._follow(change, now_s)
-        self._records.describe(change, self._blocks.table, waiting.orphans, self._foreign, has_groups=self._groups.are_several)
+        self._records.describe(change, self.table, self.orphans, self.foreign, has_groups=self._groups.are_several)
         return change
 
     def _follow(self, change: Change, now_s: float) -> None:
@@ -179,11 +183,11 @@ class StreamState:
             self._place_states(event)
         self._waiting.follow(change)
         oldest_s = now_s - self._limits.parked_max_s
-        if self._foreign.waiting:
-            self._foreign.follow(change, self._groups.shape)
-            self.tally["orphan_dropped"] += self._foreign.drop_before(oldest_s)
-        if self._waiting.orphans.parked:
-            self.tally["orphan_dropped"] += self._waiting.orphans.drop_before(oldest_s)
+        if self.foreign.waiting:
+            self.foreign.follow(change, self._groups.shape)
+            self.tally["orphan_dropped"] += self.foreign.drop_before(oldest_s)
+        if self.orphans.parked:
+            self.tally["orphan_dropped"] += self.orphans.drop_before(oldest_s)
 
     def slot_of(self, number: int) -> int | None:
         """The slot of a KV-cache group; None for one that holds nothing."""
@@ -196,30 +200,15 @@ class StreamState:
         if place == PARKED:
             return {engine_hash: self.orphans.get(engine_hash) for engine_hash in hashes}
         if place == FOREIGN:
-            return {engine_hash: self._foreign.get(engine_hash) for engine_hash in hashes}
+            return {engine_hash: self.foreign.get(engine_hash) for engine_hash in hashes}
         return records(self.table, place, hashes)
-
-    @property
-    def table(self) -> BlockTable:
-        """The blocks by engine hash; to read, not to change."""
-        return self._blocks.table
-
-    @property
-    def orphans(self) -> Orphans:
-        """The blocks that wait for their parent."""
-        return self._waiting.orphans
-
-    @property
-    def foreign(self) -> ForeignCopies:
-        """The copies under foreign hashes that wait for the gpu."""
-        return self._foreign
 
     def traits(self) -> Traits:
         """What reading further events depends on, besides the blocks."""
         return Traits(
             shape=self._groups.shape,
             announces_extra_keys=self._blocks.announces_extra_keys,
-            offloads=self._blocks.table.offloads,
+            offloads=self.table.offloads,
             unsized=self._groups.unsized,
             adapters=tuple(self._adapters.names),
         )
@@ -230,7 +219,7 @@ class StreamState:
         """Hold what a former owner of the stream recorded, in place of everything. What is parked is up to the caller."""
         self.forget()
         self._groups.restore(traits.shape, traits.unsized)
-        self._blocks.announces_extra_keys, self._blocks.table.offloads = traits.announces_extra_keys, traits.offloads
+        self._blocks.announces_extra_keys, self.table.offloads = traits.announces_extra_keys, traits.offloads
         self._adapters.restore(traits.adapters)
         self._blocks.restore(places, removed)
         self._blocks.begin(Change())
@@ -258,11 +247,11 @@ class StreamState:
     def _covered(self, block: Block, slot: int, tier: Tier, block_size: int = 0) -> tuple[int, ...]:
         """The keys that a hash covers in a place: its own and those before it, by its block size."""
         width = self._groups.width(slot, 0 if tier is GPU else block_size or self._offload_block_size or 0)
-        return (block.key,) if width == 1 else self._blocks.table.covered(block, width)
+        return (block.key,) if width == 1 else self.table.covered(block, width)
 
     def _parent_key(self, event: Stored) -> int | None:
         """The key that an event's first block chains from; None where its parent is not known."""
-        return self._adapters.root(event.lora_name) if event.parent is None else self._blocks.table.key_of(event.parent)
+        return self._adapters.root(event.lora_name) if event.parent is None else self.table.key_of(event.parent)
 
     # Storing
 
@@ -290,7 +279,7 @@ class StreamState:
 
     def _renamed(self, event: Stored, salt: str) -> Stored:
         """The event by the hashes of its salted blocks."""
-        table, orphans = self._blocks.table, self._waiting.orphans
+        table, orphans = self.table, self.orphans
         most = 2 * (len(table.held) + len(table.removed) + len(orphans))
         return table.salted.rename(event, salt, most, lambda block_hash: table.known(block_hash) is not None or block_hash in orphans)
 
@@ -307,7 +296,7 @@ class StreamState:
         if parent_key is not None:
             keys = chain_keys(parent_key, event.tokens, key_size, event.extra_keys)
         else:
-            first = self._blocks.table.key_of(event.hashes[0])
+            first = self.table.key_of(event.hashes[0])
             if first is None:
                 self._records.touch(self._blocks.keys.change, place_of(slot, GPU), event.hashes, self.table)
                 self._waiting.park(event, slot, now_s)
@@ -317,7 +306,7 @@ class StreamState:
             self._blocks.add(event, keys)
         else:
             self._blocks.add_in(place_of(slot, GPU), event, keys, run, groups.width(slot))
-        if self._waiting.orphans.parked:
+        if self.orphans.parked:
             self._waiting.adopt(event.hashes)
 
     def _store_by_hash(self, event: Stored, now_s: float) -> None:
@@ -327,7 +316,7 @@ class StreamState:
         slot = self._groups.slot_of(event.group)
         unknown = event.hashes
         if slot is not None:
-            table, place = self._blocks.table, place_of(slot, event.tier)
+            table, place = self.table, place_of(slot, event.tier)
             self._records.touch(self._blocks.keys.change, place, event.hashes, table)
             unknown = []
             for engine_hash in event.hashes:
@@ -358,7 +347,7 @@ class StreamState:
         if not event.tokens or (event.group is not None and not event.lists_extra_keys):
             self._store_by_hash(event, now_s)
             return
-        known = [engine_hash for engine_hash in event.hashes if self._blocks.table.known(engine_hash) is not None]
+        known = [engine_hash for engine_hash in event.hashes if self.table.known(engine_hash) is not None]
         if len(known) == len(event.hashes):
             self._store_by_hash(event, now_s)
         elif event.lists_extra_keys:
@@ -366,7 +355,7 @@ class StreamState:
         elif not known and not event.extra_keys and not event.lora_name:
             size = None if self.shape is None else self.shape.block_size
             place = place_of(self._groups.slot_of(event.group) or LEAD, event.tier)
-            self.tally["orphan_dropped"] += self._foreign.add(event, self._adapters.root(None), place, now_s, size)
+            self.tally["orphan_dropped"] += self.foreign.add(event, self._adapters.root(None), place, now_s, size)
         else:
             self._store_by_hash(event, now_s)
 
@@ -381,23 +370,23 @@ class StreamState:
         place = place_of(slot, event.tier)
         keys = chain_keys(parent_key, event.tokens, self._groups.key_size, event.extra_keys)
         self._blocks.add_in(place, event, keys, run, self._groups.width(slot, event.block_size))
-        if self._waiting.orphans.parked:
+        if self.orphans.parked:
             self._waiting.adopt(event.hashes)
 
     # Removing
 
     def _remove(self, event: Removed) -> None:
         slot = self._groups.slot_of(event.group)
-        table = self._blocks.table
+        table = self.table
         hashes = not_held = table.salted.all_of(event.hashes) if table.salted.engine_hashes else event.hashes
         if slot is not None:
             not_held = self._blocks.remove(hashes, place_of(slot, event.tier))
         if not_held:
-            if self._waiting.orphans.parked:
+            if self.orphans.parked:
                 self._waiting.remove(not_held, self._groups.number_of(event.group), event.tier)
-            if self._foreign.waiting and event.tier is not GPU:
+            if self.foreign.waiting and event.tier is not GPU:
                 for engine_hash in not_held:
-                    self._foreign.remove(engine_hash)
+                    self.foreign.remove(engine_hash)
         self.removed[event.tier] += len(event.hashes)
 
     def _clear(self) -> None:
@@ -409,5 +398,5 @@ class StreamState:
             self._records.forget_gpu()
         else:
             self._blocks.clear_lower()
-            self._foreign.clear()
+            self.foreign.clear()
         self._waiting.clear(of_gpu=of_gpu)
