@@ -160,8 +160,7 @@ class StreamState:
         self._batch, self._clears = events, 0
         for event in events:
             try:
-                # By exact type: a pattern that does not match a Struct costs several look-ups.
-                if type(event) is Stored:
+                if type(event) is Stored:  # a pattern that does not match a Struct costs several look-ups
                     self._store(event, now_s)
                 elif type(event) is Removed:
                     self._remove(event)
@@ -377,8 +376,7 @@ class StreamState:
 
     def _remove(self, event: Removed) -> None:
         slot = self._groups.slot_of(event.group)
-        table = self.table
-        hashes = not_held = table.salted.all_of(event.hashes) if table.salted.engine_hashes else event.hashes
+        hashes = not_held = self.table.salted.all_of(event.hashes) if self.table.salted.engine_hashes else event.hashes
         if slot is not None:
             not_held = self._blocks.remove(hashes, place_of(slot, event.tier))
         if not_held:
