@@ -52,7 +52,7 @@ test-mechanisms: $(READY) ## every recovery test with its mechanism switched off
 	TEST_MECHANISMS_OFF=1 TEST_TIMEOUT_MAX_S=4 $(BIN)/python -m pytest tests/scenarios --ignore tests/scenarios/redis --no-header -q
 	TEST_MECHANISMS_OFF=1 TEST_TIMEOUT_MAX_S=20 $(BIN)/python -m pytest tests/scenarios/redis --no-header -q
 
-test-engine: $(READY) $(ENGINE_READY) ## compare with a real vLLM on the CPU: 2.4 GB on first use, then 4 minutes and 2 GB of memory
+test-engine: $(READY) $(ENGINE_READY) ## compare with a real vLLM on the CPU: 2.4 GB on first use, then 8 minutes and 4 GB of memory
 	$(BIN)/python -m pytest -m engine tests/living_engine --no-header
 
 test-hostile: $(READY) ## hostile frames, requests and a flood of ten seconds, with its figures

@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from tests.living_engine.vllm_server import BLOCK_SIZE, MODEL, Completion, VllmServer
+from tests.living_engine.vllm_server import BLOCK_SIZE, Completion, VllmServer
 from tests.running import Client
 from tests.waiting import wait_until
 
@@ -51,11 +51,12 @@ class Comparison:
     def __init__(self, service: Client, engines: Sequence[VllmServer], rows: list[Row]) -> None:
         self.service = service
         self.engines = {engine.pod: engine for engine in engines}
+        (self.model,) = {engine.model for engine in engines}
         self.rows = rows
 
     def scores(self, tokens: Sequence[int], *, lora: str | None = None, salt: str | None = None) -> dict[str, Any]:
         """The service's answer, for all pods."""
-        return self.service.score(tokens, MODEL, lora_name=lora, cache_salt=salt)
+        return self.service.score(tokens, self.model, lora_name=lora, cache_salt=salt)
 
     def send(
         self,
@@ -84,9 +85,9 @@ class Comparison:
         self.rows.append(Row(kind, said, completion.cached_tokens))
         return completion
 
-    def ask_as_text(self, kind: str, pod: str, source: str, text: Any, *, model: str = MODEL, max_tokens: int = 8) -> Completion:
+    def ask_as_text(self, kind: str, pod: str, source: str, text: Any, *, model: str | None = None, max_tokens: int = 8) -> Completion:
         """Give the service the text itself, a prompt or the messages of a chat, then the same to the engine; compare tokens and figures."""
-        engine = self.engines[pod]
+        engine, model = self.engines[pod], model or self.model
         response = self.service.http.post(f"{self.service.url}/v1/score", json={"model": model, source: text})
         assert response.status_code == 200, response.text
         send = engine.chat if source == "messages" else engine.complete
@@ -99,7 +100,7 @@ class Comparison:
         """Send without asking the service first, and settle."""
         engine = self.engines[pod]
         extra = {} if salt is None else {"cache_salt": salt}
-        return self._settle(pod, lambda: engine.complete(tokens, model=lora or MODEL, max_tokens=max_tokens, **extra))
+        return self._settle(pod, lambda: engine.complete(tokens, model=lora, max_tokens=max_tokens, **extra), salt)
 
     def probe_all(self, kind: str, tokens: Sequence[int]) -> None:
         """Ask the service once, send to every pod, compare each; and the pod ranked first with the one that had most, if one had."""
@@ -140,14 +141,21 @@ class Comparison:
         hits = [row for row in rows if row.was]
         assert len(hits) >= count_min, f"too few hits to show anything: {len(hits)} of {len(rows)}, {count_min} were due"
 
-    def _settle(self, pod: str, send: Callable[[], Completion]) -> Completion:
-        history = self.engines[pod].history
+    def _settle(self, pod: str, send: Callable[[], Completion], salt: str | None = None) -> Completion:
+        engine = self.engines[pod]
+        history = engine.history
         history.read()  # others may have asked the engine since
         before = history.stored_blocks
         completion = send()
-        # The last token's own keys and values are never computed. A block taken from the cache is not stored again.
-        computed = len(completion.prompt_ids) + len(completion.output_ids) - 1
-        history.wait_for_blocks(before + computed // BLOCK_SIZE - completion.cached_tokens // BLOCK_SIZE)
+        # The last token's own keys and values are never computed.
+        computed = [*completion.prompt_ids, *completion.output_ids[:-1]]
+        if engine.kind.announces_once:
+            # A block taken from the cache is not stored again.
+            history.wait_for_blocks(before + len(computed) // BLOCK_SIZE - completion.cached_tokens // BLOCK_SIZE)
+        else:
+            history.wait_for_last_block(computed, "GPU", salt=salt)
+        if engine.kind.offloads:
+            history.wait_for_last_block(completion.prompt_ids, "CPU", salt=salt)
         self.catch_up(pod)
         return completion
 

@@ -20,13 +20,17 @@ def rows(pytestconfig: pytest.Config) -> list[Row]:
 
 
 @pytest.fixture(scope="session")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[VllmServer]]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def engines(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[VllmServer]]:
     """A over TCP, B over ipc."""
     folder: Path = tmp_path_factory.mktemp("vllm")
-    model = make_model(folder / "model")
     with ExitStack() as stack:
-        a = stack.enter_context(VllmServer("A", model, folder / "A"))
-        b = stack.enter_context(VllmServer("B", model, folder / "B", over_ipc=True))
+        a = stack.enter_context(VllmServer("A", models, folder / "A"))
+        b = stack.enter_context(VllmServer("B", models, folder / "B", over_ipc=True))
         started = [engine.start() for engine in (a, b)]
         yield [engine.wait_up() for engine in started]
 
