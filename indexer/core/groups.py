@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator
 from enum import StrEnum
 from math import gcd, lcm
 
+import msgspec
 from msgspec import Struct
 
 from indexer.core.block_keys import TOKEN_BYTES
@@ -84,6 +85,8 @@ class CacheShape(Struct, frozen=True, array_like=True):
     offload_block_size: int | None = None
     lookahead: int = 0
     """How many tokens behind a block are part of its key."""
+    reads_whole_prompts: bool = False
+    """Whether a hit below the gpu may end with the prompt itself: vLLM's OffloadingConnector loads such a block and computes its last token again."""
 
     @property
     def cut(self) -> tuple[int, int]:
@@ -117,6 +120,7 @@ class Groups:
         self.undecided: tuple[str, ...] = ()
         """Why hits may be shorter than what is known: see UNDECIDED."""
         self._lookahead = 0
+        self._reads_whole_prompts = False
         self._known: dict[int, Group] = {}
         self._slots: dict[int, int] = {}
         self._seen: dict[tuple[int | None, str | None, int | None, int, int], int] = {}
@@ -132,6 +136,7 @@ class Groups:
         """Go on from what was known. `unsized`: groups of which no block size is known."""
         self._set_shape(shape)
         self._lookahead = self.lookahead
+        self._reads_whole_prompts = shape is not None and shape.reads_whole_prompts
         sized = () if shape is None else shape.groups
         self._known = {group.number: group for group in (*sized, *unsized) if group.number != NO_GROUP}
         self._slots = {group.number: slot for slot, group in enumerate(sized)}
@@ -188,6 +193,14 @@ class Groups:
             self._heard.clear()
         self._heard.add(said)
         return False
+
+    def note_offloading(self, event: Stored) -> None:
+        """Learn from an announcement below the gpu: vLLM's OffloadingConnector names the group, and never the extra keys."""
+        if self._reads_whole_prompts or event.group is None or event.lists_extra_keys or (event.block_size and not event.tokens):
+            return
+        self._reads_whole_prompts = True
+        if self.shape is not None:
+            self._set_shape(msgspec.structs.replace(self.shape, reads_whole_prompts=True))
 
     def learn(self, events: Iterable[Event]) -> CacheShape | None:
         """Learn from a batch. Returns the former shape where what is held in it does not fit the new one, else None."""
@@ -247,7 +260,8 @@ class Groups:
 
     def _set(self, base: int, groups: list[Group]) -> None:
         offload = self._offload_block_size
-        self._set_shape(CacheShape(base, tuple(groups), offload if offload and offload > base and offload % base == 0 else None, self._lookahead))
+        offload = offload if offload and offload > base and offload % base == 0 else None
+        self._set_shape(CacheShape(base, tuple(groups), offload, self._lookahead, self._reads_whole_prompts))
         self._slots = {group.number: slot for slot, group in enumerate(groups)}
 
     def settle(self, event: Stored) -> int:

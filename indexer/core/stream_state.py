@@ -196,10 +196,9 @@ class StreamState:
 
     def records(self, place: int, hashes: Iterable[int]) -> dict[int, HashRecord | None]:
         """What a place holds for these engine hashes; None where it holds nothing."""
-        if place == PARKED:
-            return {engine_hash: self.orphans.get(engine_hash) for engine_hash in hashes}
-        if place == FOREIGN:
-            return {engine_hash: self.foreign.get(engine_hash) for engine_hash in hashes}
+        if place in (PARKED, FOREIGN):
+            waiting: Orphans | ForeignCopies = self.orphans if place == PARKED else self.foreign
+            return {engine_hash: waiting.get(engine_hash) for engine_hash in hashes}
         return records(self.table, place, hashes)
 
     def traits(self) -> Traits:
@@ -343,6 +342,7 @@ class StreamState:
     def _store_lower(self, event: Stored, now_s: float) -> None:
         """Copies below the gpu. Tokens alone do not say whose blocks they are: a copy takes the key of the block that has its hash on the gpu."""
         self.tiers.add(event.tier)
+        self._groups.note_offloading(event)
         if not event.tokens or (event.group is not None and not event.lists_extra_keys):
             self._store_by_hash(event, now_s)
             return

@@ -16,6 +16,7 @@ class Holders:
     """`index`: the one of the key size. `by_slot`: the groups' holders. `rule`: None where a hit is the longest prefix that the lead group holds.
 
     `key_size`: tokens between two block keys; `block_size`: hits are multiples of so many tokens.
+    `reads_whole_prompts`: whether a hit may end with the prompt, where its last block lies below the gpu.
     """
 
     def __init__(self, indexes: Indexes, shape: CacheShape) -> None:
@@ -34,6 +35,7 @@ class Holders:
         self.shape = shape
         self.block_size = shape.alignment
         self.rule: HitRule | None = None if shape.is_plain else rule_for(shape, self.by_slot)
+        self.reads_whole_prompts = shape.reads_whole_prompts and self.rule is None
 
     @property
     def lead(self) -> int:

@@ -21,7 +21,19 @@ from scorer_api.index.hits import HitRule, Span, is_hit, limit_of, longest_hit
 from scorer_api.index.holders import Holders
 from scorer_api.index.prefix_index import OWN_TIERS, PrefixIndex, Step
 from scorer_api.index.prompt import Prompt, PromptKeys, Query, length_in_tokens
-from scorer_api.index.scoring import NO_LOWER, NO_MATCH, Match, cut_match, first_runs, matches_of, runs_of, score_of, usable_blocks, without_last
+from scorer_api.index.scoring import (
+    NO_LOWER,
+    NO_MATCH,
+    Match,
+    cut_match,
+    first_runs,
+    matches_of,
+    runs_of,
+    score_of,
+    usable_blocks,
+    with_one_more,
+    without_last,
+)
 from scorer_api.index.state import IndexedModel, IndexedStream, Pods
 from scorer_api.index.traces import PodTrace, RankTrace
 
@@ -135,7 +147,16 @@ class Lookup:
         usable = usable_blocks(walk.length, block_size, holders.lookahead)
         if dropped:
             match, usable = without_last(match, dropped), max(0, usable - dropped)
+        elif holders.reads_whole_prompts and match.matched_blocks == usable and (tier := self._tier_of_last(walk, holders, usable)) is not None:
+            match, usable = with_one_more(match, tier), usable + 1
         return RankScore(rank, match, score_of(match, walk.length, block_size, self._weights), block_size, usable, trust, dropped)
+
+    def _tier_of_last(self, walk: Walk, holders: Holders, usable: int) -> Tier | None:
+        """The best tier below the gpu that has the block with which the prompt ends; None where no block does, or no such tier has it."""
+        if self.prompt_keys is None or (usable + 1) * holders.block_size != walk.length:
+            return None
+        last = self.prompt_keys.all(*holders.cut)[usable]
+        return next((tier for tier in OWN_TIERS[1:] if holders.index.holds(holders.lead, tier, last)), None)
 
     def traces(self) -> list[PodTrace]:
         """Every pod in the order of `scores`, and what is known of the block at which each rank's match ends."""
@@ -154,6 +175,11 @@ class Lookup:
         if holders.rule is None:
             runs = runs_of(holders.lead, walk.steps)
             held = end = sum(blocks for _, blocks in runs)
+            if score.match.matched_blocks > held:
+                last = self._tier_of_last(walk, holders, held)
+                assert last is not None, "the score has counted it"
+                before = runs.pop()[1] if runs and runs[-1][0] is last else 0
+                runs, held, end = [*runs, (last, before + 1)], held + 1, end + 1
         else:
             match = hybrid_match(walk, holders, holders.rule)
             runs = [(tier, blocks) for tier, blocks in zip(OWN_TIERS, match.tiers, strict=True) if blocks]

@@ -67,6 +67,11 @@ def without_last(match: Match, blocks: int) -> Match:
     return Match(match.matched_blocks - blocks, tuple(tiers))
 
 
+def with_one_more(match: Match, tier: Tier) -> Match:
+    """The match and one block behind it, which is in this tier."""
+    return Match(match.matched_blocks + 1, tuple(blocks + (each is tier) for each, blocks in zip(OWN_TIERS, match.tiers, strict=True)))
+
+
 def cut_match(holder: int, steps: Sequence[Step], blocks: int, alignment: int) -> Match:
     """The first `blocks` of one holder's match, in groups of `alignment`, each in the slowest tier of its blocks."""
     counts = [0] * len(OWN_TIERS)
@@ -114,4 +119,4 @@ def score_of(match: Match, tokens: int, block_size: int, weights: Sequence[float
     if tokens <= 1:
         return 0.0
     weighted: float = sum(map(mul, match.tiers, weights))
-    return weighted * block_size / (tokens - 1)
+    return min(1.0, weighted * block_size / (tokens - 1))

@@ -99,7 +99,6 @@ def test_offloaded_blocks(comparisons: dict[str, Comparison]) -> None:
         number = min(random.randrange(14), random.randrange(14))
         prompt, salt = prompts[number]
         length = random.choice([len(prompt), random.randrange(20, len(prompt) + 1)])
-        length -= length % BLOCK_SIZE == 0  # see the test of whole prompts
         on_gpu = engine.history.held_blocks(prompt[:length], medium="GPU", salt=salt)
         completion = comparison.send(kind, "O", prompt[:length], salt=salt, max_tokens=random.choice([1, 20]))
         if completion.cached_tokens > on_gpu * BLOCK_SIZE:
@@ -130,13 +129,14 @@ def test_offloaded_blocks_survive_a_reset(comparisons: dict[str, Comparison]) ->
 
 
 def test_a_whole_prompt_below_the_gpu(comparisons: dict[str, Comparison]) -> None:
-    """Where a prompt ends with a block that lies below the gpu, vLLM's connector loads that too, and computes the last token once more. Nothing that
-    it announces tells this connector from others, which never do: the service says one block less (docs/explanation/wire-format.md)."""
-    comparison = comparisons["O"]
-    prompt = random_tokens(Random(34), 6 * BLOCK_SIZE)
-    comparison.send_only("O", prompt)
-    (said,) = (found["matched_tokens"] for found in comparison.scores(prompt)["pods"])
-    assert (said, comparison.send_only("O", prompt).cached_tokens) == (5 * BLOCK_SIZE, 6 * BLOCK_SIZE)
+    """Where a prompt ends with a block that lies below the gpu, vLLM's connector loads that too, and computes the last token once more."""
+    comparison, kind = comparisons["O"], "offloaded, whole prompt"
+    for blocks in range(1, 7):
+        prompt = random_tokens(Random(34 + blocks), blocks * BLOCK_SIZE)
+        comparison.send_only("O", prompt)
+        comparison.send(kind, "O", prompt)
+        assert comparison.rows[-1].was == blocks * BLOCK_SIZE
+    comparison.verify(kind, count_min=6)
 
 
 def test_nothing_was_refused(comparisons: dict[str, Comparison]) -> None:

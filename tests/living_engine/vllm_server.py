@@ -60,7 +60,7 @@ NGRAM = EngineKind(
     ),
 )
 OFFLOADED_BLOCKS = 160
-BLOCK_BYTES = 16 * 1024
+BLOCK_BYTES = 8 * 1024  # of two layers, in 16-bit floats
 OFFLOADING = EngineKind(
     "tiny-offloading",
     announces_once=False,

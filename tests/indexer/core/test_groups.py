@@ -100,6 +100,24 @@ def test_a_tier_below_the_gpu_tells_no_block_size() -> None:
 # Sizes
 
 
+def test_a_connector_that_names_groups_and_no_extra_keys_reads_whole_prompts() -> None:
+    """So does vLLM's OffloadingConnector, by placeholders or with tokens; others list extra keys, or know of no groups."""
+    own = (offloaded([1]), stored([1, 2], tier=Tier.CPU, lists_extra_keys=False))
+    others = (offloaded([1], group=None), offloaded([1], block_size=4), stored([1, 2], tier=Tier.CPU), stored([1, 2], tier=Tier.CPU, group=None))
+    for first in (True, False):
+        for event in (*own, *others):
+            groups = Groups(8)
+            for each in (event, full()) if first else (full(), event):
+                groups.note_offloading(each) if each.tier is Tier.CPU else groups.learn([each])
+            assert groups.shape is not None
+            assert groups.shape.reads_whole_prompts == (event in own)
+            restored = Groups(8)
+            restored.restore(groups.shape, ())
+            restored.learn([window()])
+            assert restored.shape is not None
+            assert restored.shape.reads_whole_prompts == (event in own)
+
+
 def test_several_blocks_prove_a_size_and_one_does_not() -> None:
     (one,) = learned([full(blocks=1)]).known
     (several,) = learned([full(blocks=2)]).known

@@ -44,6 +44,24 @@ def test_the_last_token_is_never_reused() -> None:
     assert (score.ranks[0].match.matched_blocks, score.ranks[0].usable_blocks, score.ranks[0].score) == (2, 2, 4 / 5)
 
 
+def test_a_prompts_last_block_is_read_from_below_the_gpu_where_the_engine_does_that() -> None:
+    """It needs all blocks before it, and no token behind it; on the gpu it does not count."""
+    reading, other = CacheShape(2, reads_whole_prompts=True), CacheShape(2)
+    view = new_view(A, B, C)
+    view.append(A, reading, holds(*keys("XYZ")))
+    view.append(B, other, holds(*keys("XYZ")))
+    view.append(C, reading, holds(keys("XYZ")[2]))
+    for stream, shape in ((A, reading), (B, other), (C, reading)):
+        view.append(stream, shape, holds(keys("XYZ")[2], tier=CPU))
+    best, second, last = (score.ranks[0] for score in view.score(asked("XYZ", more=0)))
+    assert (best.match.tiers, best.usable_blocks, best.score) == ((2, 1, 0, 0), 3, 1.0)
+    assert (second.match.tiers, second.usable_blocks) == ((2, 0, 0, 0), 2)
+    assert (last.match.matched_blocks, last.usable_blocks) == (0, 2)
+    assert view.score(asked("XYZ"))[0].ranks[0].match.tiers == (3, 0, 0, 0), "with a token behind it the gpu's counts"
+    trace = view.trace(asked("XYZ", more=0))[0].ranks[0]
+    assert (trace.runs, trace.end, trace.cut_blocks) == ([("gpu", 2), ("cpu", 1)], 3, 0)
+
+
 @pytest.mark.parametrize("tokens", [b"", b"X\0\0\0"])
 def test_a_prompt_without_a_second_token_scores_0(tokens: bytes) -> None:
     view = new_view(A)
