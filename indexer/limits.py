@@ -56,6 +56,7 @@ class StateLimits(Struct, frozen=True):
     copies_max: Annotated[int, Meta(ge=1, le=255, description="Most copies counted per block.")] = 255
     removed_max: Annotated[Count, Meta(description="Removed blocks per stream whose keys are remembered.")] = 65_536
     parked_max: Annotated[Count, Meta(description="Blocks per stream that may wait for their parent.")] = 65_536
+    parked_bytes_max: Annotated[Count, Meta(description="Bytes of tokens and keys of these blocks.")] = 64 * 2**20
     parked_max_s: Annotated[Seconds, Meta(description="How long a block may wait for its parent.")] = 600.0
     lower_tier_blocks_max: Annotated[
         Count, Meta(description="Blocks per stream, KV-cache group and tier below the gpu; beyond that the oldest are dropped.")
@@ -71,10 +72,16 @@ class StoreLimits(Struct, frozen=True):
 
 
 class HttpLimits(Struct, frozen=True):
-    """How long a request may take to arrive."""
+    """How long a request may take to arrive and a response to be read, and what may wait to be read."""
 
     head_timeout_s: Annotated[Seconds, Meta(description="How long a request's head may take to arrive; then its connection is closed.")] = 30.0
     body_timeout_s: Annotated[Seconds, Meta(description="How long a request's body may take to arrive.")] = 30.0
+    answer_timeout_s: Annotated[
+        Seconds, Meta(description="A connection of whose response less than 1 MiB is read in this time, and not all of it, is closed.")
+    ] = 30.0
+    unread_bytes_max: Annotated[
+        Count, Meta(description="Bytes of responses that wait to be read, of all connections; beyond that those that wait longest are closed.")
+    ] = 256 * 2**20
 
 
 class TokenizeLimits(Struct, frozen=True):

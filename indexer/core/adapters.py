@@ -1,5 +1,6 @@
 """The LoRA adapters of one stream: the names that were announced, and the keys that their prompts chain from."""
 
+from collections import OrderedDict
 from collections.abc import Iterable
 
 from indexer.core.block_keys import root_key
@@ -15,14 +16,14 @@ class Adapters:
     """`names`: those that were announced, the longest ago first; to read."""
 
     def __init__(self, model: str, hash_seed: str) -> None:
-        self.names: dict[str, None] = {}
+        self.names: OrderedDict[str, None] = OrderedDict()
         self._model = model
         self._hash_seed = hash_seed
         self._roots: dict[str | None, int] = {}
 
     def restore(self, names: Iterable[str]) -> None:
         """Know these names and no others."""
-        self.names = dict.fromkeys(names)
+        self.names = OrderedDict.fromkeys(names)
 
     def note(self, name: str) -> None:
         """An adapter was announced. Above the limit the one announced longest ago is forgotten."""
@@ -30,7 +31,7 @@ class Adapters:
             return
         self.names.pop(name, None)
         if len(self.names) >= ADAPTERS_MAX:
-            del self.names[next(iter(self.names))]
+            self.names.popitem(last=False)
         self.names[name] = None
 
     def root(self, name: str | None) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from msgspec import Struct
 
 from indexer.core.foreign_copy import ForeignCopy
+from indexer.core.oldest import oldest_to_drop
 from indexer.core.orphans import Parked
 from indexer.core.places import LEAD_GPU, REMOVED, Touched
 from indexer.core.salted_hashes import SaltedHashes
@@ -123,16 +124,16 @@ class BlockTable:
         return True
 
     def remember(self, engine_hash: int, block: Block) -> None:
-        """Count it among the removed ones; the oldest goes where there are too many."""
+        """Count it among the removed ones; the oldest go where there are too many."""
         removed = self.removed
         removed.pop(engine_hash, None)
         removed[engine_hash] = block
         if self._touched is not None:
             self._touch_removed((engine_hash,))
         if len(removed) > self._removed_max:
-            oldest = next(iter(removed))
-            self.revive(oldest)
-            self.salted.forget(oldest)
+            for oldest in oldest_to_drop(removed, self._removed_max):
+                self.revive(oldest)
+                self.salted.forget(oldest)
 
     def revive(self, engine_hash: int) -> None:
         """Count it no longer among the removed ones, if it is there."""

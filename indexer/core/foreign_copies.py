@@ -4,7 +4,9 @@ Their events have tokens and no extra keys, so whose blocks they are is not told
 counts where the gpu announced blocks of the same tokens without any; until then it waits, within the limit for parked blocks.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from indexer.core.block_keys import TOKEN_BYTES, chain_keys
 from indexer.core.block_table import Block
@@ -14,6 +16,11 @@ from indexer.core.foreign_copy import ForeignCopy
 from indexer.core.groups import CacheShape
 from indexer.core.held_blocks import HeldBlocks
 from indexer.core.places import FOREIGN, Touched
+from indexer.core.waiting_list import WaitingList
+from indexer.limits import StateLimits
+
+# How many copies without keys are looked at after a batch: those that were looked at longest ago.
+LOOKED_AT_MAX = 256
 
 
 class ForeignCopies:
@@ -23,14 +30,14 @@ class ForeignCopies:
     for nowhere.
     """
 
-    def __init__(self, blocks: HeldBlocks, count_max: int, touched: Touched | None = None) -> None:
+    def __init__(self, blocks: HeldBlocks, limits: StateLimits, touched: Touched | None = None) -> None:
         self._blocks = blocks
-        self._count_max = count_max
         self._touched = touched
-        self.waiting: dict[int, ForeignCopy] = {}
+        self._list: WaitingList[ForeignCopy] = WaitingList(limits.parked_max, limits.parked_bytes_max)
+        self.waiting = self._list.entries
         self._missing: dict[int, dict[int, None]] = {}
         """Block key → the hashes of copies that wait for the gpu to announce it."""
-        self._without_keys: dict[int, None] = {}
+        self._without_keys: OrderedDict[int, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.waiting)
@@ -44,7 +51,7 @@ class ForeignCopies:
 
     def restore(self, engine_hash: int, copy: ForeignCopy) -> None:
         """Let a copy wait that a former owner of the stream recorded. Those that came first are restored first, after all blocks."""
-        self.waiting[engine_hash] = copy
+        self._list.add(engine_hash, copy)
         if copy.keys is None:
             self._without_keys[engine_hash] = None
         else:
@@ -61,20 +68,24 @@ class ForeignCopies:
         for position, engine_hash in enumerate(event.hashes):
             self.remove(engine_hash)
             tokens = event.tokens[position * width : (position + 1) * width]
-            self.waiting[engine_hash] = ForeignCopy(parent, root, tokens, place, now_s)
+            self._list.add(engine_hash, ForeignCopy(parent, root, tokens, place, now_s))
             self._without_keys[engine_hash] = None
             self._touch(engine_hash)
             parent = engine_hash
         if key_size is not None:
-            self.find_keys(key_size)
-        over = max(0, len(self.waiting) - self._count_max)
-        for _ in range(over):
-            self.remove(next(iter(self.waiting)))
-        return over
+            self._find_keys(key_size, event.hashes)
+        dropped = 0
+        while (oldest := self._list.excess()) is not None:
+            self.remove(oldest)
+            dropped += 1
+        return dropped
 
-    def find_keys(self, key_size: int) -> None:
-        """Compute the keys of copies that have none, where their parents' are known."""
-        for engine_hash in list(self._without_keys):
+    def _find_keys(self, key_size: int, hashes: Iterable[int]) -> None:
+        """Compute the keys of those of these copies that have none, where their parents' are known."""
+        for engine_hash in hashes:
+            if engine_hash not in self._without_keys:
+                continue
+            self._without_keys.move_to_end(engine_hash)
             copy = self.waiting[engine_hash]
             if copy.parent is None:
                 before: int | None = copy.root
@@ -84,7 +95,9 @@ class ForeignCopies:
                 before = self._blocks.table.key_of(copy.parent)
             if before is None or not copy.tokens or len(copy.tokens) % (key_size * TOKEN_BYTES):
                 continue
+            former_size = copy.size
             copy.keys, copy.tokens = tuple(reversed(chain_keys(before, copy.tokens, key_size))), b""
+            self._list.resized(former_size, copy.size)
             del self._without_keys[engine_hash]
             self._touch(engine_hash)
             self._try(engine_hash, copy, copy.keys)
@@ -93,7 +106,7 @@ class ForeignCopies:
         """Count the copies that a batch makes countable."""
         if shape is None:
             return
-        self.find_keys(shape.block_size)
+        self._find_keys(shape.block_size, list(islice(self._without_keys, LOOKED_AT_MAX)))
         for tiers in (change.touched, *change.touched_in.values()):
             self.settle(tiers[Tier.GPU])
 
@@ -110,13 +123,13 @@ class ForeignCopies:
         if missing is not None:
             self._missing.setdefault(missing, {})[engine_hash] = None
             return
-        del self.waiting[engine_hash]
+        self._list.pop(engine_hash)
         self._touch(engine_hash)
         self._blocks.add_known(engine_hash, Block(keys[0], copy.parent, 0), copy.place, keys, is_foreign=True)
 
     def remove(self, engine_hash: int) -> bool:
         """Forget a copy that waits. Returns whether there was one."""
-        copy = self.waiting.pop(engine_hash, None)
+        copy = self._list.pop(engine_hash)
         if copy is None:
             return False
         self._touch(engine_hash)
@@ -132,7 +145,7 @@ class ForeignCopies:
     def drop_before(self, since_s: float) -> int:
         """Drop what came before this time. Returns how many went."""
         dropped = 0
-        while self.waiting and self.waiting[oldest := next(iter(self.waiting))].since_s < since_s:
+        while (oldest := self._list.expired(since_s)) is not None:
             self.remove(oldest)
             dropped += 1
         return dropped
@@ -141,6 +154,6 @@ class ForeignCopies:
         """The lower tiers were emptied."""
         for engine_hash in self.waiting:
             self._touch(engine_hash)
-        self.waiting.clear()
+        self._list.clear()
         self._missing.clear()
         self._without_keys.clear()

@@ -13,3 +13,8 @@ class ForeignCopy(Struct):
     place: int
     since_s: float
     keys: tuple[int, ...] | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes that its tokens, or keys, take."""
+        return len(self.tokens) + 8 * len(self.keys or ())

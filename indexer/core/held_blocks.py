@@ -8,11 +8,14 @@ from indexer.core.change import Change
 from indexer.core.events import Stored, Tier
 from indexer.core.groups import LEAD
 from indexer.core.indexed_keys import IndexedKeys
+from indexer.core.oldest import oldest_to_drop
 from indexer.core.places import LEAD_GPU, Touched, is_gpu, slot_and_part
 
 # An enum's member costs as much to name as a look-up in a dict.
 GPU = Tier.GPU
 
+# Keys that the hashes of a batch may cover besides their own: where larger blocks do not overlap, it is no more than the keys that they are made of.
+COVERED_MAX = 262_144
 # Shorter runs are faster one block at a time.
 RUN_MIN = 4
 
@@ -42,6 +45,7 @@ class HeldBlocks:
     def begin(self, change: Change) -> None:
         """Note in this change what becomes of blocks from now on."""
         self.keys.change = change
+        self._covers_left = COVERED_MAX
         self._lead_records: dict[int, HashRecord | None] | None = None if change.records is None else change.records[LEAD_GPU]
         """Where to note the blocks that change at LEAD_GPU."""
 
@@ -59,6 +63,15 @@ class HeldBlocks:
         announces_extra_keys = self.announces_extra_keys
         self._reset()
         self.announces_extra_keys = announces_extra_keys
+
+    def covered(self, block: Block, width: int) -> tuple[int, ...]:
+        """The keys that a hash of so many blocks covers, its own first: as far as they are known, and as far as the batch may cover any more."""
+        if width > self._covers_left:
+            self._tally["cover_limit"] += 1
+            return (block.key,)
+        keys = self.table.covered(block, width)
+        self._covers_left -= len(keys)
+        return keys
 
     # Adding
 
@@ -189,11 +202,11 @@ class HeldBlocks:
         # A lower tier keeps one copy of a block: one announced again was lost without a word.
         held.count = min(held.count + copies, self._copies_max) if tier is GPU else 1
         if tier is not GPU and len(in_place) > self._lower_max:
-            self._tally["tier_limit"] += 1
-            oldest = next(iter(in_place))
-            table.touch(place, (oldest,))
-            self._drop(place, in_place, oldest)
-            self._retire(oldest, table.held[oldest])
+            for oldest in oldest_to_drop(in_place, self._lower_max):
+                self._tally["tier_limit"] += 1
+                table.touch(place, (oldest,))
+                self._drop(place, in_place, oldest)
+                self._retire(oldest, table.held[oldest])
 
     def add_adopted(self, engine_hash: int, block: Block, copies: dict[int, tuple[int, tuple[int, ...]]]) -> None:
         """All copies of a block that waited for its key. Without any it is remembered as removed. `copies`: place → their number, and the keys that
@@ -274,7 +287,8 @@ class HeldBlocks:
 
     def clear_gpu(self) -> None:
         """No copy on the gpu is left, in any group."""
-        self.keys.clear_gpu()
+        if not self.keys.clear_gpu():
+            return
         for place in [place for place in self.table.more if is_gpu(place)]:
             del self.table.more[place]
         for engine_hash, block in list(self.table.held.items()):

@@ -61,11 +61,15 @@ class IndexedKeys:
             if held.remove(key):
                 touched[key] = False
 
-    def clear_gpu(self) -> None:
-        """No engine hash holds a key on the gpu any more."""
+    def clear_gpu(self) -> bool:
+        """No engine hash holds a key on the gpu any more. Returns whether one did."""
         self.change.clear_gpu()
+        had_any = False
         for held in self._held_in.values():
-            held[Tier.GPU].clear()
+            if held[Tier.GPU].keys:
+                had_any = True
+                held[Tier.GPU].clear()
+        return had_any
 
     def claim(self, engine_hash: int, key: int) -> bool:
         """Map the engine hash to the key. Returns whether that made the key ambiguous, so that it is hidden now."""

@@ -10,11 +10,20 @@ from collections.abc import Iterable, Iterator
 
 from indexer.core.events import Tier
 from indexer.core.places import PARKED, Touched, place_of, slot_and_part
+from indexer.core.waiting_list import WaitingList
+from indexer.limits import StateLimits
+
+# In so many tiers of groups copies of a parked block are counted: no engine has as many.
+PLACES_MAX = 64
 
 
 def group_and_tier(number: int, tier: Tier) -> int:
     """Names the tier of a group in `Parked.copies`: like a place, by the group's number, since its slot may not be known yet."""
     return place_of(number, tier)
+
+
+def _is_on_gpu(of: int) -> bool:
+    return number_and_tier(of)[1] is Tier.GPU
 
 
 def number_and_tier(of: int) -> tuple[int, Tier]:
@@ -36,6 +45,11 @@ class Parked:
         self.since_s = since_s
         self.copies: dict[int, int] = {}
 
+    @property
+    def size(self) -> int:
+        """Bytes that its tokens and extra keys take."""
+        return len(self.tokens) + len(self.extra)
+
 
 class Orphans:
     """All parked blocks of one stream, by engine hash, in the order in which they came.
@@ -43,10 +57,16 @@ class Orphans:
     `parked`: by engine hash; to read. `touched`: where to note the hashes that come, go or change; None for nowhere.
     """
 
-    def __init__(self, touched: Touched | None = None) -> None:
+    def __init__(self, touched: Touched | None = None, limits: StateLimits | None = None, copies_max: int | None = None) -> None:
+        """`copies_max`: instead of that of the limits."""
+        limits = limits or StateLimits()
+        self._copies_max = copies_max or limits.copies_max
         self.touched = touched
-        self.parked: dict[int, Parked] = {}
+        self._list: WaitingList[Parked] = WaitingList(limits.parked_max, limits.parked_bytes_max)
+        self.parked = self._list.entries
         self._children: dict[int, dict[int, None]] = {}
+        self._with_copies: dict[bool, dict[int, None]] = {True: {}, False: {}}
+        """Whether on the gpu → the hashes that have copies there, so that clearing costs what was added."""
 
     def __len__(self) -> int:
         return len(self.parked)
@@ -76,21 +96,45 @@ class Orphans:
 
     def park(self, engine_hash: int, parent: int | None, tokens: bytes, extra: bytes, now_s: float) -> Parked:
         """Keep a block that is not parked yet; the caller adds its copies."""
-        parked = self.parked[engine_hash] = Parked(parent, tokens, extra, now_s)
+        parked = Parked(parent, tokens, extra, now_s)
+        self._list.add(engine_hash, parked)
         if parent is not None:
             self._children.setdefault(parent, {})[engine_hash] = None
         self.touch(engine_hash)
         return parked
 
+    def add_copies(self, engine_hash: int, of: int, count: int = 1) -> None:
+        """More copies of a parked block. `of`: see `group_and_tier`."""
+        copies = self.parked[engine_hash].copies
+        if of not in copies and len(copies) >= PLACES_MAX:
+            return
+        copies[of] = min(copies.get(of, 0) + count, self._copies_max)
+        self._with_copies[_is_on_gpu(of)][engine_hash] = None
+        self.touch(engine_hash)
+
+    def clear_copies(self, *, of_gpu: bool) -> None:
+        """The copies on the gpu are gone, or those below it."""
+        for engine_hash in self._with_copies[of_gpu]:
+            copies = self.parked[engine_hash].copies
+            for of in [of for of in copies if _is_on_gpu(of) is of_gpu]:
+                del copies[of]
+            self.touch(engine_hash)
+        self._with_copies[of_gpu].clear()
+
     def announce(self, engine_hash: int, parked: Parked, parent: int, tokens: bytes, extra: bytes) -> None:
         """A parked block whose tokens were not known is announced with them."""
+        former_size = parked.size
         parked.parent, parked.tokens, parked.extra = parent, tokens, extra
+        self._list.resized(former_size, parked.size)
         self._children.setdefault(parent, {})[engine_hash] = None
         self.touch(engine_hash)
 
     def pop(self, engine_hash: int) -> Parked:
         """Take a parked block out."""
-        parked = self.parked.pop(engine_hash)
+        parked = self._list.pop(engine_hash)
+        assert parked is not None, "the caller knows that it is parked"
+        for hashes in self._with_copies.values():
+            hashes.pop(engine_hash, None)
         self.touch(engine_hash)
         if parked.parent is not None:
             siblings = self._children[parked.parent]
@@ -99,17 +143,18 @@ class Orphans:
                 del self._children[parked.parent]
         return parked
 
-    def drop_over(self, count_max: int) -> int:
-        """Drop the oldest above the limit. Returns how many."""
-        over = max(0, len(self.parked) - count_max)
-        for _ in range(over):
-            self.pop(next(iter(self.parked)))
-        return over
+    def drop_excess(self) -> int:
+        """Drop the oldest above the limits of their number and bytes. Returns how many."""
+        dropped = 0
+        while (oldest := self._list.excess()) is not None:
+            self.pop(oldest)
+            dropped += 1
+        return dropped
 
     def drop_before(self, since_s: float) -> int:
         """Drop what was parked before this time. Returns how many went."""
         dropped = 0
-        while self.parked and self.parked[oldest := next(iter(self.parked))].since_s < since_s:
+        while (oldest := self._list.expired(since_s)) is not None:
             self.pop(oldest)
             dropped += 1
         return dropped

@@ -81,11 +81,11 @@ class StreamState:
         self._adapters = Adapters(self._model, self._hash_seed)
         self.tiers: set[Tier] = set()
         """Those below the gpu of which the engine said anything."""
-        parked_max, touched = self._limits.parked_max, self._records.touched
-        self.orphans = Orphans(touched)
+        limits, touched = self._limits, self._records.touched
+        self.orphans = Orphans(touched, limits, self._copies_max)
         """The blocks that wait for their parent."""
-        self._waiting = WaitingBlocks(self.orphans, self._blocks, self._groups, self._covered, parked_max, self._copies_max, self.tally)
-        self.foreign = ForeignCopies(self._blocks, parked_max, touched)
+        self._waiting = WaitingBlocks(self.orphans, self._blocks, self._groups, self._covered, limits.parked_max, self.tally)
+        self.foreign = ForeignCopies(self._blocks, limits, touched)
         """The copies under foreign hashes that wait for the gpu."""
 
     @property
@@ -245,7 +245,7 @@ class StreamState:
     def _covered(self, block: Block, slot: int, tier: Tier, block_size: int = 0) -> tuple[int, ...]:
         """The keys that a hash covers in a place: its own and those before it, by its block size."""
         width = self._groups.width(slot, 0 if tier is GPU else block_size or self._offload_block_size or 0)
-        return (block.key,) if width == 1 else self.table.covered(block, width)
+        return (block.key,) if width == 1 else self._blocks.covered(block, width)
 
     def _parent_key(self, event: Stored) -> int | None:
         """The key that an event's first block chains from; None where its parent is not known."""

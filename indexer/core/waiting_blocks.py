@@ -20,15 +20,12 @@ class WaitingBlocks:
     """`orphans`: those that wait. `expected`: block key → the hashes of those that have it if the gpu announces it; to read. `tally`: where to count
     what becomes of them, by reason."""
 
-    def __init__(
-        self, orphans: Orphans, blocks: HeldBlocks, groups: Groups, covered: Covered, count_max: int, copies_max: int, tally: Counter[str]
-    ) -> None:
+    def __init__(self, orphans: Orphans, blocks: HeldBlocks, groups: Groups, covered: Covered, count_max: int, tally: Counter[str]) -> None:
         self.orphans = orphans
         self._blocks = blocks
         self._groups = groups
         self._covered = covered
         self._count_max = count_max
-        self._copies_max = copies_max
         self._tally = tally
         self.expected: dict[int, dict[int, None]] = {}
 
@@ -48,7 +45,7 @@ class WaitingBlocks:
                     self._tally["orphan"] += 1
                 else:
                     self.orphans.announce(engine_hash, parked, parent, tokens, extra)
-            self._add_copy(engine_hash, of)
+            self.orphans.add_copies(engine_hash, of)
             parent = engine_hash
         self._drop_over()
 
@@ -59,17 +56,11 @@ class WaitingBlocks:
             if engine_hash not in self.orphans:
                 self.orphans.park(engine_hash, None, b"", b"", now_s)
                 self._tally["orphan"] += 1
-            self._add_copy(engine_hash, of)
+            self.orphans.add_copies(engine_hash, of)
         self._drop_over()
 
-    def _add_copy(self, engine_hash: int, of: int) -> None:
-        parked = self.orphans.get(engine_hash)
-        assert parked is not None, "it was parked just now"
-        parked.copies[of] = min(parked.copies.get(of, 0) + 1, self._copies_max)
-        self.orphans.touch(engine_hash)
-
     def _drop_over(self) -> None:
-        if dropped := self.orphans.drop_over(self._count_max):
+        if dropped := self.orphans.drop_excess():
             self._tally["orphan_dropped"] += dropped
 
     def remove(self, hashes: Iterable[int], number: int, tier: Tier) -> None:
@@ -83,10 +74,7 @@ class WaitingBlocks:
 
     def clear(self, *, of_gpu: bool) -> None:
         """Their copies on the gpu are gone, or those below it."""
-        for engine_hash, parked in self.orphans.items():
-            for of in [of for of in parked.copies if (number_and_tier(of)[1] is Tier.GPU) is of_gpu]:
-                del parked.copies[of]
-                self.orphans.touch(engine_hash)
+        self.orphans.clear_copies(of_gpu=of_gpu)
 
     def adopt(self, hashes: Iterable[int]) -> None:
         """These hashes have keys now: give keys to everything that waited for them, and to what waited for that."""

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from types import TracebackType
 from typing import Self
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 # An engine's metrics are some 100 kB of text.
 BYTES_MAX = 8 * 2**20
+READ_AT_ONCE_BYTES_MAX = 262_144
 METRICS = "/metrics"
 # TensorRT-LLM answers the other path with iteration statistics, in JSON.
 PROMETHEUS_METRICS = "/prometheus/metrics"
@@ -129,12 +130,10 @@ class LoadScraper:
         answer = await self._get(api, METRICS, or_missing=False)
         try:
             if not is_iteration_stats(answer.body):
-                at_s = time.monotonic()
-                return target.meter.read(_text(answer), at_s), at_s
+                return await _read(target.meter, answer, None)
             newer = target.iterations.read(answer.body)
             answer = await self._get(api, PROMETHEUS_METRICS, or_missing=True)
-            at_s = time.monotonic()
-            return target.meter.read(_text(answer), at_s, newer), at_s
+            return await _read(target.meter, answer, newer)
         except ValueError as error:
             raise _LoadError("malformed", str(error)) from None
 
@@ -155,5 +154,11 @@ class LoadScraper:
         return answer
 
 
-def _text(answer: Answer) -> str:
-    return answer.body.decode(errors="replace")
+async def _read(meter: LoadMeter, answer: Answer, newer: Mapping[str, list[float]] | None) -> tuple[Load, float]:
+    """The load and the monotonic time of now. A large answer is read beside the event loop. Raises ValueError."""
+    at_s = time.monotonic()
+
+    def read() -> Load:
+        return meter.read(answer.body.decode(errors="replace"), at_s, newer)
+
+    return (read() if len(answer.body) <= READ_AT_ONCE_BYTES_MAX else await asyncio.to_thread(read)), at_s

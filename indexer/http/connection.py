@@ -1,28 +1,72 @@
 """One HTTP connection: uvicorn's, with what uvicorn leaves to a proxy in front of it.
 
-The head of a request has to arrive in time. A client that shuts down its writing side after its request still gets the response.
+- The head of a request has to arrive in time, and has a size; so has what comes in a body besides the body.
+- A response has to be read in time, and all that wait to be read have a size together.
+- A client that shuts down its writing side after its request still gets the response.
+- While the service stops, requests that have arrived are answered, the last one of each connection with `Connection: close`.
+- What is no HTTP is refused without a line in the log for each.
 """
 
 import asyncio
 from typing import Any, ClassVar
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from indexer.http.problems import MEDIA_TYPE, encoded_problem
+from indexer.limits import HttpLimits
+
+# A request's head. Chunks of a body may come with as many bytes of lengths, extensions and trailers, and eight for each byte of the body.
+HEAD_BYTES_MAX = 65_536
+OVERHEAD_PER_BYTE = 8
+# A response that is read at this rate or faster is being read.
+READ_BYTES_MIN = 2**20
+# An idle connection is closed only if nothing came in this time either: what came while the event loop was busy is read first.
+LAST_LOOK_S = 0.02
+
+
+class ConnectionGroup:
+    """The connections of one server. `is_stopping`: no connection is kept alive any more. `unread`: those whose responses are not read, the one that
+    has waited longest first."""
+
+    def __init__(self, limits: HttpLimits, drain_s: float) -> None:
+        """`drain_s`: how long an idle connection may still send a request once the server stops."""
+        self.limits = limits
+        self.drain_s = drain_s
+        self.is_stopping = False
+        self.unread: dict[Connection, None] = {}
+
+    def add_unread(self, connection: "Connection") -> None:
+        """Its response is not read as fast as it is written. The responses that have waited longest are given up where there are too many bytes."""
+        self.unread[connection] = None
+        waiting = sum(other.unread_bytes for other in self.unread)
+        for other in list(self.unread):
+            if waiting <= self.limits.unread_bytes_max:
+                return
+            waiting -= other.unread_bytes
+            other.transport.abort()
+            self.unread.pop(other, None)
 
 
 class Connection(HttpToolsProtocol):
-    """`Connection.with_timeout(…)` makes the class that uvicorn takes."""
+    """`Connection.of(…)` makes the class that uvicorn takes."""
 
-    head_timeout_s: ClassVar[float]
+    group: ClassVar[ConnectionGroup]
 
     @classmethod
-    def with_timeout(cls, head_timeout_s: float) -> "type[Connection]":
-        """A class of connections that are closed if the head of a request takes longer to arrive."""
-        return type("Connection", (cls,), {"head_timeout_s": head_timeout_s})
+    def of(cls, group: ConnectionGroup) -> "type[Connection]":
+        """A class of the connections of one server."""
+        return type("Connection", (cls,), {"group": group})
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._is_in_head = True
         self._head_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
+        self._bytes_left = HEAD_BYTES_MAX
+        """What may come before the head is complete, or before more of the body comes."""
+        self._counted = 0
+        """Bytes of the piece that is being parsed, as far as no earlier request has them."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn: it is a Transport
         super().connection_made(transport)
@@ -30,12 +74,26 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_head_timer()
+        self._stop_unread_timer()
         super().connection_lost(exc)
 
+    # Requests
+
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._bytes_left -= len(data)
+        self._counted = len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # an offer that a server may ignore
+        except httptools.HttpParserError:
+            self._refuse(400, "this is not HTTP/1.1")
+            return
+        if self._bytes_left < 0:
+            self._refuse(431, f"a request's head, or what comes in its body besides the body, may have {HEAD_BYTES_MAX} bytes")
         # Nearly always a head arrives in one piece, and costs no timer.
-        if self._is_in_head and self._head_timer is None:
+        elif self._is_in_head and self._head_timer is None:
             self._start_head_timer()
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio looks at what is returned
@@ -51,11 +109,25 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._is_in_head = True
+        self._bytes_left = HEAD_BYTES_MAX - self._counted
 
     def on_headers_complete(self) -> None:
         self._is_in_head = False
         self._stop_head_timer()
+        previous = self.cycle
         super().on_headers_complete()
+        if self.group.is_stopping:
+            self.cycle.keep_alive = False
+            if previous is not None and not previous.response_started:
+                previous.keep_alive = True  # the connection is closed after the last response
+
+    def on_body(self, body: bytes) -> None:
+        self._bytes_left = min(self._bytes_left + (1 + OVERHEAD_PER_BYTE) * len(body), HEAD_BYTES_MAX + OVERHEAD_PER_BYTE * len(body))
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._bytes_left, self._counted = HEAD_BYTES_MAX, 0
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """The unread part of a body and the next head have to arrive in time too."""
@@ -63,10 +135,66 @@ class Connection(HttpToolsProtocol):
         if self.cycle.response_complete and self.cycle.more_body and not self.transport.is_closing() and self._head_timer is None:
             self._start_head_timer()
 
+    def _refuse(self, status: int, detail: str) -> None:
+        """Answer with a problem, and close."""
+        body = encoded_problem(status, detail)
+        head = [STATUS_LINE[status], b"content-type: ", MEDIA_TYPE.encode(), b"\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)]
+        if not self.transport.is_closing():
+            self.transport.write(b"".join([*head, body]))
+            self.transport.close()
+
+    # Time
+
+    def timeout_keep_alive_handler(self) -> None:
+        """The connection was idle for long. What was sent meanwhile and is not read yet still counts."""
+        self.timeout_keep_alive_task = self.loop.call_later(LAST_LOOK_S, super().timeout_keep_alive_handler)
+
     def _start_head_timer(self) -> None:
-        self._head_timer = self.loop.call_later(self.head_timeout_s, self.timeout_keep_alive_handler)
+        self._head_timer = self.loop.call_later(self.group.limits.head_timeout_s, super().timeout_keep_alive_handler)
 
     def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    # Responses that are not read
+
+    @property
+    def unread_bytes(self) -> int:
+        """Bytes of responses that the client has not taken yet."""
+        return int(self.transport.get_write_buffer_size())
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._start_unread_timer()
+        self.group.add_unread(self)
+
+    def resume_writing(self) -> None:
+        self._stop_unread_timer()
+        super().resume_writing()
+
+    def _start_unread_timer(self) -> None:
+        self._unread_timer = self.loop.call_later(self.group.limits.answer_timeout_s, self._check_unread, self.unread_bytes)
+
+    def _stop_unread_timer(self) -> None:
+        self.group.unread.pop(self, None)
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
+
+    def _check_unread(self, before: int) -> None:
+        """`before`: what was unread when the time began."""
+        if before - self.unread_bytes >= READ_BYTES_MIN:
+            self._start_unread_timer()
+        else:
+            self.transport.abort()
+
+    # The end
+
+    def shutdown(self) -> None:
+        """The server stops. An idle connection may have a request under way."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False
+        else:
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(self.group.drain_s, self.timeout_keep_alive_handler)

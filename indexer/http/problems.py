@@ -50,9 +50,14 @@ def details_of(status: int, detail: str) -> ProblemDetails:
     return ProblemDetails("about:blank", http.HTTPStatus(status).phrase, status, detail)
 
 
+def encoded_problem(status: int, detail: str) -> bytes:
+    """The body of a problem response, in JSON."""
+    return msgspec.json.encode(details_of(status, detail))
+
+
 def response_of(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
     """A problem response."""
-    return Response(msgspec.json.encode(details_of(status, detail)), status, headers, MEDIA_TYPE)
+    return Response(encoded_problem(status, detail), status, headers, MEDIA_TYPE)
 
 
 def _methods_at(request: Request, routes: Sequence[BaseRoute]) -> list[str]:

@@ -14,12 +14,17 @@ from msgspec import Struct
 from indexer.config.reload import Reloadable, keep_reloading
 from indexer.config.settings import Settings
 from indexer.errors import SettingError
-from indexer.http.connection import Connection
+from indexer.http.connection import Connection, ConnectionGroup
 from indexer.http.tls import Certificate
 
 log = logging.getLogger(__name__)
 
 BACKLOG = 2048
+# Longer than clients keep idle connections, most of them 5 to 60 seconds, so that they are the ones to close them.
+KEEP_ALIVE_S = 75
+# When it stops: so long connections that wait in the backlog are accepted, and so long an idle one may still send a request.
+ACCEPT_S = 0.02
+DRAIN_S = 0.5
 Part: TypeAlias = AbstractAsyncContextManager[Any]
 
 
@@ -44,6 +49,16 @@ class Served(Struct, frozen=True):
 
 class _Server(uvicorn.Server):
     """uvicorn without its signal handlers: only the command line owns signals."""
+
+    def __init__(self, config: uvicorn.Config, connections: ConnectionGroup) -> None:
+        super().__init__(config)
+        self._connections = connections
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer what has arrived, that which was not accepted yet included, and close each connection behind its last response."""
+        self._connections.is_stopping = True
+        await asyncio.sleep(ACCEPT_S)
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -84,7 +99,8 @@ async def serve(
         async with AsyncExitStack() as stack:
             for part in served.parts:
                 await stack.enter_async_context(part)
-            server = _Server(_config(served.app, settings, certificate))
+            connections = ConnectionGroup(settings.limits.http, min(DRAIN_S, settings.shutdown_s / 2))
+            server = _Server(_config(served.app, settings, certificate, connections), connections)
             serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
             host, port = listener.getsockname()[:2]
             url = f"http{'' if certificate is None else 's'}://{f'[{host}]' if ':' in host else host}:{port}"
@@ -109,16 +125,17 @@ async def _cancel(*tasks: asyncio.Task[Any]) -> None:
             log.error("task failed", exc_info=outcome)
 
 
-def _config(app: Any, settings: Settings, certificate: Certificate | None) -> uvicorn.Config:
+def _config(app: Any, settings: Settings, certificate: Certificate | None, connections: ConnectionGroup) -> uvicorn.Config:
     config = uvicorn.Config(
         app,
-        http=Connection.with_timeout(settings.limits.http.head_timeout_s),
+        http=Connection.of(connections),
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
         backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, int(settings.shutdown_s)),
     )
     config.load()

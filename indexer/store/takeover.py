@@ -15,7 +15,6 @@ from indexer.core.events import Tier
 from indexer.core.foreign_copy import ForeignCopy
 from indexer.core.groups import LEAD
 from indexer.core.names import StreamKey
-from indexer.core.orphans import Parked
 from indexer.core.places import FOREIGN, PARKED, REMOVED, place_of, slot_and_part
 from indexer.core.stream_state import StreamState
 from indexer.errors import StoreError
@@ -93,8 +92,9 @@ def _park(state: StreamState, fields: dict[bytes, bytes]) -> None:
     for field, value in fields.items():
         by_slot[slot_of_field(field)].append((decode_hash(field), value))
     for engine_hash, record in sorted(((key, decode_parked(value)) for key, value in by_slot[LEAD]), key=lambda item: item[1].since_ms):
-        parked: Parked = state.orphans.park(engine_hash, record.parent, record.tokens, record.extra, since_s(record.since_ms))
-        parked.copies.update(record.copies)
+        state.orphans.park(engine_hash, record.parent, record.tokens, record.extra, since_s(record.since_ms))
+        for of, count in record.copies.items():
+            state.orphans.add_copies(engine_hash, of, count)
     for engine_hash, found in sorted(((key, decode_foreign(value)) for key, value in by_slot[FOREIGN_SLOT]), key=lambda item: item[1].since_ms):
         copy = ForeignCopy(found.parent, found.root, found.tokens, found.place, since_s(found.since_ms), found.keys)
         state.foreign.restore(engine_hash, copy)

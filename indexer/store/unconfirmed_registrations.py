@@ -1,6 +1,7 @@
 """Registrations and deletions of pods that this process acknowledged and that a failover may undo: they are kept to be repeated."""
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
 from msgspec import Struct
@@ -29,14 +30,14 @@ class UnconfirmedRegistrations:
     def __init__(self, keep_s: float, now_s: Callable[[], float] = time.monotonic) -> None:
         self._keep_s = keep_s
         self._now_s = now_s
-        self._records: dict[str, RegistrationRecord] = {}
+        self._records: OrderedDict[str, RegistrationRecord] = OrderedDict()
 
     def note(self, pod: str, specs: tuple[EngineSpec, ...] | None, mark: str, node: str) -> None:
         """This was acknowledged just now."""
         self._records.pop(pod, None)
         self._records[pod] = RegistrationRecord(specs, mark, node, self._now_s(), [])
         if len(self._records) > PODS_MAX:
-            del self._records[next(iter(self._records))]
+            self._records.popitem(last=False)
 
     def note_deleted(self, stream: StreamKey) -> None:
         """A stream was deleted, of a pod that was deleted here or elsewhere."""
@@ -53,5 +54,5 @@ class UnconfirmedRegistrations:
     def confirmed_by_others(self, node: str) -> list[tuple[str, RegistrationRecord]]:
         """What other servers than this one confirmed."""
         oldest_s = self._now_s() - self._keep_s
-        self._records = {pod: record for pod, record in self._records.items() if record.at_s >= oldest_s}
+        self._records = OrderedDict((pod, record) for pod, record in self._records.items() if record.at_s >= oldest_s)
         return [(pod, record) for pod, record in self._records.items() if record.node != node]

@@ -1,7 +1,9 @@
 """Decodes the bodies of requests: the one place where bytes become a request. Every mistake gets a problem with a sentence."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from typing import TypeVar
 
 import msgspec
@@ -151,12 +153,33 @@ def _as_json(name: str, raw: Raw | UnsetType, media_type: str) -> Raw | UnsetTyp
             raise Problem(
                 422, f"{name}: {len(content)} bytes of more than {CHAT_VALUES_MAX} values; in msgpack so large a chat should be nearly all text"
             )
-        content = msgspec.json.encode(msgspec.msgpack.decode(content))
+        content = _json_of(name, content)
     content.decode()
     begin, expected = CHAT[name]
     if not content.startswith(begin):
         raise Problem(422, f"{name}: should be {expected}")
     return Raw(content)
+
+
+def _json_of(name: str, content: bytes) -> bytes:
+    """Raises Problem 422 for what has no word in JSON."""
+    try:
+        value = msgspec.msgpack.decode(content)
+    except TypeError:  # a list or an object as a key
+        raise Problem(422, f"{name}: the keys of objects should be texts") from None
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, dict):
+            if not all(isinstance(key, str) for key in item):
+                raise Problem(422, f"{name}: the keys of objects should be texts")
+            left.extend(item.values())
+        elif isinstance(item, list):
+            left.extend(item)
+        elif not (item is None or isinstance(item, str | int) or (isinstance(item, float) and math.isfinite(item))):
+            kind = {float: "a number that is not finite", bytes: "bin", datetime: "a time stamp"}.get(type(item), "an extension")
+            raise Problem(422, f"{name}: there is {kind}, which JSON has no word for")
+    return msgspec.json.encode(value)
 
 
 def _check_sizes(outline: _Outline) -> None:

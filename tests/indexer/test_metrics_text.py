@@ -2,7 +2,7 @@
 
 import pytest
 
-from indexer.metrics_text import read_samples
+from indexer.metrics_text import LINE_LENGTH_MAX, LINES_MAX, read_samples
 
 TEXT = """# HELP a_total counts
 # TYPE a_total counter
@@ -36,3 +36,17 @@ def test_a_wanted_line_in_another_format_is_an_error(line: str) -> None:
 
 def test_an_empty_text_has_no_samples() -> None:
     assert list(read_samples("", lambda name: True)) == []
+
+
+def test_lines_of_any_length_and_number_that_are_not_wanted_are_passed_over() -> None:
+    text = "x" * 2**20 + " 1\n" + "y 1\n" * 2 * LINES_MAX + "b 7\n"
+    assert [sample.value for sample in read_samples(text, "b".__eq__)] == [7.0]
+
+
+def test_a_wanted_line_may_have_so_many_characters_and_there_may_be_so_many() -> None:
+    longest = f'b{{x="{"y" * (LINE_LENGTH_MAX - 9)}"}} 7'
+    assert len(longest) == LINE_LENGTH_MAX
+    assert len(list(read_samples(f"{longest}\n" * LINES_MAX, "b".__eq__))) == LINES_MAX
+    for text in (f"{longest}1\n", "b 7\n" * (LINES_MAX + 1), 'b{a="' + '\\"' * 500_000 + '"} 1\n'):
+        with pytest.raises(ValueError, match=f"at most {LINES_MAX} of {LINE_LENGTH_MAX} are read"):
+            list(read_samples(text, "b".__eq__))

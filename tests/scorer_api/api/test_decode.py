@@ -1,6 +1,8 @@
 """Decoding requests, and refusing what is not one."""
 
 import json
+import math
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -226,3 +228,25 @@ def test_a_prompt_or_a_chat_may_fill_the_body(media_type: str) -> None:
 def test_a_large_chat_of_many_values_is_refused_in_msgpack() -> None:
     status, detail = refused({"model": "m", "messages": [[]] * 2_200_000}, MSGPACK)
     assert (status, "more than 65536 values" in detail) == (422, True)
+
+
+_PACK = msgspec.msgpack.encode
+NO_JSON = {
+    "extension": (_PACK([msgspec.msgpack.Ext(5, b"abcd")]), "tools: there is an extension, which JSON has no word for"),
+    "time stamp": (_PACK([{"at": datetime(2026, 1, 1, tzinfo=UTC)}]), "tools: there is a time stamp, which JSON has no word for"),
+    "bin": (_PACK([{"data": b"abcd"}]), "tools: there is bin, which JSON has no word for"),
+    "infinity": (_PACK([[math.inf]]), "tools: there is a number that is not finite, which JSON has no word for"),
+    "nil as a key": (_PACK([{None: 1}]), "tools: the keys of objects should be texts"),
+    "a number as a key": (_PACK([{7: 1}]), "tools: the keys of objects should be texts"),
+    "a list as a key": (b"\x91\x81\x91\x01\x02", "tools: the keys of objects should be texts"),
+    "an object as a key": (b"\x91\x81\x80\x02", "tools: the keys of objects should be texts"),
+}
+
+
+@pytest.mark.parametrize("what", list(NO_JSON))
+def test_what_json_has_no_word_for_is_a_wrong_value_in_a_chat(what: str) -> None:
+    tools, detail = NO_JSON[what]
+    body = b"\x83" + _PACK("model") + _PACK("m") + _PACK("messages") + _PACK([{"role": "user", "content": "hi"}]) + _PACK("tools") + tools
+    with pytest.raises(Problem) as caught:
+        decode_score(body, MSGPACK)
+    assert (caught.value.status, caught.value.detail) == (422, detail)
