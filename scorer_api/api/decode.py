@@ -165,7 +165,7 @@ def _json_of(name: str, content: bytes) -> bytes:
     """Raises Problem 422 for what has no word in JSON."""
     try:
         value = msgspec.msgpack.decode(content)
-    except TypeError:  # a list or an object as a key
+    except (TypeError, msgspec.DecodeError):  # a list or an object as a key; what cannot be read was refused before
         raise Problem(422, f"{name}: the keys of objects should be texts") from None
     left = [value]
     while left:

@@ -202,6 +202,7 @@ def test_what_the_tests_of_bad_messages_expect_is_every_reason_that_the_wire_has
         "partial_block",
         "groups_max",
         "tier_limit",
+        "cover_limit",
         "key_conflict",
         "ambiguous_key",
         "rank_mismatch",
