@@ -1,7 +1,8 @@
 """The engine hashes of each block key, for an engine that does not announce extra keys.
 
-Two engine hashes with the same tokens then may be two images: the key that they share is ambiguous, and not indexed. This is the only place that
-decides it, for the events of an engine as well as for blocks that are loaded from Redis.
+Two engine hashes with the same tokens then may be two images: while both hold blocks the key that they share is ambiguous, and not indexed. So it
+follows from what is held and from nothing before: an owner, who takes over or was there from the start, and a scorer, who follows or loads, agree.
+This is the only place that decides it, for the events of an engine as well as for blocks that are loaded from Redis.
 """
 
 
@@ -11,7 +12,7 @@ class KeyClaims:
     def __init__(self) -> None:
         self.ambiguous: set[int] = set()
         self._hashes: dict[int, int | set[int]] = {}
-        """A set only where there was more than one: nearly always there is one."""
+        """A set only where there is more than one: nearly always there is one."""
 
     def claim(self, engine_hash: int, key: int) -> bool:
         """Map the engine hash to the key. Returns whether that made the key ambiguous."""
@@ -26,12 +27,12 @@ class KeyClaims:
         return True
 
     def release(self, engine_hash: int, key: int) -> bool:
-        """The engine hash holds no block any more. Returns whether the key is unambiguous again: not before all that claimed it are gone."""
+        """The engine hash holds no block any more. Returns whether the key is unambiguous again: one hash alone claims it."""
         claimed_by = self._hashes.get(key)
         if isinstance(claimed_by, set):
             claimed_by.discard(engine_hash)
-            if not claimed_by:
-                del self._hashes[key]
+            if len(claimed_by) == 1:
+                (self._hashes[key],) = claimed_by
                 self.ambiguous.remove(key)
                 return True
         elif claimed_by == engine_hash:

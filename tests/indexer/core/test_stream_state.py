@@ -541,13 +541,14 @@ def test_where_no_extra_keys_are_announced_a_key_with_two_hashes_is_not_indexed(
     assert (state.held(GPU), state.count(GPU), state.ambiguous, tally(state)) == (set(), 0, 1, {"ambiguous_key": 1})
 
 
-def test_a_key_stays_out_of_the_index_until_all_its_claimants_are_gone() -> None:
-    state = after(stored([1], "A", announces_extra_keys=False), stored([2], "A", announces_extra_keys=False), removed([1]))
+def test_a_key_is_indexed_again_once_one_hash_alone_has_it() -> None:
+    """So it is for who learns only now what is held."""
+    state = after(stored([1], "A", announces_extra_keys=False), stored([2], "A", announces_extra_keys=False))
     assert (state.held(GPU), state.ambiguous) == (set(), 1)
-    assert not any(state.apply([stored([2], "A", announces_extra_keys=False)], 0.0).touched[GPU].values())
-    after(removed([2]), removed([2]), state=state)
-    assert state.ambiguous == 0
-    assert state.apply([stored([3], "A", announces_extra_keys=False)], 0.0).touched[GPU] == {key("A"): True}
+    change = state.apply([removed([1])], 0.0)
+    assert (change.touched[GPU], state.held(GPU), state.ambiguous) == ({key("A"): True}, keys("A"), 0)
+    assert state.apply([stored([3], "A", announces_extra_keys=False)], 0.0).touched[GPU] == {key("A"): False}
+    assert state.apply([removed([2, 3])], 0.0).touched[GPU] == {key("A"): False}
 
 
 def test_a_clear_ends_the_claims_of_what_it_emptied() -> None:
