@@ -24,7 +24,7 @@ from indexer.ownership.assignment import Duty
 from indexer.ownership.known_streams import KnownStream, KnownStreams, ReleaseReason
 from indexer.ownership.pod_directory import PodDirectory
 from indexer.store.flusher import Ownership
-from indexer.store.leases import ClaimMode
+from indexer.store.leases import Claim, ClaimMode
 from indexer.store.redis import RedisStore
 from indexer.streams.pool import Streams
 from indexer.streams.stream import Stream
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 # A stream that its owner was asked for is claimed so often.
 POLL_S = 0.1
+# Streams that are read from Redis at a time: the others wait for their turn, and not for connections.
+TAKEOVERS_MAX = 32
 
 
 class Moves:
@@ -43,6 +45,7 @@ class Moves:
     ) -> None:
         self.round_due = asyncio.Event()
         self.releasing: dict[StreamKey, asyncio.Task[None]] = {}
+        self._takeovers = asyncio.Semaphore(TAKEOVERS_MAX)
         self._settings = settings
         self._metrics = metrics
         self._store = store
@@ -118,12 +121,23 @@ class Moves:
     async def _take(self, known: KnownStream, mode: ClaimMode) -> None:
         """Raises StoreError."""
         stream = await self._subscribe(known)
-        while isinstance(claim := await self._store.claim(known.key, mode), str):
+        while not await self._claim(known, stream, mode):
             if mode != "want":
                 return
             await asyncio.sleep(POLL_S)
             if known.duty is not Duty.ASK or time.monotonic() - self._store.outage_ended_s(known.key.model) < self._settings.lease_s:
                 return
+
+    async def _claim(self, known: KnownStream, stream: Stream, mode: ClaimMode) -> bool:
+        """Own the stream, and go on where its former owner was; returns whether no other indexer has it. Raises StoreError."""
+        async with self._takeovers:
+            claim = await self._store.claim(known.key, mode)
+            if isinstance(claim, str):
+                return False
+            await self._own(known, stream, claim, mode)
+        return True
+
+    async def _own(self, known: KnownStream, stream: Stream, claim: Claim, mode: ClaimMode) -> None:
         known.wanted_by = None  # that was before another indexer owned it
         head = await self._store.load(claim, known.key, stream.state)
         if head is not None:

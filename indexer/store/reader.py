@@ -1,7 +1,7 @@
 """What a scorer reads from Redis. Every call raises StoreError where Redis does not answer, or refuses."""
 
 import logging
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -15,9 +15,10 @@ from indexer.engines.load import Load
 from indexer.engines.spec import EngineSpec
 from indexer.errors import StoreError
 from indexer.store import published_loads
-from indexer.store.client.connection import Client, answer_of, connect, node_of, server_epoch_of, slot_of, why
+from indexer.store.client.connection import Client, answer_of, connect, is_cluster, node_of, server_epoch_of, slot_of, why
 from indexer.store.health import Failure, RedisHealth
 from indexer.store.keyspace import Keyspace, stream_id, text_of
+from indexer.store.log_reads import Entries, LogReads, entries_of
 from indexer.store.records import Head, decode_head
 from indexer.store.registry import RegisteredPods
 from indexer.store.scripts import Call, call_all, pairs
@@ -83,6 +84,8 @@ class Reader:
 
     def __init__(self, settings: Settings, up: Gauge | None = None) -> None:
         assert settings.redis is not None, "a shared store is somewhere"
+        self._url = settings.redis
+        self._log_reads = LogReads(self._read_logs)
         self.client: Client = connect(settings.redis, settings.redis_timeout_s)
         self.keyspace = Keyspace(settings.namespace)
         self.health = RedisHealth(settings.redis, up, writes=False)
@@ -116,6 +119,7 @@ class Reader:
         return server_epoch_of(self.client)
 
     async def aclose(self) -> None:
+        await self._log_reads.aclose()
         await self.client.aclose()
 
     async def _ask(self, asking: Awaitable[T], key: str) -> T:
@@ -179,9 +183,15 @@ class Reader:
 
     async def entries(self, model: str, after: LogOffset, count: int, wait_ms: int) -> list[tuple[LogOffset, bytes | None]]:
         """At most `count` entries of the model's log; waits up to `wait_ms` for the first, 0 for not at all. None: an entry of an unknown format."""
-        name = self.keyspace.model(model).log
-        answer: Any = await self._ask(self.client.xread({name: f"{after[0]}-{after[1]}"}, count=count, block=wait_ms or None), name)
-        return [(offset_of(identifier), (fields or {}).get(b"e")) for _, entries in answer or () for identifier, fields in entries]
+        name, begin = self.keyspace.model(model).log, f"{after[0]}-{after[1]}"
+        if is_cluster(self._url):
+            entries = (await self._read_logs({name: begin}, count, wait_ms or None)).get(name, [])
+        else:
+            entries = await self._log_reads.entries(name, begin, count, wait_ms)
+        return [(offset_of(identifier), (fields or {}).get(b"e")) for identifier, fields in entries]
+
+    async def _read_logs(self, logs: Mapping[str, str], count: int, wait_ms: int | None) -> dict[str, Entries]:
+        return entries_of(await self._ask(self.client.xread(dict[Any, Any](logs), count=count, block=wait_ms), next(iter(logs))))
 
     async def loads(self, model: str, pods: Sequence[str]) -> dict[str, tuple[Load, float]]:
         """Pod → its load, and how many seconds ago it was measured; pods without a load are left out."""

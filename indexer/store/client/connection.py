@@ -22,6 +22,9 @@ Client: TypeAlias = "redis.asyncio.Redis"
 T = TypeVar("T")
 # What uvloop raises where a connection is closed between its opening and the first command; the library lets it through.
 CLOSED_BY_PEER = "the handler is closed"
+# Of one process to one server. The library takes a pool that is used up for a server that is away, and its own limit is 100. In a Cluster each
+# model's log takes one; otherwise what runs at a time is bounded where it starts.
+CONNECTIONS_MAX = 4_096
 SCHEMES = ("redis", "rediss", "unix", *sentinel.SCHEMES, *cluster.SCHEMES)
 SHAPE = "it should be redis://user:password@host:port/database, with / @ : # ? and % in the password written as %2F %40 %3A %23 %3F and %25"
 CLUSTER_SHAPE = SHAPE.replace("redis://user:password@host:port/database", "redis+cluster://user:password@host:port,host:port")
@@ -58,6 +61,7 @@ def _options(timeout_s: float) -> dict[str, Any]:
         "socket_connect_timeout": timeout_s,
         "retry": Retry(NoBackoff(), 0),
         "health_check_interval": 0,
+        "max_connections": CONNECTIONS_MAX,
         "protocol": 2,
     }
 
