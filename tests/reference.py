@@ -69,6 +69,8 @@ class Rank:
         self.copies: list[Copy] = []
         self.waiting: list[Copy] = []
         self.announced: set[tuple[Text, int]] = set()
+        self.reads_whole_prompts = False
+        """Whether its connector loads the block that a prompt ends with too (vLLM's OffloadingConnector, where there is one full layer)."""
 
     def store(self, copy: Copy) -> None:
         """A copy that is announced with its tokens. Below the gpu it counts where the text before it is known: its block may be another's."""
@@ -139,13 +141,17 @@ class Rank:
             size = self.layers[full].size
             of_block = [tiers[full][end] for end in range(start + size, start + self.block_size + 1, size)]
             matched[max((tier for tier in of_block if tier is not None), key=list(WEIGHTS).index)] += 1
+        if self.reads_whole_prompts and len(self.layers) == 1 and hit + self.block_size == len(prompt.tokens):
+            last = [copy.tier for copy in self.copies if copy.text == prompt.until(len(prompt.tokens) // self.unit, self.unit) and copy.tier != "gpu"]
+            if last:
+                matched[min(last, key=list(WEIGHTS).index)] += 1
         return matched
 
     def score(self, prompt: Text) -> float:
         if len(prompt.tokens) <= 1:
             return 0.0
         weighted = sum(blocks * WEIGHTS[tier] for tier, blocks in self.match(prompt).items())
-        return weighted * self.block_size / (len(prompt.tokens) - 1)
+        return min(1.0, weighted * self.block_size / (len(prompt.tokens) - 1))
 
 
 class Reference:

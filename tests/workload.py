@@ -166,6 +166,7 @@ class Publisher:
             return []
         for copy in copies:
             self.rank.update(copy._replace(tier="cpu"))
+        self.rank.reads_whole_prompts = True  # the form is that of the OffloadingConnector
         hashes = [self._hash(copy) for copy in copies]
         return [stored(hashes, [], None, block_size=0, medium="CPU", extra_keys=None)]
 
