@@ -175,8 +175,10 @@ class Engine:
         if start >= stop:
             return None
         ended = [text.until(end // unit, unit) for end in range((start + 1) * size, stop * size + 1, size)]
-        # A second name only where the whole chain before it is announced at the same time: nothing can wait for an unknown parent.
-        last = int(again and start == 0 and size == unit and (ended[-1], 0) in self.rank.announced)
+        # A second name only where the whole chain before it is announced at the same time: nothing can wait for an unknown parent. Where groups have
+        # different block sizes they share the names: a larger block with extra keys is known by the name that a smaller one ends with.
+        is_alone = all(other.size == unit for other in self.rank.layers)
+        last = int(again and start == 0 and is_alone and (ended[-1], 0) in self.rank.announced)
         for place, part in enumerate(ended):
             self.rank.store(Copy(tier, part, last if part is ended[-1] and place == len(ended) - 1 else 0, layer))
         return self._stored(text, layer, start, ended, tier, last)
