@@ -81,7 +81,7 @@ class HttpLimits(Struct, frozen=True):
     ] = 30.0
     unread_bytes_max: Annotated[
         Count, Meta(description="Bytes of responses that wait to be read, of all connections; beyond that those that wait longest are closed.")
-    ] = 256 * 2**20
+    ] = 64 * 2**20
 
 
 class TokenizeLimits(Struct, frozen=True):

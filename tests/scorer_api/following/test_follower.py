@@ -787,10 +787,12 @@ Held = dict[tuple[int, Tier], set[int]]
 
 
 def held_by(scorer: Scorer, stream: StreamKey) -> Held:
-    """What a stream holds, for a scorer."""
-    holders = scorer.view._models[stream.model].pods[stream.pod][stream.rank].holders
-    if holders is None:
+    """What a stream holds, for a scorer, which may not know it yet."""
+    model = scorer.view._models.get(stream.model)
+    indexed = None if model is None else model.pods.get(stream.pod, {}).get(stream.rank)
+    if indexed is None or indexed.holders is None:
         return {}
+    holders = indexed.holders
     return {(slot, tier): set(keys) for slot, holder in enumerate(holders.by_slot) for tier in Tier if (keys := holders.index.held(holder, tier))}
 
 
