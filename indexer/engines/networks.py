@@ -17,9 +17,18 @@ Network: TypeAlias = IPv4Network | IPv6Network
 # Private and loopback ranges. Not link-local ones, nor 100.64.0.0/10, which carriers share: clouds have their metadata services there.
 DEFAULT_NETWORKS = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,127.0.0.0/8,::1/128,fc00::/7"
 IPC = "ipc"
-# Metadata services, where clouds give a machine its secrets (AWS, Azure, GCP and others; Alibaba; AWS and GCP by IPv6). A network admits such an
-# address only if it consists of that address alone.
-METADATA = frozenset(map(ip_address, ("169.254.169.254", "100.100.100.200", "fd00:ec2::254", "fd20:ce::254")))
+# Where clouds give a machine its secrets, and their other services beside that. A network admits such an address only if it consists of that address
+# alone. AWS: metadata, credentials of containers (ECS, EKS), time, names. Azure: metadata, the host. Then Alibaba, Oracle, GCP.
+METADATA = frozenset(
+    map(
+        ip_address,
+        (
+            *("169.254.169.254", "169.254.170.2", "169.254.170.23", "169.254.169.123", "169.254.169.253"),
+            *("fd00:ec2::254", "fd00:ec2::23", "fd00:ec2::123", "fd00:ec2::240", "fd00:ec2::253"),
+            *("168.63.129.16", "100.100.100.200", "192.0.0.192", "fd00:c1::a9fe:a9fe", "fd20:ce::254"),
+        ),
+    )
+)
 
 
 class EngineNetworks(Struct, frozen=True):

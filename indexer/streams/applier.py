@@ -1,6 +1,5 @@
 """Applying one stream's payloads: decode, change the state, count."""
 
-import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -18,6 +17,8 @@ from indexer.streams.adapter_blocks import AdapterBlocks
 from indexer.streams.status import GroupStatus
 from indexer.wire.decoder import Batch, WireDecoder
 
+# An older time stamp is no time: one of them would make the sum of all ages useless for good.
+AGE_MAX_S = 10.0 * 365 * 86_400
 # Ranks that may be found at one port without being given in a spec.
 SHARED_RANKS_MAX = 64
 ORPHAN_FATES = {"orphan": "parked", "orphan_adopted": "adopted", "orphan_dropped": "dropped"}
@@ -122,8 +123,8 @@ class Applier:
             batch.refused["rank_mismatch"] += 1
         change = self.state.apply(self._adapters.follow(batch.events), time.monotonic())
         change.sequence = number
-        if is_live and batch.published_at_s is not None and math.isfinite(batch.published_at_s):
-            self._metrics.event_age.observe(max(0.0, time.time() - batch.published_at_s))
+        if is_live and batch.published_at_s is not None and abs(age_s := time.time() - batch.published_at_s) < AGE_MAX_S:
+            self._metrics.event_age.observe(max(0.0, age_s))
         for event in batch.events:
             self._events[type(event)] += 1
         if batch.unknown_events:

@@ -40,7 +40,12 @@ DEFAULT = EngineNetworks.from_text(DEFAULT_NETWORKS)
         ("fe80::1%eth0", False),
         ("fd00:ec2::254", False),
         ("fd00:ec2::254%1", False),
+        ("fd00:ec2::23", False),
+        ("fd00:ec2::123", False),
+        ("fd00:ec2::253", False),
         ("fd00:ec2::255", True),
+        ("fd00:c1::a9fe:a9fe", False),
+        ("fd20:ce::254", False),
         ("2001:db8::1", False),
         ("::ffff:10.0.0.1", True),
         ("::ffff:169.254.169.254", False),
@@ -56,7 +61,7 @@ def test_a_metadata_service_is_in_only_where_it_alone_is_named() -> None:
     address = ip_address("169.254.169.254")
     assert not EngineNetworks.from_text("0.0.0.0/0,169.254.0.0/16").admits(address)
     assert EngineNetworks.from_text("169.254.169.254").admits(address)
-    assert EngineNetworks.from_text("0.0.0.0/0,169.254.0.0/16").admits(ip_address("169.254.169.253"))
+    assert EngineNetworks.from_text("0.0.0.0/0,169.254.0.0/16").admits(ip_address("169.254.169.252"))
 
 
 @pytest.mark.parametrize("text", ["", " ", ","])
