@@ -66,6 +66,8 @@ class LogReads:
                 if not readers:
                     return
                 await self._read_once(readers)
+        except Exception as error:  # noqa: BLE001 - an unexpected error is handed to each who waits
+            _fail(readers, error)
         finally:
             for reader in readers:
                 reader.found.cancel()
@@ -91,7 +93,7 @@ class LogReads:
             if error.failure == "refusing" and len(readers) > 1:
                 await self._read_apart(readers)
             else:
-                _fail(readers, error)
+                _fail_by_redis(readers, error)
             return
         now_s = time.monotonic()
         for reader in readers:
@@ -104,18 +106,24 @@ class LogReads:
             try:
                 found = await self._read({reader.log: reader.after}, reader.count, None)
             except StoreError as error:
-                _fail([reader], error)
+                _fail_by_redis([reader], error)
             else:
                 if not reader.found.done():
                     reader.found.set_result(found.get(reader.log, []))
 
 
-def _fail(readers: list[_Reader], error: StoreError) -> None:
+def _fail(readers: list[_Reader], error: Exception) -> None:
     for reader in readers:
         if not reader.found.done():
-            failure = StoreError(error.failure)
-            failure.__cause__ = error
-            reader.found.set_exception(failure)
+            reader.found.set_exception(error)
+
+
+def _fail_by_redis(readers: list[_Reader], error: StoreError) -> None:
+    """Each gets an error of its own: it is raised in its task."""
+    for reader in readers:
+        failure = StoreError(error.failure)
+        failure.__cause__ = error
+        _fail([reader], failure)
 
 
 def entries_of(answer: Any) -> dict[str, Entries]:

@@ -148,3 +148,13 @@ async def test_closing_ends_all_waits(server: RedisServer) -> None:
         await wait_until_async(lambda: logs.waiting == 1)
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+async def test_an_error_of_ours_reaches_who_waits() -> None:
+    async def read(logs: Mapping[str, str], count: int, wait_ms: int | None) -> dict[str, Entries]:
+        raise ValueError("unexpected")
+
+    reads = LogReads(read)
+    outcomes = await asyncio.gather(reads.entries("one", "0-0", 1, 1_000), reads.entries("other", "0-0", 1, 1_000), return_exceptions=True)
+    assert [str(outcome) for outcome in outcomes] == ["unexpected"] * 2
+    await reads.aclose()
