@@ -74,11 +74,7 @@ class ForeignCopies:
             parent = engine_hash
         if key_size is not None:
             self._find_keys(key_size, event.hashes)
-        dropped = 0
-        while (oldest := self._list.excess()) is not None:
-            self.remove(oldest)
-            dropped += 1
-        return dropped
+        return self._list.drop_excess(self.remove)
 
     def _find_keys(self, key_size: int, hashes: Iterable[int]) -> None:
         """Compute the keys of those of these copies that have none, where their parents' are known."""
@@ -144,11 +140,7 @@ class ForeignCopies:
 
     def drop_before(self, since_s: float) -> int:
         """Drop what came before this time. Returns how many went."""
-        dropped = 0
-        while (oldest := self._list.expired(since_s)) is not None:
-            self.remove(oldest)
-            dropped += 1
-        return dropped
+        return self._list.drop_before(since_s, self.remove)
 
     def clear(self) -> None:
         """The lower tiers were emptied."""

@@ -145,16 +145,8 @@ class Orphans:
 
     def drop_excess(self) -> int:
         """Drop the oldest above the limits of their number and bytes. Returns how many."""
-        dropped = 0
-        while (oldest := self._list.excess()) is not None:
-            self.pop(oldest)
-            dropped += 1
-        return dropped
+        return self._list.drop_excess(self.pop)
 
     def drop_before(self, since_s: float) -> int:
         """Drop what was parked before this time. Returns how many went."""
-        dropped = 0
-        while (oldest := self._list.expired(since_s)) is not None:
-            self.pop(oldest)
-            dropped += 1
-        return dropped
+        return self._list.drop_before(since_s, self.pop)

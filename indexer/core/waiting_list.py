@@ -1,6 +1,7 @@
 """What waits for something else to be announced, by engine hash: bounded in number, in bytes and in time, the oldest goes first."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 
@@ -44,14 +45,21 @@ class WaitingList(Generic[T]):
         """The size of an entry has changed."""
         self.bytes += size - former_size
 
-    def excess(self) -> int | None:
-        """The hash that has waited longest, if there are too many or too large ones."""
-        return next(iter(self.entries), None) if len(self.entries) > self._count_max or self.bytes > self._bytes_max else None
+    def drop_excess(self, remove: Callable[[int], object]) -> int:
+        """Remove the oldest above the limits of their number and bytes. `remove`: takes one out, by `pop`. Returns how many."""
+        dropped = 0
+        while self.entries and (len(self.entries) > self._count_max or self.bytes > self._bytes_max):
+            remove(next(iter(self.entries)))
+            dropped += 1
+        return dropped
 
-    def expired(self, since_s: float) -> int | None:
-        """The hash that has waited longest, if it came before this time."""
-        oldest = next(iter(self.entries.items()), None)
-        return oldest[0] if oldest is not None and oldest[1].since_s < since_s else None
+    def drop_before(self, since_s: float, remove: Callable[[int], object]) -> int:
+        """The same with those that came before this time."""
+        dropped = 0
+        while self.entries and self.entries[oldest := next(iter(self.entries))].since_s < since_s:
+            remove(oldest)
+            dropped += 1
+        return dropped
 
     def clear(self) -> None:
         """Nothing waits any more."""

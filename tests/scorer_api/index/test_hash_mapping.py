@@ -1,7 +1,7 @@
 """Engine hashes stand for the same block keys whether a stream runs in the scorer's process, is followed by the log or is loaded from Redis."""
 
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 from prometheus_client import CollectorRegistry
 
@@ -67,6 +67,17 @@ class BothModes:
         return {chain[0] for chain, (blocks, _) in expected.items() if len(chain) == 1 and blocks}, expected[1, 2, 3][0]
 
 
+@asynccontextmanager
+async def both_modes(server: RedisServer) -> AsyncIterator[tuple[BothModes, View]]:
+    """An owned stream, and the view of a scorer that follows it from the start."""
+    settings = settings_of(server, engine_hashes=True)
+    view = View(settings, "redis")
+    async with owner_of(settings) as owner:
+        modes = BothModes(settings, await owner.own(KEY))
+        async with Follower(settings, view, FollowerMetrics(CollectorRegistry(), view)):
+            yield modes, view
+
+
 def answers(view: View, chains: Sequence[tuple[int, ...]] = CHAINS) -> dict[tuple[int, ...], tuple[int, tuple[int, ...]]]:
     """Matched blocks, and those by tier, for each chain of engine hashes."""
     found = {}
@@ -82,14 +93,7 @@ def offloaded_run(last: int, blocks: int) -> Stored:
 
 
 async def test_all_modes_answer_the_same_for_engine_hashes(server: RedisServer) -> None:
-    settings = settings_of(server, engine_hashes=True)
-
-    async with AsyncExitStack() as stack:
-        owner = await stack.enter_async_context(owner_of(settings))
-        view = View(settings, "redis")
-        modes = BothModes(settings, await owner.own(KEY))
-        await stack.enter_async_context(Follower(settings, view, FollowerMetrics(CollectorRegistry(), view)))
-
+    async with both_modes(server) as (modes, view):
         await modes.apply(stored([1, 2, 3], [1, 2, 3]))
         assert await modes.agree(view) == ({1, 2, 3}, 3)
         await modes.apply(stored([5], [1]), removed([1]))
@@ -113,14 +117,7 @@ async def test_all_modes_answer_the_same_for_engine_hashes(server: RedisServer) 
 
 async def test_all_modes_leave_ambiguous_keys_out_of_the_index(server: RedisServer) -> None:
     """The engine announces no extra keys: two hashes of the same tokens may be two images."""
-    settings = settings_of(server, engine_hashes=True)
-
-    async with AsyncExitStack() as stack:
-        owner = await stack.enter_async_context(owner_of(settings))
-        view = View(settings, "redis")
-        modes = BothModes(settings, await owner.own(KEY))
-        await stack.enter_async_context(Follower(settings, view, FollowerMetrics(CollectorRegistry(), view)))
-
+    async with both_modes(server) as (modes, view):
         await modes.apply(stored([1, 2, 3], [1, 2, 3], announces_extra_keys=False))
         assert await modes.agree(view) == ({1, 2, 3}, 3)
         await modes.apply(stored([5], [1], announces_extra_keys=False))
@@ -135,15 +132,9 @@ async def test_all_modes_leave_ambiguous_keys_out_of_the_index(server: RedisServ
 
 async def test_all_modes_answer_the_same_where_a_second_group_joins(server: RedisServer) -> None:
     """A window group joins a full one: a hash stands for its block as long as either of them holds it."""
-    settings = settings_of(server, engine_hashes=True)
     window = {"group": 1, "kind": "sliding_window", "window": 2 * BLOCK_SIZE + 1}
 
-    async with AsyncExitStack() as stack:
-        owner = await stack.enter_async_context(owner_of(settings))
-        view = View(settings, "redis")
-        modes = BothModes(settings, await owner.own(KEY))
-        await stack.enter_async_context(Follower(settings, view, FollowerMetrics(CollectorRegistry(), view)))
-
+    async with both_modes(server) as (modes, view):
         await modes.apply(stored([1, 2, 3], [1, 2, 3]))
         assert await modes.agree(view) == ({1, 2, 3}, 3)
         await modes.apply(stored([1, 2], [1, 2], **window))
@@ -171,14 +162,9 @@ async def test_all_modes_answer_the_same_where_a_second_group_joins(server: Redi
 
 async def test_all_modes_answer_the_same_where_groups_have_blocks_of_different_sizes(server: RedisServer) -> None:
     """The full group's blocks are twice as long as the window group's: its hashes are those of every second block."""
-    settings = settings_of(server, engine_hashes=True)
     window = {"group": 1, "kind": "sliding_window", "window": BLOCK_SIZE + 1}
 
-    async with AsyncExitStack() as stack:
-        owner = await stack.enter_async_context(owner_of(settings))
-        view = View(settings, "redis")
-        modes = BothModes(settings, await owner.own(KEY))
-        await stack.enter_async_context(Follower(settings, view, FollowerMetrics(CollectorRegistry(), view)))
+    async with both_modes(server) as (modes, view):
         chains: list[tuple[int, ...]] = [(1, 2), (1, 2, 3), (1, 2, 3, 4)]
 
         async def matched() -> list[int]:
