@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from indexer.core.orphans import Orphans
 from indexer.core.sequence import ReplayProgress, Sequence, Step, Verdict
 from indexer.core.stream_state import StreamState
+from indexer.core.waiting_blocks import WaitingBlocks
 from indexer.limits import ReceiveLimits
 from indexer.receiving import subscriber
 from indexer.receiving.inbox import Inbox
@@ -112,8 +112,7 @@ def no_doubt_of_reconnects(patch: Patch) -> None:
 
 def no_parking(patch: Patch) -> None:
     """Blocks whose parent is unknown are dropped."""
-    patch.setattr(StreamState, "_park", lambda self, event, now_s: None)
-    patch.setattr(Orphans, "__len__", lambda self: 0)
+    patch.setattr(WaitingBlocks, "park", lambda self, event, slot, now_s: None)
 
 
 def no_expiry(patch: Patch) -> None:
