@@ -1,7 +1,6 @@
 """Requests to the pods' own APIs, in the networks where engines may be."""
 
 import asyncio
-import ssl
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
@@ -22,7 +21,7 @@ class EngineClient:
 
     async def __aenter__(self) -> Self:
         # No proxies: the address that was checked is the one that is dialled.
-        self._http = await HttpClient(verify=ssl.create_default_context(), connections_max=CONNECTIONS_MAX).__aenter__()
+        self._http = await HttpClient(connections_max=CONNECTIONS_MAX).__aenter__()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Mapping
+from functools import cache
 from types import TracebackType
 from typing import Literal, Self
 
@@ -47,13 +48,20 @@ class Target(Struct, frozen=True):
     server_name: str | None = None
 
 
+@cache
+def trusted_authorities() -> ssl.SSLContext:
+    """Those that the system trusts. Reading them takes a tenth of a second, so all clients of the process share them."""
+    return ssl.create_default_context()
+
+
 class HttpClient:
     """`async with HttpClient() as client: await client.fetch(Target(url), bytes_max=…, timeout_s=…)` keeps connections between requests.
 
-    `verify`: how certificates are checked. `uses_proxies`: whether proxies and .netrc of the environment count. `connections_max`: None for no limit.
+    `verify`: how certificates are checked, True for the authorities that the system trusts. `uses_proxies`: whether proxies and .netrc of the
+    environment count. `connections_max`: None for no limit.
     """
 
-    def __init__(self, *, verify: bool | ssl.SSLContext = True, uses_proxies: bool = False, connections_max: int | None = None) -> None:
+    def __init__(self, *, verify: Literal[True] | ssl.SSLContext = True, uses_proxies: bool = False, connections_max: int | None = None) -> None:
         self._verify = verify
         self._uses_proxies = uses_proxies
         self._connections_max = connections_max
@@ -64,7 +72,7 @@ class HttpClient:
             follow_redirects=False,
             timeout=None,  # noqa: S113 - each request has a deadline
             limits=httpx.Limits(max_connections=self._connections_max, max_keepalive_connections=self._connections_max),
-            verify=self._verify,
+            verify=trusted_authorities() if self._verify is True else self._verify,
         )
         return self
 

@@ -4,7 +4,7 @@ import argparse
 import ssl
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from indexer.config.auth_tokens import read_tokens as read_bearer_tokens
 from indexer.errors import SettingError
@@ -20,7 +20,7 @@ class Connection(NamedTuple):
 
     url: str
     token: str | None
-    verify: bool | ssl.SSLContext
+    verify: Literal[True] | ssl.SSLContext
 
 
 def add_service(parser: argparse.ArgumentParser) -> None:

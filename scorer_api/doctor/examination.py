@@ -8,7 +8,7 @@ import logging
 import ssl
 import time
 from collections.abc import Awaitable, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import zmq
 from msgspec import Struct
@@ -49,7 +49,7 @@ class ExaminationRequest(Struct, frozen=True):
 
     url: str
     token: str | None = None
-    verify: bool | ssl.SSLContext = True
+    verify: Literal[True] | ssl.SSLContext = True
     model: str | None = None
     pods: tuple[str, ...] = ()
     prompt: str | None = None

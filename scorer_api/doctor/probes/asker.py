@@ -4,7 +4,7 @@ import ssl
 from email.utils import parsedate_to_datetime
 from time import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import msgspec
 
@@ -19,7 +19,7 @@ HEADERS = {"User-Agent": "kv-indexer-doctor"}
 class Asker:
     """`async with Asker() as asker: await asker.get(url)`. `token`, `verify`: for the service; `uses_proxies`: those of the environment."""
 
-    def __init__(self, token: str | None = None, verify: bool | ssl.SSLContext = True, *, uses_proxies: bool = False) -> None:
+    def __init__(self, token: str | None = None, verify: Literal[True] | ssl.SSLContext = True, *, uses_proxies: bool = False) -> None:
         self._headers = HEADERS if token is None else {**HEADERS, "Authorization": f"Bearer {token}"}
         # No limit on connections: many pods are asked at once, each many things.
         self._http = HttpClient(verify=verify, uses_proxies=uses_proxies)

@@ -32,7 +32,7 @@ class Service:
         url = urlsplit(self.url)
         if url.scheme != "http" or url.hostname is None:
             return False
-        context = ssl.create_default_context()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         try:
