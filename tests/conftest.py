@@ -16,13 +16,25 @@ from xdist.scheduler import LoadFileScheduling
 from tests.redis_server import RedisServer
 
 FOLDER = Path(__file__).parent
-# Measuring coverage doubles the CPU time of a test. These run lines that the tests beside them run too, or none but their own.
-UNMEASURED = (
-    FOLDER / "scenarios" / "redis",
-    *(FOLDER / "indexer" / "wire" / name for name in ("test_fuzz.py", "test_memory.py", "test_splitter.py")),
+# Measuring coverage doubles the CPU time of a test. Of these, each runs lines that the tests beside it run too, but many times.
+UNMEASURED = tuple(
+    FOLDER / name
+    for name in (
+        "indexer/core/test_hostile_events.py",
+        "indexer/core/test_isolation.py",
+        "indexer/wire/test_fuzz.py",
+        "indexer/wire/test_memory.py",
+        "indexer/wire/test_splitter.py",
+        "scenarios",
+        "scorer_api/api/test_hostile_requests.py",
+        "scorer_api/index/test_hits.py",
+        "test_fleet.py",
+        "test_reference.py",
+        "test_schemathesis.py",
+    )
 )
 # The hundreds of processes that these start do what those of other tests do too.
-PROCESSES_UNMEASURED = (*UNMEASURED, FOLDER / "scenarios", FOLDER / "security")
+PROCESSES_UNMEASURED = (*UNMEASURED, FOLDER / "contract", FOLDER / "deploy", FOLDER / "security")
 # Tests of these take long and share nothing: each goes to the next worker that is free. All other files stay whole, for the fixtures of modules.
 APART = ("tests/scenarios/", "tests/indexer/wire/")
 # The longest first, so that no worker is busy with one when the others are done.

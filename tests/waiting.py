@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from tests.slowness import Budget
+
 T = TypeVar("T")
 
 
@@ -18,26 +20,37 @@ POLL_SHARE = 0.05
 
 
 def wait_until(condition: Callable[[], T], timeout_s: float = 30.0, what: str | Callable[[], str] = "the condition") -> T:
-    """The first true value of `condition`. Fails with the last one, and with `what` was waited for, when that does not come."""
-    started_s = time.monotonic()
+    """The first true value of `condition`. Fails with the last one, and with `what` was waited for, when that does not come.
+
+    `timeout_s`: seconds of a quiet machine.
+    """
+    waiting = _Waiting(timeout_s, what)
     while not (value := condition()):
-        pause_s = _pause_s(started_s, timeout_s, what, value)
+        pause_s = waiting.pause_s(value)
         time.sleep(pause_s)
     return value
 
 
 async def wait_until_async(condition: Callable[[], T], timeout_s: float = 30.0, what: str | Callable[[], str] = "the condition") -> T:
     """`wait_until` for a test that runs in an event loop: the loop goes on meanwhile."""
-    started_s = time.monotonic()
+    waiting = _Waiting(timeout_s, what)
     while not (value := condition()):
-        pause_s = _pause_s(started_s, timeout_s, what, value)
+        pause_s = waiting.pause_s(value)
         await asyncio.sleep(pause_s)
     return value
 
 
-def _pause_s(started_s: float, timeout_s: float, what: str | Callable[[], str], value: object) -> float:
-    """How long to wait before the next question. Fails when there is no time left."""
-    passed_s = time.monotonic() - started_s
-    is_in_time = passed_s < min(timeout_s, TIMEOUT_MAX_S)
-    assert is_in_time, f"{what if isinstance(what, str) else what()} did not come true in {timeout_s} s; it is {value!r}"
-    return min(max(POLL_MIN_S, passed_s * POLL_SHARE), POLL_MAX_S)
+class _Waiting:
+    """One wait, and what is left of its time."""
+
+    def __init__(self, timeout_s: float, what: str | Callable[[], str]) -> None:
+        self._what = what
+        self._started_s = time.monotonic()
+        self._budget = Budget(min(timeout_s, TIMEOUT_MAX_S))
+
+    def pause_s(self, value: object) -> float:
+        """How long to wait before the next question. Fails when there is no time left."""
+        is_in_time = self._budget.is_left()
+        what = self._what if is_in_time or isinstance(self._what, str) else self._what()
+        assert is_in_time, f"{what} did not come true in {self._budget.seconds} s; it is {value!r}"
+        return min(max(POLL_MIN_S, (time.monotonic() - self._started_s) * POLL_SHARE), POLL_MAX_S)
