@@ -4,6 +4,7 @@ import ssl
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from os import PathLike, fspath
 from typing import Any, Generic, TypedDict, TypeVar
 
@@ -196,10 +197,16 @@ def retry_after_s(response: httpx.Response) -> float | None:
     return float(said) if said.isascii() and said.isdecimal() and len(said) < 10 else None
 
 
+@cache
+def _authorities_of_the_system() -> ssl.SSLContext:
+    """Reading them takes a tenth of a second: all clients of a process share them."""
+    return ssl.create_default_context()
+
+
 def trusted(verify: bool | ssl.SSLContext, ca_file: str | PathLike[str] | None) -> bool | ssl.SSLContext:
-    """The `verify` argument of httpx. Raises ValueError for a file that holds no certificates."""
+    """The `verify` argument of httpx, whose own default is another list of authorities. Raises ValueError for a file that holds no certificates."""
     if ca_file is None:
-        return verify
+        return _authorities_of_the_system() if verify is True else verify
     try:
         return ssl.create_default_context(cafile=ca_file)
     except (OSError, ssl.SSLError) as error:

@@ -65,7 +65,7 @@ class Pair:
 @pytest.fixture
 def pair() -> Iterator[Pair]:
     with Engine() as hostile, Engine() as calm:
-        words = words_of({**QUICK, "port": "0", "replay_give_up_s": "4"})
+        words = words_of({**QUICK, "port": "0", "replay_idle_s": "2", "replay_give_up_s": "4"})
         with Command("serve", *words, "--engine", hostile.spec("hostile"), "--engine", calm.spec("calm")) as service:
             pair = Pair(service.wait_url(), hostile, calm)
             pair.settle()
