@@ -8,12 +8,13 @@ from msgspec import Raw
 
 from indexer.http.negotiation import encode
 from indexer.http.problems import Problem, details_of
-from scorer_api.api.decode import decode_score_in_turns, split_batch
+from scorer_api.api.decode import decode_score, decode_score_in_turns, split_batch
 from scorer_api.api.outcomes import count_failures
 from scorer_api.api.resolve import RequestResolver
 from scorer_api.api.schemas import BatchAnswer, BatchProblem
 from scorer_api.api.score import ScoreHandler
 from scorer_api.metrics import ScorerMetrics
+from scorer_api.tokens.token_lists import LIST_BYTES_MIN
 
 log = logging.getLogger(__name__)
 
@@ -34,26 +35,30 @@ class BatchHandler:
         requests = split_batch(body, media_type)
         answers = [b""] * len(requests)
         remaining = iter(enumerate(requests))
-        turn = asyncio.Lock()
 
         async def work() -> None:
             for number, request in remaining:
-                answers[number] = await self._answer_in_turn(request, media_type, accepted, turn)
+                answers[number] = await self._answer_in_turn(request, media_type, accepted)
 
         async with asyncio.TaskGroup() as tasks:
             for number in range(min(CONCURRENT_MAX, len(requests))):
                 tasks.create_task(work(), name=f"batch {number}")
         return encode(BatchAnswer(list(map(Raw, answers))), accepted)
 
-    async def _answer_in_turn(self, body: bytes, media_type: str, accepted: str, turn: asyncio.Lock) -> bytes:
-        """One encoded answer or problem. Each step holds the turn and then yields: a batch blocks the event loop for one step at most."""
+    async def _answer_in_turn(self, body: bytes, media_type: str, accepted: str) -> bytes:
+        """One encoded answer or problem. Each step holds the turn and then yields: all batches together block the event loop for one step at most."""
+        turn = self._resolver.turn
         try:
             with count_failures(self._metrics.requests):
-                async with turn:
-                    started_s = time.perf_counter()
-                    request = await decode_score_in_turns(body, media_type)
-                    decode_s = time.perf_counter() - started_s
-                    await asyncio.sleep(0)
+                started_s = time.perf_counter()
+                if len(body) < LIST_BYTES_MIN:
+                    async with turn:
+                        started_s = time.perf_counter()
+                        request = decode_score(body, media_type)
+                        await asyncio.sleep(0)
+                else:
+                    request = await decode_score_in_turns(body, media_type, turn)
+                decode_s = time.perf_counter() - started_s
                 resolving_s = time.perf_counter()
                 resolved = await self._resolver.resolve(request)
                 self._scores.observe_decode(resolved, decode_s, resolving_s)

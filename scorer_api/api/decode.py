@@ -1,5 +1,6 @@
 """Decodes the bodies of requests: the one place where bytes become a request. Every mistake gets a problem with a sentence."""
 
+import asyncio
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from indexer.http.problems import Problem
 from scorer_api.api.msgpack_values import has_more_values
 from scorer_api.api.route_schemas import DoneRequest, RouteRequest, RouteRequestMsgpack
 from scorer_api.api.schemas import BATCH_REQUESTS_MAX, ScoreRequest, ScoreRequestMsgpack
-from scorer_api.tokens.token_lists import take_tokens
+from scorer_api.tokens.token_lists import LIST_BYTES_MIN, take_tokens
 
 T = TypeVar("T")
 R = TypeVar("R", bound=ScoreRequest)
@@ -81,25 +82,29 @@ def decode_route(body: bytes, media_type: str) -> RouteRequest:
     return _decode_prompt(body, media_type, _ROUTE)
 
 
-async def decode_score_in_turns(body: bytes, media_type: str) -> ScoreRequest:
-    """The same as `decode_score`. Other requests have their turn while a long list of tokens is decoded."""
-    return await _in_turns(decode_score, body, media_type)
+async def decode_score_in_turns(body: bytes, media_type: str, turn: asyncio.Lock) -> ScoreRequest:
+    """The same as `decode_score`. Other requests have their turn while a long list of tokens is decoded. `turn`: held by one long body at a time."""
+    return await _in_turns(decode_score, body, media_type, turn)
 
 
-async def decode_route_in_turns(body: bytes, media_type: str) -> RouteRequest:
-    """The same as `decode_route`. Other requests have their turn while a long list of tokens is decoded."""
-    return await _in_turns(decode_route, body, media_type)
+async def decode_route_in_turns(body: bytes, media_type: str, turn: asyncio.Lock) -> RouteRequest:
+    """The same as `decode_route`, in the same way."""
+    return await _in_turns(decode_route, body, media_type, turn)
 
 
-async def _in_turns(decode: Callable[[bytes, str], R], body: bytes, media_type: str) -> R:
+async def _in_turns(decode: Callable[[bytes, str], R], body: bytes, media_type: str, turn: asyncio.Lock) -> R:
     """The tokens are packed where they were many."""
-    taken = await take_tokens(body, "token_ids", media_type)
-    if taken is None:
+    if len(body) < LIST_BYTES_MIN:
         return decode(body, media_type)
-    request = decode(taken.body, media_type)
-    if not isinstance(request.token_ids, list) or len(request.token_ids) != taken.left:
-        return decode(body, media_type)  # it was the key of another object
-    return msgspec.structs.replace(request, token_ids=taken.tokens + pack_tokens(request.token_ids))
+    async with turn:
+        await asyncio.sleep(0)
+        taken = await take_tokens(body, "token_ids", media_type)
+        if taken is None:
+            return decode(body, media_type)
+        request = decode(taken.body, media_type)
+        if not isinstance(request.token_ids, list) or len(request.token_ids) != taken.left:
+            return decode(body, media_type)  # it was the key of another object
+        return msgspec.structs.replace(request, token_ids=taken.tokens + pack_tokens(request.token_ids))
 
 
 def decode_done(body: bytes, media_type: str) -> DoneRequest:

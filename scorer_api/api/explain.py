@@ -39,8 +39,9 @@ class ExplainHandler:
     async def answer(self, body: bytes, media_type: str, accepted: str) -> bytes:
         """The encoded explanation for one request. Raises Problem."""
         with count_failures(self._metrics.explanations):
-            resolved = await self._resolver.resolve(await decode_score_in_turns(body, media_type))
-            highest = await _highest_token(resolved.prompt.tokens) if isinstance(resolved.prompt, Prompt) else None
+            turn = self._resolver.turn
+            resolved = await self._resolver.resolve(await decode_score_in_turns(body, media_type, turn))
+            highest = await _highest_token(resolved.prompt.tokens, turn) if isinstance(resolved.prompt, Prompt) else None
             content = encode(self._explain(resolved, highest), accepted)
         self._metrics.explanations["answered"].inc()
         return content
@@ -121,13 +122,20 @@ def _prompt_facts(
     )
 
 
-async def _highest_token(tokens: bytes) -> int | None:
+async def _highest_token(tokens: bytes, turn: asyncio.Lock) -> int | None:
     """Other requests have their turn in between."""
-    highest = None
-    for start in range(0, len(tokens), PIECE_BYTES):
-        piece = array("I", tokens[start : start + PIECE_BYTES])
-        if sys.byteorder == "big":
-            piece.byteswap()
-        highest = max(highest or 0, max(piece))
-        await asyncio.sleep(0)
+    if len(tokens) <= PIECE_BYTES:
+        return _highest(tokens)
+    highest = 0
+    async with turn:
+        for start in range(0, len(tokens), PIECE_BYTES):
+            highest = max(highest, _highest(tokens[start : start + PIECE_BYTES]) or 0)
+            await asyncio.sleep(0)
     return highest
+
+
+def _highest(tokens: bytes) -> int | None:
+    piece = array("I", tokens)
+    if sys.byteorder == "big":
+        piece.byteswap()
+    return max(piece, default=None)

@@ -15,9 +15,10 @@ from scorer_api.index.prompt import Prompt, Query
 from scorer_api.index.view import View
 from scorer_api.tokens.resolver import TokenResolver
 
-# The keys of 65,536 tokens take about two milliseconds, those of a run less than 0.1.
+# The keys of 65,536 tokens take about two milliseconds, those of a run less than 0.1; so do so many look-ups of hashes.
 LONG_PROMPT_TOKENS = 65_536
-RUNS_PER_TURN = 32
+LONG_HASHES = 8_192
+RUNS_PER_TURN = 16
 
 
 class ResolvedRequest(Struct, frozen=True):
@@ -45,6 +46,8 @@ class RequestResolver:
         self._view = view
         self._tokens = tokens
         self._adapters = adapters
+        self.turn = asyncio.Lock()
+        """Held by the one long request whose piece is next: many of them take no more of each turn of the event loop than one does."""
 
     async def resolve(self, request: ScoreRequest) -> ResolvedRequest:
         """Raises Problem: 404 for an unknown model, 422 for values that do not fit together, 501 or 502 where there are no tokens or hashes."""
@@ -53,7 +56,7 @@ class RequestResolver:
         is_model = self._view.has_model(request.model)
         of_base = self._adapters.with_adapter(request) if is_model else self._adapters.with_known_model(request)
         if source == "block_hashes":
-            return ResolvedRequest(request, source, self._hashes_of(of_base))
+            return ResolvedRequest(request, source, await self._prepared_hashes(self._hashes_of(of_base)))
         tokenize_input = tokenize_input_of(of_base)
         if source == "token_ids":
             return ResolvedRequest(request, source, await self._prepared(prompt_of(of_base)))
@@ -66,11 +69,21 @@ class RequestResolver:
         """The prompt, with its keys if it is long. Other requests have their turn while they are computed."""
         if prompt.length < LONG_PROMPT_TOKENS:
             return prompt
-        keys = self._view.keys_of(prompt)
-        for number, _ in enumerate(self._view.compute(keys, prompt.model)):
-            if number % RUNS_PER_TURN == 0:
-                await asyncio.sleep(0)
-        return msgspec.structs.replace(prompt, prepared=keys)
+        prompt = msgspec.structs.replace(prompt, prepared=self._view.keys_of(prompt))
+        await self._prepare(prompt)
+        return prompt
+
+    async def _prepared_hashes(self, hashes: EngineHashes) -> EngineHashes:
+        """The same of engine hashes."""
+        if len(hashes.hashes) * self._view.count_streams(hashes.model) >= LONG_HASHES:
+            await self._prepare(hashes)
+        return hashes
+
+    async def _prepare(self, query: Query) -> None:
+        async with self.turn:
+            for number, _ in enumerate(self._view.prepare(query)):
+                if number % RUNS_PER_TURN == 0:
+                    await asyncio.sleep(0)
 
     def _hashes_of(self, request: ScoreRequest) -> EngineHashes:
         try:

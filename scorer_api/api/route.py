@@ -29,7 +29,7 @@ class RouteHandler:
     async def answer(self, body: bytes, media_type: str, accepted: str) -> bytes:
         """The encoded answer to one request. Raises Problem."""
         started_s = time.perf_counter()
-        request = await decode_route_in_turns(body, media_type)
+        request = await decode_route_in_turns(body, media_type, self._resolver.turn)
         if request.policy == "session" and request.session_id is None:
             raise Problem(422, "session_id: the policy session needs one")
         resolved = await self._resolver.resolve(request)

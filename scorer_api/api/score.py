@@ -32,7 +32,7 @@ class ScoreHandler:
     async def answer(self, body: bytes, media_type: str, accepted: str) -> bytes:
         """The encoded answer to one request. Raises Problem."""
         started_s = time.perf_counter()
-        request = await decode_score_in_turns(body, media_type)
+        request = await decode_score_in_turns(body, media_type, self._resolver.turn)
         decoded_s = time.perf_counter()
         resolved = await self._resolver.resolve(request)
         self.observe_decode(resolved, decoded_s - started_s, decoded_s)

@@ -20,6 +20,7 @@ from msgspec import Struct
 from indexer.core.change import Change
 from indexer.core.events import HASH_MASK, Tier
 from scorer_api.index.holders import Holders
+from scorer_api.index.mask_walk import PreparedWalk
 
 HASH_BYTES = 8
 
@@ -27,11 +28,23 @@ KeyOf = Callable[[int], int | None]
 """The block key of an engine hash in one stream."""
 
 
+class PreparedHashes(Struct, frozen=True):
+    """One stream's keys for the hashes of a query, and the walk along them, made beforehand."""
+
+    holders: Holders
+    keys: list[int]
+    walk: PreparedWalk
+
+
 class EngineHashes(Struct, frozen=True):
-    """What to look for, instead of a prompt: normalised engine hashes, from the first block on."""
+    """What to look for, instead of a prompt: normalised engine hashes, from the first block on.
+
+    `prepared`: what was looked up beforehand, for a long query: id of a stream's holders → its keys.
+    """
 
     model: str
     hashes: Sequence[int]
+    prepared: dict[int, PreparedHashes] = {}
 
 
 def normalised(given: Sequence[int | str | bytes]) -> list[int]:

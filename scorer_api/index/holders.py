@@ -43,6 +43,11 @@ class Holders:
         return self.by_slot[LEAD]
 
     @property
+    def mask(self) -> int:
+        """The holders of all groups."""
+        return sum(1 << holder for holder in self.by_slot)
+
+    @property
     def anchor(self) -> int | None:
         """The holder of a group that has all blocks of each hit; None where there is none."""
         if self.rule is None:

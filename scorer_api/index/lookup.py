@@ -19,7 +19,8 @@ from indexer.core.names import Trust
 from scorer_api.index.engine_hashes import EngineHashes
 from scorer_api.index.hits import HitRule, Span, is_hit, limit_of, longest_hit
 from scorer_api.index.holders import Holders
-from scorer_api.index.prefix_index import OWN_TIERS, PrefixIndex, Step
+from scorer_api.index.mask_walk import PreparedWalk, Step
+from scorer_api.index.prefix_index import OWN_TIERS, PrefixIndex
 from scorer_api.index.prompt import Prompt, PromptKeys, Query, length_in_tokens
 from scorer_api.index.scoring import (
     NO_LOWER,
@@ -67,18 +68,32 @@ class Walk:
     """
 
     def __init__(
-        self, index: PrefixIndex, cut: tuple[int, int], ranks: Sequence[Holders], runs: Iterable[list[int]], keys: Sequence[int], length: int
+        self,
+        index: PrefixIndex,
+        cut: tuple[int, int],
+        ranks: Sequence[Holders],
+        runs: Iterable[list[int]],
+        keys: Sequence[int],
+        length: int,
+        prepared: PreparedWalk | None = None,
     ) -> None:
-        """`ranks`: those that take part in it."""
+        """`ranks`: those that take part in it. `prepared`: a walk along these keys that was made beforehand."""
         self.index = index
         self.keys = keys
         self.length = length
         self.usable_blocks = usable_blocks(length, *cut)
         anchors = [anchor for holders in ranks if (anchor := holders.anchor) is not None]
-        self._spans: list[Span] = []
-        self.steps: list[Step] = index.walk(
-            sum(1 << holder for holder in anchors), runs, self._spans if any(holders.rule is not None for holders in ranks) else None
-        )
+        self._spans: list[Span]
+        alive = sum(1 << holder for holder in anchors)
+        needs_spans = any(holders.rule is not None for holders in ranks)
+        steps = None
+        if prepared is not None and (prepared.spans is not None or not needs_spans):
+            steps = prepared.steps_of(index, index.removed_holders, alive)
+            self._spans = prepared.spans or []
+        if steps is None:
+            self._spans = []
+            steps = index.walk(alive, runs, self._spans if needs_spans else None)
+        self.steps: list[Step] = steps
         self.matches = matches_of(anchors, self.steps)
 
     @cached_property
@@ -110,7 +125,7 @@ class Lookup:
         walks: dict[tuple[int, int] | None, Walk] = {}
         for cut, index in self._model.indexes.items():
             all_holders = [s.holders for ranks in self._pods.values() for s in ranks.values() if s.cut == cut and s.holders is not None]
-            walks[cut] = Walk(index, cut, all_holders, keys.runs(*cut), keys.computed(*cut), keys.length)
+            walks[cut] = Walk(index, cut, all_holders, keys.runs(*cut), keys.computed(*cut), keys.length, keys.walks.get(cut))
             if any(holders.anchor is None for holders in all_holders):
                 keys.all(*cut)  # a window is looked for wherever it may be
         return walks
@@ -120,8 +135,12 @@ class Lookup:
         holders = stream.holders
         if holders is None or not isinstance(self.query, EngineHashes):
             return None
+        length = length_in_tokens(self.query, holders.key_size)
+        prepared = self.query.prepared.get(id(holders))
+        if prepared is not None and prepared.holders is holders:
+            return Walk(holders.index, holders.cut, [holders], [prepared.keys], prepared.keys, length, prepared.walk)
         keys = [] if stream.hashes is None else stream.hashes.keys_of(self.query.hashes)
-        return Walk(holders.index, holders.cut, [holders], [keys], keys, length_in_tokens(self.query, holders.key_size))
+        return Walk(holders.index, holders.cut, [holders], [keys], keys, length)
 
     def scores(self) -> list[PodScore]:
         """Every pod, best first, equal ones by name."""

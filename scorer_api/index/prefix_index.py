@@ -17,16 +17,13 @@ from operator import or_
 from indexer.core.change import Change
 from indexer.core.events import Tier
 from scorer_api.index.hits import Span
+from scorer_api.index.mask_walk import MaskWalk, Step
 
 OWN_TIERS = (Tier.GPU, Tier.CPU, Tier.DISK, Tier.OTHER)
 """The tiers that continue a match; remote storage belongs to no pod."""
 
 # Fewer keys are faster one by one.
 RUN_MIN = 4
-
-Masks = tuple[int, ...]
-Step = tuple[int, Masks]
-"""From this block on, who holds the prompt's blocks: one mask per own tier, all empty where the match has ended for everybody."""
 
 
 class PrefixIndex:
@@ -36,6 +33,8 @@ class PrefixIndex:
         self._masks: tuple[dict[int, int], ...] = tuple({} for _ in Tier)
         self._keys: dict[int, tuple[set[int], ...]] = {}
         self._free: list[int] = []
+        self.removed_holders = 0
+        """How many there were so far. As long as it is the same, no number of a holder stands for another one."""
 
     def add_holder(self) -> int:
         """A number for a new holder, which holds nothing yet."""
@@ -49,6 +48,7 @@ class PrefixIndex:
             self._clear(holder, tier)
         del self._keys[holder]
         self._free.append(holder)
+        self.removed_holders += 1
 
     def shrink(self, holder: int, blocks_max: int) -> bool:
         """Remove at most `blocks_max` blocks of a holder. Returns whether it still holds any."""
@@ -128,54 +128,27 @@ class PrefixIndex:
         else:
             del masks[key]
 
+    @property
+    def masks(self) -> tuple[dict[int, int], ...]:
+        """Block key → mask of holders, for each of OWN_TIERS; to read."""
+        return self._masks[: len(OWN_TIERS)]
+
+    @property
+    def mask(self) -> int:
+        """All holders."""
+        return sum(1 << holder for holder in self._keys)
+
     def walk(self, alive: int, runs: Iterable[list[int]], spans: list[Span] | None = None) -> list[Step]:
         """Follow the holders in the mask `alive` along the prompt's block keys, given in runs from the first block on.
 
         Returns the steps in order; the last one says where the walk ended. Runs that are not needed are not taken. `spans`: where to add who else has
         the blocks up to there.
         """
-        gpu, *lower = (self._masks[tier] for tier in OWN_TIERS)
-        lower = [masks for masks in lower if masks]
-        if lower:
-            return self._walk_tiers(alive, runs, spans)
-        steps: list[Step] = []
-        position = 0
-        before = -1
+        walk = MaskWalk(self.masks, alive, spans)
         for keys in runs:
-            for mask, same in groupby(map(gpu.get, keys)):
-                alive &= mask or 0
-                if alive != before:
-                    steps.append((position, (alive, 0, 0, 0)))
-                    if not alive:
-                        return steps
-                    before = alive
-                start = position
-                position += len(list(same))
-                if spans is not None:
-                    spans.append((start, position, mask or 0))
-        steps.append((position, (0, 0, 0, 0)))
-        return steps
-
-    def _walk_tiers(self, alive: int, runs: Iterable[list[int]], spans: list[Span] | None) -> list[Step]:
-        gpu, cpu, disk, other = (self._masks[tier] for tier in OWN_TIERS)
-        steps: list[Step] = []
-        position = 0
-        before: Masks = ()
-        for keys in runs:
-            for key in keys:
-                held = gpu.get(key, 0), cpu.get(key, 0), disk.get(key, 0), other.get(key, 0)
-                masks = held[0] & alive, held[1] & alive, held[2] & alive, held[3] & alive
-                if masks != before:
-                    steps.append((position, masks))
-                    alive = masks[0] | masks[1] | masks[2] | masks[3]
-                    if not alive:
-                        return steps
-                    before = masks
-                if spans is not None:
-                    spans.append((position, position + 1, held[0] | held[1] | held[2] | held[3]))
-                position += 1
-        steps.append((position, (0, 0, 0, 0)))
-        return steps
+            if not walk.follow(keys):
+                return walk.steps
+        return walk.end()
 
     def spans(self, keys: Sequence[int]) -> list[Span]:
         """Who has the blocks of these keys in a tier of its own, whatever lies before them: spans of equal masks from the first key on."""

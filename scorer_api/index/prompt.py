@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from indexer.core.block_keys import TOKEN_BYTES, chain_keys, fold_extra_keys, root_key
 from scorer_api.index.engine_hashes import EngineHashes
+from scorer_api.index.mask_walk import PreparedWalk
 from scorer_api.index.scoring import usable_blocks
 
 # Number of keys computed at a time: a cold prompt costs one run only.
@@ -68,13 +69,15 @@ class PromptKeys:
     They are computed once, in runs, when a walk or a caller needs them, and kept for the next caller.
     """
 
-    __slots__ = ("_computed", "_extra_keys", "_hash_seed", "_prompt")
+    __slots__ = ("_computed", "_extra_keys", "_hash_seed", "_prompt", "walks")
 
     def __init__(self, prompt: Prompt, hash_seed: str) -> None:
         self._prompt = prompt
         self._hash_seed = hash_seed
         self._computed: dict[tuple[int, int], list[int]] = {}
         self._extra_keys: dict[int, Mapping[int, bytes] | None] = {}
+        self.walks: dict[tuple[int, int], PreparedWalk] = {}
+        """How blocks are cut → walk along these keys that was made beforehand."""
 
     def computed(self, block_size: int, lookahead: int = 0) -> list[int]:
         """The keys that there are so far; to read, not to change. It grows with what `runs` and `all` compute."""

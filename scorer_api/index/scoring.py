@@ -7,7 +7,8 @@ from operator import mul
 from msgspec import Struct
 
 from indexer.core.events import Tier
-from scorer_api.index.prefix_index import OWN_TIERS, Step
+from scorer_api.index.mask_walk import Step
+from scorer_api.index.prefix_index import OWN_TIERS
 
 
 class Match(Struct, frozen=True):

@@ -15,12 +15,13 @@ from indexer.core.events import Tier
 from indexer.core.groups import CacheShape
 from indexer.core.names import StreamKey, Trust
 from indexer.core.store import StreamPosition
-from scorer_api.index.engine_hashes import FollowedHashes, HashKeys, KeyOf, OwnedHashes
+from scorer_api.index.engine_hashes import EngineHashes, FollowedHashes, HashKeys, KeyOf, OwnedHashes
 from scorer_api.index.holders import Holders
 from scorer_api.index.holding import Holding
 from scorer_api.index.lookup import Lookup, PodScore
 from scorer_api.index.pod_loads import PodLoads
 from scorer_api.index.prefix_index import PrefixIndex
+from scorer_api.index.preparation import prepare_hashes, prepare_prompt
 from scorer_api.index.prompt import Prompt, PromptKeys, Query
 from scorer_api.index.removals import Removals
 from scorer_api.index.state import IndexedModel, IndexedStream
@@ -165,10 +166,15 @@ class View:
         """The keys of a prompt, none of which is computed yet."""
         return PromptKeys(prompt, self._hash_seed)
 
-    def compute(self, keys: PromptKeys, model: str) -> Iterator[list[int]]:
-        """Compute keys in each block size of the model, a run at a time: the caller does something else in between."""
-        for cut in list(self._models[model].indexes) if model in self._models else ():
-            yield from keys.runs(*cut)
+    def prepare(self, query: Query) -> Iterator[None]:
+        """Look a long query up in pieces, for the look-up that follows: the caller does something else in between.
+
+        What changes in the index meanwhile may be part of the answer or not.
+        """
+        model = self._models.get(query.model)
+        if model is None:
+            return iter(())
+        return prepare_hashes(query, model) if isinstance(query, EngineHashes) else prepare_prompt(query.prepared or self.keys_of(query), model)
 
     def look_up(self, query: Query, only: Collection[str] | None = None) -> Lookup:
         """Walk along the query's blocks, for every pod of the model or only these. Raises KeyError for an unknown model."""
@@ -233,6 +239,10 @@ class View:
         now_s = time.monotonic()
         streams = (indexed for model in self._models.values() for ranks in model.pods.values() for indexed in ranks.values())
         return sum(indexed.trust_at(now_s) is trust for indexed in streams)
+
+    def count_streams(self, model: str) -> int:
+        """How many there are of this model."""
+        return sum(map(len, self._models[model].pods.values())) if model in self._models else 0
 
     def has_model(self, model: str) -> bool:
         """Whether a pod of it is registered."""

@@ -13,9 +13,9 @@ from msgspec import Struct
 from indexer.core.block_keys import pack_tokens
 from indexer.http.negotiation import JSON
 
-# About 10,000 tokens, which take some two milliseconds.
-PIECE_BYTES = 65_536
-PIECE_ITEMS = 8_192
+# About 5,000 tokens, which take a millisecond.
+PIECE_BYTES = 32_768
+PIECE_ITEMS = 4_096
 # A shorter list is decoded as a part of its object.
 LIST_BYTES_MIN = 262_144
 

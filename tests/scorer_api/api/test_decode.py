@@ -1,5 +1,6 @@
 """Decoding requests, and refusing what is not one."""
 
+import asyncio
 import json
 import math
 from datetime import UTC, datetime
@@ -193,10 +194,10 @@ def test_a_body_that_is_not_a_batch_is_refused_as_a_whole(body: bytes, status: i
 async def test_many_tokens_are_packed_in_turns(media_type: str) -> None:
     tokens = [(number * 7_919) % 2**32 for number in range(150_000)]
     body = encode({"model": "m", "token_ids": tokens, "lora_name": "ad"}, media_type)
-    request = await decode_score_in_turns(body, media_type)
+    request = await decode_score_in_turns(body, media_type, asyncio.Lock())
     assert isinstance(request.token_ids, bytes)
     assert prompt_of(request) == prompt_of(decode_score(body, media_type))
-    assert isinstance((await decode_route_in_turns(body, media_type)).token_ids, bytes)
+    assert isinstance((await decode_route_in_turns(body, media_type, asyncio.Lock())).token_ids, bytes)
 
 
 @pytest.mark.parametrize("bad", ["x", -1, 2**32, None, 1.5])
@@ -204,14 +205,14 @@ async def test_many_tokens_are_packed_in_turns(media_type: str) -> None:
 async def test_a_bad_one_among_many_tokens_gets_the_same_problem(media_type: str, bad: Any) -> None:
     body = encode({"model": "m", "token_ids": [*range(100_000), bad, *range(100_000)]}, media_type)
     with pytest.raises(Problem) as in_turns:
-        prompt_of(await decode_score_in_turns(body, media_type))
+        prompt_of(await decode_score_in_turns(body, media_type, asyncio.Lock()))
     assert (in_turns.value.status, in_turns.value.detail) == refused(body, media_type)
 
 
 async def test_tokens_of_another_object_are_left_where_they_are() -> None:
     tokens = list(range(100_000))
     body = encode({"model": "m", "messages": [{"role": "user", "token_ids": tokens}]}, JSON)
-    request = await decode_score_in_turns(body, JSON)
+    request = await decode_score_in_turns(body, JSON, asyncio.Lock())
     assert request.token_ids is None
     assert msgspec.json.decode(bytes(request.messages)) == [{"role": "user", "token_ids": tokens}]  # type: ignore[arg-type]
 
