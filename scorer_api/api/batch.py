@@ -8,7 +8,7 @@ from msgspec import Raw
 
 from indexer.http.negotiation import encode
 from indexer.http.problems import Problem, details_of
-from scorer_api.api.decode import decode_score, decode_score_in_turns, split_batch
+from scorer_api.api.decode import decode_score, decode_score_in_turns, split_batch_in_turns
 from scorer_api.api.outcomes import count_failures
 from scorer_api.api.resolve import RequestResolver
 from scorer_api.api.schemas import BatchAnswer, BatchProblem
@@ -32,7 +32,7 @@ class BatchHandler:
 
     async def answer(self, body: bytes, media_type: str, accepted: str) -> bytes:
         """The encoded answers, in the order of the requests. Raises Problem for a body that is not a batch."""
-        requests = split_batch(body, media_type)
+        requests = await split_batch_in_turns(body, media_type, self._resolver.turn)
         answers = [b""] * len(requests)
         remaining = iter(enumerate(requests))
 

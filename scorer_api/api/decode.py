@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TypeVar
@@ -14,10 +14,12 @@ from indexer.core.block_keys import pack_tokens
 from indexer.errors import field_first
 from indexer.http.negotiation import JSON, MSGPACK
 from indexer.http.problems import Problem
+from scorer_api.api.batch_split import WHOLE_BYTES_MAX, split_in_turns
 from scorer_api.api.msgpack_values import has_more_values
+from scorer_api.api.prompt import out_of_range
 from scorer_api.api.route_schemas import DoneRequest, RouteRequest, RouteRequestMsgpack
 from scorer_api.api.schemas import BATCH_REQUESTS_MAX, ScoreRequest, ScoreRequestMsgpack
-from scorer_api.tokens.token_lists import LIST_BYTES_MIN, take_tokens
+from scorer_api.tokens.token_lists import LIST_BYTES_MIN, first_out_of_range, take_tokens
 
 T = TypeVar("T")
 R = TypeVar("R", bound=ScoreRequest)
@@ -101,16 +103,36 @@ async def _in_turns(decode: Callable[[bytes, str], R], body: bytes, media_type: 
         taken = await take_tokens(body, "token_ids", media_type)
         if taken is None:
             return decode(body, media_type)
-        request = decode(taken.body, media_type)
+        await asyncio.sleep(0)
+        try:
+            request = decode(taken.body, media_type)
+        except Problem as problem:
+            raise Problem(problem.status, taken.moved(problem.detail)) from None
         if not isinstance(request.token_ids, list) or len(request.token_ids) != taken.left:
             return decode(body, media_type)  # it was the key of another object
-        return msgspec.structs.replace(request, token_ids=taken.tokens + pack_tokens(request.token_ids))
+        try:
+            rest = pack_tokens(request.token_ids)
+        except OverflowError:
+            position, token = first_out_of_range(request.token_ids)
+            raise out_of_range(*(taken.bad or (taken.count + position, token))) from None
+        if taken.bad is not None:
+            raise out_of_range(*taken.bad)
+        return msgspec.structs.replace(request, token_ids=taken.tokens + rest)
 
 
 def decode_done(body: bytes, media_type: str) -> DoneRequest:
     """Raises Problem 400 for what is not JSON or msgpack, 422 for another shape."""
     with _problems(media_type):
         return _DONE[media_type](body)
+
+
+async def split_batch_in_turns(body: bytes, media_type: str, turn: asyncio.Lock) -> Sequence[bytes]:
+    """The same as `split_batch`. Other requests have their turn while a large batch in JSON is split."""
+    if media_type != JSON or len(body) <= WHOLE_BYTES_MAX:
+        return split_batch(body, media_type)
+    async with turn:
+        requests = await split_in_turns(body)
+        return split_batch(body, media_type) if requests is None or len(requests) > BATCH_REQUESTS_MAX else requests
 
 
 def split_batch(body: bytes, media_type: str) -> list[bytes]:

@@ -1,5 +1,6 @@
 """From a decoded request to what is tokenized, and to the prompt that is looked up."""
 
+from collections.abc import Generator
 from typing import Any
 
 import msgspec
@@ -9,9 +10,12 @@ from indexer.core.block_keys import TOKEN_BYTES, TOKEN_MAX, fold_extra_keys, pac
 from indexer.http.problems import Problem
 from scorer_api.api.schemas import ScoreRequest
 from scorer_api.index.prompt import Prompt
+from scorer_api.tokens.token_lists import first_out_of_range
 from scorer_api.tokens.tokenize_input import TokenizedInput, TokenizeInput
 
 EXTRA_KEYS_BYTES_MAX = 65_536
+# They take about a millisecond.
+STEP_BLOCKS = 256
 
 
 def tokenize_input_of(request: ScoreRequest) -> TokenizeInput:
@@ -31,8 +35,19 @@ def prompt_of(request: ScoreRequest, tokenized: TokenizedInput | None = None) ->
 
     Extra keys that the request gives count, not what an engine said of its media.
     """
+    steps = prompt_in_steps(request, tokenized)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            prompt: Prompt = end.value
+            return prompt
+
+
+def prompt_in_steps(request: ScoreRequest, tokenized: TokenizedInput | None = None) -> Generator[None, None, Prompt]:
+    """The same, with the extra keys of STEP_BLOCKS blocks in each step."""
     tokens = _packed_tokens(request.token_ids or []) if tokenized is None else tokenized.tokens
-    prompt = Prompt(request.model, tokens, request.lora_name or None, _extra_keys(request))
+    prompt = Prompt(request.model, tokens, request.lora_name or None, (yield from _extra_keys(request)))
     if tokenized is None or not tokenized.media or request.block_extra_keys:
         return prompt
     return msgspec.structs.replace(prompt, extra_keys=None, media=tokenized.media, cache_salt=request.cache_salt or None)
@@ -48,11 +63,15 @@ def _packed_tokens(token_ids: list[int] | bytes) -> bytes:
     try:
         return pack_tokens(token_ids)
     except OverflowError:
-        position, token = next((i, t) for i, t in enumerate(token_ids) if not 0 <= t <= TOKEN_MAX)
-        raise Problem(422, f"token_ids[{position}]: {token} should be from 0 to {TOKEN_MAX}") from None
+        raise out_of_range(*first_out_of_range(token_ids)) from None
 
 
-def _extra_keys(request: ScoreRequest) -> dict[int, bytes] | None:
+def out_of_range(position: int, token: int) -> Problem:
+    """The problem for a token that is none."""
+    return Problem(422, f"token_ids[{position}]: {token} should be from 0 to {TOKEN_MAX}")
+
+
+def _extra_keys(request: ScoreRequest) -> Generator[None, None, dict[int, bytes] | None]:
     """Block number → folded extra keys: those of the request, read like an engine's, and its cache salt in the first block."""
     own_keys: dict[int, list[Any]] = {}
     salt = request.cache_salt or None
@@ -64,10 +83,17 @@ def _extra_keys(request: ScoreRequest) -> dict[int, bytes] | None:
         if announced_salt is not None and salt is not None and announced_salt != salt:
             raise Problem(422, f"{where}: a text in block 0 is the cache salt, and it is not the one in cache_salt; give one of them")
         salt = salt or announced_salt
+        if position % STEP_BLOCKS == STEP_BLOCKS - 1:
+            yield
     if salt is not None:
         own_keys.setdefault(0, [])
-    folded = {number: _folded(number, own, salt if number == 0 else None) for number, own in own_keys.items()}
-    return {number: extra for number, extra in folded.items() if extra} or None
+    folded: dict[int, bytes] = {}
+    for position, (number, own) in enumerate(own_keys.items()):
+        if extra := _folded(number, own, salt if number == 0 else None):
+            folded[number] = extra
+        if position % STEP_BLOCKS == STEP_BLOCKS - 1:
+            yield
+    return folded or None
 
 
 def _folded(number: int, own: list[Any], salt: str | None) -> bytes:

@@ -8,12 +8,13 @@ from msgspec import UNSET, Struct, UnsetType
 
 from indexer.http.problems import Problem
 from scorer_api.api.adapters import Adapters
-from scorer_api.api.prompt import prompt_of, tokenize_input_of
+from scorer_api.api.prompt import STEP_BLOCKS, prompt_in_steps, prompt_of, tokenize_input_of
 from scorer_api.api.schemas import SOURCES, ScoreRequest
 from scorer_api.index.engine_hashes import EngineHashes, normalised
 from scorer_api.index.prompt import Prompt, Query
 from scorer_api.index.view import View
 from scorer_api.tokens.resolver import TokenResolver
+from scorer_api.tokens.tokenize_input import TokenizedInput
 
 # The keys of 65,536 tokens take about two milliseconds, those of a run less than 0.1; so do so many look-ups of hashes.
 LONG_PROMPT_TOKENS = 65_536
@@ -59,11 +60,25 @@ class RequestResolver:
             return ResolvedRequest(request, source, await self._prepared_hashes(self._hashes_of(of_base)))
         tokenize_input = tokenize_input_of(of_base)
         if source == "token_ids":
-            return ResolvedRequest(request, source, await self._prepared(prompt_of(of_base)))
+            return ResolvedRequest(request, source, await self._prepared(await self._prompt_of(of_base)))
         if not self._view.has_model(of_base.model):
             raise unknown_model(of_base.model)
-        prompt = prompt_of(of_base, await self._tokens.resolve(of_base.model, tokenize_input))
+        prompt = await self._prompt_of(of_base, await self._tokens.resolve(of_base.model, tokenize_input))
         return ResolvedRequest(request, source, await self._prepared(prompt))
+
+    async def _prompt_of(self, request: ScoreRequest, tokenized: TokenizedInput | None = None) -> Prompt:
+        """The request's prompt. Other requests have their turn where it has extra keys of many blocks."""
+        if len(request.block_extra_keys or ()) < STEP_BLOCKS:
+            return prompt_of(request, tokenized)
+        steps = prompt_in_steps(request, tokenized)
+        async with self.turn:
+            while True:
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    prompt: Prompt = end.value
+                    return prompt
+                await asyncio.sleep(0)
 
     async def _prepared(self, prompt: Prompt) -> Prompt:
         """The prompt, with its keys if it is long. Other requests have their turn while they are computed."""

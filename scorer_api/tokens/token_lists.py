@@ -6,11 +6,12 @@ in msgpack at the ends of integers, which a pattern finds.
 
 import asyncio
 import re
+from collections.abc import Sequence
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
-from indexer.core.block_keys import pack_tokens
+from indexer.core.block_keys import TOKEN_BYTES, TOKEN_MAX, pack_tokens
 from indexer.http.negotiation import JSON
 
 # About 5,000 tokens, which take a millisecond.
@@ -22,17 +23,43 @@ LIST_BYTES_MIN = 262_144
 _ARRAY_START = re.compile(rb"\s*:\s*\[")
 _INTEGER = rb"(?:[\x00-\x7f]|\xcc.|\xcd..|\xce.{4}|\xcf.{8})"
 _ITEMS = re.compile(_INTEGER + b"{%d}" % PIECE_ITEMS, re.DOTALL)
+# Positions in errors.
+_TOKEN = re.compile(r"(?<=^token_ids\[)\d+(?=\])")
+_BYTE = re.compile(r"(?<=\(byte )\d+(?=\)$)")
 
 _decode_json = msgspec.json.Decoder(list[int]).decode
+_decode_object = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_msgpack = msgspec.msgpack.Decoder(list[int]).decode
 
 
 class Taken(Struct, frozen=True):
-    """`body`: without the first tokens of its list. `tokens`: these, as little-endian uint32. `left`: how many are still in the list."""
+    """`body`: without `cut` bytes of a list that begins at `first`. `tokens`: those that were there, as little-endian uint32.
+
+    `left`: how many tokens are still in the list; None for a list that is none of integers: what is wrong with it is near its beginning now.
+    `bad`: position and value of the first of the tokens taken that is out of range.
+    """
 
     body: bytes
+    first: int
+    cut: int
     tokens: bytes
-    left: int
+    left: int | None
+    bad: tuple[int, int] | None = None
+
+    @property
+    def count(self) -> int:
+        """How many tokens were taken."""
+        return len(self.tokens) // TOKEN_BYTES
+
+    def moved(self, error: str) -> str:
+        """An error about this body, with the positions of the whole one."""
+        error = _TOKEN.sub(lambda found: str(int(found[0]) + self.count), error)
+        return _BYTE.sub(lambda found: str(int(found[0]) + (self.cut if int(found[0]) >= self.first else 0)), error)
+
+
+def first_out_of_range(tokens: Sequence[int]) -> tuple[int, int]:
+    """Position and value of the first one that is no token."""
+    return next((position, token) for position, token in enumerate(tokens) if not 0 <= token <= TOKEN_MAX)
 
 
 async def take_tokens(body: bytes, key: str, media_type: str) -> Taken | None:
@@ -43,30 +70,51 @@ async def take_tokens(body: bytes, key: str, media_type: str) -> Taken | None:
     """
     if len(body) < LIST_BYTES_MIN:
         return None
-    try:
-        return await (_take_json(body, key) if media_type == JSON else _take_msgpack(body, key))
-    except (msgspec.MsgspecError, UnicodeDecodeError, OverflowError):
-        return None  # decoding the whole body says what is wrong
+    return await (_take_json(body, key) if media_type == JSON else _take_msgpack(body, key))
+
+
+class _Packed:
+    """The tokens of the pieces so far."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.count = 0
+        self.bad: tuple[int, int] | None = None
+
+    def add(self, tokens: list[int]) -> None:
+        try:
+            packed = pack_tokens(tokens)
+        except OverflowError:
+            position, token = first_out_of_range(tokens)
+            self.bad = self.bad or (self.count + position, token)
+            packed = bytes(TOKEN_BYTES * len(tokens))
+        self.pieces.append(packed)
+        self.count += len(tokens)
 
 
 async def _take_json(body: bytes, key: str) -> Taken | None:
     name = f'"{key}"'.encode()
     if (at := _only(body, name)) is None or (opened := _ARRAY_START.match(body, at + len(name))) is None:
         return None
-    start, end = opened.end(), body.find(b"]", opened.end())
-    if end - start < LIST_BYTES_MIN:
+    first, end = opened.end(), body.find(b"]", opened.end())
+    if end - first < LIST_BYTES_MIN or not _is_own_key(body, at):
         return None
-    pieces: list[bytes] = []
+    packed, start = _Packed(), first
+    before = first
     while start < end:
         cut = body.find(b",", start + PIECE_BYTES, end)
         cut = end if cut < 0 else cut
-        tokens = _decode_json(b"[%b]" % body[start:cut])
-        if not tokens or cut + 1 == end:
-            return None  # nothing between commas
-        pieces.append(pack_tokens(tokens))
-        start = cut + 1
+        try:
+            tokens = _decode_json(b"[%b]" % body[start:cut])
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            tokens = []
+        if not tokens or cut + 1 == end:  # no integers, or nothing between commas
+            good = b"".join(packed.pieces[:-1])
+            return Taken(body[:first] + body[before:], first, before - first, good, None)
+        packed.add(tokens)
+        before, start = start, cut + 1
         await asyncio.sleep(0)
-    return Taken(body[: opened.end()] + body[end:], b"".join(pieces), 0)
+    return Taken(body[:first] + body[end:], first, end - first, b"".join(packed.pieces), 0, packed.bad)
 
 
 async def _take_msgpack(body: bytes, key: str) -> Taken | None:
@@ -83,15 +131,25 @@ async def _take_msgpack(body: bytes, key: str) -> Taken | None:
             return None
     if left < PIECE_ITEMS:
         return None
-    pieces: list[bytes] = []
+    packed = _Packed()
     while left >= PIECE_ITEMS:
         if (items := _ITEMS.match(body, start)) is None:
-            return None
-        pieces.append(pack_tokens(_decode_msgpack(b"\xdd%b%b" % (PIECE_ITEMS.to_bytes(4, "big"), items[0]))))
+            break
+        packed.add(_decode_msgpack(b"\xdd%b%b" % (PIECE_ITEMS.to_bytes(4, "big"), items[0])))
         start, left = items.end(), left - PIECE_ITEMS
         await asyncio.sleep(0)
-    # The last ones stay where they are: the decoder knows where they end.
-    return Taken(body[:first] + b"\xdd" + left.to_bytes(4, "big") + body[start:], b"".join(pieces), left)
+    # The last ones stay where they are: the decoder knows where they end, and what is wrong with them.
+    rest = body[:first] + b"\xdd" + left.to_bytes(4, "big") + body[start:]
+    return Taken(rest, first, len(body) - len(rest), b"".join(packed.pieces), left, packed.bad)
+
+
+def _is_own_key(body: bytes, at: int) -> bool:
+    """Whether the key there is one of the outermost object."""
+    try:
+        _decode_object(b'%b"":0}' % body[:at])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
 
 
 def _only(body: bytes, name: bytes) -> int | None:

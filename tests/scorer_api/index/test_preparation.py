@@ -14,7 +14,7 @@ from indexer.core.names import StreamKey
 from scorer_api.index.engine_hashes import EngineHashes
 from scorer_api.index.prompt import RUN_BLOCKS, Prompt, Query
 from scorer_api.index.view import View
-from tests.scorer_api.index.contents import A, A1, CPU, GPU, B, C, holds, keys, new_view
+from tests.scorer_api.index.contents import A1, CPU, GPU, A, B, C, holds, keys, new_view
 
 BLOCKS = 3 * RUN_BLOCKS
 LETTERS = "".join(chr(0x100 + number) for number in range(BLOCKS))

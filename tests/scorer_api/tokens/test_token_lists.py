@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from indexer.core.block_keys import pack_tokens
 from indexer.http.negotiation import JSON, MSGPACK
-from scorer_api.tokens.token_lists import LIST_BYTES_MIN, PIECE_ITEMS, Taken, take_tokens
+from scorer_api.tokens.token_lists import LIST_BYTES_MIN, PIECE_BYTES, PIECE_ITEMS, Taken, take_tokens
 
 LONG = [(number * 2_654_435_761) % 2**32 for number in range(100_000)]
 
@@ -67,16 +67,9 @@ NUMBERS = b"1234567," * 50_000
     [
         b'{"token_ids": [1, 2, 3]}',
         b'{"token_ids": "' + b"A" * LIST_BYTES_MIN + b'"}',
-        b'{"token_ids": [' + NUMBERS + b"]}",
-        b'{"token_ids": [' + NUMBERS + b" ]}",
-        b'{"token_ids": [' + NUMBERS + b",1]}",
-        b'{"token_ids": [' + NUMBERS + b'"1"]}',
-        b'{"token_ids": [' + NUMBERS + b"1.5]}",
-        b'{"token_ids": [' + NUMBERS + b"-1]}",
-        b'{"token_ids": [' + NUMBERS + b"4294967296]}",
-        b'{"token_ids": [' + NUMBERS + b"[1]]}",
         b'{"token_ids": [' + NUMBERS,
         b'{"token_ids": [' + NUMBERS + b'1], "token_ids": [1]}',
+        b'{"other": {"token_ids": [' + NUMBERS + b"1]}}",
         b'{"messages": "' + b"x" * LIST_BYTES_MIN + b'"}',
     ],
 )
@@ -84,22 +77,39 @@ async def test_whatever_else_it_is_the_decoder_is_left_to_say(body: bytes) -> No
     assert await taken(body) is None
 
 
-@pytest.mark.parametrize(
-    "request_",
-    [
-        {"token_ids": [*LONG, "x"], "y": 1},
-        {"token_ids": ["x", *LONG]},
-        {"token_ids": [*LONG[:50_000], -1, *LONG]},
-        {"token_ids": [*LONG[:50_000], 2**32, *LONG]},
-        {"token_ids": [*LONG[:50_000], None, *LONG]},
-        {"token_ids": bytes(LIST_BYTES_MIN)},
-    ],
-)
-async def test_so_it_is_in_msgpack(request_: dict[str, Any]) -> None:
-    body = msgspec.msgpack.encode(request_)
-    found = await taken(body, MSGPACK)
-    # A wrong one among the last stays in the list.
-    assert found is None or msgspec.msgpack.decode(found.body)["token_ids"][-1] == "x"
+@pytest.mark.parametrize("end", [b"]}", b" ]}", b",1]}", b'"1"]}', b"1.5]}", b"[1]]}"])
+async def test_what_is_wrong_is_near_the_beginning_of_what_is_left(end: bytes) -> None:
+    found = await taken(b'{"token_ids": [' + NUMBERS + end)
+    assert found is not None
+    assert found.left is None
+    assert (found.count + found.body.count(b","), found.cut + len(found.body)) == (50_000 + end.count(b","), 15 + len(NUMBERS + end))
+    assert len(found.body) < 4 * PIECE_BYTES
+    with pytest.raises(msgspec.DecodeError):
+        msgspec.json.decode(found.body, type=dict[str, list[int]])
+
+
+@pytest.mark.parametrize("media_type", [JSON, MSGPACK])
+@pytest.mark.parametrize("bad", [-1, 2**32])
+async def test_the_first_one_out_of_range_is_named(media_type: str, bad: int) -> None:
+    found = await taken(encoded({"token_ids": [*LONG[:50_000], bad, *LONG, bad]}, media_type), media_type)
+    assert found is not None
+    if found.bad is None:  # msgpack has other bytes for negative integers: they stay in the list
+        assert msgspec.msgpack.decode(found.body)["token_ids"][50_000 - found.count] == bad
+    else:
+        assert found.bad == (50_000, bad)
+
+
+@pytest.mark.parametrize("request_", [{"token_ids": [*LONG, "x"], "y": 1}, {"token_ids": ["x", *LONG]}, {"token_ids": [*LONG[:50_000], None, *LONG]}])
+async def test_what_is_no_integer_in_msgpack_stays_in_the_list(request_: dict[str, Any]) -> None:
+    found = await taken(msgspec.msgpack.encode(request_), MSGPACK)
+    assert found is not None
+    rest = msgspec.msgpack.decode(found.body)["token_ids"]
+    assert (found.count + len(rest), found.left) == (len(request_["token_ids"]), len(rest))
+    assert rest == request_["token_ids"][found.count :]
+
+
+async def test_packed_tokens_are_left_where_they_are() -> None:
+    assert await taken(msgspec.msgpack.encode({"token_ids": bytes(LIST_BYTES_MIN)}), MSGPACK) is None
 
 
 @pytest.mark.parametrize("media_type", [JSON, MSGPACK])

@@ -1,0 +1,115 @@
+"""Bodies that are decoded in pieces are taken and refused as msgspec takes and refuses the whole."""
+
+import asyncio
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from indexer.http.negotiation import JSON, MSGPACK
+from indexer.http.problems import Problem
+from scorer_api.api import decode
+from scorer_api.api.decode import decode_score, decode_score_in_turns
+from scorer_api.api.prompt import prompt_of
+from scorer_api.tokens import token_lists
+
+PIECE_ITEMS = 3
+# Tens of thousands have been played.
+EXAMPLES = int(os.environ.get("TEST_EXAMPLES", "300"))
+
+
+@pytest.fixture(autouse=True)
+def _small_pieces() -> Iterator[None]:
+    """Lists of a few tokens count as long here."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (decode, token_lists):
+            patch.setattr(module, "LIST_BYTES_MIN", 12)
+        patch.setattr(token_lists, "PIECE_BYTES", 4)
+        patch.setattr(token_lists, "PIECE_ITEMS", PIECE_ITEMS)
+        patch.setattr(token_lists, "_ITEMS", re.compile(token_lists._INTEGER + b"{%d}" % PIECE_ITEMS, re.DOTALL))
+        yield
+
+
+def outcome(body: bytes, media_type: str, *, in_turns: bool) -> object:
+    """The prompt and the other fields, or status and detail of the problem."""
+    try:
+        request = asyncio.run(decode_score_in_turns(body, media_type, asyncio.Lock())) if in_turns else decode_score(body, media_type)
+        return prompt_of(request), msgspec.structs.replace(request, token_ids=None)
+    except Problem as problem:
+        return problem.status, problem.detail
+
+
+def is_the_same(body: bytes, media_type: str) -> None:
+    assert outcome(body, media_type, in_turns=True) == outcome(body, media_type, in_turns=False)
+
+
+space = st.sampled_from([b"", b"", b"", b" ", b"\n\t "])
+good = st.integers(0, 2**32 - 1).map(lambda token: str(token).encode())
+odd = st.sampled_from(
+    [b"-1", b"4294967296", b"18446744073709551616", b'"1"', b"null", b"1.5", b"1e3", b"[1]", b"[]", b"{}", b"", b"01", b"-", b'"],["', b"\xff"]
+)
+token = st.tuples(space, st.one_of(good, good, good, good, odd), space).map(b"".join)
+plain_list = st.lists(good, max_size=30).map(lambda items: b"[" + b",".join(items) + b"]")
+any_list = st.lists(token, max_size=30).map(lambda items: b"[" + b",".join(items) + b"]")
+key = st.sampled_from([b'"token_ids"', b'"token_ids"', b'"token_ids"', b'"token\\u005fids"', b'"messages"', b'"lora_name"', b'"pods"', b'"other"'])
+text = st.sampled_from([b'"m"', b'"token_ids"', b'"\\"token_ids\\":[1,2,3,4,5,6,7,8,9]"', b'"\xc3\xa4"', b'"\xff"', b"null", b"1", b"true"])
+nested = plain_list.map(lambda tokens: b'[{"token_ids":' + tokens + b"}]")
+field = st.tuples(key, space, st.just(b":"), space, st.one_of(plain_list, any_list, text, nested)).map(b"".join)
+model = st.sampled_from([b'"model":"m"', b'"model":"m"', b'"model":1'])
+bodies = st.lists(st.one_of(field, model), max_size=4).map(lambda fields: b"{" + b",".join(fields) + b"}")
+mostly_right = st.tuples(plain_list, any_list, st.lists(field, max_size=1)).map(
+    lambda parts: b'{"model":"m",' + b"".join(each + b"," for each in parts[2]) + b'"token_ids":' + parts[1] + b"}"
+)
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """A body as it is, cut off, or with a byte changed, taken out or added."""
+    body = draw(st.one_of(bodies, mostly_right))
+    if draw(st.booleans()):
+        return body
+    at = draw(st.integers(0, len(body)))
+    return draw(st.sampled_from([body[:at], body[:at] + body[at + 1 :], body[:at] + draw(st.binary(min_size=1, max_size=1)) + body[at:]]))
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(damaged())
+@example(b'{"model":"m","token_ids":[11111111,2222222,3333333,  ]}')
+@example(b'{"model":"m","token_ids":[11111111,2222222,,3333333]}')
+@example(b'{"model":"m","token_ids":[-1,11111111,2222222,3333333],"x":1}')
+def test_a_body_in_json(body: bytes) -> None:
+    is_the_same(body, JSON)
+
+
+tokens = st.lists(st.one_of(st.integers(0, 2**32 - 1), st.integers(0, 127)), max_size=20)
+odd_item = st.one_of(
+    st.integers(-(2**63), 2**64 - 1), st.none(), st.text(max_size=2), st.binary(max_size=5), st.floats(), st.lists(st.integers(0, 9), max_size=2)
+)
+some_odd = st.tuples(tokens, st.lists(odd_item, max_size=1), tokens).map(lambda parts: [*parts[0], *parts[1], *parts[2]])
+
+
+@st.composite
+def in_msgpack(draw: st.DrawFn) -> bytes:
+    fields: dict[str, Any] = {"model": "m", "token_ids": draw(st.one_of(tokens, some_odd))}
+    if draw(st.booleans()):
+        fields = {
+            draw(st.sampled_from(["lora_name", "pods", "messages", "other"])): draw(
+                st.one_of(st.just("x"), some_odd, some_odd.map(lambda t: [{"token_ids": t}]))
+            )
+        } | fields
+    body = msgspec.msgpack.encode(fields)
+    if draw(st.booleans()):
+        return body
+    at = draw(st.integers(0, len(body)))
+    return draw(st.sampled_from([body[:at], body[:at] + body[at + 1 :], body[:at] + draw(st.binary(min_size=1, max_size=1)) + body[at + 1 :]]))
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(in_msgpack())
+def test_a_body_in_msgpack(body: bytes) -> None:
+    is_the_same(body, MSGPACK)
