@@ -69,6 +69,7 @@ class HttpMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         denied = Counter("kv_indexer_denied", "Requests refused for lack of a valid token, by reason.", ["reason"], registry=registry)
         self.denied = {reason: denied.labels(reason) for reason in ("no_token", "wrong_token", "not_admin")}
+        self.no_room = Counter("kv_indexer_bodies_refused", "Requests refused because the bodies of all together were too large.", registry=registry)
 
 
 class RedisMetrics:

@@ -17,6 +17,7 @@ OUTCOMES = (
     "unsupported_type",
     "wrong_value",
     "too_slow",
+    "no_room",
     "no_engine_hashes",
     "no_tokens",
     "disconnected",

@@ -36,7 +36,7 @@ class Access:
     """Raises SettingError for a file of tokens that cannot be used."""
 
     def __init__(self, settings: Settings, metrics: HttpMetrics) -> None:
-        self._metrics = metrics
+        self.metrics = metrics
         given = {"--api-token-file": settings.api_token_file, "--admin-token-file": settings.admin_token_file}
         paths = {source: path for source, path in given.items() if path is not None}
         self.files = WatchedFiles(*paths.values())
@@ -84,7 +84,7 @@ class Access:
         raise Problem(401, why, headers=CHALLENGE)
 
     def _deny(self, reason: str, why: str) -> str:
-        self._metrics.denied[reason].inc()
+        self.metrics.denied[reason].inc()
         return why
 
     async def reload(self) -> None:

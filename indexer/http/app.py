@@ -10,6 +10,7 @@ from indexer import __version__
 from indexer.config.settings import Settings
 from indexer.http import openapi, problems
 from indexer.http.access import OPEN_PATHS, Access, Gate
+from indexer.http.bodies import BodyBound
 
 
 def make_app(
@@ -22,6 +23,7 @@ def make_app(
     app.include_router(router)
     problems.install(app, router.routes)
     openapi.install(app, components, access)
+    app.add_middleware(BodyBound, bytes_max=settings.limits.http.bodies_bytes_max, refused=access.metrics.no_room)
     if access.needs_token:
         app.add_middleware(Gate, access=access, open_paths=OPEN_PATHS | pages, body_bytes_max=settings.body_bytes_max)
     return app

@@ -2,11 +2,12 @@
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import msgspec
 from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
 
 from indexer.http.problems import Problem
 
@@ -85,3 +86,28 @@ def encode(answer: Any, media_type: str) -> bytes:
 def respond(answer: Any, media_type: str = JSON, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A response in the given type."""
     return Response(_ENCODE[media_type](answer), status, headers, media_type)
+
+
+async def respond_in_pieces(pieces: AsyncGenerator[bytes, None], media_type: str) -> Response:
+    """A response that is made while it is read. One of a single piece has a Content-Length."""
+    first = await anext(pieces)
+    second = await anext(pieces, None)
+    return Response(first, media_type=media_type) if second is None else _InPieces(first, second, pieces, media_type)
+
+
+class _InPieces(StreamingResponse):
+    def __init__(self, first: bytes, second: bytes, rest: AsyncGenerator[bytes, None], media_type: str) -> None:
+        self._rest = rest
+        super().__init__(self._all(first, second), media_type=media_type)
+
+    async def _all(self, *begun: bytes) -> AsyncGenerator[bytes, None]:
+        for piece in begun:
+            yield piece
+        async for piece in self._rest:
+            yield piece
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._rest.aclose()  # the client may have left before the end

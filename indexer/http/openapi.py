@@ -23,6 +23,7 @@ PROBLEMS = {
     413: "The body is over the limit.",
     415: "The body is of another type.",
     422: "A value is wrong; `detail` says which field and what would be right.",
+    429: "The bodies of all requests together are too large now.",
     501: "This service does not keep what it would take.",
     502: "No engine said what the tokens are; `detail` says which were asked, and why each failed.",
     503: "The service is starting.",
@@ -55,7 +56,7 @@ PODS: dict[str, Any] = {"responses": responses("Every registered pod.", "PodsAns
 UNAVAILABLE = "Redis, which all replicas share, is away or refuses."
 PUT_POD: dict[str, Any] = {
     "responses": {
-        **responses("The pod was changed.", "PodStatus", 400, 408, 413, 415, 422),
+        **responses("The pod was changed.", "PodStatus", 400, 408, 413, 415, 422, 429),
         201: {"description": "The pod is new.", "content": content("PodStatus", JSON)},
         503: problem(UNAVAILABLE),
     },

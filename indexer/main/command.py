@@ -19,7 +19,7 @@ from indexer.config.settings import PREFIX, Settings, fields
 from indexer.errors import SettingError
 from indexer.http.server import Served, serve
 from indexer.main import logs
-from indexer.main.allocation import share_one_arena
+from indexer.main.allocation import give_large_blocks_back, share_one_arena
 from indexer.main.app import make_ingest
 from indexer.main.config_file import Reconfiguration, read_file
 from indexer.main.parser import USAGE_ERROR, Parser, add_config
@@ -89,6 +89,7 @@ def run(act: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> int:
     if soft != resource.RLIM_INFINITY and soft < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     share_one_arena()
+    give_large_blocks_back()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     uvloop.run(with_signals())
     return 0

@@ -3,15 +3,16 @@
 import asyncio
 import logging
 import time
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from itertools import islice
 
-from msgspec import Raw
-
-from indexer.http.negotiation import encode
+from indexer.http.negotiation import JSON, encode
 from indexer.http.problems import Problem, details_of
 from scorer_api.api.decode import decode_score, decode_score_in_turns, split_batch_in_turns
 from scorer_api.api.outcomes import count_failures
 from scorer_api.api.resolve import RequestResolver
-from scorer_api.api.schemas import BatchAnswer, BatchProblem
+from scorer_api.api.schemas import BatchProblem
 from scorer_api.api.score import ScoreHandler
 from scorer_api.metrics import ScorerMetrics
 from scorer_api.tokens.token_lists import LIST_BYTES_MIN
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 
 # Requests of one batch that are in progress at the same time, so that those whose tokens an engine has to find wait for them together.
 CONCURRENT_MAX = 8
+# An answer is sent in pieces of about so many bytes. A smaller one is sent as a whole, with its length.
+PIECE_BYTES = 65_536
 
 
 class BatchHandler:
@@ -30,20 +33,38 @@ class BatchHandler:
         self._resolver = resolver
         self._metrics = metrics
 
-    async def answer(self, body: bytes, media_type: str, accepted: str) -> bytes:
-        """The encoded answers, in the order of the requests. Raises Problem for a body that is not a batch."""
+    async def answer(self, body: bytes, media_type: str, accepted: str) -> AsyncGenerator[bytes, None]:
+        """The encoded answers, in the order of the requests, in pieces: the next ones are made while these are read.
+
+        Raises Problem for a body that is not a batch.
+        """
         requests = await split_batch_in_turns(body, media_type, self._resolver.turn)
-        answers = [b""] * len(requests)
+        return self._pieces(requests, media_type, accepted)
+
+    async def _pieces(self, requests: Sequence[bytes], media_type: str, accepted: str) -> AsyncGenerator[bytes, None]:
+        begin, between, end = _framing(len(requests), accepted)
+        piece = bytearray(begin)
         remaining = iter(enumerate(requests))
-
-        async def work() -> None:
-            for number, request in remaining:
-                answers[number] = await self._answer_in_turn(request, media_type, accepted)
-
-        async with asyncio.TaskGroup() as tasks:
-            for number in range(min(CONCURRENT_MAX, len(requests))):
-                tasks.create_task(work(), name=f"batch {number}")
-        return encode(BatchAnswer(list(map(Raw, answers))), accepted)
+        working: deque[asyncio.Task[bytes]] = deque()
+        is_first = True
+        try:
+            while True:
+                for number, request in islice(remaining, CONCURRENT_MAX - len(working)):
+                    working.append(asyncio.create_task(self._answer_in_turn(request, media_type, accepted), name=f"batch {number}"))
+                if not working:
+                    break
+                answer = await working[0]
+                working.popleft()
+                piece += answer if is_first else between + answer
+                is_first = False
+                if len(piece) >= PIECE_BYTES:
+                    yield bytes(piece)
+                    piece.clear()
+        finally:
+            for task in working:
+                task.cancel()
+            await asyncio.gather(*working, return_exceptions=True)
+        yield bytes(piece + end)
 
     async def _answer_in_turn(self, body: bytes, media_type: str, accepted: str) -> bytes:
         """One encoded answer or problem. Each step holds the turn and then yields: all batches together block the event loop for one step at most."""
@@ -71,3 +92,10 @@ class BatchHandler:
         except Exception:
             log.exception("request of a batch failed")
             return encode(BatchProblem(details_of(500, "an internal error; the service's log says more")), accepted)
+
+
+def _framing(count: int, media_type: str) -> tuple[bytes, bytes, bytes]:
+    """What is before, between and behind so many encoded answers, see `_batch_answer` in the components."""
+    if media_type == JSON:
+        return b'{"answers":[', b",", b"]}"
+    return b"\x81\xa7answers\xdc" + count.to_bytes(2, "big"), b"", b""

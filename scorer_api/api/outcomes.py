@@ -15,6 +15,7 @@ OUTCOME_OF_STATUS = {
     413: "too_large",
     415: "unsupported_type",
     422: "wrong_value",
+    429: "no_room",
     501: "no_engine_hashes",
     502: "no_tokens",
     503: "no_pod",

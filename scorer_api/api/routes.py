@@ -5,7 +5,7 @@ from prometheus_client import CollectorRegistry
 
 from indexer.config.settings import Settings, read_pairs
 from indexer.http.access import Access
-from indexer.http.negotiation import JSON, MSGPACK, accepted_type, media_type_of, read_body, respond
+from indexer.http.negotiation import JSON, MSGPACK, accepted_type, media_type_of, read_body, respond, respond_in_pieces
 from indexer.http.routes import Pods, add_routes
 from scorer_api.api import openapi
 from scorer_api.api.adapters import Adapters
@@ -55,7 +55,7 @@ def make_router(
     async def batch(request: Request) -> Response:
         """The same for many prompts, answered in their order."""
         body, media_type, accepted = await read(request)
-        return Response(await batches.answer(body, media_type, accepted), media_type=accepted)
+        return await respond_in_pieces(await batches.answer(body, media_type, accepted), accepted)
 
     @router.post("/v1/route", **openapi.ROUTE)
     async def route(request: Request) -> Response:
@@ -73,7 +73,8 @@ def make_router(
     @router.post("/v1/explain", **openapi.EXPLAIN)
     async def explain(request: Request) -> Response:
         """Why does each pod hold as much of this prompt as it does, and no more?"""
-        body, media_type, accepted = await read(request)
+        with count_failures(metrics.explanations):
+            body, media_type, accepted = await read(request)
         return Response(await explanations.answer(body, media_type, accepted), media_type=accepted)
 
     @router.get("/v1/models", **openapi.MODELS)

@@ -105,12 +105,6 @@ class ScoreAnswer(Struct, frozen=True):
     unknown_pods: list[str] | UnsetType = UNSET
 
 
-class BatchAnswer(Struct, frozen=True):
-    """The answers to the requests of a batch, encoded, in their order."""
-
-    answers: list[Raw]
-
-
 class BatchProblem(Struct, frozen=True):
     """What stands in place of an answer to a request of a batch that has none."""
 

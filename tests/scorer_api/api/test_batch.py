@@ -131,7 +131,11 @@ async def test_others_have_their_turn_between_the_requests_of_a_batch() -> None:
     router = Router(Settings(), view, RouteMetrics(CollectorRegistry()))
     resolver, metrics = request_resolver(view), ScorerMetrics(CollectorRegistry(), view)
     batches = BatchHandler(ScoreHandler(view, resolver, metrics, router), resolver, metrics)
-    task = asyncio.create_task(batches.answer(body, JSON, JSON))
+
+    async def answer() -> bytes:
+        return b"".join([piece async for piece in await batches.answer(body, JSON, JSON)])
+
+    task = asyncio.create_task(answer())
     while not task.done():
         turns += 1
         await asyncio.sleep(0)

@@ -388,3 +388,36 @@ def test_clients_that_go_away_leave_no_task_behind() -> None:
         before = tasks()
         assert sum(asyncio.run(storm(service.url, 500, seed=2)).values()) == 500
         wait_until(lambda: tasks() <= before, what="the number of tasks before")
+
+
+# Clients that do not read
+
+
+@pytest.mark.rule("C8")
+def test_batches_that_nobody_reads_take_no_memory_for_what_is_not_read() -> None:
+    """The answer to each would have nine megabytes, and waits for its reader: what is not asked for is not made."""
+    pods, clients = 100, 20  # the kernel takes some megabytes of each answer
+    batch = request(b'{"requests":[' + b",".join([b'{"model":"m","token_ids":[1]}'] * 256) + b"]}").replace(b"/v1/score ", b"/v1/score/batch ")
+    with Engine() as engine, ExitStack() as stack:
+        specs = [word for number in range(pods) for word in ("--engine", engine.spec(pod=f"{'long' * 50}-{number}"))]
+        service = stack.enter_context(Command("serve", *words_of({**QUICK, "port": "0"}), *specs))
+        service.wait_url()
+        whole = httpx.post(
+            f"{service.url}/v1/score/batch", content=batch.partition(b"\r\n\r\n")[2], headers={"Content-Type": "application/json"}, timeout=60
+        )
+        assert len(whole.json()["answers"]) == 256
+        size = len(whole.content)
+        assert size > 6_000_000
+        before = memory_bytes("VmRSS", service.process.pid)
+        wires = [stack.enter_context(closing(Wire(service.url))) for _ in range(clients)]
+        for wire in wires:
+            wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            wire.send(batch)
+        name = "kv_indexer_score_requests_total"
+        wait_until(lambda: service.metric(name, outcome="no_match") > 256 + clients * 8, what="answers for each of them")
+        answered = 0.0
+        while (now := service.metric(name, outcome="no_match")) > answered:  # until all wait for their readers
+            answered = now
+            time.sleep(0.5)
+        assert answered < clients * 256
+        assert memory_bytes("VmRSS", service.process.pid) - before < clients * size / 3
