@@ -106,6 +106,9 @@ class Engine:
         self.view = view
         self.state = StreamState(stream.model, "", "copies" if rank.counts_copies else "set")
         self.hashes: dict[tuple[Text, int], int] = {}
+        self.linked: set[Text] = set()
+        """Texts whose last blocks of the smallest size the gpu announced. Links to parents lead through these; an engine whose groups have different
+        block sizes announces them with the larger ones."""
         view.open(stream)
         self._show_layers()
 
@@ -152,6 +155,8 @@ class Engine:
             case Update(text, block, tier, layer):
                 layer %= layers
                 ended = text.until((block + 1) * rank.layers[layer].size // rank.unit, rank.unit)
+                if not self._is_linked(ended, layer):
+                    return []
                 rank.update(Copy(tier, ended, 0, layer))
                 return [offloaded([self.hash_of(ended)], TIERS[tier], group=self._group(layer))]
             case Evict(which):
@@ -169,12 +174,23 @@ class Engine:
                 rank.clear_gpu()
                 return [Cleared()]
 
+    def _is_linked(self, ended: Text, layer: int) -> bool:
+        """Whether the parts of the block that ends a text were announced: without its tokens a larger block covers what links to parents lead to."""
+        unit, last = self.rank.unit, len(ended.tokens) // self.rank.unit
+        parts = self.rank.layers[layer].size // unit
+        return parts == 1 or all(ended.until(number, unit) in self.linked for number in range(last - parts + 1, last + 1))
+
     def _store(self, text: Text, layer: int, start: int, stop: int, tier: str, again: bool) -> Stored | None:
         size, unit = self.rank.layers[layer].size, self.rank.unit
         stop = min(stop, len(text.tokens) // size)
         if start >= stop:
             return None
         ended = [text.until(end // unit, unit) for end in range((start + 1) * size, stop * size + 1, size)]
+        if tier == "gpu" and size == unit:
+            self.linked.update(ended)
+        # Where one of an event's larger blocks does not tell its content, all of them are known by the names that smaller ones end with.
+        if not all(self.rank.is_told(Copy(tier, part, 0, layer)) for part in ended) and not all(self._is_linked(part, layer) for part in ended):
+            return None
         # A second name only where the whole chain before it is announced at the same time: nothing can wait for an unknown parent. Where groups have
         # different block sizes they share the names: a larger block with extra keys is known by the name that a smaller one ends with.
         is_alone = all(other.size == unit for other in self.rank.layers)

@@ -18,6 +18,7 @@ from indexer.core.block_keys import chain_keys
 from indexer.core.block_table import Block, BlockRecord, HashRecord
 from indexer.core.change import Change
 from indexer.core.change_records import ChangeRecords, records
+from indexer.core.covers import told_covers
 from indexer.core.events import Event, Removed, Stored, Tier
 from indexer.core.foreign_copies import ForeignCopies
 from indexer.core.groups import LEAD, CacheShape, Group, Groups
@@ -317,12 +318,14 @@ class StreamState:
             table, place = self.table, place_of(slot, event.tier)
             self._records.touch(self._blocks.keys.change, place, event.hashes, table)
             unknown = []
+            told = told_covers(event, self._parent_key(event), self._groups.key_size, self._groups.width(slot, event.block_size))
             for engine_hash in event.hashes:
                 block = table.known(engine_hash)
                 if block is None:
                     unknown.append(engine_hash)
                 else:
-                    self._blocks.add_known(engine_hash, block, place, self._covered(block, slot, event.tier, event.block_size))
+                    covered = told.get(block.key) or self._covered(block, slot, event.tier, event.block_size)
+                    self._blocks.add_known(engine_hash, block, place, covered)
         if unknown:
             self._waiting.wait(unknown, self._groups.number_of(event.group), event.tier, now_s)
             if event.state_tokens:

@@ -480,6 +480,19 @@ def test_a_placeholder_covers_all_keys_of_a_larger_block_whichever_group_came_fi
     assert held_by_group(state, CPU)[1] == keys("A", "AA", "AAB", "AABB")
 
 
+def test_a_copy_of_a_larger_block_covers_what_its_tokens_say_though_no_parent_link_leads_through_its_parts() -> None:
+    wide = partial(stored, block_size=4, group=1, kind="sliding_window", window=9)
+    state = after(stored([8, 9], "XY", group=0, kind="full_attention"), wide([2], "A"))
+    after(stored([1, 2], "AA", group=0, kind="full_attention", tier=CPU), wide([2], "A", tier=CPU), state=state)
+    assert held_by_group(state, CPU) == {0: keys("A", "AA"), 1: keys("A", "AA")}
+
+
+def test_a_copy_of_a_larger_block_covers_nothing_of_another_content() -> None:
+    wide = partial(stored, block_size=4, group=1, kind="sliding_window", window=9)
+    state = after(stored([8, 9], "XY", group=0, kind="full_attention"), wide([2], "A"), wide([2], "B", tier=CPU))
+    assert held_by_group(state, CPU)[1] == keys("AA")
+
+
 def test_a_state_of_a_larger_block_size_ends_with_its_block() -> None:
     state = new_state()
     state.apply([full([1, 2, 3, 4], "AABB"), stored([2, 4], "AB", block_size=4, group=0, kind="mamba")], 0.0)
