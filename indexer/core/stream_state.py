@@ -76,12 +76,12 @@ class StreamState:
     def _reset(self) -> None:
         self._groups = Groups(GROUPS_MAX, self._offload_block_size)
         self._batch: Sequence[Event] = ()
-        self._clears = 0
+        self.clears = 0
         self._states: list[Stored] = []
         """Events of the batch that name recurrent states."""
         self._adapters = Adapters(self._model, self._hash_seed)
         self.tiers: set[Tier] = set()
-        """Those below the gpu of which the engine said anything."""
+        """Those below the gpu of which the engine said anything. `clears`: how many the last batch had."""
         limits, touched = self._limits, self._records.touched
         self.orphans = Orphans(touched, limits, self._copies_max)
         """The blocks that wait for their parent."""
@@ -149,16 +149,16 @@ class StreamState:
 
     def drop_held(self) -> None:
         """Drop all blocks, but remember which hash had which key: the same engine goes on, but its removals were missed."""
-        shape, unsized, adapters = self._groups.shape, self._groups.unsized, self._adapters
+        shape, unsized, adapters, tiers = self._groups.shape, self._groups.unsized, self._adapters, self.tiers
         self._blocks.drop_held()
         self._reset()
         self._groups.restore(shape, unsized)
-        self._adapters = adapters
+        self._adapters, self.tiers = adapters, tiers
 
     def apply(self, events: Sequence[Event], now_s: float) -> Change:
         """Apply one batch. Never raises for what a network can send: what cannot be used is tallied."""
         self._blocks.begin(self._records.begin())
-        self._batch, self._clears = events, 0
+        self._batch, self.clears = events, 0
         for event in events:
             try:
                 if type(event) is Stored:  # a pattern that does not match a Struct costs several look-ups
@@ -169,8 +169,7 @@ class StreamState:
                     self._clear()
             except Refused as refused:
                 self.tally[refused.reason] += 1
-        self._batch = ()
-        change = self._blocks.keys.change
+        self._batch, change = (), self._blocks.keys.change
         if self._states or self._waiting.expected or self.orphans.parked or self.foreign.waiting:
             self._follow(change, now_s)
         self._records.describe(change, self.table, self.orphans, self.foreign, has_groups=self._groups.are_several)
@@ -284,8 +283,7 @@ class StreamState:
 
     def _store_announced(self, event: Stored, slot: int, now_s: float) -> None:
         """Blocks on the gpu, with their tokens."""
-        groups = self._groups
-        key_size = groups.key_size
+        groups, key_size = self._groups, self._groups.key_size
         run = event.block_size // key_size
         if (run > 1 and event.extra_keys) or event.lookahead != groups.lookahead:
             # Extra keys: in which of the block's parts they belong is not told. A group of smaller blocks announces the same hash.
@@ -334,8 +332,7 @@ class StreamState:
     def _place_states(self, event: Stored) -> None:
         """Recurrent states that no other group of the batch names: the last one ends with the event's tokens. Whose they are is not told, so they
         count where the gpu announced a block of the same tokens."""
-        size = 0 if self.shape is None else self.shape.block_size
-        parent_key = self._parent_key(event)
+        size, parent_key = 0 if self.shape is None else self.shape.block_size, self._parent_key(event)
         if not size or parent_key is None or not event.block_size or event.block_size % size:
             return
         keys = chain_keys(parent_key, event.state_tokens, size)
@@ -355,9 +352,8 @@ class StreamState:
         elif event.lists_extra_keys:
             self._store_lower_announced(event, now_s)
         elif not known and not event.extra_keys and not event.lora_name:
-            size = None if self.shape is None else self.shape.block_size
-            place = place_of(self._groups.slot_of(event.group) or LEAD, event.tier)
-            self.tally["orphan_dropped"] += self.foreign.add(event, self._adapters.root(None), place, now_s, size)
+            size, slot = None if self.shape is None else self.shape.block_size, self._groups.slot_of(event.group) or LEAD
+            self.tally["orphan_dropped"] += self.foreign.add(event, self._adapters.root(None), place_of(slot, event.tier), now_s, size)
         else:
             self._store_by_hash(event, now_s)
 
@@ -388,12 +384,13 @@ class StreamState:
             if self.foreign.waiting and event.tier is not GPU:
                 for engine_hash in not_held:
                     self.foreign.remove(engine_hash)
+        self.tiers |= {event.tier} - {GPU}
         self.removed[event.tier] += len(event.hashes)
 
     def _clear(self) -> None:
         """The gpu pool was reset. The lower tiers survive it; a second reset in the same batch is theirs."""
-        self._clears += 1
-        of_gpu = self._clears == 1
+        self.clears += 1
+        of_gpu = self.clears == 1
         if of_gpu:
             self._blocks.clear_gpu()
             self._records.forget_gpu()

@@ -44,6 +44,8 @@ class StreamProgress:
         """When a batch was last applied, or a connection taken up."""
         self._told_trust = Trust.STALE
         self._lost_at: int | None = None
+        self._is_whole_by_clear = False
+        """Whether the content is complete since a clear, unless blocks lie below the gpu."""
 
     @property
     def log_names(self) -> dict[str, str | int]:
@@ -87,13 +89,22 @@ class StreamProgress:
             self.is_replaced = True
             return
         if applied.change.cleared:
-            self.note(Signal.WHOLE)
+            self._note_cleared()
+        elif self._is_whole_by_clear and self.applier.state.tiers:
+            self.note(Signal.OFFLOADED)
         self.note_refused(applied.lossy)
         self.sequence.applied(number, payload)
         position = self._position() if self.store.needs_records else None
         self.store.append(self.key, self.applier.state.shape, applied.change, position)
         self.batches += 1
         self.last_batch_s = self.heard_s = time.monotonic()
+
+    def _note_cleared(self) -> None:
+        """The gpu holds nothing else than what is known. What lies below it survives a first clear."""
+        state = self.applier.state
+        if not self.state.is_complete and (state.clears > 1 or not (state.tiers or state.table.offloads)):
+            self.note(Signal.WHOLE)
+            self._is_whole_by_clear = state.clears == 1
 
     def apply_live(self, number: int, payload: bytes) -> None:
         """Apply one live batch of the connection that was taken up."""
@@ -163,6 +174,7 @@ class StreamProgress:
         self.sequence.forget()
         self.note(Signal.FORGOTTEN)
         self._lost_at = None
+        self._is_whole_by_clear = False
         self.store.drop(self.key, self.position)
 
     def forget_adapter(self, name: str) -> None:

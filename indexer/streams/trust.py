@@ -62,6 +62,8 @@ class Signal(Enum):
     """Batches are missing for good."""
     WHOLE = auto()
     """All that the engine holds is known: from its first batch on, or since its cache was cleared."""
+    OFFLOADED = auto()
+    """The engine keeps blocks below the gpu, and only the gpu was known to be empty."""
     REFUSED = auto()
     """A message that may have changed what is held could not be read."""
     FORGOTTEN = auto()
@@ -107,6 +109,7 @@ COMPLETE_AFTER: dict[Signal, bool] = {
     Signal.GAVE_UP_EMPTY: False,
     Signal.HISTORY_LOST: False,
     Signal.WHOLE: True,
+    Signal.OFFLOADED: False,
     Signal.REFUSED: False,
     Signal.FORGOTTEN: False,
     Signal.FAILED: False,

@@ -209,6 +209,23 @@ def test_a_partial_stream_is_live_again_after_a_clear() -> None:
             assert [service.matched(prompt(number, 4)) for number in (1, 2, 3, 4)] == [0, 0, 0, 16]
 
 
+@pytest.mark.parametrize("is_told_before", [True, False])
+def test_a_partial_stream_stays_partial_after_a_clear_where_blocks_lie_below_the_gpu(is_told_before: bool) -> None:
+    """A clear empties the gpu alone: what was offloaded before the service came is still unknown. A second clear of a batch empties what is below."""
+    offloaded = stored([901], [], block_size=0, medium="CPU")
+    with Engine(history_max=1) as engine:
+        engine.publish(blocks_of(1, 4))
+        engine.publish(*([offloaded] if is_told_before else []), blocks_of(2, 4))
+        with Running(engine.spec()) as service:
+            service.wait_for(sequence=1, trust="partial")
+            engine.publish(cleared(), blocks_of(4, 4))
+            service.wait_for(sequence=2, trust="partial" if is_told_before else "live")
+            engine.publish(offloaded)
+            service.wait_for(sequence=3, trust="partial")
+            engine.publish(cleared(), cleared(), blocks_of(4, 4))
+            service.wait_for(sequence=4, trust="live")
+
+
 @mechanism("no_parking")
 def test_after_lost_history_blocks_are_still_joined_to_parents_announced_before() -> None:
     """The parent is stored again only later; until then its child waits."""
