@@ -9,7 +9,7 @@ from indexer.core.events import Stored, Tier
 from indexer.core.groups import LEAD
 from indexer.core.indexed_keys import IndexedKeys
 from indexer.core.oldest import oldest_to_drop
-from indexer.core.places import LEAD_GPU, Touched, is_gpu, slot_and_part
+from indexer.core.places import LEAD_GPU, Touched, is_gpu, place_of, slot_and_part
 
 # An enum's member costs as much to name as a look-up in a dict.
 GPU = Tier.GPU
@@ -64,14 +64,22 @@ class HeldBlocks:
         self._reset()
         self.announces_extra_keys = announces_extra_keys
 
-    def covered(self, block: Block, width: int) -> tuple[int, ...]:
-        """The keys that a hash of so many blocks covers, its own first: as far as they are known, and as far as the batch may cover any more."""
+    def covered(self, engine_hash: int, block: Block, slot: int, width: int) -> tuple[int, ...]:
+        """The keys that a hash of so many blocks covers, its own first: as far as they are known, and as far as the batch may cover any more. What it
+        covers in another tier of its group is told by an event's tokens; links to parents may lead past the parts of a larger block."""
         if width > self._covers_left:
             self._tally["cover_limit"] += 1
             return (block.key,)
-        keys = self.table.covered(block, width)
+        keys = self._covered_elsewhere(engine_hash, slot, width) or self.table.covered(block, width)
         self._covers_left -= len(keys)
         return keys
+
+    def _covered_elsewhere(self, engine_hash: int, slot: int, width: int) -> tuple[int, ...] | None:
+        for tier in Tier:
+            copies = self.table.more.get(place_of(slot, tier), {}).get(engine_hash)
+            if copies is not None and len(copies.keys) == width:
+                return copies.keys
+        return None
 
     # Adding
 

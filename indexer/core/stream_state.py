@@ -242,10 +242,10 @@ class StreamState:
         self._blocks.keys.change.reload = True
         self._records.forget()
 
-    def _covered(self, block: Block, slot: int, tier: Tier, block_size: int = 0) -> tuple[int, ...]:
+    def _covered(self, engine_hash: int, block: Block, slot: int, tier: Tier, block_size: int = 0) -> tuple[int, ...]:
         """The keys that a hash covers in a place: its own and those before it, by its block size."""
         width = self._groups.width(slot, 0 if tier is GPU else block_size or self._offload_block_size or 0)
-        return (block.key,) if width == 1 else self._blocks.covered(block, width)
+        return (block.key,) if width == 1 else self._blocks.covered(engine_hash, block, slot, width)
 
     def _parent_key(self, event: Stored) -> int | None:
         """The key that an event's first block chains from; None where its parent is not known."""
@@ -322,7 +322,7 @@ class StreamState:
                 if block is None:
                     unknown.append(engine_hash)
                 else:
-                    covered = told.get(block.key) or self._covered(block, slot, event.tier, event.block_size)
+                    covered = told.get(block.key) or self._covered(engine_hash, block, slot, event.tier, event.block_size)
                     self._blocks.add_known(engine_hash, block, place, covered)
         if unknown:
             self._waiting.wait(unknown, self._groups.number_of(event.group), event.tier, now_s)

@@ -12,7 +12,7 @@ from indexer.core.held_blocks import HeldBlocks
 from indexer.core.orphans import Orphans, group_and_tier, number_and_tier
 from indexer.core.places import place_of
 
-Covered = Callable[[Block, int, Tier], tuple[int, ...]]
+Covered = Callable[[int, Block, int, Tier], tuple[int, ...]]
 """The keys that a block covers in a slot and tier, its own first."""
 
 
@@ -121,6 +121,6 @@ class WaitingBlocks:
             number, tier = number_and_tier(of)
             slot = self._groups.slot_of(number)
             if slot is not None:
-                copies[place_of(slot, tier)] = count, self._covered(block, slot, tier)
+                copies[place_of(slot, tier)] = count, self._covered(engine_hash, block, slot, tier)
         self._blocks.add_adopted(engine_hash, block, copies)
         self._tally["orphan_adopted"] += 1

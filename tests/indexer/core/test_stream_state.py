@@ -487,10 +487,18 @@ def test_a_copy_of_a_larger_block_covers_what_its_tokens_say_though_no_parent_li
     assert held_by_group(state, CPU) == {0: keys("A", "AA"), 1: keys("A", "AA")}
 
 
+def test_a_copy_that_waited_for_a_larger_block_covers_all_of_it() -> None:
+    """The link to its parent leads past its first half: the parent is a larger block too."""
+    wide = partial(stored, block_size=4, group=1, kind="sliding_window", window=9)
+    state = after(stored([8, 9], "XY", group=0, kind="full_attention"), wide([9], "Z"), wide([4], "B", 2, tier=CPU))
+    after(stored([1, 2, 3], "AAB", group=0, kind="full_attention"), wide([2, 4], "AB"), state=state)
+    assert held_by_group(state, CPU)[1] == keys("AAB", "AABB")
+
+
 def test_a_copy_of_a_larger_block_covers_nothing_of_another_content() -> None:
     wide = partial(stored, block_size=4, group=1, kind="sliding_window", window=9)
     state = after(stored([8, 9], "XY", group=0, kind="full_attention"), wide([2], "A"), wide([2], "B", tier=CPU))
-    assert held_by_group(state, CPU)[1] == keys("AA")
+    assert held_by_group(state, CPU)[1] == keys("A", "AA")
 
 
 def test_a_state_of_a_larger_block_size_ends_with_its_block() -> None:
