@@ -1,6 +1,7 @@
 # Everything runs in an environment of its own, made on first use.
 PYTHON ?= python3
 PORT ?= 8080
+SEEDS ?= 0-150000
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -11,7 +12,7 @@ ENGINE_PYTHON ?= python3.11
 ENGINE_VENV := .venv-engine
 ENGINE_READY := $(ENGINE_VENV)/.ready
 
-.PHONY: help run test test-mechanisms test-hostile test-engine test-chaos test-failovers test-scale test-deploy test-browser bench docs lint types clean
+.PHONY: help run test test-mechanisms test-simulation test-hostile test-engine test-chaos test-failovers test-scale test-deploy test-browser bench docs lint types clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -51,6 +52,10 @@ test: $(READY) ## the whole test suite, with branch coverage
 test-mechanisms: $(READY) ## every recovery test with its mechanism switched off: each has to fail
 	TEST_MECHANISMS_OFF=1 TEST_TIMEOUT_MAX_S=4 $(BIN)/python -m pytest tests/scenarios --ignore tests/scenarios/redis --no-header -q
 	TEST_MECHANISMS_OFF=1 TEST_TIMEOUT_MAX_S=20 $(BIN)/python -m pytest tests/scenarios/redis --no-header -q
+	TEST_MECHANISMS_OFF=1 $(BIN)/python -m pytest tests/simulation/test_mechanisms.py --no-header -q -rP
+
+test-simulation: $(READY) ## schedules of faults in virtual time, an hour on two cores; SEEDS=FIRST-LAST for others; it goes on where it was stopped
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
 
 test-engine: $(READY) $(ENGINE_READY) ## compare with a real vLLM on the CPU: 2.4 GB on first use, then 8 minutes and 4 GB of memory
 	$(BIN)/python -m pytest -m engine tests/living_engine --no-header

@@ -28,6 +28,7 @@ UNMEASURED = tuple(
         "scenarios",
         "scorer_api/api/test_hostile_requests.py",
         "scorer_api/index/test_hits.py",
+        "simulation",
         "test_fleet.py",
         "test_reference.py",
         "test_schemathesis.py",
@@ -36,7 +37,7 @@ UNMEASURED = tuple(
 # The hundreds of processes that these start do what those of other tests do too.
 PROCESSES_UNMEASURED = (*UNMEASURED, FOLDER / "contract", FOLDER / "deploy", FOLDER / "security")
 # Tests of these take long and share nothing: each goes to the next worker that is free. All other files stay whole, for the fixtures of modules.
-APART = ("tests/scenarios/", "tests/indexer/wire/")
+APART = ("tests/scenarios/", "tests/indexer/wire/", "tests/simulation/test_simulation.py")
 # The longest first, so that no worker is busy with one when the others are done.
 FIRST = ("tests/test_schemathesis.py", "tests/scenarios/redis/", "tests/scenarios/", "tests/indexer/wire/")
 

@@ -1,0 +1,16 @@
+"""Deterministic simulation: engines, indexers, Redis and scorers in one thread, with virtual time and a schedule of faults from a seed.
+
+    schedule        what happens, and when, all of it from a seed
+    virtual_loop    an event loop whose time is virtual; processes in it can be frozen and killed
+    redis_model     what Redis does with the commands and scripts of the product
+    redis_client    a client of it: latency, lost answers, outages
+    dialects        how engines encode what they say
+    engine          an engine that publishes and answers replays
+    engine_network  the sockets between engines and indexers
+    world           processes of the product in this surrounding
+    checks          answers compared with the reference
+    simulation      one schedule, from its beginning to the verdict
+    shrink          the smallest part of a schedule that still fails
+
+All else is the product's own code. `python -m tests.simulation --help` runs ranges of seeds, and single ones again.
+"""

@@ -1,0 +1,91 @@
+"""One engine: it publishes batches and answers replays, with every fault that a real one can have."""
+
+import struct
+from collections import deque
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Any
+
+from msgspec import Struct
+
+from tests.simulation.dialects import Dialect
+
+END = b"\xff" * 8
+
+Frames = list[bytes]
+
+
+class ReplayFault(Enum):
+    """What goes wrong with one answer."""
+
+    CUT = auto()
+    """It stops after some replies, without an end marker."""
+    HOLE = auto()
+    """One of the replies is missing."""
+    NO_END = auto()
+    """The end marker is missing."""
+    MUTE = auto()
+    """There is none."""
+
+
+class PlannedFault(Struct, frozen=True):
+    """`at`: after, or in place of, so many replies."""
+
+    fault: ReplayFault
+    at: int = 0
+
+
+class SimulatedEngine:
+    """What `tests.workload.Publisher` drives. `on_publish` and `on_change` tell the network of a message, and that it lives or died."""
+
+    def __init__(self, dialect: Dialect, events: str, replay: str | None, history_max: int) -> None:
+        self.dialect = dialect
+        self.events = events
+        self.replay = replay
+        self.history_max = history_max
+        self.is_alive = False
+        self.life = 0
+        self.faults: deque[PlannedFault] = deque()
+        self.history: deque[tuple[int, bytes]] = deque(maxlen=history_max)
+        self.next_number = 0
+        self.on_publish: Callable[[Frames], None] = lambda frames: None
+        self.on_change: Callable[[], None] = lambda: None
+
+    def start(self) -> None:
+        """A new life, without any history."""
+        self.is_alive = True
+        self.life += 1
+        self.history.clear()
+        self.next_number = self.dialect.first_number
+        self.on_change()
+
+    def kill(self) -> None:
+        if self.is_alive:
+            self.is_alive = False
+            self.on_change()
+
+    def publish(self, *events: Any) -> int:
+        """One batch. Returns its number."""
+        number, payload = self.next_number, self.dialect.payload(events)
+        self.next_number += 1
+        self.history.append((number, payload))
+        self.on_publish([b"kv@pod", struct.pack(">Q", number), payload])
+        return number
+
+    def answer(self, start: int) -> list[Frames]:
+        """The replies to one request."""
+        middle = [b"", b"kv@pod"] if self.dialect.with_topic else [b""]
+        replies = [[*middle, struct.pack(">Q", number), payload] for number, payload in self.history if number >= start]
+        end = [*([b"", b""] if self.dialect.with_topic else [b""]), END, b""]
+        if not self.faults:
+            return [*replies, end]
+        planned = self.faults.popleft()
+        match planned.fault:
+            case ReplayFault.CUT:
+                return replies[: planned.at]
+            case ReplayFault.HOLE:
+                return [*replies[: planned.at], *replies[planned.at + 1 :], end]
+            case ReplayFault.NO_END:
+                return replies
+            case ReplayFault.MUTE:
+                return []

@@ -1,0 +1,130 @@
+"""What happens in one simulation, all of it from a seed: which processes there are, and a list of steps, each of which can be left out."""
+
+from collections.abc import Sequence
+from enum import Enum, auto
+from random import Random
+
+from msgspec import Struct
+
+from tests.reference import Text
+from tests.simulation.dialects import DIALECTS, Dialect
+
+BLOCK_SIZE = 4
+STEPS = range(3, 12)
+PAUSES_S = (0.0, 0.002, 0.01, 0.03, 0.1, 0.3)
+LENGTHS_S = (0.01, 0.05, 0.2, 0.5, 0.9, 1.4)
+
+
+class Kind(Enum):
+    """What a step does."""
+
+    PUBLISH = auto()
+    LOSE = auto()
+    """Messages are published and do not arrive."""
+    RECONNECT = auto()
+    CUT_ENGINE = auto()
+    """Nothing gets through between an engine and an indexer, and neither notices at once."""
+    SPOIL_REPLAYS = auto()
+    RESTART_ENGINE = auto()
+    RESTART_INDEXER = auto()
+    KILL_INDEXER = auto()
+    ADD_INDEXER = auto()
+    FREEZE_INDEXER = auto()
+    RESTART_SCORER = auto()
+    ADD_SCORER = auto()
+    FREEZE_SCORER = auto()
+    STOP_REDIS = auto()
+    HANG_REDIS = auto()
+    CUT_REDIS = auto()
+    """One process does not reach Redis."""
+    LOSE_ANSWERS = auto()
+    """What one process sends to Redis arrives, and the answers do not."""
+    FAIL_OVER = auto()
+    """Redis is what it was a while ago."""
+    EMPTY_REDIS = auto()
+    TRIM_LOG = auto()
+
+
+WEIGHTS = {
+    Kind.PUBLISH: 14,
+    Kind.LOSE: 4,
+    Kind.RECONNECT: 2,
+    Kind.CUT_ENGINE: 2,
+    Kind.SPOIL_REPLAYS: 3,
+    Kind.RESTART_ENGINE: 2,
+    Kind.RESTART_INDEXER: 1,
+    Kind.KILL_INDEXER: 2,
+    Kind.ADD_INDEXER: 1.5,
+    Kind.FREEZE_INDEXER: 2,
+    Kind.RESTART_SCORER: 1.5,
+    Kind.ADD_SCORER: 1.5,
+    Kind.FREEZE_SCORER: 1,
+    Kind.STOP_REDIS: 1,
+    Kind.HANG_REDIS: 2,
+    Kind.CUT_REDIS: 2,
+    Kind.LOSE_ANSWERS: 2,
+    Kind.FAIL_OVER: 3,
+    Kind.EMPTY_REDIS: 0.5,
+    Kind.TRIM_LOG: 1,
+}
+
+
+class Step(Struct, frozen=True):
+    """`pause_s`: before it. `which`: of the engines or processes that there are. `count`, `length_s`: how much of it, and for how long."""
+
+    kind: Kind
+    pause_s: float = 0.0
+    which: int = 0
+    count: int = 1
+    length_s: float = 0.0
+
+
+class EngineKind(Struct, frozen=True):
+    """`history_max`: how many batches it can replay."""
+
+    dialect: Dialect
+    has_replay: bool
+    history_max: int
+
+
+class Schedule(Struct, frozen=True):
+    """`indexers`, `scorers`: how many there are at first. `slowness`: how many times longer than usual Redis takes."""
+
+    seed: int
+    engines: tuple[EngineKind, ...]
+    texts: tuple[Text, ...]
+    indexers: int
+    scorers: int
+    slowness: int
+    steps: tuple[Step, ...]
+
+    @classmethod
+    def of(cls, seed: int) -> "Schedule":
+        """The schedule of a seed."""
+        random = Random(seed)
+        engines = tuple(_engine(random) for _ in range(random.choice((1, 1, 2))))
+        steps = [_step(random) for _ in range(random.choice(STEPS))]
+        return cls(seed, engines, tuple(_texts(random)), random.choice((1, 1, 2)), 1, random.choice((1, 1, 4)), tuple(steps))
+
+
+def _engine(random: Random) -> EngineKind:
+    return EngineKind(random.choice(DIALECTS), random.random() < 0.75, random.choice((3, 8, 100, 100)))
+
+
+def _step(random: Random) -> Step:
+    (kind,) = random.choices(list(WEIGHTS), list(WEIGHTS.values()))
+    return Step(kind, random.choice(PAUSES_S), random.randrange(12), random.randint(1, 4), random.choice(LENGTHS_S))
+
+
+def _texts(random: Random) -> Sequence[Text]:
+    """Prompts with common beginnings. The first ones have nothing that isolates content."""
+    system = tuple(random.randrange(1000) for _ in range(2 * BLOCK_SIZE))
+    found = []
+    for number in range(4):
+        length = random.randint(2, 5) * BLOCK_SIZE
+        tokens = (*system, *(random.randrange(1000) for _ in range(length)))[: length + 1]
+        lora = "ad" if number == 2 else None
+        salt = "tenant" if number == 3 else None
+        images = ((), ("cat",)) if number == 3 else ()
+        found.append(Text(tokens, lora, salt, images))
+    return found

@@ -1,0 +1,71 @@
+"""What the product finds in place of clocks, random numbers, sockets and Redis while a simulation runs."""
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from random import Random
+from types import SimpleNamespace
+from typing import Any, Self
+
+import zmq
+
+from indexer.ownership import replica
+from indexer.store import reader, session
+from indexer.streams import pool
+from scorer_api.following import follower, survey
+from tests.simulation.engine_network import EngineNetwork, SimulatedContext, SimulatedSubscriber
+from tests.simulation.virtual_loop import VirtualLoop
+
+UNIX_TIME_S = 1_700_000_000.0
+# Leases are as short as this, so that a second is long: what has an interval of its own keeps up with them.
+INTERVAL_S = 0.2
+
+
+class NoServedNames:
+    """Engines here have no HTTP API."""
+
+    def __init__(self, *words: Any) -> None:
+        pass
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *words: object) -> None:
+        pass
+
+    def of(self, model: str, pod: str) -> tuple[str, ...]:
+        return ()
+
+
+@contextmanager
+def surroundings(loop: VirtualLoop, random: Random, network: EngineNetwork, connect: Callable[[str, float], Any]) -> Iterator[None]:
+    """`connect`: makes the client of Redis for the process that runs."""
+    replaced: list[tuple[Any, str, Any]] = [
+        (time, "monotonic", loop.time),
+        (time, "time", lambda: UNIX_TIME_S + loop.time()),
+        (secrets, "randbits", random.getrandbits),
+        (secrets, "token_hex", lambda size: f"{random.getrandbits(8 * size):0{2 * size}x}"),
+        (zmq, "Context", lambda: SimulatedContext(network)),
+        (pool, "Subscriber", lambda context: SimulatedSubscriber(network)),
+        (replica, "ServedNames", NoServedNames),
+        (replica, "platform", SimpleNamespace(node=lambda: "node")),
+        (replica, "os", SimpleNamespace(getpid=lambda: 1)),
+        (session, "connect", connect),
+        (reader, "connect", connect),
+        (survey, "SURVEY_S", INTERVAL_S),
+        (follower, "LOOK_S", INTERVAL_S),
+    ]
+    former = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
+    was_disabled = logging.root.manager.disable
+    try:
+        for owner, name, value in replaced:
+            setattr(owner, name, value)
+        if not logging.root.isEnabledFor(logging.DEBUG):
+            logging.disable(logging.CRITICAL)
+        yield
+    finally:
+        logging.disable(was_disabled)
+        for owner, name, value in former:
+            setattr(owner, name, value)

@@ -1,0 +1,84 @@
+"""The simulation finds it if a mechanism of the product is switched off.
+
+The gate carries out schedules that are known to find it. If these find nothing any more since schedules are made otherwise, others do:
+`TEST_MECHANISMS_OFF=1`, as in `make test-mechanisms`, looks for them among the first ones.
+"""
+
+import os
+
+import pytest
+from msgspec import structs
+
+from tests.simulation.dialects import DIALECTS
+from tests.simulation.mechanisms import SIMULATED, no_generation_check
+from tests.simulation.schedule import EngineKind, Kind, Schedule, Step
+from tests.simulation.simulation import simulate
+
+LOOKS_FOR_OTHERS = os.environ.get("TEST_MECHANISMS_OFF") == "1"
+SEEDS_MAX = 600
+
+FOUND_BY = {
+    "no_fence": 57,
+    "no_numbers": 196,
+    "no_catching_up": 90,
+    "no_comparing_by_owners": 23,
+    "no_replay_of_gaps": 15,
+    "no_first_replay": 4,
+    "no_contiguity_check": 15,
+    "no_purge_of_lost_history": 15,
+    "no_probe_of_silence": 188,
+    "no_fingerprint": 12,
+    "no_regress": 19,
+    "no_doubt_of_reconnects": 12,
+    "no_parking": 99,
+    "no_forgetting": 12,
+    "no_clearing": 4,
+    "no_recorded_sequence": 33,
+    "no_buffering": 116,
+    "no_full_write": 2,
+    "one_removal_is_enough": 42,
+    "trusted_for_ever": 78,
+}
+"""Mechanism → a seed whose schedule shows that it is missing."""
+
+
+def finds(seed: int) -> bool:
+    try:
+        return simulate(Schedule.of(seed)).failure is not None
+    except Exception:  # noqa: BLE001 - a product that fails without the mechanism is found out too
+        return True
+
+
+@pytest.mark.parametrize("name", SIMULATED)
+def test_a_missing_mechanism_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    SIMULATED[name](monkeypatch)
+    seeds = range(SEEDS_MAX) if LOOKS_FOR_OTHERS else (FOUND_BY[name],)
+    found = next((seed for seed in seeds if finds(seed)), None)
+    assert found is not None, f"{name} is not found"
+    print(f'"{name}": {found},')  # noqa: T201 - to be written above
+
+
+@pytest.mark.parametrize("seed", sorted(set(FOUND_BY.values())))
+def test_these_schedules_find_nothing_otherwise(seed: int) -> None:
+    assert simulate(Schedule.of(seed)).failure is None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_missing_check_of_generations_is_found(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scorer that was frozen while an engine restarted finds changes of another generation in a log that was trimmed."""
+    steps = (
+        Step(Kind.PUBLISH, 0.3, 0, 4),
+        Step(Kind.FREEZE_SCORER, 0.1, 0, 1, 0.9),
+        Step(Kind.RESTART_ENGINE, 0.01, 0, 1, 0.01),
+        Step(Kind.PUBLISH, 0.1, 0, 4),
+        Step(Kind.TRIM_LOG, 0.1, 0, 1),
+        Step(Kind.PUBLISH, 0.1, 0, 2),
+    )
+    schedule = structs.replace(Schedule.of(seed), engines=(EngineKind(DIALECTS[0], True, 100),), indexers=1, slowness=1, steps=steps)
+    assert simulate(schedule).failure is None
+    no_generation_check(monkeypatch)
+    assert simulate(schedule).failure is not None
+
+
+def test_each_mechanism_has_its_schedule() -> None:
+    assert FOUND_BY.keys() == SIMULATED.keys()

@@ -1,0 +1,77 @@
+"""Whatever happens, no answer marked live is of a state older than a second, and once nothing happens any more every scorer is right."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from msgspec import structs
+
+from tests.simulation.__main__ import failures
+from tests.simulation.dialects import DIALECTS, Dialect
+from tests.simulation.schedule import EngineKind, Kind, Schedule, Step
+from tests.simulation.shrink import shrink
+from tests.simulation.simulation import simulate
+
+# In pieces, so that several workers share them.
+SEEDS, PIECE = 500, 50
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, PIECE))
+def test_schedules_from_seeds(first: int) -> None:
+    assert failures(range(first, first + PIECE)) == [], "python -m tests.simulation --seed N shows more"
+
+
+def dialect(name: str) -> Dialect:
+    return next(dialect for dialect in DIALECTS if dialect.name == name)
+
+
+def failure_of(schedule: Schedule, *steps: Step, engine: EngineKind) -> str | None:
+    """What is not right after these steps."""
+    return simulate(structs.replace(schedule, engines=(engine,), steps=steps)).failure
+
+
+# What the simulation found, shrunk
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_clear_does_not_show_what_is_below_the_gpu(seed: int) -> None:
+    """After lost batches, a clear makes the gpu's content known, and not that of lower tiers, which survive it."""
+    engine = EngineKind(dialect("vLLM 0.26, maps"), False, 100)
+    schedule = structs.replace(Schedule.of(seed), indexers=1, scorers=1)
+    assert failure_of(schedule, Step(Kind.PUBLISH, 0.1, 0, 4), Step(Kind.LOSE, 0.0, 0, 2), engine=engine) is None
+
+
+# The simulation itself
+
+
+def test_a_schedule_follows_from_its_seed() -> None:
+    """In another process too, whose hashes of text differ."""
+    program = "from tests.simulation.simulation import simulate; from tests.simulation.schedule import Schedule\n"
+    program += "for seed in range(6): outcome = simulate(Schedule.of(seed)); print(outcome.virtual_s, outcome.compared, outcome.failure)"
+    shown = set()
+    for hash_seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+        shown.add(done.stdout)
+    assert len(shown) == 1
+
+
+def test_every_kind_of_step_and_engine_is_played() -> None:
+    schedules = [Schedule.of(seed) for seed in range(SEEDS)]
+    assert {step.kind for schedule in schedules for step in schedule.steps} == set(Kind)
+    assert {engine.dialect for schedule in schedules for engine in schedule.engines} == set(DIALECTS)
+
+
+def test_many_live_answers_are_compared() -> None:
+    assert sum(simulate(Schedule.of(seed)).compared for seed in range(20)) > 500
+
+
+def test_a_failing_schedule_is_shrunk_to_what_makes_it_fail() -> None:
+    def fails(schedule: Schedule) -> bool:
+        return [step.kind for step in schedule.steps].count(Kind.PUBLISH) >= 2
+
+    schedule = next(found for seed in range(100) if len((found := Schedule.of(seed)).steps) > 8 and fails(found))
+    smallest = shrink(schedule, fails)
+    assert [step.kind for step in smallest.steps] == [Kind.PUBLISH, Kind.PUBLISH]
+    assert (len(smallest.engines), smallest.indexers, smallest.scorers) == (1, 1, 1)
