@@ -92,6 +92,7 @@ class TokenizeLimits(Struct, frozen=True):
 
     tokenize_timeout_s: Annotated[Seconds, Meta(description="Longest wait for tokens, from an engine or from a local tokenizer.")] = 2.0
     tokenize_answer_bytes_max: Annotated[Count, Meta(description="Largest response of an engine to a request for tokens.")] = 16 * 2**20
+    tokenize_text_bytes_max: Annotated[Count, Meta(description="Longest text that a local tokenizer takes, in bytes of UTF-8.")] = 4 * 2**20
     tokenize_cache_entries_max: Annotated[CountOrNone, Meta(description="Prompts and chats whose tokens are cached; 0 for none.")] = 10_000
     tokenize_cache_bytes_max: Annotated[CountOrNone, Meta(description="Bytes of the cache of tokens.")] = 64 * 2**20
 

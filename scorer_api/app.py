@@ -74,5 +74,5 @@ def _local_tokenizers(settings: Settings) -> dict[str, Tokenizer]:
         return {}
     # Imported here: its libraries take a tenth of a second, and most services need none of them.
     module = import_module("scorer_api.tokens.local_tokenizer")
-    tokenizers: dict[str, Tokenizer] = module.read_tokenizers(folders, settings.limits.tokenize.tokenize_timeout_s)
+    tokenizers: dict[str, Tokenizer] = module.read_tokenizers(folders, settings.limits.tokenize)
     return tokenizers

@@ -3,8 +3,10 @@
 import asyncio
 import json
 import re
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ import msgspec
 from indexer.core.block_keys import pack_tokens
 from indexer.errors import SettingError
 from indexer.http.problems import Problem
+from indexer.limits import TokenizeLimits
 from scorer_api.tokens.tokenize_input import TokenizeInput
 
 try:
@@ -33,6 +36,9 @@ FILE_BYTES_MAX = 256 * 2**20
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # Tokenizing keeps a core busy; requests that bring their tokens must not wait for it.
 THREADS = 2
+# Of longer texts one is tokenized at a time: the library takes up to 150 bytes for each byte of a text.
+LONG_TEXT_BYTES = 262_144
+PIECE_TOKENS = 65_536
 REFUSAL_LENGTH_MAX = 300
 # msgspec builds up to 80 times the bytes of JSON that is no text.
 UNCOUNTED_BYTES_MAX = 2_097_152
@@ -42,10 +48,12 @@ _TEXTS = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 class LocalTokenizer:
     """One model's tokenizer. `folder`: where its files are. Raises SettingError for files that cannot be used."""
 
-    def __init__(self, folder: str, timeout_s: float) -> None:
+    def __init__(self, folder: str, timeout_s: float, text_bytes_max: int = TokenizeLimits().tokenize_text_bytes_max) -> None:
         if not IS_AVAILABLE:
             raise SettingError(SOURCE, folder, NEEDED)
         self._timeout_s = timeout_s
+        self._text_bytes_max = text_bytes_max
+        self._long_texts = threading.Lock()
         self._tokenizer = _read_tokenizer(folder)
         self._templates = _read_templates(folder)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenizer")
@@ -79,9 +87,18 @@ class LocalTokenizer:
         # A chat's template contains its special tokens.
         text, adds_special = (tokenize_input.prompt or "", True) if tokenize_input.messages is None else (self._render(tokenize_input), False)
         try:
-            return pack_tokens(self._tokenizer.encode(text, add_special_tokens=adds_special).ids)
+            size = len(text.encode())
+            if size > self._text_bytes_max:
+                detail = f"{size} bytes of text; our own tokenizer takes at most {self._text_bytes_max} (tokenize_text_bytes_max), send token_ids"
+                raise Problem(422, f"{tokenize_input.source}: {detail}")
+            with self._long_texts if size > LONG_TEXT_BYTES else nullcontext():
+                # Of one text `encode` holds the interpreter, for seconds where the text is long; this does not.
+                (encoded,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=adds_special)
+                ids = encoded.ids
+                del encoded  # some 150 bytes for each token
         except (TypeError, ValueError) as error:
             raise Problem(422, f"{tokenize_input.source}: should be text that can be written as UTF-8: {error}") from None
+        return b"".join(pack_tokens(ids[start : start + PIECE_TOKENS]) for start in range(0, len(ids), PIECE_TOKENS))
 
     def _render(self, tokenize_input: TokenizeInput) -> str:
         messages, tools, kwargs = (_decoded(name, getattr(tokenize_input, name)) for name in ("messages", "tools", "chat_template_kwargs"))
@@ -97,9 +114,9 @@ class LocalTokenizer:
             raise Problem(422, f"messages: the chat template refuses it: {reason or type(error).__name__}") from None
 
 
-def read_tokenizers(folders: Mapping[str, str], timeout_s: float) -> dict[str, LocalTokenizer]:
+def read_tokenizers(folders: Mapping[str, str], limits: TokenizeLimits) -> dict[str, LocalTokenizer]:
     """Model → tokenizer. Raises SettingError."""
-    return {model: LocalTokenizer(folder, timeout_s) for model, folder in folders.items()}
+    return {model: LocalTokenizer(folder, limits.tokenize_timeout_s, limits.tokenize_text_bytes_max) for model, folder in folders.items()}
 
 
 def _decoded(name: str, content: bytes | None) -> Any:

@@ -3,14 +3,18 @@
 import asyncio
 import json
 import threading
+import time
 from array import array
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from indexer.core.block_keys import TOKEN_BYTES
 from indexer.errors import SettingError
 from indexer.http.problems import Problem
+from indexer.limits import TokenizeLimits
 from indexer.main.read_settings import read_settings
 from scorer_api.tokens import local_tokenizer
 from scorer_api.tokens.local_tokenizer import LocalTokenizer, read_tokenizers
@@ -198,7 +202,7 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path, name: str, content:
     else:
         file.write_text(content, encoding="utf-8")
     with pytest.raises(SettingError) as raised:
-        read_tokenizers({"m": str(tmp_path)}, 1)
+        read_tokenizers({"m": str(tmp_path)}, TokenizeLimits())
     assert raised.value.key == "--tokenizer"
     assert why in raised.value.allowed
 
@@ -241,3 +245,38 @@ def test_what_is_wrong_stops_the_start(words: list[str], why: str) -> None:
         assert service.process.wait(30) == 2
     (line,) = service.lines
     assert [word for word in ("--tokenizer=", why) if word not in line] == []
+
+
+def test_a_long_text_lets_other_threads_run(tmp_path: Path) -> None:
+    """The library holds the interpreter while it encodes one text, unless it is asked for a batch."""
+    tokenizer = LocalTokenizer(str(make_files(tmp_path)), 30)
+    text = "hello x" * 60_000
+    beats: list[float] = []
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(0.001):
+            beats.append(time.monotonic())
+
+    beating = threading.Thread(target=beat)
+    beating.start()
+    try:
+        began = time.monotonic()
+        assert len(tokenizer.tokenize(TokenizeInput("m", text))) == TOKEN_BYTES * (1 + 3 * 60_000)
+        took = time.monotonic() - began
+    finally:
+        ended.set()
+        beating.join()
+    pauses = [after - before for before, after in pairwise([began, *beats, began + took])]
+    assert max(pauses) < took / 3
+
+
+@pytest.mark.parametrize(
+    "asked", [TokenizeInput("m", "ö" * 51), TokenizeInput("m", None, messages=b'[{"role":"user","content":"' + b"x" * 90 + b'"}]')]
+)
+def test_a_text_that_is_too_long_is_refused(tmp_path: Path, asked: TokenizeInput) -> None:
+    tokenizer = LocalTokenizer(str(make_files(tmp_path)), 30, text_bytes_max=100)
+    assert tokenizer.tokenize(TokenizeInput("m", "ö" * 50))
+    with pytest.raises(Problem, match=r"at most 100 \(tokenize_text_bytes_max\)") as raised:
+        tokenizer.tokenize(asked)
+    assert raised.value.status == 422
