@@ -100,7 +100,7 @@ IMPURE = {"zmq", "redis", "asyncio", "fastapi", "starlette", "uvicorn", "uvloop"
 
 # They receive, replay, or pass the context on and catch its errors; the simulation's engines are engines.
 ZMQ = {
-    *("indexer.receiving", "indexer.simulation", "indexer.streams.recovery", "indexer.streams.pool", "indexer.engines.endpoints"),
+    "indexer.simulation",
     *("scorer_api.cli.demo_engine", "scorer_api.doctor.examination", "scorer_api.doctor.probes.sockets"),
 }
 REDIS = {"indexer.store"}
@@ -176,7 +176,7 @@ def imported_packages(module: str) -> set[str]:
 
 def test_the_walk_sees_the_project() -> None:
     assert {"indexer", "indexer.wire.decoder", "scorer_api", "scorer_api.cli.main"} <= MODULES.keys()
-    assert "zmq" in third_party("indexer.receiving.subscriber")
+    assert "socket" in third_party("indexer.receiving.subscription")
     assert "indexer.core.block_keys" in reached("scorer_api.index.view")
     assert imported_packages("scorer_api.metrics") == {"indexer.core", "scorer_api.index"}
 

@@ -1,34 +1,32 @@
-"""Checks that libzmq accepts an engine's endpoints."""
+"""Checks of an engine's endpoints."""
 
-import zmq
+import re
 
 from indexer.engines.networks import EngineNetworks, sockets_of
-from indexer.engines.spec import EngineSpec, host_of
+from indexer.engines.spec import EngineSpec
 from indexer.errors import SettingError
-from indexer.receiving.address_family import is_ipv6
-from indexer.receiving.subscription import Context
+from indexer.receiving.addresses import addresses_of, has_name, host_and_port
+
+PORT_MAX = 65_535
+_NAME = re.compile(r"[\w.-]+")
 
 
-def check_registration(spec: EngineSpec, networks: EngineNetworks, context: Context | None = None) -> None:
+def check_registration(spec: EngineSpec, networks: EngineNetworks) -> None:
     """Check a spec that came over HTTP. Raises SettingError also for an endpoint outside of the networks."""
     networks.check(spec)
-    # Trying a tcp endpoint would dial it, by a name that is not resolved and checked yet.
-    check_endpoints(spec, context, dials_tcp=False)
+    check_endpoints(spec)
 
 
-def check_endpoints(spec: EngineSpec, context: Context | None = None, *, dials_tcp: bool = True) -> None:
-    """Raises SettingError that names the endpoint and what is wrong with it."""
-    if context is None:
-        with zmq.Context() as own:
-            check_endpoints(spec, own, dials_tcp=dials_tcp)
-        return
+def check_endpoints(spec: EngineSpec) -> None:
+    """Raises SettingError that names the endpoint and what is wrong with it. No name is looked up."""
     for key, endpoint in sockets_of(spec):
-        if host_of(endpoint) is not None and not dials_tcp:
-            continue
         try:
-            with context.socket(zmq.SUB) as probe:
-                probe.linger = 0
-                probe.ipv6 = is_ipv6(endpoint)
-                probe.connect(endpoint)
-        except zmq.ZMQError as error:
+            if not has_name(endpoint):
+                addresses_of(endpoint)
+        except OSError as error:
             raise SettingError(key, endpoint, f"should be an endpoint that can be connected to: {error.strerror}") from None
+        found = host_and_port(endpoint)
+        if found is not None and has_name(endpoint) and _NAME.fullmatch(found[0]) is None:
+            raise SettingError(key, endpoint, "should have the name or the address of a host")
+        if found is not None and not 0 < found[1] <= PORT_MAX:
+            raise SettingError(key, endpoint, f"should have a port between 1 and {PORT_MAX}")

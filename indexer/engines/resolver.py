@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from indexer.engines.networks import EngineNetworks, endpoints_of, has_name, literal
 from indexer.engines.spec import EngineSpec, at_address, host_of, port_of
 from indexer.errors import SettingError
-from indexer.receiving.address_family import reachable
+from indexer.receiving.addresses import reachable
 
 log = logging.getLogger(__name__)
 

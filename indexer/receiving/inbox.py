@@ -1,25 +1,28 @@
 """Frames between the receiving thread and a stream's task."""
 
-import threading
 from collections import deque
 from collections.abc import Callable
 
 from indexer.limits import ReceiveLimits
+from indexer.receiving.room import Room, cost
 
 
 class Inbox:
     """Frames of one stream between the receiving thread and the stream's task, with the state of the connection.
 
     `epoch` counts connections; `connected` says whether the newest one is up. The receiving thread alone writes these and appends; the
-    stream's task alone takes.
+    stream's task alone takes. `bytes`: of the frames; `cost`: with what is kept around them.
     """
 
-    def __init__(self, limits: ReceiveLimits, wake: Callable[[], None] | None = None) -> None:
+    def __init__(self, limits: ReceiveLimits, wake: Callable[[], None] | None = None, room: Room | None = None) -> None:
+        """`room`: what it shares with other inboxes."""
         self._limits = limits
         self.wake: Callable[[], None] = wake or _nobody
         self._frames: deque[tuple[int, list[bytes]]] = deque()
-        self._lock = threading.Lock()
+        self._room = room or Room(limits.inboxes_bytes_max)
+        self._lock = self._room.lock
         self.bytes = 0
+        self.cost = 0
         self.dropped = 0
         self.epoch = 0
         self.connected = False
@@ -36,14 +39,25 @@ class Inbox:
 
     def put(self, frames: list[bytes]) -> None:
         """Add one message of the present connection; the oldest go where there is no room."""
-        size = sum(map(len, frames))
+        size, taken, room = sum(map(len, frames)), cost(frames), self._room
         with self._lock:
+            if not self._frames:
+                room.enter(self)
             self._frames.append((self.epoch, frames))
             self.bytes += size
+            self.cost += taken
+            room.used += taken
             while len(self._frames) > self._limits.inbox_frames_max or (self.bytes > self._limits.inbox_bytes_max and len(self._frames) > 1):
-                _, oldest = self._frames.popleft()
-                self.bytes -= sum(map(len, oldest))
+                self._pop()
                 self.dropped += 1
+            if room.used > room.bytes_max:
+                room.make(self)
+
+    def trim(self, cost_max: int) -> None:
+        """Drop the oldest until the rest costs at most so much. With the room's lock held."""
+        while self.cost > cost_max and self._frames:
+            self._pop()
+            self.dropped += 1
 
     def limit(self, limits: ReceiveLimits) -> None:
         """Hold as much as this from now on."""
@@ -69,24 +83,31 @@ class Inbox:
     def take(self) -> tuple[int, list[bytes]] | None:
         """The oldest message with the epoch it came in."""
         with self._lock:
-            if not self._frames:
-                return None
-            item = self._frames.popleft()
-            self.bytes -= sum(map(len, item[1]))
-            return item
+            return self._pop() if self._frames else None
 
     def clear(self) -> None:
         """Throw everything away."""
         with self._lock:
-            self._frames.clear()
-            self.bytes = 0
+            while self._frames:
+                self._pop()
 
     def discard_before(self, epoch: int) -> None:
         """Throw away what older connections brought."""
         with self._lock:
             while self._frames and self._frames[0][0] < epoch:
-                _, frames = self._frames.popleft()
-                self.bytes -= sum(map(len, frames))
+                self._pop()
+
+    def _pop(self) -> tuple[int, list[bytes]]:
+        """Take out the oldest. With the lock held."""
+        oldest = self._frames.popleft()
+        frames = oldest[1]
+        taken = cost(frames)
+        self.bytes -= sum(map(len, frames))
+        self.cost -= taken
+        self._room.used -= taken
+        if not self._frames:
+            self._room.leave(self)
+        return oldest
 
 
 def _nobody() -> None:

@@ -1,89 +1,77 @@
-"""Asking an engine for batches again: DEALER to the publisher's ROUTER, a new socket for each request.
+"""Asking an engine for batches again: we are a DEALER, the engine's socket is a ROUTER, and each request has a connection of its own.
 
-On a socket used twice a late end marker would read as the next request's answer, and that would pass for a restart.
+On a connection used twice a late end marker would read as the next request's answer, and that would pass for a restart.
 """
 
 import asyncio
+import socket
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import Self
-
-import zmq
+from typing import Self, cast
 
 from indexer.limits import ReceiveLimits
-from indexer.receiving.address_family import needs_ipv6
+from indexer.receiving.addresses import SocketAddress, addresses_of, has_name
+from indexer.receiving.room import Room
+from indexer.receiving.zmtp import Zmtp, ZmtpError, message
 
-RECONNECT_MS = 100
+ANSWERERS = frozenset({b"ROUTER", b"DEALER", b"REP"})
+RECONNECT_S = 0.1
+# How long an address may take to accept a connection.
+CONNECT_S = 2.0
 # Short enough to notice soon that the caller lost interest, e.g. because the engine went away.
 POLL_S = 0.1
 # At most this number of replies, and about so many bytes, are handed over together, so that other tasks run in between.
 CHUNK_MAX = 16
 CHUNK_BYTES_MAX = 2**20
-# About so many bytes are copied at a stretch.
-RECEIVED_BYTES_MAX = 8 * 2**20
+# So much is read before it is applied: an engine's socket drops what it cannot send. Beyond that the engine is read at the pace of applying.
+AHEAD_BYTES_MAX = 128 * 2**20
+# The same where the replies to all requests take too much room.
+AHEAD_BYTES_MIN = 2**20
 
 
 class ReplayRequest:
     """One request for all batches from number `start` on.
 
     `async with ReplayRequest(…) as request: async for replies in request.replies(…)`. Replies come in chunks, as raw frames, in the order
-    of their arrival; the end marker is among them. The iterator ends when nothing came for `replay_idle_s`, after `replay_total_s`, when the
-    caller's `is_wanted` says no, or after what had come when more than `inbox_bytes_max` waited to be taken. Raises zmq.ZMQError for an endpoint
-    that cannot be connected to.
+    of their arrival; the end marker is among them. The iterator ends when nothing came for `replay_idle_s`, after `replay_total_s`, or when the
+    caller's `is_wanted` says no. Raises OSError for an endpoint that cannot be used.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, start: int, limits: ReceiveLimits) -> None:
-        self._context = context
+    def __init__(self, endpoint: str, start: int, limits: ReceiveLimits, room: Room | None = None) -> None:
+        """`room`: what the replies to all requests share."""
         self._endpoint = endpoint
         self._start = start
         self._limits = limits
-        self._waiting: deque[list[bytes]] = deque()
-        self._waiting_bytes = 0
+        self._room = room or Room(limits.inboxes_bytes_max)
         self._has_come = asyncio.Event()
+        self._line: _Line | None = None
+        self._ahead_bytes = 0
+        """What of the room is taken."""
 
     async def __aenter__(self) -> Self:
-        is_ipv6 = await needs_ipv6(self._endpoint)
-        self._socket = self._context.socket(zmq.DEALER)
-        self._socket.linger = 0
-        self._socket.ipv6 = is_ipv6
-        self._socket.rcvhwm = 0  # at a mark of ours the engine's ROUTER would drop replies
-        self._socket.maxmsgsize = self._limits.frame_bytes_max
-        self._socket.reconnect_ivl = RECONNECT_MS
-        try:
-            self._socket.connect(self._endpoint)
-            self._socket.send_multipart([b"", self._start.to_bytes(8, "big")], zmq.NOBLOCK)
-        except BaseException:
-            self._socket.close()
-            raise
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._socket.fileno(), self._has_come.set)
+        if not has_name(self._endpoint):
+            addresses_of(self._endpoint)
+        self._dialling = self._loop.create_task(self._dial(), name=f"dial {self._endpoint}")
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        """Idempotent. The event loop forgets the descriptor first: its number may be another connection's a moment later."""
-        if not self._socket.closed:
-            self._loop.remove_reader(self._socket.fileno())
-            self._socket.close()
+        self._dialling.cancel()
+        self._hang_up()
+        await asyncio.wait([self._dialling])
 
     async def replies(self, is_wanted: Callable[[], bool]) -> AsyncGenerator[list[list[bytes]], None]:
         clock = self._loop.time
         deadline = clock() + self._limits.replay_total_s
         silent_until = clock() + self._limits.replay_idle_s
         while is_wanted() and clock() < min(deadline, silent_until):
-            is_all = False
-            while not is_all:
-                await asyncio.sleep(0)  # others have their turn between two chunks
-                is_all = self._receive()
-            if self._waiting:
-                yield self._take()
+            await asyncio.sleep(0)  # others have their turn between two chunks
+            self._has_come.clear()
+            if replies := self._take():
+                yield replies
                 silent_until = clock() + self._limits.replay_idle_s
-            elif self._socket.closed:
-                return
             else:
                 await self._wait()
 
@@ -93,27 +81,160 @@ class ReplayRequest:
             async with asyncio.timeout(POLL_S):
                 await self._has_come.wait()
 
-    def _receive(self) -> bool:
-        """Take over what has come. Returns whether that is all. Where it comes faster than it is applied, the request ends."""
-        self._has_come.clear()
-        before = self._waiting_bytes
-        while not self._socket.closed and self._waiting_bytes - before < RECEIVED_BYTES_MAX:
-            try:
-                reply = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return True
-            self._waiting.append(reply)
-            self._waiting_bytes += sum(map(len, reply))
-            if self._waiting_bytes > self._limits.inbox_bytes_max:
-                self._close()
-        return self._socket.closed
-
     def _take(self) -> list[list[bytes]]:
+        """The next replies, at most so many and about so many bytes."""
+        line = self._line
         taken: list[list[bytes]] = []
         size = 0
-        while self._waiting and len(taken) < CHUNK_MAX and size < CHUNK_BYTES_MAX:
-            reply = self._waiting.popleft()
+        while line is not None and len(taken) < CHUNK_MAX and size < CHUNK_BYTES_MAX and (reply := line.next_reply()) is not None:
             size += sum(map(len, reply))
             taken.append(reply)
-        self._waiting_bytes -= size
+        self._note_ahead()
         return taken
+
+    def _note_come(self) -> None:
+        self._note_ahead()
+        self._has_come.set()
+
+    def _note_ahead(self) -> None:
+        """Take room for what was read ahead, and read on if there is more."""
+        line, room = self._line, self._room
+        size = 0 if line is None else line.pending_bytes
+        room.replies_bytes += size - self._ahead_bytes
+        self._ahead_bytes = size
+        if line is not None:
+            line.read_on(AHEAD_BYTES_MAX if room.replies_bytes < room.replies_bytes_max else AHEAD_BYTES_MIN)
+
+    # The connection
+
+    async def _dial(self) -> None:
+        """Connect and ask, again until somebody is there to answer."""
+        while self._line is None or not self._line.is_ready:
+            self._hang_up()
+            for at in await self._addresses():
+                with suppress(OSError, TimeoutError):
+                    async with asyncio.timeout(CONNECT_S):
+                        await self._connect(at)
+                        break
+            if self._line is not None:
+                await self._line.over.wait()
+                self._has_come.set()
+            await asyncio.sleep(RECONNECT_S)
+
+    async def _addresses(self) -> list[SocketAddress]:
+        try:
+            return await asyncio.to_thread(addresses_of, self._endpoint) if has_name(self._endpoint) else addresses_of(self._endpoint)
+        except OSError:
+            return []
+
+    async def _connect(self, address: SocketAddress) -> None:
+        """Raises OSError."""
+        line = _Line(self._start, self._limits.frame_bytes_max, self._note_come)
+        sock = socket.socket(address.family, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            await self._loop.sock_connect(sock, address.at)
+            connect = self._loop.create_connection if isinstance(address.at, tuple) else self._loop.create_unix_connection
+            await connect(lambda: line, sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+        self._line = line
+
+    def _hang_up(self) -> None:
+        if self._line is not None:
+            self._line.close()
+            self._line = None
+        self._note_ahead()
+
+
+class _Line(asyncio.Protocol):
+    """The connection of one request. `over` is set when it is lost; what came before can still be read."""
+
+    def __init__(self, start: int, frame_bytes_max: int, note_come: Callable[[], None]) -> None:
+        self._zmtp = Zmtp(b"DEALER", ANSWERERS, frame_bytes_max)
+        self._start = start
+        self._transport: asyncio.Transport | None = None
+        self._first: deque[list[bytes]] = deque()
+        """Replies that came with the end of the handshake."""
+        self._is_paused = self._is_broken = False
+        self._note_come: Callable[[], None] | None = note_come
+        self.over = asyncio.Event()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the request was sent."""
+        return self._zmtp.is_ready
+
+    @property
+    def is_lost(self) -> bool:
+        return self.over.is_set()
+
+    @property
+    def pending_bytes(self) -> int:
+        """Of what was read ahead."""
+        return 0 if self._is_broken else self._zmtp.pending_bytes
+
+    def next_reply(self) -> list[bytes] | None:
+        """The next one, None where there is none yet."""
+        return self._first.popleft() if self._first else self._read()
+
+    def read_on(self, bytes_max: int) -> None:
+        """Read no further ahead than this, but at least the next frame."""
+        transport, pending, wanted = self._transport, self.pending_bytes, self._zmtp.wanted_bytes
+        if transport is None or self.is_lost:
+            return
+        if not self._is_paused and pending > bytes_max and pending >= wanted:
+            self._is_paused = True
+            transport.pause_reading()
+        elif self._is_paused and (pending <= bytes_max // 2 or pending < wanted):
+            self._is_paused = False
+            transport.resume_reading()
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._note_come = None
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are not derived from it
+        self._send()
+
+    def data_received(self, data: bytes) -> None:
+        self._zmtp.receive(data)
+        if not self._zmtp.is_ready:
+            first = self._read()
+            if first is not None:
+                self._first.append(first)
+            if not self._zmtp.is_ready:
+                return
+            self._transport_write(message(b"", self._start.to_bytes(8)))
+        if self._note_come is not None:
+            self._note_come()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.over.set()
+
+    def _read(self) -> list[bytes] | None:
+        """The next message."""
+        if self._is_broken:
+            return None
+        try:
+            while not (found := self._zmtp.messages(1)) and self._zmtp.is_cut:
+                pass
+        except ZmtpError:
+            self._is_broken = True
+            self.close()
+            return None
+        self._send()
+        return found[0] if found else None
+
+    def _send(self) -> None:
+        if self._zmtp.outgoing:
+            self._transport_write(bytes(self._zmtp.outgoing))
+            self._zmtp.outgoing.clear()
+
+    def _transport_write(self, data: bytes) -> None:
+        if self._transport is not None and not self.is_lost:
+            self._transport.write(data)

@@ -1,30 +1,26 @@
-"""Receiving: one thread takes frames off every engine's PUB socket and does nothing else.
+"""Receiving: one thread takes frames off every engine's connection and does nothing else.
 
-A SUB socket that is not polled while it reconnects misses everything published meanwhile, so this thread never waits for decoding,
-applying, a replay or a request. What it takes goes into a bounded inbox per stream; when one is full its oldest frames go, which the
+What an engine publishes while it is not read waits in its own socket's queue, which drops what it cannot hold; so this thread never waits for
+decoding, applying, a replay or a request. What it takes goes into a bounded inbox per stream; when one is full its oldest frames go, which the
 sequence shows as a gap.
 
-    engine PUB ──▶ SUB + monitor ──▶ Inbox(epoch, frames) ──▶ the stream's task, woken through the event loop
+    engine PUB ──▶ Connection ──▶ Inbox(epoch, frames) ──▶ the stream's task, woken through the event loop
 """
 
 import asyncio
 import logging
-import queue
-import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-import zmq
-
 from indexer.limits import ReceiveLimits
-from indexer.receiving.address_family import needs_ipv6
 from indexer.receiving.inbox import Inbox
 from indexer.receiving.listening import Announced, Listening
-from indexer.receiving.subscription import NEVER, Context, Subscription, SubSocket
+from indexer.receiving.reactor import Reactor
+from indexer.receiving.room import Room
+from indexer.receiving.subscription import Pace, Subscription
 
 log = logging.getLogger(__name__)
 
@@ -33,45 +29,36 @@ AFTER_FAILURE_S = 0.1
 
 
 class Subscriber:
-    """The receiving thread. `async with Subscriber(context) as subscriber: await subscriber.add(…)`."""
+    """The receiving thread. `async with Subscriber(room) as subscriber: await subscriber.add(…)`."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+    def __init__(self, room: Room) -> None:
+        """`room`: shared with the inboxes of what is added."""
+        self._room = room
+        self._pace = Pace()
         self._subscriptions: dict[Inbox, Subscription] = {}
-        self._due: set[Subscription] = set()
-        """Subscriptions that are to be opened again at a time of their own."""
         self._listening: list[Listening] = []
-        self._by_socket: dict[zmq.Socket[bytes], SubSocket] = {}
-        self._poller = zmq.Poller()
+        self._changed: set[Inbox] = set()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="receive", daemon=True)
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        self._bell, self._listener = socket.socketpair()
-        self._bell.setblocking(False)
-        self._listener.setblocking(False)
-        self._poller.register(self._listener, zmq.POLLIN)
+        self._reactor = Reactor()
         self._thread.start()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._stopping = True
-        self._ring()
+        self._reactor.call(self._stop)
         await asyncio.to_thread(self._thread.join)
-        self._bell.close()
-        self._listener.close()
+        self._reactor.close()
 
     async def add(self, endpoint: str, topic: bytes, inbox: Inbox, limits: ReceiveLimits) -> None:
-        """Connect to an engine and fill `inbox` from now on. Raises zmq.ZMQError for an endpoint that cannot be connected to."""
-        subscription = Subscription(self._context, endpoint, topic, inbox, limits, needs_ipv6=await needs_ipv6(endpoint))
+        """Connect to an engine and fill `inbox` from now on. Raises OSError for an endpoint that cannot be connected to."""
+        subscription = Subscription(*(self._reactor, endpoint, topic, inbox, limits), room=self._room, pace=self._pace, changed=self._changed.add)
 
         def open_subscription() -> None:
             subscription.open()
             self._subscriptions[inbox] = subscription
-            self._register(subscription)
-            self._note_due(subscription)
 
         await self._in_thread(open_subscription)
 
@@ -84,30 +71,27 @@ class Subscriber:
                 listening.unblock()
             subscription = self._subscriptions.pop(inbox, None)
             if subscription is not None:
-                self._due.discard(subscription)
-                self._unregister(subscription)
                 subscription.close()
 
         await self._in_thread(close_subscription)
 
     async def listen(
-        self, endpoint: str, rank: int, limits: ReceiveLimits, adopt: Callable[[Announced], None], refuse: Callable[[str], None]
+        self, endpoint: str, rank: int, limits: ReceiveLimits, adopt: Callable[[Announced], None], refuse: Callable[[str, int], None]
     ) -> None:
         """Have engines dial us at this endpoint. `adopt` is called in the event loop for each pod that was not known; `refuse` in the
-        receiving thread for each message that belongs to no pod.
+        receiving thread with the number of messages that belong to no pod.
 
-        Raises zmq.ZMQError for an endpoint that cannot be bound.
+        Raises OSError for an endpoint that cannot be bound.
         """
 
         def announce(announced: Announced) -> None:
             self._loop.call_soon_threadsafe(adopt, announced)
 
-        listening = Listening(self._context, endpoint, rank, limits, announce, refuse)
+        listening = Listening(*(self._reactor, endpoint, rank, limits), room=self._room, announce=announce, refuse=refuse, changed=self._changed.add)
 
         def open_listening() -> None:
             listening.open()
             self._listening.append(listening)
-            self._register(listening)
 
         await self._in_thread(open_listening)
 
@@ -144,20 +128,18 @@ class Subscriber:
         def command() -> None:
             try:
                 act()
-            except zmq.ZMQError as error:
+            except OSError as error:
                 self._loop.call_soon_threadsafe(report, error)
             else:
                 self._loop.call_soon_threadsafe(report, None)
 
-        self._commands.put(command)
-        self._ring()
+        self._reactor.call(command)
         await done
 
-    def _ring(self) -> None:
-        with suppress(BlockingIOError):  # it is ringing already
-            self._bell.send(b"!")
-
     # From here on: the receiving thread.
+
+    def _stop(self) -> None:
+        self._stopping = True
 
     def _run(self) -> None:
         try:
@@ -168,73 +150,17 @@ class Subscriber:
                     log.exception("receiving failed")
                     time.sleep(AFTER_FAILURE_S)
         finally:
-            for opened in (*self._subscriptions.values(), *self._listening):
-                opened.close()
+            for subscription in self._subscriptions.values():
+                subscription.close()
+            for listening in self._listening:
+                listening.close()
 
     def _turn(self) -> None:
-        changed: set[Inbox] = set()
-        for ready, _ in self._poller.poll(self._timeout_ms()):
-            if ready is self._listener or ready == self._listener.fileno():
-                self._obey()
-                continue
-            source = self._by_socket.get(ready)
-            if source is None:
-                continue  # closed by something earlier in this turn
-            sockets = source.socket, source.monitor
-            changed.update(source.take())
-            if isinstance(source, Subscription):
-                self._note_due(source)
-                if source.socket is None:
-                    for gone in sockets:
-                        self._forget(gone)
-        self._reopen()
-        if changed:
+        self._reactor.turn()
+        if self._changed:
+            changed = self._changed.copy()
+            self._changed.clear()
             self._loop.call_soon_threadsafe(_wake_all, changed)
-
-    def _timeout_ms(self) -> int | None:
-        if not self._due:
-            return None
-        soonest_s = min(subscription.reopen_at_s for subscription in self._due)
-        return max(0, int((soonest_s - time.monotonic()) * 1000) + 1)
-
-    def _obey(self) -> None:
-        with suppress(BlockingIOError):
-            self._listener.recv(4096)
-        while not self._commands.empty():
-            self._commands.get()()
-
-    def _reopen(self) -> None:
-        now_s = time.monotonic()
-        for subscription in [due for due in self._due if due.reopen_at_s <= now_s]:
-            self._unregister(subscription)
-            try:
-                subscription.reopen()
-            except zmq.ZMQError as error:
-                subscription.inbox.error = str(error)
-                subscription.reopen_at_s = now_s + 1.0
-            else:
-                self._register(subscription)
-                self._note_due(subscription)
-
-    def _note_due(self, subscription: Subscription) -> None:
-        if subscription.reopen_at_s < NEVER:
-            self._due.add(subscription)
-        else:
-            self._due.discard(subscription)
-
-    def _register(self, subscription: SubSocket) -> None:
-        for opened in (subscription.socket, subscription.monitor):
-            assert opened is not None, "an open subscription has both sockets"
-            self._by_socket[opened] = subscription
-            self._poller.register(opened, zmq.POLLIN)
-
-    def _unregister(self, subscription: Subscription) -> None:
-        self._forget(subscription.socket)
-        self._forget(subscription.monitor)
-
-    def _forget(self, gone: "zmq.Socket[bytes] | None") -> None:
-        if gone is not None and self._by_socket.pop(gone, None) is not None:
-            self._poller.unregister(gone)
 
 
 def _wake_all(inboxes: set[Inbox]) -> None:

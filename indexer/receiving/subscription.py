@@ -1,164 +1,206 @@
-"""One stream's SUB socket, which dials the engine.
+"""One stream's connection to its engine, made again whenever it is lost.
 
-One socket serves one connection. When that goes down the socket is emptied and replaced, so that each frame is known to belong to the
-connection it came by: its epoch.
+Each connection is an epoch of the inbox: what it brought is in there before the next one begins.
 """
 
+import errno
+import itertools
+import os
+import socket
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-
-import zmq
-from zmq.utils.monitor import parse_monitor_message
+from collections.abc import Callable
 
 from indexer.limits import ReceiveLimits
-from indexer.receiving.address_family import has_name, is_ipv6
+from indexer.receiving.addresses import SocketAddress, addresses_of, has_name
+from indexer.receiving.connection import DISCONNECTED, Connection
 from indexer.receiving.inbox import Inbox
+from indexer.receiving.reactor import Reactor
+from indexer.receiving.room import Room
 
-Context = zmq.Context[zmq.Socket[bytes]]
-
-# A socket gives up its turn after this number of messages, so that a flood from one engine delays the others little.
-TURN_MAX = 256
-# Pause before a lost connection is opened again: well below a second, to miss little.
-REOPEN_S = 0.1
-# How long a name is dialled in one address family before the other is tried: it may have other addresses by now. It doubles until the engine answers.
-FAMILY_S = 2.0
-FAMILY_MAX_S = 16.0
-NEVER = float("inf")
-FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-MONITORED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | FAILED
+# How long an address may take to accept a connection; where a name has several, the next one is tried after it.
+CONNECT_S = 2.0
+# Where many engines are away, so many attempts a second are made for all of them.
+ATTEMPTS_PER_S = 1_000
+# A name is not looked up again before this.
+LOOK_UP_S = 1.0
 
 
-class SubSocket(ABC):
-    """A SUB socket and its monitor, used by the receiving thread only. Both are None while it is closed."""
+class Pace:
+    """How often engines that are away are dialled."""
 
-    def __init__(self, context: Context, endpoint: str, limits: ReceiveLimits) -> None:
-        self._context = context
+    def __init__(self) -> None:
+        self.away = 0
+
+    def pause_s(self, reconnect_s: float) -> float:
+        """Until the next attempt."""
+        return max(reconnect_s, self.away / ATTEMPTS_PER_S)
+
+
+class Subscription:
+    """Dials one engine and fills its stream's inbox. Used by the receiving thread only. `changed` is called with the inbox."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        endpoint: str,
+        topic: bytes,
+        inbox: Inbox,
+        limits: ReceiveLimits,
+        *,
+        room: Room,
+        pace: Pace,
+        changed: Callable[[Inbox], None],
+    ) -> None:
+        self._reactor = reactor
         self._endpoint = endpoint
-        self._is_ipv6 = is_ipv6(endpoint)
+        self._topic = topic
         self._limits = limits
-        self.socket: zmq.Socket[bytes] | None = None
-        self.monitor: zmq.Socket[bytes] | None = None
+        self._room = room
+        self._pace = pace
+        self._changed = changed
+        self.inbox = inbox
+        self._addresses: list[SocketAddress] = []
+        self._untried = 0
+        """How many of the addresses were not dialled yet since they were looked up."""
+        self._looked_up_s = -LOOK_UP_S
+        self._dialled: socket.socket | None = None
+        self._attempts = itertools.count()
+        self._attempt = next(self._attempts)
+        """Timers and look-ups of an earlier attempt count no more."""
+        self._connection: Connection | None = None
+        self._is_open = False
 
     def open(self) -> None:
-        """Raises zmq.ZMQError for an endpoint that cannot be used."""
-        limits = self._limits
-        sub = self._context.socket(zmq.SUB)
-        try:
-            sub.linger = 0
-            sub.ipv6 = self._is_ipv6
-            sub.rcvhwm = limits.receive_hwm
-            sub.maxmsgsize = limits.frame_bytes_max
-            sub.reconnect_ivl = _milliseconds(limits.reconnect_s)
-            sub.heartbeat_ivl = _milliseconds(limits.heartbeat_s)
-            sub.heartbeat_timeout = _milliseconds(limits.heartbeat_timeout_s)
-            sub.handshake_ivl = _milliseconds(limits.heartbeat_timeout_s)
-            self.monitor = sub.get_monitor_socket(MONITORED)
-            self._attach(sub)
-        except BaseException:
-            if self.monitor is not None:
-                sub.disable_monitor()
-                self.monitor.close()
-                self.monitor = None
-            sub.close()
-            raise
-        self.socket = sub
-
-    @abstractmethod
-    def _attach(self, sub: "zmq.Socket[bytes]") -> None:
-        """Subscribe, and connect or bind."""
-
-    @abstractmethod
-    def take(self) -> Iterable[Inbox]:
-        """Take what the monitor and the socket have. Returns the inboxes that changed."""
+        """Begin to dial. Raises OSError for an endpoint that cannot be used."""
+        if not has_name(self._endpoint):
+            self._addresses = addresses_of(self._endpoint)
+        self._is_open = True
+        self._pace.away += 1
+        self.inbox.error = self.inbox.error or f"cannot connect to {self._endpoint} so far"
+        self._dial()
 
     def close(self) -> None:
         """Idempotent."""
-        if self.socket is not None and self.monitor is not None:
-            self.socket.disable_monitor()
-            self.monitor.close()
-            self.socket.close()
-        self.socket = self.monitor = None
-
-    def _events(self) -> Iterator[tuple[int, int]]:
-        """The monitor's events in order: event and value, which is a file descriptor for a disconnect."""
-        while self.monitor is not None:
-            try:
-                message = parse_monitor_message(self.monitor.recv_multipart(zmq.NOBLOCK))
-            except zmq.Again:
-                return
-            yield message["event"], message["value"]
-
-
-class Subscription(SubSocket):
-    """Dials one engine and fills its stream's inbox. `reopen_at_s`: when it is due to be opened again, by the monotonic clock."""
-
-    def __init__(self, context: Context, endpoint: str, topic: bytes, inbox: Inbox, limits: ReceiveLimits, *, needs_ipv6: bool) -> None:
-        """`needs_ipv6`: whether it is dialled by IPv6 first."""
-        super().__init__(context, endpoint, limits)
-        self._is_ipv6 = needs_ipv6
-        self._topic = topic
-        self.inbox = inbox
-        self.reopen_at_s = NEVER
-        self._has_name = has_name(endpoint)
-        self._family_s = FAMILY_S
-
-    def _attach(self, sub: "zmq.Socket[bytes]") -> None:
-        sub.subscribe(self._topic)
-        sub.connect(self._endpoint)
-        self.reopen_at_s = time.monotonic() + self._family_s if self._has_name else NEVER
-        self.inbox.error = self.inbox.error or f"cannot connect to {self._endpoint} so far"
-
-    def close(self) -> None:
-        super().close()
+        if not self._is_open:
+            return
+        self._is_open = False
+        self._attempt = next(self._attempts)
+        self._hang_up()
+        if self._connection is None or not self.inbox.connected:
+            self._pace.away -= 1
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
         self.inbox.connected = False
 
-    def reopen(self) -> None:
-        """Open it again; in the other address family if the engine did not answer in this one. Raises zmq.ZMQError."""
-        if self.socket is not None:
-            self.close()
-            self._is_ipv6 = not self._is_ipv6
-            self._family_s = min(2 * self._family_s, FAMILY_MAX_S)
-        self.open()
+    # Dialling
 
-    def take(self) -> Iterable[Inbox]:
-        # First what the monitor says: a new connection's frames must not pass for the old one's.
-        for event, _ in self._events():
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self.inbox.begin()
-                self.reopen_at_s, self._family_s = NEVER, FAMILY_S
-            else:
-                self._receive(None)
-                self.close()
-                self.inbox.error = "disconnected" if event == zmq.EVENT_DISCONNECTED else f"handshake failed: {self._endpoint} is not a ZMQ publisher"
-                self.reopen_at_s = time.monotonic() + REOPEN_S
-        if self.socket is not None:
-            self._receive(TURN_MAX)
-        return (self.inbox,)
+    def _dial(self) -> None:
+        attempt = self._attempt
+        if not self._untried and has_name(self._endpoint) and time.monotonic() - self._looked_up_s >= LOOK_UP_S:
+            self._looked_up_s = time.monotonic()
+            self._reactor.look_up(lambda: self._look_up(attempt))
+            return
+        if not self._addresses:
+            self._retry()
+            return
+        self._untried = self._untried or len(self._addresses)
+        address = self._addresses[-self._untried]
+        self._untried -= 1
+        sock = self._dialled = socket.socket(address.family, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        code = sock.connect_ex(address.at)
+        if code in (0, errno.EINPROGRESS):
+            self._reactor.watch(sock, lambda: self._note_connected(attempt), for_writing=True)
+            self._reactor.at(time.monotonic() + CONNECT_S, lambda: self._give_up(attempt))
+        else:
+            self._fail(code)
 
-    def _receive(self, turn_max: int | None) -> None:
-        assert self.socket is not None, "only an open subscription is read"
-        count = 0
+    def _look_up(self, attempt: int) -> None:
+        """In a thread of its own."""
         try:
-            while turn_max is None or count < turn_max:
-                self.inbox.put(_message(self.socket))
-                count += 1
-        except zmq.Again:
-            pass
+            found = addresses_of(self._endpoint)
+        except OSError:
+            found = []
+        self._reactor.call(lambda: self._note_addresses(attempt, found))
 
+    def _note_addresses(self, attempt: int, found: list[SocketAddress]) -> None:
+        if attempt == self._attempt:
+            self._addresses, self._untried = found, len(found)
+            self._dial()
 
-def _message(socket: "zmq.Socket[bytes]") -> list[bytes]:
-    """All parts of the next message. At two thirds of what recv_multipart costs: a frame knows by itself whether more follow.
+    def _note_connected(self, attempt: int) -> None:
+        sock = self._dialled
+        if attempt != self._attempt or sock is None:
+            return
+        if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._fail(code)
+            return
+        try:
+            is_own = sock.getpeername() == sock.getsockname() and sock.family != getattr(socket, "AF_UNIX", None)
+        except OSError:
+            return  # not yet
+        if is_own:  # who dials a port of this machine that nobody has may get that port for himself
+            self._fail(errno.ECONNREFUSED)
+            return
+        self._reactor.forget(sock)
+        self._dialled = None
+        self._attempt = next(self._attempts)
+        self._connection = Connection(
+            *(self._reactor, sock, self._topic, self._limits, self._room), began=self._begin, take=self._take, ended=self._end
+        )
 
-    Raises zmq.Again where there is none.
-    """
-    frame = socket.recv(zmq.NOBLOCK, copy=False)
-    parts = [frame.bytes]
-    while frame.more:
-        frame = socket.recv(zmq.NOBLOCK, copy=False)
-        parts.append(frame.bytes)
-    return parts
+    def _give_up(self, attempt: int) -> None:
+        if attempt == self._attempt and self._dialled is not None:
+            self._fail(errno.ETIMEDOUT)
 
+    def _fail(self, code: int) -> None:
+        self._hang_up()
+        if not self.inbox.epoch:
+            self.inbox.error = f"cannot connect to {self._endpoint} so far: {os.strerror(code)}"
+        self._retry()
 
-def _milliseconds(seconds: float) -> int:
-    return max(1, int(seconds * 1000))
+    def _hang_up(self) -> None:
+        if self._dialled is not None:
+            self._reactor.forget(self._dialled)
+            self._dialled.close()
+            self._dialled = None
+
+    def _retry(self) -> None:
+        """The next address at once, or all of them again after a pause."""
+        attempt = self._attempt = next(self._attempts)
+        pause_s = 0.0 if self._untried else self._pace.pause_s(self._limits.reconnect_s)
+        self._reactor.at(time.monotonic() + pause_s, lambda: self._dial_again(attempt))
+
+    def _dial_again(self, attempt: int) -> None:
+        if attempt == self._attempt:
+            self._dial()
+
+    # The connection
+
+    def _begin(self, _: Connection) -> None:
+        self._pace.away -= 1
+        self._untried = 0
+        self.inbox.begin()
+        self._changed(self.inbox)
+
+    def _take(self, _: Connection, messages: list[list[bytes]]) -> bool:
+        inbox, topic = self.inbox, self._topic
+        dropped = inbox.dropped
+        for frames in messages:
+            if frames[0].startswith(topic):
+                inbox.put(frames)
+        self._changed(inbox)
+        return inbox.dropped > dropped
+
+    def _end(self, _: Connection, reason: str) -> None:
+        self._connection = None
+        inbox = self.inbox
+        if inbox.connected:
+            self._pace.away += 1
+            inbox.connected = False
+            inbox.error = reason
+        else:
+            inbox.error = f"{reason}: {self._endpoint} is not a ZMQ publisher" if not reason.startswith(DISCONNECTED) else reason
+        self._changed(inbox)
+        self._retry()

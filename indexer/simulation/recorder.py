@@ -7,7 +7,6 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
-import zmq
 from msgspec import Struct
 
 from indexer.engines.spec import EngineSpec
@@ -15,6 +14,7 @@ from indexer.errors import SettingError
 from indexer.limits import ReceiveLimits
 from indexer.receiving.inbox import Inbox
 from indexer.receiving.replay import ReplayRequest
+from indexer.receiving.room import Room
 from indexer.receiving.subscriber import Subscriber
 from indexer.simulation.capture import FRAMES, REPLAYS, CaptureWriter, Exchange, Message
 
@@ -91,23 +91,22 @@ class Recorder:
         self._limits = limits
         self._out = out
         self._woken = asyncio.Event()
-        self.streams = [_Stream(source, Inbox(ReceiveLimits(), self._woken.set)) for source in sources]
+        self._room = Room(ReceiveLimits().inboxes_bytes_max)
+        self.streams = [_Stream(source, Inbox(ReceiveLimits(), self._woken.set, self._room)) for source in sources]
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-            stack.callback(self._context.destroy, linger=0)
             self.frames = CaptureWriter(self._out + FRAMES, "--out")
             stack.callback(self.frames.close)
             self.replays = None
             if any(stream.source.replay for stream in self.streams):
                 self.replays = CaptureWriter(self._out + REPLAYS, "--out")
                 stack.callback(self.replays.close)
-            subscriber = await stack.enter_async_context(Subscriber(self._context))
+            subscriber = await stack.enter_async_context(Subscriber(self._room))
             for stream in self.streams:
                 try:
                     await subscriber.add(stream.source.events, stream.source.topic.encode(), stream.inbox, ReceiveLimits())
-                except zmq.ZMQError as error:
+                except OSError as error:
                     raise SettingError("--engine", stream.source.events, f"cannot be connected to: {error.strerror}") from None
             stack.push_async_callback(self._cancel_replays)
             self._stack = stack.pop_all()
@@ -187,12 +186,12 @@ class Recorder:
             return not ended and self.size + held <= self._limits.bytes
 
         try:
-            async with ReplayRequest(self._context, endpoint, start, ReceiveLimits()) as request:
+            async with ReplayRequest(endpoint, start, ReceiveLimits(), self._room) as request:
                 async for chunk in request.replies(is_wanted):
                     replies += [(time.time(), frames) for frames in chunk]
                     held += sum(len(frame) for frames in chunk for frame in frames)
                     ended = any(len(frames) > 1 and frames[-2] == END for frames in chunk)
-        except zmq.ZMQError as error:
+        except OSError as error:
             raise SettingError("replay", endpoint, f"cannot be connected to: {error.strerror}") from None
         if self.size + held <= self._limits.bytes:
             self.replays.add(Exchange(started_s, name, start.to_bytes(8, "big"), note, ended, replies, time.time()))

@@ -9,7 +9,6 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
-import zmq
 from msgspec import Struct
 
 from indexer.config.settings import Settings
@@ -25,8 +24,8 @@ from indexer.limits import ReceiveLimits
 from indexer.metrics import IndexerMetrics
 from indexer.receiving.inbox import Inbox
 from indexer.receiving.listening import Announced
+from indexer.receiving.room import Room
 from indexer.receiving.subscriber import Subscriber
-from indexer.receiving.subscription import Context
 from indexer.streams.status import StreamStatus
 from indexer.streams.stream import Stream
 
@@ -34,9 +33,6 @@ log = logging.getLogger(__name__)
 
 # Pause before a stream that failed by an error of ours begins again.
 AFTER_FAILURE_S = 1.0
-# Of libzmq: the SUB, the two ends of its monitor, and a DEALER while there is a replay. Some more are for listening and for trying endpoints.
-SOCKETS_PER_STREAM = 4
-SOCKETS_SPARE = 4_096
 
 
 class PodStatus(Struct, frozen=True):
@@ -101,6 +97,7 @@ class Streams:
         self._metrics = metrics
         self._owner = owner
         self._turn = asyncio.Lock()
+        self._room = Room(settings.limits.receive.inboxes_bytes_max)
         self._dialling: dict[Stream, asyncio.Task[None]] = {}
         self._networks = settings.engine_networks
         self.note_rank: Callable[[StreamKey, int], bool] | None = None
@@ -114,10 +111,7 @@ class Streams:
     async def __aenter__(self) -> Self:
         self.started_s = time.monotonic()
         async with AsyncExitStack() as stack:
-            self._context: Context = zmq.Context()
-            self._context.set(zmq.MAX_SOCKETS, SOCKETS_PER_STREAM * self._settings.streams_max + SOCKETS_SPARE)
-            stack.callback(self._context.destroy, linger=0)
-            self._subscriber = await stack.enter_async_context(Subscriber(self._context))
+            self._subscriber = await stack.enter_async_context(Subscriber(self._room))
             for spec in self._settings.engines:
                 self.check(spec)
             await self._listen()
@@ -142,9 +136,9 @@ class Streams:
         if self._settings.listen is None and spec.events is None:
             raise SettingError("events", None, "is required: without --listen no pod can dial us")
         if is_limited:
-            check_registration(spec, self._networks, self._context)
+            check_registration(spec, self._networks)
         else:
-            check_endpoints(spec, self._context)
+            check_endpoints(spec)
 
     def check_count(self, wanted: int, ranks: int) -> None:
         """`wanted`: streams there would be, `ranks` of them new. Raises SettingError for too many."""
@@ -162,11 +156,11 @@ class Streams:
             try:
                 limits = self._settings.limits.receive
                 await self._subscriber.listen(spec.endpoint(rank), rank, limits, self.announced.put_nowait, self._refuse)
-            except zmq.ZMQError as error:
+            except OSError as error:
                 raise SettingError("--listen", spec.endpoint(rank), f"cannot listen there: {error.strerror}") from None
 
-    def _refuse(self, reason: str) -> None:
-        self._metrics.refused.labels(reason).inc()
+    def _refuse(self, reason: str, count: int) -> None:
+        self._metrics.refused.labels(reason).inc(count)
 
     def invite(self, announced: Announced) -> tuple[EngineSpec, Source]:
         """What is known of a pod that dialled us."""
@@ -191,14 +185,14 @@ class Streams:
             for source in sources:
                 opened.append((source, self.make(source)))
                 await self.connect(*opened[-1])
-        except zmq.ZMQError as error:
+        except OSError as error:
             for _, stream in opened:
                 await self.close(stream)
             raise SettingError("events", source.events, f"cannot be connected to: {error.strerror}") from None
         return opened
 
     async def connect(self, source: Source, stream: Stream) -> None:
-        """Have the engine's frames put into the stream's inbox. Raises zmq.ZMQError."""
+        """Have the engine's frames put into the stream's inbox. Raises OSError."""
         if source.events is None:
             await self._subscriber.expect(source.key.pod, source.key.model, source.key.rank, stream.inbox)
         elif not source.is_looked_up:
@@ -229,7 +223,7 @@ class Streams:
         """A stream that is not connected. `dial_in_inbox`: an inbox that is filled already. `limits`: of what waits until it runs."""
         stream = Stream(
             source.key,
-            context=self._context,
+            room=self._room,
             replay_endpoint=source.replay,
             counting=source.counting,
             offload_block_size=source.offload_block_size,

@@ -6,13 +6,11 @@ import time
 from contextlib import aclosing
 from enum import Enum
 
-import zmq
-
 from indexer.config.settings import Settings
 from indexer.core.sequence import ReplayProgress, Step
 from indexer.errors import Refused
 from indexer.receiving.replay import ReplayRequest
-from indexer.receiving.subscription import Context
+from indexer.receiving.room import Room
 from indexer.streams.progress import StreamProgress
 from indexer.streams.trust import Signal
 from indexer.streams.wakeup import Wakeup
@@ -45,7 +43,7 @@ class Recovery:
         self,
         progress: StreamProgress,
         endpoint: str,
-        context: Context,
+        room: Room,
         settings: Settings,
         *,
         turn: asyncio.Lock,
@@ -57,7 +55,7 @@ class Recovery:
         self.address: str | None = endpoint
         self._settled = settled
         self._progress = progress
-        self._context = context
+        self._room = room
         self._settings = settings
         self._turn = turn
         self._wakeup = wakeup
@@ -111,7 +109,7 @@ class Recovery:
         progress, store = self._progress, self._progress.store
         epoch, inbox = progress.epoch, progress.inbox
         replies_read = ReplayProgress(progress.sequence, verify=not progress.state.is_verified)
-        request = ReplayRequest(self._context, address, replies_read.start, self._settings.limits.receive)
+        request = ReplayRequest(address, replies_read.start, self._settings.limits.receive, self._room)
 
         def is_wanted() -> bool:
             return inbox.connected and inbox.epoch == epoch and not (is_probe and inbox)
@@ -126,7 +124,7 @@ class Recovery:
                         progress.applier.count_applied()
                     if outcome is not None:
                         return outcome
-        except zmq.ZMQError as error:
+        except OSError as error:
             log.warning("replay failed", extra={**progress.log_names, "error": str(error)})
             return ReplayOutcome.UNANSWERED
         if not is_wanted():

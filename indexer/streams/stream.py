@@ -24,7 +24,7 @@ from indexer.errors import Refused
 from indexer.limits import ReceiveLimits
 from indexer.metrics import IndexerMetrics
 from indexer.receiving.inbox import Inbox
-from indexer.receiving.subscription import Context
+from indexer.receiving.room import Room
 from indexer.store.records import Head
 from indexer.streams.applier import Applier
 from indexer.streams.progress import StreamProgress
@@ -53,7 +53,7 @@ class Stream:
         self,
         key: StreamKey,
         *,
-        context: Context,
+        room: Room,
         replay_endpoint: str | None,
         counting: Counting,
         offload_block_size: int | None,
@@ -89,7 +89,7 @@ class Stream:
         self._is_dial_in = dial_in_inbox is not None
         self.owner = owner
         self._dropped_blocks = dropped_blocks
-        self.inbox = Inbox(limits or settings.limits.receive) if dial_in_inbox is None else dial_in_inbox
+        self.inbox = Inbox(limits or settings.limits.receive, room=room) if dial_in_inbox is None else dial_in_inbox
         self.settled = asyncio.Event()
         """Set once the first replay has ended or failed, or the first connection is up where there is none to ask."""
         self._wakeup = Wakeup(self.inbox)
@@ -100,7 +100,7 @@ class Stream:
         self._takeover = Takeover(self._progress)
         self._recovery: Recovery | None = None
         if replay_endpoint is not None:
-            self._recovery = Recovery(self._progress, replay_endpoint, context, settings, turn=turn, wakeup=self._wakeup, settled=self.settled)
+            self._recovery = Recovery(self._progress, replay_endpoint, room, settings, turn=turn, wakeup=self._wakeup, settled=self.settled)
         self._next: tuple[int, list[bytes]] | None = None
         """The oldest message that was taken out of the inbox and not applied yet, with the epoch it came in."""
         self._has_ended = False

@@ -3,7 +3,6 @@
 import math
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -12,8 +11,8 @@ from indexer.core.stream_state import StreamState
 from indexer.core.waiting_blocks import WaitingBlocks
 from indexer.limits import ReceiveLimits
 from indexer.receiving import subscriber
+from indexer.receiving.connection import Connection
 from indexer.receiving.inbox import Inbox
-from indexer.receiving.subscription import Subscription
 from indexer.streams import recovery, stream
 from indexer.streams.progress import StreamProgress
 from indexer.streams.recovery import Recovery, ReplayOutcome
@@ -134,7 +133,7 @@ def silence_is_death(patch: Patch) -> None:
 
 def no_heartbeats(patch: Patch) -> None:
     """A peer that says nothing, not even to TCP, passes for connected."""
-    patch.setattr(Subscription, "open", _without_heartbeats(Subscription.open))
+    patch.setattr(Connection, "_beat", lambda self: None)
 
 
 def no_forgetting(patch: Patch) -> None:
@@ -191,14 +190,6 @@ def _outcome_instead(patch: Patch, outcomes: set[ReplayOutcome]) -> None:
         return ReplayOutcome.ENDED if outcome in outcomes else outcome
 
     patch.setattr(Recovery, "replay", ended)
-
-
-def _without_heartbeats(open_subscription: Callable[[Any], None]) -> Callable[[Any], None]:
-    def opened(self: Any) -> None:
-        self._limits = ReceiveLimits(heartbeat_s=3600, heartbeat_timeout_s=3600)
-        open_subscription(self)
-
-    return opened
 
 
 MECHANISMS: dict[str, Callable[[Patch], None]] = {

@@ -2,12 +2,12 @@
 
 import socket
 from contextlib import closing
+from typing import Any
 
 import pytest
-import zmq
 
 from indexer.receiving import subscription
-from indexer.receiving.subscription import Subscription
+from indexer.receiving.addresses import SocketAddress
 from tests.engine import Engine, stored
 from tests.running import Running
 from tests.waiting import wait_until
@@ -84,21 +84,23 @@ def test_an_engine_that_dials_a_socket_of_both_families_over_ipv4_has_its_ipv4_a
 
 def test_a_name_is_dialled_in_both_address_families_until_the_engine_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine starts after its name was dialled in IPv4, and in IPv6 too."""
-    families: list[bool] = []
+    families: list[int] = []
 
-    def attach(subscription: Subscription, sub: "zmq.Socket[bytes]") -> None:
-        families.append(bool(sub.ipv6))
-        attach_as_ever(subscription, sub)
+    class Dialled(socket.socket):
+        def connect_ex(self, address: Any) -> int:
+            families.append(self.family)
+            return super().connect_ex(address)
 
-    attach_as_ever = Subscription._attach
-    monkeypatch.setattr(Subscription, "_attach", attach)
-    monkeypatch.setattr(subscription, "FAMILY_S", 0.05)
-    monkeypatch.setattr(subscription, "FAMILY_MAX_S", 0.1)
+    both = [SocketAddress(socket.AF_INET, ("127.0.0.1", 1)), SocketAddress(socket.AF_INET6, ("::1", 1, 0, 0))]
+    monkeypatch.setattr(subscription.socket, "socket", Dialled)
+    monkeypatch.setattr(subscription, "LOOK_UP_S", 0.05)
     engine = Engine().start()
     spec = engine.spec().replace("127.0.0.1", "localhost")
+    port = engine.events_port
     engine.kill()
+    monkeypatch.setattr(subscription, "addresses_of", lambda _: [SocketAddress(at.family, (at.at[0], port, *at.at[2:])) for at in both])
     with Running(spec) as service:
-        wait_until(lambda: families[:4] == [False, True, False, True])
+        wait_until(lambda: families[:4] == [socket.AF_INET, socket.AF_INET6] * 2)
         with engine:
             for number in range(2):
                 engine.publish(stored([1 + number], [number, 2, 3, 4]))

@@ -12,7 +12,7 @@ import zmq.asyncio
 
 from indexer.errors import Refused
 from indexer.limits import ReceiveLimits, WireLimits
-from indexer.receiving.address_family import is_ipv6
+from indexer.receiving.addresses import is_ipv6
 from indexer.receiving.replay import ReplayRequest
 from indexer.wire.decoder import WireDecoder
 from indexer.wire.frames import split_frames, split_reply
@@ -36,7 +36,7 @@ async def observe_sockets(context: Context, stream: ObservedStream, listen_s: fl
     """Both sockets of a stream at the same time, if it has them. Never raises for what the other side does."""
     (events, sample), (replay, replied) = await asyncio.gather(
         _observe_events(context, stream.events if isinstance(stream.events, str) else None, listen_s),
-        _observe_replay(context, stream.replay, stream.sequence or 0),
+        _observe_replay(stream.replay, stream.sequence or 0),
     )
     return ObservedSockets(events, sample, replay, replied)
 
@@ -50,13 +50,13 @@ async def _observe_events(context: Context, endpoint: str | None, listen_s: floa
     return shaken, await listen(context, shaken.address, listen_s)
 
 
-async def _observe_replay(context: Context, endpoint: str | None, start: int) -> tuple[Handshake | None, ReplaySample | None]:
+async def _observe_replay(endpoint: str | None, start: int) -> tuple[Handshake | None, ReplaySample | None]:
     if endpoint is None:
         return None, None
     shaken = await greet(endpoint)
     if shaken.address is None or shaken.socket_type != ROUTER:
         return shaken, None
-    return shaken, await ask_replay(context, shaken.address, start)
+    return shaken, await ask_replay(shaken.address, start)
 
 
 async def listen(context: Context, address: str, seconds: float) -> EventSample:
@@ -111,19 +111,19 @@ def _take(sample: EventSample, decoder: WireDecoder, frames: list[bytes]) -> Non
         sample.skew_s = skew_s if sample.skew_s is None else max(sample.skew_s, skew_s)
 
 
-async def ask_replay(context: Context, address: str, start: int) -> ReplaySample:
+async def ask_replay(address: str, start: int) -> ReplaySample:
     """Ask for the batches from this number on. Never raises for what the other side does."""
     replied = ReplaySample(start)
     decoder = WireDecoder(WireLimits())
     try:
         async with (
-            ReplayRequest(context, address, start, REPLAY_LIMITS) as request,
+            ReplayRequest(address, start, REPLAY_LIMITS) as request,
             aclosing(request.replies(lambda: not (replied.has_ended or replied.is_cut))) as replies,
         ):
             async for chunk in replies:
                 for frames in chunk:
                     _note(replied, decoder, frames)
-    except zmq.ZMQError as error:
+    except OSError as error:
         replied.error = error.strerror or str(error)
     return replied
 

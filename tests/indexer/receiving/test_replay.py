@@ -10,10 +10,14 @@ import pytest
 import zmq
 
 from indexer.limits import ReceiveLimits
-from indexer.receiving.replay import CHUNK_BYTES_MAX, CHUNK_MAX, ReplayRequest
+from indexer.receiving import replay
+from indexer.receiving.replay import AHEAD_BYTES_MIN, CHUNK_BYTES_MAX, CHUNK_MAX, ReplayRequest
+from indexer.receiving.room import Room
 
 END = b"\xff" * 8
 MIB = 2**20
+# What an event loop reads at a stretch.
+READ_BYTES_MAX = 256 * 2**10
 
 
 @pytest.fixture
@@ -68,7 +72,7 @@ async def all_of(request: ReplayRequest) -> AsyncIterator[list[list[bytes]]]:
 
 
 async def test_replies_come_in_order_and_in_chunks_of_a_size(context: zmq.Context[zmq.Socket[bytes]], router: Router) -> None:
-    request = ReplayRequest(context, router.endpoint, 7, ReceiveLimits(replay_idle_s=5))
+    request = ReplayRequest(router.endpoint, 7, ReceiveLimits(replay_idle_s=5))
     chunks: list[list[list[bytes]]] = []
     async with request, aclosing(request.replies(lambda: True)) as found:
         peer, start = await router.asked()
@@ -91,21 +95,40 @@ async def test_replies_come_in_order_and_in_chunks_of_a_size(context: zmq.Contex
     assert max(sum(len(frames[-1]) for frames in replies[:-1]) for replies in chunks) < CHUNK_BYTES_MAX
 
 
-async def test_replies_that_come_faster_than_they_are_applied_end_the_request(context: zmq.Context[zmq.Socket[bytes]], router: Router) -> None:
-    """What came is handed over; the caller asks for the rest."""
-    limits = ReceiveLimits(inbox_bytes_max=16 * MIB)
-    request = ReplayRequest(context, router.endpoint, 0, limits)
+async def test_replies_that_come_faster_than_they_are_applied_wait_at_the_engine(
+    context: zmq.Context[zmq.Socket[bytes]], router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "AHEAD_BYTES_MAX", 4 * MIB)
+    room = Room(ReceiveLimits().inboxes_bytes_max)
+    request = ReplayRequest(router.endpoint, 0, ReceiveLimits(), room)
     async with request, aclosing(request.replies(lambda: True)) as chunks:
         peer, _ = await router.asked()
         flooding = asyncio.create_task(router.flood(peer, b"x" * MIB))
         seen: list[int] = []
+        ahead = 0
         async for replies in chunks:
             seen += [int.from_bytes(frames[-2], "big") for frames in replies]
-            assert len(seen) < 256, "the request goes on for ever"
+            if len(seen) >= 64:
+                break
             await asyncio.sleep(0.02)
+            ahead = max(ahead, room.replies_bytes)
         flooding.cancel()
     assert seen == list(range(len(seen)))
-    assert len(seen) >= 16
+    assert 2 * MIB < ahead <= 4 * MIB + 2 * READ_BYTES_MAX
+    assert room.replies_bytes == 0
+
+
+async def test_replies_to_all_requests_share_their_room(context: zmq.Context[zmq.Socket[bytes]], router: Router) -> None:
+    room = Room(16 * MIB)
+    requests = [ReplayRequest(router.endpoint, number, ReceiveLimits(), room) for number in range(3)]
+    async with requests[0], requests[1], requests[2]:
+        peers = [(await router.asked())[0] for _ in requests]
+        floods = [asyncio.create_task(router.flood(peer, b"x" * MIB)) for peer in peers]
+        await asyncio.sleep(0.5)
+        for flooding in floods:
+            flooding.cancel()
+        assert MIB < room.replies_bytes <= room.replies_bytes_max + 3 * (AHEAD_BYTES_MIN + READ_BYTES_MAX)
+    assert room.replies_bytes == 0
 
 
 async def test_the_number_of_a_closed_socket_can_be_given_to_another_connection(context: zmq.Context[zmq.Socket[bytes]], router: Router) -> None:
@@ -113,7 +136,7 @@ async def test_the_number_of_a_closed_socket_can_be_given_to_another_connection(
     loop = asyncio.get_running_loop()
 
     async def wait() -> None:
-        async for _ in all_of(ReplayRequest(context, router.endpoint, 0, ReceiveLimits())):
+        async for _ in all_of(ReplayRequest(router.endpoint, 0, ReceiveLimits())):
             pass
 
     for _ in range(20):
@@ -133,11 +156,11 @@ async def test_the_number_of_a_closed_socket_can_be_given_to_another_connection(
 
 
 async def test_an_endpoint_that_does_not_answer_ends_the_request_after_a_time(context: zmq.Context[zmq.Socket[bytes]], router: Router) -> None:
-    assert [replies async for replies in all_of(ReplayRequest(context, router.endpoint, 0, ReceiveLimits(replay_idle_s=0.2)))] == []
+    assert [replies async for replies in all_of(ReplayRequest(router.endpoint, 0, ReceiveLimits(replay_idle_s=0.2)))] == []
 
 
 async def test_a_cancellation_counts_where_a_reply_comes_at_the_same_moment(context: zmq.Context[zmq.Socket[bytes]], router: Router) -> None:
-    request = ReplayRequest(context, router.endpoint, 0, ReceiveLimits(replay_idle_s=60))
+    request = ReplayRequest(router.endpoint, 0, ReceiveLimits(replay_idle_s=60))
 
     async def wait() -> None:
         async for _ in all_of(request):

@@ -1,15 +1,26 @@
-"""Whether a socket needs IPv6 for an endpoint. libzmq leaves it off, and with it on dials no IPv4 address of a name that has an IPv6 address too."""
+"""Where an endpoint is: the addresses of its host, and which of them to dial."""
 
 import asyncio
+import errno
+import os
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
 from ipaddress import ip_address
 
-# How long a look-up may take; libzmq looks the name up by itself, too.
-RESOLVE_S = 1.0
+from msgspec import Struct
+
 # How long each address of a name that has several may take to accept a connection.
 PROBE_S = 1.0
+# Of the path of a socket, with the zero at its end.
+IPC_PATH_MAX = 108
+
+
+class SocketAddress(Struct, frozen=True):
+    """What `socket.connect` takes, and the family of the socket."""
+
+    family: int
+    at: tuple[str | int | bytes, ...] | str
 
 
 def is_ipv6(endpoint: str) -> bool:
@@ -35,18 +46,28 @@ def has_name(endpoint: str) -> bool:
     return False
 
 
-async def needs_ipv6(endpoint: str) -> bool:
-    """Whether to dial the endpoint by IPv6. Of a name with addresses of both families, that which accepts a connection counts, IPv4 first."""
+def addresses_of(endpoint: str) -> list[SocketAddress]:
+    """Every address of an endpoint, those of IPv4 first. A name is looked up, which may take long. Raises OSError for an endpoint that has none."""
+    if endpoint.startswith("ipc://"):
+        return [_ipc(endpoint.removeprefix("ipc://"))]
     found = host_and_port(endpoint)
-    if found is None or not has_name(endpoint):
-        return is_ipv6(endpoint)
-    host, port = found
+    if found is None or not 0 < found[1] < 65_536:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    flags = 0 if has_name(endpoint) else socket.AI_NUMERICHOST
     try:
-        async with asyncio.timeout(RESOLVE_S):
-            addresses = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError, TimeoutError):
-        return False
-    return ":" in (await reachable([str(address[0]) for *_, address in addresses], port) or "")
+        infos = socket.getaddrinfo(*found, type=socket.SOCK_STREAM, flags=flags)
+    except UnicodeError:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL)) from None
+    return [SocketAddress(family, at) for family, *_, at in sorted(infos, key=lambda info: info[0] == socket.AF_INET6)]
+
+
+def _ipc(path: str) -> SocketAddress:
+    """Raises OSError for a path that is too long."""
+    if not hasattr(socket, "AF_UNIX"):
+        raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+    if len(os.fsencode(path)) >= IPC_PATH_MAX:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    return SocketAddress(socket.AF_UNIX, "\0" + path[1:] if path.startswith("@") else path)
 
 
 async def reachable(addresses: Iterable[str], port: int) -> str | None:

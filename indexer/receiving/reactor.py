@@ -1,0 +1,94 @@
+"""What the receiving thread waits for: sockets, moments, and calls from other threads. Nothing that it calls may wait."""
+
+import heapq
+import itertools
+import queue
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+Act = Callable[[], None]
+
+# Names that are looked up at a time. A resolver that hangs holds up others' names only.
+LOOKUPS_MAX = 8
+
+
+class Reactor:
+    """One thread's sockets and timers. A turn costs by what is ready, and not by what is watched.
+
+    All but `call` belongs to the thread that takes the turns.
+    """
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._calls: queue.SimpleQueue[Act] = queue.SimpleQueue()
+        self._bell, self._listener = socket.socketpair()
+        self._bell.setblocking(False)
+        self._listener.setblocking(False)
+        self._selector.register(self._listener, selectors.EVENT_READ, self._answer)
+        self._timers: list[tuple[float, int, Act]] = []
+        self._numbers = itertools.count()
+        self._again: list[Act] = []
+        self._lookups = ThreadPoolExecutor(LOOKUPS_MAX, thread_name_prefix="look up")
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._lookups.shutdown(wait=False, cancel_futures=True)
+        self._selector.close()
+        self._bell.close()
+        self._listener.close()
+
+    def call(self, act: Act) -> None:
+        """Have this called by the thread. From any thread."""
+        self._calls.put(act)
+        with suppress(BlockingIOError):  # it is ringing already
+            self._bell.send(b"!")
+
+    def look_up(self, act: Act) -> None:
+        """Have this called in a thread where it may wait."""
+        self._lookups.submit(act)
+
+    def watch(self, sock: socket.socket, act: Act, *, for_writing: bool = False) -> None:
+        """Call this in each turn in which the socket can be read from, or written to. Not more than one call per socket."""
+        self._selector.register(sock, selectors.EVENT_WRITE if for_writing else selectors.EVENT_READ, act)
+
+    def forget(self, sock: socket.socket) -> None:
+        """Watch this socket no longer; before it is closed. Idempotent."""
+        with suppress(KeyError, ValueError):
+            self._selector.unregister(sock)
+
+    def at(self, moment_s: float, act: Act) -> None:
+        """Call this at a moment of the monotonic clock. It cannot be taken back: what is called looks whether it still counts."""
+        heapq.heappush(self._timers, (moment_s, next(self._numbers), act))
+
+    def again(self, act: Act) -> None:
+        """Call this in the next turn, which then waits for nothing."""
+        self._again.append(act)
+
+    def turn(self) -> None:
+        """Wait until something is due, and do all of it once."""
+        ready = self._selector.select(self._wait_s())
+        again, self._again = self._again, []
+        for key, _ in ready:
+            act: Act = key.data
+            act()
+        for act in again:
+            act()
+        # After reading: who was not heard for long may only not have been listened to.
+        now_s = time.monotonic()
+        while self._timers and self._timers[0][0] <= now_s:
+            heapq.heappop(self._timers)[2]()
+
+    def _wait_s(self) -> float | None:
+        if self._again:
+            return 0.0
+        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+
+    def _answer(self) -> None:
+        with suppress(BlockingIOError):
+            self._listener.recv(4096)
+        while not self._calls.empty():
+            self._calls.get()()

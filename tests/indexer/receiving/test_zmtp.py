@@ -1,0 +1,177 @@
+"""The bytes of one connection in, messages out."""
+
+import random
+
+import pytest
+
+from indexer.receiving.zmtp import (
+    COMMAND,
+    COMMAND_BYTES_MAX,
+    FRAME_OVERHEAD,
+    GREETING,
+    LONG,
+    MESSAGE_OVERHEAD,
+    MORE,
+    PIECE_BYTES,
+    PING_SENT,
+    PONG,
+    READY,
+    UNSENT_BYTES_MAX,
+    Zmtp,
+    ZmtpError,
+    frame,
+    message,
+    subscription,
+)
+
+FRAME_BYTES_MAX = 2**20
+
+
+def ready(socket_type: bytes = b"PUB", name: bytes = b"Socket-Type") -> bytes:
+    return frame(READY + bytes([len(name)]) + name + len(socket_type).to_bytes(4) + socket_type, COMMAND)
+
+
+def fresh() -> Zmtp:
+    return Zmtp(b"SUB", {b"PUB", b"XPUB"}, FRAME_BYTES_MAX)
+
+
+def shaken() -> Zmtp:
+    """After the handshake."""
+    zmtp = fresh()
+    zmtp.receive(GREETING + ready())
+    assert zmtp.messages(9) == []
+    assert zmtp.is_ready
+    zmtp.outgoing.clear()
+    return zmtp
+
+
+def read(zmtp: Zmtp, count_max: int = 10**6) -> list[list[bytes]]:
+    found = zmtp.messages(count_max)
+    while zmtp.is_cut:
+        found += zmtp.messages(count_max)
+    return found
+
+
+def test_two_sides_of_ours_understand_each_other() -> None:
+    sub, pub = fresh(), Zmtp(b"PUB", {b"SUB"}, FRAME_BYTES_MAX)
+    for one, other in ((sub, pub), (pub, sub)):
+        other.receive(bytes(one.outgoing))
+        assert read(other) == []
+    assert (sub.is_ready, pub.is_ready) == (True, True)
+    pub.receive(subscription(b"kv"))
+    assert read(pub) == [[b"\x01kv"]]
+
+
+def test_messages_are_the_same_however_they_are_cut() -> None:
+    rng = random.Random(1)
+    sent = [[rng.randbytes(rng.choice((0, 1, 255, 256, rng.randrange(3 * PIECE_BYTES)))) for _ in range(rng.randrange(1, 5))] for _ in range(200)]
+    stream = b"".join(message(*parts) for parts in sent)
+    for most in (1, 100, PIECE_BYTES, 10 * PIECE_BYTES):
+        zmtp = shaken()
+        found: list[list[bytes]] = []
+        position = 0
+        while position < (len(stream) if most > 1 else 20_000):
+            size = rng.randrange(most) + 1
+            zmtp.receive(stream[position : position + size])
+            position += size
+            if rng.random() < 0.7:
+                found += read(zmtp, rng.randrange(1, 5))
+        found += read(zmtp)
+        assert found == sent[: len(found)]
+        assert most == 1 or len(found) == len(sent)
+        assert most == 1 or zmtp.pending_bytes == 0
+
+
+def test_the_handshake_may_come_in_single_bytes() -> None:
+    zmtp = fresh()
+    for byte in GREETING + ready(name=b"socket-TYPE"):
+        assert not zmtp.is_ready
+        zmtp.receive(bytes([byte]))
+        assert zmtp.messages(1) == []
+    assert zmtp.is_ready
+
+
+def test_so_many_messages_are_read_at_a_stretch() -> None:
+    zmtp = shaken()
+    zmtp.receive(message(b"x") * 5)
+    assert (len(zmtp.messages(3)), zmtp.is_cut) == (3, True)
+    assert (len(zmtp.messages(3)), zmtp.is_cut) == (2, False)
+    assert (zmtp.messages(3), zmtp.is_cut) == ([], False)
+
+
+def test_pings_are_answered_with_their_context_and_count_as_what_is_read() -> None:
+    zmtp = shaken()
+    zmtp.receive(frame(PING_SENT + b"context", COMMAND) * 3)
+    assert (zmtp.messages(2), zmtp.is_cut) == ([], True)
+    assert bytes(zmtp.outgoing) == frame(PONG + b"context", COMMAND) * 2
+
+
+def test_pings_whose_answers_are_not_read_end_the_connection() -> None:
+    zmtp = shaken()
+    zmtp.receive(frame(PING_SENT, COMMAND) * UNSENT_BYTES_MAX)
+    with pytest.raises(ZmtpError, match="not read"):
+        read(zmtp)
+
+
+def test_other_commands_are_passed_over() -> None:
+    zmtp = shaken()
+    zmtp.receive(frame(b"\x04PONG", COMMAND) + frame(b"\x09SUBSCRIBEx", COMMAND) + message(b"x"))
+    assert read(zmtp) == [[b"x"]]
+
+
+@pytest.mark.parametrize(
+    ("sent", "why"),
+    [
+        (b"HTTP/1.1 400 Bad Request", "greeting"),
+        (b"\xff" + bytes(8) + b"\x7e", "greeting"),
+        (b"\xff" + bytes(8) + b"\x7f\x01", "older"),
+        (GREETING.replace(b"NULL\0", b"CURVE"), "mechanism"),
+        (GREETING + ready(b"SUB"), "type"),
+        (GREETING + frame(READY, COMMAND), "type"),
+        (GREETING + frame(b"\x05READ", COMMAND), "type"),
+        (GREETING + frame(b"\x05ERROR\x03no!", COMMAND), "refuses"),
+        (GREETING + message(b"x"), "no place"),
+        (GREETING + frame(READY + bytes(COMMAND_BYTES_MAX), COMMAND), "no place"),
+    ],
+)
+def test_who_is_no_publisher_of_zmtp_3_is_refused(sent: bytes, why: str) -> None:
+    zmtp = fresh()
+    zmtp.receive(sent)
+    with pytest.raises(ZmtpError, match=why):
+        read(zmtp)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        bytes([LONG]) + (FRAME_BYTES_MAX + 1).to_bytes(8),
+        bytes([LONG]) + b"\xff" * 8,
+        bytes([8, 1]) + b"x",
+        bytes([COMMAND | MORE, 1]) + b"x",
+        frame(b"", MORE) * ((FRAME_BYTES_MAX + MESSAGE_OVERHEAD) // FRAME_OVERHEAD + 1),
+        frame(bytes(FRAME_BYTES_MAX // 2), MORE) * 5,
+    ],
+)
+def test_what_may_not_be_sent_ends_the_connection(sent: bytes) -> None:
+    zmtp = shaken()
+    zmtp.receive(sent)
+    with pytest.raises(ZmtpError):
+        read(zmtp)
+
+
+def test_a_frame_of_the_largest_size_is_taken() -> None:
+    zmtp = shaken()
+    zmtp.receive(message(b"topic", bytes(8), bytes(FRAME_BYTES_MAX)))
+    assert [list(map(len, parts)) for parts in read(zmtp)] == [[5, 8, FRAME_BYTES_MAX]]
+
+
+def test_random_bytes_raise_nothing_else() -> None:
+    rng = random.Random(2)
+    for seed in range(2_000):
+        zmtp = shaken() if seed % 2 else fresh()
+        try:
+            for _ in range(20):
+                zmtp.receive((GREETING if rng.random() < 0.3 else b"") + rng.randbytes(rng.randrange(100)))
+                read(zmtp, 3)
+        except ZmtpError:
+            pass
