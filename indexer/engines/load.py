@@ -7,8 +7,8 @@ class Load(Struct, frozen=True):
     """The load at one moment.
 
     `running`, `waiting`: requests. `kv_usage`: the part of the cache's blocks that requests use, 0 to 1. `prompt_tokens_mean`: tokens per prompt.
-    `prefill_tokens_per_s`: rate of computing prompts. `kv_tokens`: capacity of the cache. The last four are None if the engine does not report them,
-    or not yet.
+    `prefill_tokens_per_s`: rate of computing prompts while nothing else slows it. `kv_tokens`: capacity of the cache. `uncached_tokens_mean`: tokens
+    per prompt that the cache did not have. The last five are None if the engine does not report them, or not yet.
     """
 
     running: int
@@ -17,3 +17,4 @@ class Load(Struct, frozen=True):
     prompt_tokens_mean: float | None = None
     prefill_tokens_per_s: float | None = None
     kv_tokens: float | None = None
+    uncached_tokens_mean: float | None = None

@@ -2,9 +2,15 @@
 
 Some proxies and exporters write `_` in place of the `:` after the engine's name, as TensorRT-LLM itself does. Names here have the `:`.
 
-Engines count since their start. The prefill rate and the mean length of prompts come from the growth of these counters between two scrapes.
+Engines count since their start. The prefill rate, the mean length of prompts and the share of them that the cache had come from the growth of these
+counters between two scrapes.
+
+Prompt tokens per second say little of how fast an engine computes prompts: it may have been idle, or busy with answers. So the rate is measured per
+request, where the engine reports how long prompts took. Requests that run at the same time slow each other, so most measurements are too low, and the
+rate is a high one of the last. Where the engine reports no such time, only what it computed between two scrapes that both saw requests wait counts.
 """
 
+from collections import deque
 from collections.abc import Mapping
 from math import isfinite
 from typing import Final
@@ -52,12 +58,18 @@ DIGITS_MAX = 15
 RATE_TOKENS_MIN = 256
 # Weight of a new figure in the moving average.
 NEWER = 0.3
+# The rate is what this share of the last measurements stays below: the highest may be anything.
+RATE_SHARE = 0.9
+# The same of an engine that reports no times: it counts a prompt when it is computed, which may take longer than the time between two scrapes.
+BUSY_RATE_SHARE = 0.5
+RATES_KEPT = 64
 
 
 class _Counts(Struct, frozen=True):
-    """The engine's counters, None for those that it does not have."""
+    """The engine's counters, None for those that it does not have. `waiting`: requests."""
 
     at_s: float
+    waiting: float
     requests: float | None
     prompt_tokens: float | None
     all_tokens: float | None
@@ -71,8 +83,9 @@ class LoadMeter:
 
     def __init__(self) -> None:
         self._before: _Counts | None = None
-        self._tokens_per_s: float | None = None
+        self._rates: deque[float] = deque(maxlen=RATES_KEPT)
         self._prompt_tokens: float | None = None
+        self._uncached_share: float | None = None
 
     def read(self, text: str, at_s: float, newer: Mapping[str, list[float]] | None = None) -> Load:
         """The load at `at_s` of the monotonic clock, when `text` arrived. `newer`: series that replace those of the text.
@@ -84,13 +97,21 @@ class LoadMeter:
         if running is None or waiting is None:
             raise ValueError(f"neither {RUNNING[0]} nor {RUNNING[1]} with what waits, so these are the metrics of no known engine")
         counts = _Counts(
-            at_s, *(_sum(values, names) for names in (REQUESTS, PROMPT_TOKENS, ALL_TOKENS, CACHED_TOKENS, PREFILL_TOKENS, PREFILL_SECONDS))
+            at_s, waiting, *(_sum(values, names) for names in (REQUESTS, PROMPT_TOKENS, ALL_TOKENS, CACHED_TOKENS, PREFILL_TOKENS, PREFILL_SECONDS))
         )
         self._learn(counts)
         usage = _mean(values, KV_USAGE)
         kv_usage = None if usage is None else min(1.0, max(0.0, usage))
         kv_tokens = _sum(values, KV_TOKENS) or _product(_sum(values, KV_BLOCKS), _mean(values, KV_BLOCK_TOKENS)) or None
-        return Load(round(running), round(waiting), kv_usage, self._prompt_tokens, self._tokens_per_s, kv_tokens)
+        uncached = None if self._prompt_tokens is None or self._uncached_share is None else self._prompt_tokens * self._uncached_share
+        return Load(round(running), round(waiting), kv_usage, self._prompt_tokens, self._rate(), kv_tokens, uncached)
+
+    def _rate(self) -> float | None:
+        if not self._rates:
+            return None
+        assert self._before is not None
+        ranked, share = sorted(self._rates), BUSY_RATE_SHARE if self._before.prefill_s is None else RATE_SHARE
+        return ranked[round(share * (len(ranked) - 1))]
 
     def _learn(self, now: _Counts) -> None:
         before, self._before = self._before, now
@@ -102,26 +123,28 @@ class LoadMeter:
                 requests, tokens = more, longer
         if requests and tokens:
             self._prompt_tokens = _mixed(self._prompt_tokens, tokens / requests)
-        rate = None if before is None else _rate(before, now)
-        if rate is not None:
-            self._tokens_per_s = _mixed(self._tokens_per_s, rate)
+        if before is None:
+            return
+        prompts, uncached = _growth(before.all_tokens, now.all_tokens), _uncached(before, now)
+        if prompts and uncached is not None:
+            self._uncached_share = _mixed(self._uncached_share, max(0.0, uncached / prompts))
+        if (rate := _rate(before, now)) is not None:
+            self._rates.append(rate)
 
 
 def _rate(before: _Counts, now: _Counts) -> float | None:
-    """Prompt tokens computed per second, None if they are too few.
-
-    Measured per request if the engine reports how long each took, where requests that run at the same time slow each other; and over the time between
-    the scrapes, in which the engine may have been idle. Both underestimate what it can do, so the larger counts.
-    """
-    rates = []
+    """Prompt tokens computed per second, None if they are too few."""
     tokens, seconds = _growth(before.prefill_tokens, now.prefill_tokens), _growth(before.prefill_s, now.prefill_s)
-    if tokens is not None and seconds and tokens >= RATE_TOKENS_MIN:
-        rates.append(tokens / seconds)
+    if now.prefill_s is None:
+        tokens = _uncached(before, now)
+        seconds = now.at_s - before.at_s if before.waiting and now.waiting else None
+    return tokens / seconds if tokens is not None and tokens >= RATE_TOKENS_MIN and seconds else None
+
+
+def _uncached(before: _Counts, now: _Counts) -> float | None:
+    """Prompt tokens that were computed."""
     prompts, cached = _growth(before.all_tokens, now.all_tokens), _growth(before.cached_tokens, now.cached_tokens)
-    passed_s = now.at_s - before.at_s
-    if prompts is not None and cached is not None and passed_s > 0 and prompts - cached >= RATE_TOKENS_MIN:
-        rates.append((prompts - cached) / passed_s)
-    return max(rates, default=None)
+    return None if prompts is None or cached is None else prompts - cached
 
 
 def _growth(before: float | None, now: float | None) -> float | None:

@@ -33,6 +33,7 @@ class _Record(Struct, frozen=True, array_like=True):
     prompt_tokens_mean: float | None = None
     prefill_tokens_per_s: float | None = None
     kv_tokens: float | None = None
+    uncached_tokens_mean: float | None = None
 
 
 _encode = msgspec.msgpack.Encoder().encode

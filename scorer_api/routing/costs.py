@@ -1,12 +1,14 @@
 """The cost of sending a prompt to a pod: the time to its first token, and the time that others wait for it.
 
-    cost_s = (1 + OTHERS_SHARE) * uncached tokens / rate + load_s
+    cost_s = (1 + OTHERS_SHARE + QUEUE_SHARE * waiting) * uncached tokens / rate + load_s
     load_s = queued tokens / rate                                  prefill work ahead of this prompt
            + KV_PRESSURE_S * ((usage - KV_FREE) / (1 - KV_FREE))²  eviction and preemption to make room
            + DECODE_STEP_S * running * (1 + output tokens)         slower steps, which running requests share
 
-`rate`: the pod's prefill rate in tokens/s. `usage`: the part of its cache that requests use, 0 to 1, plus what was sent there since the measurement;
-in cost_s also plus this request's uncached tokens and its answer. Tokens count towards the usage only if the engine says how many its cache holds.
+queued tokens: those of the prompts in its queue that are not in its cache, with what was sent there since the measurement; or what was sent there and
+the pod cannot have computed since, if that is more. `rate`: the pod's prefill rate in tokens/s. `waiting`: prompts in its queue. `usage`: the part of
+its cache that requests use, 0 to 1, plus what was sent there since the measurement; in cost_s also plus this request's uncached tokens and its
+answer. Tokens count towards the usage only if the engine says how many its cache holds.
 A figure that a pod's engine does not report is the mean of the other pods', so that the pod gets neither all requests nor none. If no engine reports
 it, all pods get the same prior.
 """
@@ -21,6 +23,8 @@ from indexer.engines.load import Load
 # Requests behind a prompt wait until it is computed. Without this share, a burst with the same new prefix would be computed on every pod, since each
 # would finish it as soon as the first. 1: as if one other request waited.
 OTHERS_SHARE = 1.0
+# The same for each request that waits in the pod's queue: on a busy fleet, what is computed twice makes all queues longer.
+QUEUE_SHARE = 0.5
 # Length of a waiting prompt if no engine reports the mean: a chat with a system prompt.
 PROMPT_TOKENS_PRIOR = 1_024
 # Tokens of an answer if the request does not say: short, so that running requests count, but a long prompt counts for more.
@@ -38,13 +42,17 @@ KV_TOKENS_MAX = 1e12
 
 
 class LoadEstimate(Struct, frozen=True, gc=False):
-    """A pod's load without gaps. `waiting_tokens`: of the prompts in its queue. `kv_tokens`: infinite if no engine reports it."""
+    """A pod's load without gaps. `waiting`: prompts in its queue; `waiting_tokens`: those of their tokens that are not in the cache.
+
+    `kv_tokens`: infinite if no engine reports it.
+    """
 
     waiting_tokens: float
     running: float
     kv_usage: float
     rate: float
     kv_tokens: float = math.inf
+    waiting: float = 0.0
 
     def pressure_s(self, more_tokens: float) -> float:
         """The cost of making room for `more_tokens` tokens in the cache."""
@@ -54,11 +62,16 @@ class LoadEstimate(Struct, frozen=True, gc=False):
         pressure = (min(1.0, usage) - KV_FREE) / (1 - KV_FREE)
         return KV_PRESSURE_S * pressure * pressure
 
-    def costs_s(self, uncached_tokens: float, output_tokens: int | None, own_tokens: float, own_count: int) -> tuple[float, float]:
-        """cost_s and load_s, see the module. `own_tokens`, `own_count`: what was sent there since the engine's figures were measured."""
+    def costs_s(
+        self, uncached_tokens: float, output_tokens: int | None, own_tokens: float, own_count: int, backlog: float = 0.0
+    ) -> tuple[float, float]:
+        """cost_s and load_s, see the module. `own_tokens`, `own_count`: what was sent there since the engine's figures were measured.
+
+        `backlog`: tokens of what was sent there that it cannot have computed yet.
+        """
         output = OUTPUT_TOKENS_PRIOR if output_tokens is None else output_tokens
-        wait_s = (self.waiting_tokens + own_tokens) / self.rate + DECODE_STEP_S * (self.running + own_count) * (1 + output)
-        cost_s = (1 + OTHERS_SHARE) * uncached_tokens / self.rate + wait_s
+        wait_s = max(backlog, self.waiting_tokens + own_tokens) / self.rate + DECODE_STEP_S * (self.running + own_count) * (1 + output)
+        cost_s = (1 + OTHERS_SHARE + QUEUE_SHARE * self.waiting) * uncached_tokens / self.rate + wait_s
         needed = own_tokens + uncached_tokens + output
         if self.kv_usage + needed / self.kv_tokens <= KV_FREE:
             return cost_s, wait_s
@@ -70,14 +83,16 @@ def estimate_loads(loads: Sequence[Load | None], rate: float) -> list[LoadEstima
     known = [load for load in loads if load is not None]
     if not known:
         return [LoadEstimate(0.0, 0.0, 0.0, rate)] * len(loads)
-    prompt_tokens, _ = _fill_gaps([load.prompt_tokens_mean for load in known], 0.0, RATE_MAX, PROMPT_TOKENS_PRIOR)
+    means = [load.prompt_tokens_mean if load.uncached_tokens_mean is None else load.uncached_tokens_mean for load in known]
+    prompt_tokens, _ = _fill_gaps(means, 0.0, RATE_MAX, PROMPT_TOKENS_PRIOR)
     kv_usages, kv_usage = _fill_gaps([load.kv_usage for load in known], 0.0, 1.0, 0.0)
     rates, rate = _fill_gaps([load.prefill_tokens_per_s for load in known], RATE_MIN, RATE_MAX, rate)
     rooms, room = _fill_gaps([load.kv_tokens for load in known], 1.0, KV_TOKENS_MAX, math.inf)
-    waiting = [max(0, load.waiting) * tokens for load, tokens in zip(known, prompt_tokens, strict=True)]
+    waiting = [max(0, load.waiting) for load in known]
+    waiting_tokens = [count * tokens for count, tokens in zip(waiting, prompt_tokens, strict=True)]
     running = [max(0, load.running) for load in known]
-    estimates = map(LoadEstimate, waiting, running, kv_usages, rates, rooms)
-    unknown = LoadEstimate(_mean(waiting), _mean(running), kv_usage, rate, room)
+    estimates = map(LoadEstimate, waiting_tokens, running, kv_usages, rates, rooms, waiting)
+    unknown = LoadEstimate(_mean(waiting_tokens), _mean(running), kv_usage, rate, room, _mean(waiting))
     return [unknown if load is None else next(estimates) for load in loads]
 
 

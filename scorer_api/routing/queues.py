@@ -26,11 +26,13 @@ class QueuedRequest(Struct, frozen=True, gc=False):
 
 
 class _Pod:
-    """Totals of one pod: of all requests, by rank, and of the ones (`new`) since the last measurement."""
+    """Totals of one pod: of all requests, by rank; of the ones (`new`) since the last measurement; and tokens that were to compute at `drained_s`."""
 
-    __slots__ = ("measured_at_s", "new", "new_tokens", "ranks", "tokens")
+    __slots__ = ("backlog", "drained_s", "measured_at_s", "new", "new_tokens", "ranks", "tokens")
 
-    def __init__(self) -> None:
+    def __init__(self, now_s: float) -> None:
+        self.backlog = 0.0
+        self.drained_s = now_s
         self.tokens = 0
         self.ranks: dict[int, int] = {}
         self.new: OrderedDict[str, QueuedRequest] = OrderedDict()
@@ -54,11 +56,12 @@ class Queues:
     def add(self, name: str, request: QueuedRequest) -> None:
         """A request was picked. `name` is unique."""
         self._sent[name] = request
-        pod = self._pods.setdefault((request.model, request.pod), _Pod())
+        pod = self._pods.setdefault((request.model, request.pod), _Pod(request.at_s))
         pod.tokens += request.tokens
         pod.ranks[request.rank] = pod.ranks.get(request.rank, 0) + 1
         pod.new[name] = request
         pod.new_tokens += request.tokens
+        pod.backlog += request.tokens
 
     def done(self, name: str) -> bool:
         """Stop counting the request. Returns whether it counted."""
@@ -103,6 +106,15 @@ class Queues:
             while found.new and next(iter(found.new.values())).at_s <= seen_s:
                 found.new_tokens -= found.new.popitem(last=False)[1].tokens
         return found.new_tokens, len(found.new)
+
+    def backlog(self, model: str, pod: str, rate: float, now_s: float) -> float:
+        """Tokens of what was sent there that the pod cannot have computed yet, if it computes `rate` of them per second."""
+        found = self._pods.get((model, pod))
+        if found is None:
+            return 0.0
+        found.backlog = min(found.tokens, max(0.0, found.backlog - rate * (now_s - found.drained_s)))
+        found.drained_s = now_s
+        return found.backlog
 
     def at_rank(self, model: str, pod: str, rank: int) -> int:
         """How many requests count at one rank of a pod."""

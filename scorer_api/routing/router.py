@@ -169,7 +169,8 @@ class Router:
             uncached = length - rank.score * (length - 1) - speculative
             if uncached < 0.0:
                 uncached = 0.0
-            cost_s, load_s = estimate.costs_s(uncached, output_tokens, own_tokens, own_count)
+            backlog = self._queues.backlog(model, pod, estimate.rate, now_s)
+            cost_s, load_s = estimate.costs_s(uncached, output_tokens, own_tokens, own_count, backlog)
             why: Exclusion | None = None
             if pod in exclude:
                 why = "excluded"
@@ -188,7 +189,7 @@ class Router:
                 matched,
                 speculative,
                 length - matched,
-                int(estimate.waiting_tokens + own_tokens + 0.5),
+                int(max(backlog, estimate.waiting_tokens + own_tokens) + 0.5),
                 None if load is None else load.running,
                 None if load is None else load.waiting,
                 None if load is None else load.kv_usage,

@@ -100,10 +100,47 @@ def test_how_fast_it_computes_prompts_by_the_time_that_requests_took() -> None:
     second = vllm(request_prefill_kv_computed_tokens_sum=3000, request_prefill_time_seconds_sum=9.5)
     assert meter.read(second, 2.0).prefill_tokens_per_s == 4000  # 2,000 tokens in half a second
     third = vllm(request_prefill_kv_computed_tokens_sum=4000, request_prefill_time_seconds_sum=10.5)
-    assert meter.read(third, 3.0).prefill_tokens_per_s == pytest.approx(4000 + 0.3 * (1000 - 4000))
+    assert meter.read(third, 3.0).prefill_tokens_per_s == 4000, "1,000 in a second, beside others: it can do more"
     # 255 tokens say nothing.
-    fourth = vllm(request_prefill_kv_computed_tokens_sum=4255, request_prefill_time_seconds_sum=10.6)
-    assert meter.read(fourth, 4.0).prefill_tokens_per_s == pytest.approx(3100)
+    fourth = vllm(request_prefill_kv_computed_tokens_sum=4255, request_prefill_time_seconds_sum=10.501)
+    assert meter.read(fourth, 4.0).prefill_tokens_per_s == 4000
+
+
+def test_a_measurement_like_no_other_does_not_count() -> None:
+    """Of twenty the nine tenths: two that are far above the others change nothing, and what all say for a while does."""
+    meter, tokens, seconds = LoadMeter(), 0, 0.0
+    rates = [*[2000] * 17, 10**6, 10**6, 2000]
+    for number, rate in enumerate([2000, *rates]):
+        load = meter.read(vllm(request_prefill_kv_computed_tokens_sum=tokens, request_prefill_time_seconds_sum=seconds), float(number))
+        tokens, seconds = tokens + 1000, seconds + 1000 / rate
+    assert load.prefill_tokens_per_s == pytest.approx(2000)
+    for number in range(64):
+        load = meter.read(vllm(request_prefill_kv_computed_tokens_sum=tokens, request_prefill_time_seconds_sum=seconds), 100.0 + number)
+        tokens, seconds = tokens + 1000, seconds + 1000 / 500
+    assert load.prefill_tokens_per_s == pytest.approx(500), "another engine, or the same with other requests"
+
+
+def test_what_an_engine_without_work_computed_says_nothing_of_its_rate() -> None:
+    """It reports no times. 300 tokens in a second: it computed them in some milliseconds, and was idle."""
+    meter = LoadMeter()
+    meter.read(sglang(1, 1, num_running_reqs=0.0, num_queue_reqs=0.0, prompt_tokens_total=0.0, cached_tokens_total=0.0), 1.0)
+    idle = meter.read(sglang(1, 1, num_running_reqs=0.0, num_queue_reqs=0.0, prompt_tokens_total=300.0, cached_tokens_total=0.0), 2.0)
+    assert idle.prefill_tokens_per_s is None
+    for number, tokens in enumerate((9000.0, 18000.0)):
+        text = sglang(1, 1, num_running_reqs=3.0, num_queue_reqs=2.0, prompt_tokens_total=tokens, cached_tokens_total=0.0)
+        busy = meter.read(text, 3.0 + number)
+    assert busy.prefill_tokens_per_s == 9000, "requests waited all the time"
+
+
+def test_how_much_of_a_prompt_is_not_in_the_cache() -> None:
+    meter = LoadMeter()
+    counted = {"prompt_tokens_total": 0, "prefix_cache_hits_total": 0, "request_prompt_tokens_count": 10, "request_prompt_tokens_sum": 1000}
+    assert meter.read(vllm(**counted), 1.0).uncached_tokens_mean is None
+    # 100 tokens a prompt, three quarters of them from the cache; then half of them, which counts for 0.3.
+    counted |= {"prompt_tokens_total": 400, "prefix_cache_hits_total": 300}
+    assert meter.read(vllm(**counted), 2.0).uncached_tokens_mean == pytest.approx(25)
+    counted |= {"prompt_tokens_total": 600, "prefix_cache_hits_total": 400}
+    assert meter.read(vllm(**counted), 3.0).uncached_tokens_mean == pytest.approx(100 * (0.25 + 0.3 * 0.25))
 
 
 def test_how_fast_it_computes_prompts_by_what_it_did_between_two_looks() -> None:
@@ -113,8 +150,8 @@ def test_how_fast_it_computes_prompts_by_what_it_did_between_two_looks() -> None
     assert meter.read(vllm(prompt_tokens_total=6000, prefix_cache_hits_total=2400), 3.0).prefill_tokens_per_s == 1500
 
 
-def test_the_faster_of_both_counts() -> None:
-    """Requests that run beside each other each take longer than the engine needs for them."""
+def test_what_requests_took_counts_and_not_what_was_computed_meanwhile() -> None:
+    """An engine counts a prompt when all of it is computed: 8,000 tokens in a second may be the work of eight."""
     meter = LoadMeter()
     names = {"prompt_tokens_total", "prefix_cache_hits_total", "request_prefill_kv_computed_tokens_sum", "request_prefill_time_seconds_sum"}
     meter.read(vllm(**dict.fromkeys(names, 0.0)), 1.0)
@@ -124,7 +161,7 @@ def test_the_faster_of_both_counts() -> None:
         "request_prefill_kv_computed_tokens_sum": 8000,
         "request_prefill_time_seconds_sum": 8,
     }
-    assert meter.read(vllm(**both), 2.0).prefill_tokens_per_s == 8000
+    assert meter.read(vllm(**both), 2.0).prefill_tokens_per_s == 1000
 
 
 def test_a_new_process_counts_from_zero() -> None:
@@ -186,7 +223,7 @@ def test_ranks_of_one_scheduler_count_once(dp: int, tp: int, load: Load) -> None
 def test_the_counters_of_ranks_of_one_scheduler_count_once() -> None:
     """2,000 tokens by two ranks of one scheduler, in one second."""
     meter = LoadMeter()
-    queue = {"num_running_reqs": 0.0, "num_queue_reqs": 0.0}
+    queue = {"num_running_reqs": 1.0, "num_queue_reqs": 1.0}
     meter.read(sglang(1, 2, **queue, prompt_tokens_total=0.0, cached_tokens_total=0.0), 1.0)
     assert meter.read(sglang(1, 2, **queue, prompt_tokens_total=2000.0, cached_tokens_total=0.0), 2.0).prefill_tokens_per_s == 2000
 

@@ -55,7 +55,23 @@ def test_what_a_request_needs_room_for(
 
 def test_what_all_tell_is_taken_as_it_is() -> None:
     loads = [Load(2, 3, 0.25, 100.0, 5000.0), Load(0, 0, 0.75, 900.0, 50.0)]
-    assert estimate_loads(loads, 8000.0) == [LoadEstimate(300.0, 2, 0.25, 5000.0), LoadEstimate(0.0, 0, 0.75, 50.0)]
+    assert estimate_loads(loads, 8000.0) == [LoadEstimate(300.0, 2, 0.25, 5000.0, waiting=3), LoadEstimate(0.0, 0, 0.75, 50.0)]
+
+
+def test_prompts_that_wait_count_by_what_the_cache_does_not_have() -> None:
+    loads = [Load(0, 3, 0.1, 1000.0, 500.0, uncached_tokens_mean=50.0), Load(0, 3, 0.1, 1000.0, 500.0)]
+    assert [estimate.waiting_tokens for estimate in estimate_loads(loads, 8000.0)] == [150.0, 3000.0]
+
+
+def test_what_a_pod_cannot_have_computed_yet_lies_before_a_request_whatever_its_figures_say() -> None:
+    estimate = LoadEstimate(3000, 0, 0.0, 1000, waiting=0)
+    assert estimate.costs_s(0, 0, 500, 0, backlog=4000)[1] == pytest.approx(4.0)
+    assert estimate.costs_s(0, 0, 500, 0, backlog=3000)[1] == pytest.approx(3.5)
+
+
+def test_what_is_computed_where_others_wait_costs_them_too() -> None:
+    """1,000 tokens in 1 s, for this request, for one behind it, and half of it for each of six that wait."""
+    assert LoadEstimate(0, 0, 0.0, 1000, waiting=6).costs_s(1000, 0, 0, 0)[0] == pytest.approx(5.0)
 
 
 def test_room_is_told_or_taken_from_others() -> None:
@@ -71,16 +87,16 @@ def test_a_room_that_is_none_is_not_told(tokens: float) -> None:
 def test_what_one_does_not_tell_is_what_the_others_tell_on_average() -> None:
     loads = [Load(2, 3, 0.2, 100.0, 5000.0), Load(4, 1, 0.6, 300.0, 1000.0), Load(6, 10), None]
     assert estimate_loads(loads, 8000.0) == [
-        LoadEstimate(300.0, 2, 0.2, 5000.0),
-        LoadEstimate(300.0, 4, 0.6, 1000.0),
-        LoadEstimate(10 * 200.0, 6, 0.4, 3000.0),
-        LoadEstimate((300 + 300 + 2000) / 3, 4.0, 0.4, 3000.0),
+        LoadEstimate(300.0, 2, 0.2, 5000.0, waiting=3),
+        LoadEstimate(300.0, 4, 0.6, 1000.0, waiting=1),
+        LoadEstimate(10 * 200.0, 6, 0.4, 3000.0, waiting=10),
+        LoadEstimate((300 + 300 + 2000) / 3, 4.0, 0.4, 3000.0, waiting=14 / 3),
     ]
 
 
 def test_where_nobody_tells_all_are_alike() -> None:
     assert estimate_loads([None, None], 8000.0) == [LoadEstimate(0.0, 0.0, 0.0, 8000.0)] * 2
-    assert estimate_loads([Load(1, 2), None], 8000.0) == [LoadEstimate(2 * 1024, 1, 0.0, 8000.0)] * 2
+    assert estimate_loads([Load(1, 2), None], 8000.0) == [LoadEstimate(2 * 1024, 1, 0.0, 8000.0, waiting=2)] * 2
     assert estimate_loads([], 8000.0) == []
 
 
