@@ -21,6 +21,8 @@ class EngineClient:
 
     async def __aenter__(self) -> Self:
         # No proxies: the address that was checked is the one that is dialled.
+        # What waits for a connection waits here: for each request the HTTP client looks at all that wait in it.
+        self._places = asyncio.Semaphore(CONNECTIONS_MAX)
         self._http = await HttpClient(connections_max=CONNECTIONS_MAX).__aenter__()
         return self
 
@@ -42,9 +44,10 @@ class EngineClient:
         try:
             async with asyncio.timeout(timeout_s):
                 target = await target_of(api, path, self._networks)
-                return await self._http.fetch(
-                    target, timeout_s=timeout_s, bytes_max=bytes_max, error_bytes_max=error_bytes_max, headers=headers, content=content
-                )
+                async with self._places:
+                    return await self._http.fetch(
+                        target, timeout_s=timeout_s, bytes_max=bytes_max, error_bytes_max=error_bytes_max, headers=headers, content=content
+                    )
         except TimeoutError:
             raise FetchError("timeout", f"no answer within {timeout_s:g} s") from None
         except SettingError as error:

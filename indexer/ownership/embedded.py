@@ -114,7 +114,7 @@ class Service:
         sources = sources_of(specs, is_limited=is_limited)
         pod = specs[0].pod
         async with self._changing:
-            before = {key: running for key, running in self._streams.running.items() if key.pod == pod}
+            before = self._streams.of_pod(pod)
             self._streams.check_count(len(self._streams.running) - len(before) + len(sources), len(sources))
             gone = [key for key, running in before.items() if sources.get(key) != running.source]
             # The lowest rank last: whoever waits for it at a shared port finds the others as far.
@@ -162,7 +162,7 @@ class Service:
             was_known = self._specs.pop(pod, None) is not None
             self._named.discard(pod)
             self._shared_ports.pop(pod, None)
-            detached = [self._detach(key) for key in list(self._streams.running) if key.pod == pod]
+            detached = [self._detach(key) for key in self._streams.of_pod(pod)]
             for running in detached:
                 await self._streams.dispose(running)
         if was_known:

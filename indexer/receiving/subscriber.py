@@ -8,7 +8,10 @@ sequence shows as a gap.
 """
 
 import asyncio
+import errno
 import logging
+import os
+import resource
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +29,8 @@ log = logging.getLogger(__name__)
 
 # Pause after an error of ours, so that it does not fill the log.
 AFTER_FAILURE_S = 0.1
+# Descriptors that engines' connections leave to all else.
+DESCRIPTORS_SPARE = 64
 
 
 class Subscriber:
@@ -53,10 +58,13 @@ class Subscriber:
         self._reactor.close()
 
     async def add(self, endpoint: str, topic: bytes, inbox: Inbox, limits: ReceiveLimits) -> None:
-        """Connect to an engine and fill `inbox` from now on. Raises OSError for an endpoint that cannot be connected to."""
+        """Connect to an engine and fill `inbox` from now on. Raises OSError for an endpoint that cannot be connected to, and where the
+        system allows no more open files."""
         subscription = Subscription(*(self._reactor, endpoint, topic, inbox, limits), room=self._room, pace=self._pace, changed=self._changed.add)
 
         def open_subscription() -> None:
+            if len(self._subscriptions) + DESCRIPTORS_SPARE >= resource.getrlimit(resource.RLIMIT_NOFILE)[0]:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             subscription.open()
             self._subscriptions[inbox] = subscription
 

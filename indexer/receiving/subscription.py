@@ -20,7 +20,7 @@ from indexer.receiving.room import Room
 # How long an address may take to accept a connection; where a name has several, the next one is tried after it.
 CONNECT_S = 2.0
 # Where many engines are away, so many attempts a second are made for all of them.
-ATTEMPTS_PER_S = 1_000
+ATTEMPTS_PER_S = 500
 # A name is not looked up again before this.
 LOOK_UP_S = 1.0
 
@@ -107,7 +107,11 @@ class Subscription:
         self._untried = self._untried or len(self._addresses)
         address = self._addresses[-self._untried]
         self._untried -= 1
-        sock = self._dialled = socket.socket(address.family, socket.SOCK_STREAM)
+        try:
+            sock = self._dialled = socket.socket(address.family, socket.SOCK_STREAM)
+        except OSError as error:  # there are no more descriptors, or no IPv6
+            self._fail(error.errno or errno.EMFILE)
+            return
         sock.setblocking(False)
         code = sock.connect_ex(address.at)
         if code in (0, errno.EINPROGRESS):

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
@@ -33,6 +34,10 @@ log = logging.getLogger(__name__)
 
 # Pause before a stream that failed by an error of ours begins again.
 AFTER_FAILURE_S = 1.0
+# Streams that are named as not being as they should be; of the others only the number is told.
+FAILURES_MAX = 50
+# The metrics ask for one trust after the other.
+TRUSTS_S = 0.005
 
 
 class PodStatus(Struct, frozen=True):
@@ -100,9 +105,12 @@ class Streams:
         self._room = Room(settings.limits.receive.inboxes_bytes_max)
         self._dialling: dict[Stream, asyncio.Task[None]] = {}
         self._networks = settings.engine_networks
+        self._trusts_seen: list[Trust] = []
+        self._trusts_s = -math.inf
         self.note_rank: Callable[[StreamKey, int], bool] | None = None
         """See `Applier`."""
         self.running: dict[StreamKey, Running] = {}
+        self._of_pods: dict[str, dict[StreamKey, Running]] = {}
         self.announced: asyncio.Queue[Announced] = asyncio.Queue()
         for trust in Trust:
             metrics.streams.labels(str(trust)).set_function(partial(self._count, trust))
@@ -249,11 +257,16 @@ class Streams:
         """Run it. `ended` is called where it ends by itself: a dial-in pod stayed away."""
         stream.begin()
         task = self.tasks.create_task(self._follow(stream, ended), name=f"stream {source.key.pod} {source.key.rank}")
-        self.running[source.key] = Running(source, stream, task)
+        running = self.running[source.key] = Running(source, stream, task)
+        self._of_pods.setdefault(source.key.pod, {})[source.key] = running
 
     def detach(self, key: StreamKey) -> Running:
         """Run it no longer: it writes nothing after this, since it resumes with the cancellation."""
         running = self.running.pop(key)
+        of_pod = self._of_pods[key.pod]
+        del of_pod[key]
+        if not of_pod:
+            del self._of_pods[key.pod]
         running.task.cancel()
         return running
 
@@ -285,7 +298,11 @@ class Streams:
 
     def statuses(self, pod: str) -> list[StreamStatus]:
         """Of a pod's streams that run here, by rank."""
-        return sorted((r.stream.status() for key, r in self.running.items() if key.pod == pod), key=lambda status: status.rank)
+        return sorted((running.stream.status() for running in self.of_pod(pod).values()), key=lambda status: status.rank)
+
+    def of_pod(self, pod: str) -> dict[StreamKey, Running]:
+        """A pod's streams that run here."""
+        return dict(self._of_pods.get(pod, {}))
 
     def models_with(self, adapter: str) -> set[str]:
         """The models for which an engine that is followed here announced an adapter of this name."""
@@ -297,30 +314,45 @@ class Streams:
 
     def forget_adapter(self, pod: str, name: str) -> None:
         """Drop the blocks of a LoRA adapter from a pod's streams that run here."""
-        for key, running in self.running.items():
-            if key.pod == pod:
-                running.stream.forget_adapter(name)
+        for running in self.of_pod(pod).values():
+            running.stream.forget_adapter(name)
         log.info("adapter forgotten", extra={"pod": pod, "adapter": name})
 
     def failures(self) -> list[str]:
-        """What is not as it should be with those that run here, in words."""
-        streams = [running.stream for running in self.running.values()]
-        return [
-            f"pod {stream.key.pod} rank {stream.key.rank} is {stream.trust}" + (f": {error}" if (error := stream.status().last_error) else "")
-            for stream in streams
-            if stream.trust in (Trust.STALE, Trust.EXPIRED) or (stream.trust is Trust.PARTIAL and stream.status().last_error)
-        ]
+        """What is not as it should be with those that run here, in words: of the first ones, and how many more there are."""
+        found: list[str] = []
+        more = 0
+        for running in self.running.values():
+            stream = running.stream
+            trust = stream.trust
+            if trust not in (Trust.STALE, Trust.EXPIRED, Trust.PARTIAL):
+                continue
+            error = stream.status().last_error if trust is Trust.PARTIAL or len(found) < FAILURES_MAX else None
+            if trust is Trust.PARTIAL and not error:
+                continue
+            if len(found) < FAILURES_MAX:
+                found.append(f"pod {stream.key.pod} rank {stream.key.rank} is {trust}" + (f": {error}" if error else ""))
+            else:
+                more += 1
+        return [*found, f"and {more} more"] if more else found
 
     def _count(self, trust: Trust) -> int:
-        return sum(running.stream.trust is trust for running in self.running.values())
+        return self._trusts().count(trust)
+
+    def _trusts(self) -> list[Trust]:
+        """Every stream's; looked at once for all that ask in the same moment."""
+        now_s = time.monotonic()
+        if now_s - self._trusts_s > TRUSTS_S:
+            self._trusts_seen, self._trusts_s = [running.stream.trust for running in self.running.values()], now_s
+        return self._trusts_seen
 
     def _last_batches(self) -> Iterator[tuple[StreamKey, float]]:
         """When each stream's last batch was applied, in Unix time; 0 before the first."""
-        now_s = time.time()
+        offset_s = time.time() - time.monotonic()
         for key, running in self.running.items():
-            age_s = running.stream.status().last_batch_age_s
+            last_s = running.stream.last_batch_s
             # To a tenth: between two batches the figure should not change, and two clocks never agree on more.
-            yield key, 0.0 if age_s is None else round(now_s - age_s, 1)
+            yield key, 0.0 if last_s is None else round(offset_s + last_s, 1)
 
 
 def by_pod(specs: Iterable[EngineSpec]) -> dict[str, tuple[EngineSpec, ...]]:

@@ -116,6 +116,11 @@ class Stream:
         """How far the stream's content can be relied on now."""
         return self._progress.trust
 
+    @property
+    def last_batch_s(self) -> float | None:
+        """When the last batch was applied, by the monotonic clock; None before the first."""
+        return self._progress.last_batch_s
+
     def dial_replays_at(self, address: str | None) -> None:
         """`address`: what to dial in place of the replay endpoint's name; None while it is unknown."""
         if self._recovery is not None:
@@ -337,8 +342,6 @@ class Stream:
             progress.refuse(refused.reason)
             return True
         match sequence.judge(number):
-            case Verdict.NEXT:
-                pass
             case Verdict.RESTART:
                 progress.restart()
                 if self._can_ask:
@@ -358,8 +361,6 @@ class Stream:
             case Verdict.GAP if sequence.last is not None:
                 progress.note_gap()
                 progress.lose_history(is_same_process=sequence.has_live_batch)
-            case _:
-                pass
         is_first = sequence.last is None
         if is_first and number == 0:
             progress.note(Signal.WHOLE)
@@ -387,8 +388,6 @@ class Stream:
                 self._recovery.note_unanswered()
             case ReplayOutcome.ENDED:
                 self._progress.last_error = None
-            case _:
-                pass
         self._note_heard()
         self._silent_since_s = time.monotonic()
         self._probe_after_s = min(2 * self._probe_after_s, self._settings.limits.recovery.silence_max_s)
