@@ -89,6 +89,8 @@ class FollowedStream:
         """Whether what is held may be wrong."""
         self.may_be_newer = False
         """Whether what is held may be newer than Redis, which went back: then its owner will write it again."""
+        self.confirmed_until_ms: int | None = None
+        """Until when, by Redis's clock, it was trusted as Redis went back: another time is a new word of its owner."""
         self.is_of_former_server = False
         """Whether it was read from another server than is Redis now, which may lack the last of it."""
         self.incarnation: bytes | None = None

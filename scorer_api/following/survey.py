@@ -7,7 +7,7 @@ to the survey's offset. Only then does the trust of that survey take effect: wha
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
 
@@ -47,6 +47,8 @@ class Surveyor:
         self._context = context
         self._reader, self._view = context.reader, context.view
         self._reloader = reloader
+        # No owner confirms anything for longer: the clock was set back since, and the owner has not renewed it.
+        self._trusted_max_ms = int((context.settings.pod_expiry_s + context.settings.lease_s) * 1000)
         self._node = ""
         self._by_other_clock: dict[str, int] = {}
         """The times in the first survey of this node: they may be by the clock of the node before. Each counts once it was renewed."""
@@ -85,8 +87,9 @@ class Surveyor:
         elif server_epoch != model.server_epoch:
             self._move(server_epoch, surveys[0].offset)
         elif surveys[0].offset < offset:
-            self._go_back(surveys[0].offset)
+            self._go_back(surveys[0].offset, surveys[-1].trusted)
         trusted = self._by_this_clock(surveys[-1])
+        trusted = {name: until_ms for name, until_ms in trusted.items() if until_ms <= surveys[-1].now_ms + self._trusted_max_ms}
         clock_s = self._note_time(surveys, trusted, asked_s)
         self._note_states(surveys)
         self.latest = ModelSurvey(surveys, {name: clock_s + until_ms / 1000 for name, until_ms in trusted.items()})
@@ -121,12 +124,13 @@ class Surveyor:
         for pod, (load, age_s) in (await self._reader.loads(self._model.name, pods)).items():
             self._view.loads.note(self._model.name, pod, load, asked_s - age_s)
 
-    def _go_back(self, offset: LogOffset) -> None:
-        """The log ends before the offset that was reached: Redis is older than what was read, or empty."""
+    def _go_back(self, offset: LogOffset, trusted: Mapping[str, int]) -> None:
+        """The log ends before the offset that was reached: Redis is older than what was read, or empty. Or its clock was set back, and owners wrote
+        everything again since: then they confirm it again, too."""
         log.warning("log went back", extra={"model": self._model.name})
         self._model.go_to(offset)
-        for stream in self._model.streams.values():
-            stream.may_be_newer = True
+        for name, stream in self._model.streams.items():
+            stream.may_be_newer, stream.confirmed_until_ms = True, trusted.get(name)
 
     def _move(self, server_epoch: int, offset: LogOffset) -> None:
         """Another server is Redis now. Its log may lack the end of the former one and continue otherwise: offsets in one say nothing of the other."""
@@ -170,15 +174,16 @@ class Surveyor:
                 elif stream.version is None:
                     self._reloader.load(stream, "new")
                 elif stream.differs(state):
-                    self._note_different(stream, state)
+                    self._note_different(stream, state, survey.parts[-1].trusted.get(name))
         self.has_compared = True
         for name, stream in self._model.streams.items():
             if name not in self._model.loads:
                 stream.trusted_until_s = survey.trusted_until_s.get(name, NEVER)
                 self._model.set_trust(stream)
 
-    def _note_different(self, stream: FollowedStream, state: SurveyedState) -> None:
-        if stream.is_ahead_of(state):
+    def _note_different(self, stream: FollowedStream, state: SurveyedState, until_ms: int | None) -> None:
+        is_confirmed = until_ms is not None and until_ms != stream.confirmed_until_ms
+        if stream.is_ahead_of(state) and not (stream.may_be_newer and is_confirmed):
             stream.is_lost = True
             self._model.set_trust(stream)
         else:

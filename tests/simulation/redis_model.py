@@ -166,9 +166,9 @@ class RedisModel:
         held: dict[bytes, float] = self.get(key) or {}
         return sorted(held.items(), key=lambda item: (item[1], item[0]))
 
-    def zremrangebyscore(self, key: str, highest: float) -> None:
+    def zremrangebyscore(self, key: str, lowest: float, highest: float) -> None:
         for member, value in self.zrange(key):
-            if value <= highest:
+            if lowest <= value <= highest:
                 self.zrem(key, member)
 
     # Logs

@@ -120,6 +120,8 @@ def _claim(redis: RedisModel, keys: list[str], words: list[Word]) -> Any:
     lease, state, incarnation = keys
     member, lease_ms, fence, state_ttl, new_incarnation, mode = words
     owner = redis.hash(lease).get(b"owner")
+    if redis.pttl(lease) > int(lease_ms) + int(state_ttl):
+        owner = None
     if owner is not None and owner != packed(member) and mode != "force":
         if mode == "want":
             redis.hset(lease, "want", member)
@@ -157,17 +159,18 @@ def _heartbeat(redis: RedisModel, keys: list[str], words: list[Word]) -> Any:
     member, alive_ms, ttl_ms, new_incarnation, *named = words
     now_ms = redis.clock()
     redis.pexpire(members, ttl_ms)
-    redis.zremrangebyscore(members, now_ms)
+    redis.zremrangebyscore(members, float("-inf"), now_ms)
+    redis.zremrangebyscore(members, now_ms + int(alive_ms) + int(ttl_ms), float("inf"))
     if packed(alive_ms) == b"0":
         redis.zrem(members, member)
     else:
         redis.zadd(members, now_ms + int(alive_ms), member)
         redis.pexpire(members, alive_ms)
-    redis.zremrangebyscore(models, now_ms)
+    redis.zremrangebyscore(models, float("-inf"), now_ms)
     for model in named:
         redis.zadd(models, now_ms + int(ttl_ms), model)
     redis.pexpire(models, ttl_ms)
-    redis.zremrangebyscore(forgotten, now_ms)
+    redis.zremrangebyscore(forgotten, float("-inf"), now_ms)
     redis.set(incarnation, new_incarnation, only_new=True)
     if redis.exists(pods):
         redis.persist(incarnation)
@@ -237,7 +240,7 @@ def _renew(redis: RedisModel, keys: list[str], words: list[Word]) -> Any:
     redis.pexpire(streams, state_ttl)
     redis.pexpire(log, state_ttl)
     redis.pexpire(incarnation, blocks_ttl)
-    redis.zremrangebyscore(streams, now_ms - int(state_ttl))
+    redis.zremrangebyscore(streams, float("-inf"), now_ms - int(state_ttl))
     result: list[Any] = [_text(now_ms), redis.get(incarnation)]
     for number in range((len(keys) - 3) // (2 + PARTS)):
         at = 3 + number * (2 + PARTS)

@@ -94,6 +94,10 @@ class RedisServer:
 
     # Faults
 
+    def shift_clock(self, by_ms: int) -> None:
+        """Its clock shows another time from now on."""
+        self._clock_ms += by_ms
+
     def stop(self) -> None:
         """All connections are closed."""
         self.is_down = True

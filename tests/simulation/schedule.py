@@ -43,6 +43,8 @@ class Kind(Enum):
     """Redis is what it was a while ago."""
     EMPTY_REDIS = auto()
     TRIM_LOG = auto()
+    JUMP_CLOCK = auto()
+    """Redis's clock is wrong by an hour from now on."""
 
 
 WEIGHTS = {
@@ -66,6 +68,7 @@ WEIGHTS = {
     Kind.FAIL_OVER: 3,
     Kind.EMPTY_REDIS: 0.5,
     Kind.TRIM_LOG: 1,
+    Kind.JUMP_CLOCK: 0.7,
 }
 
 

@@ -20,6 +20,7 @@ INDEXERS_MAX, SCORERS_MAX = 3, 3
 SETTLE_S = 12.0
 LOOK_S = 0.1
 LOOKS_BETWEEN_BATCHES = 5
+JUMP_MS = 3_600_000
 # Between two messages of one engine.
 BETWEEN_S = 0.003
 
@@ -116,6 +117,8 @@ class _Simulation:
                 world.redis.become(({}, {}))
             case Kind.TRIM_LOG:
                 world.redis.model.xtrim(world.log_key, step.count - 1)
+            case Kind.JUMP_CLOCK:
+                world.redis.shift_clock(JUMP_MS if step.which % 2 else -JUMP_MS)
             case Kind.ADD_INDEXER:
                 if len(world.indexers) < INDEXERS_MAX:
                     world.start_indexer()

@@ -24,6 +24,7 @@ DIRECTORY = Keyspace("kvi").directory
 PODS = ("a", "b")
 GENERATIONS, FENCES, NUMBERS = (1, 2), (11, 12), (1, 2, 3)
 TTL_MS = 60_000
+LEASE_MS = 25_000
 TOLERANCE_MS = 20_000
 # Times in milliseconds of the present, which two servers never agree on.
 NOW = re.compile(rb"1[0-9]{12}(-[0-9]+)?")
@@ -73,7 +74,9 @@ class Calls:
 
     def _claim(self, pod: str) -> tuple[list[str], list[Word]]:
         keys = [f"{KEYS.prefix}lease:0:{pod}", f"{KEYS.prefix}state:0:{pod}", KEYS.incarnation]
-        return keys, [self._one("x", "y"), TTL_MS, self._one(*FENCES), TTL_MS, "incarnation", self._one("free", "want", "force")]
+        # A short time beside the long one of a lease that there is: as after the clock was set back.
+        words = [self._one("x", "y"), self._one(TTL_MS, LEASE_MS), self._one(*FENCES), self._one(TTL_MS, TTL_MS, LEASE_MS)]
+        return keys, [*words, "incarnation", self._one("free", "want", "force")]
 
     def _delete(self, pod: str) -> tuple[list[str], list[Word]]:
         generation = self._one("", *GENERATIONS)
@@ -84,7 +87,8 @@ class Calls:
     def _heartbeat(self, pod: str) -> tuple[list[str], list[Word]]:
         names = DIRECTORY
         keys = [names.members, names.models, names.pods, names.forgotten, names.incarnation, names.specs]
-        return keys, [self._one("x", "y"), self._one(0, TTL_MS), 2 * TTL_MS, "incarnation", *self._one([], ["m"], ["m", "n"])]
+        words = [self._one("x", "y"), self._one(0, TTL_MS), self._one(2 * TTL_MS, LEASE_MS)]
+        return keys, [*words, "incarnation", *self._one([], ["m"], ["m", "n"])]
 
     def _peek(self, pod: str) -> tuple[list[str], list[Word]]:
         return [f"{KEYS.prefix}state:0:{pod}", KEYS.log], []

@@ -42,6 +42,22 @@ def test_a_clear_does_not_show_what_is_below_the_gpu(seed: int) -> None:
     assert failure_of(schedule, Step(Kind.PUBLISH, 0.1, 0, 4), Step(Kind.LOSE, 0.0, 0, 2), engine=engine) is None
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_what_owners_wrote_again_is_loaded_though_the_clock_was_set_back(seed: int) -> None:
+    """The log ends before what was read, and is newer all the same. The engine is idle, so nothing else shows it."""
+    schedule = structs.replace(Schedule.of(seed), indexers=1, scorers=1, slowness=1)
+    steps = (Step(Kind.PUBLISH, 0.3), Step(Kind.EMPTY_REDIS), Step(Kind.JUMP_CLOCK))
+    assert failure_of(schedule, *steps, engine=EngineKind(dialect("vLLM 0.26, arrays"), True, 100)) is None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_dead_owner_is_followed_and_not_trusted_though_the_clock_was_set_back(seed: int) -> None:
+    """Its lease, its membership and its confirmation would last for an hour."""
+    schedule = structs.replace(Schedule.of(seed), indexers=1, scorers=1, slowness=1)
+    steps = (Step(Kind.PUBLISH, 0.3), Step(Kind.JUMP_CLOCK), Step(Kind.KILL_INDEXER, length_s=1.4))
+    assert failure_of(schedule, *steps, engine=EngineKind(dialect("vLLM 0.26, arrays"), True, 100)) is None
+
+
 # The simulation itself
 
 

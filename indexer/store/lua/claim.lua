@@ -8,6 +8,8 @@
 --         {1, incarnation, generation, former fence, number, head, lengths} claimed with this state: the fence keeps its former owner out.
 
 local owner = redis.call('HGET', KEYS[1], 'owner')
+-- No owner asks for so long: the clock was set back, and a dead owner's lease would last until it is past that time again.
+if redis.call('PTTL', KEYS[1]) > ARGV[2] + ARGV[4] then owner = false end
 if owner and owner ~= ARGV[1] and ARGV[6] ~= 'force' then
   if ARGV[6] == 'want' then
     redis.call('PEXPIRE', KEYS[1], redis.call('PTTL', KEYS[1]))

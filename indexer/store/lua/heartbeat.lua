@@ -10,6 +10,8 @@ local now = now_ms()
 local text = string.format('%.0f', now)
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', text)
+-- No member announces itself for so long: the clock was set back.
+redis.call('ZREMRANGEBYSCORE', KEYS[1], string.format('%.0f', now + ARGV[2] + ARGV[3]), '+inf')
 if ARGV[2] == '0' then
   redis.call('ZREM', KEYS[1], ARGV[1])
 else
