@@ -1,18 +1,19 @@
 """The sockets between engines and indexers: what is published arrives in its order, late, twice connected, or not at all."""
 
-import struct
+import asyncio
 from collections import deque
+from collections.abc import Callable
 from contextvars import copy_context
-from itertools import count
 from random import Random
 from types import TracebackType
 from typing import Any, Self
 
-import zmq
 from msgspec import Struct
 
 from indexer.limits import ReceiveLimits
 from indexer.receiving.inbox import Inbox
+from indexer.receiving.replay import ReplayRequest
+from indexer.receiving.room import Room
 from tests.simulation.engine import Frames, SimulatedEngine
 from tests.simulation.virtual_loop import PROCESS, Process, VirtualLoop
 
@@ -137,8 +138,7 @@ class EngineNetwork:
         self.engines: dict[str, SimulatedEngine] = {}
         self.cuts: set[tuple[Process | None, SimulatedEngine]] = set()
         self.subscriptions: list[Subscription] = []
-        self._unanswered: list[tuple[SimulatedEngine, SimulatedSocket, int]] = []
-        self._numbers = count(1)
+        self._unanswered: list[tuple[SimulatedEngine, ReplayLine, int]] = []
 
     def latency_s(self) -> float:
         return self.random.uniform(*LATENCY_S)
@@ -192,20 +192,17 @@ class EngineNetwork:
 
     # Replays
 
-    def new_descriptor(self) -> int:
-        return next(self._numbers)
-
-    def ask(self, asking: "SimulatedSocket", endpoint: str, start: int) -> None:
+    def ask(self, asking: "ReplayLine", endpoint: str, start: int) -> None:
         """A request for a replay is on its way."""
         engine = self.engines[endpoint]
         if (asking.process, engine) not in self.cuts:
             self.loop.later(self.latency_s(), self._carry, engine, asking, start)
 
-    def _carry(self, engine: SimulatedEngine, asking: "SimulatedSocket", start: int) -> None:
-        if asking.closed:
+    def _carry(self, engine: SimulatedEngine, asking: "ReplayLine", start: int) -> None:
+        if asking.over.is_set():
             return
         if not engine.is_alive:
-            self._unanswered.append((engine, asking, start))  # the socket connects once it can, and sends it then
+            self._unanswered.append((engine, asking, start))  # it is dialled again until it is there
             return
         due_s = self.loop.time() + self.latency_s()
         for frames in engine.answer(start):
@@ -213,64 +210,53 @@ class EngineNetwork:
             self.loop.call_at(due_s, asking.receive, frames, context=asking.context)
 
 
-class SimulatedSocket:
-    """A socket of libzmq, as far as a request for a replay needs one."""
+class ReplayLine:
+    """The connection of one request for a replay, in place of one over TCP."""
 
-    def __init__(self, network: EngineNetwork) -> None:
+    is_ready = True
+
+    def __init__(self, network: EngineNetwork, endpoint: str, start: int, note_come: Callable[[], None]) -> None:
         self.process = PROCESS.get()
         self.context = copy_context()
-        self.closed = False
-        self._network = network
-        self._descriptor = network.new_descriptor()
+        self.over = asyncio.Event()
+        self.pending_bytes = 0
+        self._note_come = note_come
         self._received: deque[Frames] = deque()
-        self._endpoint = ""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def connect(self, endpoint: str) -> None:
-        self._endpoint = endpoint
-
-    def send_multipart(self, frames: Frames, flags: int) -> None:
-        (start,) = struct.unpack(">Q", frames[-1])
-        self._network.ask(self, self._endpoint, start)
+        network.ask(self, endpoint, start)
 
     def receive(self, frames: Frames) -> None:
         """It has come."""
-        if not self.closed:
+        if not self.over.is_set():
             self._received.append(frames)
-            self._network.loop.note_readable(self._descriptor)
+            self.pending_bytes += sum(map(len, frames))
+            self._note_come()
 
-    def recv_multipart(self, flags: int) -> Frames:
-        """Raises zmq.Again where nothing has come."""
+    def next_reply(self) -> Frames | None:
+        """The next one, None where there is none yet."""
         if not self._received:
-            raise zmq.Again
-        return self._received.popleft()
+            return None
+        reply = self._received.popleft()
+        self.pending_bytes -= sum(map(len, reply))
+        return reply
 
-    def fileno(self) -> int:
-        return self._descriptor
+    def read_on(self, bytes_max: int) -> None:
+        """Everything is read at once."""
 
     def close(self) -> None:
-        self.closed = True
+        self.over.set()
 
 
-class SimulatedContext:
-    """A context of libzmq."""
+class SimulatedReplay(ReplayRequest):
+    """The product's request, but for its connection."""
 
-    def __init__(self, network: EngineNetwork) -> None:
+    def __init__(self, network: EngineNetwork, endpoint: str, start: int, limits: ReceiveLimits, room: Room | None = None) -> None:
+        super().__init__(endpoint, start, limits, room)
         self._network = network
 
-    def set(self, option: int, value: int) -> None:
-        """There is no limit here."""
-
-    def socket(self, kind: int) -> SimulatedSocket:
-        return SimulatedSocket(self._network)
-
-    def destroy(self, linger: int) -> None:
-        """Sockets are closed by who opened them."""
+    async def _dial(self) -> None:
+        line = ReplayLine(self._network, self._endpoint, self._start, self._note_come)
+        self._line = line  # type: ignore[assignment] # it has all that is used of a line
+        await line.over.wait()
 
 
 class SimulatedSubscriber:

@@ -5,17 +5,16 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from random import Random
 from types import SimpleNamespace
 from typing import Any, Self
 
-import zmq
-
 from indexer.ownership import replica
 from indexer.store import reader, session
-from indexer.streams import pool
+from indexer.streams import pool, recovery
 from scorer_api.following import follower, survey
-from tests.simulation.engine_network import EngineNetwork, SimulatedContext, SimulatedSubscriber
+from tests.simulation.engine_network import EngineNetwork, SimulatedReplay, SimulatedSubscriber
 from tests.simulation.virtual_loop import VirtualLoop
 
 UNIX_TIME_S = 1_700_000_000.0
@@ -47,8 +46,8 @@ def surroundings(loop: VirtualLoop, random: Random, network: EngineNetwork, conn
         (time, "time", lambda: UNIX_TIME_S + loop.time()),
         (secrets, "randbits", random.getrandbits),
         (secrets, "token_hex", lambda size: f"{random.getrandbits(8 * size):0{2 * size}x}"),
-        (zmq, "Context", lambda: SimulatedContext(network)),
-        (pool, "Subscriber", lambda context: SimulatedSubscriber(network)),
+        (pool, "Subscriber", lambda room: SimulatedSubscriber(network)),
+        (recovery, "ReplayRequest", partial(SimulatedReplay, network)),
         (replica, "ServedNames", NoServedNames),
         (replica, "platform", SimpleNamespace(node=lambda: "node")),
         (replica, "os", SimpleNamespace(getpid=lambda: 1)),

@@ -7,7 +7,7 @@ been stopped; time goes on meanwhile.
 import asyncio
 import heapq
 from collections import deque
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
 from itertools import count
 from typing import Any, Self, TypeVar, TypeVarTuple
@@ -44,7 +44,6 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._ready: deque[asyncio.Handle] = deque()
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._numbers = count()
-        self._readers: dict[Hashable, asyncio.Handle] = {}
         self._failure: BaseException | None = None
         self._world = copy_context()
         """The context of what belongs to no process."""
@@ -101,18 +100,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         self._failure = self._failure or context.get("exception") or SimulationError(str(context.get("message")))
 
-    def add_reader(self, fd: Any, callback: Callable[..., object], *args: Any) -> None:  # type: ignore[override]
-        self._readers[fd] = asyncio.Handle(callback, args, self, copy_context())
-
-    def remove_reader(self, fd: Any) -> bool:
-        return self._readers.pop(fd, None) is not None
-
     # What the simulation asks of it
-
-    def note_readable(self, fd: Hashable) -> None:
-        """Something has come to what has this descriptor."""
-        if (reader := self._readers.get(fd)) is not None:
-            self._ready.append(reader)
 
     def later(self, delay: float, callback: Callable[[*Args], object], *args: *Args) -> asyncio.TimerHandle:
         """Call it in the surrounding of all processes: it happens whether who asks for it is frozen or not."""
