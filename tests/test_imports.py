@@ -47,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scorer_api.metrics": {"indexer.core", "scorer_api.index"},
     "scorer_api.explain": {"indexer.core", "scorer_api.index"},
     "scorer_api.routing": {"indexer.core", "indexer.engines", "indexer.config", "scorer_api.index", "scorer_api.metrics"},
+    "scorer_api.fleet": {"indexer", "indexer.core", "indexer.engines", "indexer.config", "scorer_api.index", "scorer_api.routing"},
     "scorer_api.tokens": {
         *("indexer", "indexer.core", "indexer.engines", "indexer.config", "indexer.http"),
         *("scorer_api.index", "scorer_api.metrics"),
@@ -69,7 +70,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scorer_api.cli": {
         *("indexer", "indexer.core", "indexer.engines", "indexer.config", "indexer.store", "indexer.store.client", "indexer.http", "indexer.main"),
         *("indexer.simulation", "scorer_api.client", "scorer_api.routing", "scorer_api.app", "scorer_api.doctor"),
-        "scorer_api.doctor.checks",
+        *("scorer_api.doctor.checks", "scorer_api.fleet"),
     },
     "scorer_api.__main__": {"scorer_api.cli"},
 }
@@ -93,7 +94,7 @@ PURE = (
     *(f"indexer.store.{name}" for name in ("keyspace", "records", "node_clock", "condition")),
     *("indexer.simulation.capture", "scorer_api.index", "scorer_api.explain", "scorer_api.tokens.tokenize_input", "scorer_api.tokens.cache"),
     *(f"scorer_api.routing.{name}" for name in ("costs", "pick", "policies", "prompt_tree", "queues", "speculation", "speculative_scores", "router")),
-    *("scorer_api.doctor.checks", "scorer_api.doctor.report"),
+    *("scorer_api.doctor.checks", "scorer_api.doctor.report", "scorer_api.fleet"),
 )
 """Packages, and single modules of others, that do no I/O; nor does anything that they import."""
 IMPURE = {"zmq", "redis", "asyncio", "fastapi", "starlette", "uvicorn", "uvloop", "httpx", "threading", "socket"}

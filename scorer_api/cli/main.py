@@ -21,6 +21,7 @@ COMMANDS = {
     "top": "show a live view of a running service in the terminal",
     "record": "write what engines publish to files",
     "replay": "play such a file as the engines would; prints their specs",
+    "simulate": "compare routing policies on a simulated fleet, with your own prompt log if you like",
     "demo": "serve two demo engines, so that there is something to see",
     "demo-engine": "run an engine without a model that speaks the wire protocol; prints its spec",
 }

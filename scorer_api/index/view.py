@@ -43,13 +43,14 @@ class Listener(Protocol):
 
 
 class View:
-    """Implements `indexer.core.store.Store`. `source`: the source of its changes, as responses name it."""
+    """Implements `indexer.core.store.Store`. `source`: the source of its changes, as responses name it. `clock`: the time, which never decreases."""
 
     has_limits = False
     needs_records = False
 
-    def __init__(self, settings: Settings, source: str = EMBEDDED) -> None:
+    def __init__(self, settings: Settings, source: str = EMBEDDED, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.source = source
+        self._clock = clock
         self.loads = PodLoads()
         self.listener: Listener | None = None
         self.mapped_key: Callable[[StreamKey], KeyOf | None] | None = None
@@ -180,7 +181,7 @@ class View:
         """Walk along the query's blocks, for every pod of the model or only these. Raises KeyError for an unknown model."""
         model = self._models[query.model]
         pods = model.pods if only is None else {pod: ranks for pod, ranks in model.pods.items() if pod in only}
-        return Lookup(query, model, pods, self._hash_seed, self._weights, time.monotonic())
+        return Lookup(query, model, pods, self._hash_seed, self._weights, self._clock())
 
     def score(self, query: Query, only: Collection[str] | None = None) -> list[PodScore]:
         """Every pod of the model, or only these, best first, equal ones by name. Raises KeyError for an unknown model."""
@@ -221,22 +222,22 @@ class View:
     @property
     def age_s(self) -> float:
         """Age of the newest heartbeat of any owner."""
-        return 0.0 if self._heartbeat_at_s is None else max(0.0, time.monotonic() - self._heartbeat_at_s)
+        return 0.0 if self._heartbeat_at_s is None else max(0.0, self._clock() - self._heartbeat_at_s)
 
     def trust(self, stream: StreamKey) -> Trust:
         """How far the stream's content can be relied on now."""
-        return self._find(stream)[1].trust_at(time.monotonic())
+        return self._find(stream)[1].trust_at(self._clock())
 
     def trusts(self, model: str) -> dict[str, Trust]:
         """How far each pod of a model can be relied on now, by its best rank. Raises KeyError for an unknown model."""
-        now_s = time.monotonic()
+        now_s = self._clock()
         order = list(Trust)
         pods = self._models[model].pods.items()
         return {pod: min((indexed.trust_at(now_s) for indexed in ranks.values()), key=order.index) for pod, ranks in pods}
 
     def count(self, trust: Trust) -> int:
         """How many streams can be relied on so far, now."""
-        now_s = time.monotonic()
+        now_s = self._clock()
         streams = (indexed for model in self._models.values() for ranks in model.pods.values() for indexed in ranks.values())
         return sum(indexed.trust_at(now_s) is trust for indexed in streams)
 

@@ -1,0 +1,49 @@
+"""What a run was like for its users and for the fleet."""
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from scorer_api.fleet.request import Request
+
+
+class RunResult(Struct, frozen=True):
+    """A run's figures.
+
+    `ttft_s`: times to the first token of all requests, sorted. `tokens_per_s`: of answers, from the first arrival to the last token. `hit_share`:
+    cached tokens of all prompt tokens. `imbalance`: what the busiest pod computed, to what all did on average.
+    """
+
+    ttft_s: list[float]
+    tokens_per_s: float
+    hit_share: float
+    imbalance: float
+    preemptions: int
+    duration_s: float
+
+    @property
+    def ttft_mean_s(self) -> float:
+        return sum(self.ttft_s) / len(self.ttft_s)
+
+    def ttft_at_s(self, share: float) -> float:
+        """The time that this share of the requests got their first token in."""
+        return self.ttft_s[min(len(self.ttft_s) - 1, int(share * len(self.ttft_s)))]
+
+
+def result_of(requests: Sequence[Request], pods: int) -> RunResult:
+    """Of a run that is over."""
+    ttft_s = sorted(request.first_token_s - request.arrives_s for request in requests if request.first_token_s is not None)
+    began_s = requests[0].arrives_s
+    ended_s = max(request.done_s for request in requests if request.done_s is not None)
+    prompts = sum(request.prompt_length for request in requests)
+    computed = [0] * pods
+    for request in requests:
+        computed[request.pod] += request.prompt_length - request.cached_tokens + request.output_length
+    return RunResult(
+        ttft_s,
+        sum(request.output_length for request in requests) / (ended_s - began_s),
+        sum(request.cached_tokens for request in requests) / prompts,
+        max(computed) / (sum(computed) / pods),
+        sum(request.preemptions for request in requests),
+        ended_s - began_s,
+    )
