@@ -133,8 +133,9 @@ class Flusher:
         """Wait until all of it is written, if that can be done soon."""
         pending = self.streams.get(stream)
         until_s = time.monotonic() + FLUSH_S
-        while pending is not None and not pending.is_settled and self._is_well(pending) and time.monotonic() < until_s:
-            self.mark(pending)
+        while pending is not None and self.is_current(pending) and not pending.is_settled and self._is_well(pending) and time.monotonic() < until_s:
+            if not pending.is_writing_in_full:  # its end marks it: a round before that would end at once, again and again
+                self.mark(pending)
             await self._wait_for_progress(RETRY_S)
 
     async def _wait_for_progress(self, wait_s: float) -> None:

@@ -42,15 +42,19 @@ class Listener(Protocol):
         """It holds nothing any more."""
 
 
+def _monotonic_s() -> float:
+    return time.monotonic()
+
+
 class View:
-    """Implements `indexer.core.store.Store`. `source`: the source of its changes, as responses name it. `clock`: the time, which never decreases."""
+    """Implements `indexer.core.store.Store`. `source`: the source of its changes, as responses name it. `clock`: by default the monotonic one."""
 
     has_limits = False
     needs_records = False
 
-    def __init__(self, settings: Settings, source: str = EMBEDDED, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, settings: Settings, source: str = EMBEDDED, *, clock: Callable[[], float] | None = None) -> None:
         self.source = source
-        self._clock = clock
+        self._clock = clock or _monotonic_s
         self.loads = PodLoads()
         self.listener: Listener | None = None
         self.mapped_key: Callable[[StreamKey], KeyOf | None] | None = None

@@ -58,6 +58,14 @@ def test_a_dead_owner_is_followed_and_not_trusted_though_the_clock_was_set_back(
     assert failure_of(schedule, *steps, engine=EngineKind(dialect("vLLM 0.26, arrays"), True, 100)) is None
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_an_indexer_that_stops_while_it_writes_all_of_a_stream_waits_without_a_busy_loop(seed: int) -> None:
+    """It was frozen while Redis went back, and has to write everything again as it is told to stop."""
+    schedule = structs.replace(Schedule.of(seed), indexers=1, scorers=1, slowness=1)
+    steps = (Step(Kind.FAIL_OVER, length_s=0.9), Step(Kind.FREEZE_INDEXER, 0.03, length_s=0.9), Step(Kind.RESTART_INDEXER, 0.03, length_s=0.2))
+    assert failure_of(schedule, *steps, engine=EngineKind(dialect("vLLM 0.26, arrays"), False, 100)) is None
+
+
 # The simulation itself
 
 

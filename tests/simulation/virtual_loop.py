@@ -17,7 +17,7 @@ from tests.simulation.errors import SimulationError
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
 # More handles without any progress of time are an endless loop.
-STEPS_MAX = 200_000
+STEPS_MAX = 20_000
 # How long whatever is ready takes: time that stands still would never be past a moment that a task computed.
 TURN_S = 1e-6
 START_S = 1_000.0
