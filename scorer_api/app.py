@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 from indexer.config.settings import Settings, read_pairs
 from indexer.http.access import Access
 from indexer.http.app import make_app
+from indexer.http.loop_lag import LoopLag
 from indexer.http.routes import Pods
 from indexer.http.server import Part, Reconfigurable, Served
 from indexer.metrics import HttpMetrics, IndexerMetrics, RedisMetrics
@@ -64,7 +65,7 @@ def _served(
     router = make_router(settings, view, pods, token_resolver, ScorerMetrics(registry, view), registry, access)
     described = components(allows_ipc=settings.engine_networks.allows_ipc)
     app = make_app(SUMMARY, router, described, settings, access, page.PATHS)
-    return Served(app, [*parts, token_resolver], [access], service)
+    return Served(app, [LoopLag(registry), *parts, token_resolver], [access], service)
 
 
 def _local_tokenizers(settings: Settings) -> dict[str, Tokenizer]:

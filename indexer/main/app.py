@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry
 from indexer.config.settings import Settings
 from indexer.http.access import Access
 from indexer.http.app import make_app
+from indexer.http.loop_lag import LoopLag
 from indexer.http.routes import add_routes
 from indexer.http.schemas import components
 from indexer.http.server import Served
@@ -23,5 +24,8 @@ def make_ingest(settings: Settings) -> Served:
     router = APIRouter()
     add_routes(router, settings, service, registry, access)
     return Served(
-        make_app(SUMMARY, router, components(allows_ipc=settings.engine_networks.allows_ipc), settings, access), [service], [access], service
+        make_app(SUMMARY, router, components(allows_ipc=settings.engine_networks.allows_ipc), settings, access),
+        [LoopLag(registry), service],
+        [access],
+        service,
     )

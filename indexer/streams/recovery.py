@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import deque
 from contextlib import aclosing
 from enum import Enum
 
@@ -17,6 +18,9 @@ from indexer.streams.wakeup import Wakeup
 from indexer.wire.frames import split_reply
 
 log = logging.getLogger(__name__)
+
+# A stream works so long at a stretch before others and requests have their turn.
+TURN_S = 0.002
 
 
 class ReplayOutcome(Enum):
@@ -119,9 +123,7 @@ class Recovery:
                 async for replies in chunks:
                     if store.has_limits:
                         await store.room(progress.key)
-                    async with self._turn:
-                        outcome = self._apply_replies(replies_read, replies, is_probe=is_probe)
-                        progress.applier.count_applied()
+                    outcome = await self._apply_in_turns(replies_read, replies, is_probe=is_probe)
                     if outcome is not None:
                         return outcome
         except OSError as error:
@@ -130,6 +132,19 @@ class Recovery:
         if not is_wanted():
             return ReplayOutcome.ABANDONED
         return ReplayOutcome.CUT if replies_read.replies else ReplayOutcome.UNANSWERED
+
+    async def _apply_in_turns(self, replies_read: ReplayProgress, replies: list[list[bytes]], *, is_probe: bool) -> ReplayOutcome | None:
+        """Others, and requests, have their turn in between. Returns how the replay went where it is over."""
+        waiting = deque(replies)
+        outcome = None
+        while waiting and outcome is None:
+            async with self._turn:
+                until_s = time.monotonic() + TURN_S
+                while waiting and outcome is None and time.monotonic() < until_s:
+                    outcome = self._apply_replies(replies_read, [waiting.popleft()], is_probe=is_probe)
+                self._progress.applier.count_applied()
+            await asyncio.sleep(0)
+        return outcome
 
     def _apply_replies(self, replies_read: ReplayProgress, replies: list[list[bytes]], *, is_probe: bool) -> ReplayOutcome | None:
         """Returns how the replay went where it is over."""

@@ -28,7 +28,7 @@ from indexer.receiving.room import Room
 from indexer.store.records import Head
 from indexer.streams.applier import Applier
 from indexer.streams.progress import StreamProgress
-from indexer.streams.recovery import Recovery, ReplayOutcome
+from indexer.streams.recovery import TURN_S, Recovery, ReplayOutcome
 from indexer.streams.status import StreamStatus
 from indexer.streams.takeover import Takeover
 from indexer.streams.trust import Phase, Signal
@@ -38,8 +38,6 @@ from indexer.wire.frames import split_frames
 log = logging.getLogger(__name__)
 
 MIXED_RANKS = "batches of several ranks come by this port; give ranks=N,ranks_share_port=true in the spec"
-# A stream works so long at a stretch before others and requests have their turn.
-TURN_S = 0.002
 # A batch that a replay has and that has not come within this time was lost on the way.
 OVERTAKEN_S = 0.25
 # An engine that was not reached for so long at the start is logged.

@@ -52,6 +52,8 @@ def serving(calm: Engine, *words: str, **limits: str) -> Iterator[Command]:
         service.wait_for(pod="calm", connected=True)
         yield service
         assert service.process.poll() is None, "it stays up"
+        lag = "kv_indexer_event_loop_lag_seconds"
+        assert service.metric(f"{lag}_bucket", le="1.0") >= 0.95 * service.metric(f"{lag}_count") > 0
         service.wait_for(pod="calm", sequence=calm.publish(stored([1], [1, 2, 3, 4])))
         status = service.stream("calm")
         assert (status["trust"], status["gaps"]) == ("live", 0), (status, service.lines)
