@@ -52,12 +52,16 @@ def serving(calm: Engine, *words: str, **limits: str) -> Iterator[Command]:
         service.wait_for(pod="calm", connected=True)
         yield service
         assert service.process.poll() is None, "it stays up"
-        lag = "kv_indexer_event_loop_lag_seconds"
-        assert service.metric(f"{lag}_bucket", le="1.0") >= 0.95 * service.metric(f"{lag}_count") > 0
         service.wait_for(pod="calm", sequence=calm.publish(stored([1], [1, 2, 3, 4])))
         status = service.stream("calm")
         assert (status["trust"], status["gaps"]) == ("live", 0), (status, service.lines)
         assert not [line for line in service.lines if "Traceback" in line or "ERROR" in line]
+
+
+def assert_loop_in_time(service: Command) -> None:
+    """The event loop is hardly delayed by what is thrown away; tests may have to share their machine."""
+    lag = "kv_indexer_event_loop_lag_seconds"
+    assert service.metric(f"{lag}_bucket", le="1.0") >= 0.95 * service.metric(f"{lag}_count") > 0
 
 
 @pytest.mark.rule("E1")
@@ -67,6 +71,7 @@ def test_publishers_that_dial_us_flood_and_hang_up_many_times() -> None:
         for number in range(ROUNDS):
             flood_all([socket.create_connection(("127.0.0.1", port), 20) for _ in range(3)], TINY)
             service.wait_for(pod="calm", sequence=calm.publish(stored([7 + number], [number, 2, 3, 4])))
+        assert_loop_in_time(service)
 
 
 @pytest.mark.rule("E1")
@@ -78,6 +83,7 @@ def test_publishers_that_we_dial_flood_and_hang_up_many_times() -> None:
             for number in range(ROUNDS):
                 flood_all([listener.accept()[0] for _ in range(3)], TINY)
                 service.wait_for(pod="calm", sequence=calm.publish(stored([7 + number], [number, 2, 3, 4])))
+            assert_loop_in_time(service)
 
 
 @pytest.mark.rule("E1")
