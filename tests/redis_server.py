@@ -17,10 +17,10 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import quote
 
@@ -80,6 +80,8 @@ class RedisServer:
 
     flags: Sequence[str] = ()
     """Behind the path of the configuration."""
+    environment: Mapping[str, str] = MappingProxyType({})
+    """Variables that its process has besides ours."""
 
     def __init__(self, *, users: Sequence[User] = (), **options: str) -> None:
         self.users = list(users)
@@ -292,6 +294,7 @@ class RedisServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.folder,
+                env={**os.environ, **self.environment},
             )
         return wait_until(lambda: self._answers() or not self.is_running, START_S, "redis-server's answer") and self.is_running
 

@@ -85,16 +85,16 @@ def calls(keyspace: Keyspace, model: str, pods: Sequence[str]) -> list[Call]:
     return [Call("read_loads", [keys.load(pod) for pod in pods[start : start + PODS_MAX]]) for start in range(0, len(pods), PODS_MAX)]
 
 
-def decode(pods: Sequence[str], answers: Sequence[Sequence[bytes | None]]) -> dict[str, tuple[Load, float]]:
-    """Pod → its load, and how many seconds ago it was measured. An entry that cannot be decoded is skipped."""
-    found: dict[str, tuple[Load, float]] = {}
-    values = [(int(now_ms or 0), value) for now_ms, *piece in answers for value in piece]
-    for pod, (now_ms, value) in zip(pods, values, strict=True):
+def decode(pods: Sequence[str], answers: Sequence[Sequence[bytes | None]]) -> tuple[int, dict[str, tuple[Load, int]]]:
+    """Redis's time in ms, and pod → its load, and when it was measured. An entry that cannot be decoded is skipped."""
+    found: dict[str, tuple[Load, int]] = {}
+    values = [value for _, *piece in answers for value in piece]
+    for pod, value in zip(pods, values, strict=True):
         if value is None:
             continue
         at_ms, _, content = value.partition(b" ")
         try:
-            found[pod] = Load(*msgspec.structs.astuple(_decode(content))), max(0.0, (now_ms - int(at_ms)) / 1000)
+            found[pod] = Load(*msgspec.structs.astuple(_decode(content))), int(at_ms)
         except (msgspec.MsgspecError, ValueError):
             log.debug("load in redis not readable", extra={"pod": pod})
-    return found
+    return int(answers[0][0] or 0), found

@@ -193,10 +193,10 @@ class Reader:
     async def _read_logs(self, logs: Mapping[str, str], count: int, wait_ms: int | None) -> dict[str, Entries]:
         return entries_of(await self._ask(self.client.xread(dict[Any, Any](logs), count=count, block=wait_ms), next(iter(logs))))
 
-    async def loads(self, model: str, pods: Sequence[str]) -> dict[str, tuple[Load, float]]:
-        """Pod → its load, and how many seconds ago it was measured; pods without a load are left out."""
+    async def loads(self, model: str, pods: Sequence[str]) -> tuple[int, dict[str, tuple[Load, int]]]:
+        """Redis's time, and pod → its load, and when it was measured by that clock, in ms; pods without a load are left out."""
         asked = published_loads.calls(self.keyspace, model, pods)
-        return published_loads.decode(pods, await self._call(asked)) if asked else {}
+        return published_loads.decode(pods, await self._call(asked)) if asked else (0, {})
 
     async def blocks(self, name: str, cursor: int, count: int) -> tuple[int, dict[bytes, bytes]]:
         """A piece of a hash, and where to go on; 0 is the beginning, and the end."""

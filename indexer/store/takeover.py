@@ -86,7 +86,7 @@ def _park(state: StreamState, fields: dict[bytes, bytes]) -> None:
     now_s, now_ms = time.monotonic(), time.time() * 1000
 
     def since_s(since_ms: int) -> float:
-        return now_s - (now_ms - since_ms) / 1000
+        return now_s - max(0.0, now_ms - since_ms) / 1000  # the clock of who wrote it may be ahead
 
     by_slot: defaultdict[int, list[tuple[int, bytes]]] = defaultdict(list)
     for field, value in fields.items():

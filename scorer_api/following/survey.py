@@ -19,6 +19,7 @@ from indexer.store.reader import LogOffset, Survey, SurveyedState
 from scorer_api.following.followed_model import FollowedModel, FollowerContext
 from scorer_api.following.followed_stream import FollowedStream, published_status
 from scorer_api.following.reloader import RETRY_S, Reloader
+from scorer_api.following.signs import Signs, Terms
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,9 @@ SURVEY_S = 1.0
 # After a survey that was asked for, so that many requests for one make a single one.
 PAUSE_S = 0.002
 NEVER = float("-inf")
+
+# Among the signs of owners, which else are named by streams.
+LOG = ""
 
 
 class ModelSurvey(Struct, frozen=True):
@@ -49,6 +53,8 @@ class Surveyor:
         self._reloader = reloader
         # No owner confirms anything for longer: the clock was set back since, and the owner has not renewed it.
         self._trusted_max_ms = int((context.settings.pod_expiry_s + context.settings.lease_s) * 1000)
+        self._terms = Terms(context.settings.lease_s)
+        self._owner_signs, self._load_signs = Signs(), Signs()
         self._node = ""
         self._by_other_clock: dict[str, int] = {}
         """The times in the first survey of this node: they may be by the clock of the node before. Each counts once it was renewed."""
@@ -92,7 +98,7 @@ class Surveyor:
         trusted = {name: until_ms for name, until_ms in trusted.items() if until_ms <= surveys[-1].now_ms + self._trusted_max_ms}
         clock_s = self._note_time(surveys, trusted, asked_s)
         self._note_states(surveys)
-        self.latest = ModelSurvey(surveys, {name: clock_s + until_ms / 1000 for name, until_ms in trusted.items()})
+        self.latest = ModelSurvey(surveys, self._terms.note(trusted, clock_s, asked_s))
         for name, stream in model.streams.items():
             # A shorter term counts at once, a longer one only when the survey takes force.
             if (until_s := self.latest.trusted_until_s.get(name, NEVER)) < stream.trusted_until_s:
@@ -121,13 +127,16 @@ class Surveyor:
         """How busy the pods are."""
         asked_s = time.monotonic()
         pods = list(dict.fromkeys(stream.key.pod for stream in self._model.streams.values()))
-        for pod, (load, age_s) in (await self._reader.loads(self._model.name, pods)).items():
-            self._view.loads.note(self._model.name, pod, load, asked_s - age_s)
+        now_ms, loads = await self._reader.loads(self._model.name, pods)
+        measured_s = self._load_signs.note({pod: at_ms for pod, (_, at_ms) in loads.items()}, asked_s - now_ms / 1000, asked_s)
+        for pod, (load, _) in loads.items():
+            self._view.loads.note(self._model.name, pod, load, measured_s[pod])
 
     def _go_back(self, offset: LogOffset, trusted: Mapping[str, int]) -> None:
         """The log ends before the offset that was reached: Redis is older than what was read, or empty. Or its clock was set back, and owners wrote
         everything again since: then they confirm it again, too."""
         log.warning("log went back", extra={"model": self._model.name})
+        self._forget_signs()
         self._model.go_to(offset)
         for name, stream in self._model.streams.items():
             stream.may_be_newer, stream.confirmed_until_ms = True, trusted.get(name)
@@ -137,16 +146,22 @@ class Surveyor:
         self._model.server_epoch = server_epoch
         self.latest = None
         log.warning("log is another server's", extra={"model": self._model.name})
+        self._forget_signs()
         self._model.go_to(offset)
         for stream in self._model.streams.values():
             stream.is_of_former_server = True
 
     # Time
 
+    def _forget_signs(self) -> None:
+        """What is there now need not be newer than what was: it is another's, or older."""
+        self._owner_signs, self._load_signs = Signs(), Signs()
+
     def _by_this_clock(self, survey: Survey) -> dict[str, int]:
         """The streams that are trusted by the clock of the node that was asked."""
         if survey.node != self._node:
             self._node, self._by_other_clock = survey.node, survey.trusted
+            self._forget_signs()
         self._by_other_clock = {name: until_ms for name, until_ms in self._by_other_clock.items() if survey.trusted.get(name) == until_ms}
         return {name: until_ms for name, until_ms in survey.trusted.items() if name not in self._by_other_clock}
 
@@ -154,7 +169,8 @@ class Surveyor:
         """By the clock as it was when we asked: trust is never taken to last longer than it does. Returns the difference of clocks."""
         clock_s = self._model.clock_s = asked_s - surveys[0].now_ms / 1000
         lease_ms = int(self._context.settings.lease_s * 1000)
-        self._model.note_heartbeat(max([surveys[0].offset[0], *(until_ms - lease_ms for until_ms in trusted.values())]))
+        signs = {LOG: surveys[0].offset[0], **{name: until_ms - lease_ms for name, until_ms in trusted.items()}}
+        self._view.note_heartbeat(max(self._owner_signs.note(signs, clock_s, asked_s).values()))
         return clock_s
 
     # Comparing

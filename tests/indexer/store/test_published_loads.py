@@ -41,12 +41,12 @@ async def test_what_is_told_is_read_with_its_age(server: RedisServer) -> None:
         owner.store.loads.note(MODEL, POD, BUSY, time.monotonic() - 4)
         owner.store.loads.note(MODEL, "b {x}", IDLE, time.monotonic())
         await wait_until_async(lambda: server.client().exists(key_of(POD), key_of("b {x}")) == 2)
-        loads = await reader.loads(MODEL, ["nobody", POD, "b {x}"])
+        now_ms, loads = await reader.loads(MODEL, ["nobody", POD, "b {x}"])
         assert {pod: load for pod, (load, _) in loads.items()} == {POD: BUSY, "b {x}": IDLE}
-        assert 4 <= loads[POD][1] < 4 + 8
-        assert 0 <= loads["b {x}"][1] < 8
-        assert await reader.loads("another", [POD]) == {}
-        assert await reader.loads(MODEL, []) == {}
+        assert 4_000 <= now_ms - loads[POD][1] < 12_000
+        assert 0 <= now_ms - loads["b {x}"][1] < 8_000
+        assert (await reader.loads("another", [POD]))[1] == {}
+        assert await reader.loads(MODEL, []) == (0, {})
         assert 0 < server.client().pttl(key_of(POD)) <= TTL_MS
 
 
@@ -56,7 +56,7 @@ async def test_a_newer_one_takes_its_place(server: RedisServer) -> None:
         for load in (BUSY, IDLE):
             owner.store.loads.note(MODEL, POD, load, time.monotonic())
             await told(server, load)
-            assert (await reader.loads(MODEL, [POD]))[POD][0] == load
+            assert (await reader.loads(MODEL, [POD]))[1][POD][0] == load
 
 
 async def test_many_pods_are_read_in_several_calls(server: RedisServer) -> None:
@@ -66,7 +66,7 @@ async def test_many_pods_are_read_in_several_calls(server: RedisServer) -> None:
         for number, pod in enumerate(pods):
             owner.store.loads.note(MODEL, pod, Load(number, 0), time.monotonic())
         await wait_until_async(lambda: server.client().exists(*map(key_of, pods)) == 450)
-        loads = await reader.loads(MODEL, pods)
+        _, loads = await reader.loads(MODEL, pods)
         assert [loads[pod][0].running for pod in pods] == list(range(450))
 
 
@@ -76,16 +76,16 @@ async def test_many_pods_are_read_in_several_calls(server: RedisServer) -> None:
 async def test_what_somebody_else_wrote_there_is_passed_over(server: RedisServer, value: bytes) -> None:
     async with aclosing(Reader(settings_of(server))) as reader:
         server.client().set(key_of(POD), value)
-        assert await reader.loads(MODEL, [POD]) == {}
+        assert (await reader.loads(MODEL, [POD]))[1] == {}
 
 
 async def test_another_version_may_say_more_or_less(server: RedisServer) -> None:
     async with aclosing(Reader(settings_of(server))) as reader:
         server.client().set(key_of(POD), b"12 " + msgspec.msgpack.encode((*msgspec.structs.astuple(Load(1, 2)), "more")))
-        loads = await reader.loads(MODEL, [POD])
+        _, loads = await reader.loads(MODEL, [POD])
         assert loads[POD][0] == Load(1, 2)
         server.client().set(key_of(POD), b"12 " + msgspec.msgpack.encode((1, 2)))
-        assert (await reader.loads(MODEL, [POD]))[POD][0] == Load(1, 2)
+        assert (await reader.loads(MODEL, [POD]))[1][POD][0] == Load(1, 2)
 
 
 async def test_a_scorer_follows_the_loads_of_its_pods(server: RedisServer) -> None:
