@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TypeVar
@@ -15,11 +15,12 @@ from indexer.errors import field_first
 from indexer.http.negotiation import JSON, MSGPACK
 from indexer.http.problems import Problem
 from scorer_api.api.batch_split import WHOLE_BYTES_MAX, split_in_turns
+from scorer_api.api.hash_lists import take_hashes
 from scorer_api.api.msgpack_values import has_more_values
 from scorer_api.api.prompt import out_of_range
 from scorer_api.api.route_schemas import DoneRequest, RouteRequest, RouteRequestMsgpack
 from scorer_api.api.schemas import BATCH_REQUESTS_MAX, ScoreRequest, ScoreRequestMsgpack
-from scorer_api.tokens.token_lists import LIST_BYTES_MIN, first_out_of_range, take_tokens
+from scorer_api.tokens.token_lists import LIST_BYTES_MIN, first_out_of_range, moved_bytes, take_tokens
 
 T = TypeVar("T")
 R = TypeVar("R", bound=ScoreRequest)
@@ -76,40 +77,46 @@ _OUTLINE = _decoders(_Outline, _Outline)
 
 def decode_score(body: bytes, media_type: str) -> ScoreRequest:
     """A request for scores, or for an explanation of them. Raises Problem 400 for what is not JSON or msgpack, 422 for another shape."""
-    return _decode_prompt(body, media_type, _SCORE)
+    return _at_once(_steps(body, media_type, _SCORE))
 
 
 def decode_route(body: bytes, media_type: str) -> RouteRequest:
     """A request for a pick. Raises Problem 400 for what is not JSON or msgpack, 422 for another shape."""
-    return _decode_prompt(body, media_type, _ROUTE)
+    return _at_once(_steps(body, media_type, _ROUTE))
 
 
 async def decode_score_in_turns(body: bytes, media_type: str, turn: asyncio.Lock) -> ScoreRequest:
-    """The same as `decode_score`. Other requests have their turn while a long list of tokens is decoded. `turn`: held by one long body at a time."""
-    return await _in_turns(decode_score, body, media_type, turn)
+    """The same as `decode_score`. Other requests have their turn while a long body is decoded. `turn`: held by one such body at a time."""
+    return await _in_turns(body, media_type, _SCORE, turn)
 
 
 async def decode_route_in_turns(body: bytes, media_type: str, turn: asyncio.Lock) -> RouteRequest:
     """The same as `decode_route`, in the same way."""
-    return await _in_turns(decode_route, body, media_type, turn)
+    return await _in_turns(body, media_type, _ROUTE, turn)
 
 
-async def _in_turns(decode: Callable[[bytes, str], R], body: bytes, media_type: str, turn: asyncio.Lock) -> R:
+async def _in_turns(body: bytes, media_type: str, decoders: Decoders[R], turn: asyncio.Lock) -> R:
     """The tokens are packed where they were many."""
     if len(body) < LIST_BYTES_MIN:
-        return decode(body, media_type)
+        return _at_once(_steps(body, media_type, decoders))
     async with turn:
         await asyncio.sleep(0)
         taken = await take_tokens(body, "token_ids", media_type)
+        if taken is None and media_type == JSON and (hashes := await take_hashes(body)) is not None:
+            try:
+                request = await _one_by_one(_steps(hashes.body, media_type, decoders))
+            except Problem as problem:
+                raise Problem(problem.status, moved_bytes(problem.detail, hashes.first, hashes.cut)) from None
+            return msgspec.structs.replace(request, block_hashes=hashes.hashes)
         if taken is None:
-            return decode(body, media_type)
+            return await _one_by_one(_steps(body, media_type, decoders))
         await asyncio.sleep(0)
         try:
-            request = decode(taken.body, media_type)
+            request = await _one_by_one(_steps(taken.body, media_type, decoders))
         except Problem as problem:
             raise Problem(problem.status, taken.moved(problem.detail)) from None
         if not isinstance(request.token_ids, list) or len(request.token_ids) != taken.left:
-            return decode(body, media_type)  # it was the key of another object
+            return await _one_by_one(_steps(body, media_type, decoders))  # it was the key of another object
         try:
             rest = pack_tokens(request.token_ids)
         except OverflowError:
@@ -118,6 +125,26 @@ async def _in_turns(decode: Callable[[bytes, str], R], body: bytes, media_type: 
         if taken.bad is not None:
             raise out_of_range(*taken.bad)
         return msgspec.structs.replace(request, token_ids=taken.tokens + rest)
+
+
+def _at_once(steps: Generator[None, None, R]) -> R:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: R = end.value
+            return result
+
+
+async def _one_by_one(steps: Generator[None, None, R]) -> R:
+    """Others have their turn between them."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: R = end.value
+            return result
+        await asyncio.sleep(0)
 
 
 def decode_done(body: bytes, media_type: str) -> DoneRequest:
@@ -161,14 +188,21 @@ def _problems(media_type: str, explain: Callable[[msgspec.ValidationError], str]
         raise Problem(400, "the body is nested too deeply") from None
 
 
-def _decode_prompt(body: bytes, media_type: str, decoders: Decoders[R]) -> R:
+def _steps(body: bytes, media_type: str, decoders: Decoders[R]) -> Generator[None, None, R]:
+    """Decode a request, passing over all of the body once in each step."""
     with _problems(media_type):
         if len(body) > UNSCANNED_BYTES_MAX:
-            _check_sizes(_OUTLINE[media_type](body))
+            outline = _OUTLINE[media_type](body)
+            yield
+            _check_sizes(outline)
         request = decoders[media_type](body)
         if request.messages is UNSET and request.tools is UNSET and request.chat_template_kwargs is UNSET:
             return request
-        return msgspec.structs.replace(request, **{name: _as_json(name, getattr(request, name), media_type) for name in CHAT})
+        chat: dict[str, Raw | UnsetType] = {}
+        for name in CHAT:
+            yield
+            chat[name] = _as_json(name, getattr(request, name), media_type)
+        return msgspec.structs.replace(request, **chat)
 
 
 def _as_json(name: str, raw: Raw | UnsetType, media_type: str) -> Raw | UnsetType:

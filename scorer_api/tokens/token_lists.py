@@ -23,6 +23,8 @@ LIST_BYTES_MIN = 262_144
 _ARRAY_START = re.compile(rb"\s*:\s*\[")
 _INTEGER = rb"(?:[\x00-\x7f]|\xcc.|\xcd..|\xce.{4}|\xcf.{8})"
 _ITEMS = re.compile(_INTEGER + b"{%d}" % PIECE_ITEMS, re.DOTALL)
+# Letters of another key may be written so, and it may be the same key.
+_ESCAPED = re.compile(rb"\\u00[2-7]")
 # Positions in errors.
 _TOKEN = re.compile(r"(?<=^token_ids\[)\d+(?=\])")
 _BYTE = re.compile(r"(?<=\(byte )\d+(?=\)$)")
@@ -54,7 +56,12 @@ class Taken(Struct, frozen=True):
     def moved(self, error: str) -> str:
         """An error about this body, with the positions of the whole one."""
         error = _TOKEN.sub(lambda found: str(int(found[0]) + self.count), error)
-        return _BYTE.sub(lambda found: str(int(found[0]) + (self.cut if int(found[0]) >= self.first else 0)), error)
+        return moved_bytes(error, self.first, self.cut)
+
+
+def moved_bytes(error: str, first: int, cut: int) -> str:
+    """An error about a body without the `cut` bytes from `first` on, with the position of the whole one."""
+    return _BYTE.sub(lambda found: str(int(found[0]) + (cut if int(found[0]) >= first else 0)), error)
 
 
 def first_out_of_range(tokens: Sequence[int]) -> tuple[int, int]:
@@ -92,13 +99,24 @@ class _Packed:
         self.count += len(tokens)
 
 
-async def _take_json(body: bytes, key: str) -> Taken | None:
+def long_list(body: bytes, key: str) -> tuple[int, int] | None:
+    """Where the items of a long list in a JSON object begin and end; None if there is none under this key, or not exactly one such key.
+
+    It ends at the first bracket: one in an item makes it no list of numbers or simple texts.
+    """
     name = f'"{key}"'.encode()
     if (at := _only(body, name)) is None or (opened := _ARRAY_START.match(body, at + len(name))) is None:
         return None
     first, end = opened.end(), body.find(b"]", opened.end())
-    if end - first < LIST_BYTES_MIN or not _is_own_key(body, at):
+    if end - first < LIST_BYTES_MIN or _ESCAPED.search(body, 0, at) or _ESCAPED.search(body, end) or not _is_own_key(body, at):
         return None
+    return first, end
+
+
+async def _take_json(body: bytes, key: str) -> Taken | None:
+    if (found := long_list(body, key)) is None:
+        return None
+    first, end = found
     packed, start = _Packed(), first
     before = first
     while start < end:

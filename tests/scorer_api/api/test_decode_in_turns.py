@@ -81,6 +81,8 @@ def damaged(draw: st.DrawFn) -> bytes:
 @given(damaged())
 @example(b'{"model":"m","token_ids":[11111111,2222222,3333333,  ]}')
 @example(b'{"model":"m","token_ids":[11111111,2222222,,3333333]}')
+@example(b'{"model":"m","token\\u005fids":["1"],"token_ids":[0,0,0,0,0,0,0]}')
+@example(b'{"model":"m","token_ids":[0,0,0,0,0,0,0],"token\\u005fids":["1"]}')
 @example(b'{"model":"m","token_ids":[-1,11111111,2222222,3333333],"x":1}')
 def test_a_body_in_json(body: bytes) -> None:
     is_the_same(body, JSON)
