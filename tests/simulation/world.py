@@ -134,6 +134,7 @@ class World:
             block_size=BLOCK_SIZE,
             counts_copies=dialect.counts_copies,
             capacity=CAPACITY,
+            late_offloads=False,  # the next owner of a stream does not know blocks that went before the first one was offloaded
             without=dialect.without,
         )
         publisher.start()
