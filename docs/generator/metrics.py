@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Metric
 
 from docs.generator.markdown import cell, code, sections, table
 from indexer.config.settings import Settings
+from indexer.http.loop_lag import LoopLag
 from indexer.metrics import HttpMetrics, IndexerMetrics
 from scorer_api.index.view import View
 from scorer_api.metrics import FollowerMetrics, ScorerMetrics, TokenMetrics
@@ -19,6 +20,7 @@ GROUPS: dict[str, Callable[[CollectorRegistry], object]] = {
     "Routing": RouteMetrics,
     "Tokens of prompts and chats": TokenMetrics,
     "Access": HttpMetrics,
+    "The process": LoopLag,
 }
 # More values than these belong into a table of their own.
 VALUES_MAX = 20
