@@ -17,8 +17,8 @@ from indexer.core.salted_hashes import SaltedHashes
 
 
 class Block(Struct, gc=False):
-    """A block known by its engine hash. `copies`: physical copies of the lead group on the gpu. There are millions, so the garbage collector does not
-    track them."""
+    """A block known by its engine hash. `copies`: physical copies of the lead group on the gpu. A block that is its own `parent` was not announced,
+    and its key was inferred from tokens. There are millions, so the garbage collector does not track them."""
 
     key: int
     parent: int | None
@@ -88,6 +88,11 @@ class BlockTable:
         block = self.held.get(engine_hash) or self.removed.get(engine_hash)
         return None if block is None else block.key
 
+    def key_before(self, parent: int) -> int | None:
+        """The key that blocks behind this one chain from. None where it is not known, or inferred: tokens do not say whose block it is."""
+        block = self.known(parent)
+        return None if block is None or block.parent == parent else block.key
+
     def mapped_key(self, engine_hash: int) -> int | None:
         """The block key of an engine hash in requests; None where it has none.
 
@@ -102,7 +107,8 @@ class BlockTable:
         keys = [block.key]
         link: Block | None = block
         while len(keys) < count and link is not None and link.parent is not None:
-            link = self.known(link.parent)
+            before = self.known(link.parent)
+            link = None if before is link else before
             if link is not None:
                 keys.append(link.key)
         return tuple(keys)

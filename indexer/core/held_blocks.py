@@ -98,7 +98,7 @@ class HeldBlocks:
             if block is None:
                 block = blocks[engine_hash] = Block(key, parent, 0)
                 table.revive(engine_hash)
-            elif block.key != key and not self._correct(engine_hash, block, key):
+            elif block.key != key and not self._correct(engine_hash, block, key, parent):
                 parent = engine_hash
                 continue
             elif block.parent != parent:
@@ -125,27 +125,29 @@ class HeldBlocks:
             block = self.table.known(engine_hash)
             if block is None:
                 block = Block(covered[0], parent, 0)
-            elif block.key != covered[0] and not self._correct(engine_hash, block, covered[0]):
+            elif block.key != covered[0] and not self._correct(engine_hash, block, covered[0], parent):
                 parent = engine_hash
                 continue
+            elif block.parent == engine_hash:
+                self._set_parent(engine_hash, block, parent)
             self.add_known(engine_hash, block, place, covered)
             parent = engine_hash
 
     def _set_parent(self, engine_hash: int, block: Block, parent: int | None) -> None:
-        """A group of larger blocks had another parent for the block."""
+        """A group of larger blocks had another parent for the block, or its key was inferred."""
         block.parent = parent
         for place, in_place in self.table.more.items():
             if engine_hash in in_place:
                 self.table.touch(place, (engine_hash,))
 
-    def _correct(self, engine_hash: int, block: Block, key: int) -> bool:
+    def _correct(self, engine_hash: int, block: Block, key: int, parent: int | None) -> bool:
         """The gpu announces a known block with other content. What was announced elsewhere may have been taken for another block, and has the new key
         from now on; what was announced on the gpu stays. Returns whether the key is the new one."""
         if block.copies:
             self._tally["key_conflict"] += 1
             return False
         self.keys.unclaim(engine_hash, block.key)
-        block.key = key
+        block.key, block.parent = key, parent
         for place, in_place in self.table.more.items():
             copies = in_place.get(engine_hash)
             if copies is not None:

@@ -249,7 +249,7 @@ class StreamState:
 
     def _parent_key(self, event: Stored) -> int | None:
         """The key that an event's first block chains from; None where its parent is not known."""
-        return self._adapters.root(event.lora_name) if event.parent is None else self.table.key_of(event.parent)
+        return self._adapters.root(event.lora_name) if event.parent is None else self.table.key_before(event.parent)
 
     # Storing
 
@@ -293,7 +293,7 @@ class StreamState:
         if parent_key is not None:
             keys = chain_keys(parent_key, event.tokens, key_size, event.extra_keys)
         else:
-            first = self.table.key_of(event.hashes[0])
+            first = self.table.key_before(event.hashes[0])
             if first is None:
                 self._records.touch(self._blocks.keys.change, place_of(slot, GPU), event.hashes, self.table)
                 self._waiting.park(event, slot, now_s)

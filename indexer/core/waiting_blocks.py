@@ -105,13 +105,13 @@ class WaitingBlocks:
 
     def _give_key(self, engine_hash: int, key: int) -> None:
         if engine_hash in self.orphans:
-            self._settle(engine_hash, Block(key, None, 0))
+            self._settle(engine_hash, Block(key, engine_hash, 0))
 
     def _settle(self, engine_hash: int, block: Block | None = None) -> None:
         parked = self.orphans.pop(engine_hash)
         block = self._blocks.table.known(engine_hash) or block
         if block is None:
-            parent_key = None if parked.parent is None else self._blocks.table.key_of(parked.parent)
+            parent_key = None if parked.parent is None else self._blocks.table.key_before(parked.parent)
             if parent_key is None:  # the parent was itself only remembered, and has just been forgotten
                 self._tally["orphan_dropped"] += 1
                 return

@@ -126,3 +126,20 @@ def test_a_chunk_of_a_cache_connector_counts_for_the_tenant_without_a_salt_alone
     assert state.held(Tier.CPU) == set()
     state.apply([stored(None, "vllm", 0, BLOCKS, Tier.GPU, tells=True)], 1.0)
     assert state.held(Tier.CPU) == set(KEYS[None])
+
+
+def test_a_block_whose_key_was_inferred_from_tokens_is_nobodys_parent() -> None:
+    """By hand: of tenant a, recurrent states come first, with tokens alone, where the gpu has the same tokens of the tenant without a salt."""
+    state = StreamState("m", "")
+    state.apply([stored(None, "vllm", 0, 2, Tier.GPU, tells=True)], 0.0)
+    of_a = stored("a", "vllm", 0, 2, Tier.GPU, tells=True)
+    states = {"sparse_tokens": 2 * SIZE, "state_tokens": of_a.tokens}
+    state.apply([structs.replace(of_a, tokens=b"", extra_keys=None, lists_extra_keys=False, group=1, kind="mamba", **states)], 1.0)
+    assert state.held(Tier.GPU, 1) == set(KEYS[None][:2]), "these are the tokens that the gpu has"
+    state.apply([stored("a", "vllm", 2, BLOCKS, Tier.GPU, tells=True)], 2.0)
+    assert state.held(Tier.GPU) == set(KEYS[None][:2]), "whose blocks these are is not known yet"
+    state.apply([stored("a", "vllm", 1, BLOCKS, Tier.GPU, tells=True)], 2.5)
+    assert state.held(Tier.GPU) == set(KEYS[None][:2]), "the first of these is known by inference only"
+    state.apply([of_a], 3.0)
+    assert state.held(Tier.GPU) == {*KEYS[None][:2], *KEYS["a"]}
+    assert state.held(Tier.GPU, 1) <= set(KEYS["a"])
