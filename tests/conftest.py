@@ -20,22 +20,29 @@ FOLDER = Path(__file__).parent
 UNMEASURED = tuple(
     FOLDER / name
     for name in (
+        "contract",
+        "deploy",
         "indexer/core/test_hostile_events.py",
         "indexer/core/test_isolation.py",
+        "indexer/ownership/test_replica.py",
         "indexer/wire/test_fuzz.py",
         "indexer/wire/test_memory.py",
         "indexer/wire/test_splitter.py",
         "scenarios",
         "scorer_api/api/test_hostile_requests.py",
+        "scorer_api/fleet/test_fleet.py",
         "scorer_api/index/test_hits.py",
         "simulation",
+        "test_docs.py",
+        "test_docs_site.py",
         "test_fleet.py",
+        "test_fuzzing.py",
         "test_reference.py",
         "test_schemathesis.py",
     )
 )
-# The hundreds of processes that these start do what those of other tests do too.
-PROCESSES_UNMEASURED = (*UNMEASURED, FOLDER / "contract", FOLDER / "deploy", FOLDER / "security")
+# Only the commands' own tests measure the hundreds of processes: all others start what those of this process run too.
+PROCESSES_MEASURED = (FOLDER / "scorer_api" / "cli",)
 # Tests of these take long and share nothing: each goes to the next worker that is free. All other files stay whole, for the fixtures of modules.
 APART = ("tests/scenarios/", "tests/indexer/wire/", "tests/simulation/test_simulation.py")
 # The longest first, so that no worker is busy with one when the others are done.
@@ -74,7 +81,7 @@ def _is_in(paths: tuple[Path, ...], path: Path) -> bool:
 
 @pytest.fixture(autouse=True)
 def _unmeasured_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if _is_in(PROCESSES_UNMEASURED, request.path):
+    if not _is_in(PROCESSES_MEASURED, request.path):
         monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
 
 
