@@ -20,6 +20,7 @@ from scorer_api.api.msgpack_values import has_more_values
 from scorer_api.api.prompt import out_of_range
 from scorer_api.api.route_schemas import DoneRequest, RouteRequest, RouteRequestMsgpack
 from scorer_api.api.schemas import BATCH_REQUESTS_MAX, ScoreRequest, ScoreRequestMsgpack
+from scorer_api.api.steps import all_at_once, one_by_one
 from scorer_api.tokens.token_lists import LIST_BYTES_MIN, first_out_of_range, moved_bytes, take_tokens
 
 T = TypeVar("T")
@@ -77,12 +78,12 @@ _OUTLINE = _decoders(_Outline, _Outline)
 
 def decode_score(body: bytes, media_type: str) -> ScoreRequest:
     """A request for scores, or for an explanation of them. Raises Problem 400 for what is not JSON or msgpack, 422 for another shape."""
-    return _at_once(_steps(body, media_type, _SCORE))
+    return all_at_once(_steps(body, media_type, _SCORE))
 
 
 def decode_route(body: bytes, media_type: str) -> RouteRequest:
     """A request for a pick. Raises Problem 400 for what is not JSON or msgpack, 422 for another shape."""
-    return _at_once(_steps(body, media_type, _ROUTE))
+    return all_at_once(_steps(body, media_type, _ROUTE))
 
 
 async def decode_score_in_turns(body: bytes, media_type: str, turn: asyncio.Lock) -> ScoreRequest:
@@ -98,25 +99,25 @@ async def decode_route_in_turns(body: bytes, media_type: str, turn: asyncio.Lock
 async def _in_turns(body: bytes, media_type: str, decoders: Decoders[R], turn: asyncio.Lock) -> R:
     """The tokens are packed where they were many."""
     if len(body) < LIST_BYTES_MIN:
-        return _at_once(_steps(body, media_type, decoders))
+        return all_at_once(_steps(body, media_type, decoders))
     async with turn:
         await asyncio.sleep(0)
         taken = await take_tokens(body, "token_ids", media_type)
         if taken is None and media_type == JSON and (hashes := await take_hashes(body)) is not None:
             try:
-                request = await _one_by_one(_steps(hashes.body, media_type, decoders))
+                request = await one_by_one(_steps(hashes.body, media_type, decoders))
             except Problem as problem:
                 raise Problem(problem.status, moved_bytes(problem.detail, hashes.first, hashes.cut)) from None
             return msgspec.structs.replace(request, block_hashes=hashes.hashes)
         if taken is None:
-            return await _one_by_one(_steps(body, media_type, decoders))
+            return await one_by_one(_steps(body, media_type, decoders))
         await asyncio.sleep(0)
         try:
-            request = await _one_by_one(_steps(taken.body, media_type, decoders))
+            request = await one_by_one(_steps(taken.body, media_type, decoders))
         except Problem as problem:
             raise Problem(problem.status, taken.moved(problem.detail)) from None
         if not isinstance(request.token_ids, list) or len(request.token_ids) != taken.left:
-            return await _one_by_one(_steps(body, media_type, decoders))  # it was the key of another object
+            return await one_by_one(_steps(body, media_type, decoders))  # it was the key of another object
         try:
             rest = pack_tokens(request.token_ids)
         except OverflowError:
@@ -125,26 +126,6 @@ async def _in_turns(body: bytes, media_type: str, decoders: Decoders[R], turn: a
         if taken.bad is not None:
             raise out_of_range(*taken.bad)
         return msgspec.structs.replace(request, token_ids=taken.tokens + rest)
-
-
-def _at_once(steps: Generator[None, None, R]) -> R:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            result: R = end.value
-            return result
-
-
-async def _one_by_one(steps: Generator[None, None, R]) -> R:
-    """Others have their turn between them."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            result: R = end.value
-            return result
-        await asyncio.sleep(0)
 
 
 def decode_done(body: bytes, media_type: str) -> DoneRequest:

@@ -10,6 +10,7 @@ from indexer.http.problems import Problem
 from scorer_api.api.adapters import Adapters
 from scorer_api.api.prompt import STEP_BLOCKS, prompt_in_steps, prompt_of, tokenize_input_of
 from scorer_api.api.schemas import SOURCES, ScoreRequest
+from scorer_api.api.steps import one_by_one
 from scorer_api.index.engine_hashes import EngineHashes, normalised
 from scorer_api.index.prompt import Prompt, Query
 from scorer_api.index.view import View
@@ -70,15 +71,8 @@ class RequestResolver:
         """The request's prompt. Other requests have their turn where it has extra keys of many blocks."""
         if len(request.block_extra_keys or ()) < STEP_BLOCKS:
             return prompt_of(request, tokenized)
-        steps = prompt_in_steps(request, tokenized)
         async with self.turn:
-            while True:
-                try:
-                    next(steps)
-                except StopIteration as end:
-                    prompt: Prompt = end.value
-                    return prompt
-                await asyncio.sleep(0)
+            return await one_by_one(prompt_in_steps(request, tokenized))
 
     async def _prepared(self, prompt: Prompt) -> Prompt:
         """The prompt, with its keys if it is long. Other requests have their turn while they are computed."""
