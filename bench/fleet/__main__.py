@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--policies", default=",".join(POLICIES))
     parsed = parser.parse_args()
     names = parsed.policies.split(",")
-    scenarios = [*SCENARIOS, *(of_trace(path, tokens, parsed.requests) for path in parsed.trace for tokens in TRACE_CACHES)]
+    scenarios = scenarios_with(parsed.trace, parsed.requests)
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         runs = {
             (one.name, name): pool.submit(played, number, name, parsed.seed, parsed.trace, parsed.requests)
@@ -40,10 +40,14 @@ def main() -> None:
         sys.stdout.write(f"\n{title}\n\n{markdown(scenarios, names, results, figure)}\n")
 
 
+def scenarios_with(traces: list[Path], requests: int) -> list[Scenario]:
+    """All scenarios, and these traces with small and with large caches."""
+    return [*SCENARIOS, *(of_trace(path, tokens, requests) for path in traces for tokens in TRACE_CACHES)]
+
+
 def played(number: int, policy: str, seed: int, traces: list[Path], requests: int) -> RunResult:
     """One run, in a process of its own."""
-    scenarios = [*SCENARIOS, *(of_trace(path, tokens, requests) for path in traces for tokens in TRACE_CACHES)]
-    scenario = scenarios[number]
+    scenario = scenarios_with(traces, requests)[number]
     router = ROUTERS[policy](PODS, scenario.model, seed)
     return result_of(Fleet(PODS, scenario.model, [router], scenario.workload(seed), seed=seed).run(), PODS)
 

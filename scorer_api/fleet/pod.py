@@ -96,7 +96,6 @@ class Pod:
     def __init__(self, number: int, model: PodModel, slow_down: float = 1.0) -> None:
         """`slow_down`: how many times as long its steps take."""
         self.number = number
-        self.name = f"pod-{number}"
         self.model = model
         self.slow_down = slow_down
         self.cache = BlockCache(model.kv_tokens // model.block_size)

@@ -29,7 +29,6 @@ class Request(Struct):
     segments: tuple[Segment, ...]
     output: Segment
     user: int = 0
-    is_measured: bool = True
 
     # What became of it.
     pod: int = -1

@@ -154,7 +154,7 @@ class Router:
         stale: list[Candidate] = []
         reasons: dict[str, PodReason] = {}
         model, exclude, output_tokens = prompt.model, request.exclude, request.output_tokens
-        ahead, draw = self._queues.ahead, self._random.random
+        ahead, backlog_of, draw = self._queues.ahead, self._queues.backlog, self._random.random
         tokens = prompt.length if isinstance(prompt, Prompt) else None
         oldest_s = now_s - self._settings.limits.routing.load_max_age_s
         measured = [self._view.loads.get(model, score.pod) for score in scores]
@@ -169,7 +169,7 @@ class Router:
             uncached = length - rank.score * (length - 1) - speculative
             if uncached < 0.0:
                 uncached = 0.0
-            backlog = self._queues.backlog(model, pod, estimate.rate, now_s)
+            backlog = backlog_of(model, pod, estimate.rate, now_s)
             cost_s, load_s = estimate.costs_s(uncached, output_tokens, own_tokens, own_count, backlog)
             why: Exclusion | None = None
             if pod in exclude:
