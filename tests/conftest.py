@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import coverage
 import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
@@ -61,6 +62,15 @@ class TestScheduling(LoadFileScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         return nodeid if nodeid.startswith(APART) else str(super()._split_scope(nodeid))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep one measurement in a worker: two more began with the process, and each takes up its work where the one above it pauses."""
+    plugin = config.pluginmanager.get_plugin("_cov")
+    if hasattr(config, "workerinput") and plugin is not None:
+        plugin.cov_controller.cov.stop()  # begun as if this were the process that hands out the work
+        if (since_startup := getattr(coverage.process_startup, "coverage", None)) is not None:
+            since_startup.stop()
 
 
 @pytest.hookimpl(optionalhook=True)
