@@ -12,7 +12,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType, defstruct
 
 from indexer.core.block_keys import pack_tokens
 from indexer.errors import field_first
-from indexer.http.negotiation import JSON, MSGPACK
+from indexer.http.negotiation import JSON, MSGPACK, join
 from indexer.http.problems import Problem
 from scorer_api.api.batch_split import WHOLE_BYTES_MAX, split_in_turns
 from scorer_api.api.hash_lists import take_hashes
@@ -125,7 +125,7 @@ async def _in_turns(body: bytes, media_type: str, decoders: Decoders[R], turn: a
             raise out_of_range(*(taken.bad or (taken.count + position, token))) from None
         if taken.bad is not None:
             raise out_of_range(*taken.bad)
-        return msgspec.structs.replace(request, token_ids=taken.tokens + rest)
+        return msgspec.structs.replace(request, token_ids=await join([taken.tokens, rest]) if rest else taken.tokens)
 
 
 def decode_done(body: bytes, media_type: str) -> DoneRequest:

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from indexer.core.block_keys import TOKEN_BYTES, TOKEN_MAX, pack_tokens
-from indexer.http.negotiation import JSON
+from indexer.http.negotiation import JSON, join
 
 # About 5,000 tokens, which take a millisecond.
 PIECE_BYTES = 32_768
@@ -127,12 +127,12 @@ async def _take_json(body: bytes, key: str) -> Taken | None:
         except (msgspec.DecodeError, UnicodeDecodeError):
             tokens = []
         if not tokens or cut + 1 == end:  # no integers, or nothing between commas
-            good = b"".join(packed.pieces[:-1])
+            good = await join(packed.pieces[:-1])
             return Taken(body[:first] + body[before:], first, before - first, good, None)
         packed.add(tokens)
         before, start = start, cut + 1
         await asyncio.sleep(0)
-    return Taken(body[:first] + body[end:], first, end - first, b"".join(packed.pieces), 0, packed.bad)
+    return Taken(body[:first] + body[end:], first, end - first, await join(packed.pieces), 0, packed.bad)
 
 
 async def _take_msgpack(body: bytes, key: str) -> Taken | None:
@@ -158,7 +158,7 @@ async def _take_msgpack(body: bytes, key: str) -> Taken | None:
         await asyncio.sleep(0)
     # The last ones stay where they are: the decoder knows where they end, and what is wrong with them.
     rest = body[:first] + b"\xdd" + left.to_bytes(4, "big") + body[start:]
-    return Taken(rest, first, len(body) - len(rest), b"".join(packed.pieces), left, packed.bad)
+    return Taken(rest, first, len(body) - len(rest), await join(packed.pieces), left, packed.bad)
 
 
 def _is_own_key(body: bytes, at: int) -> bool:
