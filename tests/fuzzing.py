@@ -163,6 +163,7 @@ class Fuzzer:
             "drops_last_block",
             "offload_block_size",
             "ranks_share_port",
+            "prefill_tokens_per_s",
             "pod",
             "other",
         ):

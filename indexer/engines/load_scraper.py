@@ -8,7 +8,7 @@ from http import HTTPStatus
 from types import TracebackType
 from typing import Self
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from indexer.engines.api import EngineApi
 from indexer.engines.client import EngineClient
@@ -56,7 +56,8 @@ class _Target(Struct, eq=False):
 class LoadScraper:
     """`async with LoadScraper(…):` asks every `interval_s`, in these networks only.
 
-    `targets`: the pods to ask now. `deliver` is called with the model, the pod, its load, and the monotonic time when that arrived.
+    `targets`: the pods to ask now. `rate_of`: the prefill rate that a pod's spec gives, which replaces the measured one. `deliver` is called with the
+    model, the pod, its load, and the monotonic time when that arrived.
     """
 
     def __init__(
@@ -64,12 +65,14 @@ class LoadScraper:
         interval_s: float,
         networks: EngineNetworks,
         targets: Callable[[], Iterable[tuple[Pod, EngineApi]]],
+        rate_of: Callable[[str], float | None],
         deliver: Callable[[str, str, Load, float], None],
         metrics: IndexerMetrics,
     ) -> None:
         self._interval_s = interval_s
         self._client = EngineClient(networks)
         self._targets = targets
+        self._rate_of = rate_of
         self._deliver = deliver
         self._metrics = metrics
         self._known: dict[Pod, _Target] = {}
@@ -123,7 +126,8 @@ class LoadScraper:
             target.failures = 0
             self._metrics.load_requests["load"].inc()
             if self._known.get(pod) is target:
-                self._deliver(*pod, load, at_s)
+                rate = self._rate_of(pod[1])
+                self._deliver(*pod, load if rate is None else structs.replace(load, prefill_tokens_per_s=rate), at_s)
 
     async def _load(self, target: _Target, api: EngineApi) -> tuple[Load, float]:
         """The load, and the monotonic time when it arrived. Raises _LoadError."""

@@ -22,6 +22,7 @@ Name = Annotated[str, Meta(min_length=1, max_length=NAME_LENGTH_MAX)]
 RANKS_MAX = 1024
 DROPPED_BLOCKS_MAX = 64
 ALIASES_MAX = 64
+PREFILL_TOKENS_PER_S_MAX = 1e9
 ALIAS_SEPARATOR = "|"
 
 
@@ -32,7 +33,7 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     ports + r, or all at the same ports with `ranks_share_port`; `rank`: one stream, of that rank. `topic`: subscription prefix.
     `offload_block_size`: tokens per block of an offloading connector that announces none. `http`: base URL of the pod's own API, `http://<pod>` by
     default. `drops_last_block`: how many of the last matched blocks the engine computes again, as with EAGLE and MTP drafters; true is one.
-    `aliases`: more names that the engine serves the model by.
+    `aliases`: more names that the engine serves the model by. `prefill_tokens_per_s`: how fast it computes prompts, in place of what is measured.
     """
 
     pod: Name
@@ -48,6 +49,7 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     drops_last_block: bool | Annotated[int, Meta(ge=0, le=DROPPED_BLOCKS_MAX)] = False
     aliases: Annotated[tuple[Name, ...], Meta(max_length=ALIASES_MAX)] = ()
     ranks_share_port: bool = False
+    prefill_tokens_per_s: Annotated[float, Meta(ge=1.0, le=PREFILL_TOKENS_PER_S_MAX)] | None = None
 
     @classmethod
     def from_text(cls, text: str, source: str = "--engine") -> Self:
@@ -234,6 +236,11 @@ def with_shared_port(spec: EngineSpec, highest: int) -> EngineSpec:
 def aliases(specs: Iterable[EngineSpec]) -> tuple[str, ...]:
     """The aliases that the specs of a pod give, each once."""
     return tuple(dict.fromkeys(alias for spec in specs for alias in spec.aliases if alias != spec.model))
+
+
+def prefill_rate(specs: Iterable[EngineSpec]) -> float | None:
+    """How many prompt tokens per second a pod with these specs computes, if one of them says so."""
+    return next((spec.prefill_tokens_per_s for spec in specs if spec.prefill_tokens_per_s is not None), None)
 
 
 def check_together(specs: Iterable[EngineSpec], source: str) -> None:

@@ -16,7 +16,7 @@ from indexer.engines.api import EngineApi
 from indexer.engines.load import Load
 from indexer.engines.load_scraper import LoadScraper
 from indexer.engines.served_names import ServedNames
-from indexer.engines.spec import EngineSpec, aliases, check_together, http_base, http_base_of, with_shared_port
+from indexer.engines.spec import EngineSpec, aliases, check_together, http_base, http_base_of, prefill_rate, with_shared_port
 from indexer.errors import SettingError
 from indexer.metrics import IndexerMetrics
 from indexer.receiving.listening import Announced
@@ -78,7 +78,10 @@ class Service:
             await stack.enter_async_context(self._names)
             if self._note_load is not None and self._settings.load_interval_s:
                 await stack.enter_async_context(
-                    LoadScraper(self._settings.load_interval_s, self._settings.engine_networks, self._measured, self._note_load, self._metrics)
+                    LoadScraper(
+                        *(self._settings.load_interval_s, self._settings.engine_networks, self._measured, self._prefill_rate),
+                        *(self._note_load, self._metrics),
+                    )
                 )
             self._stack = stack.pop_all()
 
@@ -89,6 +92,10 @@ class Service:
         """The pods whose load and names are to be asked for."""
         for pod, specs in self._specs.items():
             yield (specs[0].model, pod), self.api(pod, specs[0].model)
+
+    def _prefill_rate(self, pod: str) -> float | None:
+        """What a pod's spec says of it."""
+        return prefill_rate(self._specs.get(pod, ()))
 
     def mapped_key(self, key: StreamKey) -> Callable[[int], int | None] | None:
         """`BlockTable.mapped_key` of a stream; None for one that does not run here."""

@@ -22,7 +22,7 @@ from indexer.core.names import StreamKey
 from indexer.engines.api import EngineApi
 from indexer.engines.load_scraper import LoadScraper
 from indexer.engines.served_names import ServedNames
-from indexer.engines.spec import EngineSpec, aliases, check_together, http_base, http_base_of
+from indexer.engines.spec import EngineSpec, aliases, check_together, http_base, http_base_of, prefill_rate
 from indexer.errors import NotFollowedError, StoreError
 from indexer.metrics import IndexerMetrics
 from indexer.ownership.dial_in_pods import DialInPods
@@ -66,7 +66,8 @@ class ReplicaService:
             self._moves.update_streams()
             if self._settings.load_interval_s:
                 scraper = LoadScraper(
-                    self._settings.load_interval_s, self._settings.engine_networks, self._measured, self.store.loads.note, self._metrics
+                    *(self._settings.load_interval_s, self._settings.engine_networks, self._measured, self._prefill_rate),
+                    *(self.store.loads.note, self._metrics),
                 )
                 await stack.enter_async_context(scraper)
             await stack.enter_async_context(self._names)
@@ -187,6 +188,10 @@ class ReplicaService:
             model = specs[0].model
             if StreamKey(model, pod, min(spec.stream_ranks[0] for spec in specs)) in self._streams.running:
                 yield (model, pod), self.api(pod, model)
+
+    def _prefill_rate(self, pod: str) -> float | None:
+        """What a pod's spec says of it."""
+        return prefill_rate(self._pods.of(pod))
 
     def readiness(self) -> Readiness:
         """Ready once each stream has an owner and each of our own is connected and its first replay has ended or failed, or after a while; then for

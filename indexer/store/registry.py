@@ -122,7 +122,8 @@ class Registry:
 
 def _plain(specs: tuple[EngineSpec, ...]) -> tuple[EngineSpec, ...]:
     """As all versions can read them."""
-    return tuple(msgspec.structs.replace(spec, http=None, drops_last_block=False, aliases=(), ranks_share_port=False) for spec in specs)
+    newer = {"http": None, "drops_last_block": False, "aliases": (), "ranks_share_port": False, "prefill_tokens_per_s": None}
+    return tuple(msgspec.structs.replace(spec, **newer) for spec in specs)
 
 
 class RegisteredPods:

@@ -33,11 +33,13 @@ class Asked:
         self.loads: dict[str, Load] = {}
         self.times_s: dict[str, float] = {}
         self.count = 0
+        self.rates: dict[str, float] = {}
         self._registry = CollectorRegistry()
         self.scraper = LoadScraper(
             settings.load_interval_s,
             settings.engine_networks,
             lambda: [(("m", pod), EngineApi(pod, base, pod in limited)) for pod, base in self.bases.items()],
+            self.rates.get,
             self._note,
             IndexerMetrics(self._registry),
         )
@@ -72,6 +74,15 @@ async def test_each_pod_is_asked_again_and_again() -> None:
         assert began_s < asked.times_s["a"] <= time.monotonic()
         assert set(one.request_counts) == {"/metrics"}
         assert asked.outcomes("load") == asked.count
+
+
+async def test_the_prefill_rate_of_a_spec_replaces_the_measured_one() -> None:
+    with EngineServer(routes={"/metrics": lambda _: metrics_text(1)}) as server:
+        asked = Asked({"a": server.url, "b": server.url})
+        asked.rates["a"] = 9_000.0
+        async with asking(asked):
+            await wait_until_async(lambda: asked.loads.keys() == {"a", "b"})
+    assert asked.loads == {"a": Load(1, 0, prefill_tokens_per_s=9_000.0), "b": Load(1, 0)}
 
 
 async def test_a_pod_that_does_not_answer_holds_up_no_other() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from indexer.engines.spec import EngineSpec, aliases, at_address, check_together, host_of, http_base, with_shared_port
+from indexer.engines.spec import EngineSpec, aliases, at_address, check_together, host_of, http_base, prefill_rate, with_shared_port
 from indexer.errors import SettingError
 
 HEAD = "pod=a,model=m,"
@@ -58,6 +58,14 @@ def test_ranks_that_share_a_port() -> None:
     assert with_shared_port(single, 1) == EngineSpec("a", "m", "ipc:///e", ranks=2, ranks_share_port=True)
     one_rank = EngineSpec.from_text(f"{HEAD}events=tcp://h:1,rank=1")
     assert with_shared_port(one_rank, 2) == one_rank
+
+
+def test_the_prefill_rate_is_the_first_that_a_pods_specs_give() -> None:
+    given, other = (
+        EngineSpec.from_text(f"{HEAD}events=tcp://h:{port},rank={port},{rate}") for port, rate in ((1, "topic=kv"), (2, "prefill_tokens_per_s=8e3"))
+    )
+    assert prefill_rate([given, other]) == 8_000.0
+    assert prefill_rate([given]) is None
 
 
 def test_spaces_around_keys_and_values_do_not_matter() -> None:
@@ -150,6 +158,8 @@ def test_without_ranks_it_is_rank_0() -> None:
         ("pod=a,model=m,events=tcp://h:1,ranks_share_port=true", ["ranks_share_port", "ranks=N"]),
         ("pod=a,model=m,events=tcp://h:1,drops_last_block=65", ["drops_last_block", "<= 64"]),
         ("pod=a,model=m,events=tcp://h:1,drops_last_block=few", ["drops_last_block", "bool"]),
+        ("pod=a,model=m,events=tcp://h:1,prefill_tokens_per_s=0", ["prefill_tokens_per_s", ">= 1"]),
+        ("pod=a,model=m,events=tcp://h:1,prefill_tokens_per_s=nan", ["prefill_tokens_per_s"]),
         (f"pod=a,model=m,events=tcp://h:1,aliases={'a' * 513}", ["aliases", "512"]),
         (f"pod={'a' * 513},model=m,events=tcp://h:1", ["pod", "512"]),
         (f"pod=a,model={'m' * 513},events=tcp://h:1", ["model", "512"]),
