@@ -51,7 +51,7 @@ class Fleet:
         streams: int = 4,
         *,
         model: str = "m",
-        rate: float = 100.0,
+        rate: float = 40.0,
         with_replay: bool = True,
         with_proxies: bool = False,
         history_max: int = 10_000,

@@ -71,7 +71,7 @@ def bulk_is_right(fleet: Fleet, scorer: Client, prompts: int) -> bool:
 def test_a_scorer_starts_late_against_many_block_copies(make_world: MakeWorld, copies: int) -> None:
     """Ready in time, right while changes keep coming; it reads in pieces, none of which holds Redis up for long."""
     world = make_world(pod_expiry_s=60)
-    fleet = world.fleet(streams=STREAMS, rate=100, uniform=True, without=("clear",))
+    fleet = world.fleet(streams=STREAMS, uniform=True, without=("clear",))
     world.indexers(2, fleet)
     (early,) = world.scorers(1)
     wait_until(lambda: len(owners(early)) == STREAMS, what="the scorer to know all streams")
