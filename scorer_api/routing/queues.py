@@ -26,9 +26,10 @@ class QueuedRequest(Struct, frozen=True, gc=False):
 
 
 class _Pod:
-    """Totals of one pod: of all requests, by rank; of the ones (`new`) since the last measurement; and tokens that were to compute at `drained_s`."""
+    """Totals of one pod: of all requests, by rank; of the ones (`new`) since the last measurement, and how many others `ended` since; and tokens that
+    were to compute at `drained_s`."""
 
-    __slots__ = ("backlog", "drained_s", "measured_at_s", "new", "new_tokens", "ranks", "tokens")
+    __slots__ = ("backlog", "drained_s", "ended", "measured_at_s", "new", "new_tokens", "ranks", "tokens")
 
     def __init__(self, now_s: float) -> None:
         self.backlog = 0.0
@@ -37,6 +38,7 @@ class _Pod:
         self.ranks: dict[int, int] = {}
         self.new: OrderedDict[str, QueuedRequest] = OrderedDict()
         self.new_tokens = 0
+        self.ended = 0
         self.measured_at_s = -math.inf
 
 
@@ -65,6 +67,9 @@ class Queues:
 
     def done(self, name: str) -> bool:
         """Stop counting the request. Returns whether it counted."""
+        return self._remove(name, has_ended=True)
+
+    def _remove(self, name: str, *, has_ended: bool) -> bool:
         request = self._sent.pop(name, None)
         if request is None:
             return False
@@ -75,6 +80,8 @@ class Queues:
             del pod.ranks[request.rank]
         if pod.new.pop(name, None) is not None:
             pod.new_tokens -= request.tokens
+        elif has_ended:
+            pod.ended += 1
         if not pod.ranks:
             del self._pods[request.model, request.pod]
         return True
@@ -90,11 +97,14 @@ class Queues:
                 excess += 1
             else:
                 break
-            self.done(name)
+            self._remove(name, has_ended=False)
         return late, excess
 
     def ahead(self, model: str, pod: str, measured_at_s: float | None) -> tuple[int, int]:
-        """Tokens and number of the requests that the engine's figures do not include. `measured_at_s`: when they were measured, None if unknown."""
+        """Tokens and number of the requests that the engine's figures do not include. `measured_at_s`: when they were measured, None if unknown.
+
+        Requests that the figures include and that are done since count as -1.
+        """
         found = self._pods.get((model, pod))
         if found is None:
             return 0, 0
@@ -102,10 +112,11 @@ class Queues:
             return found.tokens, sum(found.ranks.values())
         if measured_at_s > found.measured_at_s:
             found.measured_at_s = measured_at_s
+            found.ended = 0
             seen_s = measured_at_s - UNDER_WAY_S
             while found.new and next(iter(found.new.values())).at_s <= seen_s:
                 found.new_tokens -= found.new.popitem(last=False)[1].tokens
-        return found.new_tokens, len(found.new)
+        return found.new_tokens, len(found.new) - found.ended
 
     def backlog(self, model: str, pod: str, rate: float, now_s: float) -> float:
         """Tokens of what was sent there that the pod cannot have computed yet, if it computes `rate` of them per second."""

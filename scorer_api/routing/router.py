@@ -189,7 +189,7 @@ class Router:
                 matched,
                 speculative,
                 length - matched,
-                int(max(backlog, estimate.waiting_tokens + own_tokens) + 0.5),
+                int(estimate.queued_tokens(own_tokens, backlog) + 0.5),
                 None if load is None else load.running,
                 None if load is None else load.waiting,
                 None if load is None else load.kv_usage,

@@ -5,6 +5,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from indexer.engines.load import Load
 from scorer_api.routing.costs import LoadEstimate, estimate_loads
@@ -14,10 +15,14 @@ from scorer_api.routing.costs import LoadEstimate, estimate_loads
     ("estimate", "own", "output_tokens", "load_s"),
     [
         (LoadEstimate(0, 0, 0.0, 1000), (0, 0), 0, 0.0),
-        (LoadEstimate(3000, 0, 0.0, 1000), (500, 0), 0, 3.5),
-        (LoadEstimate(3000, 0, 0.0, 2000), (500, 0), 0, 1.75),
+        (LoadEstimate(3000, 0, 0.0, 1000, waiting=2), (500, 0), 0, 3.5),
+        (LoadEstimate(3000, 0, 0.0, 2000, waiting=2), (500, 0), 0, 1.75),
+        # Where nothing waited, what was sent since counts as long as the pod cannot have computed it.
+        (LoadEstimate(0, 0, 0.0, 1000), (500, 0), 0, 0.0),
         # Each running request adds 0.1 ms to the first step and to each of 99 more.
         (LoadEstimate(0, 20, 0.0, 1000), (0, 5), 99, 25 * 100 * 0.0001),
+        # More are done since than ran then: one started and ended between two measurements.
+        (LoadEstimate(0, 2, 0.0, 1000), (0, -3), 99, 0.0),
         # Where nobody says how long the answer will be: 128 tokens.
         (LoadEstimate(0, 20, 0.0, 1000), (0, 0), None, 20 * 129 * 0.0001),
         # Up to 80 % of the cache costs nothing; half-way from there to full a quarter of 2 s, full all of it.
@@ -41,8 +46,8 @@ def test_what_lies_before_a_request(estimate: LoadEstimate, own: tuple[int, int]
         (LoadEstimate(0, 0, 0.8, 1000, 10_000), 0, 1000, 0, 0.0, 2.0 + 0.5),
         # The answer needs room too; of it nothing is computed beforehand.
         (LoadEstimate(0, 0, 0.8, 1000, 10_000), 0, 600, 400, 0.0, 1.2 + 0.5),
-        # What was sent there before takes its room for this one and for whatever else comes: 1 s of queue, 70 + 20 %, and then 100 %.
-        (LoadEstimate(0, 0, 0.7, 1000, 10_000), 2000, 1000, 0, 2.0 + 0.5, 2.0 + 2.0 + 2.0),
+        # What was sent there before takes its room for this one and for whatever else comes: 2 s of queue, 70 + 20 %, and then 100 %.
+        (LoadEstimate(0, 0, 0.7, 1000, 10_000, waiting=1), 2000, 1000, 0, 2.0 + 0.5, 2.0 + 2.0 + 2.0),
         # More than full is full.
         (LoadEstimate(0, 0, 0.9, 1000, 10_000), 0, 50_000, 0, 0.5, 100.0 + 2.0),
     ],
@@ -55,7 +60,10 @@ def test_what_a_request_needs_room_for(
 
 def test_what_all_tell_is_taken_as_it_is() -> None:
     loads = [Load(2, 3, 0.25, 100.0, 5000.0), Load(0, 0, 0.75, 900.0, 50.0)]
-    assert estimate_loads(loads, 8000.0) == [LoadEstimate(300.0, 2, 0.25, 5000.0, waiting=3), LoadEstimate(0.0, 0, 0.75, 50.0)]
+    assert estimate_loads(loads, 8000.0) == [
+        LoadEstimate(300.0, 2, 0.25, 5000.0, waiting=3, delayed=3, running_mean=1.0),
+        LoadEstimate(0.0, 0, 0.75, 50.0, running_mean=1.0),
+    ]
 
 
 def test_prompts_that_wait_count_by_what_the_cache_does_not_have() -> None:
@@ -64,14 +72,28 @@ def test_prompts_that_wait_count_by_what_the_cache_does_not_have() -> None:
 
 
 def test_what_a_pod_cannot_have_computed_yet_lies_before_a_request_whatever_its_figures_say() -> None:
-    estimate = LoadEstimate(3000, 0, 0.0, 1000, waiting=0)
+    estimate = LoadEstimate(3000, 0, 0.0, 1000, waiting=3)
     assert estimate.costs_s(0, 0, 500, 0, backlog=4000)[1] == pytest.approx(4.0)
     assert estimate.costs_s(0, 0, 500, 0, backlog=3000)[1] == pytest.approx(3.5)
 
 
 def test_what_is_computed_where_others_wait_costs_them_too() -> None:
-    """1,000 tokens in 1 s, for this request, for one behind it, and half of it for each of six that wait."""
-    assert LoadEstimate(0, 0, 0.0, 1000, waiting=6).costs_s(1000, 0, 0, 0)[0] == pytest.approx(5.0)
+    """1,000 tokens in 1 s, for this request, for one behind it, and three times for each of six that are delayed."""
+    assert LoadEstimate(0, 0, 0.0, 1000, delayed=6).costs_s(1000, 0, 0, 0)[0] == pytest.approx(20.0)
+
+
+def test_what_is_computed_twice_costs_the_whole_fleet_once_all_of_it_has_queues() -> None:
+    loads = [Load(0, waiting) for waiting in (0, 4, 8)]
+    assert [estimate.delayed for estimate in estimate_loads(loads, 8000.0)] == [0, 4, 8]
+    assert [estimate.delayed for estimate in estimate_loads(loads[1:], 8000.0)] == [4, 8]
+    full = [structs.replace(load, kv_usage=usage) for load, usage in zip(loads, (0.2, 0.9, 0.6), strict=True)]
+    assert [estimate.delayed for estimate in estimate_loads(full, 8000.0)] == [4, 4, 8], "there is no room for one more copy anywhere"
+
+
+@pytest.mark.parametrize(("running", "own", "spread_s"), [(0, 0, 0.0), (2, 1, 0.8 * 3 / 6), (1, -3, 0.0), (9, 0, 0.8 * 1.25), (500, 0, 0.8 * 1.25)])
+def test_a_pod_that_runs_more_than_others_costs_more_up_to_a_limit(running: int, own: int, spread_s: float) -> None:
+    cost_s, load_s = LoadEstimate(0, running, 0.0, 1000, running_mean=2.0).costs_s(0, 0, 0, own)
+    assert cost_s - load_s == pytest.approx(spread_s)
 
 
 def test_room_is_told_or_taken_from_others() -> None:
@@ -87,16 +109,18 @@ def test_a_room_that_is_none_is_not_told(tokens: float) -> None:
 def test_what_one_does_not_tell_is_what_the_others_tell_on_average() -> None:
     loads = [Load(2, 3, 0.2, 100.0, 5000.0), Load(4, 1, 0.6, 300.0, 1000.0), Load(6, 10), None]
     assert estimate_loads(loads, 8000.0) == [
-        LoadEstimate(300.0, 2, 0.2, 5000.0, waiting=3),
-        LoadEstimate(300.0, 4, 0.6, 1000.0, waiting=1),
-        LoadEstimate(10 * 200.0, 6, 0.4, 3000.0, waiting=10),
-        LoadEstimate((300 + 300 + 2000) / 3, 4.0, 0.4, 3000.0, waiting=14 / 3),
+        LoadEstimate(300.0, 2, 0.2, 5000.0, waiting=3, delayed=3, running_mean=4.0),
+        LoadEstimate(300.0, 4, 0.6, 1000.0, waiting=1, delayed=1, running_mean=4.0),
+        LoadEstimate(10 * 200.0, 6, 0.4, 3000.0, waiting=10, delayed=10, running_mean=4.0),
+        LoadEstimate((300 + 300 + 2000) / 3, 4.0, 0.4, 3000.0, waiting=14 / 3, delayed=14 / 3, running_mean=4.0, is_measured=False),
     ]
 
 
 def test_where_nobody_tells_all_are_alike() -> None:
-    assert estimate_loads([None, None], 8000.0) == [LoadEstimate(0.0, 0.0, 0.0, 8000.0)] * 2
-    assert estimate_loads([Load(1, 2), None], 8000.0) == [LoadEstimate(2 * 1024, 1, 0.0, 8000.0, waiting=2)] * 2
+    assert estimate_loads([None, None], 8000.0) == [LoadEstimate(0.0, 0.0, 0.0, 8000.0, is_measured=False)] * 2
+    known, unknown = estimate_loads([Load(1, 2), None], 8000.0)
+    assert known == LoadEstimate(2 * 1024, 1, 0.0, 8000.0, waiting=2, delayed=2, running_mean=1.0)
+    assert unknown == structs.replace(known, is_measured=False)
     assert estimate_loads([], 8000.0) == []
 
 

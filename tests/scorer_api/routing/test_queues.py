@@ -40,12 +40,22 @@ def test_what_is_done_counts_no_more_and_only_once() -> None:
     assert queues.ahead("m", "a", None) == queues.ahead("m", "a", 0.5) == (30, 1)
 
 
-def test_what_is_done_after_the_engine_counted_it_takes_nothing_from_others() -> None:
+def test_what_is_done_after_the_engine_counted_it_is_one_less_until_the_engine_counts_again() -> None:
     queues = Queues(10.0)
     queues.add("1", sent(100, 1.0))
     queues.add("2", sent(30, 5.0))
     assert queues.ahead("m", "a", 3.0) == (30, 1)
     assert queues.done("1")
+    assert queues.ahead("m", "a", 3.0) == (30, 0)
+    assert queues.ahead("m", "a", 4.0) == (30, 1)
+
+
+def test_what_is_forgotten_has_not_ended() -> None:
+    queues = Queues(10.0)
+    queues.add("1", sent(100, 1.0))
+    queues.add("2", sent(30, 5.0))
+    assert queues.ahead("m", "a", 3.0) == (30, 1)
+    assert queues.expire(11.0) == (1, 0)
     assert queues.ahead("m", "a", 3.0) == (30, 1)
 
 

@@ -96,10 +96,10 @@ def test_every_figure_of_a_pick() -> None:
     world.load("b", Load(0, 0, 0.1, 200.0, 500.0))
     picked = world.pick("xyz", PickRequest(output_tokens=9))
     a, b = picked.reasons["a"], picked.reasons["b"]
-    # 32 of 49 tokens are held; 2 x 400 wait, and count as one behind this; half-way from 80 % to full costs a quarter of 2 s; 3 running, 10 steps.
+    # 32 of 49 tokens are held; 2 x 400 wait, and delay six; half-way from 80 % to full costs a quarter of 2 s; 3 running, 10 steps, twice the mean.
     assert (a.matched_tokens, a.speculative_tokens, a.uncached_tokens, a.queued_tokens) == (32, 0, 17, 800)
     assert (a.running, a.waiting, a.kv_usage, a.load_age_s, a.trust, a.why, a.rank) == (3, 2, 0.9, 1.5, Trust.LIVE, None, 0)
-    assert a.cost_s == pytest.approx((2 + 2 * 0.5) * 17 / 2000 + 800 / 2000 + 0.5 + 3 * 10 * 0.0001)
+    assert a.cost_s == pytest.approx((2 + 2 * 3) * 17 / 2000 + 800 / 2000 + 0.5 + 3 * 10 * 0.0001 + 0.8 * 3 / 5.5, abs=1e-6)
     assert b.cost_s == pytest.approx(2 * 49 / 500)
     assert (picked.order, picked.rank, picked.policy, picked.picked_for) == (["b", "a"], 0, "cost", "load")
 
@@ -256,7 +256,7 @@ def test_what_was_sent_counts_until_the_pod_can_have_computed_it_though_its_figu
     world.now_s += 0.15
     assert world.pick("").reasons["a"].queued_tokens == 1601 - 950
     world.now_s += 0.7
-    assert world.pick("").reasons["a"].queued_tokens == 1, "that of the last pick"
+    assert world.pick("").reasons["a"].queued_tokens == 0, "that of the last pick too"
 
 
 def test_requests_that_nothing_is_computed_for_spread_too() -> None:
