@@ -28,13 +28,14 @@ class Baseline:
     """Sent requests by pod, the last loads, and what each pod's events say that it holds."""
 
     def __init__(self, pods: int, model: PodModel, seed: int = 0) -> None:
-        self.pods = range(pods)
+        self.pods = list(range(pods))
+        """Those that requests can be sent to."""
         self.random = random.Random(seed)
         self.loads = Loads(pods)
-        self.open: list[dict[int, Request]] = [{} for _ in self.pods]
-        self.uncached: list[dict[int, int]] = [{} for _ in self.pods]
-        self.held: list[set[int]] = [set() for _ in self.pods]
-        self.expected: list[OrderedDict[int, float]] = [OrderedDict() for _ in self.pods]
+        self.open: list[dict[int, Request]] = [{} for _ in range(pods)]
+        self.uncached: list[dict[int, int]] = [{} for _ in range(pods)]
+        self.held: list[set[int]] = [set() for _ in range(pods)]
+        self.expected: list[OrderedDict[int, float]] = [OrderedDict() for _ in range(pods)]
         self.size = model.block_size
         self.kv_blocks = model.kv_tokens // model.block_size
         self.turn = 0
@@ -73,6 +74,12 @@ class Baseline:
         self.held[pod].clear()
         self.expected[pod].clear()
 
+    def on_leave(self, pod: int) -> None:
+        self.pods.remove(pod)
+
+    def on_join(self, pod: int) -> None:
+        self.pods = sorted((*self.pods, pod))
+
     def on_metrics(self, pod: int, text: str, measured_s: float) -> None:
         self.loads.note(pod, text)
 
@@ -100,7 +107,7 @@ class RoundRobin(Baseline):
 
     def choose(self, request: Request) -> int:
         self.turn += 1
-        return self.turn % len(self.pods)
+        return self.pods[self.turn % len(self.pods)]
 
 
 class LeastRequests(Baseline):
@@ -121,7 +128,7 @@ class SessionAffinity(Baseline):
     """The same pod for a user, by hash."""
 
     def choose(self, request: Request) -> int:
-        return xxh3_64_intdigest(request.user.to_bytes(8, "little")) % len(self.pods)
+        return self.pods[xxh3_64_intdigest(request.user.to_bytes(8, "little")) % len(self.pods)]
 
 
 class Approximate(Baseline):
@@ -129,7 +136,7 @@ class Approximate(Baseline):
 
     def __init__(self, pods: int, model: PodModel, seed: int = 0) -> None:
         super().__init__(pods, model, seed)
-        self._sent: list[OrderedDict[int, None]] = [OrderedDict() for _ in self.pods]
+        self._sent: list[OrderedDict[int, None]] = [OrderedDict() for _ in range(pods)]
 
     def choose(self, request: Request) -> int:
         hashes = request.hashes(self.size)[: (request.prompt_length - 1) // self.size]
@@ -154,7 +161,7 @@ class WeightedScorers(Baseline):
 
     def choose(self, request: Request) -> int:
         waiting = self.loads.waiting
-        most, least = max(waiting), min(waiting)
+        most, least = max(waiting[pod] for pod in self.pods), min(waiting[pod] for pod in self.pods)
         kv, queue, prefix = self.WEIGHTS
 
         def score(pod: int) -> float:

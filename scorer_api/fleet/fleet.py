@@ -26,6 +26,10 @@ class FleetRouter(Protocol):
 
     def on_restart(self, pod: int, now_s: float) -> None: ...
 
+    def on_leave(self, pod: int) -> None: ...
+
+    def on_join(self, pod: int) -> None: ...
+
     def on_metrics(self, pod: int, text: str, measured_s: float) -> None: ...
 
 
@@ -42,15 +46,18 @@ class Conditions(Struct, frozen=True):
 
     `event_delay_s`: from the end of a step to the index. `event_loss`: share of messages that are lost, and arrive with the next one that is not.
     `scrape_s`: between two scrapes. `load_age_s`: how much later their figures arrive. `slow_pods`: number of a pod and how many times as long its
-    steps take. `restarts`: seconds and a pod.
+    steps take. `restarts`: seconds and a pod. `leaves`: the same, from when on a pod gets no more requests, and answers what it has. `joins`: from
+    when on it gets any.
     """
 
     event_delay_s: float = 0.005
     event_loss: float = 0.0
     scrape_s: float = 1.0
     load_age_s: float = 0.02
-    slow_pods: dict[int, float] = {}
+    slow_pods: tuple[tuple[int, float], ...] = ()
     restarts: tuple[tuple[float, int], ...] = ()
+    leaves: tuple[tuple[float, int], ...] = ()
+    joins: tuple[tuple[float, int], ...] = ()
 
 
 class Fleet:
@@ -60,7 +67,8 @@ class Fleet:
         self, pods: int, model: PodModel, routers: Sequence[FleetRouter], workload: Workload, conditions: Conditions | None = None, seed: int = 0
     ) -> None:
         self.conditions = conditions or Conditions()
-        self.pods = [Pod(number, model, self.conditions.slow_pods.get(number, 1.0)) for number in range(pods)]
+        slow_pods = dict(self.conditions.slow_pods)
+        self.pods = [Pod(number, model, slow_pods.get(number, 1.0)) for number in range(pods)]
         self.requests: list[Request] = []
         self._routers = routers
         self._workload = workload
@@ -77,17 +85,22 @@ class Fleet:
             self._arrive_later(request)
         for number in range(len(self.pods)):
             self._add(self.conditions.scrape_s * (number + 1) / len(self.pods), "scrape", number)
-        for at_s, pod in self.conditions.restarts:
-            self._add(at_s, "restart", pod)
+        for kind, changes in (("restart", self.conditions.restarts), ("leave", self.conditions.leaves), ("join", self.conditions.joins)):
+            for at_s, pod in changes:
+                self._add(at_s, kind, pod)
+        for _, pod in self.conditions.joins:
+            self._leave(pod, 0.0)
         steps: dict[str, Callable[[Any, float], None]] = {
             "arrive": self._arrive,
             "scrape": self._scrape,
             "events": self._deliver,
             "metrics": self._tell,
             "restart": self._restart,
+            "leave": self._leave,
+            "join": self._join,
         }
         while self._open:
-            at_s, _, kind, what = heapq.heappop(self._agenda)
+            at_s, kind, what = self._next()
             if kind == "step":
                 pod, ends_s = what
                 if pod.ends_s == ends_s:
@@ -95,6 +108,11 @@ class Fleet:
             else:
                 steps[kind](what, at_s)
         return self.requests
+
+    def _next(self) -> tuple[float, str, Any]:
+        """What comes next: its time, its kind, and what it is about."""
+        at_s, _, kind, what = heapq.heappop(self._agenda)
+        return at_s, kind, what
 
     def _add(self, at_s: float, kind: str, what: Any) -> None:
         self._added += 1
@@ -159,3 +177,11 @@ class Fleet:
             request.produced = 0
             request.first_token_s = None
             self._send(request, now_s)
+
+    def _leave(self, number: int, now_s: float) -> None:
+        for router in self._routers:
+            router.on_leave(number)
+
+    def _join(self, number: int, now_s: float) -> None:
+        for router in self._routers:
+            router.on_join(number)

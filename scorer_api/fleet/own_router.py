@@ -47,6 +47,7 @@ class OwnRouter:
         self._numbers = {key.pod: number for number, key in enumerate(self._keys)}
         self._router = Router(self.settings, self._view, _Counters())
         self._names: dict[int, str] = {}
+        self._left: set[str] = set()
         self._states: list[StreamState] = []
         self._meters: list[LoadMeter] = []
         for key in self._keys:
@@ -60,7 +61,8 @@ class OwnRouter:
         self._now_s = now_s
         prompt = Prompt(MODEL, request.prompt())
         session = f"user-{request.user}"
-        pick = self._router.pick(prompt, PickRequest(policy=self._policy, session_id=session, output_tokens=None), now_s)
+        only = None if not self._left else self._numbers.keys() - self._left
+        pick = self._router.pick(prompt, PickRequest(only=only, policy=self._policy, session_id=session, output_tokens=None), now_s)
         self._names[request.number] = pick.id
         request.predicted_tokens = pick.reasons[pick.order[0]].matched_tokens
         return self._numbers[pick.order[0]]
@@ -92,6 +94,14 @@ class OwnRouter:
         """The pod restarted: its cache is empty."""
         self._apply(pod, [Cleared()], now_s)
         self._meters[pod] = LoadMeter()
+
+    def on_leave(self, pod: int) -> None:
+        """The pod gets no more requests."""
+        self._left.add(self._keys[pod].pod)
+
+    def on_join(self, pod: int) -> None:
+        """The pod gets requests from now on."""
+        self._left.discard(self._keys[pod].pod)
 
     def on_metrics(self, pod: int, text: str, measured_s: float) -> None:
         """The answer of the pod's `/metrics`."""

@@ -11,15 +11,19 @@ class RunResult(Struct, frozen=True):
     """A run's figures.
 
     `ttft_s`: times to the first token of all requests, sorted. `tokens_per_s`: of answers, from the first arrival to the last token. `hit_share`:
-    cached tokens of all prompt tokens. `imbalance`: what the busiest pod computed, to what all did on average.
+    cached tokens of all prompt tokens; `lost_share`: those that the router expected to be cached and were not. `imbalance`: what the busiest pod
+    computed, to what all did on average. `pod_requests`: by pod; `user_pods`: those of user 0, in the later half of the run.
     """
 
     ttft_s: list[float]
     tokens_per_s: float
     hit_share: float
+    lost_share: float
     imbalance: float
     preemptions: int
     duration_s: float
+    pod_requests: list[int]
+    user_pods: list[int]
 
     @property
     def ttft_mean_s(self) -> float:
@@ -36,14 +40,19 @@ def result_of(requests: Sequence[Request], pods: int) -> RunResult:
     began_s = requests[0].arrives_s
     ended_s = max(request.done_s for request in requests if request.done_s is not None)
     prompts = sum(request.prompt_length for request in requests)
-    computed = [0] * pods
-    for request in requests:
+    computed, sent, user = [0] * pods, [0] * pods, [0] * pods
+    for number, request in enumerate(requests):
         computed[request.pod] += request.prompt_length - request.cached_tokens + request.output_length
+        sent[request.pod] += 1
+        user[request.pod] += request.user == 0 and 2 * number >= len(requests)
     return RunResult(
         ttft_s,
         sum(request.output_length for request in requests) / (ended_s - began_s),
         sum(request.cached_tokens for request in requests) / prompts,
+        sum(max(0, request.predicted_tokens - request.cached_tokens) for request in requests) / prompts,
         max(computed) / (sum(computed) / pods),
         sum(request.preemptions for request in requests),
         ended_s - began_s,
+        sent,
+        user,
     )

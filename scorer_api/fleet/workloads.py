@@ -3,6 +3,7 @@
 import bisect
 import itertools
 import random
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -43,6 +44,35 @@ class OpenLoop:
 
     def next(self, done: Request) -> list[Request]:
         return []
+
+
+class Rounds:
+    """Stages one after the other: each begins `pause_s` after the last answer of the one before. `stages`: one workload each, of an open loop."""
+
+    def __init__(self, stages: Sequence[OpenLoop], pause_s: float) -> None:
+        self._later = deque(stages)
+        self._pause_s = pause_s
+        self._open = 0
+        self._numbers = itertools.count()
+
+    def first(self) -> list[Request]:
+        return self._begin(0.0)
+
+    def next(self, done: Request) -> list[Request]:
+        assert done.done_s is not None
+        self._open -= 1
+        return self._begin(done.done_s + self._pause_s) if not self._open else []
+
+    def _begin(self, at_s: float) -> list[Request]:
+        requests: list[Request] = []
+        while self._later and not requests:
+            requests = self._later.popleft().first()
+        for request in requests:
+            request.number = next(self._numbers)
+            request.arrives_s += at_s
+            request.output = (_UNIQUE + 2 * request.number + 1, request.output_length)
+        self._open = len(requests)
+        return requests
 
 
 def shared_prefixes(

@@ -1,5 +1,6 @@
 """Whole runs: each request gets its answer, the same seed gives the same run, and what is known from outside holds."""
 
+import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from scorer_api.fleet.pod import PodModel
 from scorer_api.fleet.policies import OWN, ROUTERS
 from scorer_api.fleet.request import Request
 from scorer_api.fleet.results import result_of
-from scorer_api.fleet.workloads import Chats, ChatShape, OpenLoop, documents, hot_weights, shared_prefixes, trace, zipf_weights
+from scorer_api.fleet.workloads import Chats, ChatShape, OpenLoop, Rounds, documents, hot_weights, shared_prefixes, trace, zipf_weights
 
 MODEL = PodModel(60_000)
 PODS = 4
@@ -65,10 +66,12 @@ def test_prefixes_that_are_found_again_save_work() -> None:
         Conditions(event_delay_s=1.0),
         Conditions(event_loss=0.3),
         Conditions(load_age_s=5.0),
-        Conditions(slow_pods={1: 3.0}),
+        Conditions(slow_pods=((1, 3.0),)),
         Conditions(restarts=((5.0, 0), (9.0, 2))),
+        Conditions(leaves=((5.0, 0),)),
+        Conditions(joins=((5.0, 0),)),
     ],
-    ids=["late events", "lost events", "old loads", "a slow pod", "restarts"],
+    ids=["late events", "lost events", "old loads", "a slow pod", "restarts", "a pod leaves", "a pod joins"],
 )
 def test_each_request_is_answered_whatever_goes_wrong(conditions: Conditions) -> None:
     requests = run("cost", conditions, routers=2)
@@ -77,9 +80,18 @@ def test_each_request_is_answered_whatever_goes_wrong(conditions: Conditions) ->
 
 
 def test_a_slow_pod_gets_less() -> None:
-    requests = run("cost", Conditions(slow_pods={1: 4.0}), rate=14.0)
+    requests = run("cost", Conditions(slow_pods=((1, 4.0),)), rate=14.0)
     counts = [sum(each.pod == pod for each in requests) for pod in range(PODS)]
     assert 0 < counts[1] < min(counts[0], counts[2], counts[3])
+
+
+@pytest.mark.parametrize("policy", ["cost", "round-robin", "session-hash", "weighted-scorers"])
+def test_a_pod_gets_requests_while_it_is_there_only(policy: str) -> None:
+    requests = run(policy, Conditions(leaves=((8.0, 0),), joins=((12.0, 3),)))
+    assert {each.pod for each in requests if each.arrives_s < 8.0} == {0, 1, 2}
+    assert {each.pod for each in requests if 8.0 < each.arrives_s < 12.0} <= {1, 2}
+    assert {each.pod for each in requests if each.arrives_s > 12.0} == {1, 2, 3}
+    assert [each.produced for each in requests] == [60] * len(requests), "what it had is answered"
 
 
 @pytest.mark.parametrize("policy", OWN)
@@ -106,6 +118,17 @@ def test_chats_are_a_closed_loop() -> None:
             assert after.arrives_s > before.done_s, "nobody asks before the answer is there"
             if len(after.segments) > 3:
                 assert after.segments[: len(before.segments) + 1] == (*before.segments, before.output), "a turn begins with what was said"
+
+
+def test_a_round_begins_after_the_last_answer_of_the_one_before() -> None:
+    rounds = [shared_prefixes([(4.0, 5.0)], groups=3, prompts=2, prefix=200, question=50, answer=20, seed=seed) for seed in range(3)]
+    sizes = [len(each.first()) for each in rounds]
+    requests = Fleet(PODS, MODEL, [ROUTERS["cost"](PODS, MODEL, 0)], Rounds(rounds, 10.0)).run()
+    assert [each.number for each in requests] == list(range(sum(sizes)))
+    for start in (sizes[0], sizes[0] + sizes[1]):
+        ended_s = max(each.done_s or math.inf for each in requests[:start])
+        assert requests[start].arrives_s >= ended_s + 10.0
+    assert len({each.output[0] for each in requests}) == len(requests), "each answer is another one"
 
 
 def test_weights() -> None:
