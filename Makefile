@@ -12,7 +12,7 @@ ENGINE_PYTHON ?= python3.11
 ENGINE_VENV := .venv-engine
 ENGINE_READY := $(ENGINE_VENV)/.ready
 
-.PHONY: help run test test-mechanisms test-simulation test-hostile test-fuzz test-engine test-chaos test-failovers test-scale test-deploy test-browser bench fleet docs lint types clean
+.PHONY: help run test test-mechanisms test-simulation test-hostile test-fuzz test-engine test-chaos test-failovers test-scale test-deploy test-browser bench fleet fleet-live docs lint types clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -84,8 +84,11 @@ test-chaos: $(READY) ## five minutes of faults in a random order; TEST_CHAOS_SEE
 bench: $(READY) ## measure on this machine; a table, and build/bench.json
 	$(BIN)/python -m bench
 
-fleet: $(READY) ## routing policies on a simulated fleet, as tables: some minutes
-	$(BIN)/python -m bench.fleet
+fleet: $(READY) ## routing policies on a simulated fleet: tables, and a page in build/fleet: some minutes; TRACES="FILE …" for prompt logs
+	$(BIN)/python -m bench.fleet $(TRACES:%=--trace %)
+
+fleet-live: $(READY) ## the running service before simulated engines in wall-clock time, beside the same in virtual time: two minutes
+	$(BIN)/python -m pytest -m live_fleet tests/scenarios/test_live_fleet.py --no-header -rP
 
 # Strict: a broken link, an unknown anchor or a page outside the navigation fails the build (not with `--quiet`, which hides them from the check).
 docs: $(READY) ## build the documentation site in build/site; a broken link is an error
