@@ -6,7 +6,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from bench import against, floors, hybrid, ingest, memory, provenance, report, routing, scoring, shared, visibility
+from bench import against, capacity, floors, hybrid, ingest, memory, provenance, report, routing, scoring, shared, visibility
 
 MEASUREMENTS: dict[str, tuple[str, Callable[[], Sequence[Struct]]]] = {
     "ingest": ("Ingest, first publish until all is held", ingest.measure),
@@ -15,6 +15,8 @@ MEASUREMENTS: dict[str, tuple[str, Callable[[], Sequence[Struct]]]] = {
     "routing": ("A pick beside a score: CPU of the service per HTTP request, 8 pods, 1,000,000 block copies", routing.measure),
     "visibility": ("From publish to a score answer that shows it", visibility.measure),
     "memory": ("Memory per block copy", memory.measure),
+    "capacity": ("Many pods, each connected and holding 64 blocks: one process", capacity.measure),
+    "shared-capacity": ("The same through Redis", capacity.measure_shared),
     "shared-ingest": ("Ingest through Redis, 64-block events, first publish until Redis has all", shared.measure_ingest),
     "shared-visibility": ("From publish to an answer of a scorer in another process, through Redis", shared.measure_visibility),
     "shared-copies": ("1,000,000 block copies in Redis, and a scorer that starts against them", shared.measure_copies),

@@ -8,8 +8,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import msgspec
@@ -29,16 +30,24 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 class Server:
     """`with Server(specs) as server:` it listens. Raises RuntimeError where it does not."""
 
-    def __init__(self, engines: list[str], role: str = "serve", redis_url: str | None = None) -> None:
+    def __init__(
+        self,
+        engines: list[str],
+        role: str = "serve",
+        redis_url: str | None = None,
+        start_timeout_s: float = START_TIMEOUT_S,
+        env: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         flags = [word for engine in engines for word in ("--engine", engine)]
-        env = {key: value for key, value in os.environ.items() if not key.startswith("KV_INDEXER_")}
+        env = {key: value for key, value in os.environ.items() if not key.startswith("KV_INDEXER_")} | dict(env)
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the server
         flags += [] if redis_url is None else ["--redis", redis_url]
         command = [sys.executable, "-m", "scorer_api.cli", role, "--port", "0", *flags]
+        self._start_timeout_s = start_timeout_s
         self._process = subprocess.Popen(command, cwd=ROOT, env=env, stderr=self._log)  # noqa: S603 - our own command, no input from outside
 
     def __enter__(self) -> Self:
-        deadline_s = time.monotonic() + START_TIMEOUT_S
+        deadline_s = time.monotonic() + self._start_timeout_s
         while not (found := re.search(r"listening url=http://([\d.]+):(\d+)", self.log())):
             if self._process.poll() is not None or time.monotonic() > deadline_s:
                 self._stop()
@@ -87,22 +96,42 @@ class Server:
         answer.read()
         return answer.status == http.client.OK
 
-    def _asked(self, path: str) -> bytes:
+    def asked(self, path: str) -> bytes:
+        """The answer to GET."""
         self._http.request("GET", path)
         return self._http.getresponse().read()
 
     def models(self) -> Any:
         """The known models."""
-        return msgspec.json.decode(self._asked("/v1/models"))
+        return msgspec.json.decode(self.asked("/v1/models"))
 
     def blocks(self) -> int:
         """How many blocks its index has."""
-        found = re.search(rb"^kv_indexer_index_blocks (\S+)$", self._asked("/metrics"), re.MULTILINE)
-        return int(float(found[1])) if found else 0
+        return int(self.series("kv_indexer_index_blocks"))
+
+    def series(self, name: str, **labels: str) -> float:
+        """The value of a series with these labels, 0 where there is none."""
+        shown = ",".join(f'{label}="{value}"' for label, value in sorted(labels.items()))
+        line = name + (f"{{{shown}}}" if shown else "")
+        found = re.search(rf"^{re.escape(line)} (\S+)$".encode(), self.asked("/metrics"), re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    def lags(self) -> dict[float, float]:
+        """How often the event loop was no later than so many seconds, since the start."""
+        found = re.findall(rb'^kv_indexer_event_loop_lag_seconds_bucket{le="(\S+)"} (\S+)$', self.asked("/metrics"), re.MULTILINE)
+        return {float(bound): float(count) for bound, count in found}
+
+    def threads(self) -> int:
+        """How many it has."""
+        return len(list(Path(f"/proc/{self._process.pid}/task").iterdir()))
+
+    def descriptors(self) -> int:
+        """How many are open."""
+        return len(list(Path(f"/proc/{self._process.pid}/fd").iterdir()))
 
     def stream(self, pod: str) -> dict[str, Any]:
         """The status of a pod's only stream."""
-        pods = msgspec.json.decode(self._asked("/v1/pods"))["pods"]
+        pods = msgspec.json.decode(self.asked("/v1/pods"))["pods"]
         status: dict[str, Any] = next(shown["streams"][0] for shown in pods if shown["pod"] == pod)
         return status
 

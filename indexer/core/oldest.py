@@ -11,11 +11,17 @@ from typing import TypeVar
 
 K = TypeVar("K")
 
-# Of the limit, what goes at once besides the excess.
+# Of the limit, what goes at once besides the excess, and how much that is at most: dropping so many takes some milliseconds.
 SHARE = 16
+MORE_MAX = 4_096
 
 
 def oldest_to_drop(entries: Mapping[K, object], count_max: int) -> list[K]:
-    """The keys to remove from a dict in the order of insertion: none within the limit, otherwise the excess and a sixteenth of the limit."""
+    """The keys to remove from a dict in the order of insertion: none within the limit, otherwise the excess and some more."""
     over = len(entries) - count_max
-    return list(islice(entries, over + count_max // SHARE)) if over > 0 else []
+    return list(islice(entries, over + more_to_drop(count_max))) if over > 0 else []
+
+
+def more_to_drop(count_max: int) -> int:
+    """How many go besides the excess where a limit is exceeded."""
+    return min(count_max // SHARE, MORE_MAX)

@@ -17,6 +17,7 @@ from indexer.engines.iteration_stats import IterationStatsReader, is_iteration_s
 from indexer.engines.load import Load
 from indexer.engines.load_metrics import LoadMeter
 from indexer.engines.networks import EngineNetworks
+from indexer.engines.spread import spread
 from indexer.metrics import IndexerMetrics
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ READ_AT_ONCE_BYTES_MAX = 262_144
 METRICS = "/metrics"
 # TensorRT-LLM answers the other path with iteration statistics, in JSON.
 PROMETHEUS_METRICS = "/prometheus/metrics"
+# Many pods are asked over this part of an interval, and not all at once.
+SPREAD = 0.8
 # A pod without an answer is asked again after one interval, then two, four …, up to this.
 RETRY_MAX_S = 30.0
 
@@ -91,22 +94,22 @@ class LoadScraper:
 
     async def _scrape(self) -> None:
         while True:
+            due_s = time.monotonic() + self._interval_s
             try:
-                self._ask_all()
+                await self._ask_all()
             except Exception:  # an unexpected error must not end the task
                 log.exception("asking for loads failed")
-            await asyncio.sleep(self._interval_s)
+            await asyncio.sleep(max(0.0, due_s - time.monotonic()))
 
-    def _ask_all(self) -> None:
-        now_s = time.monotonic()
+    async def _ask_all(self) -> None:
         targets = dict(self._targets())
         for pod in self._known.keys() - targets.keys():
             target = self._known.pop(pod)
             if target.task is not None:
                 target.task.cancel()
-        for pod, api in targets.items():
+        async for pod, api in spread(list(targets.items()), SPREAD * self._interval_s):
             target = self._known.setdefault(pod, _Target(LoadMeter(), IterationStatsReader()))
-            if (target.task is None or target.task.done()) and now_s >= target.not_before_s:
+            if (target.task is None or target.task.done()) and time.monotonic() >= target.not_before_s:
                 target.task = asyncio.create_task(self._ask(pod, target, api), name=f"load of {pod[1]}")
 
     async def _ask(self, pod: Pod, target: _Target, api: EngineApi) -> None:

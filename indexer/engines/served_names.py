@@ -16,6 +16,7 @@ from indexer.engines.client import EngineClient
 from indexer.engines.http_client import FetchError
 from indexer.engines.networks import EngineNetworks
 from indexer.engines.spec import ALIASES_MAX, NAME_LENGTH_MAX
+from indexer.engines.spread import spread
 
 log = logging.getLogger(__name__)
 
@@ -96,20 +97,19 @@ class ServedNames:
     async def _ask_again(self) -> None:
         while True:
             try:
-                self._ask_due()
+                await self._ask_due()
             except Exception:  # an unexpected error must not end the task
                 log.exception("asking for names failed")
             await asyncio.sleep(LOOK_S)
 
-    def _ask_due(self) -> None:
-        now_s = time.monotonic()
+    async def _ask_due(self) -> None:
         targets = dict(self._targets())
         for pod in self._known.keys() - targets.keys():
             if (task := self._known.pop(pod).task) is not None:
                 task.cancel()
-        for pod, api in targets.items():
+        async for pod, api in spread(list(targets.items()), LOOK_S):
             target = self._known.setdefault(pod, _Target())
-            if (target.task is None or target.task.done()) and now_s >= target.not_before_s:
+            if (target.task is None or target.task.done()) and time.monotonic() >= target.not_before_s:
                 target.task = asyncio.create_task(self._ask(pod, target, api), name=f"names of {pod[1]}")
 
     async def _ask(self, pod: Pod, target: _Target, api: EngineApi) -> None:

@@ -9,6 +9,7 @@ from fastapi.responses import PlainTextResponse
 from indexer.engines.spec import NAME_LENGTH_MAX
 from indexer.http.access import OPEN_PATHS, Access
 from indexer.http.negotiation import JSON
+from indexer.http.pods_page import PAGE_PODS_MAX
 from indexer.http.problems import MEDIA_TYPE as PROBLEM
 from indexer.http.schemas import COMPONENT
 
@@ -52,7 +53,27 @@ def problem(description: str) -> dict[str, Any]:
     return {"description": description, "content": content("ProblemDetails", PROBLEM)}
 
 
-PODS: dict[str, Any] = {"responses": responses("Every registered pod.", "PodsAnswer")}
+PODS: dict[str, Any] = {
+    "responses": responses("Every registered pod, or a page of them.", "PodsAnswer", 422),
+    "openapi_extra": {
+        "parameters": [
+            {
+                "name": "limit",
+                "in": "query",
+                "required": False,
+                "description": "At most so many pods, by name. Where there are more, `next` in the answer is the `after` of the next page.",
+                "schema": {"type": "integer", "minimum": 1, "maximum": PAGE_PODS_MAX},
+            },
+            {
+                "name": "after",
+                "in": "query",
+                "required": False,
+                "description": "Pods behind this name only.",
+                "schema": {"type": "string"},
+            },
+        ]
+    },
+}
 UNAVAILABLE = "Redis, which all replicas share, is away or refuses."
 PUT_POD: dict[str, Any] = {
     "responses": {

@@ -1,5 +1,6 @@
 """The routes of all roles: pods, health, readiness and metrics."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import msgspec
@@ -15,10 +16,13 @@ from indexer.engines.spec import EngineSpec, aliases, http_base
 from indexer.errors import NotFollowedError, SettingError, StoreError
 from indexer.http import openapi
 from indexer.http.access import Access
-from indexer.http.negotiation import JSON, media_type_of, read_body, respond
+from indexer.http.exposition import exposition
+from indexer.http.negotiation import JSON, media_type_of, read_body, respond, respond_in_pieces
+from indexer.http.pods_page import PodsPage, encoded_pods
 from indexer.http.problems import Problem
-from indexer.http.schemas import HealthAnswer, PodsAnswer
-from indexer.streams.pool import PodStatus, Readiness
+from indexer.http.schemas import HealthAnswer
+from indexer.streams.pool import PodStatus
+from indexer.streams.readiness import Readiness
 
 POD_BYTES_MAX = 65_536
 # When a client may retry after a response that Redis is away.
@@ -28,7 +32,10 @@ RETRY_AFTER_S = 1
 class Pods(Protocol):
     """The registered pods and whether the service is ready. With Redis, changes raise StoreError while it is unavailable."""
 
-    def pods(self) -> list[PodStatus]: ...
+    def pod_names(self) -> list[str]: ...
+
+    def pods(self, names: Iterable[str] | None = None) -> Iterator[PodStatus]:
+        """Those of these names, or all. Each is looked at when it is asked for."""
 
     async def register(self, specs: tuple[EngineSpec, ...]) -> bool: ...
 
@@ -72,9 +79,10 @@ def _add_pods(router: APIRouter, settings: Settings, pods: Pods, access: Access)
     networks = settings.engine_networks
 
     @router.get("/v1/pods", **openapi.PODS)
-    async def get_pods() -> Response:
-        """Every registered pod, with the state of its streams."""
-        return respond(PodsAnswer(pods.pods()))
+    async def get_pods(request: Request) -> Response:
+        """Every registered pod, with the state of its streams; with `limit` or `after` a page of them, by name."""
+        page = PodsPage.of(pods.pod_names(), request.query_params)
+        return await respond_in_pieces(encoded_pods(pods.pods(page.names), page.next), JSON)
 
     @router.put("/v1/pods/{pod:any}", **openapi.PUT_POD)
     async def put_pod(pod: str, request: Request) -> Response:
@@ -89,7 +97,7 @@ def _add_pods(router: APIRouter, settings: Settings, pods: Pods, access: Access)
             raise Problem(422, f"{error.key}: {error.allowed}") from None
         except StoreError as error:
             raise _unavailable(error) from None
-        status = next((status for status in pods.pods() if status.pod == pod), PodStatus(pod, spec.model, [], http_base((spec,)), aliases((spec,))))
+        status = next(pods.pods([pod]), PodStatus(pod, spec.model, [], http_base((spec,)), aliases((spec,))))
         return respond(status, status=201 if is_new else 200)
 
     @router.delete("/v1/pods/{pod:any}", status_code=204, **openapi.DELETE_POD)
@@ -120,13 +128,13 @@ def _add_health(router: APIRouter, pods: Pods, registry: CollectorRegistry) -> N
     async def readyz() -> Response:
         """Whether answers can be relied on, and what is not as it should be."""
         readiness = pods.readiness()
-        return respond(readiness, status=200 if readiness.is_ready else 503)
+        return respond(readiness.shortened(), status=200 if readiness.is_ready else 503)
 
     @router.get("/metrics", **openapi.METRICS)
     async def prometheus(request: Request) -> Response:
         """Metrics in the text format of Prometheus."""
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(registry), headers={"Content-Type": content_type})
+        return Response(await exposition(registry, encode), headers={"Content-Type": content_type})
 
 
 def _unavailable(error: StoreError) -> Problem:

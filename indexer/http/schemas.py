@@ -3,17 +3,19 @@
 from typing import Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from indexer.engines.spec import EngineSpec
 from indexer.http.problems import ProblemDetails
-from indexer.streams.pool import PodStatus, Readiness
+from indexer.streams.pool import PodStatus
+from indexer.streams.readiness import Readiness
 
 
 class PodsAnswer(Struct, frozen=True):
-    """Every registered pod."""
+    """Every registered pod, or a page of them. `next`: what `after` has to be for the next page, left out where there is none."""
 
     pods: list[PodStatus]
+    next: str | UnsetType = UNSET
 
 
 class HealthAnswer(Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import socket
 from collections.abc import Callable, Generator, Sequence
@@ -99,6 +100,7 @@ async def serve(
         async with AsyncExitStack() as stack:
             for part in served.parts:
                 await stack.enter_async_context(part)
+            gc.freeze()  # full collections need not look through what stays, and there may be thousands of streams
             connections = ConnectionGroup(settings.limits.http, min(DRAIN_S, settings.shutdown_s / 2))
             server = _Server(_config(served.app, settings, certificate, connections), connections)
             serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")

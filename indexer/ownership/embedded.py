@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
@@ -20,7 +20,8 @@ from indexer.engines.spec import EngineSpec, aliases, check_together, http_base,
 from indexer.errors import SettingError
 from indexer.metrics import IndexerMetrics
 from indexer.receiving.listening import Announced
-from indexer.streams.pool import PodStatus, Readiness, Running, Source, Streams, by_pod, sources_of, without_rank
+from indexer.streams.pool import PodStatus, Running, Source, Streams, by_pod, sources_of, without_rank
+from indexer.streams.readiness import Readiness, readiness
 from indexer.streams.stream import Stream
 
 log = logging.getLogger(__name__)
@@ -202,11 +203,15 @@ class Service:
         log.info("settings read again", extra={"engines": len(after.engines)})
         return after
 
-    def pods(self) -> list[PodStatus]:
-        """Every pod with its streams, in the order of their registration."""
-        return [
-            PodStatus(pod, specs[0].model, self._streams.statuses(pod), http_base(specs), self._aliases(pod)) for pod, specs in self._specs.items()
-        ]
+    def pod_names(self) -> list[str]:
+        """Every pod, in the order of their registration."""
+        return list(self._specs)
+
+    def pods(self, names: Iterable[str] | None = None) -> Iterator[PodStatus]:
+        """These pods, or all, with their streams."""
+        for pod in self.pod_names() if names is None else names:
+            if specs := self._specs.get(pod):
+                yield PodStatus(pod, specs[0].model, self._streams.statuses(pod), http_base(specs), self._aliases(pod))
 
     def _aliases(self, pod: str) -> tuple[str, ...]:
         specs = self._specs[pod]
@@ -230,14 +235,11 @@ class Service:
 
     def readiness(self) -> Readiness:
         """Ready once every configured stream has connected and its first replay has ended or failed, or after a while; then for good."""
-        reasons = self._streams.failures()
         if not self._ready:
             running = self._streams.running
             settled = all(running[key].stream.settled.is_set() for key in self._configured if key in running)
             self._ready = settled or time.monotonic() - self._streams.started_s >= self._settings.ready_after_s
-        if not self._ready:
-            return Readiness("starting", reasons)
-        return Readiness("degraded" if reasons else "ready", reasons)
+        return readiness(is_ready=self._ready, reasons=self._streams.failures())
 
     # Dial-in pods: pods that dial us and that are not registered
 

@@ -11,7 +11,7 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
@@ -32,7 +32,8 @@ from indexer.ownership.moves import Moves
 from indexer.ownership.pod_directory import PodDirectory
 from indexer.ownership.rounds import Rounds
 from indexer.store.redis import RedisStore
-from indexer.streams.pool import PodStatus, Readiness, Streams, by_pod, sources_of
+from indexer.streams.pool import PodStatus, Streams, by_pod, sources_of
+from indexer.streams.readiness import Readiness, readiness
 
 log = logging.getLogger(__name__)
 
@@ -155,12 +156,15 @@ class ReplicaService:
         log.info("settings read again", extra={"engines": len(after.engines)})
         return after
 
-    def pods(self) -> list[PodStatus]:
-        """Every pod, with those of its streams that this indexer owns."""
-        return [
-            PodStatus(pod, specs[0].model, self._streams.statuses(pod), http_base(specs), self._aliases(pod, specs))
-            for pod, specs in self._pods.all().items()
-        ]
+    def pod_names(self) -> list[str]:
+        """Every pod."""
+        return list(self._pods.all())
+
+    def pods(self, names: Iterable[str] | None = None) -> Iterator[PodStatus]:
+        """These pods, or all, with those of their streams that this indexer owns."""
+        for pod in self.pod_names() if names is None else names:
+            if specs := self._pods.of(pod):
+                yield PodStatus(pod, specs[0].model, self._streams.statuses(pod), http_base(specs), self._aliases(pod, specs))
 
     def _aliases(self, pod: str, specs: tuple[EngineSpec, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*aliases(specs), *(self._names.of(specs[0].model, pod) if specs else ()))))
@@ -203,11 +207,8 @@ class ReplicaService:
             reasons.append("Redis has not answered so far")
         if is_in_touch:
             reasons += [f"pod {key.pod} rank {key.rank} has no owner" for key in orphaned]
-        reasons += self._streams.failures()
         if not self._ready:
             is_settled = all(running.stream.settled.is_set() for key, running in self._streams.running.items() if not known[key].dials_us)
             has_settled = is_in_touch and not orphaned and is_settled
             self._ready = has_settled or time.monotonic() - self._streams.started_s >= self._settings.ready_after_s
-        if not self._ready:
-            return Readiness("starting", reasons)
-        return Readiness("degraded" if reasons else "ready", reasons)
+        return readiness(is_ready=self._ready, reasons=[*reasons, *self._streams.failures()])

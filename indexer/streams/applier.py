@@ -21,6 +21,7 @@ from indexer.wire.decoder import Batch, WireDecoder
 AGE_MAX_S = 10.0 * 365 * 86_400
 # Ranks that may be found at one port without being given in a spec.
 SHARED_RANKS_MAX = 64
+MIXED_RANKS = "batches of several ranks come by this port; give ranks=N,ranks_share_port=true in the spec"
 ORPHAN_FATES = {"orphan": "parked", "orphan_adopted": "adopted", "orphan_dropped": "dropped"}
 
 

@@ -27,6 +27,7 @@ from indexer.receiving.inbox import Inbox
 from indexer.receiving.listening import Announced
 from indexer.receiving.room import Room
 from indexer.receiving.subscriber import Subscriber
+from indexer.streams.readiness import failure_of
 from indexer.streams.status import StreamStatus
 from indexer.streams.stream import Stream
 
@@ -34,8 +35,6 @@ log = logging.getLogger(__name__)
 
 # Pause before a stream that failed by an error of ours begins again.
 AFTER_FAILURE_S = 1.0
-# Streams that are named as not being as they should be; of the others only the number is told.
-FAILURES_MAX = 50
 # The metrics ask for one trust after the other.
 TRUSTS_S = 0.005
 
@@ -50,17 +49,6 @@ class PodStatus(Struct, frozen=True):
     """Where its own API begins."""
     aliases: tuple[str, ...] = ()
     """More names that it serves the model by."""
-
-
-class Readiness(Struct, frozen=True):
-    """`status`: starting, ready or degraded. `reasons`: what is not as it should be, in words."""
-
-    status: str
-    reasons: list[str]
-
-    @property
-    def is_ready(self) -> bool:
-        return self.status != "starting"
 
 
 class Source(Struct, frozen=True):
@@ -318,23 +306,12 @@ class Streams:
             running.stream.forget_adapter(name)
         log.info("adapter forgotten", extra={"pod": pod, "adapter": name})
 
-    def failures(self) -> list[str]:
-        """What is not as it should be with those that run here, in words: of the first ones, and how many more there are."""
-        found: list[str] = []
-        more = 0
+    def failures(self) -> Iterator[str]:
+        """What is not as it should be with those that run here, in words."""
         for running in self.running.values():
             stream = running.stream
-            trust = stream.trust
-            if trust not in (Trust.STALE, Trust.EXPIRED, Trust.PARTIAL):
-                continue
-            error = stream.status().last_error if trust is Trust.PARTIAL or len(found) < FAILURES_MAX else None
-            if trust is Trust.PARTIAL and not error:
-                continue
-            if len(found) < FAILURES_MAX:
-                found.append(f"pod {stream.key.pod} rank {stream.key.rank} is {trust}" + (f": {error}" if error else ""))
-            else:
-                more += 1
-        return [*found, f"and {more} more"] if more else found
+            if (failure := failure_of(stream.key, stream.trust, stream.last_error)) is not None:
+                yield failure
 
     def _count(self, trust: Trust) -> int:
         return self._trusts().count(trust)

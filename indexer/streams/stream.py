@@ -26,7 +26,7 @@ from indexer.metrics import IndexerMetrics
 from indexer.receiving.inbox import Inbox
 from indexer.receiving.room import Room
 from indexer.store.records import Head
-from indexer.streams.applier import Applier
+from indexer.streams.applier import MIXED_RANKS, Applier
 from indexer.streams.progress import StreamProgress
 from indexer.streams.recovery import TURN_S, Recovery, ReplayOutcome
 from indexer.streams.status import StreamStatus
@@ -37,7 +37,6 @@ from indexer.wire.frames import split_frames
 
 log = logging.getLogger(__name__)
 
-MIXED_RANKS = "batches of several ranks come by this port; give ranks=N,ranks_share_port=true in the spec"
 # A batch that a replay has and that has not come within this time was lost on the way.
 OVERTAKEN_S = 0.25
 # An engine that was not reached for so long at the start is logged.
@@ -119,6 +118,10 @@ class Stream:
         """When the last batch was applied, by the monotonic clock; None before the first."""
         return self._progress.last_batch_s
 
+    @property
+    def last_error(self) -> str | None:
+        return self._progress.last_error or (MIXED_RANKS if self._applier.has_mixed_ranks else self.inbox.error)
+
     def dial_replays_at(self, address: str | None) -> None:
         """`address`: what to dial in place of the replay endpoint's name; None while it is unknown."""
         if self._recovery is not None:
@@ -139,7 +142,7 @@ class Stream:
             replayed=progress.replayed,
             restarts=progress.restarts,
             last_batch_age_s=None if progress.last_batch_s is None else round(time.monotonic() - progress.last_batch_s, 3),
-            last_error=progress.last_error or (MIXED_RANKS if self._applier.has_mixed_ranks else self.inbox.error),
+            last_error=self.last_error,
             owner=self.owner,
             highest_token=state.highest_token,
             adapters=tuple(state.adapters),

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 
 import msgspec
@@ -16,7 +16,8 @@ from indexer.engines.spec import EngineSpec, aliases, check_together, http_base,
 from indexer.errors import NotFollowedError, StoreError
 from indexer.ownership.replica import ReplicaService
 from indexer.store.health import UNREACHABLE
-from indexer.streams.pool import PodStatus, Readiness
+from indexer.streams.pool import PodStatus
+from indexer.streams.readiness import Readiness, failure_of, readiness
 from indexer.streams.status import PublishedStatus, StreamStatus
 from scorer_api.following.followed_stream import FollowedStream, published_status
 from scorer_api.following.follower import Follower
@@ -41,26 +42,37 @@ class SharedPods:
 
     # Pods
 
-    def pods(self) -> list[PodStatus]:
-        """Every pod with its streams, the registered ones first."""
-        found: dict[tuple[str, str], list[StreamStatus]] = {(pod, specs[0].model): [] for pod, specs in self._follower.pods.items()}
-        bases = {(pod, specs[0].model): http_base(specs) for pod, specs in self._follower.pods.items()}
-        named = {(pod, specs[0].model): aliases(specs) for pod, specs in self._follower.pods.items()}
+    def pod_names(self) -> list[str]:
+        """Every pod, the registered ones first."""
+        return list(dict.fromkeys((*self._follower.pods, *(stream.key.pod for stream in self._follower.streams()))))
+
+    def pods(self, names: Iterable[str] | None = None) -> Iterator[PodStatus]:
+        """These pods, or all, with their streams, once for each model that a pod serves."""
+        wanted = self.pod_names() if names is None else list(names)
+        streams: dict[str, dict[str, list[FollowedStream]]] = {pod: {} for pod in wanted}
+        for pod in wanted:
+            for spec in self._follower.pods.get(pod, ())[:1]:
+                streams[pod][spec.model] = []
         for stream in self._follower.streams():
-            name = (stream.key.pod, stream.key.model)
+            if (of_pod := streams.get(stream.key.pod)) is not None:
+                of_pod.setdefault(stream.key.model, []).append(stream)
+        for pod in wanted:
+            for model, of_model in streams[pod].items():
+                yield self._pod_status(pod, model, of_model)
+
+    def _pod_status(self, pod: str, model: str, streams: Iterable[FollowedStream]) -> PodStatus:
+        specs = self._follower.pods.get(pod, ())
+        specs = specs if specs and specs[0].model == model else ()
+        base, named = http_base(specs) if specs else "", aliases(specs)
+        statuses = []
+        for stream in streams:
             published = published_status(stream)
-            found.setdefault(name, []).append(self._status(stream, published))
-            if published is not None and published.http is not None:
-                bases.setdefault(name, published.http)
+            statuses.append(self._status(stream, published))
             if published is not None:
-                named[name] = (*named.get(name, ()), *published.aliases)
-        return [
-            PodStatus(
-                *(pod, model, sorted(streams, key=lambda status: status.rank), bases.get((pod, model)) or http_base_of(pod)),
-                tuple(dict.fromkeys(named.get((pod, model), ()))),
-            )
-            for (pod, model), streams in found.items()
-        ]
+                base = base or published.http or ""
+                named = (*named, *published.aliases)
+        statuses.sort(key=lambda status: status.rank)
+        return PodStatus(pod, model, statuses, base or http_base_of(pod), tuple(dict.fromkeys(named)))
 
     def _status(self, stream: FollowedStream, published: PublishedStatus | None) -> StreamStatus:
         trust = self._follower.view.trust(stream.key)
@@ -166,10 +178,8 @@ class SharedPods:
         if self._service is not None:
             own = self._service.readiness()
             self._ready = self._ready and own.is_ready
-            reasons += [reason for reason in own.reasons if reason not in reasons]
-        if not self._ready:
-            return Readiness("starting", reasons)
-        return Readiness("degraded" if reasons else "ready", reasons)
+            reasons += own.reasons
+        return readiness(is_ready=self._ready, reasons=reasons)
 
     def _failures(self) -> list[str]:
         failure = self._follower.reader.failure
@@ -179,10 +189,11 @@ class SharedPods:
         return [f"{StoreError(failure[0])} since {since}"]
 
     def _doubt(self, stream: FollowedStream) -> str | None:
-        status = self._status(stream, published_status(stream))
-        if status.trust is Trust.LIVE or (status.trust is Trust.PARTIAL and not status.last_error):
+        trust = self._follower.view.trust(stream.key)
+        if trust is Trust.LIVE:
             return None
-        return f"pod {stream.key.pod} rank {stream.key.rank} is {status.trust}" + (f": {status.last_error}" if status.last_error else "")
+        published = published_status(stream)
+        return failure_of(stream.key, trust, None if published is None else published.last_error)
 
 
 def _streams_of(specs: Iterable[EngineSpec]) -> set[StreamKey]:

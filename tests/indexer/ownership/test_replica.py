@@ -120,7 +120,7 @@ async def test_a_lone_indexer_follows_everything_and_writes_it(server: RedisServ
         await wait_until_async(lambda: one.service.readiness().status == "ready")
         assert one.service.readiness().reasons == []
         assert one.metric("kv_indexer_owned_streams") == 1
-        assert [status.pod for status in one.service.pods()] == ["pod"]
+        assert one.service.pod_names() == ["pod"]
     assert owner_in_redis(server) is None
     assert server.client().zcard(KEYS.directory.members) == 0
 
@@ -383,7 +383,7 @@ async def test_without_redis_it_starts_says_why_it_is_not_ready_and_goes_on_when
                 await one.service.register((EngineSpec("new", "m", events="tcp://127.0.0.1:1"),))
             with pytest.raises(StoreError, match="unreachable"):
                 await one.service.forget("pod")
-            assert [status.pod for status in one.service.pods()] == ["pod"]
+            assert one.service.pod_names() == ["pod"]
             late.start()
             publish_chain(engine, 1)
             await wait_until_async(lambda: one.shows(sequence=0) and in_redis(late) == 1)
@@ -450,8 +450,8 @@ async def test_a_pod_that_is_registered_anywhere_is_known_everywhere_and_survive
     spec = EngineSpec.from_text(engine.spec())
     async with replica(server.url) as one, replica(server.url) as two:
         assert await one.service.register((spec,))
-        assert [status.pod for status in one.service.pods()] == ["pod"]
-        await wait_until_async(lambda: [status.pod for status in two.service.pods()] == ["pod"])
+        assert one.service.pod_names() == ["pod"]
+        await wait_until_async(lambda: two.service.pod_names() == ["pod"])
         await wait_until_async(lambda: one.shows(sequence=1) or two.shows(sequence=1))
         assert not await two.service.register((spec,))
     async with replica(server.url) as three:
@@ -465,9 +465,9 @@ async def test_a_pod_that_is_forgotten_anywhere_is_gone_everywhere(server: Redis
         await wait_until_async(lambda: (one.shows(sequence=1) or two.shows(sequence=1)) and in_redis(server) == 2)
         assert not await one.service.forget("other")
         assert await one.service.forget("pod")
-        await wait_until_async(lambda: not one.owned and not two.owned and not two.service.pods())
+        await wait_until_async(lambda: not one.owned and not two.owned and not two.service.pod_names())
         assert in_redis(server) is None
-        assert not one.service.pods()
+        assert not one.service.pod_names()
         await asyncio.sleep(4)  # nobody takes up again what its flag names
         assert in_redis(server) is None
         assert not one.owned
@@ -536,7 +536,7 @@ async def test_whoever_is_dialled_owns_the_stream(server: RedisServer) -> None:
             engine.publish(stored([2], [2] * BLOCK_SIZE))
             engine.publish(stored([3], [3] * BLOCK_SIZE, 2))
             await wait_until_async(lambda: two.shows(sequence=1) and in_redis(server) == 2)
-            await wait_until_async(lambda: not one.owned and not one.service.pods())
+            await wait_until_async(lambda: not one.owned and not one.service.pod_names())
             assert len(held(two.stream())) == 2
 
 
@@ -547,4 +547,4 @@ async def test_a_dial_in_pod_that_stays_away_leaves_nothing(server: RedisServer)
             await wait_until_async(engine.subscriptions)
             engine.publish(stored([1], [1] * BLOCK_SIZE))
             await wait_until_async(lambda: one.shows(sequence=0) and in_redis(server) == 1)
-        await wait_until_async(lambda: not one.service.pods() and in_redis(server) is None and owner_in_redis(server) is None)
+        await wait_until_async(lambda: not one.service.pod_names() and in_redis(server) is None and owner_in_redis(server) is None)

@@ -843,7 +843,7 @@ async def test_a_registered_pod_is_known_before_anything_is_known_of_it(server: 
         await wait_until_async(lambda: other.view.models() == {"m {1}": ["p/1"]})
         assert not await other.pods.register((EngineSpec("p/1", "m {1}", events="tcp://127.0.0.1:9"),))
         await wait_until_async(lambda: [len(pod.streams) for pod in scorer.pods.pods()] == [1])
-        (status,) = scorer.pods.pods()[0].streams
+        (status,) = next(scorer.pods.pods()).streams
         assert (status.trust, status.sequence, status.blocks, status.owner) == (Trust.STALE, None, {}, None)
         assert await scorer.pods.forget("p/1")
         assert not await scorer.pods.forget("p/1")
@@ -862,7 +862,7 @@ async def test_a_pod_deleted_at_one_scorer_is_gone_at_all_and_in_redis(server: R
             stream.apply(stored([1], [1]))
             for each in (scorer, other):
                 await each.holds(key, [1], 1)
-        status = scorer.pods.pods()[0].streams[0]
+        status = next(scorer.pods.pods()).streams[0]
         assert (status.owner, status.trust, status.blocks, status.sequence) == ("owner", Trust.LIVE, {"gpu": 1}, 0)
         assert await other.pods.forget(A.pod)
         assert other.view.models() == {}
@@ -882,7 +882,7 @@ async def test_a_registered_pod_whose_streams_are_gone_stays_listed(server: Redi
         owner.store.disown(A)
         await Registry(scorer.follower.reader.client, Keyspace(settings.namespace), settings).delete(A)
         await scorer.holds(A, [1], 0, Trust.STALE)
-        await wait_until_async(lambda: scorer.pods.pods()[0].streams[0].owner is None)
+        await wait_until_async(lambda: next(scorer.pods.pods()).streams[0].owner is None)
 
 
 async def test_readiness_waits_for_what_there_was_at_first(server: RedisServer) -> None:

@@ -1,0 +1,60 @@
+"""The metrics in a text format of Prometheus, made in steps: with thousands of streams other requests have their turn between two of them."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+# One step of the event loop, and how many samples are encoded at a time.
+STEP_S = 0.002
+SAMPLES_MAX = 200
+# The last line of the format OpenMetrics.
+END = b"# EOF\n"
+
+
+class _Part(Collector):
+    """Some samples of one metric, as the library's encoders take them."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+
+    def collect(self) -> Iterator[Metric]:
+        yield self._metric
+
+
+async def exposition(registry: CollectorRegistry, encode: Callable[[Collector], bytes]) -> bytes:
+    """All metrics of a registry, as `encode`, one of the library's encoders, would write them in one step."""
+    pieces: list[bytes] = []
+    end = b""
+    until_s = time.monotonic() + STEP_S
+    for metric in registry.collect():
+        for number, part in enumerate(_parts(metric)):
+            piece = encode(part)
+            if piece.endswith(END):
+                piece, end = piece.removesuffix(END), END
+            pieces.append(_without_header(piece) if number else piece)
+            if time.monotonic() >= until_s:
+                await asyncio.sleep(0)
+                until_s = time.monotonic() + STEP_S
+    return b"".join(pieces) + end
+
+
+def _parts(metric: Metric) -> Iterator[_Part]:
+    samples = metric.samples
+    if len(samples) <= SAMPLES_MAX:
+        yield _Part(metric)
+        return
+    for start in range(0, len(samples), SAMPLES_MAX):
+        part = Metric(metric.name, metric.documentation, metric.type, metric.unit)
+        part.samples = samples[start : start + SAMPLES_MAX]
+        yield _Part(part)
+
+
+def _without_header(piece: bytes) -> bytes:
+    """The samples of a part that is not the first one: what the metric is was said there."""
+    while piece.startswith(b"# "):
+        piece = piece[piece.index(b"\n") + 1 :]
+    return piece

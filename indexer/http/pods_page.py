@@ -1,0 +1,62 @@
+"""The answer to `GET /v1/pods`: every pod, or a page of them, encoded in steps, so that other requests have their turn between two of them."""
+
+import asyncio
+import time
+from bisect import bisect_right
+from collections.abc import AsyncGenerator, Iterator, Mapping
+
+from msgspec import Struct
+
+from indexer.http.negotiation import JSON, encode
+from indexer.http.problems import Problem
+from indexer.streams.pool import PodStatus
+
+PAGE_PODS_MAX = 10_000
+# One step of the event loop.
+STEP_S = 0.002
+# The answer is sent in pieces of about so many bytes. A smaller one is sent as a whole, with its length.
+PIECE_BYTES = 65_536
+
+
+class PodsPage(Struct, frozen=True):
+    """`names`: the pods of a page. `next`: what `after` has to be for the next page, None where this is the last one."""
+
+    names: list[str]
+    next: str | None = None
+
+    @classmethod
+    def of(cls, names: list[str], query: Mapping[str, str]) -> "PodsPage":
+        """All of them as they are, or, where the query has `limit` or `after`, a page of them by name. Raises Problem 422."""
+        if "limit" not in query and "after" not in query:
+            return cls(names)
+        limit = _limit(query.get("limit"))
+        ordered = sorted(names)
+        start = bisect_right(ordered, query["after"]) if "after" in query else 0
+        page = ordered[start : start + limit]
+        return cls(page, page[-1] if start + limit < len(ordered) else None)
+
+
+def _limit(text: str | None) -> int:
+    if text is None:
+        return PAGE_PODS_MAX
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(PAGE_PODS_MAX)) and 1 <= int(text) <= PAGE_PODS_MAX):
+        raise Problem(422, f"limit: should be a whole number from 1 to {PAGE_PODS_MAX}")
+    return int(text)
+
+
+async def encoded_pods(pods: Iterator[PodStatus], next_after: str | None) -> AsyncGenerator[bytes, None]:
+    """A `PodsAnswer` in JSON, in pieces."""
+    piece = bytearray(b'{"pods":[')
+    separator = b""
+    until_s = time.monotonic() + STEP_S
+    for pod in pods:
+        piece += separator + encode(pod, JSON)
+        separator = b","
+        if len(piece) >= PIECE_BYTES:
+            yield bytes(piece)
+            piece.clear()
+        if time.monotonic() >= until_s:
+            await asyncio.sleep(0)
+            until_s = time.monotonic() + STEP_S
+    piece += b"]" if next_after is None else b'],"next":' + encode(next_after, JSON)
+    yield bytes(piece + b"}")
