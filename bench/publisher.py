@@ -32,14 +32,17 @@ class Socket:
         self._context = zmq.Context()
         self._pub = self._context.socket(zmq.XPUB)
         self._pub.sndhwm = 0
+        self._pub.setsockopt(zmq.XPUB_VERBOSE, 1)  # each subscription counts
         self.port = self._pub.bind_to_random_port("tcp://127.0.0.1")
         self.next_number = 0
         self.blocks = 0
 
-    def wait_subscribed(self) -> None:
+    def wait_subscribed(self, subscribers: int = 1) -> None:
         """What is published earlier is lost."""
-        if not self._pub.poll(SUBSCRIBED_TIMEOUT_MS):
-            raise TimeoutError("nobody subscribed")
+        for _ in range(subscribers):
+            if not self._pub.poll(SUBSCRIBED_TIMEOUT_MS):
+                raise TimeoutError("nobody subscribed")
+            self._pub.recv()
 
     def publish(self, payload: Payload) -> None:
         self._pub.send_multipart([b"", self.next_number.to_bytes(8, "big"), payload.data], copy=True)

@@ -92,7 +92,7 @@ REASONS = {
     "partial_block": "a block that is not full, beside whole ones of its KV-cache group; it is not indexed",
     "groups_max": "an event of a KV-cache group beyond the 255th of a stream",
     "cover_limit": "a larger block that covers its own key only, since those of its batch cover more than 262,144",
-    "tier_limit": "a block below the gpu dropped since its tier had more than `lower_tier_blocks_max` of the limits",
+    "tier_limit": "a block dropped since its tier had more than `gpu_blocks_max` or `lower_tier_blocks_max` of the limits",
     "key_conflict": "a held hash announced again with other content",
     "ambiguous_key": "two hashes for one key from an engine that announces no extra keys: not indexed",
     "orphan_dropped": "a block that waited too long for its parent or its own announcement, or one too many",

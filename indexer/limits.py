@@ -61,6 +61,9 @@ class StateLimits(Struct, frozen=True):
     parked_max: Annotated[Count, Meta(description="Blocks per stream that may wait for their parent.")] = 65_536
     parked_bytes_max: Annotated[Count, Meta(description="Bytes of tokens and keys of these blocks.")] = 64 * 2**20
     parked_max_s: Annotated[Seconds, Meta(description="How long a block may wait for its parent.")] = 600.0
+    gpu_blocks_max: Annotated[
+        Count, Meta(description="Blocks per stream and KV-cache group on the gpu; beyond that the oldest are dropped, and the stream is partial.")
+    ] = 4_000_000
     lower_tier_blocks_max: Annotated[
         Count, Meta(description="Blocks per stream, KV-cache group and tier below the gpu; beyond that the oldest are dropped.")
     ] = 1_000_000

@@ -2,14 +2,16 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from indexer.core.block_table import Block, BlockRecord, BlockTable, Copies, HashRecord
 from indexer.core.change import Change
 from indexer.core.events import Stored, Tier
 from indexer.core.groups import LEAD
 from indexer.core.indexed_keys import IndexedKeys
-from indexer.core.oldest import oldest_to_drop
+from indexer.core.oldest import more_to_drop, oldest_to_drop
 from indexer.core.places import LEAD_GPU, Touched, is_gpu, place_of, slot_and_part
+from indexer.limits import StateLimits
 
 # An enum's member costs as much to name as a look-up in a dict.
 GPU = Tier.GPU
@@ -27,13 +29,12 @@ class HeldBlocks:
     one key may be two images. `stored`: copies added by tier, since it was last taken.
     """
 
-    def __init__(self, copies_max: int, removed_max: int, lower_max: int, tally: Counter[str], touched: Touched | None = None) -> None:
-        """`lower_max`: the most hashes that one place below the gpu holds. `touched`: see BlockTable; what changes at LEAD_GPU goes into the change's
-        `records`, where it has any."""
+    def __init__(self, limits: StateLimits, copies_max: int, tally: Counter[str], touched: Touched | None = None) -> None:
+        """`touched`: see BlockTable; what changes at LEAD_GPU goes into the change's `records`, where it has any."""
         self._copies_max = copies_max
-        self._lower_max = lower_max
+        self._gpu_max, self._lower_max = limits.gpu_blocks_max, limits.lower_tier_blocks_max
         self._tally = tally
-        self.table = BlockTable(removed_max, touched)
+        self.table = BlockTable(limits.removed_max, touched)
         self.stored: defaultdict[Tier, int] = defaultdict(int)
         self._reset()
 
@@ -116,6 +117,8 @@ class HeldBlocks:
                 records[engine_hash] = block
             parent = engine_hash
         self.stored[GPU] += len(keys)
+        if len(blocks) > self._gpu_max:
+            self._drop_oldest_of_lead()
 
     def add_in(self, place: int, event: Stored, keys: Sequence[int], run: int, width: int) -> None:
         """The same in any other place. `keys`: `run` for each block, of which it covers the last `width`."""
@@ -179,7 +182,20 @@ class HeldBlocks:
             table.held.update(new)
         indexed.change.touched[GPU].update(touched)
         self.stored[GPU] += len(hashes)
+        if len(table.held) > self._gpu_max:
+            self._drop_oldest_of_lead()
         return True
+
+    def _drop_oldest_of_lead(self) -> None:
+        """More is held than the gpu and all other places may hold: the engine never says that blocks are gone, or not all of them."""
+        held, elsewhere = self.table.held, sum(map(len, self.table.more.values()))
+        if (over := len(held) - elsewhere - self._gpu_max) <= 0:
+            return
+        oldest = list(islice((each for each, block in held.items() if block.copies), over + more_to_drop(self._gpu_max)))
+        self._tally["tier_limit"] += len(oldest)
+        for engine_hash in oldest:
+            held[engine_hash].copies = 1
+        self.remove(oldest, LEAD_GPU)
 
     def add_known(self, engine_hash: int, block: Block, place: int, keys: tuple[int, ...], copies: int = 1, *, is_foreign: bool = False) -> None:
         """More copies of a block whose key is known. `keys`: those that it covers there, its own first. `is_foreign`: its hash is not the engine's,
@@ -211,8 +227,9 @@ class HeldBlocks:
         in_place[engine_hash] = held  # the newest last
         # A lower tier keeps one copy of a block: one announced again was lost without a word.
         held.count = min(held.count + copies, self._copies_max) if tier is GPU else 1
-        if tier is not GPU and len(in_place) > self._lower_max:
-            for oldest in oldest_to_drop(in_place, self._lower_max):
+        count_max = self._gpu_max if tier is GPU else self._lower_max
+        if len(in_place) > count_max:
+            for oldest in oldest_to_drop(in_place, count_max):
                 self._tally["tier_limit"] += 1
                 table.touch(place, (oldest,))
                 self._drop(place, in_place, oldest)

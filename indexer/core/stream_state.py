@@ -68,7 +68,7 @@ class StreamState:
         self.removed: defaultdict[Tier, int] = defaultdict(int)
         self._sample = TokenSample()
         self._records = ChangeRecords(is_wanted=with_records, with_hash_mapping=with_hash_mapping)
-        self._blocks = HeldBlocks(self._copies_max, self._limits.removed_max, self._limits.lower_tier_blocks_max, self.tally, self._records.touched)
+        self._blocks = HeldBlocks(self._limits, self._copies_max, self.tally, self._records.touched)
         self.table = self._blocks.table
         """The blocks by engine hash; to read, not to change."""
         self._reset()

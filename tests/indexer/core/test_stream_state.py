@@ -173,6 +173,29 @@ def test_a_lower_tier_holds_so_many_blocks_of_a_group_and_drops_the_oldest() -> 
     assert after(offloaded([1, 2], DISK), state=state).held(DISK) == keys("A", "AB")
 
 
+@pytest.mark.parametrize("run", [1, 2, 4, 6])
+def test_the_gpu_holds_so_many_blocks_and_drops_the_oldest(run: int) -> None:
+    """An engine that never says that a block is gone, in runs that are added one by one and at once."""
+    state, names = new_state(gpu_blocks_max=6), "ABCDEFGHIJKL"
+    touched: dict[int, bool] = {}
+    for start in range(0, len(names), run):
+        parent = start or None
+        touched |= state.apply([stored(list(range(start + 1, start + run + 1)), names[start : start + run], parent)], 0.0).touched[GPU]
+    expected = [key(names[: end + 1]) for end in range(6, 12)]
+    assert state.held(GPU) == set(expected)
+    assert {held for held, is_held in touched.items() if is_held} == set(expected)
+    assert tally(state) == {"tier_limit": 6}
+    assert state.apply([removed([7])], 0.0).touched[GPU] == {key("ABCDEFG"): False}
+
+
+def test_what_the_gpu_drops_stays_below_it() -> None:
+    state = after(stored([1, 2], "AB"), stored([1], "A"), offloaded([1]), state=new_state(gpu_blocks_max=2))
+    after(stored([3], "C"), state=state)
+    assert (state.held(GPU), tally(state)) == (keys("A", "AB", "C"), {}), "one of three is below the gpu too"
+    after(stored([4], "D"), state=state)
+    assert (state.held(GPU), state.held(CPU), tally(state)) == (keys("AB", "C", "D"), keys("A"), {"tier_limit": 1})
+
+
 def test_more_removals_than_copies_take_nothing_from_the_next_life() -> None:
     state = after(stored([1], "A"), removed([1]), removed([1]), removed([1]), stored([1], "A"))
     assert state.held(GPU) == keys("A")
