@@ -21,7 +21,6 @@ class ReceiveLimits(Struct, frozen=True):
     inboxes_bytes_max: Annotated[
         Count, Meta(description="Bytes of messages of all streams that wait to be applied, with what Python keeps around each.")
     ] = 512 * 2**20
-    receive_hwm: Annotated[int, Meta(ge=1, le=2**31 - 1, description="Without effect: kept so that files which set it are still read.")] = 100_000
     frame_bytes_max: Annotated[Count, Meta(description="Largest message from an engine; a larger one ends its connection.")] = 32 * 2**20
     heartbeat_s: Annotated[Seconds, Meta(description="Interval of heartbeats to engines.")] = 1.0
     heartbeat_timeout_s: Annotated[Seconds, Meta(description="A connection that answers no heartbeat for this long is closed.")] = 3.0

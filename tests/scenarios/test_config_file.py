@@ -128,7 +128,7 @@ def test_every_setting_can_be_in_the_file() -> None:
         ({"limits": {"colour": "red"}}, ["limits.colour=***", "unknown entry", "silence_s"]),
         ({"limits": {"port": 1}}, ["limits.port=***", "unknown entry"]),
         ({"limits": {"silence_s": "1"}}, ["limits.silence_s", "'1'", "float"]),
-        ({"limits": {"receive_hwm": 2**31}}, ["limits.receive_hwm", "2147483648", "<= 2147483647"]),
+        ({"limits": {"copies_max": 256}}, ["limits.copies_max", "256", "<= 255"]),
         ({"limits": 1}, ["limits=1", "table"]),
         ({"port": "8080"}, ["port", "'8080'", "int"]),
         ({"log_format": "xml"}, ["log_format", "'xml'", "text or json"]),

@@ -19,7 +19,7 @@ DURATION_S = float(os.environ.get("TEST_FLOOD_S", "3"))
 # A block is to be seen, and a request answered, within a second on a machine of its own; tests may have to share theirs.
 LAG_MAX_S = 4.0
 SCORE_P99_MAX_S = 2.0
-# A stream's inbox and its socket's queue hold at most 100,000 messages each, of 400 bytes, with what Python and libzmq put around each.
+# A stream's inbox holds at most 100,000 messages of 400 bytes, with what Python puts around each; what was read of its connection comes on top.
 GROWTH_MAX = 256 * 2**20
 
 

@@ -136,10 +136,10 @@ def test_a_pod_and_rank_given_twice_stops_the_start() -> None:
 
 
 def test_limits_come_from_their_table_by_flat_names() -> None:
-    table = {"inbox_frames_max": 7, "receive_hwm": 8, "frame_bytes_max": 9, "copies_max": 3, "block_size_max": 32, "replay_idle_s": 0.5}
+    table = {"inbox_frames_max": 7, "frame_bytes_max": 9, "copies_max": 3, "block_size_max": 32, "replay_idle_s": 0.5}
     limits = read_settings({}, (), {}, {"limits": table}).limits
     receive = limits.receive
-    assert (receive.inbox_frames_max, receive.receive_hwm, receive.frame_bytes_max, receive.heartbeat_s) == (7, 8, 9, 1.0)
+    assert (receive.inbox_frames_max, receive.frame_bytes_max, receive.heartbeat_s) == (7, 9, 1.0)
     assert (receive.replay_idle_s, receive.replay_total_s) == (0.5, 120.0)
     assert (limits.state.copies_max, limits.wire.block_size_max) == (3, 32)
 
