@@ -10,7 +10,8 @@ from indexer.engines.http_client import Answer, FetchError, HttpClient
 from indexer.engines.networks import EngineNetworks
 from indexer.errors import SettingError
 
-CONNECTIONS_MAX = 64
+# Where thousands of pods are asked at a time, what so many do in one turn of the event loop takes some ten milliseconds.
+CONNECTIONS_MAX = 32
 
 
 class EngineClient:

@@ -1,6 +1,7 @@
 """Requests with a deadline and a limit on the bytes of the answer, to real servers."""
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable
 
@@ -68,3 +69,18 @@ def test_tls_with_a_server_that_has_none_is_told_apart() -> None:
 def test_a_redirection_is_not_followed() -> None:
     with EngineServer(routes={"/x": lambda _: (302, b"there")}) as server:
         assert fetch(f"{server.url}/x").status == 302
+
+
+def test_no_request_but_the_first_searches_the_disk_for_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[str] = []
+
+    class Finder:
+        @staticmethod
+        def find_spec(name: str, path: object = None, target: object = None) -> None:
+            searched.append(name)
+
+    with EngineServer(routes={"/x": lambda _: (200, b"")}) as server:
+        fetch(f"{server.url}/x")
+        monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+        fetch(f"{server.url}/x")
+    assert searched == []
