@@ -25,8 +25,8 @@ from msgspec import Struct
 from indexer.engines.load import Load
 
 # Requests behind a prompt wait until it is computed. Without this share, a burst with the same new prefix would be computed on every pod, since each
-# would finish it as soon as the first. 1: as if one other request waited.
-OTHERS_SHARE = 1.0
+# would finish it as soon as the first. 2: as if two other requests waited.
+OTHERS_SHARE = 2.0
 # The same for each request that is delayed: those that wait, and about twice as many that come before the queue is empty.
 QUEUE_SHARE = 3.0
 # Length of a waiting prompt if no engine reports the mean: a chat with a system prompt.
@@ -37,7 +37,7 @@ OUTPUT_TOKENS_PRIOR = 128
 DECODE_STEP_S = 0.0001
 # A prompt brings others: the next turns of its chat, and those with the same prefix, which will go where it goes. So a pod with more running requests
 # than others costs more than this prompt takes there. Without it, all chats that begin with one system prompt go to the first pods that have it.
-SPREAD_S = 0.8
+SPREAD_S = 1.6
 # A few running requests make little difference.
 SPREAD_RUNNING = 4.0
 # A pod with more than this many times the mean costs no more: a burst of one new prefix is to be computed once.

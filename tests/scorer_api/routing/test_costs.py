@@ -38,18 +38,18 @@ def test_what_lies_before_a_request(estimate: LoadEstimate, own: tuple[int, int]
 @pytest.mark.parametrize(
     ("estimate", "own_tokens", "uncached_tokens", "output_tokens", "load_s", "cost_s"),
     [
-        # 1,000 tokens are computed in 1 s, and that counts twice.
-        (LoadEstimate(0, 0, 0.0, 1000), 0, 1000, 0, 0.0, 2.0),
+        # 1,000 tokens are computed in 1 s, and that counts three times.
+        (LoadEstimate(0, 0, 0.0, 1000), 0, 1000, 0, 0.0, 3.0),
         # Nobody tells how much there is room for: what comes takes none.
-        (LoadEstimate(0, 0, 0.8, 1000), 0, 1000, 0, 0.0, 2.0),
+        (LoadEstimate(0, 0, 0.8, 1000), 0, 1000, 0, 0.0, 3.0),
         # 1,000 of 10,000 tokens: from 80 to 90 %, half-way to full.
-        (LoadEstimate(0, 0, 0.8, 1000, 10_000), 0, 1000, 0, 0.0, 2.0 + 0.5),
+        (LoadEstimate(0, 0, 0.8, 1000, 10_000), 0, 1000, 0, 0.0, 3.0 + 0.5),
         # The answer needs room too; of it nothing is computed beforehand.
-        (LoadEstimate(0, 0, 0.8, 1000, 10_000), 0, 600, 400, 0.0, 1.2 + 0.5),
+        (LoadEstimate(0, 0, 0.8, 1000, 10_000), 0, 600, 400, 0.0, 1.8 + 0.5),
         # What was sent there before takes its room for this one and for whatever else comes: 2 s of queue, 70 + 20 %, and then 100 %.
-        (LoadEstimate(0, 0, 0.7, 1000, 10_000, waiting=1), 2000, 1000, 0, 2.0 + 0.5, 2.0 + 2.0 + 2.0),
+        (LoadEstimate(0, 0, 0.7, 1000, 10_000, waiting=1), 2000, 1000, 0, 2.0 + 0.5, 2.0 + 3.0 + 2.0),
         # More than full is full.
-        (LoadEstimate(0, 0, 0.9, 1000, 10_000), 0, 50_000, 0, 0.5, 100.0 + 2.0),
+        (LoadEstimate(0, 0, 0.9, 1000, 10_000), 0, 50_000, 0, 0.5, 150.0 + 2.0),
     ],
 )
 def test_what_a_request_needs_room_for(
@@ -78,8 +78,8 @@ def test_what_a_pod_cannot_have_computed_yet_lies_before_a_request_whatever_its_
 
 
 def test_what_is_computed_where_others_wait_costs_them_too() -> None:
-    """1,000 tokens in 1 s, for this request, for one behind it, and three times for each of six that are delayed."""
-    assert LoadEstimate(0, 0, 0.0, 1000, delayed=6).costs_s(1000, 0, 0, 0)[0] == pytest.approx(20.0)
+    """1,000 tokens in 1 s, for this request, for two behind it, and three times for each of six that are delayed."""
+    assert LoadEstimate(0, 0, 0.0, 1000, delayed=6).costs_s(1000, 0, 0, 0)[0] == pytest.approx(21.0)
 
 
 def test_what_is_computed_twice_costs_the_whole_fleet_once_all_of_it_has_queues() -> None:
@@ -90,7 +90,7 @@ def test_what_is_computed_twice_costs_the_whole_fleet_once_all_of_it_has_queues(
     assert [estimate.delayed for estimate in estimate_loads(full, 8000.0)] == [4, 4, 8], "there is no room for one more copy anywhere"
 
 
-@pytest.mark.parametrize(("running", "own", "spread_s"), [(0, 0, 0.0), (2, 1, 0.8 * 3 / 6), (1, -3, 0.0), (9, 0, 0.8 * 1.25), (500, 0, 0.8 * 1.25)])
+@pytest.mark.parametrize(("running", "own", "spread_s"), [(0, 0, 0.0), (2, 1, 1.6 * 3 / 6), (1, -3, 0.0), (9, 0, 1.6 * 1.25), (500, 0, 1.6 * 1.25)])
 def test_a_pod_that_runs_more_than_others_costs_more_up_to_a_limit(running: int, own: int, spread_s: float) -> None:
     cost_s, load_s = LoadEstimate(0, running, 0.0, 1000, running_mean=2.0).costs_s(0, 0, 0, own)
     assert cost_s - load_s == pytest.approx(spread_s)
