@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 import msgspec
+from rich.console import Console
+from rich.progress import Progress
 
 from indexer.errors import SettingError
 from scorer_api.cli.argument_types import positive
@@ -57,7 +59,8 @@ def run(parsed: argparse.Namespace) -> int:
     if unknown := [name for name in names if name not in ROUTERS]:
         raise SettingError("--policies", unknown[0], f"is none; there are {', '.join(ROUTERS)}")
     model = PodModel(parsed.kv_tokens, parsed.prefill_tokens_per_s, parsed.step_ms / 1000)
-    results = {name: _result(parsed, name, model) for name in names}
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        results = {name: _result(parsed, name, model) for name in progress.track(names, description="runs")}
     if parsed.json:
         figures = {name: _figures(result) for name, result in results.items()}
         sys.stdout.write(msgspec.json.encode(figures).decode() + "\n")

@@ -4,6 +4,9 @@ import math
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
 
 from scorer_api.fleet.pod import Pod, PodModel, PromptTooLongError, StepResult
 from scorer_api.fleet.request import Request
@@ -121,3 +124,30 @@ def test_a_slow_pod_takes_longer() -> None:
     one = request(0, 500, 3)
     play(Pod(0, PLAIN, slow_down=2.0), one)
     assert one.done_s == pytest.approx(2 * (1.5 + 2))
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(20, 2_500), st.integers(1, 40), st.floats(0.0, 3.0)), min_size=1, max_size=25))
+def test_work_is_done_once_and_never_put_off(asked: list[tuple[int, int, int, float]]) -> None:
+    """Steps cost nothing but the computing of prompts: a pod is busy for exactly as long as that takes, and done when any server that never rests is."""
+    pod = Pod(0, structs.replace(PLAIN, kv_tokens=640_000, step_s=0.0))
+    requests, now_s = [], 0.0
+    for number, (prefix, length, answer, gap_s) in enumerate(asked):
+        now_s += gap_s
+        requests.append(Request(number, now_s, ((prefix, length // 2), (100 + number, length - length // 2)), (1000 + number, answer)))
+    waiting = list(requests)
+    while waiting or pod.ends_s != math.inf:
+        if waiting and waiting[0].arrives_s <= pod.ends_s:
+            first = waiting.pop(0)
+            pod.submit(first, first.arrives_s)
+        else:
+            pod.finish_step()
+        assert (pod.ends_s == math.inf) == (not pod.running and not pod.waiting), "it rests only while nobody waits"
+        assert pod.cache.used <= pod.cache.capacity
+    computed = [each.prompt_length - each.cached_tokens for each in requests]
+    assert pod.busy_s == pytest.approx(sum(computed) / 1000)
+    ends_s = 0.0
+    for request, tokens in zip(requests, computed, strict=True):
+        ends_s = max(ends_s, request.arrives_s) + tokens / 1000
+    assert max(each.done_s or 0.0 for each in requests) == pytest.approx(ends_s)
+    assert [each.produced for each in requests] == [answer for _, _, answer, _ in asked]
+    assert (pod.counters.prompt_tokens, pod.counters.prefill_tokens) == (sum(each.prompt_length for each in requests), sum(computed))
