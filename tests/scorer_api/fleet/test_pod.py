@@ -128,7 +128,7 @@ def test_a_slow_pod_takes_longer() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(20, 2_500), st.integers(1, 40), st.floats(0.0, 3.0)), min_size=1, max_size=25))
 def test_work_is_done_once_and_never_put_off(asked: list[tuple[int, int, int, float]]) -> None:
-    """Steps cost nothing but the computing of prompts: a pod is busy for exactly as long as that takes, and done when any server that never rests is."""
+    """Steps cost nothing but the computing of prompts: a pod is busy for as long as that takes, and done when any server that never rests is."""
     pod = Pod(0, structs.replace(PLAIN, kv_tokens=640_000, step_s=0.0))
     requests, now_s = [], 0.0
     for number, (prefix, length, answer, gap_s) in enumerate(asked):
