@@ -61,6 +61,11 @@ class Client:
                 total += float(found[2])
         return total
 
+    def assert_loop_in_time(self) -> None:
+        """Nothing keeps the event loop busy: most of its turns are in time, also where tests share their machine."""
+        lag = "kv_indexer_event_loop_lag_seconds"
+        assert self.metric(f"{lag}_bucket", le="1.0") >= 0.75 * self.metric(f"{lag}_count") > 0
+
     def wait_for(self, timeout_s: float = 30.0, pod: str = "pod", rank: int = 0, **expected: Any) -> dict[str, Any]:
         """Wait until a stream's status shows these values. Returns it."""
         seen: dict[str, Any] = {}

@@ -15,13 +15,14 @@ from indexer.errors import field_first
 from indexer.http.negotiation import JSON, MSGPACK, join
 from indexer.http.problems import Problem
 from scorer_api.api.batch_split import WHOLE_BYTES_MAX, split_in_turns
+from scorer_api.api.extra_keys_list import entries_in_steps, without_list
 from scorer_api.api.hash_lists import take_hashes
 from scorer_api.api.msgpack_values import has_more_values
 from scorer_api.api.prompt import out_of_range
 from scorer_api.api.route_schemas import DoneRequest, RouteRequest, RouteRequestMsgpack
 from scorer_api.api.schemas import BATCH_REQUESTS_MAX, ScoreRequest, ScoreRequestMsgpack
 from scorer_api.api.steps import all_at_once, one_by_one
-from scorer_api.tokens.token_lists import LIST_BYTES_MIN, first_out_of_range, moved_bytes, take_tokens
+from scorer_api.tokens.token_lists import LIST_BYTES_MIN, first_out_of_range, moved_bytes, take_list, take_tokens
 
 T = TypeVar("T")
 R = TypeVar("R", bound=ScoreRequest)
@@ -35,6 +36,8 @@ UNSCANNED_BYTES_MAX = 262_144
 FIELD_BYTES_MAX = {"model": 262_144, "pods": 262_144, "lora_name": 262_144, "cache_salt": 262_144, "block_extra_keys": 2_097_152}
 FIELD_BYTES_MAX |= {"tools": 1_048_576, "chat_template_kwargs": 65_536}
 FIELD_BYTES_MAX |= {"exclude": 262_144, "session_id": 262_144}
+# Keys, and white space between them. What a key given twice has first is decoded too, in one step.
+SPARE_BYTES_MAX = 262_144
 CHAT = {"messages": (b"[", "a list of messages"), "tools": (b"[", "a list of tools"), "chat_template_kwargs": (b"{", "an object")}
 # A larger chat in msgpack is nearly all text: pages, images.
 UNCOUNTED_BYTES_MAX = 2_097_152
@@ -42,18 +45,27 @@ CHAT_VALUES_MAX = 65_536
 NULL = {JSON: b"null", MSGPACK: b"\xc0"}
 
 
-class _Outline(Struct):
-    """A request whose fields are still encoded."""
+class Outline(Struct):
+    """A request of whichever route, whose fields are still encoded. A key that is given twice counts as the last one of it says."""
 
     model: Raw = Raw()
+    token_ids: Raw = Raw()
     pods: Raw = Raw()
     lora_name: Raw = Raw()
     cache_salt: Raw = Raw()
     block_extra_keys: Raw = Raw()
+    limit: Raw = Raw()
+    include_speculative: Raw = Raw()
+    prompt: Raw = Raw()
+    messages: Raw = Raw()
     tools: Raw = Raw()
     chat_template_kwargs: Raw = Raw()
-    exclude: Raw = Raw()
+    add_generation_prompt: Raw = Raw()
+    block_hashes: Raw = Raw()
     session_id: Raw = Raw()
+    exclude: Raw = Raw()
+    output_tokens_expected: Raw = Raw()
+    policy: Raw = Raw()
 
 
 # One field for each request of a batch and one more, which shows that there are too many. msgspec skips what follows, and allocates nothing for it.
@@ -73,7 +85,7 @@ _SCORE = _decoders(ScoreRequest, ScoreRequestMsgpack)
 _ROUTE = _decoders(RouteRequest, RouteRequestMsgpack)
 _DONE = _decoders(DoneRequest, DoneRequest)
 _BATCH = _decoders(_Batch, _Batch)
-_OUTLINE = _decoders(_Outline, _Outline)
+_OUTLINE = _decoders(Outline, Outline)
 
 
 def decode_score(body: bytes, media_type: str) -> ScoreRequest:
@@ -109,13 +121,21 @@ async def _in_turns(body: bytes, media_type: str, decoders: Decoders[R], turn: a
             except Problem as problem:
                 raise Problem(problem.status, moved_bytes(problem.detail, hashes.first, hashes.cut)) from None
             return msgspec.structs.replace(request, block_hashes=hashes.hashes)
+        is_repeated = taken is None
+        if taken is None:
+            token_ids = _encoded_tokens(body, media_type)
+            await asyncio.sleep(0)
+            taken = await take_list(body, token_ids, media_type)
         if taken is None:
             return await one_by_one(_steps(body, media_type, decoders))
         await asyncio.sleep(0)
         try:
             request = await one_by_one(_steps(taken.body, media_type, decoders))
         except Problem as problem:
-            raise Problem(problem.status, taken.moved(problem.detail)) from None
+            if is_repeated and taken.left != 0:
+                return await one_by_one(_steps(body, media_type, decoders))  # which of the lists it is about is not told
+            detail = moved_bytes(problem.detail, taken.first, taken.cut) if is_repeated else taken.moved(problem.detail)
+            raise Problem(problem.status, detail) from None
         if not isinstance(request.token_ids, list) or len(request.token_ids) != taken.left:
             return await one_by_one(_steps(body, media_type, decoders))  # it was the key of another object
         try:
@@ -126,6 +146,14 @@ async def _in_turns(body: bytes, media_type: str, decoders: Decoders[R], turn: a
         if taken.bad is not None:
             raise out_of_range(*taken.bad)
         return msgspec.structs.replace(request, token_ids=await join([taken.tokens, rest]) if rest else taken.tokens)
+
+
+def _encoded_tokens(body: bytes, media_type: str) -> bytes:
+    """The tokens of a request, still encoded; empty where there are none."""
+    try:
+        return bytes(_OUTLINE[media_type](body).token_ids)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return b""  # decoding the whole body says what is wrong
 
 
 def decode_done(body: bytes, media_type: str) -> DoneRequest:
@@ -172,11 +200,13 @@ def _problems(media_type: str, explain: Callable[[msgspec.ValidationError], str]
 def _steps(body: bytes, media_type: str, decoders: Decoders[R]) -> Generator[None, None, R]:
     """Decode a request, passing over all of the body once in each step."""
     with _problems(media_type):
+        extra_keys = b""
         if len(body) > UNSCANNED_BYTES_MAX:
             outline = _OUTLINE[media_type](body)
             yield
-            _check_sizes(outline)
-        request = decoders[media_type](body)
+            _check_sizes(outline, len(body))
+            extra_keys = bytes(outline.block_extra_keys)
+        request = yield from _decoded(body, extra_keys, media_type, decoders)
         if request.messages is UNSET and request.tools is UNSET and request.chat_template_kwargs is UNSET:
             return request
         chat: dict[str, Raw | UnsetType] = {}
@@ -184,6 +214,15 @@ def _steps(body: bytes, media_type: str, decoders: Decoders[R]) -> Generator[Non
             yield
             chat[name] = _as_json(name, getattr(request, name), media_type)
         return msgspec.structs.replace(request, **chat)
+
+
+def _decoded(body: bytes, extra_keys: bytes, media_type: str, decoders: Decoders[R]) -> Generator[None, None, R]:
+    """`extra_keys`: the list of them, which is decoded apart if it is long."""
+    if (without := without_list(body, extra_keys, media_type)) is not None:
+        request = decoders[media_type](without)
+        if request.block_extra_keys == []:
+            return msgspec.structs.replace(request, block_extra_keys=(yield from entries_in_steps(extra_keys, media_type)))
+    return decoders[media_type](body)
 
 
 def _as_json(name: str, raw: Raw | UnsetType, media_type: str) -> Raw | UnsetType:
@@ -224,9 +263,13 @@ def _json_of(name: str, content: bytes) -> bytes:
     return msgspec.json.encode(value)
 
 
-def _check_sizes(outline: _Outline) -> None:
-    """Raises Problem 422 for a field that exceeds its limit."""
+def _check_sizes(outline: Outline, body_bytes: int) -> None:
+    """Raises Problem 422 for a field that exceeds its limit, and for much that is in none."""
     for name, bytes_max in FIELD_BYTES_MAX.items():
         size = len(getattr(outline, name))
         if size > bytes_max:
             raise Problem(422, f"{name}: {size} bytes; at most {bytes_max} are taken")
+    spare = body_bytes - sum(len(getattr(outline, name)) for name in outline.__struct_fields__)
+    if spare > SPARE_BYTES_MAX:
+        what = "white space between fields, keys given twice, or unknown ones"
+        raise Problem(422, f"{spare} bytes of the body are in no field: {what}; at most {SPARE_BYTES_MAX} are taken")

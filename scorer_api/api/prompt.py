@@ -68,26 +68,27 @@ def out_of_range(position: int, token: int) -> Problem:
 
 def _extra_keys(request: ScoreRequest) -> Generator[None, None, dict[int, bytes] | None]:
     """Block number → folded extra keys: those of the request, read like an engine's, and its cache salt in the first block."""
-    own_keys: dict[int, list[Any]] = {}
+    folded: dict[int, bytes] = {}
+    seen: set[int] = set()
+    first_own: list[Any] = []
     salt = request.cache_salt or None
     for position, (number, entry) in enumerate(request.block_extra_keys or ()):
         where = f"block_extra_keys[{position}]"
-        if number in own_keys:
+        if number in seen:
             raise Problem(422, f"{where}: block {number} is given twice; give each block once")
-        own_keys[number], announced_salt = read_extra_keys(entry, request.lora_name or None, first=number == 0)
+        seen.add(number)
+        own, announced_salt = read_extra_keys(entry, request.lora_name or None, first=number == 0)
         if announced_salt is not None and salt is not None and announced_salt != salt:
             raise Problem(422, f"{where}: a text in block 0 is the cache salt, and it is not the one in cache_salt; give one of them")
         salt = salt or announced_salt
-        if position % STEP_BLOCKS == STEP_BLOCKS - 1:
-            yield
-    if salt is not None:
-        own_keys.setdefault(0, [])
-    folded: dict[int, bytes] = {}
-    for position, (number, own) in enumerate(own_keys.items()):
-        if extra := _folded(number, own, salt if number == 0 else None):
+        if not number:
+            first_own = own
+        elif extra := _folded(number, own, None):
             folded[number] = extra
         if position % STEP_BLOCKS == STEP_BLOCKS - 1:
             yield
+    if extra := _folded(0, first_own, salt):
+        folded[0] = extra
     return folded or None
 
 

@@ -17,8 +17,9 @@ SOURCES = ("token_ids", "prompt", "messages", "block_hashes")
 """The fields that a prompt's tokens can come from: a request has exactly one of them."""
 
 Text = Annotated[str, Meta(max_length=TEXT_LENGTH_MAX)]
+BLOCK_NUMBER_MAX = 2**32
 BlockExtraKeys = Annotated[
-    list[tuple[Annotated[int, Meta(ge=0, le=2**32)], list[Any]]],
+    list[tuple[Annotated[int, Meta(ge=0, le=BLOCK_NUMBER_MAX)], list[Any]]],
     Meta(description="[block number, [extra key, …]] for multimodal content, as the engine announces it.", examples=[[[0, [["img", -1]]]]]),
 ]
 TokenIds = Annotated[

@@ -77,7 +77,20 @@ async def take_tokens(body: bytes, key: str, media_type: str) -> Taken | None:
     """
     if len(body) < LIST_BYTES_MIN:
         return None
-    return await (_take_json(body, key) if media_type == JSON else _take_msgpack(body, key))
+    if media_type == JSON:
+        return None if (found := long_list(body, key)) is None else await _take_json(body, *found)
+    name = bytes([0xA0 | len(key)]) + key.encode()
+    return None if (at := _only(body, name)) is None else await _take_msgpack(body, at + len(name))
+
+
+async def take_list(body: bytes, content: bytes, media_type: str) -> Taken | None:
+    """The same of a list that is found by its content, wherever it is: None if it is short, or no list of numbers."""
+    if len(content) < LIST_BYTES_MIN or (at := body.find(content)) < 0:
+        return None
+    if media_type != JSON:
+        return await _take_msgpack(body, at)
+    is_flat = content[:1] == b"[" and content.find(b"]") == len(content) - 1
+    return await _take_json(body, at + 1, at + len(content) - 1) if is_flat else None
 
 
 class _Packed:
@@ -113,10 +126,8 @@ def long_list(body: bytes, key: str) -> tuple[int, int] | None:
     return first, end
 
 
-async def _take_json(body: bytes, key: str) -> Taken | None:
-    if (found := long_list(body, key)) is None:
-        return None
-    first, end = found
+async def _take_json(body: bytes, first: int, end: int) -> Taken:
+    """The items are between these positions."""
     packed, start = _Packed(), first
     before = first
     while start < end:
@@ -135,11 +146,8 @@ async def _take_json(body: bytes, key: str) -> Taken | None:
     return Taken(body[:first] + body[end:], first, end - first, await join(packed.pieces), 0, packed.bad)
 
 
-async def _take_msgpack(body: bytes, key: str) -> Taken | None:
-    name = bytes([0xA0 | len(key)]) + key.encode()
-    if (at := _only(body, name)) is None:
-        return None
-    first = at + len(name)
+async def _take_msgpack(body: bytes, first: int) -> Taken | None:
+    """The list, or what may be one, begins at `first`."""
     match body[first : first + 1]:
         case b"\xdc":
             start, left = first + 3, int.from_bytes(body[first + 1 : first + 3], "big")

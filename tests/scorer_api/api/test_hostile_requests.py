@@ -66,6 +66,7 @@ def _nothing_stays(request: pytest.FixtureRequest) -> Iterator[None]:
     wait_until(lambda: open_files(service) <= before, what="the number of open files before")
     assert service.matched(tokens_of(3, BLOCKS)) == 3 * BLOCK_SIZE
     assert service.metric("kv_indexer_score_requests_total", outcome="failed") == failed == 0
+    service.assert_loop_in_time()
     assert not [line for line in service.lines if "Traceback" in line or "ERROR" in line]
 
 
@@ -181,9 +182,13 @@ def in_msgpack(before: bytes, item: bytes) -> tuple[bytes, str]:
     return before + struct.pack(">BI", 0xDD, count) + item * count, "application/msgpack"
 
 
+MANY_KEYS = [[number, ["x"]] for number in range(120_000)]
 BODIES = {
     "tokens in JSON": (*in_json(b'{"model":"m","token_ids":[', b"999,", b"9]}"), 200),
     "tokens in msgpack": (*in_msgpack(b"\x82\xa5model\xa1m\xa9token_ids", HASH), 200),
+    "tokens and then others": (*in_json(b'{"model":"m","token_ids":[', b"999,", b'9],"token_ids":[1]}'), 422),
+    "others and then tokens": (*in_json(b'{"model":"m","token_ids":[1],"token_ids":[', b"999,", b"9]}"), 200),
+    "extra keys of many blocks": (b'{"model":"m","token_ids":[1],"block_extra_keys":%b}' % msgspec.json.encode(MANY_KEYS), "application/json", 200),
     "arrays for tokens": (*in_json(b'{"model":"m","token_ids":[', b"[],", b"9]}"), 422),
     "extra keys in JSON": (*in_json(b'{"model":"m","token_ids":[1],"block_extra_keys":[[0,[', b"{},", b"9]]]}"), 422),
     "extra keys in msgpack": (*in_msgpack(b"\x83\xa5model\xa1m\xa9token_ids\x90\xb0block_extra_keys\x91\x92\x00", EMPTY_MAP), 422),
