@@ -204,7 +204,7 @@ def _steps(body: bytes, media_type: str, decoders: Decoders[R]) -> Generator[Non
         if len(body) > UNSCANNED_BYTES_MAX:
             outline = _OUTLINE[media_type](body)
             yield
-            _check_sizes(outline, len(body))
+            _check_sizes(outline, len(body.strip()) if media_type == JSON else len(body))
             extra_keys = bytes(outline.block_extra_keys)
         request = yield from _decoded(body, extra_keys, media_type, decoders)
         if request.messages is UNSET and request.tools is UNSET and request.chat_template_kwargs is UNSET:
