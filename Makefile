@@ -12,7 +12,7 @@ ENGINE_PYTHON ?= python3.11
 ENGINE_VENV := .venv-engine
 ENGINE_READY := $(ENGINE_VENV)/.ready
 
-.PHONY: help run test test-mechanisms test-simulation test-hostile test-fuzz test-engine test-chaos test-failovers test-scale test-deploy test-browser bench fleet fleet-live docs lint types clean
+.PHONY: help run test test-mechanisms test-simulation test-hostile test-hang-ups test-fuzz test-engine test-chaos test-failovers test-scale test-deploy test-browser bench fleet fleet-live docs lint types clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -62,6 +62,9 @@ test-engine: $(READY) $(ENGINE_READY) ## compare with a real vLLM on the CPU: 2.
 
 test-hostile: $(READY) ## hostile frames, requests and a flood of ten seconds, with its figures
 	TEST_FLOOD_S=10 $(BIN)/python -m pytest tests/scenarios/test_flood.py tests/scenarios/test_hostile_frames.py tests/scorer_api/api/test_hostile_requests.py -rP
+
+test-hang-ups: $(READY) ## a thousand publishers that dial us, and a thousand that we dial, flood and hang up: twelve minutes on two cores
+	TEST_FLOOD_ROUNDS=334 $(BIN)/python -m pytest tests/scenarios/test_hang_up.py -k flood_and -n 2 --no-header -q
 
 test-fuzz: $(READY) ## a million requests made from the API's types, right ones and wrong ones, of which `make test` plays 2,000: an hour on two cores
 	TEST_FUZZ_REQUESTS=1000000 $(BIN)/python -m pytest tests/test_fuzzing.py -n 2 --no-header -q

@@ -3,6 +3,7 @@
 libzmq aborted the process where its receive queue was full, the peer hung up and a heartbeat was due (libzmq issues 3937, 4364, 4767).
 """
 
+import os
 import socket
 import struct
 import threading
@@ -19,10 +20,15 @@ from tests.hostile_payloads import memory_bytes
 from tests.running import Command
 from tests.scenarios.test_listening import free_ports
 from tests.settings import QUICK, words_of
+from tests.slowness import slowness
+from tests.waiting import wait_until
 
 HELLO = GREETING + frame(READY + b"\x0bSocket-Type" + struct.pack(">I", 3) + b"PUB", COMMAND)
 MIB = 2**20
-ROUNDS = 6
+# Three publishers in each. `make test-hang-ups` plays a thousand floods in each direction.
+ROUNDS = int(os.environ.get("TEST_FLOOD_ROUNDS", "6"))
+# A registration, its connection and its first event, on a machine of its own.
+REGISTERED_S = 2.0
 # More than an inbox holds, and than libzmq's mark was.
 TINY = message(b"x") * 150_000
 
@@ -59,16 +65,18 @@ def serving(calm: Engine, *words: str, **limits: str) -> Iterator[Command]:
 
 
 @pytest.mark.rule("E1")
+@pytest.mark.timeout(120 + 10 * ROUNDS)
 def test_publishers_that_dial_us_flood_and_hang_up_many_times() -> None:
     port = free_ports()
     with Engine() as calm, serving(calm, "--listen", f"tcp://127.0.0.1:{port}") as service:
         for number in range(ROUNDS):
             flood_all([socket.create_connection(("127.0.0.1", port), 20) for _ in range(3)], TINY)
-            service.wait_for(pod="calm", sequence=calm.publish(stored([7 + number], [number, 2, 3, 4])))
+            service.wait_for(pod="calm", sequence=calm.publish(stored([7 + number], [number + 1, 2, 3, 4])))
         service.assert_loop_in_time()
 
 
 @pytest.mark.rule("E1")
+@pytest.mark.timeout(120 + 10 * ROUNDS)
 def test_publishers_that_we_dial_flood_and_hang_up_many_times() -> None:
     with Engine() as calm, closing(socket.create_server(("127.0.0.1", 0))) as listener:
         listener.settimeout(30)
@@ -76,8 +84,51 @@ def test_publishers_that_we_dial_flood_and_hang_up_many_times() -> None:
         with serving(calm, *specs) as service:
             for number in range(ROUNDS):
                 flood_all([listener.accept()[0] for _ in range(3)], TINY)
-                service.wait_for(pod="calm", sequence=calm.publish(stored([7 + number], [number, 2, 3, 4])))
+                service.wait_for(pod="calm", sequence=calm.publish(stored([7 + number], [number + 1, 2, 3, 4])))
             service.assert_loop_in_time()
+
+
+@contextmanager
+def flooded(port: int) -> Iterator[list[int]]:
+    """Two publishers send what they can until the block ends. Bytes sent, each time that some were."""
+    is_over, sent = threading.Event(), list[int]()
+
+    def send() -> None:
+        with suppress(OSError), closing(socket.create_connection(("127.0.0.1", port), 20)) as peer:
+            peer.settimeout(20)
+            peer.sendall(HELLO)
+            while not is_over.is_set():
+                peer.sendall(TINY)
+                sent.append(len(TINY))
+
+    with ThreadPoolExecutor(2) as pool:
+        sending = [pool.submit(send) for _ in range(2)]
+        try:
+            yield sent
+        finally:
+            is_over.set()
+            for each in sending:
+                each.result(60)
+
+
+@pytest.mark.rule("E1")
+def test_a_flood_at_one_port_delays_no_registration_and_no_news_of_connections() -> None:
+    """Pods are registered, connected to, heard of, lost and forgotten while two publishers flood the port for pods that dial in."""
+    port = free_ports()
+    with Engine() as calm, serving(calm, "--listen", f"tcp://127.0.0.1:{port}") as service, flooded(port) as sent:
+        wait_until(lambda: len(sent) > 2, what="the flood")
+        for number in range(6):
+            url, began_s, slow = f"{service.url}/v1/pods/new-{number}", time.monotonic(), slowness()
+            with Engine() as engine:
+                spec = {"model": "m", "events": f"tcp://127.0.0.1:{engine.events_port}"}
+                assert service.http.put(url, json=spec).status_code == 201
+                wait_until(engine.subscriptions, what="the subscription")
+                service.wait_for(pod=f"new-{number}", sequence=engine.publish(stored([1], [1, 2, 3, 4])), connected=True)
+            service.wait_for(pod=f"new-{number}", connected=False)
+            assert service.http.delete(url).status_code == 204
+            assert time.monotonic() - began_s < REGISTERED_S * max(slow, slowness())
+        before = len(sent)
+        wait_until(lambda: len(sent) > before, what="the flood to go on")
 
 
 @pytest.mark.rule("E1")
