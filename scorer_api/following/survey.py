@@ -51,8 +51,6 @@ class Surveyor:
         self._context = context
         self._reader, self._view = context.reader, context.view
         self._reloader = reloader
-        # No owner confirms anything for longer: the clock was set back since, and the owner has not renewed it.
-        self._trusted_max_ms = int((context.settings.pod_expiry_s + context.settings.lease_s) * 1000)
         self._terms = Terms(context.settings.lease_s)
         self._owner_signs, self._load_signs = Signs(), Signs()
         self._node = ""
@@ -95,7 +93,6 @@ class Surveyor:
         elif surveys[0].offset < offset:
             self._go_back(surveys[0].offset, surveys[-1].trusted)
         trusted = self._by_this_clock(surveys[-1])
-        trusted = {name: until_ms for name, until_ms in trusted.items() if until_ms <= surveys[-1].now_ms + self._trusted_max_ms}
         clock_s = self._note_time(surveys, trusted, asked_s)
         self._note_states(surveys)
         self.latest = ModelSurvey(surveys, self._terms.note(trusted, clock_s, asked_s))
