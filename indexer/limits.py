@@ -118,6 +118,7 @@ class RoutingLimits(Struct, frozen=True):
     route_speculative_s: Annotated[
         float, Meta(ge=0, le=3600, description="How long the blocks of a routed prompt count as held before they are announced; 0 for not at all.")
     ] = 2.0
+    pick_timeout_s: Annotated[Seconds, Meta(description="Longest wait of /v1/pick for the tokens of a prompt; then it picks by load.")] = 1.0
 
 
 class ExplainLimits(Struct, frozen=True):

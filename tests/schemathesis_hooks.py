@@ -35,6 +35,8 @@ def from_msgpack(context: schemathesis.DeserializationContext, response: schemat
 @schemathesis.hook
 def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwargs: dict[str, Any]) -> None:
     """Have bodies be what a schema cannot say, whatever made them: about a model that there is, without contradictions."""
+    if case.path.startswith("/v1/pick"):
+        case.headers = {**dict(case.headers or {}), "x-gateway-model-name": MODEL}  # most bodies name no model
     is_pod = case.path == "/v1/pods/{pod}"
     if is_pod and unquote(str(case.path_parameters["pod"])) == POD:
         case.path_parameters["pod"] = "another"  # the one that scores are about has to stay

@@ -57,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("scorer_api.index", "scorer_api.metrics"),
     },
     "scorer_api.api": {
-        *("indexer", "indexer.core", "indexer.config", "indexer.streams", "indexer.http"),
+        *("indexer", "indexer.core", "indexer.engines", "indexer.config", "indexer.streams", "indexer.http"),
         *("scorer_api.index", "scorer_api.metrics", "scorer_api.explain", "scorer_api.routing", "scorer_api.tokens"),
     },
     "scorer_api.app": {

@@ -9,6 +9,7 @@ from docs.generator.markdown import cell, code, sections, table
 from indexer.config.settings import Settings
 from indexer.http.loop_lag import LoopLag
 from indexer.metrics import HttpMetrics, IndexerMetrics
+from scorer_api.api.pick_metrics import PickMetrics
 from scorer_api.index.view import View
 from scorer_api.metrics import FollowerMetrics, ScorerMetrics, TokenMetrics
 from scorer_api.routing.metrics import RouteMetrics
@@ -18,6 +19,7 @@ GROUPS: dict[str, Callable[[CollectorRegistry], object]] = {
     "Following Redis": lambda registry: FollowerMetrics(registry, View(Settings())),
     "Scores and explanations": lambda registry: ScorerMetrics(registry, View(Settings())),
     "Routing": RouteMetrics,
+    "Picks for gateways": PickMetrics,
     "Tokens of prompts and chats": TokenMetrics,
     "Access": HttpMetrics,
     "The process": LoopLag,

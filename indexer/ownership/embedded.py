@@ -233,6 +233,10 @@ class Service:
         """Where a pod's own API is. Only what the operator named is not limited."""
         return EngineApi(pod, http_base(self._specs.get(pod, ())) if pod in self._specs else http_base_of(pod), pod not in self._named)
 
+    def apis(self, model: str) -> dict[str, EngineApi]:
+        """The same of every pod of a model."""
+        return {pod: self.api(pod, model) for pod, specs in self._specs.items() if specs[0].model == model}
+
     def readiness(self) -> Readiness:
         """Ready once every configured stream has connected and its first replay has ended or failed, or after a while; then for good."""
         if not self._ready:

@@ -186,6 +186,10 @@ class ReplicaService:
         specs = self._pods.of(pod)
         return EngineApi(pod, http_base(specs) if specs else http_base_of(pod), not self._pods.flagged(pod))
 
+    def apis(self, model: str) -> dict[str, EngineApi]:
+        """The same of every pod of a model."""
+        return {pod: self.api(pod, model) for pod, specs in self._pods.all().items() if specs[0].model == model}
+
     def _measured(self) -> Iterator[tuple[tuple[str, str], EngineApi]]:
         """The pods whose load and names are for us to ask for: those of whose ranks we own the lowest."""
         for pod, specs in self._pods.all().items():

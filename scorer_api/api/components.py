@@ -4,6 +4,7 @@ from typing import Any
 
 from indexer.core.block_keys import TOKEN_MAX
 from indexer.http import schemas
+from scorer_api.api.pick_schemas import PickError
 from scorer_api.api.route_schemas import DoneAnswer, DoneRequest, RouteAnswer, RouteRequest
 from scorer_api.api.schemas import BATCH_REQUESTS_MAX, SOURCES, BatchProblem, ExplainAnswer, ModelsAnswer, ScoreAnswer, ScoreRequest
 
@@ -17,13 +18,15 @@ CHAT: dict[str, Any] = {
     },
     "tools": {"anyOf": [_OBJECTS, {"type": "null"}], "description": "The tools of the chat.", "default": None},
     "chat_template_kwargs": {"anyOf": [{"type": "object"}, {"type": "null"}], "description": "More for the chat template.", "default": None},
+    "documents": {"anyOf": [_OBJECTS, {"type": "null"}], "description": "Documents for the chat template.", "default": None},
+    "mm_processor_kwargs": {"anyOf": [{"type": "object"}, {"type": "null"}], "description": "More for the engine's processor.", "default": None},
 }
 EXTRA_KEY = [{"type": "string"}, {"type": "integer", "minimum": -(2**63), "maximum": 2**64 - 1}]
 
 
 TYPES: tuple[Any, ...] = (
     *(ScoreRequest, ScoreAnswer, BatchProblem, ExplainAnswer, ModelsAnswer),
-    *(RouteRequest, RouteAnswer, DoneRequest, DoneAnswer),
+    *(RouteRequest, RouteAnswer, DoneRequest, DoneAnswer, PickError),
 )
 
 
@@ -43,9 +46,13 @@ def _describe_request(request: dict[str, Any]) -> None:
     _non_null(request, "token_ids")["items"] = {"type": "integer", "minimum": 0, "maximum": TOKEN_MAX}
     entry = _non_null(request, "block_extra_keys")["items"]["prefixItems"][1]
     request["properties"] |= CHAT
+    as_tokens = next(form for form in request["properties"]["prompt"]["anyOf"] if form.get("type") == "array")
+    as_tokens["items"] = {"type": "integer", "minimum": 0, "maximum": TOKEN_MAX}
     entry["items"] = {"anyOf": [*EXTRA_KEY, {"type": "array", "items": {"anyOf": EXTRA_KEY}}]}
     digits = next(item for item in _non_null(request, "block_hashes")["items"]["anyOf"] if item["type"] == "string")
     _non_null(request, "block_hashes")["items"] = {"anyOf": [HASH, digits]}
+    # Those of engines' APIs are passed over. Names close to one of ours are refused, which no schema can express.
+    request["additionalProperties"] = True
     request["oneOf"] = [{"required": [name], "properties": {name: {"type": ["array", "string"]}}} for name in SOURCES]
 
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TypeVar
+from typing import Generic, TypeVar, cast
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType, defstruct
@@ -22,26 +22,30 @@ from scorer_api.api.prompt import out_of_range
 from scorer_api.api.route_schemas import DoneRequest, RouteRequest, RouteRequestMsgpack
 from scorer_api.api.schemas import BATCH_REQUESTS_MAX, ScoreRequest, ScoreRequestMsgpack
 from scorer_api.api.steps import all_at_once, one_by_one
-from scorer_api.tokens.token_lists import LIST_BYTES_MIN, first_out_of_range, moved_bytes, take_list, take_tokens
+from scorer_api.api.unknown_fields import misspelled
+from scorer_api.tokens.token_lists import LIST_BYTES_MIN, Taken, first_out_of_range, moved_bytes, take_list, take_tokens
 
 T = TypeVar("T")
 R = TypeVar("R", bound=ScoreRequest)
 Decoders = Mapping[str, Callable[[bytes], T]]
-"""Media type → decoder of one kind of request."""
+"""Media type → decoder of one kind of body."""
 
 # A larger body is scanned first: how large are its fields, apart from the tokens?
 UNSCANNED_BYTES_MAX = 262_144
 # msgspec builds up to 80 times the bytes of a field that is neither tokens nor text. These limits leave room for the extra keys of 20,000 blocks, or
 # for the names of 4,000 pods. A prompt is text and has none. Nor has a chat: JSON is passed on as it is; a local tokenizer has a limit of its own.
 FIELD_BYTES_MAX = {"model": 262_144, "pods": 262_144, "lora_name": 262_144, "cache_salt": 262_144, "block_extra_keys": 2_097_152}
-FIELD_BYTES_MAX |= {"tools": 1_048_576, "chat_template_kwargs": 65_536}
+FIELD_BYTES_MAX |= {"tools": 1_048_576, "chat_template_kwargs": 65_536, "mm_processor_kwargs": 65_536, "reasoning_effort": 65_536}
 FIELD_BYTES_MAX |= {"exclude": 262_144, "session_id": 262_144}
 # Keys, and white space between them. What a key given twice has first is decoded too, in one step.
 SPARE_BYTES_MAX = 262_144
 CHAT = {"messages": (b"[", "a list of messages"), "tools": (b"[", "a list of tools"), "chat_template_kwargs": (b"{", "an object")}
+CHAT |= {"documents": (b"[", "a list of documents"), "mm_processor_kwargs": (b"{", "an object")}
 # A larger chat in msgpack is nearly all text: pages, images.
 UNCOUNTED_BYTES_MAX = 2_097_152
 CHAT_VALUES_MAX = 65_536
+TOKEN_LISTS = ("token_ids", "prompt")
+"""Fields that a long list of tokens may be in."""
 NULL = {JSON: b"null", MSGPACK: b"\xc0"}
 
 
@@ -61,11 +65,23 @@ class Outline(Struct):
     tools: Raw = Raw()
     chat_template_kwargs: Raw = Raw()
     add_generation_prompt: Raw = Raw()
+    continue_final_message: Raw = Raw()
+    documents: Raw = Raw()
+    reasoning_effort: Raw = Raw()
+    chat_template: Raw = Raw()
+    mm_processor_kwargs: Raw = Raw()
     block_hashes: Raw = Raw()
     session_id: Raw = Raw()
     exclude: Raw = Raw()
     output_tokens_expected: Raw = Raw()
     policy: Raw = Raw()
+    # The largest fields of engines' APIs that are none of ours.
+    response_format: Raw = Raw()
+    structured_outputs: Raw = Raw()
+    guided_json: Raw = Raw()
+    logit_bias: Raw = Raw()
+    metadata: Raw = Raw()
+    input: Raw = Raw()
 
 
 # One field for each request of a batch and one more, which shows that there are too many. msgspec skips what follows, and allocates nothing for it.
@@ -81,8 +97,26 @@ def _decoders(in_json: type[T], in_msgpack: type[T]) -> Decoders[T]:
     return {JSON: msgspec.json.Decoder(in_json).decode, MSGPACK: msgspec.msgpack.Decoder(in_msgpack).decode}
 
 
-_SCORE = _decoders(ScoreRequest, ScoreRequestMsgpack)
-_ROUTE = _decoders(RouteRequest, RouteRequestMsgpack)
+class _Kind(Struct, Generic[R], frozen=True):
+    """One kind of request. `strict`: decodes a body of its own fields alone, in less time; `open`: passes over others."""
+
+    own: frozenset[str]
+    strict: Decoders[R]
+    open: Decoders[R]
+
+
+def _kind(in_json: type[R], in_msgpack: type[R]) -> _Kind[R]:
+    return _Kind(frozenset(in_json.__struct_fields__), _decoders(in_json, in_msgpack), _decoders(_open(in_json), _open(in_msgpack)))
+
+
+def _open(kind: type[R]) -> type[R]:
+    """The same type, which passes over what it does not know."""
+    return cast(type[R], defstruct(kind.__name__, [], bases=(kind,), frozen=True, forbid_unknown_fields=False))
+
+
+_SCORE = _kind(ScoreRequest, ScoreRequestMsgpack)
+_ROUTE = _kind(RouteRequest, RouteRequestMsgpack)
+_NAMES: Decoders[dict[str, Raw]] = _decoders(dict[str, Raw], dict[str, Raw])
 _DONE = _decoders(DoneRequest, DoneRequest)
 _BATCH = _decoders(_Batch, _Batch)
 _OUTLINE = _decoders(Outline, Outline)
@@ -108,44 +142,58 @@ async def decode_route_in_turns(body: bytes, media_type: str, turn: asyncio.Lock
     return await _in_turns(body, media_type, _ROUTE, turn)
 
 
-async def _in_turns(body: bytes, media_type: str, decoders: Decoders[R], turn: asyncio.Lock) -> R:
+async def _in_turns(body: bytes, media_type: str, kind: _Kind[R], turn: asyncio.Lock) -> R:
     """The tokens are packed where they were many."""
     if len(body) < LIST_BYTES_MIN:
-        return all_at_once(_steps(body, media_type, decoders))
+        return all_at_once(_steps(body, media_type, kind))
     async with turn:
         await asyncio.sleep(0)
-        taken = await take_tokens(body, "token_ids", media_type)
-        if taken is None and media_type == JSON and (hashes := await take_hashes(body)) is not None:
+        for field in TOKEN_LISTS:
+            if (taken := await take_tokens(body, field, media_type)) is not None:
+                return await _with_tokens(body, field, taken, media_type, kind)
+        if media_type == JSON and (hashes := await take_hashes(body)) is not None:
             try:
-                request = await one_by_one(_steps(hashes.body, media_type, decoders))
+                request = await one_by_one(_steps(hashes.body, media_type, kind))
             except Problem as problem:
                 raise Problem(problem.status, moved_bytes(problem.detail, hashes.first, hashes.cut)) from None
             return msgspec.structs.replace(request, block_hashes=hashes.hashes)
-        is_repeated = taken is None
-        if taken is None:
-            token_ids = _encoded_tokens(body, media_type)
-            await asyncio.sleep(0)
-            taken = await take_list(body, token_ids, media_type)
-        if taken is None:
-            return await one_by_one(_steps(body, media_type, decoders))
+        token_ids = _encoded_tokens(body, media_type)
         await asyncio.sleep(0)
-        try:
-            request = await one_by_one(_steps(taken.body, media_type, decoders))
-        except Problem as problem:
-            if is_repeated and taken.left != 0:
-                return await one_by_one(_steps(body, media_type, decoders))  # which of the lists it is about is not told
-            detail = moved_bytes(problem.detail, taken.first, taken.cut) if is_repeated else taken.moved(problem.detail)
-            raise Problem(problem.status, detail) from None
-        if not isinstance(request.token_ids, list) or len(request.token_ids) != taken.left:
-            return await one_by_one(_steps(body, media_type, decoders))  # it was the key of another object
-        try:
-            rest = pack_tokens(request.token_ids)
-        except OverflowError:
-            position, token = first_out_of_range(request.token_ids)
-            raise out_of_range(*(taken.bad or (taken.count + position, token))) from None
-        if taken.bad is not None:
-            raise out_of_range(*taken.bad)
-        return msgspec.structs.replace(request, token_ids=await join([taken.tokens, rest]) if rest else taken.tokens)
+        if (taken := await take_list(body, token_ids, media_type)) is not None:
+            return await _with_tokens(body, "token_ids", taken, media_type, kind, is_repeated=True)
+        return await one_by_one(_steps(body, media_type, kind))
+
+
+async def _with_tokens(body: bytes, field: str, taken: Taken, media_type: str, kind: _Kind[R], *, is_repeated: bool = False) -> R:
+    """The request whose long list of tokens was taken out of this field. `is_repeated`: whether the field may be there twice. Raises Problem."""
+    await asyncio.sleep(0)
+    try:
+        request = await one_by_one(_steps(taken.body, media_type, kind, packs=False))
+    except Problem as problem:
+        if is_repeated and taken.left != 0:
+            return await one_by_one(_steps(body, media_type, kind))  # which of the lists it is about is not told
+        detail = moved_bytes(problem.detail, taken.first, taken.cut) if is_repeated else taken.moved(problem.detail)
+        raise Problem(problem.status, detail) from None
+    left = getattr(request, field)
+    if not isinstance(left, list) or len(left) != taken.left:
+        return await one_by_one(_steps(body, media_type, kind))  # it was the key of another object
+    try:
+        rest = pack_tokens(left)
+    except OverflowError:
+        position, token = first_out_of_range(left)
+        raise out_of_range(*(taken.bad or (taken.count + position, token)), field) from None
+    if taken.bad is not None:
+        raise out_of_range(*taken.bad, field)
+    request = _with_packed(request, field, await join([taken.tokens, rest]) if rest else taken.tokens)
+    # Tokens under the other name as well are refused later.
+    return request if field == "prompt" or not isinstance(request.prompt, list) else msgspec.structs.replace(request, prompt="")
+
+
+def _with_packed(request: R, field: str, tokens: bytes) -> R:
+    """The request with tokens of this field, packed, under `token_ids`; with both of them if it gives others there too, which is refused later."""
+    if field == "prompt" and request.token_ids is None:
+        return msgspec.structs.replace(request, token_ids=tokens, prompt=None)
+    return msgspec.structs.replace(request, token_ids=tokens)
 
 
 def _encoded_tokens(body: bytes, media_type: str) -> bytes:
@@ -197,8 +245,8 @@ def _problems(media_type: str, explain: Callable[[msgspec.ValidationError], str]
         raise Problem(400, "the body is nested too deeply") from None
 
 
-def _steps(body: bytes, media_type: str, decoders: Decoders[R]) -> Generator[None, None, R]:
-    """Decode a request, passing over all of the body once in each step."""
+def _steps(body: bytes, media_type: str, kind: _Kind[R], *, packs: bool = True) -> Generator[None, None, R]:
+    """Decode a request, passing over all of the body once in each step. `packs`: whether tokens under `prompt` are packed."""
     with _problems(media_type):
         extra_keys = b""
         if len(body) > UNSCANNED_BYTES_MAX:
@@ -206,27 +254,54 @@ def _steps(body: bytes, media_type: str, decoders: Decoders[R]) -> Generator[Non
             yield
             _check_sizes(outline, len(body.strip()) if media_type == JSON else len(body))
             extra_keys = bytes(outline.block_extra_keys)
-        request = yield from _decoded(body, extra_keys, media_type, decoders)
-        if request.messages is UNSET and request.tools is UNSET and request.chat_template_kwargs is UNSET:
+        request = yield from _decoded(body, extra_keys, media_type, kind)
+        if packs and isinstance(request.prompt, list):
+            request = _with_packed(request, "prompt", _packed_prompt(request.prompt))
+        given = [name for name in CHAT if getattr(request, name) is not UNSET]
+        if not given:
             return request
         chat: dict[str, Raw | UnsetType] = {}
-        for name in CHAT:
+        for name in given:
             yield
-            chat[name] = _as_json(name, getattr(request, name), media_type)
+            chat[name] = json_field(name, getattr(request, name), media_type)
         return msgspec.structs.replace(request, **chat)
 
 
-def _decoded(body: bytes, extra_keys: bytes, media_type: str, decoders: Decoders[R]) -> Generator[None, None, R]:
+def _decoded(body: bytes, extra_keys: bytes, media_type: str, kind: _Kind[R]) -> Generator[None, None, R]:
     """`extra_keys`: the list of them, which is decoded apart if it is long."""
     if (without := without_list(body, extra_keys, media_type)) is not None:
-        request = decoders[media_type](without)
+        request = yield from _without_foreign(without, media_type, kind)
         if request.block_extra_keys == []:
             return msgspec.structs.replace(request, block_extra_keys=(yield from entries_in_steps(extra_keys, media_type)))
-    return decoders[media_type](body)
+    return (yield from _without_foreign(body, media_type, kind))
 
 
-def _as_json(name: str, raw: Raw | UnsetType, media_type: str) -> Raw | UnsetType:
-    """A field of a chat, in JSON; UNSET for null. Raises Problem 422 for another type, and what msgspec raises."""
+def _without_foreign(body: bytes, media_type: str, kind: _Kind[R]) -> Generator[None, None, R]:
+    """The request, without fields that are none of its own. Raises Problem 422 for a misspelled one, and what msgspec raises.
+
+    What is in such fields is little: a large body was checked for that.
+    """
+    try:
+        return kind.strict[media_type](body)
+    except msgspec.ValidationError as error:
+        if "unknown field" not in str(error):
+            raise
+    yield
+    if (found := misspelled(_NAMES[media_type](body), kind.own)) is not None:
+        raise Problem(422, f"{found[0]}: there is no such field; did you mean {found[1]}?")
+    yield
+    return kind.open[media_type](body)
+
+
+def _packed_prompt(tokens: list[int]) -> bytes:
+    try:
+        return pack_tokens(tokens)
+    except OverflowError:
+        raise out_of_range(*first_out_of_range(tokens), "prompt") from None
+
+
+def json_field(name: str, raw: Raw | UnsetType, media_type: str) -> Raw | UnsetType:
+    """A field of a chat, one of CHAT, in JSON; UNSET for null. Raises Problem 422 for another type, and what msgspec raises."""
     if raw is UNSET or (content := bytes(raw)) == NULL[media_type]:
         return UNSET
     if media_type != JSON:
@@ -263,12 +338,17 @@ def _json_of(name: str, content: bytes) -> bytes:
     return msgspec.json.encode(value)
 
 
-def _check_sizes(outline: Outline, body_bytes: int) -> None:
-    """Raises Problem 422 for a field that exceeds its limit, and for much that is in none."""
+def check_field_sizes(fields: Struct) -> None:
+    """Raises Problem 422 for a field that exceeds its limit. `fields`: still encoded, as far as there are any."""
     for name, bytes_max in FIELD_BYTES_MAX.items():
-        size = len(getattr(outline, name))
+        size = len(getattr(fields, name, b"") or b"")
         if size > bytes_max:
             raise Problem(422, f"{name}: {size} bytes; at most {bytes_max} are taken")
+
+
+def _check_sizes(outline: Outline, body_bytes: int) -> None:
+    """Raises Problem 422 for a field that exceeds its limit, and for much that is in none."""
+    check_field_sizes(outline)
     spare = body_bytes - sum(len(getattr(outline, name)) for name in outline.__struct_fields__)
     if spare > SPARE_BYTES_MAX:
         what = "white space between fields, keys given twice, or unknown ones"

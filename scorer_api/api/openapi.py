@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from fastapi import Response
+
 from indexer.http.negotiation import JSON, MSGPACK
-from indexer.http.openapi import body, content, problem, responses
+from indexer.http.openapi import PROBLEMS, body, content, problem, responses
 
 SCORE: dict[str, Any] = {
     "responses": responses(
@@ -33,5 +35,36 @@ ROUTE: dict[str, Any] = {
 DONE: dict[str, Any] = {
     "responses": responses("Nothing counts of the request any more.", "DoneAnswer", 400, 408, 413, 415, 422, 429, media_types=(JSON, MSGPACK)),
     "openapi_extra": body(content("DoneRequest", JSON, MSGPACK)),
+}
+_HEADER = {"schema": {"type": "string"}}
+_PICKED = {
+    "description": "The pod to send the request to, in headers.",
+    "headers": {
+        "x-gateway-destination-endpoint": {**_HEADER, "description": "address:port of the pod."},
+        "x-kv-fallbacks": {**_HEADER, "description": "Those of the pods to try after it, separated by commas; left out where there are none."},
+        "x-kv-request-id": {**_HEADER, "description": "For DELETE /v1/pick/{id} or /v1/route/done, once the request is over."},
+        "x-kv-picked-for": {**_HEADER, "description": "Why this pod is the first."},
+        "x-kv-by-load": {**_HEADER, "description": "Why it was picked by load; left out where it was picked by its prompt."},
+    },
+}
+_PICK_PROBLEMS = {
+    400: "The body is malformed JSON.",
+    404: "No pod is registered for the model.",
+    503: "No pod can be picked.",
+}
+_PICK: dict[int | str, Any] = {
+    200: _PICKED,
+    **{status: {"description": text, "content": content("PickError", JSON)} for status, text in _PICK_PROBLEMS.items()},
+    **{status: problem(PROBLEMS[status]) for status in (408, 429)},
+}
+PICK: dict[str, Any] = {"response_class": Response, "responses": _PICK}
+PICK_BODY: dict[str, Any] = {
+    "response_class": Response,
+    "responses": _PICK,
+    "openapi_extra": {"requestBody": {"required": False, "content": {JSON: {"schema": {"type": "object"}}}}},
+}
+PICK_DONE: dict[str, Any] = {
+    "response_class": Response,
+    "responses": {**_PICK, 204: {"description": "The picked request with this id counts no more."}},
 }
 MODELS: dict[str, Any] = {"responses": responses("Every known model.", "ModelsAnswer")}

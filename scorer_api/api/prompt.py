@@ -4,7 +4,7 @@ from collections.abc import Generator
 from typing import Any
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, Raw, UnsetType
 
 from indexer.core.block_keys import TOKEN_BYTES, TOKEN_MAX, fold_extra_keys, pack_tokens, read_extra_keys
 from indexer.http.problems import Problem
@@ -26,9 +26,25 @@ def tokenize_input_of(request: ScoreRequest) -> TokenizeInput:
         for name in ("tools", "chat_template_kwargs", "add_generation_prompt"):
             if getattr(request, name) not in (None, UNSET):
                 raise Problem(422, f"{name}: goes with messages only")
-        return TokenizeInput(model, request.prompt)
-    tools, kwargs = (None if raw is UNSET else bytes(raw) for raw in (request.tools, request.chat_template_kwargs))
-    return TokenizeInput(model, None, bytes(request.messages), tools, kwargs, request.add_generation_prompt is not False)
+        return TokenizeInput(model, None if isinstance(request.prompt, list) else request.prompt)
+    continues = request.continue_final_message is True
+    return TokenizeInput(
+        model,
+        messages=bytes(request.messages),
+        tools=_json_of(request.tools),
+        chat_template_kwargs=_json_of(request.chat_template_kwargs),
+        # Engines refuse a chat that asks for both.
+        add_generation_prompt=not continues if request.add_generation_prompt is None else request.add_generation_prompt,
+        continue_final_message=continues,
+        documents=_json_of(request.documents),
+        reasoning_effort=request.reasoning_effort,
+        chat_template=request.chat_template,
+        mm_processor_kwargs=_json_of(request.mm_processor_kwargs),
+    )
+
+
+def _json_of(field: Raw | UnsetType) -> bytes | None:
+    return None if field is UNSET else bytes(field)
 
 
 def prompt_of(request: ScoreRequest, tokenized: TokenizedInput | None = None) -> Prompt:
@@ -61,9 +77,9 @@ def _packed_tokens(token_ids: list[int] | bytes) -> bytes:
         raise out_of_range(*first_out_of_range(token_ids)) from None
 
 
-def out_of_range(position: int, token: int) -> Problem:
-    """The problem for a token that is none."""
-    return Problem(422, f"token_ids[{position}]: {token} should be from 0 to {TOKEN_MAX}")
+def out_of_range(position: int, token: int, field: str = "token_ids") -> Problem:
+    """The problem for a token that is none. `field`: of the request."""
+    return Problem(422, f"{field}[{position}]: {token} should be from 0 to {TOKEN_MAX}")
 
 
 def _extra_keys(request: ScoreRequest) -> Generator[None, None, dict[int, bytes] | None]:

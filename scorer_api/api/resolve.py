@@ -67,6 +67,16 @@ class RequestResolver:
         prompt = await self._prompt_of(of_base, await self._tokens.resolve(of_base.model, tokenize_input))
         return ResolvedRequest(request, source, await self._prepared(prompt))
 
+    def base_model(self, name: str) -> str | None:
+        """The model that pods serve by this name, by this alias, or with this adapter; None where there is none, or more than one."""
+        if self._view.has_model(name):
+            return name
+        try:
+            found = self._adapters.with_known_model(ScoreRequest(name)).model
+        except Problem:
+            return None
+        return found if self._view.has_model(found) else None
+
     async def _prompt_of(self, request: ScoreRequest, tokenized: TokenizedInput | None = None) -> Prompt:
         """The request's prompt. Other requests have their turn where it has extra keys of many blocks."""
         if len(request.block_extra_keys or ()) < STEP_BLOCKS:

@@ -5,6 +5,7 @@ import time
 from indexer.http.negotiation import encode
 from indexer.http.problems import Problem
 from scorer_api.api.decode import decode_done, decode_route_in_turns
+from scorer_api.api.pod_apis import PodApis
 from scorer_api.api.resolve import RequestResolver, ResolvedRequest, unknown_model
 from scorer_api.api.route_schemas import DoneAnswer, RouteAnswer, RouteRequest
 from scorer_api.api.schemas import ViewAnswer
@@ -20,10 +21,11 @@ RETRY_AFTER_S = 1
 class RouteHandler:
     """Answers `POST /v1/route` and `POST /v1/route/done` with the router's picks."""
 
-    def __init__(self, view: View, resolver: RequestResolver, router: Router, metrics: RouteMetrics) -> None:
+    def __init__(self, view: View, resolver: RequestResolver, router: Router, apis: PodApis, metrics: RouteMetrics) -> None:
         self._view = view
         self._resolver = resolver
         self._router = router
+        self._apis = apis
         self._metrics = metrics
 
     async def answer(self, body: bytes, media_type: str, accepted: str) -> bytes:
@@ -40,6 +42,7 @@ class RouteHandler:
         self._metrics.seconds["decode"].observe(decoded_s - started_s)
         self._metrics.seconds["pick"].observe(picked_s - decoded_s)
         self._metrics.seconds["encode"].observe(time.perf_counter() - picked_s)
+        self._metrics.requests["picked"].inc()
         self._metrics.picked(pick)
         return content
 
@@ -74,6 +77,7 @@ class RouteHandler:
             policy=pick.policy,
             picked_for=pick.picked_for,
             reason=reasons,
+            http={pod: api.base for pod, api in self._apis.of(resolved.prompt.model, order).items()},
             view=ViewAnswer(self._view.source, self._view.age_s),
             unknown_pods=resolved.unknown_pods(pick.reasons),
         )

@@ -41,6 +41,7 @@ class RouteAnswer(Struct, frozen=True):
     policy: PolicyName
     picked_for: Annotated[PickReason | Literal["stale"], Meta(description="Why this pod is the first.")]
     reason: Annotated[dict[str, PodReason], Meta(description="What was known of each pod at the pick.")]
+    http: Annotated[dict[str, str], Meta(description="The base URL of the API of the pod and of each fallback.")]
     view: ViewAnswer
     unknown_pods: list[str] | UnsetType = UNSET
 

@@ -13,6 +13,10 @@ from scorer_api.api.batch import BatchHandler
 from scorer_api.api.explain import ExplainHandler
 from scorer_api.api.outcomes import count_failures
 from scorer_api.api.page import add_page
+from scorer_api.api.pick import Picker
+from scorer_api.api.pick_http import add_pick
+from scorer_api.api.pick_metrics import PickMetrics
+from scorer_api.api.pod_apis import PodApis
 from scorer_api.api.resolve import RequestResolver
 from scorer_api.api.route import RouteHandler
 from scorer_api.api.schemas import ModelAnswer, ModelsAnswer
@@ -37,7 +41,10 @@ def make_router(
     scores = ScoreHandler(view, resolver, metrics, pod_router)
     batches = BatchHandler(scores, resolver, metrics)
     explanations = ExplainHandler(view, resolver, pods, adapters, metrics, settings.limits.routing.load_max_age_s)
-    picks = RouteHandler(view, resolver, pod_router, route_metrics)
+    apis = PodApis(pods)
+    picks = RouteHandler(view, resolver, pod_router, apis, route_metrics)
+    pick_metrics = PickMetrics(registry)
+    picker = Picker(settings, view, resolver, pod_router, apis, pick_metrics, route_metrics)
 
     async def read(request: Request) -> tuple[bytes, str, str]:
         """A request's body, its media type, and that of the answer."""
@@ -82,6 +89,7 @@ def make_router(
         """Every known model, with its pods."""
         return respond(ModelsAnswer([ModelAnswer(name, names) for name, names in view.models().items()]))
 
+    add_pick(router, settings, picker, pick_metrics)
     add_page(router)
     add_routes(router, settings, pods, registry, access)
     return router

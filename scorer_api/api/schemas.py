@@ -29,7 +29,9 @@ TokenIds = Annotated[
         examples=[[1, 2, 3]],
     ),
 ]
-
+PROMPT = Meta(
+    description="The prompt as text, whose tokens the engine, or --tokenizer, says; or its tokens, as the completions of engines take them."
+)
 
 # At 16 tokens a block these are four million tokens.
 BLOCK_HASHES_MAX = 262_144
@@ -54,12 +56,17 @@ class ScoreRequest(Struct, frozen=True, forbid_unknown_fields=True):
     include_speculative: Annotated[
         bool, Meta(description="Whether blocks of prompts that this scorer has just routed to a pod count as held, though not announced yet.")
     ] = False
-    prompt: Annotated[str, Meta(description="The prompt as text; the engine, or --tokenizer, says what its tokens are.")] | None = None
+    prompt: Annotated[str | list[int] | None, PROMPT] = None
     # In JSON, also in a request in msgpack once it is decoded: it is passed on as it is.
     messages: Raw | UnsetType = UNSET
     tools: Raw | UnsetType = UNSET
     chat_template_kwargs: Raw | UnsetType = UNSET
     add_generation_prompt: Annotated[bool, Meta(description="Whether the answer's beginning is part of the chat (default true).")] | None = None
+    continue_final_message: Annotated[bool, Meta(description="Whether the chat's last message is continued by the answer.")] | None = None
+    documents: Raw | UnsetType = UNSET
+    reasoning_effort: Annotated[Text, Meta(description="How much to reason, for the chat template.")] | None = None
+    chat_template: Annotated[str, Meta(description="Another chat template; engines refuse one unless they trust it.")] | None = None
+    mm_processor_kwargs: Raw | UnsetType = UNSET
     block_hashes: Annotated[list[int | HexDigits], BLOCK_HASHES] | None = None
 
 

@@ -31,6 +31,11 @@ class Asked(TypedDict, total=False):
     tools: Sequence[dict[str, Any]] | None
     chat_template_kwargs: dict[str, Any] | None
     add_generation_prompt: bool | None
+    continue_final_message: bool | None
+    documents: Sequence[dict[str, Any]] | None
+    reasoning_effort: str | None
+    chat_template: str | None
+    mm_processor_kwargs: dict[str, Any] | None
     block_hashes: Sequence[int | bytes] | None
     pods: Sequence[str] | None
     lora_name: str | None

@@ -155,7 +155,8 @@ class RoutedPod(Struct, frozen=True):
 class RouteAnswer(Struct, frozen=True):
     """The pod to send the prompt to, and the others in the order in which to try them.
 
-    `id`: for `route_done`, once the request is over. `picked_for`: one of a closed list, see the service's documentation. `reason`: by pod.
+    `id`: for `route_done`, once the request is over. `picked_for`: one of a closed list, see the service's documentation. `reason`: by pod. `http`:
+    the base URL of the API of the pod and of each fallback, by pod; empty where an older service does not say it.
     """
 
     model: str
@@ -169,6 +170,7 @@ class RouteAnswer(Struct, frozen=True):
     reason: dict[str, RoutedPod]
     view: ViewAnswer
     unknown_pods: list[str] = []
+    http: dict[str, str] = {}
 
 
 class DoneAnswer(Struct, frozen=True):

@@ -107,6 +107,11 @@ class Follower:
         for running in self._running.values():
             yield from running.follower.streams.values()
 
+    def streams_of(self, model: str) -> Iterator[FollowedStream]:
+        """Every stream of one model that is followed."""
+        if model in self._running:
+            yield from self._running[model].follower.streams.values()
+
     # The directory
 
     async def _watch_directory(self) -> None:

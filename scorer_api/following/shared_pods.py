@@ -112,6 +112,17 @@ class SharedPods:
         bases = (each.http for each in published if each is not None and each.http is not None)
         return EngineApi(pod, next(bases, http_base_of(pod)), is_limited=True)
 
+    def apis(self, model: str) -> dict[str, EngineApi]:
+        """The same of every pod of a model."""
+        bases = {stream.key.pod: http_base_of(stream.key.pod) for stream in self._follower.streams_of(model)}
+        published = ((stream.key.pod, published_status(stream)) for stream in self._follower.streams_of(model))
+        bases |= {pod: each.http for pod, each in published if each is not None and each.http is not None}
+        registered = ((pod, specs) for pod, specs in self._follower.pods.items() if specs[0].model == model)
+        bases |= {pod: specs[0].http or bases.get(pod) or http_base_of(pod) for pod, specs in registered}
+        found = {pod: EngineApi(pod, base, is_limited=True) for pod, base in bases.items()}
+        own = {} if self._service is None else self._service.apis(model)
+        return found | {pod: api for pod, api in own.items() if not api.is_limited}
+
     async def register(self, specs: tuple[EngineSpec, ...]) -> bool:
         """Make one pod what these specs say, for all replicas. Returns whether it is a new pod. Raises SettingError, StoreError."""
         check_together(specs, "pod")

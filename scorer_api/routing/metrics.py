@@ -52,8 +52,7 @@ class RouteMetrics:
         self._speculative.set_function(lambda: router.speculation.blocks)
 
     def picked(self, pick: Pick) -> None:
-        """Count a pick."""
-        self.requests["picked"].inc()
+        """Count a pick, whoever asked for it."""
         self._picks[pick.policy, pick.picked_for].inc()
         age_s = pick.reasons[pick.order[0]].load_age_s
         if age_s is None:

@@ -14,7 +14,10 @@ EXCLUSIONS: tuple[Exclusion, ...] = get_args(Exclusion)
 
 
 class PickRequest(Struct, frozen=True):
-    """What to pick from, and how. `only`: these pods, None for all. `policy`: None for the service's own."""
+    """What to pick from, and how.
+
+    `only`: these pods, None for all. `policy`: None for the service's own. `tokens_estimate`: about how long a prompt of unknown tokens is.
+    """
 
     only: Collection[str] | None = None
     exclude: Collection[str] = ()
@@ -22,6 +25,7 @@ class PickRequest(Struct, frozen=True):
     session_id: str | None = None
     output_tokens: int | None = None
     include_speculative: bool = True
+    tokens_estimate: int | None = None
 
 
 class PodReason(Struct, frozen=True, gc=False):

@@ -155,7 +155,7 @@ class Router:
         reasons: dict[str, PodReason] = {}
         model, exclude, output_tokens = prompt.model, request.exclude, request.output_tokens
         ahead, backlog_of, draw = self._queues.ahead, self._queues.backlog, self._random.random
-        tokens = prompt.length if isinstance(prompt, Prompt) else None
+        tokens = prompt.length if isinstance(prompt, Prompt) else request.tokens_estimate
         oldest_s = now_s - self._settings.limits.routing.load_max_age_s
         measured = [self._view.loads.get(model, score.pod) for score in scores]
         loads = [None if known is None or known[1] < oldest_s else known[0] for known in measured]

@@ -59,8 +59,21 @@ class ChatTemplate:
         self._special = dict(special)
         self._takes_parts = _takes_parts(environment.parse(text))
 
-    def render(self, messages: Sequence[dict[str, Any]], tools: Any, kwargs: Mapping[str, Any], *, add_generation_prompt: bool) -> str:
-        """The prompt. Raises jinja2.TemplateError if the template rejects the chat, ValueError if the chat cannot be rendered."""
+    def render(
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: Any,
+        kwargs: Mapping[str, Any],
+        *,
+        add_generation_prompt: bool,
+        continue_final_message: bool = False,
+    ) -> str:
+        """The prompt; with `continue_final_message` up to the end of the last message's text.
+
+        Raises jinja2.TemplateError if the template rejects the chat, ValueError if the chat cannot be rendered.
+        """
+        if continue_final_message and (add_generation_prompt or not messages):
+            raise ValueError("continue_final_message needs a last message, and goes without add_generation_prompt")
         values = {**self._special, "documents": None, **kwargs}
         values |= {
             "messages": list(map(self._message, messages)),
@@ -73,7 +86,8 @@ class ChatTemplate:
             length += len(part)
             if length > PROMPT_LENGTH_MAX:
                 raise ValueError(f"the template makes more than {PROMPT_LENGTH_MAX} characters of it")
-        return "".join(parts)
+        prompt = "".join(parts)
+        return _until_last_text(prompt, messages[-1].get("content")) if continue_final_message else prompt
 
     def _message(self, message: dict[str, Any]) -> dict[str, Any]:
         """The message as engines pass it to a template: text parts joined unless the template iterates over parts, tool-call arguments as objects."""
@@ -88,6 +102,16 @@ class ChatTemplate:
             else:
                 del prepared["tool_calls"]
         return prepared
+
+
+def _until_last_text(prompt: str, content: Any) -> str:
+    """The prompt up to the end of the last message's text, as transformers cuts it: space that the template trimmed is no part of it."""
+    text = _text(content[-1] if isinstance(content, list) and content else content)
+    start = prompt.rfind(text.strip())
+    if start < 0 or not text.strip():
+        raise ValueError("the last message is not in what the template makes of it, so it cannot be continued")
+    whole = text.lstrip()
+    return prompt[: start + len(whole)] if prompt.startswith(whole, start) else prompt[: start + len(text.strip())]
 
 
 def whole_tool(tool: Any) -> Any:

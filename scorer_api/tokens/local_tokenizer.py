@@ -101,14 +101,23 @@ class LocalTokenizer:
         return b"".join(pack_tokens(ids[start : start + PIECE_TOKENS]) for start in range(0, len(ids), PIECE_TOKENS))
 
     def _render(self, tokenize_input: TokenizeInput) -> str:
-        messages, tools, kwargs = (_decoded(name, getattr(tokenize_input, name)) for name in ("messages", "tools", "chat_template_kwargs"))
+        if tokenize_input.chat_template is not None:
+            raise Problem(422, "chat_template: our own tokenizer renders the model's own template only; send prompt or token_ids")
+        messages, tools = (_decoded(name, getattr(tokenize_input, name)) for name in ("messages", "tools"))
+        kwargs = _decoded("chat_template_kwargs", tokenize_input.template_kwargs())
         if not all(isinstance(message, dict) for message in messages):
             raise Problem(422, "messages: should be a list of messages, each an object")
         template = (self._templates.get("tool_use") if tools else None) or self._templates.get("default")
         if template is None:
             raise Problem(422, "messages: the model's files have no chat template; send prompt or token_ids")
         try:
-            return template.render(messages, tools, kwargs or {}, add_generation_prompt=tokenize_input.add_generation_prompt)
+            return template.render(
+                messages,
+                tools,
+                kwargs or {},
+                add_generation_prompt=tokenize_input.add_generation_prompt,
+                continue_final_message=tokenize_input.continue_final_message,
+            )
         except (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:REFUSAL_LENGTH_MAX]
             raise Problem(422, f"messages: the chat template refuses it: {reason or type(error).__name__}") from None

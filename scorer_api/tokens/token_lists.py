@@ -26,7 +26,7 @@ _ITEMS = re.compile(_INTEGER + b"{%d}" % PIECE_ITEMS, re.DOTALL)
 # Letters of another key may be written so, and it may be the same key.
 _ESCAPED = re.compile(rb"\\u00[2-7]")
 # Positions in errors.
-_TOKEN = re.compile(r"(?<=^token_ids\[)\d+(?=\])")
+_TOKEN = re.compile(r"(?:(?<=^token_ids\[)|(?<=^prompt\[))\d+(?=\])")
 _BYTE = re.compile(r"(?<=\(byte )\d+(?=\)$)")
 
 _decode_json = msgspec.json.Decoder(list[int]).decode

@@ -13,6 +13,8 @@ DIGEST_BYTES = 16
 PLACEHOLDER_BYTES = 128
 MEDIA = tuple(f'"{kind}"'.encode() for kind in ("image_url", "input_image", "image_embeds", "image_pil", "video_url", "audio_url", "input_audio"))
 
+_decode_kwargs = msgspec.json.Decoder(dict[str, Raw]).decode
+
 
 class TokenizedInput(Struct, frozen=True):
     """`tokens`: as little-endian uint32. `media`: the images and others in them, as far as the engine says so."""
@@ -26,8 +28,8 @@ class TokenizedInput(Struct, frozen=True):
 
 
 class TokenizeInput(Struct, frozen=True):
-    """`model`: the name that the engine serves it by, an adapter's where the request names one. Either `prompt`, or `messages` with `tools` and
-    `chat_template_kwargs`, each in JSON as the client sent it, None where it sent none.
+    """`model`: the name that the engine serves it by, an adapter's where the request names one. Either `prompt`, or `messages` with what else of a
+    chat decides its tokens: `messages`, `tools`, `documents` and the keyword arguments each in JSON as the client sent it, None where it sent none.
     """
 
     model: str
@@ -36,6 +38,11 @@ class TokenizeInput(Struct, frozen=True):
     tools: bytes | None = None
     chat_template_kwargs: bytes | None = None
     add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    documents: bytes | None = None
+    reasoning_effort: str | None = None
+    chat_template: str | None = None
+    mm_processor_kwargs: bytes | None = None
 
     @property
     def source(self) -> str:
@@ -60,11 +67,28 @@ class TokenizeInput(Struct, frozen=True):
             "add_generation_prompt": self.add_generation_prompt,
             "add_special_tokens": False,
         }
-        if self.tools is not None:
-            body["tools"] = Raw(self.tools)
-        if self.chat_template_kwargs is not None:
-            body["chat_template_kwargs"] = Raw(self.chat_template_kwargs)
+        for name in ("tools", "documents", "mm_processor_kwargs"):
+            if (given := getattr(self, name)) is not None:
+                body[name] = Raw(given)
+        for name in ("reasoning_effort", "chat_template"):
+            if (text := getattr(self, name)) is not None:
+                body[name] = text
+        if self.continue_final_message:
+            body["continue_final_message"] = True
+        if (kwargs := self.template_kwargs()) is not None:
+            body["chat_template_kwargs"] = Raw(kwargs)
         return msgspec.json.encode(body)
+
+    def template_kwargs(self) -> bytes | None:
+        """The keyword arguments of the chat template, in JSON: vLLM's chat completions add the documents and the effort, its `/tokenize` does not."""
+        if self.documents is None and self.reasoning_effort is None:
+            return self.chat_template_kwargs
+        kwargs: dict[str, Any] = {} if self.chat_template_kwargs is None else _decode_kwargs(self.chat_template_kwargs)
+        if self.documents is not None:
+            kwargs["documents"] = Raw(self.documents)
+        if self.reasoning_effort is not None:
+            kwargs["reasoning_effort"] = self.reasoning_effort
+        return msgspec.json.encode(kwargs)
 
 
 def digest(request: bytes) -> bytes:

@@ -15,6 +15,7 @@ VOLATILE = {"age_s", "last_batch_age_s", "last_event_age_s", "load_age_s", "id",
 # Lists of pods and models here are in the order in which these came to be known.
 IN_NO_ORDER = ("/v1/pods", "/v1/models")
 HEADERS = ("allow", "retry-after", "www-authenticate")
+PICK_HEADERS = ("x-gateway-destination-endpoint", "x-kv-fallbacks", "x-kv-request-id", "x-kv-picked-for", "x-kv-by-load")
 LONG = list(range(1, 14))
 
 
@@ -87,6 +88,14 @@ ASKED = [
     route(token_ids=[1], pods=["c"]),
     route(token_ids=LONG, exclude=["a", "b", "c"]),
     Asked("POST", "/v1/route/done", {"id": "0123456789abcdef"}),
+    # Bodies of clients.
+    score(prompt=LONG, temperature=0.7, stream=True),
+    Asked("POST", "/v1/pick/v1/completions", {"model": OTHER_MODEL, "prompt": [1, 2, 3, 4, 5], "stream": True}),
+    Asked("POST", "/v1/pick/v1/rerank", {"model": OTHER_MODEL, "query": "one"}),
+    Asked("GET", "/v1/pick/v1/models", headers={"x-gateway-model-name": OTHER_MODEL}),
+    Asked("POST", "/v1/pick", {"model": "unknown", "prompt": "one"}),
+    Asked("POST", "/v1/pick", b"{"),
+    Asked("DELETE", "/v1/pick/0123456789abcdef"),
     # Mistakes.
     score(token_ids=LONG, model="unknown"),
     explain(token_ids=LONG, model="unknown"),
@@ -94,6 +103,7 @@ ASKED = [
     score(),
     score(token_ids=LONG, prompt="both"),
     score(token_ids=LONG, surplus=1),
+    score(token_ids=LONG, cache_sallt="salt"),
     score(token_ids={"not": "a list"}),
     score(token_ids=[-1]),
     score(token_ids=[2**32]),
@@ -128,6 +138,8 @@ def ask(client: Client, asked: Asked, names: dict[str, str]) -> dict[str, Any]:
     if asked.packed:
         shown["packed"] = True
     answer = send(client, asked)
+    if "x-kv-request-id" in answer.headers:
+        assert client.http.delete(f"{client.url}/v1/pick/{answer.headers['x-kv-request-id']}").status_code == 204
     if asked.path == "/v1/route" and answer.status_code == 200 and not asked.stays_open:
         done = client.http.post(f"{client.url}/v1/route/done", json={"id": answer.json()["id"]})
         assert done.json() == {"id": answer.json()["id"], "known": True}
@@ -149,6 +161,9 @@ def described(answer: httpx.Response, names: dict[str, str]) -> dict[str, Any]:
     media_type = answer.headers.get("content-type")
     found: dict[str, Any] = {"status": answer.status_code, "type": media_type}
     found |= {name: answer.headers[name] for name in HEADERS if name in answer.headers}
+    picked = {name: answer.headers[name] for name in PICK_HEADERS if name in answer.headers}
+    if picked:
+        found["picked"] = stable(picked | {"x-kv-request-id": "ID"}, names)
     if answer.content:
         body = msgspec.msgpack.decode(answer.content) if media_type == PACKED else msgspec.json.decode(answer.content)
         found["answer"] = stable(body, names)

@@ -125,7 +125,7 @@ def test_an_unknown_model_is_404_and_says_how_one_becomes_known(service: Client)
         ({"limit": 0}, "limit"),
         ({"limit": 1.5}, "limit"),
         ({"pods": "pod"}, "pods"),
-        ({"surplus": 1}, "surplus"),
+        ({"pod": ["a"]}, "pods"),
         ({"block_extra_keys": [[0, 1]]}, "block_extra_keys[0]"),
     ],
 )

@@ -68,7 +68,7 @@ def test_a_bad_request_gets_its_own_problem_and_spoils_nothing(service: Client) 
         7,
         None,
         [],
-        {"model": "m", "token_ids": [1], "x": 1},
+        {"model": "m", "token_ids": [1], "token_id": 1},
     ]
     found = answers(service, [good, *(request for one in bad for request in (one, good))])
     assert found[::2] == [service.score(NINE)] * (len(bad) + 1)

@@ -9,10 +9,20 @@ from typing import Any
 import msgspec
 import pytest
 
+from indexer.core.block_keys import pack_tokens
 from indexer.http.negotiation import JSON, MSGPACK
 from indexer.http.problems import Problem
-from scorer_api.api.decode import FIELD_BYTES_MAX, UNSCANNED_BYTES_MAX, decode_route_in_turns, decode_score, decode_score_in_turns, split_batch
+from scorer_api.api.decode import (
+    FIELD_BYTES_MAX,
+    UNSCANNED_BYTES_MAX,
+    decode_route,
+    decode_route_in_turns,
+    decode_score,
+    decode_score_in_turns,
+    split_batch,
+)
 from scorer_api.api.prompt import EXTRA_KEYS_BYTES_MAX, prompt_of
+from scorer_api.api.resolve import source_of
 
 
 def refused(body: bytes | dict[str, Any], media_type: str = JSON) -> tuple[int, str]:
@@ -66,8 +76,14 @@ def test_a_body_nested_too_deeply_is_malformed_and_no_crash(media_type: str) -> 
         ({"token_ids": ["1"]}, ["token_ids[0]", "int", "str"]),
         ({"token_ids": "AQAAAA=="}, ["token_ids", "array"]),
         ({"model": 1}, ["model", "str", "int"]),
-        ({"text": "hello"}, ["text", "unknown"]),
-        ({"prompt": ["hello"]}, ["prompt", "str"]),
+        ({"token_id": [1]}, ["token_id: there is no such field", "did you mean token_ids?"]),
+        ({"prompt": ["hello"]}, ["prompt[0]", "int", "str"]),
+        ({"prompt": [-1], "token_ids": None}, ["prompt[0]: -1", "4294967295"]),
+        ({"prompt": 1}, ["prompt", "str", "array"]),
+        ({"documents": {}}, ["documents", "a list of documents"]),
+        ({"mm_processor_kwargs": []}, ["mm_processor_kwargs", "an object"]),
+        ({"reasoning_effort": 1}, ["reasoning_effort", "str"]),
+        ({"reasoning_effort": "x" * 4097}, ["reasoning_effort", "4096"]),
         ({"add_generation_prompt": 1}, ["add_generation_prompt", "bool"]),
         ({"messages": "hello"}, ["messages", "a list of messages"]),
         ({"limit": 0}, ["limit", ">= 1"]),
@@ -153,6 +169,63 @@ def test_only_tokens_may_fill_a_large_body() -> None:
 @pytest.mark.parametrize(("body", "status"), [(b"[" + b" " * 300_000 + b"1]", 422), (b"{" + b" " * 300_000, 400), (b'{"x":' + b"[" * 300_000, 400)])
 def test_a_large_body_that_is_no_request_is_refused_as_a_small_one(body: bytes, status: int) -> None:
     assert refused(body)[0] == status
+
+
+# Bodies of other APIs
+
+COMPLETION = {"temperature": 0.7, "stop": ["x"], "stream": True, "logit_bias": {"1": 2}, "n": 1, "user": "u", "response_format": {"type": "text"}}
+
+
+@pytest.mark.parametrize("media_type", [JSON, MSGPACK])
+def test_fields_of_other_apis_are_passed_over(media_type: str) -> None:
+    request = decode_score(encode({**COMPLETION, "model": "m", "prompt": "hello", "lora_name": "ad"}, media_type), media_type)
+    assert (request.model, request.prompt, request.lora_name) == ("m", "hello", "ad")
+
+
+@pytest.mark.parametrize("media_type", [JSON, MSGPACK])
+def test_they_hide_no_mistake_in_ours(media_type: str) -> None:
+    status, detail = refused({**COMPLETION, "model": "m", "token_ids": [1], "include_speculativ": True}, media_type)
+    assert (status, detail) == (422, "include_speculativ: there is no such field; did you mean include_speculative?")
+    assert refused({**COMPLETION, "model": "m", "token_ids": [1], "limit": 0}, media_type)[0] == 422
+
+
+@pytest.mark.parametrize("media_type", [JSON, MSGPACK])
+def test_what_is_malformed_behind_an_unknown_field_is_malformed(media_type: str) -> None:
+    whole = encode({"model": "m", "temperature": 1, "prompt": "hello"}, media_type)
+    assert refused(whole[:-1], media_type)[0] == 400
+
+
+@pytest.mark.parametrize("media_type", [JSON, MSGPACK])
+def test_names_are_looked_at_beside_a_large_field(media_type: str) -> None:
+    large = {"model": "m", "prompt": "x" * 600_000, "temperature": 1, "response_format": {"schema": "y" * 600_000}}
+    assert decode_score(encode(large, media_type), media_type).model == "m"
+    assert "did you mean limit?" in refused({**large, "limits": 1}, media_type)[1]
+
+
+@pytest.mark.parametrize("media_type", [JSON, MSGPACK])
+@pytest.mark.parametrize("count", [0, 3, 150_000])
+async def test_a_prompt_may_be_tokens_as_in_completions(media_type: str, count: int) -> None:
+    tokens = [number * 7_919 % 2**32 for number in range(count)]
+    body = encode({"model": "m", "prompt": tokens, "stream": True}, media_type)
+    request = await decode_route_in_turns(body, media_type, asyncio.Lock())
+    assert (request.prompt, request.token_ids) == (None, pack_tokens(tokens))
+    assert request == decode_route(body, media_type)
+
+
+@pytest.mark.parametrize("media_type", [JSON, MSGPACK])
+async def test_a_bad_token_of_a_long_prompt_is_named_by_its_place(media_type: str) -> None:
+    tokens = [*range(100_000, 150_000), -1]
+    with pytest.raises(Problem, match=r"prompt\[50000\]: -1"):
+        await decode_score_in_turns(encode({"model": "m", "prompt": tokens}, media_type), media_type, asyncio.Lock())
+    with pytest.raises(Problem, match=r"prompt\[50000\]: Expected"):
+        await decode_score_in_turns(encode({"model": "m", "prompt": [*tokens[:-1], "x"]}, media_type), media_type, asyncio.Lock())
+
+
+async def test_tokens_under_both_names_are_no_request() -> None:
+    for count in (1, 150_000):
+        body = encode({"model": "m", "prompt": [1] * count, "token_ids": [2]}, JSON)
+        with pytest.raises(Problem, match="exactly one of"):
+            source_of(await decode_score_in_turns(body, JSON, asyncio.Lock()))
 
 
 # Batches

@@ -198,6 +198,8 @@ BODIES = {
     "hashes in msgpack": (*in_msgpack(b"\x82\xa5model\xa1m\xacblock_hashes", b"\xc4\x00"), 422),
     "pods": (*in_msgpack(b"\x83\xa5model\xa1m\xa9token_ids\x90\xa4pods", b"\xa1a"), 422),
     "an unknown field": (*in_msgpack(b"\x83\xa5model\xa1m\xa9token_ids\x90\xa4news", EMPTY_ARRAY), 422),
+    "unknown fields": (*in_json(b'{"model":"m","token_ids":[]', b',"a":0', b"}"), 422),
+    "a prompt of tokens": (*in_json(b'{"model":"m","prompt":[', b"999,", b"9]}"), 200),
     "nesting": (*in_json(b'{"model":"m","token_ids":[],"block_extra_keys":', b"[", b""), 400),
 }
 

@@ -83,6 +83,7 @@ def test_the_request_bodies_are_described_msgpack_included(document: dict[str, A
     assert {option["type"] for option in in_msgpack["properties"]["token_ids"]["anyOf"]} == {"array", "string", "null"}
     fields = {"model", "token_ids", "block_hashes", "pods", "lora_name", "cache_salt", "block_extra_keys", "limit", "include_speculative"}
     fields |= {"prompt", "messages", "tools", "chat_template_kwargs", "add_generation_prompt"}
+    fields |= {"continue_final_message", "documents", "reasoning_effort", "chat_template", "mm_processor_kwargs"}
     assert set(in_json["properties"]) == set(in_msgpack["properties"]) == fields
 
 
@@ -98,7 +99,9 @@ def test_the_request_bodies_are_described_msgpack_included(document: dict[str, A
         ({"model": "m", "block_hashes": [-1]}, 422),
         ({"model": "m", "block_hashes": [2**64]}, 422),
         ({"model": "m", "block_hashes": ["0123456789abcde"]}, 422),
-        ({"model": "m", "token_ids": [1], "surplus": 1}, 422),
+        ({"model": "m", "token_ids": [1], "temperature": 1}, 200),
+        ({"model": "m", "prompt": [1, 2]}, 200),
+        ({"model": "m", "prompt": [2**32]}, 422),
         ({"model": "m", "token_ids": [1], "limit": 0}, 422),
         ({"model": "m", "token_ids": [-1]}, 422),
         ({"model": "m", "token_ids": [2**32]}, 422),

@@ -63,6 +63,7 @@ def test_an_answer_has_every_figure_of_every_pod(service: Client) -> None:
             "b": {**common, "matched_tokens": 4, "uncached_tokens": 5, "cost_s": pytest.approx(10 / 8000), "why": None},
             "c": {**common, "matched_tokens": 0, "uncached_tokens": 9, "cost_s": pytest.approx(18 / 8000), "why": "excluded"},
         },
+        "http": {"a": "http://a", "b": "http://b"},
         "view": {"source": "embedded", "age_s": 0.0},
     }
     assert done(service, name)
@@ -94,6 +95,12 @@ def test_the_limit_is_one_of_pods_and_unknown_pods_are_named(service: Client) ->
     assert (answer["pod"], answer["fallbacks"], list(answer["reason"]), answer["unknown_pods"]) == ("a", [], ["a"], ["ghost"])
 
 
+def test_the_body_of_a_client_may_be_passed_on_as_it_is(service: Client) -> None:
+    response = service.http.post(f"{service.url}/v1/route", json={"model": "m", "prompt": NINE, "temperature": 0.7, "stream": True, "n": 1})
+    assert (response.status_code, response.json()["pod"]) == (200, "a")
+    assert done(service, response.json()["id"])
+
+
 @pytest.mark.parametrize("policy", ["cost", "prefix", "least-load", "round-robin", "session"])
 def test_every_policy_can_be_asked_for(service: Client, policy: str) -> None:
     answer = route(service, NINE, policy=policy, session_id="s")
@@ -113,7 +120,7 @@ def test_every_policy_can_be_asked_for(service: Client, policy: str) -> None:
         ({"policy": "best"}, 422, "policy: Invalid enum value 'best'"),
         ({"output_tokens_expected": -1}, 422, "output_tokens_expected: "),
         ({"exclude": "a"}, 422, "exclude: Expected `array"),
-        ({"surplus": 1}, 422, "surplus"),
+        ({"sesion_id": "s"}, 422, "sesion_id: there is no such field; did you mean session_id?"),
         ({"token_ids": [-1]}, 422, "token_ids[0]: -1 should be"),
     ],
 )

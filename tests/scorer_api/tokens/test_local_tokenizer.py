@@ -117,6 +117,45 @@ def test_parts_of_text_are_one_text_or_stay_parts_as_the_template_takes_them(tmp
     assert "only parts of text" in said(joined, chat(image))
 
 
+def test_documents_and_effort_reach_the_template_and_another_template_does_not_reach_us(tmp_path: Path) -> None:
+    folder = make_files(tmp_path, "{{ documents[0].text }}{{ reasoning_effort }}{{ kind }}")
+    asked = TokenizeInput("m", messages=b"[]", chat_template_kwargs=b'{"kind": 1}', documents=b'[{"text": "d"}]', reasoning_effort="low")
+    assert ids(folder, asked) == ids_of("dlow1")
+    assert "chat_template: our own tokenizer" in said(folder, TokenizeInput("m", messages=b"[]", chat_template="{{ x }}"))
+
+
+CONTINUED = "{% for m in messages %}<{{ m.role }}>{{ m.content TRIM }}</s>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("trim", "last", "made"),
+    [
+        ("", "it is ", "<user>hi</s>\n<assistant>it is "),
+        (" | trim", "it is ", "<user>hi</s>\n<assistant>it is"),
+        (" | trim", " it", "<user>hi</s>\n<assistant>it"),
+        ("", [{"type": "text", "text": "it"}], "<user>hi</s>\n<assistant>it"),
+    ],
+)
+def test_a_chat_is_continued_behind_the_last_text(tmp_path: Path, trim: str, last: Any, made: str) -> None:
+    folder = make_files(tmp_path, CONTINUED.replace("TRIM", trim))
+    messages = json.dumps([{"role": "user", "content": "hi"}, {"role": "assistant", "content": last}]).encode()
+    assert ids(folder, TokenizeInput("m", messages=messages, add_generation_prompt=False, continue_final_message=True)) == ids_of(made)
+
+
+@pytest.mark.parametrize(
+    ("messages", "generation", "why"),
+    [
+        (b"[]", False, "needs a last message"),
+        (b'[{"role": "user", "content": "hi"}]', True, "without add_generation_prompt"),
+        (b'[{"role": "user", "content": " "}]', False, "cannot be continued"),
+        (b'[{"role": "user"}]', False, "only parts of text"),
+    ],
+)
+def test_what_cannot_be_continued_is_refused(tmp_path: Path, messages: bytes, generation: bool, why: str) -> None:
+    folder = make_files(tmp_path, CONTINUED.replace("TRIM", ""))
+    assert why in said(folder, TokenizeInput("m", messages=messages, add_generation_prompt=generation, continue_final_message=True))
+
+
 def test_arguments_of_tool_calls_are_objects(tmp_path: Path) -> None:
     folder = make_files(
         tmp_path, "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.arguments.a }}{% endfor %}{% endfor %}"

@@ -105,6 +105,24 @@ def test_a_chat_in_msgpack_is_the_same(world: World) -> None:
     }
 
 
+def test_what_else_decides_the_tokens_of_a_chat_reaches_the_engine(world: World) -> None:
+    """Documents and effort also as keyword arguments of the template: vLLM's chat completions add them there, its `/tokenize` does not."""
+    documents, own = [{"title": "t", "text": "d"}], {"thinking": True, "documents": "ours"}
+    more = {"documents": documents, "reasoning_effort": "low", "chat_template": "{{ x }}", "mm_processor_kwargs": {"fps": 1}}
+    assert matched(world.post(messages=MESSAGES, chat_template_kwargs=own, continue_final_message=True, temperature=1, **more)) == [8]
+    assert world.apis[0].tokenize_requests[-1] == {
+        **{"model": "m", "messages": MESSAGES, "add_generation_prompt": False, "add_special_tokens": False, "continue_final_message": True},
+        **more,
+        "chat_template_kwargs": {"thinking": True, "documents": documents, "reasoning_effort": "low"},
+    }
+    assert matched(world.post(messages=MESSAGES, documents=documents)) == [8]
+    assert world.apis[0].tokenize_requests[-1]["chat_template_kwargs"] == {"documents": documents}
+
+
+def test_a_body_of_completions_may_have_what_only_chats_use(world: World) -> None:
+    assert matched(world.post(prompt=PROMPT, reasoning_effort="low", documents=[], continue_final_message=False)) == [20]
+
+
 def test_the_name_of_the_adapter_is_what_the_engine_is_asked_with(world: World) -> None:
     assert matched(world.post(prompt=PROMPT, lora_name="an-adapter")) == [0]
     assert world.apis[0].tokenize_requests[-1]["model"] == "an-adapter"

@@ -1,0 +1,172 @@
+"""Picks a pod for a client's own body, for gateways that pass it on as it is.
+
+Whatever an engine could serve gets a pod: what cannot be looked up is picked by load.
+"""
+
+import asyncio
+import time
+
+import msgspec
+from msgspec import Struct
+
+from indexer.config.settings import Settings
+from indexer.http.negotiation import JSON
+from indexer.http.problems import Problem
+from scorer_api.api.client_body import ByLoad, ClientBody, read_client_body, tokens_of
+from scorer_api.api.destinations import Destinations
+from scorer_api.api.pick_metrics import PickMetrics
+from scorer_api.api.pod_apis import PodApis
+from scorer_api.api.resolve import RequestResolver, unknown_model
+from scorer_api.api.schemas import ScoreRequest
+from scorer_api.index.engine_hashes import EngineHashes
+from scorer_api.index.prompt import Query
+from scorer_api.index.view import View
+from scorer_api.routing.metrics import RouteMetrics
+from scorer_api.routing.pick import NoPodError, Pick, PickRequest, UnknownModelError
+from scorer_api.routing.router import Router
+from scorer_api.tokens.token_lists import LIST_BYTES_MIN, take_tokens
+
+RETRY_AFTER_S = 1
+# Pods of which no address is known are passed over, at most so many of one pick.
+UNREACHED_MAX = 16
+
+
+class Asked(Struct, frozen=True):
+    """What a gateway asks. `body`: None where it is not to be read, for the reason in `by_load`. `path`: the engine's.
+
+    `model`, `session_id`: what headers say of them, None where they do not.
+    """
+
+    body: bytes | None
+    path: str = ""
+    by_load: ByLoad | None = None
+    model: str | None = None
+    session_id: str | None = None
+    is_anthropic: bool = False
+
+
+class Picked(Struct, frozen=True):
+    """`destination`, `fallbacks`: `address:port`, the fallbacks in the order in which to try them. `picked_for`: see `Pick`.
+
+    `by_load`: why it was picked by load; None where it was picked by its prompt.
+    """
+
+    id: str
+    pod: str
+    destination: str
+    fallbacks: list[str]
+    picked_for: str
+    by_load: ByLoad | None
+
+
+class Picker:
+    """Picks for gateways. It counts picks as they are made, and those by load by reason; refusals are the caller's to count."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        view: View,
+        resolver: RequestResolver,
+        router: Router,
+        apis: PodApis,
+        metrics: PickMetrics,
+        route_metrics: RouteMetrics,
+    ) -> None:
+        self._settings = settings
+        self._view = view
+        self._resolver = resolver
+        self._router = router
+        self._apis = apis
+        self._metrics = metrics
+        self._route_metrics = route_metrics
+        self._destinations = Destinations(settings.engine_networks)
+
+    async def pick(self, asked: Asked) -> Picked:
+        """Raises Problem: 400 for malformed JSON, 404 for an unknown model, 503 where no pod can be picked."""
+        started_s = time.perf_counter()
+        if asked.body:
+            body = read_client_body(asked.body, asked.path, is_anthropic=asked.is_anthropic)
+        else:
+            body = ClientBody(None, 0, by_load=asked.by_load or "no_body")
+        query, by_load = await self._query(body, asked)
+        request = PickRequest(
+            session_id=asked.session_id or body.session_id,
+            output_tokens=body.output_tokens,
+            tokens_estimate=None if by_load is None else body.tokens_estimate,
+        )
+        picked = await self._reachable(query, request, by_load)
+        self._metrics.note_pick(by_load, time.perf_counter() - started_s)
+        return picked
+
+    def done(self, name: str) -> None:
+        """The request is over. One that does not count is no mistake."""
+        self._route_metrics.note_done(is_known=self._router.done(name))
+
+    # What to look up
+
+    async def _query(self, body: ClientBody, asked: Asked) -> tuple[Query, ByLoad | None]:
+        """What is looked up, and why nothing is, where that is so. Raises Problem 404."""
+        named = body.model or asked.model or self._only_model()
+        model = None if named is None else self._resolver.base_model(named)
+        if named is None or model is None:
+            return self._of_any_model(named)
+        if body.request is None:
+            return EngineHashes(model, ()), body.by_load or "no_body"
+        try:
+            async with asyncio.timeout(self._settings.limits.routing.pick_timeout_s):
+                request = msgspec.structs.replace(body.request, model=named)
+                if body.tokens is not None:
+                    request = await self._with_tokens(request, body.tokens)
+                return (await self._resolver.resolve(request)).prompt, None
+        except TimeoutError:
+            return EngineHashes(model, ()), "too_slow"
+        except Problem as problem:
+            return EngineHashes(model, ()), "no_tokens" if problem.status == 502 else "wrong_value"
+
+    def _only_model(self) -> str | None:
+        models = self._view.models()
+        return next(iter(models)) if len(models) == 1 else None
+
+    def _of_any_model(self, named: str | None) -> tuple[Query, ByLoad]:
+        """Of the model with most pods, if requests of an unknown one are picked too. Raises Problem: 404, or 503 where there is no pod at all."""
+        models = self._view.models()
+        if not models:
+            raise Problem(503, "no pod is registered", retry_after_s=RETRY_AFTER_S)
+        if self._settings.pick_unknown_model == "refuse":
+            raise Problem(404, "model: there are several, and the request names none") if named is None else unknown_model(named)
+        return EngineHashes(max(sorted(models), key=lambda model: len(models[model])), ()), "unknown_model"
+
+    async def _with_tokens(self, request: ScoreRequest, content: bytes) -> ScoreRequest:
+        """The request with its tokens. Others have their turn while many are read. Raises Problem 422."""
+        if len(content) >= LIST_BYTES_MIN:
+            async with self._resolver.turn:
+                taken = await take_tokens(b'{"prompt":%b}' % content, "prompt", JSON)
+            if taken is not None and not taken.left and taken.bad is None:
+                return msgspec.structs.replace(request, token_ids=taken.tokens)
+        return msgspec.structs.replace(request, token_ids=tokens_of(content))
+
+    # The pick
+
+    async def _reachable(self, query: Query, request: PickRequest, by_load: ByLoad | None) -> Picked:
+        """The pick of a pod whose address is known. Raises Problem."""
+        unreached: list[str] = []
+        for _ in range(UNREACHED_MAX):
+            pick = self._pick(query, msgspec.structs.replace(request, exclude=unreached))
+            apis = self._apis.of(query.model, pick.order[: 1 + self._settings.pick_fallbacks])
+            (pod, api), *others = apis.items()
+            destination = await self._destinations.of(api)
+            if destination is not None:
+                self._route_metrics.picked(pick)
+                fallbacks = [found for _, other in others if (found := self._destinations.known(other)) is not None]
+                return Picked(pick.id, pod, destination, fallbacks, pick.picked_for, by_load)
+            self._router.done(pick.id)
+            unreached.append(pod)
+        raise Problem(503, f"no pod can be picked: the names of {len(unreached)} have no address", retry_after_s=RETRY_AFTER_S)
+
+    def _pick(self, query: Query, request: PickRequest) -> Pick:
+        try:
+            return self._router.pick(query, request, time.monotonic())
+        except UnknownModelError:
+            raise unknown_model(query.model) from None
+        except NoPodError as error:
+            raise Problem(503, str(error), retry_after_s=RETRY_AFTER_S) from None
