@@ -11,7 +11,7 @@ cache, with what was sent there since the measurement. `rate`: the pod's prefill
 shortest queue of all pods, or in the mean queue if requests use more than KV_BUSY of all caches, where that is longer: what is computed twice takes
 time, or room, from all. `usage`: the part of its cache that requests use, 0 to 1, plus what was sent there since the measurement; in cost_s also plus
 this request's uncached tokens and its answer. Tokens count towards the usage only if the engine says how many its cache holds. `mean`: running
-requests per pod.
+requests per pod, or infinite if no engine reports them.
 A figure that a pod's engine does not report is the mean of the other pods', so that the pod gets neither all requests nor none. If no engine reports
 it, all pods get the same prior.
 """
@@ -38,10 +38,10 @@ DECODE_STEP_S = 0.0001
 # A prompt brings others: the next turns of its chat, and those with the same prefix, which will go where it goes. So a pod with more running requests
 # than others costs more than this prompt takes there. Without it, all chats that begin with one system prompt go to the first pods that have it.
 SPREAD_S = 1.6
-# A few running requests make little difference.
+# A few running requests make little difference. Where no engine says how many there are, none do: they are not counted as done before they expire.
 SPREAD_RUNNING = 4.0
 # A pod with more than this many times the mean costs no more: a burst of one new prefix is to be computed once.
-SPREAD_MAX = 1.25
+SPREAD_MAX = 1.1
 # Above this usage a cache evicts blocks of others; near 1 it preempts running requests, which are computed again.
 KV_FREE = 0.8
 # If requests use more than this of all caches, what is computed twice takes room that others will need.
@@ -57,7 +57,7 @@ KV_TOKENS_MAX = 1e12
 class LoadEstimate(Struct, frozen=True, gc=False):
     """A pod's load without gaps. `waiting`: prompts in its queue; `waiting_tokens`: those of their tokens that are not in the cache.
 
-    `kv_tokens`: infinite if no engine reports it. `delayed`, `running_mean`: see the module. `is_measured`: whether this pod's load is known.
+    `kv_tokens`, `running_mean`: infinite if no engine reports it. `delayed`: see the module. `is_measured`: whether this pod's load is known.
     """
 
     waiting_tokens: float
@@ -67,7 +67,7 @@ class LoadEstimate(Struct, frozen=True, gc=False):
     kv_tokens: float = math.inf
     waiting: float = 0.0
     delayed: float = 0.0
-    running_mean: float = 0.0
+    running_mean: float = math.inf
     is_measured: bool = True
 
     def pressure_s(self, more_tokens: float) -> float:

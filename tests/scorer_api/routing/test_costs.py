@@ -90,10 +90,15 @@ def test_what_is_computed_twice_costs_the_whole_fleet_once_all_of_it_has_queues(
     assert [estimate.delayed for estimate in estimate_loads(full, 8000.0)] == [4, 4, 8], "there is no room for one more copy anywhere"
 
 
-@pytest.mark.parametrize(("running", "own", "spread_s"), [(0, 0, 0.0), (2, 1, 1.6 * 3 / 6), (1, -3, 0.0), (9, 0, 1.6 * 1.25), (500, 0, 1.6 * 1.25)])
+@pytest.mark.parametrize(("running", "own", "spread_s"), [(0, 0, 0.0), (2, 1, 1.6 * 3 / 6), (1, -3, 0.0), (9, 0, 1.6 * 1.1), (500, 0, 1.6 * 1.1)])
 def test_a_pod_that_runs_more_than_others_costs_more_up_to_a_limit(running: int, own: int, spread_s: float) -> None:
     cost_s, load_s = LoadEstimate(0, running, 0.0, 1000, running_mean=2.0).costs_s(0, 0, 0, own)
     assert cost_s - load_s == pytest.approx(spread_s)
+
+
+def test_where_no_engine_says_what_runs_a_burst_stays_together() -> None:
+    (estimate,) = estimate_loads([None], 8000.0)
+    assert estimate.costs_s(8, 0, 0, 500)[0] == pytest.approx(3 * 8 / 8000 + 500 * 0.0001)
 
 
 def test_room_is_told_or_taken_from_others() -> None:

@@ -115,6 +115,14 @@ def test_a_match_wins_until_its_queue_is_longer_than_what_it_saves() -> None:
         assert world.pick("x" * 50).order[0] == picked, "800 tokens saved count for 2.4 s, as many as 24 prompts of 100 tokens take"
 
 
+def test_a_burst_with_a_new_prefix_goes_to_one_of_the_idle_pods() -> None:
+    """Eight prompts at once, whose first 1,000 tokens take a pod a second: computed once, not by each pod."""
+    world = World(*"abcd")
+    for pod in "abcd":
+        world.load(pod, idle())
+    assert len({world.pick([*"x" * 62, str(number)], EVERYTHING).order[0] for number in range(8)}) == 1
+
+
 def test_a_slower_tier_costs_a_part_of_what_computing_costs() -> None:
     world = World("a", "b")
     world.store("a", "x" * 10)
