@@ -180,7 +180,7 @@ def _of_prompt(fields: Any, prompt: Raw | UnsetType, model: str) -> _Read:
 def _response(fields: Any, model: str) -> _Read:
     """A chat that the engine remembers the beginning of cannot be looked up here."""
     remembered = (fields.previous_response_id, fields.conversation)
-    if fields.input is UNSET or any(field not in (UNSET, b"null") for field in remembered if field is UNSET or bytes(field) != b"null"):
+    if fields.input is UNSET or any(field is not UNSET and bytes(field) != b"null" for field in remembered):
         raise _NoPromptError("no_prompt")
     return _converted(chat_of_responses, model, fields.input, fields.instructions, fields.tools), None
 
