@@ -1,15 +1,14 @@
 """The metrics in a text format of Prometheus, made in steps: with thousands of streams other requests have their turn between two of them."""
 
-import asyncio
-import time
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-# One step of the event loop, and how many samples are encoded at a time.
-STEP_S = 0.002
+from indexer.http.turns import Turns
+
+# So many samples are encoded at a time.
 SAMPLES_MAX = 200
 # The last line of the format OpenMetrics.
 END = b"# EOF\n"
@@ -29,16 +28,14 @@ async def exposition(registry: CollectorRegistry, encode: Callable[[Collector], 
     """All metrics of a registry, as `encode`, one of the library's encoders, would write them in one step."""
     pieces: list[bytes] = []
     end = b""
-    until_s = time.monotonic() + STEP_S
+    turns = Turns()
     for metric in registry.collect():
         for number, part in enumerate(_parts(metric)):
             piece = encode(part)
             if piece.endswith(END):
                 piece, end = piece.removesuffix(END), END
             pieces.append(_without_header(piece) if number else piece)
-            if time.monotonic() >= until_s:
-                await asyncio.sleep(0)
-                until_s = time.monotonic() + STEP_S
+            await turns.give()
     return b"".join(pieces) + end
 
 

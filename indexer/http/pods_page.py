@@ -1,7 +1,5 @@
 """The answer to `GET /v1/pods`: every pod, or a page of them, encoded in steps, so that other requests have their turn between two of them."""
 
-import asyncio
-import time
 from bisect import bisect_right
 from collections.abc import AsyncGenerator, Iterator, Mapping
 
@@ -9,11 +7,10 @@ from msgspec import Struct
 
 from indexer.http.negotiation import JSON, encode
 from indexer.http.problems import Problem
+from indexer.http.turns import Turns
 from indexer.streams.pool import PodStatus
 
 PAGE_PODS_MAX = 10_000
-# One step of the event loop.
-STEP_S = 0.002
 # The answer is sent in pieces of about so many bytes. A smaller one is sent as a whole, with its length.
 PIECE_BYTES = 65_536
 
@@ -48,15 +45,13 @@ async def encoded_pods(pods: Iterator[PodStatus], next_after: str | None) -> Asy
     """A `PodsAnswer` in JSON, in pieces."""
     piece = bytearray(b'{"pods":[')
     separator = b""
-    until_s = time.monotonic() + STEP_S
+    turns = Turns()
     for pod in pods:
         piece += separator + encode(pod, JSON)
         separator = b","
         if len(piece) >= PIECE_BYTES:
             yield bytes(piece)
             piece.clear()
-        if time.monotonic() >= until_s:
-            await asyncio.sleep(0)
-            until_s = time.monotonic() + STEP_S
+        await turns.give()
     piece += b"]" if next_after is None else b'],"next":' + encode(next_after, JSON)
     yield bytes(piece + b"}")

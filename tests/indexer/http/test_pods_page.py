@@ -7,9 +7,10 @@ import msgspec
 import pytest
 
 from indexer.core.names import Trust
-from indexer.http.pods_page import PAGE_PODS_MAX, PIECE_BYTES, STEP_S, PodsPage, encoded_pods
+from indexer.http.pods_page import PAGE_PODS_MAX, PIECE_BYTES, PodsPage, encoded_pods
 from indexer.http.problems import Problem
 from indexer.http.schemas import PodsAnswer
+from indexer.http.turns import STEP_S
 from indexer.streams.pool import PodStatus
 from indexer.streams.status import StreamStatus
 from tests.running import Running
