@@ -82,10 +82,9 @@ class Rank:
         self.update(copy)
 
     def is_told(self, copy: Copy) -> bool:
-        """Whether its announcement tells its content: that of a larger block does not say which of its parts an image or a salt is in."""
+        """Whether its announcement tells its content: that of a larger block does not say which of its parts an image is in."""
         parts = self.layers[copy.layer].size // self.unit
-        is_first = len(copy.text.tokens) == parts * self.unit
-        return parts == 1 or not (any(copy.text.images[-parts:]) or (is_first and copy.text.salt))
+        return parts == 1 or not any(copy.text.images[-parts:])
 
     def is_known(self, copy: Copy) -> bool:
         ends = range(self.unit, len(copy.text.tokens), self.unit)

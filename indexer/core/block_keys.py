@@ -102,6 +102,12 @@ def fold_extra_keys(own: Sequence[Any], salt: str | None) -> bytes:
     return _canonical.encode([own, salt or None])
 
 
+def is_salt(folded: bytes) -> bool:
+    """Whether folded extra keys are a cache salt and nothing else."""
+    own, _salt = msgspec.msgpack.decode(folded)
+    return not own
+
+
 def pack_tokens(token_ids: list[int]) -> bytes:
     """Token ids as little-endian uint32. Raises OverflowError where one does not fit."""
     packed = array("I", token_ids)

@@ -3,6 +3,7 @@
 held      engine hash → Block(key, parent, copies of the lead group on the gpu)     everything held anywhere
 more      place → engine hash → Copies(count, keys it covers)                       the lower tiers, and the other groups in every tier
 removed   engine hash → Block                                                       what was held: parents of new blocks, late offload announcements
+large     engine hash → the keys from its own back to the one behind its parent's   known blocks that are longer than the distance of the keys
 """
 
 from collections.abc import Iterable
@@ -15,10 +16,14 @@ from indexer.core.orphans import Parked
 from indexer.core.places import LEAD_GPU, REMOVED, Touched
 from indexer.core.salted_hashes import SaltedHashes
 
+# A block that covers more keys has no link to its parent.
+SPAN_MAX = 63
+
 
 class Block(Struct, gc=False):
     """A block known by its engine hash. `copies`: physical copies of the lead group on the gpu. A block that is its own `parent` was not announced,
-    and its key was inferred from tokens. There are millions, so the garbage collector does not track them."""
+    and its key was inferred from tokens. The parent's key is the one before, but not of blocks in `BlockTable.large`; there is no parent where the
+    distance is not known. There are millions, so the garbage collector does not track them."""
 
     key: int
     parent: int | None
@@ -33,28 +38,31 @@ class Copies(Struct, gc=False):
 
 
 class BlockRecord(Struct, frozen=True, gc=False):
-    """One engine hash in one place. `keys`: its own block key, then those of the blocks before it that it covers."""
+    """One engine hash in one place. `keys`: its own block key, then those of the blocks before it that it covers. `span`: how many keys back its
+    parent is, 1 to SPAN_MAX."""
 
     copies: int
     parent: int | None
     keys: tuple[int, ...]
     engine_hash: int | None = None
     """What the engine calls it, where that is another hash: see `salted_hashes`."""
+    span: int = 1
 
 
 HashRecord = Block | BlockRecord | Parked | ForeignCopy
-"""What is held for an engine hash: at LEAD_GPU a Block, or a BlockRecord if it is salted, at another place or REMOVED a BlockRecord, as PARKED a
-Parked, as FOREIGN a ForeignCopy. All but BlockRecord are the stream's own: a later read returns what is held then."""
+"""What is held for an engine hash: at LEAD_GPU a Block, or a BlockRecord where some are salted or large, at another place or REMOVED a BlockRecord,
+as PARKED a Parked, as FOREIGN a ForeignCopy. All but BlockRecord are the stream's own: a later read returns what is held then."""
 Records = dict[int, dict[int, HashRecord | None]]
 """By place, PARKED, FOREIGN or REMOVED that was touched, engine hash → what is held for it afterwards, None where nothing is."""
 
 
 class BlockTable:
-    """See the module. `held`, `more` and `removed` are to be read; who changes `held` and `more` calls `revive` and `retire`."""
+    """See the module. `held`, `more`, `removed` and `large` are to be read; who changes `held` and `more` calls `revive` and `retire`."""
 
     def __init__(self, removed_max: int, touched: Touched | None = None) -> None:
         """`touched`: where to note the engine hashes whose records change at another place than LEAD_GPU; None for nowhere."""
         self.removed: dict[int, Block] = {}
+        self.large: dict[int, tuple[int, ...]] = {}
         self.offloads = False
         """Whether a block was seen in a tier below the gpu: then a removed block may yet be announced there."""
         self._touched = touched
@@ -70,6 +78,7 @@ class BlockTable:
     def forget(self) -> None:
         """Hold nothing and remember nothing."""
         self.removed.clear()
+        self.large.clear()
         self.salted = SaltedHashes()
         self.offloads = False
         self.reset()
@@ -102,16 +111,24 @@ class BlockTable:
         block = self.held.get(engine_hash) or (self.removed.get(engine_hash) if self.offloads else None)
         return None if block is None else block.key
 
-    def covered(self, block: Block, count: int) -> tuple[int, ...]:
+    def covered(self, engine_hash: int, block: Block, count: int) -> tuple[int, ...]:
         """The keys of up to `count` blocks that end with this one, the last one first: by the parent links, as far as they are known."""
         keys = [block.key]
-        link: Block | None = block
-        while len(keys) < count and link is not None and link.parent is not None:
-            before = self.known(link.parent)
-            link = None if before is link else before
-            if link is not None:
-                keys.append(link.key)
-        return tuple(keys)
+        while len(keys) < count:
+            keys += self.large.get(engine_hash, ())[1:]
+            before = None if block.parent is None else self.known(block.parent)
+            if block.parent is None or before is None or before is block:
+                break
+            engine_hash, block = block.parent, before
+            keys.append(block.key)
+        return tuple(keys[:count])
+
+    def link(self, engine_hash: int, block: Block, parent: int | None, parts: tuple[int, ...]) -> None:
+        """Set the parent of a block. `parts`: the keys from its own back to the one behind its parent's; none where they are not known."""
+        self.large.pop(engine_hash, None)
+        block.parent = parent if 0 < len(parts) <= SPAN_MAX else None
+        if 1 < len(parts) <= SPAN_MAX:
+            self.large[engine_hash] = parts
 
     # Removed blocks
 
@@ -140,6 +157,7 @@ class BlockTable:
             for oldest in oldest_to_drop(removed, self._removed_max):
                 self.revive(oldest)
                 self.salted.forget(oldest)
+                self.large.pop(oldest, None)
 
     def revive(self, engine_hash: int) -> None:
         """Count it no longer among the removed ones, if it is there."""
@@ -167,11 +185,11 @@ class BlockTable:
         block = self.held.get(engine_hash)
         if block is None:
             return None
-        named = self.salted.engine_hash_of(engine_hash)
+        named, span = self.salted.engine_hash_of(engine_hash), self._span(engine_hash)
         if place == LEAD_GPU:
-            return BlockRecord(block.copies, block.parent, (block.key,), named) if block.copies else None
+            return BlockRecord(block.copies, block.parent, (block.key,), named, span) if block.copies else None
         copies = self.more.get(place, {}).get(engine_hash)
-        return None if copies is None else BlockRecord(copies.count, block.parent, copies.keys, named)
+        return None if copies is None else BlockRecord(copies.count, block.parent, copies.keys, named, span)
 
     def removed_hashes(self) -> list[int]:
         """The engine hashes of removed blocks; none where nothing is offloaded: then they are not needed."""
@@ -180,4 +198,26 @@ class BlockTable:
     def removed_record(self, engine_hash: int) -> BlockRecord | None:
         """What is remembered of a removed block."""
         block = self.removed.get(engine_hash)
-        return None if block is None else BlockRecord(0, block.parent, (block.key,), self.salted.engine_hash_of(engine_hash))
+        if block is None:
+            return None
+        keys = self.large.get(engine_hash, (block.key,))
+        return BlockRecord(0, block.parent, keys, self.salted.engine_hash_of(engine_hash), self._span(engine_hash))
+
+    def _span(self, engine_hash: int) -> int:
+        return len(self.large.get(engine_hash, (0,)))
+
+    @property
+    def has_plain_blocks(self) -> bool:
+        """Whether a record of the lead group on the gpu says no more than its Block."""
+        return not self.salted.engine_hashes and not self.large
+
+    def restore(self, engine_hash: int, record: BlockRecord) -> Block:
+        """The block of a record that a former owner of the stream wrote, for the caller to hold or to remember."""
+        block = self.held.get(engine_hash)
+        if block is None:
+            block = Block(record.keys[0], None, 0)
+            if record.engine_hash is not None:
+                self.salted.add(engine_hash, record.engine_hash)
+        if block.parent is None and len(record.keys) >= record.span:
+            self.link(engine_hash, block, record.parent, record.keys[: record.span])
+        return block

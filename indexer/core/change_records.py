@@ -57,7 +57,7 @@ class ChangeRecords:
                 change.records[FOREIGN] = {engine_hash: foreign.get(engine_hash) for engine_hash in hashes}
             else:
                 change.records[place] = records(table, place, hashes)
-        if table.salted.engine_hashes:
+        if not table.has_plain_blocks:
             change.records[LEAD_GPU] = records(table, LEAD_GPU, change.records[LEAD_GPU])
         if self._with_hash_mapping and (table.offloads or has_groups):
             places = [held for place, held in change.records.items() if not is_parked(place)]
@@ -70,7 +70,7 @@ def records(table: BlockTable, place: int, hashes: Iterable[int]) -> dict[int, H
     """What a place, or REMOVED, holds for these engine hashes; None where it holds nothing."""
     if place == REMOVED:
         return {engine_hash: table.removed_record(engine_hash) for engine_hash in hashes}
-    if place != LEAD_GPU or table.salted.engine_hashes:
+    if place != LEAD_GPU or not table.has_plain_blocks:
         return {engine_hash: table.record(place, engine_hash) for engine_hash in hashes}
     held = table.held
     return {engine_hash: block if (block := held.get(engine_hash)) is not None and block.copies else None for engine_hash in hashes}

@@ -67,11 +67,11 @@ class HeldBlocks:
 
     def covered(self, engine_hash: int, block: Block, slot: int, width: int) -> tuple[int, ...]:
         """The keys that a hash of so many blocks covers, its own first: as far as they are known, and as far as the batch may cover any more. What it
-        covers in another tier of its group is told by an event's tokens; links to parents may lead past the parts of a larger block."""
+        covers in another tier of its group is told by an event's tokens."""
         if width > self._covers_left:
             self._tally["cover_limit"] += 1
             return (block.key,)
-        keys = self._covered_elsewhere(engine_hash, slot, width) or self.table.covered(block, width)
+        keys = self._covered_elsewhere(engine_hash, slot, width) or self.table.covered(engine_hash, block, width)
         self._covers_left -= len(keys)
         return keys
 
@@ -99,11 +99,13 @@ class HeldBlocks:
             if block is None:
                 block = blocks[engine_hash] = Block(key, parent, 0)
                 table.revive(engine_hash)
-            elif block.key != key and not self._correct(engine_hash, block, key, parent):
+                if table.large:
+                    table.large.pop(engine_hash, None)
+            elif block.key != key and not self._correct(engine_hash, block, key, parent, (key,)):
                 parent = engine_hash
                 continue
             elif block.parent != parent:
-                self._set_parent(engine_hash, block, parent)
+                self._set_parent(engine_hash, block, parent, (key,))
             if not plain:
                 self._claim(engine_hash, key)
             if not block.copies:
@@ -125,32 +127,35 @@ class HeldBlocks:
         parent = event.parent
         for end, engine_hash in zip(range(run, len(keys) + 1, run), event.hashes, strict=True):
             covered = tuple(reversed(keys[end - width : end]))
+            parts = covered if run == width and (run == 1 or covered[0] != covered[1]) else ()  # equal ones stand for unknown keys
             block = self.table.known(engine_hash)
             if block is None:
-                block = Block(covered[0], parent, 0)
-            elif block.key != covered[0] and not self._correct(engine_hash, block, covered[0], parent):
+                block = Block(covered[0], None, 0)
+                self.table.link(engine_hash, block, parent, parts)
+            elif block.key != covered[0] and not self._correct(engine_hash, block, covered[0], parent, parts):
                 parent = engine_hash
                 continue
-            elif block.parent == engine_hash:
-                self._set_parent(engine_hash, block, parent)
+            elif block.parent == engine_hash or (block.parent is None and parent is not None and parts):
+                self._set_parent(engine_hash, block, parent, parts)
             self.add_known(engine_hash, block, place, covered)
             parent = engine_hash
 
-    def _set_parent(self, engine_hash: int, block: Block, parent: int | None) -> None:
-        """A group of larger blocks had another parent for the block, or its key was inferred."""
-        block.parent = parent
+    def _set_parent(self, engine_hash: int, block: Block, parent: int | None, parts: tuple[int, ...]) -> None:
+        """A group of larger blocks had another parent for the block, or its key was inferred. `parts`: see `BlockTable.link`."""
+        self.table.link(engine_hash, block, parent, parts)
         for place, in_place in self.table.more.items():
             if engine_hash in in_place:
                 self.table.touch(place, (engine_hash,))
 
-    def _correct(self, engine_hash: int, block: Block, key: int, parent: int | None) -> bool:
+    def _correct(self, engine_hash: int, block: Block, key: int, parent: int | None, parts: tuple[int, ...]) -> bool:
         """The gpu announces a known block with other content. What was announced elsewhere may have been taken for another block, and has the new key
-        from now on; what was announced on the gpu stays. Returns whether the key is the new one."""
+        from now on; what was announced on the gpu stays. `parts`: see `BlockTable.link`. Returns whether the key is the new one."""
         if block.copies:
             self._tally["key_conflict"] += 1
             return False
         self.keys.unclaim(engine_hash, block.key)
-        block.key, block.parent = key, parent
+        block.key = key
+        self.table.link(engine_hash, block, parent, parts)
         for place, in_place in self.table.more.items():
             copies = in_place.get(engine_hash)
             if copies is not None:
@@ -174,6 +179,7 @@ class HeldBlocks:
         if table.removed:
             for engine_hash in table.removed.keys() & hashes:
                 table.revive(engine_hash)
+                table.large.pop(engine_hash, None)
         blocks, records = zip(hashes, map(Block, keys, (event.parent, *hashes)), strict=True), self._lead_records
         if records is None:
             table.held.update(blocks)
@@ -253,18 +259,14 @@ class HeldBlocks:
         """Hold what these records say. Nothing is held before, and `announces_extra_keys` and `table.offloads` are set."""
         table = self.table
         for engine_hash, record in removed:
-            table.removed[engine_hash] = Block(record.keys[0], record.parent, 0)
-            if record.engine_hash is not None:
-                table.salted.add(engine_hash, record.engine_hash)
+            table.removed[engine_hash] = table.restore(engine_hash, record)
         for place, records in places:
             slot, part = slot_and_part(place)
             for engine_hash, record in records:
-                block = table.held.get(engine_hash)
-                if block is None:
-                    block = table.held[engine_hash] = Block(record.keys[0], record.parent, 0)
+                block = table.restore(engine_hash, record)
+                if engine_hash not in table.held:
+                    table.held[engine_hash] = block
                     self._claim(engine_hash, block.key)
-                    if record.engine_hash is not None:
-                        table.salted.add(engine_hash, record.engine_hash)
                 if place == LEAD_GPU:
                     block.copies = record.copies
                 else:

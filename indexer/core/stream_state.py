@@ -18,11 +18,11 @@ from indexer.core.block_keys import chain_keys
 from indexer.core.block_table import Block, BlockRecord, HashRecord
 from indexer.core.change import Change
 from indexer.core.change_records import ChangeRecords, records
-from indexer.core.covers import told_covers
 from indexer.core.events import Event, Removed, Stored, Tier
 from indexer.core.foreign_copies import ForeignCopies
 from indexer.core.groups import LEAD, CacheShape, Group, Groups
 from indexer.core.held_blocks import HeldBlocks
+from indexer.core.larger_blocks import split_told, told_covers
 from indexer.core.orphans import Orphans
 from indexer.core.places import FOREIGN, PARKED, place_of
 from indexer.core.token_sample import TokenSample
@@ -273,7 +273,9 @@ class StreamState:
         self._sample.until_next -= 1
         if not self._sample.until_next:
             self._sample.add(event.tokens)
-        self._store_announced(event, slot, now_s)
+        told = self._with_told_keys(event, now_s) if event.extra_keys or event.lookahead != self._groups.lookahead else event
+        if told is not None:
+            self._store_announced(told, slot, now_s)
 
     def _renamed(self, event: Stored, salt: str) -> Stored:
         """The event by the hashes of its salted blocks."""
@@ -282,14 +284,8 @@ class StreamState:
         return table.salted.rename(event, salt, most, lambda block_hash: table.known(block_hash) is not None or block_hash in orphans)
 
     def _store_announced(self, event: Stored, slot: int, now_s: float) -> None:
-        """Blocks on the gpu, with their tokens."""
-        groups, key_size = self._groups, self._groups.key_size
-        run = event.block_size // key_size
-        if (run > 1 and event.extra_keys) or event.lookahead != groups.lookahead:
-            # Extra keys: in which of the block's parts they belong is not told. A group of smaller blocks announces the same hash.
-            self._store_by_hash(event, now_s)
-            return
-        parent_key = self._parent_key(event)
+        """Blocks on the gpu whose event tells their keys, if the one before is known."""
+        key_size, run, parent_key = self._groups.key_size, event.block_size // self._groups.key_size, self._parent_key(event)
         if parent_key is not None:
             keys = chain_keys(parent_key, event.tokens, key_size, event.extra_keys)
         else:
@@ -302,9 +298,16 @@ class StreamState:
         if slot == LEAD:
             self._blocks.add(event, keys)
         else:
-            self._blocks.add_in(place_of(slot, GPU), event, keys, run, groups.width(slot))
+            self._blocks.add_in(place_of(slot, GPU), event, keys, run, self._groups.width(slot))
         if self.orphans.parked:
             self._waiting.adopt(event.hashes)
+
+    def _with_told_keys(self, event: Stored, now_s: float) -> Stored | None:
+        """The blocks of an event whose keys it tells, with the extra keys of their parts. The others are stored by their hashes."""
+        told, others = split_told(event, self._groups.key_size, self._groups.lookahead, has_parent_key=self._parent_key(event) is not None)
+        if others is not None:
+            self._store_by_hash(others, now_s)
+        return told
 
     def _store_by_hash(self, event: Stored, now_s: float) -> None:
         """Blocks whose keys are those that their hashes have elsewhere. What has none yet waits for it."""
@@ -359,17 +362,14 @@ class StreamState:
 
     def _store_lower_announced(self, event: Stored, now_s: float) -> None:
         """Copies whose event says all that their keys are made of."""
-        slot = self._groups.slot_of(event.group)
-        parent_key = self._parent_key(event)
-        run = 0 if slot is None else event.block_size // self._groups.key_size
-        if slot is None or parent_key is None or not run or event.block_size % self._groups.key_size or (run > 1 and event.extra_keys):
+        slot, key_size, parent_key = self._groups.slot_of(event.group), self._groups.key_size, self._parent_key(event)
+        run, left = (0, 0) if slot is None else divmod(event.block_size, key_size)
+        if slot is None or parent_key is None or not run or left:
             self._store_by_hash(event, now_s)
-            return
-        place = place_of(slot, event.tier)
-        keys = chain_keys(parent_key, event.tokens, self._groups.key_size, event.extra_keys)
-        self._blocks.add_in(place, event, keys, run, self._groups.width(slot, event.block_size))
-        if self.orphans.parked:
-            self._waiting.adopt(event.hashes)
+        elif (told := self._with_told_keys(event, now_s)) is not None:
+            keys, width = chain_keys(parent_key, told.tokens, key_size, told.extra_keys), self._groups.width(slot, event.block_size)
+            self._blocks.add_in(place_of(slot, event.tier), told, keys, run, width)
+            self._waiting.adopt(told.hashes)
 
     # Removing
 

@@ -115,7 +115,9 @@ class WaitingBlocks:
             if parent_key is None:  # the parent was itself only remembered, and has just been forgotten
                 self._tally["orphan_dropped"] += 1
                 return
-            block = Block(chain_keys(parent_key, parked.tokens, self._groups.key_size, {0: parked.extra})[-1], parked.parent, 0)
+            parts = tuple(reversed(chain_keys(parent_key, parked.tokens, self._groups.key_size, {0: parked.extra})))
+            block = Block(parts[0], None, 0)
+            self._blocks.table.link(engine_hash, block, parked.parent, parts)
         copies: dict[int, tuple[int, tuple[int, ...]]] = {}
         for of, count in parked.copies.items():
             number, tier = number_and_tier(of)

@@ -4,7 +4,8 @@ All integers are little-endian.
 
 field of a block    engine hash u64, and behind it the slot of its KV-cache group u8 if that is not the lead group
 block               copies u8 | flags u8 | parent u64, 0 without one | block key u64 | further keys that it covers u64 …     18 bytes and more
-                    flags: 1 it has a parent; 2 the last u64 is no key but what the engine calls the block
+                    flags: 1 it has a parent; 2 the last u64 is no key but what the engine calls the block; the other six bits: how many keys
+                    back its parent is, 0 for 1
 field of a parked block, and of a removed one    engine hash u64
 field of a parked copy under a foreign hash      that hash u64, and behind it 1 u8
 parked block        msgpack of `ParkedRecord`, or of `ForeignRecord`
@@ -37,7 +38,7 @@ _FIELD_AND_BLOCK = Layout("<QBBQQ").pack
 _HASH = Layout("<Q").pack
 _HASH_AND_SLOT = Layout("<QB").pack
 HASH_BYTES = 8
-HAS_PARENT, IS_SALTED = 1, 2
+HAS_PARENT, IS_SALTED, SPAN_SHIFT = 1, 2, 2
 
 
 def encode_hash(engine_hash: int) -> bytes:
@@ -67,6 +68,7 @@ def encode_record(record: BlockRecord) -> bytes:
     """The value of any block."""
     parent, engine_hash = record.parent, record.engine_hash
     flags = (HAS_PARENT if parent is not None else 0) | (IS_SALTED if engine_hash is not None else 0)
+    flags |= record.span << SPAN_SHIFT if record.span > 1 else 0
     more = record.keys[1:] if engine_hash is None else (*record.keys[1:], engine_hash)
     own = _BLOCK.pack(record.copies, flags, parent or 0, record.keys[0])
     return own + pack_keys(more) if more else own
@@ -79,7 +81,7 @@ def decode_block(value: bytes) -> BlockRecord:
     copies, flags, parent, key = _BLOCK.unpack_from(value)
     more = unpack_keys(value[_BLOCK.size :]) if len(value) > _BLOCK.size else []
     engine_hash = more.pop() if flags & IS_SALTED and more else None
-    return BlockRecord(copies, parent if flags & HAS_PARENT else None, (key, *more), engine_hash)
+    return BlockRecord(copies, parent if flags & HAS_PARENT else None, (key, *more), engine_hash, max(1, flags >> SPAN_SHIFT))
 
 
 def keys_of_block(value: bytes) -> bytes:

@@ -65,9 +65,9 @@ def test_removed_blocks_are_noted_once_blocks_are_offloaded() -> None:
 def test_an_offloaded_run_covers_the_blocks_before_it_as_far_as_they_are_known() -> None:
     table = table_of((1, Block(10, None)), (3, Block(30, 2)), removed_max=9)
     table.remember(2, Block(20, 1, 0))
-    assert table.covered(table.held[3], 2) == (30, 20)
-    assert table.covered(table.held[3], 9) == (30, 20, 10)
-    assert table.covered(Block(50, 4), 3) == (50,)
+    assert table.covered(3, table.held[3], 2) == (30, 20)
+    assert table.covered(3, table.held[3], 9) == (30, 20, 10)
+    assert table.covered(5, Block(50, 4), 3) == (50,)
 
 
 def test_a_record_says_what_a_place_holds() -> None:

@@ -120,7 +120,8 @@ def as_held(state: StreamState) -> dict[str, Fields]:
         for engine_hash in state.table.hashes(place):
             record = state.table.record(place, engine_hash)
             assert record is not None
-            parent = struct.pack("<BQ", record.parent is not None, record.parent or 0)
+            distance = 4 * record.span if record.span > 1 else 0
+            parent = struct.pack("<BQ", (record.parent is not None) + distance, record.parent or 0)
             found[tier.word][engine_hash, slot] = bytes([record.copies]) + parent + struct.pack(f"<{len(record.keys)}Q", *record.keys)
     for engine_hash in state.orphans:
         found["parked"][engine_hash, 0] = b"parked"
