@@ -31,8 +31,13 @@ UNMEASURED = tuple(
         "indexer/wire/test_splitter.py",
         "scenarios",
         "scorer_api/api/test_hostile_requests.py",
+        "scorer_api/cli/test_demo.py",
+        "scorer_api/cli/test_record_replay.py",
+        "scorer_api/cli/test_top.py",
         "scorer_api/fleet/test_fleet.py",
+        "scorer_api/following/test_follower.py",
         "scorer_api/index/test_hits.py",
+        "security",
         "simulation",
         "test_docs.py",
         "test_docs_site.py",
@@ -91,7 +96,7 @@ def _is_in(paths: tuple[Path, ...], path: Path) -> bool:
 
 @pytest.fixture(autouse=True)
 def _unmeasured_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not _is_in(PROCESSES_MEASURED, request.path):
+    if not _is_in(PROCESSES_MEASURED, request.path) or _is_in(UNMEASURED, request.path):
         monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
 
 

@@ -182,7 +182,7 @@ class Chaos:
 
 def survive(world: World, seconds: float) -> None:
     """Faults for so long, with events and queries flowing; then everybody says the same, which is right."""
-    fleet = world.fleet(seed=SEED, streams=6, rate=100, with_proxies=True)
+    fleet = world.fleet(seed=SEED, streams=6, rate=50, with_proxies=True)
     with Questions(fleet, SEED) as questions:
         chaos = Chaos(world, fleet, questions, SEED)
         wait_ready(*chaos.indexers, *chaos.scorers)

@@ -206,7 +206,7 @@ def test_a_slot_moves_while_events_flow(make_world: MakeWorld) -> None:
             two.cluster.migrate(log_of(two.first.model), target, keep_open_s=MOVING_S)
             assert two.where(two.first) is target
             assert two.first.batches > before
-            wait_until(lambda after=two.first.batches: two.first.batches > after + 300)
+            wait_until(lambda after=two.first.batches: two.first.batches > after + 80)
     two.settle_in_the_end()
     assert two.restarts() == 0
     assert all(indexer.metric("kv_indexer_fenced_total") == 0 for indexer in two.indexers)

@@ -59,7 +59,7 @@ def test_the_streams_of_an_indexer_that_dies_get_new_owners(world: World) -> Non
     wait_until(has_taken_over, TAKEOVER_S, "every stream to have a new owner")
     assert seen_stale == orphaned
     assert second.metric("kv_indexer_owned_streams") == 8
-    wait_until(lambda before=fleet.batches: fleet.batches > before + 200)
+    wait_until(lambda before=fleet.batches: fleet.batches > before + 100)
     settle_to_the_last_copy(fleet, *scorers)
 
 

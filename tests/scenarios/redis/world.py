@@ -20,7 +20,7 @@ NAMESPACE = "kvi"
 POD_EXPIRY_S = 10.0
 LINES_SHOWN = 60
 # Between two rounds of questions about all prompts: much less than a wrong answer would last, and a core is left for who answers.
-ROUNDS_PAUSE_S = 0.5
+ROUNDS_PAUSE_S = 0.8
 
 
 class World:
