@@ -121,6 +121,16 @@ class RoutingLimits(Struct, frozen=True):
     pick_timeout_s: Annotated[Seconds, Meta(description="Longest wait of /v1/pick for the tokens of a prompt; then it picks by load.")] = 1.0
 
 
+class GatewayLimits(Struct, frozen=True):
+    """What gateways may ask for at once, and how they are told that the service ends."""
+
+    gateway_calls_max: Annotated[Count, Meta(description="Most calls of gateways at once, each of them a request of a client.")] = 16_384
+    gateway_notice_s: Annotated[
+        Seconds,
+        Meta(description="After SIGTERM new calls are taken for this long, while the health service says no, so that gateways notice."),
+    ] = 5.0
+
+
 class ExplainLimits(Struct, frozen=True):
     """What is kept so that `/v1/explain` can say why a block is gone."""
 
@@ -140,6 +150,7 @@ class Limits(Struct, frozen=True):
     http: HttpLimits = HttpLimits()
     tokenize: TokenizeLimits = TokenizeLimits()
     routing: RoutingLimits = RoutingLimits()
+    gateway: GatewayLimits = GatewayLimits()
     explain: ExplainLimits = ExplainLimits()
 
     @classmethod

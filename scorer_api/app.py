@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
+from msgspec import structs
 from prometheus_client import CollectorRegistry
 
 from indexer.config.settings import Settings, read_pairs
+from indexer.errors import SettingError
 from indexer.http.access import Access
 from indexer.http.app import make_app
 from indexer.http.loop_lag import LoopLag
@@ -16,9 +19,13 @@ from indexer.ownership.embedded import Service
 from indexer.ownership.replica import ReplicaService
 from scorer_api.api import page
 from scorer_api.api.components import components
+from scorer_api.api.picking import Picking, make_picking
 from scorer_api.api.routes import make_router
 from scorer_api.following.follower import Follower
 from scorer_api.following.shared_pods import SharedPods
+from scorer_api.gateway.calls import Calls
+from scorer_api.gateway.certificate import CertificateFiles, Certified
+from scorer_api.gateway.metrics import GatewayMetrics
 from scorer_api.index.view import View
 from scorer_api.metrics import FollowerMetrics, ScorerMetrics, TokenMetrics
 from scorer_api.tokens.engine_tokenizer import EngineTokenizer
@@ -62,10 +69,35 @@ def _served(
     access = Access(settings, HttpMetrics(registry))
     token_metrics = TokenMetrics(registry)
     token_resolver = TokenResolver(settings, EngineTokenizer(settings, view, pods, token_metrics), _local_tokenizers(settings), token_metrics)
-    router = make_router(settings, view, pods, token_resolver, ScorerMetrics(registry, view), registry, access)
+    picking = make_picking(settings, view, pods, token_resolver, registry)
+    router = make_router(settings, view, pods, picking, ScorerMetrics(registry, view), registry, access)
     described = components(allows_ipc=settings.engine_networks.allows_ipc)
     app = make_app(SUMMARY, router, described, settings, access, page.PATHS)
-    return Served(app, [LoopLag(registry), *parts, token_resolver], [access], service)
+    served = Served(app, [LoopLag(registry), *parts, token_resolver], [access], service)
+    return served if settings.gateway_listen is None else _with_gateway(served, settings, pods, picking, registry)
+
+
+def _with_gateway(served: Served, settings: Settings, pods: Pods, picking: Picking, registry: CollectorRegistry) -> Served:
+    """The same with an endpoint picker, which starts last and stops first. Raises SettingError."""
+    module = _import_extra("scorer_api.gateway.server", "--gateway-listen", "grpcio")
+    files = CertificateFiles.of(settings)
+    certificate: Certified | None = files
+    if settings.gateway_self_signed:
+        certificate = _import_extra("scorer_api.gateway.self_signed", "--gateway-self-signed", "cryptography").make_certificate()
+    calls = Calls(settings, picking.picker, picking.pick_metrics, GatewayMetrics(registry))
+    server = module.GatewayServer(settings, calls, lambda: pods.readiness().is_ready, certificate)
+    reloadables = served.reloadables if files is None else [*served.reloadables, files]
+    return structs.replace(served, parts=[*served.parts, server], reloadables=reloadables, on_stop=[server.drain])
+
+
+def _import_extra(module: str, flag: str, library: str) -> Any:
+    """A module that needs a library of the extra `gateway`. Raises SettingError if that is not there."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith(("indexer", "scorer_api")):
+            raise
+        raise SettingError(flag, None, f"needs {library}: pip install 'kv-event-indexer[gateway]'") from None
 
 
 def _local_tokenizers(settings: Settings) -> dict[str, Tokenizer]:

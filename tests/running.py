@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -104,11 +105,16 @@ class Running(Client):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.http.close()
-        self.loop.call_soon_threadsafe(self._stop.set)
+        self.begin_to_stop()
         self._thread.join(30)
         assert not self._thread.is_alive(), "the service did not stop"
         if self._failure is not None:
             raise self._failure
+
+    def begin_to_stop(self) -> None:
+        """As a signal does. Idempotent."""
+        with suppress(RuntimeError):  # the loop is closed: it has stopped
+            self.loop.call_soon_threadsafe(self._stop.set)
 
     def _run(self) -> None:
         async def run() -> None:

@@ -64,8 +64,13 @@ def paths(value: Any, before: str = "") -> set[str]:
 def served_metrics() -> set[str]:
     """Names of the metrics that the roles serve, as Prometheus shows them: a counter ends in _total."""
     found = set()
-    for make, redis in ((make_serve, None), (make_serve, "redis://127.0.0.1:1/0"), (make_api, "redis://127.0.0.1:1/0")):
-        app = make(Settings(redis=redis)).app
+    redis = "redis://127.0.0.1:1/0"
+    for make, settings in (
+        (make_serve, Settings(gateway_listen="127.0.0.1:9002")),
+        (make_serve, Settings(redis=redis)),
+        (make_api, Settings(redis=redis)),
+    ):
+        app = make(settings).app
         # Without its lifespan: nothing is started, and /metrics answers all the same.
         text = TestClient(app).get("/metrics").text
         found |= set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))

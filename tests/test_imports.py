@@ -60,9 +60,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("indexer", "indexer.core", "indexer.engines", "indexer.config", "indexer.streams", "indexer.http"),
         *("scorer_api.index", "scorer_api.metrics", "scorer_api.explain", "scorer_api.routing", "scorer_api.tokens"),
     },
+    "scorer_api.gateway": {"indexer", "indexer.config", "indexer.http", "scorer_api.api"},
     "scorer_api.app": {
-        *("indexer.metrics", "indexer.config", "indexer.ownership", "indexer.http", "scorer_api.index", "scorer_api.metrics", "scorer_api.tokens"),
-        *("scorer_api.following", "scorer_api.api"),
+        *("indexer", "indexer.metrics", "indexer.config", "indexer.ownership", "indexer.http"),
+        *("scorer_api.index", "scorer_api.metrics", "scorer_api.tokens", "scorer_api.following", "scorer_api.api", "scorer_api.gateway"),
     },
     "scorer_api.doctor.checks": {"indexer", "indexer.core", "indexer.store"},
     "scorer_api.doctor.probes": {"indexer", "indexer.wire", "indexer.receiving", "indexer.engines", "scorer_api.doctor.checks"},
@@ -95,6 +96,7 @@ PURE = (
     *("indexer.simulation.capture", "scorer_api.index", "scorer_api.explain", "scorer_api.tokens.tokenize_input", "scorer_api.tokens.cache"),
     *(f"scorer_api.routing.{name}" for name in ("costs", "pick", "policies", "prompt_tree", "queues", "speculation", "speculative_scores", "router")),
     *("scorer_api.doctor.checks", "scorer_api.doctor.report", "scorer_api.fleet"),
+    *(f"scorer_api.gateway.{name}" for name in ("protobuf", "messages", "health", "usage", "exchange")),
 )
 """Packages, and single modules of others, that do no I/O; nor does anything that they import."""
 IMPURE = {"zmq", "redis", "asyncio", "fastapi", "starlette", "uvicorn", "uvloop", "httpx", "threading", "socket"}
@@ -105,6 +107,9 @@ ZMQ = {
     *("scorer_api.cli.demo_engine", "scorer_api.doctor.examination", "scorer_api.doctor.probes.sockets"),
 }
 REDIS = {"indexer.store"}
+# What needs the extra `gateway` is imported where it is used.
+GRPC = {"scorer_api.gateway.server"}
+CRYPTOGRAPHY = {"scorer_api.gateway.self_signed"}
 WEB = {"indexer.http", "indexer.main.app", "scorer_api.api"}
 ENVIRONMENT = {"indexer.main.command"}
 
@@ -237,6 +242,12 @@ def test_only_the_command_line_reads_the_environment_and_owns_signals() -> None:
 
 def test_only_the_store_knows_redis() -> None:
     assert outside({"redis", "valkey", "aioredis", "coredis", "glide", "hiredis"}, REDIS) == set()
+
+
+def test_only_the_endpoint_picker_knows_grpc_and_nothing_comes_with_it() -> None:
+    assert outside({"grpc"}, GRPC) == set()
+    assert outside({"cryptography"}, CRYPTOGRAPHY) == set()
+    assert {module for module in MODULES if named(module) & (GRPC | CRYPTOGRAPHY)} == set()
 
 
 def test_only_what_serves_http_knows_a_web_framework() -> None:

@@ -10,6 +10,7 @@ from indexer.config.settings import Settings
 from indexer.http.loop_lag import LoopLag
 from indexer.metrics import HttpMetrics, IndexerMetrics
 from scorer_api.api.pick_metrics import PickMetrics
+from scorer_api.gateway.metrics import GatewayMetrics
 from scorer_api.index.view import View
 from scorer_api.metrics import FollowerMetrics, ScorerMetrics, TokenMetrics
 from scorer_api.routing.metrics import RouteMetrics
@@ -20,6 +21,7 @@ GROUPS: dict[str, Callable[[CollectorRegistry], object]] = {
     "Scores and explanations": lambda registry: ScorerMetrics(registry, View(Settings())),
     "Routing": RouteMetrics,
     "Picks for gateways": PickMetrics,
+    "The endpoint picker, with `--gateway-listen`": GatewayMetrics,
     "Tokens of prompts and chats": TokenMetrics,
     "Access": HttpMetrics,
     "The process": LoopLag,

@@ -4,6 +4,7 @@ Every field but `engines` and `limits` is a flag `--its-name`, a variable `KV_IN
 `limits` is the table `[limits]` of that file, which has neither flags nor variables.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -16,6 +17,7 @@ from indexer.errors import SettingError
 from indexer.limits import Count, Limits, Seconds
 
 PREFIX = "KV_INDEXER_"
+_LISTEN_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:/\[\]*\s]+):(?P<port>\d{1,5})")
 Words = tuple[str, ...]
 Weight = Annotated[float, Meta(ge=0, le=1)]
 
@@ -55,6 +57,23 @@ class Settings(Struct, frozen=True, kw_only=True):
     body_bytes_max: Annotated[Count, Meta(description="Largest request body.")] = 16 * 2**20
     ready_after_s: Annotated[Seconds, Meta(description="/readyz answers 200 after this long even if engines are missing.")] = 10.0
     shutdown_s: Annotated[Seconds, Meta(description="How long running requests may take to finish after SIGTERM.")] = 3.0
+
+    # Gateways
+    gateway_listen: Annotated[
+        str | None,
+        Meta(description="Address that gateways ask for picks over gRPC (Envoy's ext_proc), 0.0.0.0:9002; needs the extra gateway. By default none."),
+    ] = None
+    gateway_tls_cert: Annotated[str | None, Meta(description="PEM file of a certificate and its chain; gateways have to speak TLS.")] = None
+    gateway_tls_key: Annotated[str | None, Meta(description="PEM file of its private key.")] = None
+    gateway_self_signed: Annotated[
+        bool, Meta(description="Speak TLS to gateways with a certificate that is made at the start, for those that do not check it.")
+    ] = False
+    gateway_fallbacks: Annotated[
+        int, Meta(ge=0, le=64, description="Most endpoints that gateways are told besides the picked pod's; many gateways take none.")
+    ] = 0
+    gateway_drain_s: Annotated[
+        Seconds, Meta(description="How long calls of gateways may go on after SIGTERM: longer than the longest answer where answers pass through.")
+    ] = 120.0
 
     # Redis
     redis: Annotated[
@@ -104,6 +123,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 GROUPS = {
     "engines": "listen",
     "HTTP": "host",
+    "gateways": "gateway_listen",
     "Redis": "redis",
     "scoring and routing": "weight_gpu",
     "tokens": "tokenizer",
@@ -173,6 +193,13 @@ def changed_settings(before: Settings, after: Settings) -> list[str]:
     names = [field.name for field in fields() if getattr(before, field.name) != getattr(after, field.name)]
     old, new = before.limits.entries(), after.limits.entries()
     return sorted([*names, *(f"limits.{name}" for name in old if old[name] != new[name])])
+
+
+def check_listen_address(text: str, source: str) -> None:
+    """Raises SettingError for what is no `host:port`."""
+    found = _LISTEN_ADDRESS.fullmatch(text)
+    if found is None or int(found["port"]) > 65535:
+        raise SettingError(source, text, "should be host:port, such as 0.0.0.0:9002 or [::]:9002")
 
 
 def read_pairs(words: Sequence[str], source: str) -> dict[str, str]:

@@ -39,13 +39,14 @@ class Served(Struct, frozen=True):
     """An ASGI app and what it needs.
 
     `parts`: what runs while it is served, in the order of the start. `reloadables`: what is read again when its files change. `service`: what
-    follows engines, if anything does.
+    follows engines, if anything does. `on_stop`: called once it is to stop, while everything still runs.
     """
 
     app: Any
     parts: Sequence[Part]
     reloadables: Sequence[Reloadable]
     service: Reconfigurable | None = None
+    on_stop: Sequence[Callable[[], None]] = ()
 
 
 class _Server(uvicorn.Server):
@@ -113,6 +114,8 @@ async def serve(
             reloading = asyncio.create_task(keep_reloading(reloadables, reload_now or asyncio.Event()), name="reload")
             stopping = asyncio.create_task(stop.wait(), name="stop")
             await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
+            for begin_to_stop in served.on_stop:
+                begin_to_stop()
             await _cancel(stopping, reloading)
             server.should_exit = True
             await serving

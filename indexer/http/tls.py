@@ -1,4 +1,4 @@
-"""The certificate of the HTTP service, for TLS 1.2 or newer."""
+"""A certificate of the service, for TLS 1.2 or newer."""
 
 import logging
 import ssl
@@ -13,13 +13,16 @@ log = logging.getLogger(__name__)
 
 
 class Certificate:
-    """`context`: for present and future connections. Raises SettingError for files that cannot be used.
+    """`context`: for present and future connections. `flag`: what the names of its flags begin with.
+
+    Raises SettingError for files that cannot be used.
 
     A context that loads a second certificate keeps the first one if their keys are of different kinds. So each state of the files gets its own
     context, and each handshake switches to the newest: OpenSSL calls for that with every hello, even one that names no server.
     """
 
-    def __init__(self, cert: str, key: str) -> None:
+    def __init__(self, cert: str, key: str, flag: str = "--tls") -> None:
+        self._flag = flag
         self._cert = cert
         self._key = key
         self.files = WatchedFiles(cert, key)
@@ -39,11 +42,12 @@ class Certificate:
 
     def _read(self) -> ssl.SSLContext:
         """Raises SettingError."""
-        for source, path in (("--tls-cert", self._cert), ("--tls-key", self._key)):
+        for source, path in ((f"{self._flag}-cert", self._cert), (f"{self._flag}-key", self._key)):
             try:
                 Path(path).open("rb").close()
             except OSError as error:
                 raise SettingError(source, path, f"cannot be read: {error.strerror or error}") from None
+        both, paths = f"{self._flag}-cert and {self._flag}-key", f"{self._cert} and {self._key}"
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:
@@ -51,12 +55,17 @@ class Certificate:
             context.load_cert_chain(self._cert, self._key, password="")
         except ssl.SSLError as error:
             if error.reason in ("KEY_VALUES_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):
-                raise SettingError("--tls-key", self._key, f"is not the key of the certificate in --tls-cert {self._cert}") from None
+                raise SettingError(f"{self._flag}-key", self._key, f"is not the key of the certificate in {self._flag}-cert {self._cert}") from None
             what = f"should be PEM files, a certificate with its chain and its unencrypted private key: {error.reason or error}"
-            raise SettingError("--tls-cert and --tls-key", f"{self._cert} and {self._key}", what) from None
+            raise SettingError(both, paths, what) from None
         except OSError as error:
-            raise SettingError("--tls-cert and --tls-key", f"{self._cert} and {self._key}", f"cannot be read: {error.strerror or error}") from None
+            raise SettingError(both, paths, f"cannot be read: {error.strerror or error}") from None
         return context
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the files could be used when they were last read."""
+        return self._logged is None
 
     async def reload(self) -> None:
         """Present what the files hold now. Files that cannot be used are logged once, and change nothing."""

@@ -81,7 +81,7 @@ def _value_name(field: Field) -> str:
         return "SECONDS"
     if field.name.endswith("_bytes_max"):
         return "BYTES"
-    return "FILE" if field.name.startswith("tls_") or field.name.endswith("_file") else "VALUE"
+    return "FILE" if field.name.endswith(("_file", "tls_cert", "tls_key")) else "VALUE"
 
 
 def _shown(default: Any) -> str:

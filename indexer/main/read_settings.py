@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
-from indexer.config.settings import PREFIX, Field, Settings, fields, limit_fields, read_pairs
+from indexer.config.settings import PREFIX, Field, Settings, check_listen_address, fields, limit_fields, read_pairs
 from indexer.engines.networks import EngineNetworks
 from indexer.engines.spec import EngineSpec, ListenSpec, check_replay_template, check_together
 from indexer.errors import SettingError
@@ -58,9 +58,11 @@ def _check_texts(settings: Settings) -> None:
     if settings.redis is not None:
         check_url(settings.redis, "--redis")
     EngineNetworks.from_text(settings.allowed_engine_networks)
-    for given, value, other in (("--tls-cert", settings.tls_cert, "--tls-key"), ("--tls-key", settings.tls_key, "--tls-cert")):
-        if value is not None and None in (settings.tls_cert, settings.tls_key):
-            raise SettingError(given, value, f"needs {other} too: TLS takes both")
+    for prefix, cert, key in (("--", settings.tls_cert, settings.tls_key), ("--gateway-", settings.gateway_tls_cert, settings.gateway_tls_key)):
+        for name, value, other in (("tls-cert", cert, "tls-key"), ("tls-key", key, "tls-cert")):
+            if value is not None and None in (cert, key):
+                raise SettingError(prefix + name, value, f"needs {prefix}{other} too: TLS takes both")
+    _check_gateway(settings)
     for flag, pairs in (("--tokenizer", settings.tokenizer), ("--lora", settings.lora)):
         read_pairs(pairs, flag)
     if settings.listen is not None:
@@ -70,6 +72,15 @@ def _check_texts(settings: Settings) -> None:
     for spec in settings.engines:
         if spec.events is None and settings.listen is None:
             raise SettingError("--engine", spec.pod, "events is required: without --listen no pod can dial in")
+
+
+def _check_gateway(settings: Settings) -> None:
+    if settings.gateway_listen is not None:
+        check_listen_address(settings.gateway_listen, "--gateway-listen")
+    elif settings.gateway_self_signed or settings.gateway_tls_cert is not None:
+        raise SettingError("--gateway-listen", None, "is required where TLS for gateways is set")
+    if settings.gateway_self_signed and settings.gateway_tls_cert is not None:
+        raise SettingError("--gateway-self-signed", "true", "does not go with --gateway-tls-cert, which is another certificate")
 
 
 def _file_values(file: Mapping[str, Any], known: Mapping[str, Field], limits: Mapping[str, Field]) -> dict[str, Any]:

@@ -224,6 +224,13 @@ def tokens_of(content: bytes) -> list[int]:
         raise Problem(422, f"prompt: {error}") from None
 
 
+def with_model(body: bytes, model: str) -> bytes:
+    """A body that could be read, with another model. Raises what msgspec raises for one that cannot be read."""
+    fields = msgspec.json.decode(body, type=dict[str, Raw])
+    fields["model"] = Raw(msgspec.json.encode(model))
+    return msgspec.json.encode(fields)
+
+
 def _starts(field: Raw | bytes, begin: bytes) -> bool:
     """Whether a value begins with these two characters, white space aside."""
     content = bytes(field).lstrip()

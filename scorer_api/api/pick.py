@@ -34,7 +34,8 @@ UNREACHED_MAX = 16
 class Asked(Struct, frozen=True):
     """What a gateway asks. `body`: None where it is not to be read, for the reason in `by_load`. `path`: the engine's.
 
-    `model`, `session_id`: what headers say of them, None where they do not.
+    `model`, `session_id`: what headers say of them, None where they do not. `sent_as`: the model that the pod is asked for in place of the body's.
+    `fallbacks`: the most of them, None for the setting. `subset`: endpoints to choose from, each `address:port` or an address for all its ports.
     """
 
     body: bytes | None
@@ -43,12 +44,16 @@ class Asked(Struct, frozen=True):
     model: str | None = None
     session_id: str | None = None
     is_anthropic: bool = False
+    sent_as: str | None = None
+    fallbacks: int | None = None
+    subset: tuple[str, ...] | None = None
 
 
 class Picked(Struct, frozen=True):
     """`destination`, `fallbacks`: `address:port`, the fallbacks in the order in which to try them. `picked_for`: see `Pick`.
 
-    `by_load`: why it was picked by load; None where it was picked by its prompt.
+    `by_load`: why it was picked by load; None where it was picked by its prompt. `matched_tokens`: how many of the prompt's tokens the pod is
+    expected to take from its cache, in blocks of `block_size`, None where that is unknown.
     """
 
     id: str
@@ -57,6 +62,8 @@ class Picked(Struct, frozen=True):
     fallbacks: list[str]
     picked_for: str
     by_load: ByLoad | None
+    matched_tokens: int
+    block_size: int | None
 
 
 class Picker:
@@ -90,11 +97,13 @@ class Picker:
             body = ClientBody(None, 0, by_load=asked.by_load or "no_body")
         query, by_load = await self._query(body, asked)
         request = PickRequest(
+            only=None if asked.subset is None else await self._pods_in(asked.subset, query.model),
             session_id=asked.session_id or body.session_id,
             output_tokens=body.output_tokens,
             tokens_estimate=None if by_load is None else body.tokens_estimate,
         )
-        picked = await self._reachable(query, request, by_load)
+        fallbacks = self._settings.pick_fallbacks if asked.fallbacks is None else asked.fallbacks
+        picked = await self._reachable(query, request, by_load, fallbacks)
         self._metrics.note_pick(by_load, time.perf_counter() - started_s)
         return picked
 
@@ -106,7 +115,7 @@ class Picker:
 
     async def _query(self, body: ClientBody, asked: Asked) -> tuple[Query, ByLoad | None]:
         """What is looked up, and why nothing is, where that is so. Raises Problem 404."""
-        named = body.model or asked.model or self._only_model()
+        named = asked.sent_as or body.model or asked.model or self._only_model()
         model = None if named is None else self._resolver.base_model(named)
         if named is None or model is None:
             return self._of_any_model(named)
@@ -147,18 +156,29 @@ class Picker:
 
     # The pick
 
-    async def _reachable(self, query: Query, request: PickRequest, by_load: ByLoad | None) -> Picked:
-        """The pick of a pod whose address is known. Raises Problem."""
+    async def _pods_in(self, subset: tuple[str, ...], model: str) -> frozenset[str]:
+        """The model's pods whose endpoints are in the subset. Raises Problem 503 if there are none."""
+        apis = self._apis.of_model(model)
+        endpoints = await asyncio.gather(*(self._destinations.of(api) for api in apis.values()))
+        allowed = frozenset(subset)
+        found = frozenset(pod for pod, endpoint in zip(apis, endpoints, strict=True) if endpoint is not None and _is_in(endpoint, allowed))
+        if not found:
+            raise Problem(503, f"none of the {len(allowed)} endpoints to choose from is a pod of {model!r}", retry_after_s=RETRY_AFTER_S)
+        return found
+
+    async def _reachable(self, query: Query, request: PickRequest, by_load: ByLoad | None, count: int) -> Picked:
+        """The pick of a pod whose address is known, with at most so many fallbacks. Raises Problem."""
         unreached: list[str] = []
         for _ in range(UNREACHED_MAX):
             pick = self._pick(query, msgspec.structs.replace(request, exclude=unreached))
-            apis = self._apis.of(query.model, pick.order[: 1 + self._settings.pick_fallbacks])
+            apis = self._apis.of(query.model, pick.order[: 1 + count])
             (pod, api), *others = apis.items()
             destination = await self._destinations.of(api)
             if destination is not None:
                 self._route_metrics.picked(pick)
                 fallbacks = [found for _, other in others if (found := self._destinations.known(other)) is not None]
-                return Picked(pick.id, pod, destination, fallbacks, pick.picked_for, by_load)
+                matched_tokens = pick.reasons[pod].matched_tokens
+                return Picked(pick.id, pod, destination, fallbacks, pick.picked_for, by_load, matched_tokens, pick.block_size)
             self._router.done(pick.id)
             unreached.append(pod)
         raise Problem(503, f"no pod can be picked: the names of {len(unreached)} have no address", retry_after_s=RETRY_AFTER_S)
@@ -170,3 +190,9 @@ class Picker:
             raise unknown_model(query.model) from None
         except NoPodError as error:
             raise Problem(503, str(error), retry_after_s=RETRY_AFTER_S) from None
+
+
+def _is_in(endpoint: str, allowed: frozenset[str]) -> bool:
+    """Whether `address:port` is allowed, or its address is."""
+    address = endpoint.rpartition(":")[0]
+    return endpoint in allowed or address in allowed or address.strip("[]") in allowed

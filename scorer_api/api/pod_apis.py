@@ -29,6 +29,11 @@ class PodApis:
 
     def of(self, model: str, pods: Iterable[str]) -> dict[str, EngineApi]:
         """Pod → its API, for these pods of the model, in their order."""
+        known = self.of_model(model)
+        return {pod: known.get(pod) or self._apis.api(pod, model) for pod in pods}
+
+    def of_model(self, model: str) -> dict[str, EngineApi]:
+        """The same for all pods of the model."""
         now_s = time.monotonic()
         until_s, known = self._kept.get(model, (0.0, {}))
         if now_s >= until_s:
@@ -36,4 +41,4 @@ class PodApis:
                 self._kept.clear()
             known = self._apis.apis(model)
             self._kept[model] = now_s + KEPT_S, known
-        return {pod: known.get(pod) or self._apis.api(pod, model) for pod in pods}
+        return known
