@@ -36,8 +36,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "indexer.http": {"indexer", "indexer.metrics", "indexer.engines", "indexer.config", "indexer.streams"},
     "indexer.main": {
-        *("indexer", "indexer.metrics", "indexer.engines", "indexer.config", "indexer.store", "indexer.store.client", "indexer.ownership"),
-        "indexer.http",
+        *("indexer", "indexer.metrics", "indexer.receiving", "indexer.engines", "indexer.config", "indexer.store", "indexer.store.client"),
+        *("indexer.ownership", "indexer.http"),
     },
     "indexer.__main__": {"indexer.main"},
     "indexer.simulation": {"indexer", "indexer.wire", "indexer.receiving", "indexer.engines"},

@@ -24,7 +24,7 @@ BLOCKS = 8
 RUN_MAX_S = 300
 # Nine of ten requests are made by the phase that is missing here. They are made once, where all routes are; the others show without them whether
 # a route is there at all, and whether a token is asked for.
-FEW = ("--phases", "examples,fuzzing,stateful", "--max-examples", "4")
+FEW = ("--phases", "examples,fuzzing,stateful", "--max-examples", "6")
 
 pytestmark = pytest.mark.timeout(RUN_MAX_S + 60)
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import msgspec
-import uvloop
 
 from indexer import __version__
 from indexer.config.reload import WatchedFiles
@@ -22,6 +21,7 @@ from indexer.main import logs
 from indexer.main.allocation import give_large_blocks_back, share_one_arena
 from indexer.main.app import make_ingest
 from indexer.main.config_file import Reconfiguration, read_file
+from indexer.main.event_loop import EventLoop
 from indexer.main.parser import USAGE_ERROR, Parser, add_config
 from indexer.main.read_settings import read_settings
 
@@ -91,7 +91,8 @@ def run(act: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> int:
     share_one_arena()
     give_large_blocks_back()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    uvloop.run(with_signals())
+    with asyncio.Runner(loop_factory=EventLoop) as runner:
+        runner.run(with_signals())
     return 0
 
 

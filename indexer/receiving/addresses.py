@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterable
 from contextlib import suppress
 from ipaddress import ip_address
+from typing import Any
 
 from msgspec import Struct
 
@@ -47,7 +48,8 @@ def has_name(endpoint: str) -> bool:
 
 
 def addresses_of(endpoint: str) -> list[SocketAddress]:
-    """Every address of an endpoint, those of IPv4 first. A name is looked up, which may take long. Raises OSError for an endpoint that has none."""
+    """Every address of an endpoint, those of IPv4 first. A name is looked up, which may take long: see `name_lookup`. Raises OSError for an endpoint
+    that has none."""
     if endpoint.startswith("ipc://"):
         return [_ipc(endpoint.removeprefix("ipc://"))]
     found = host_and_port(endpoint)
@@ -58,7 +60,13 @@ def addresses_of(endpoint: str) -> list[SocketAddress]:
         infos = socket.getaddrinfo(*found, type=socket.SOCK_STREAM, flags=flags)
     except UnicodeError:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL)) from None
-    return [SocketAddress(family, at) for family, *_, at in sorted(infos, key=lambda info: info[0] == socket.AF_INET6)]
+    return socket_addresses(infos, found[1])
+
+
+def socket_addresses(infos: Iterable[tuple[Any, ...]], port: int) -> list[SocketAddress]:
+    """What `socket.getaddrinfo` found, with this port, those of IPv4 first."""
+    ordered = sorted(infos, key=lambda info: info[0] == socket.AF_INET6)
+    return [SocketAddress(family, (at[0], port, *at[2:])) for family, *_, at in ordered]
 
 
 def _ipc(path: str) -> SocketAddress:

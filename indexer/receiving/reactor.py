@@ -7,13 +7,11 @@ import selectors
 import socket
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-Act = Callable[[], None]
+from indexer.receiving.name_lookup import NAMES, Outcome
 
-# Names that are looked up at a time. A resolver that hangs holds up others' names only.
-LOOKUPS_MAX = 8
+Act = Callable[[], None]
 
 
 class Reactor:
@@ -32,11 +30,9 @@ class Reactor:
         self._timers: list[tuple[float, int, Act]] = []
         self._numbers = itertools.count()
         self._again: list[Act] = []
-        self._lookups = ThreadPoolExecutor(LOOKUPS_MAX, thread_name_prefix="look up")
 
     def close(self) -> None:
         """Idempotent."""
-        self._lookups.shutdown(wait=False, cancel_futures=True)
         self._selector.close()
         self._bell.close()
         self._listener.close()
@@ -47,9 +43,14 @@ class Reactor:
         with suppress(BlockingIOError):  # it is ringing already
             self._bell.send(b"!")
 
-    def look_up(self, act: Act) -> None:
-        """Have this called in a thread where it may wait."""
-        self._lookups.submit(act)
+    def look_up(self, host: str, act: Callable[[Outcome], None]) -> None:
+        """Call this once the name was looked up."""
+
+        def tell(outcome: Outcome) -> None:
+            with suppress(OSError):  # it was closed meanwhile
+                self.call(lambda: act(outcome))
+
+        NAMES.ask((host, None, socket.AF_UNSPEC, socket.SOCK_STREAM, 0, 0), tell)
 
     def watch(self, sock: socket.socket, act: Act, *, for_writing: bool = False) -> None:
         """Call this in each turn in which the socket can be read from, or written to. Not more than one call per socket."""

@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable
 
 from indexer.limits import ReceiveLimits
-from indexer.receiving.addresses import SocketAddress, addresses_of, has_name
+from indexer.receiving.addresses import SocketAddress, addresses_of, has_name, host_and_port, socket_addresses
 from indexer.receiving.connection import DISCONNECTED, Connection
 from indexer.receiving.inbox import Inbox
+from indexer.receiving.name_lookup import Outcome
 from indexer.receiving.reactor import Reactor
 from indexer.receiving.room import Room
 
@@ -99,7 +100,8 @@ class Subscription:
         attempt = self._attempt
         if not self._untried and has_name(self._endpoint) and time.monotonic() - self._looked_up_s >= LOOK_UP_S:
             self._looked_up_s = time.monotonic()
-            self._reactor.look_up(lambda: self._look_up(attempt))
+            host, port = host_and_port(self._endpoint) or ("", 0)
+            self._reactor.look_up(host, lambda outcome: self._note_addresses(attempt, outcome, port))
             return
         if not self._addresses:
             self._retry()
@@ -120,17 +122,10 @@ class Subscription:
         else:
             self._fail(code)
 
-    def _look_up(self, attempt: int) -> None:
-        """In a thread of its own."""
-        try:
-            found = addresses_of(self._endpoint)
-        except OSError:
-            found = []
-        self._reactor.call(lambda: self._note_addresses(attempt, found))
-
-    def _note_addresses(self, attempt: int, found: list[SocketAddress]) -> None:
+    def _note_addresses(self, attempt: int, outcome: Outcome, port: int) -> None:
         if attempt == self._attempt:
-            self._addresses, self._untried = found, len(found)
+            self._addresses = [] if isinstance(outcome, Exception) else socket_addresses(outcome, port)
+            self._untried = len(self._addresses)
             self._dial()
 
     def _note_connected(self, attempt: int) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from indexer.core.adapters import ADAPTERS_MAX
 from indexer.http.negotiation import encode
 from indexer.http.routes import Pods
+from indexer.http.turns import Turns
 from indexer.streams.status import StreamStatus
 from scorer_api.api.adapters import Adapters
 from scorer_api.api.decode import decode_score_in_turns
@@ -42,18 +43,27 @@ class ExplainHandler:
             turn = self._resolver.turn
             resolved = await self._resolver.resolve(await decode_score_in_turns(body, media_type, turn))
             highest = await _highest_token(resolved.prompt.tokens, turn) if isinstance(resolved.prompt, Prompt) else None
-            content = encode(self._explain(resolved, highest), accepted)
+            statuses = await self._statuses(resolved.prompt.model)
+            content = encode(self._explain(resolved, highest, statuses), accepted)
         self._metrics.explanations["answered"].inc()
         return content
 
-    def _explain(self, resolved: ResolvedRequest, highest_token: int | None) -> ExplainAnswer:
+    async def _statuses(self, model: str) -> list[tuple[str, StreamStatus]]:
+        """Of all streams of a model, with their pods. Others have their turn in between: there may be thousands."""
+        statuses, turns = [], Turns()
+        for pod in self._pods.pods():
+            if pod.model == model:
+                statuses += [(pod.pod, status) for status in pod.streams]
+            await turns.give()
+        return statuses
+
+    def _explain(self, resolved: ResolvedRequest, highest_token: int | None, statuses: Sequence[tuple[str, StreamStatus]]) -> ExplainAnswer:
         request, model = resolved.request, resolved.prompt.model
         try:
             traces = self._view.trace(resolved.prompt)
             counts = self._view.prompt_counts(model)
         except KeyError:
             raise unknown_model(model) from None
-        statuses = [(pod.pod, status) for pod in self._pods.pods() if pod.model == model for status in pod.streams]
         streams = [self._stream_facts(pod, status) for pod, status in statuses]
         tokens = resolved.tokens(traces[0].ranks[0].block_size if traces else None)
         prompt = _prompt_facts(resolved, tokens, highest_token, [status for _, status in statuses], self._adapters.of_model(model), *counts)

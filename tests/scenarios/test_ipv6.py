@@ -96,9 +96,8 @@ def test_a_name_is_dialled_in_both_address_families_until_the_engine_answers(mon
     monkeypatch.setattr(subscription, "LOOK_UP_S", 0.05)
     engine = Engine().start()
     spec = engine.spec().replace("127.0.0.1", "localhost")
-    port = engine.events_port
     engine.kill()
-    monkeypatch.setattr(subscription, "addresses_of", lambda _: [SocketAddress(at.family, (at.at[0], port, *at.at[2:])) for at in both])
+    monkeypatch.setattr(subscription, "socket_addresses", lambda _, port: [SocketAddress(at.family, (at.at[0], port, *at.at[2:])) for at in both])
     with Running(spec) as service:
         wait_until(lambda: families[:4] == [socket.AF_INET, socket.AF_INET6] * 2)
         with engine:
