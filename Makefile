@@ -6,13 +6,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEPLOY_READY := $(VENV)/.deploy-ready
+ENVOY_READY := $(VENV)/.envoy-ready
 BROWSER_READY := $(VENV)/.browser-ready
 # vLLM has one of its own, of the Python that its pinned packages are for.
 ENGINE_PYTHON ?= python3.11
 ENGINE_VENV := .venv-engine
 ENGINE_READY := $(ENGINE_VENV)/.ready
 
-.PHONY: help run test test-mechanisms test-simulation test-hostile test-hang-ups test-fuzz test-engine test-chaos test-failovers test-scale test-deploy test-browser bench fleet fleet-live docs lint types clean
+.PHONY: help run test test-mechanisms test-simulation test-hostile test-hang-ups test-fuzz test-engine test-chaos test-failovers test-scale test-deploy test-browser test-envoy bench bench-gateway fleet fleet-live docs lint types clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -30,6 +31,10 @@ $(DEPLOY_READY): $(READY)
 
 $(BROWSER_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,browser]'
+	@touch $@
+
+$(ENVOY_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,envoy]'
 	@touch $@
 
 $(ENGINE_READY): tests/living_engine/requirements.txt
@@ -75,6 +80,9 @@ test-deploy: $(DEPLOY_READY) ## check deploy/ with the tools that it is for, and
 test-browser: $(BROWSER_READY) ## the page at /ui in a headless Chromium, which has to be there; screenshots in build/screenshots/
 	$(BIN)/python -m pytest -m browser tests/browser --no-header
 
+test-envoy: $(ENVOY_READY) ## the endpoint picker behind a real Envoy, with the configurations of deploy/envoy: 37 MB on first use, then two minutes
+	$(BIN)/python -m pytest -m envoy tests/envoy --no-header
+
 test-failovers: $(READY) ## everything about Sentinel and Cluster, of which `make test` plays the half that matters most: seven minutes
 	$(BIN)/python -m pytest tests/scenarios/redis/test_cluster.py tests/scenarios/redis/test_sentinel.py -m "failovers or not failovers" -n 2 --no-loadscope-reorder --no-header
 
@@ -86,6 +94,9 @@ test-chaos: $(READY) ## five minutes of faults in a random order; TEST_CHAOS_SEE
 
 bench: $(READY) ## measure on this machine; a table, and build/bench.json
 	$(BIN)/python -m bench
+
+bench-gateway: $(ENVOY_READY) ## measure the endpoint picker behind a real Envoy: a table, and build/bench-gateway.json; two minutes
+	$(BIN)/python -m bench.gateway
 
 fleet: $(READY) ## routing policies on a simulated fleet: tables, and a page in build/fleet: some minutes; TRACES="FILE …" for prompt logs
 	$(BIN)/python -m bench.fleet $(TRACES:%=--trace %)

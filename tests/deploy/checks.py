@@ -48,7 +48,8 @@ def check_all_of_ours(documents: list[Document]) -> list[str]:
         assert container.pod["enableServiceLinks"] is False, container.name
         # Enough for running requests to finish, and for what comes before SIGTERM.
         pause_s = container.spec.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
-        assert container.pod["terminationGracePeriodSeconds"] > pause_s + settings.shutdown_s + 5, container.name
+        end_s = settings.shutdown_s if settings.gateway_listen is None else max(settings.shutdown_s, settings.gateway_drain_s)
+        assert container.pod["terminationGracePeriodSeconds"] > pause_s + end_s + 5, container.name
         told.append(f"{container.name}: {' '.join(words)}")
     return told
 
@@ -70,7 +71,8 @@ def _mounted(container: Container, maps: Mapping[str, Document]) -> list[tuple[D
 
 def _check_ports(container: Container, settings: Settings, known: set[str]) -> None:
     ports = {port["name"]: port["containerPort"] for port in container.spec["ports"]}
-    assert list(ports.values()) == [settings.port], container.name
+    gateways = [] if settings.gateway_listen is None else [int(settings.gateway_listen.rpartition(":")[2])]
+    assert sorted(ports.values()) == sorted([settings.port, *gateways]), container.name
     probes = [container.spec[name] for name in ("startupProbe", "livenessProbe", "readinessProbe") if name in container.spec]
     asked = [probe["httpGet"]["path"] for probe in probes]
     assert set(asked) == {"/healthz", "/readyz"} <= known, container.name

@@ -14,7 +14,7 @@ from tests.running import ROOT
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 CHART = DEPLOY / "helm/kv-indexer"
-OVERLAYS = ("overlays/shared", "overlays/external-redis", "overlays/sidecar", "engines")
+OVERLAYS = ("overlays/shared", "overlays/external-redis", "overlays/gateway-api", "overlays/sidecar", "engines")
 TOOLS = Path(sys.executable).parent
 TOOL_S = 60.0
 

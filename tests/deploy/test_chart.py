@@ -15,7 +15,7 @@ from scorer_api.cli.demo import MODEL
 from tests.deploy.checks import check_all_of_ours, check_confined, check_references, check_tokens_and_tls, containers_of_ours
 from tests.deploy.manifests import CHART, DEPLOY, ROOT, Document, containers, load, named, templated
 from tests.deploy.network import pod, reaches
-from tests.deploy.test_kubernetes import CUSTOM, validate
+from tests.deploy.test_kubernetes import CUSTOM, check_picker, validate
 
 ENGINES = [
     {"pod": "a:8000", "model": MODEL, "events": "tcp://a:5557", "replay": "tcp://a:5657", "ranks": 2, "counting": "set", "http": "http://a/v"},
@@ -48,6 +48,14 @@ WAYS: dict[str, Document] = {
     "everything": EVERYTHING,
     "redis elsewhere": ELSEWHERE,
     "embedded": {"mode": "embedded", "engines": ENGINES},
+    "gateway": {
+        "gateway": {
+            "enabled": True,
+            "inferencePool": {"create": True, "selector": {"app": "vllm"}, "targetPorts": [8000, 8001], "failureMode": "FailClose"},
+            "httpRoute": {"create": True, "parentRefs": [{"name": "inference-gateway"}], "hostnames": ["models.example.com"]},
+        },
+    },
+    "gateway by tls": {"gateway": {"enabled": True, "port": 9443, "tls": "secret", "tlsSecret": "picker", "drainSeconds": 600}},
     "bare": {"networkPolicy": {"enabled": False}, "podDisruptionBudget": {"enabled": False}, "enginesConfigMap": "mine"},
 }
 
@@ -181,6 +189,35 @@ def test_a_longer_end_of_running_requests_is_waited_for() -> None:
 
 
 @pytest.mark.deploy
+def test_the_picker_of_a_pool() -> None:
+    labels = {f"app.kubernetes.io/{key}": value for key, value in {"name": "kv-indexer", "instance": "kv-indexer", "component": "api"}.items()}
+    documents = templated(WAYS["gateway"])
+    check_picker(documents, labels, "kv-indexer")
+    (pool,) = named(documents, "InferencePool").values()
+    assert pool["spec"]["targetPorts"] == [{"number": 8000}, {"number": 8001}]
+    assert pool["spec"]["endpointPickerRef"]["failureMode"] == "FailClose"
+    (route,) = named(documents, "HTTPRoute").values()
+    assert (route["spec"]["parentRefs"], route["spec"]["hostnames"]) == ([{"name": "inference-gateway"}], ["models.example.com"])
+    (made,) = [each for each in containers_of_ours(templated({"gateway": {"enabled": True, "tls": "self-signed"}})) if "api" in each.name]
+    assert read_settings({}, (), made.variables).gateway_self_signed
+
+
+@pytest.mark.deploy
+def test_a_picker_by_itself_with_a_certificate_of_a_secret() -> None:
+    documents = templated(WAYS["gateway by tls"])
+    assert not named(documents, "InferencePool")
+    assert not named(documents, "HTTPRoute")
+    assert named(documents, "Service")["kv-indexer-epp"]["spec"]["ports"][0]["appProtocol"] == "https"
+    (api,) = [each for each in containers_of_ours(documents) if "api" in each.name]
+    settings = read_settings({}, (), api.variables)
+    assert (settings.gateway_listen, settings.gateway_drain_s) == ("0.0.0.0:9443", 600.0)
+    mounts = {mount["mountPath"]: mount["name"] for mount in api.spec["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in api.pod["volumes"]}
+    assert settings.gateway_tls_cert is not None
+    assert volumes[mounts[settings.gateway_tls_cert.rpartition("/")[0]]]["secret"]["secretName"] == "picker"
+
+
+@pytest.mark.deploy
 def test_redis_comes_with_the_file_and_is_confined() -> None:
     documents = templated()
     (redis,) = [container for container in containers(documents) if container.spec["image"].startswith("redis:")]
@@ -235,6 +272,11 @@ def test_who_reaches_whom(release: str) -> None:
         ({"engines": [{"pod": "a", "model": "m", "events": "tcp://a:5557", "http": "a:8000"}]}, "http"),
         ({"settings": {"api_token_file": "/tokens"}}, "'api_token_file'"),
         ({"tokens": {"existingSecret": "s", "apiKey": ""}}, "tokens.adminKey"),
+        ({"settings": {"gateway_listen": "0.0.0.0:1"}}, "'gateway_listen'"),
+        ({"gateway": {"enabled": True, "inferencePool": {"create": True}}}, "gateway.inferencePool.selector"),
+        ({"gateway": {"enabled": True, "httpRoute": {"create": True}}}, "gateway.httpRoute.parentRefs"),
+        ({"gateway": {"enabled": True, "tls": "secret"}}, "gateway.tlsSecret"),
+        ({"gateway": {"tls": "yes"}}, "tls"),
     ],
 )
 def test_a_wrong_value_is_named(values: Document, said: str) -> None:

@@ -24,8 +24,8 @@ COMPONENT = "app.kubernetes.io/component"
 OURS = {"app.kubernetes.io/name": "kv-indexer"}
 # The oldest that the chart takes, and the newest whose schemas there are.
 KUBERNETES_VERSIONS = ("1.30", "1.37")
-# Kinds of the Prometheus operator, whose schemas Kubernetes does not have.
-CUSTOM = {"ServiceMonitor", "PrometheusRule"}
+# Kinds of the Prometheus operator and of the Gateway API, whose schemas Kubernetes does not have.
+CUSTOM = {"ServiceMonitor", "PrometheusRule", "InferencePool", "HTTPRoute"}
 SENT_TO_ENGINES = (5557, 5558)
 
 
@@ -221,6 +221,35 @@ def test_who_reaches_whom() -> None:
     assert who_reaches(engine, 8000) == {"router", "sidecar", "api", "ingest"}
     assert {"ingest", "api"} <= who_reaches(names, 53, "UDP")
     assert "redis" not in who_reaches(stranger, 443)
+
+
+def check_picker(documents: list[Document], labels: dict[str, str], namespace: str) -> None:
+    """The pool's picker is the Service in front of the scorers, all of it in one namespace, and gateways alone get there."""
+    (pool,), (route,) = (list(named(documents, kind).values()) for kind in ("InferencePool", "HTTPRoute"))
+    picker = pool["spec"]["endpointPickerRef"]
+    service = named(documents, "Service")[picker["name"]]
+    (port,) = service["spec"]["ports"]
+    assert port["port"] == picker["port"]["number"]
+    (api,) = [each for each in containers_of_ours(documents) if "api" in each.name]
+    assert {"name": port["targetPort"], "containerPort": picker["port"]["number"]} in api.spec["ports"]
+    assert api.variables["KV_INDEXER_GATEWAY_LISTEN"].endswith(f":{picker['port']['number']}")
+    assert port["appProtocol"] == ("https" if "KV_INDEXER_GATEWAY_SELF_SIGNED" in api.variables else "kubernetes.io/h2c")
+    assert pool["spec"]["selector"]["matchLabels"] == {"app": "vllm"}
+    (rule,) = route["spec"]["rules"]
+    assert [(ref["kind"], ref["name"]) for ref in rule["backendRefs"]] == [("InferencePool", pool["metadata"]["name"])]
+    policies = list(named(documents, "NetworkPolicy").values())
+    for policy in policies:
+        policy["metadata"]["namespace"] = namespace
+    scorer, gateway = pod(namespace, labels), pod("gateways", **{"kv-indexer/client": "true"})
+    assert reaches(policies, gateway, scorer, picker["port"]["number"])
+    assert not reaches(policies, pod("elsewhere"), scorer, picker["port"]["number"])
+
+
+@pytest.mark.deploy
+def test_the_picker_of_a_pool() -> None:
+    documents = kustomized("overlays/gateway-api")
+    check_picker(documents, {**OURS, COMPONENT: "api"}, "models")
+    assert {document["metadata"].get("namespace") for document in documents} == {"models"}
 
 
 @pytest.mark.deploy

@@ -35,6 +35,10 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 - name: tls
   secret: {secretName: {{ .Values.tls.existingSecret }}}
 {{- end }}
+{{- if and .Values.gateway.enabled (eq .Values.gateway.tls "secret") }}
+- name: gateway-tls
+  secret: {secretName: {{ required "gateway.tlsSecret: should name a secret where gateway.tls is secret" .Values.gateway.tlsSecret }}}
+{{- end }}
 {{- end -}}
 
 {{- define "kv-indexer.secretMounts" -}}
@@ -43,6 +47,9 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 {{- end }}
 {{- if .Values.tls.existingSecret }}
 - {name: tls, mountPath: /etc/kv-indexer-tls, readOnly: true}
+{{- end }}
+{{- if and .Values.gateway.enabled (eq .Values.gateway.tls "secret") }}
+- {name: gateway-tls, mountPath: /etc/kv-indexer-gateway-tls, readOnly: true}
 {{- end }}
 {{- end -}}
 
@@ -64,6 +71,18 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 {{- end }}
 {{- end -}}
 
+{{/* What makes scorers pick for gateways: variables */}}
+{{- define "kv-indexer.gatewayVariables" -}}
+- {name: KV_INDEXER_GATEWAY_LISTEN, value: "0.0.0.0:{{ .Values.gateway.port }}"}
+- {name: KV_INDEXER_GATEWAY_DRAIN_S, value: {{ include "kv-indexer.value" .Values.gateway.drainSeconds | quote }}}
+{{- if eq .Values.gateway.tls "self-signed" }}
+- {name: KV_INDEXER_GATEWAY_SELF_SIGNED, value: "true"}
+{{- else if eq .Values.gateway.tls "secret" }}
+- {name: KV_INDEXER_GATEWAY_TLS_CERT, value: /etc/kv-indexer-gateway-tls/tls.crt}
+- {name: KV_INDEXER_GATEWAY_TLS_KEY, value: /etc/kv-indexer-gateway-tls/tls.key}
+{{- end }}
+{{- end -}}
+
 {{/* The pod's spec of one component: (list $ "ingest" $values (list "ingest" "--config" …)) */}}
 {{- define "kv-indexer.podSpec" -}}
 {{- $root := index . 0 -}}
@@ -76,8 +95,10 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 serviceAccountName: {{ include "kv-indexer.fullname" $root }}
 automountServiceAccountToken: false
 enableServiceLinks: false
-# Longer than the pause before SIGTERM and --shutdown-s together.
-terminationGracePeriodSeconds: {{ add 17 (ceil (($root.Values.settings).shutdown_s | default 3)) }}
+{{- $picks := and (eq $component "api") $root.Values.gateway.enabled -}}
+{{- $endS := ceil (($root.Values.settings).shutdown_s | default 3) }}
+# Longer than the pause before SIGTERM and {{ if $picks }}--gateway-drain-s{{ else }}--shutdown-s{{ end }} together.
+terminationGracePeriodSeconds: {{ add 17 (ternary (max $endS (ceil $root.Values.gateway.drainSeconds)) $endS $picks) }}
 {{- with $root.Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
@@ -129,6 +150,9 @@ containers:
       {{- with include "kv-indexer.secretVariables" $root | trim }}
       {{- . | nindent 6 }}
       {{- end }}
+      {{- if $picks }}
+      {{- include "kv-indexer.gatewayVariables" $root | trim | nindent 6 }}
+      {{- end }}
       {{- if eq $root.Values.mode "shared" }}
       - name: KV_INDEXER_REDIS
         valueFrom:
@@ -138,6 +162,9 @@ containers:
       {{- end }}
     ports:
       - {name: http, containerPort: 8080}
+      {{- if $picks }}
+      - {name: gateway, containerPort: {{ $root.Values.gateway.port }}}
+      {{- end }}
     resources:
       {{- toYaml $values.resources | nindent 6 }}
     livenessProbe:

@@ -1,0 +1,141 @@
+"""A picker that is away, hangs, is killed or ends: what clients see with the configurations of deploy/envoy."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import httpx
+import pytest
+from msgspec import Struct
+
+from tests.envoy.fleet import FLAGS, TEXTS, Streamed, ask, ask_for, completion, events, is_answered, stream
+from tests.envoy.pods import Pod
+from tests.envoy.proxy import Change, Config, Envoy, cluster, processor
+from tests.ports import free_port
+from tests.running import Command
+from tests.settings import words_of
+from tests.waiting import wait_until
+
+
+class Behind(Struct, frozen=True):
+    """A service in a process of its own, behind Envoy."""
+
+    command: Command
+    envoy: Envoy
+    pods: list[Pod]
+
+
+@contextmanager
+def behind(*changes: Change, **flags: str) -> Iterator[Behind]:
+    port = free_port()
+    with ExitStack() as stack:
+        pods = [stack.enter_context(Pod(name)) for name in TEXTS]
+        engines = [word for pod in pods for word in ("--engine", pod.spec)]
+        words = words_of({**FLAGS, "port": "0", "gateway_listen": f"127.0.0.1:{port}", **flags})
+        command = stack.enter_context(Command("serve", *engines, *words)).wait_url()
+        for pod in pods:
+            command.wait_for(pod=pod.name, sequence=pod.cache(TEXTS[pod.name]), trust="live")
+        envoy = stack.enter_context(Envoy("override-host", port, [pod.netloc for pod in pods], *changes))
+        envoy.wait_for_picker()
+        assert ask_for(envoy, "second") == "second"
+        yield Behind(command, envoy, pods)
+
+
+def echoes(config: Config) -> None:
+    processor(config)["processing_mode"] |= {"response_body_mode": "FULL_DUPLEX_STREAMED", "response_trailer_mode": "SEND"}
+
+
+def begin_stream(envoy: Envoy, count: int = 30) -> tuple[threading.Thread, list[Streamed]]:
+    """A streamed answer of three seconds, which has begun."""
+    found: list[Streamed] = []
+    before = envoy.stat("cluster.pool.upstream_rq_active")
+
+    def run() -> None:
+        try:
+            found.append(stream(envoy, count=count, gap_s=0.1))
+        except httpx.TransportError:
+            return
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    wait_until(lambda: envoy.stat("cluster.pool.upstream_rq_active") == before + 1)
+    return thread, found
+
+
+def test_where_no_picker_is_requests_go_round_with_bodies_of_any_length() -> None:
+    with ExitStack() as stack:
+        pods = [stack.enter_context(Pod(name)) for name in TEXTS]
+        envoy = stack.enter_context(Envoy("override-host", free_port(), [pod.netloc for pod in pods]))
+        envoy.wait_for_picker(is_healthy=False)
+        assert {ask_for(envoy) for _ in range(10)} == set(TEXTS)
+        ask(envoy, json.dumps(completion(user="x" * 12_000_000)).encode())
+
+
+def test_without_the_health_check_envoy_cannot_let_requests_with_bodies_through() -> None:
+    """Why deploy/envoy has one: `failure_mode_allow` by itself does not help once a piece of a body is on its way."""
+
+    def unchecked(config: Config) -> None:
+        del cluster(config, "picker")["health_checks"]
+
+    with ExitStack() as stack:
+        pods = [stack.enter_context(Pod(name)) for name in TEXTS]
+        envoy = stack.enter_context(Envoy("override-host", free_port(), [pod.netloc for pod in pods], unchecked))
+        statuses = [envoy.http.post("/v1/completions", json=completion()).status_code for _ in range(20)]
+        assert statuses.count(200) < 15
+
+
+def test_a_picker_that_is_killed_harms_no_answer_and_requests_go_round_until_it_is_back() -> None:
+    with behind() as all_of_it:
+        thread, found = begin_stream(all_of_it.envoy)
+        all_of_it.command.kill()
+        all_of_it.envoy.wait_for_picker(is_healthy=False)
+        assert {ask_for(all_of_it.envoy) for _ in range(10)} == set(TEXTS)
+        thread.join()
+        assert [answer.text for answer in found] == [events(30)]
+
+
+def test_a_picker_that_hangs_is_noticed_within_seconds_and_is_used_again_when_it_goes_on() -> None:
+    with behind() as all_of_it:
+        all_of_it.command.freeze()
+        all_of_it.envoy.wait_for_picker(is_healthy=False)
+        wait_until(lambda: is_answered(all_of_it.envoy), 10)
+        assert {ask_for(all_of_it.envoy) for _ in range(10)} == set(TEXTS)
+        all_of_it.command.thaw()
+        all_of_it.envoy.wait_for_picker()
+        assert [ask_for(all_of_it.envoy, pod) for pod in ("first", "second", "first")] == ["first", "second", "first"]
+
+
+def test_a_picker_that_hangs_is_not_waited_for_for_ever() -> None:
+    """No timeout of Envoy counts in full duplex. The keepalive does."""
+    with behind() as all_of_it:
+        all_of_it.command.freeze()
+        response = all_of_it.envoy.http.post("/v1/completions", json=completion(), timeout=10)
+        assert response.status_code in (200, 500, 503)
+
+
+@pytest.mark.parametrize("changes", [(), (echoes,)], ids=["headers only", "echoed"])
+def test_a_picker_that_ends_in_order_costs_no_request_and_no_answer(changes: tuple[Change, ...]) -> None:
+    with behind(*changes, gateway_notice_s="4.0", gateway_drain_s="30") as all_of_it:
+        envoy = all_of_it.envoy
+        thread, found = begin_stream(envoy)
+        all_of_it.command.process.terminate()
+        statuses = set()
+        while all_of_it.command.is_running:
+            statuses.add(envoy.http.post("/v1/completions", json=completion()).status_code)
+        thread.join()
+        assert [answer.text for answer in found] == [events(30)]
+        assert statuses == {200}
+        assert {ask_for(envoy) for _ in range(10)} == set(TEXTS)
+
+
+def test_gateways_that_want_tls_get_it() -> None:
+    """Envoy AI Gateway, NGINX Gateway Fabric and agentgateway connect by TLS and check no certificate."""
+
+    def over_tls(config: Config) -> None:
+        kind = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
+        context = {"@type": kind, "common_tls_context": {"alpn_protocols": ["h2"]}}
+        cluster(config, "picker")["transport_socket"] = {"name": "envoy.transport_sockets.tls", "typed_config": context}
+
+    with behind(over_tls, gateway_self_signed="true") as all_of_it:
+        assert [ask_for(all_of_it.envoy, pod) for pod in ("first", "second", "first")] == ["first", "second", "first"]
