@@ -89,7 +89,8 @@ class Call:
 
     def ask(self, body: bytes, path: str = "/v1/completions", more: bytes = b"", response: int = NONE, **headers: str) -> Reply:
         """The first reply about a request with this body, in full duplex."""
-        given = {":path": path, "content-type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
+        given = {":path": path, "content-type": "application/json", "content-length": str(len(body))}
+        given |= {name.replace("_", "-"): value for name, value in headers.items()}
         self.send(ext_proc.headers(REQUEST_HEADERS, given, more=ext_proc.modes(FULL_DUPLEX, response) + more))
         self.send(ext_proc.body(REQUEST_BODY, body, is_end=True))
         return self.reply()

@@ -93,6 +93,9 @@ class Settings(Struct, frozen=True, kw_only=True):
         Literal["cost", "prefix", "least-load", "round-robin", "session"], Meta(description="Policy of requests to /v1/route that name none.")
     ] = "cost"
     pick_fallbacks: Annotated[int, Meta(ge=0, le=64, description="Most fallbacks in the answer of /v1/pick, besides the picked pod.")] = 2
+    pick_prefill_tokens: Annotated[
+        int, Meta(ge=0, le=2**31, description="A prompt with more uncached tokens is computed by a pod with role=prefill first, where there is one.")
+    ] = 512
     pick_unknown_model: Annotated[
         Literal["refuse", "by-load"],
         Meta(description="Requests to /v1/pick for an unknown model: 404, or a pod by load of the model with most pods."),

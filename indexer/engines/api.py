@@ -1,20 +1,24 @@
-"""Where a pod's own HTTP API is, and which address of it may be dialled."""
+"""Where a pod's own HTTP API is, which address of it may be dialled, and which requests are for it."""
 
 from msgspec import Struct
 
 from indexer.engines.http_client import Target
 from indexer.engines.networks import EngineNetworks, literal
 from indexer.engines.resolver import address_of
-from indexer.engines.spec import host_of, is_http_base
+from indexer.engines.spec import Role, host_of, is_http_base
 from indexer.errors import SettingError
 
 
 class EngineApi(Struct, frozen=True):
-    """`base`: the URL that paths are appended to. `is_limited`: whether a client, not the operator, set it, so that networks are checked."""
+    """`base`: the URL that paths are appended to. `is_limited`: whether a client, not the operator, set it, so that networks are checked.
+
+    `role`: see `EngineSpec`.
+    """
 
     pod: str
     base: str
     is_limited: bool
+    role: Role = "both"
 
 
 async def target_of(api: EngineApi, path: str, networks: EngineNetworks) -> Target:

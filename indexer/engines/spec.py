@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv6Address
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -26,6 +26,9 @@ PREFILL_TOKENS_PER_S_MAX = 1e9
 ALIAS_SEPARATOR = "|"
 
 
+Role = Literal["both", "prefill", "decode"]
+
+
 class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A pod, the model that it serves, and the endpoints of its streams.
 
@@ -34,6 +37,7 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     `offload_block_size`: tokens per block of an offloading connector that announces none. `http`: base URL of the pod's own API, `http://<pod>` by
     default. `drops_last_block`: how many of the last matched blocks the engine computes again, as with EAGLE and MTP drafters; true is one.
     `aliases`: more names that the engine serves the model by. `prefill_tokens_per_s`: how fast it computes prompts, in place of what is measured.
+    `role`: what it does of a request where prompts and answers are computed by different pods; a pod for `prefill` is no destination of requests.
     """
 
     pod: Name
@@ -50,6 +54,7 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     aliases: Annotated[tuple[Name, ...], Meta(max_length=ALIASES_MAX)] = ()
     ranks_share_port: bool = False
     prefill_tokens_per_s: Annotated[float, Meta(ge=1.0, le=PREFILL_TOKENS_PER_S_MAX)] | None = None
+    role: Role = "both"
 
     @classmethod
     def from_text(cls, text: str, source: str = "--engine") -> Self:
@@ -78,6 +83,8 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
                 raise SettingError(source, shown, f"{key} is required")
         if given.get("counting", "copies") not in get_args(Counting):
             raise SettingError(source, shown, f"counting should be {' or '.join(get_args(Counting))}, not {given['counting']!r}")
+        if given.get("role", "both") not in get_args(Role):
+            raise SettingError(source, shown, f"role should be {', '.join(get_args(Role))}, not {given['role']!r}")
         if isinstance(aliases := given.get("aliases"), str):
             given = {**given, "aliases": [alias for each in aliases.split(ALIAS_SEPARATOR) if (alias := each.strip())]}
         try:
@@ -243,10 +250,16 @@ def prefill_rate(specs: Iterable[EngineSpec]) -> float | None:
     return next((spec.prefill_tokens_per_s for spec in specs if spec.prefill_tokens_per_s is not None), None)
 
 
+def role_of(specs: Iterable[EngineSpec]) -> Role:
+    """What a pod with these specs does of a request. They agree, see `check_together`."""
+    return next((spec.role for spec in specs), "both")
+
+
 def check_together(specs: Iterable[EngineSpec], source: str) -> None:
     """Several specs may name one pod, with different ranks and the same model. Raises SettingError."""
     models: dict[str, str] = {}
     bases: dict[str, str] = {}
+    roles: dict[str, Role] = {}
     ranks: set[tuple[str, int]] = set()
     for spec in specs:
         if spec.http is not None and bases.setdefault(spec.pod, spec.http) != spec.http:
@@ -255,6 +268,8 @@ def check_together(specs: Iterable[EngineSpec], source: str) -> None:
             )
         if models.setdefault(spec.pod, spec.model) != spec.model:
             raise SettingError(source, spec.pod, f"this pod is given with two models, {models[spec.pod]!r} and {spec.model!r}; a pod serves one")
+        if roles.setdefault(spec.pod, spec.role) != spec.role:
+            raise SettingError(source, spec.pod, f"this pod is given with two roles, {roles[spec.pod]} and {spec.role}; a pod has one")
         for rank in spec.stream_ranks:
             if (spec.pod, rank) in ranks:
                 raise SettingError(source, spec.pod, f"this pod is given twice with rank {rank}; give each pod and rank once")

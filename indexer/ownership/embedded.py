@@ -16,7 +16,7 @@ from indexer.engines.api import EngineApi
 from indexer.engines.load import Load
 from indexer.engines.load_scraper import LoadScraper
 from indexer.engines.served_names import ServedNames
-from indexer.engines.spec import EngineSpec, aliases, check_together, http_base, http_base_of, prefill_rate, with_shared_port
+from indexer.engines.spec import EngineSpec, aliases, check_together, http_base, http_base_of, prefill_rate, role_of, with_shared_port
 from indexer.errors import SettingError
 from indexer.metrics import IndexerMetrics
 from indexer.receiving.listening import Announced
@@ -231,7 +231,8 @@ class Service:
 
     def api(self, pod: str, model: str) -> EngineApi:
         """Where a pod's own API is. Only what the operator named is not limited."""
-        return EngineApi(pod, http_base(self._specs.get(pod, ())) if pod in self._specs else http_base_of(pod), pod not in self._named)
+        specs = self._specs.get(pod, ())
+        return EngineApi(pod, http_base(specs) if specs else http_base_of(pod), pod not in self._named, role_of(specs))
 
     def apis(self, model: str) -> dict[str, EngineApi]:
         """The same of every pod of a model."""

@@ -22,7 +22,7 @@ from indexer.core.names import StreamKey
 from indexer.engines.api import EngineApi
 from indexer.engines.load_scraper import LoadScraper
 from indexer.engines.served_names import ServedNames
-from indexer.engines.spec import EngineSpec, aliases, check_together, http_base, http_base_of, prefill_rate
+from indexer.engines.spec import EngineSpec, aliases, check_together, http_base, http_base_of, prefill_rate, role_of
 from indexer.errors import NotFollowedError, StoreError
 from indexer.metrics import IndexerMetrics
 from indexer.ownership.dial_in_pods import DialInPods
@@ -184,7 +184,7 @@ class ReplicaService:
     def api(self, pod: str, model: str) -> EngineApi:
         """Where a pod's own API is. Only what the operator named here is not limited."""
         specs = self._pods.of(pod)
-        return EngineApi(pod, http_base(specs) if specs else http_base_of(pod), not self._pods.flagged(pod))
+        return EngineApi(pod, http_base(specs) if specs else http_base_of(pod), not self._pods.flagged(pod), role_of(specs))
 
     def apis(self, model: str) -> dict[str, EngineApi]:
         """The same of every pod of a model."""

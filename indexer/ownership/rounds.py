@@ -15,7 +15,7 @@ import msgspec
 
 from indexer.config.settings import Settings
 from indexer.core.names import StreamKey
-from indexer.engines.spec import EngineSpec, http_base
+from indexer.engines.spec import EngineSpec, http_base, role_of
 from indexer.errors import StoreError
 from indexer.ownership.assignment import Assignment, ObservedStream
 from indexer.ownership.known_streams import KnownStream, KnownStreams
@@ -153,7 +153,10 @@ class Rounds:
         for key, running in self._streams.running.items():
             specs, status = self._pods.of(key.pod), running.stream.status()
             published = PublishedStatus(
-                **msgspec.structs.asdict(status), http=http_base(specs) if specs else None, aliases=self._aliases_of(key.pod, specs)
+                **msgspec.structs.asdict(status),
+                http=http_base(specs) if specs else None,
+                aliases=self._aliases_of(key.pod, specs),
+                role=role_of(specs),
             )
             found[key] = OwnedStatus(msgspec.json.encode(published), status.connected)
         return found

@@ -4,6 +4,7 @@ from msgspec import Struct
 
 from indexer.core.groups import Kind
 from indexer.core.names import Trust
+from indexer.engines.spec import Role
 
 
 class GroupStatus(Struct, frozen=True):
@@ -50,7 +51,11 @@ class StreamStatus(Struct, frozen=True):
 
 
 class PublishedStatus(StreamStatus, frozen=True, kw_only=True):
-    """The same as its owner writes it to Redis for all replicas. `http`: where the pod's own API begins. `aliases`: more names of its model."""
+    """The same as its owner writes it to Redis for all replicas.
+
+    `http`: where the pod's own API begins. `aliases`: more names of its model. `role`: that of its spec.
+    """
 
     http: str | None = None
     aliases: tuple[str, ...] = ()
+    role: Role = "both"

@@ -53,7 +53,8 @@ class Picked(Struct, frozen=True):
     """`destination`, `fallbacks`: `address:port`, the fallbacks in the order in which to try them. `picked_for`: see `Pick`.
 
     `by_load`: why it was picked by load; None where it was picked by its prompt. `matched_tokens`: how many of the prompt's tokens the pod is
-    expected to take from its cache, in blocks of `block_size`, None where that is unknown.
+    expected to take from its cache, in blocks of `block_size`, None where that is unknown. `prefill`: where the pod is that
+    is to compute the prompt first, if there is one.
     """
 
     id: str
@@ -64,6 +65,7 @@ class Picked(Struct, frozen=True):
     by_load: ByLoad | None
     matched_tokens: int
     block_size: int | None
+    prefill: str | None = None
 
 
 class Picker:
@@ -98,6 +100,7 @@ class Picker:
         query, by_load = await self._query(body, asked)
         request = PickRequest(
             only=None if asked.subset is None else await self._pods_in(asked.subset, query.model),
+            prefill=self._apis.prefill_pods(query.model),
             session_id=asked.session_id or body.session_id,
             output_tokens=body.output_tokens,
             tokens_estimate=None if by_load is None else body.tokens_estimate,
@@ -106,6 +109,10 @@ class Picker:
         picked = await self._reachable(query, request, by_load, fallbacks)
         self._metrics.note_pick(by_load, time.perf_counter() - started_s)
         return picked
+
+    def prefilled(self, name: str) -> None:
+        """The request's prompt is computed."""
+        self._router.prefilled(name)
 
     def done(self, name: str) -> None:
         """The request is over. One that does not count is no mistake."""
@@ -177,11 +184,30 @@ class Picker:
             if destination is not None:
                 self._route_metrics.picked(pick)
                 fallbacks = [found for _, other in others if (found := self._destinations.known(other)) is not None]
+                prefill = await self._prefill(query, request, pick) if request.prefill else None
                 matched_tokens = pick.reasons[pod].matched_tokens
-                return Picked(pick.id, pod, destination, fallbacks, pick.picked_for, by_load, matched_tokens, pick.block_size)
+                return Picked(pick.id, pod, destination, fallbacks, pick.picked_for, by_load, matched_tokens, pick.block_size, prefill)
             self._router.done(pick.id)
             unreached.append(pod)
         raise Problem(503, f"no pod can be picked: the names of {len(unreached)} have no address", retry_after_s=RETRY_AFTER_S)
+
+    async def _prefill(self, query: Query, request: PickRequest, pick: Pick) -> str | None:
+        """Where the pod is that computes the prompt of a pick; None where the picked pod does so itself."""
+        if pick.reasons[pick.order[0]].uncached_tokens <= self._settings.pick_prefill_tokens:
+            self._metrics.prefills["short"].inc()
+            return None
+        only = request.prefill if request.only is None else frozenset(request.prefill) & frozenset(request.only)
+        try:
+            computes = self._router.pick_for_prefill(query, msgspec.structs.replace(request, only=only, prefill=()), time.monotonic(), pick)
+        except (UnknownModelError, NoPodError):
+            self._metrics.prefills["no_pod"].inc()
+            return None
+        (api,) = self._apis.of(query.model, computes.order[:1]).values()
+        destination = await self._destinations.of(api)
+        if destination is None:
+            self._router.prefilled(pick.id)
+        self._metrics.prefills["no_pod" if destination is None else "remote"].inc()
+        return destination
 
     def _pick(self, query: Query, request: PickRequest) -> Pick:
         try:

@@ -21,6 +21,8 @@ FALLBACKS = "x-kv-fallbacks"
 REQUEST_ID = "x-kv-request-id"
 PICKED_FOR = "x-kv-picked-for"
 BY_LOAD = "x-kv-by-load"
+# Read by the proxy beside a pod for decode, as llm-d has it.
+PREFILLER = "x-prefiller-host-port"
 # Envoy's ext_authz says so of a body that it has cut.
 PARTIAL_BODY = "x-envoy-auth-partial-body"
 _ID = re.compile(r"[0-9a-f]{16}")
@@ -83,6 +85,8 @@ def _picked(picked: Picked, headers: Mapping[str, str]) -> Response:
     more = {DESTINATION: picked.destination, REQUEST_ID: picked.id, PICKED_FOR: picked.picked_for}
     if picked.fallbacks:
         more[FALLBACKS] = ",".join(picked.fallbacks)
+    if picked.prefill is not None:
+        more[PREFILLER] = picked.prefill
     if picked.by_load is not None:
         more[BY_LOAD] = picked.by_load
     return Response(headers={**headers, **more})

@@ -32,6 +32,10 @@ class PodApis:
         known = self.of_model(model)
         return {pod: known.get(pod) or self._apis.api(pod, model) for pod in pods}
 
+    def prefill_pods(self, model: str) -> frozenset[str]:
+        """Pods of the model that only compute prompts for others."""
+        return frozenset(pod for pod, api in self.of_model(model).items() if api.role == "prefill")
+
     def of_model(self, model: str) -> dict[str, EngineApi]:
         """The same for all pods of the model."""
         now_s = time.monotonic()

@@ -54,6 +54,7 @@ class RouteHandler:
             request.session_id,
             request.output_tokens_expected,
             request.include_speculative,
+            prefill=() if request.pods is not None else self._apis.prefill_pods(resolved.prompt.model),
         )
         try:
             return self._router.pick(resolved.prompt, pick_request, time.monotonic())

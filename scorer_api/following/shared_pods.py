@@ -12,7 +12,7 @@ from indexer.config.settings import Settings
 from indexer.core.names import StreamKey, Trust
 from indexer.engines.api import EngineApi
 from indexer.engines.endpoints import check_registration
-from indexer.engines.spec import EngineSpec, aliases, check_together, http_base, http_base_of
+from indexer.engines.spec import EngineSpec, Role, aliases, check_together, http_base, http_base_of, role_of
 from indexer.errors import NotFollowedError, StoreError
 from indexer.ownership.replica import ReplicaService
 from indexer.store.health import UNREACHABLE
@@ -106,20 +106,25 @@ class SharedPods:
         if self._service is not None and not (own := self._service.api(pod, model)).is_limited:
             return own
         specs = self._follower.pods.get(pod, ())
+        of_pod = (published_status(stream) for stream in self._follower.streams() if (stream.key.pod, stream.key.model) == (pod, model))
+        published = [each for each in of_pod if each is not None]
+        roles = (each.role for each in published)
+        role: Role = role_of(specs) if specs else next(roles, "both")
         if specs and specs[0].http is not None:
-            return EngineApi(pod, specs[0].http, is_limited=True)
-        published = (published_status(stream) for stream in self._follower.streams() if (stream.key.pod, stream.key.model) == (pod, model))
-        bases = (each.http for each in published if each is not None and each.http is not None)
-        return EngineApi(pod, next(bases, http_base_of(pod)), is_limited=True)
+            return EngineApi(pod, specs[0].http, True, role)
+        bases = (each.http for each in published if each.http is not None)
+        return EngineApi(pod, next(bases, http_base_of(pod)), True, role)
 
     def apis(self, model: str) -> dict[str, EngineApi]:
         """The same of every pod of a model."""
         bases = {stream.key.pod: http_base_of(stream.key.pod) for stream in self._follower.streams_of(model)}
-        published = ((stream.key.pod, published_status(stream)) for stream in self._follower.streams_of(model))
-        bases |= {pod: each.http for pod, each in published if each is not None and each.http is not None}
-        registered = ((pod, specs) for pod, specs in self._follower.pods.items() if specs[0].model == model)
+        of_model = ((stream.key.pod, published_status(stream)) for stream in self._follower.streams_of(model))
+        published = [(pod, each) for pod, each in of_model if each is not None]
+        bases |= {pod: each.http for pod, each in published if each.http is not None}
+        registered = [(pod, specs) for pod, specs in self._follower.pods.items() if specs[0].model == model]
         bases |= {pod: specs[0].http or bases.get(pod) or http_base_of(pod) for pod, specs in registered}
-        found = {pod: EngineApi(pod, base, is_limited=True) for pod, base in bases.items()}
+        roles = {pod: each.role for pod, each in published} | {pod: role_of(specs) for pod, specs in registered}
+        found = {pod: EngineApi(pod, base, True, roles.get(pod, "both")) for pod, base in bases.items()}
         own = {} if self._service is None else self._service.apis(model)
         return found | {pod: api for pod, api in own.items() if not api.is_limited}
 

@@ -15,7 +15,7 @@ from scorer_api.api.pick import Picked, Picker
 from scorer_api.api.pick_metrics import PickMetrics
 from scorer_api.api.pick_schemas import ERROR_TYPES, encoded_error
 from scorer_api.gateway.exchange import Exchange, Question, RefusedError, Room
-from scorer_api.gateway.messages import HOPS, MODEL_REWRITE, Mutation
+from scorer_api.gateway.messages import HOPS, MODEL_REWRITE, PREFILLER, Mutation
 from scorer_api.gateway.metrics import CallOutcome, GatewayMetrics, ServedBy
 from scorer_api.gateway.protobuf import MalformedError
 
@@ -56,6 +56,10 @@ class Calls:
             self._metrics.calls[outcome].inc()
             call.close(outcome)
 
+    def prefilled(self, name: str) -> None:
+        """The response to a picked request has begun, so its prompt is computed."""
+        self._picker.prefilled(name)
+
     def done(self, name: str) -> None:
         """A picked request is over."""
         self._picker.done(name)
@@ -70,7 +74,10 @@ class Calls:
         asked = structs.replace(asked, sent_as=sent_as, fallbacks=self._settings.gateway_fallbacks, subset=question.subset)
         with count_failures(self._pick_metrics.requests):
             picked = await self._picker.pick(asked)
-        mutation = Mutation(",".join((picked.destination, *picked.fallbacks)), removed=[name for name in HOPS if name in headers])
+        hops = {} if picked.prefill is None else {PREFILLER: picked.prefill}
+        # A client that sets one itself would send a pod elsewhere.
+        removed = [name for name in HOPS if name in headers and name not in hops]
+        mutation = Mutation(",".join((picked.destination, *picked.fallbacks)), list(hops.items()), removed)
         return picked, mutation, with_model(asked.body, sent_as) if asked.body and sent_as else None
 
 
@@ -83,6 +90,7 @@ class _Call:
         self._exchange = exchange
         self._write = write
         self._picked: Picked | None = None
+        self._is_prefilling = False
         self._has_failed = False
 
     @property
@@ -101,6 +109,10 @@ class _Call:
                 await self._answer(question)
         except RefusedError as error:
             await self._refuse(error.status, error.detail, error.retry_after_s)
+        if self._exchange.has_response and self._is_prefilling:
+            self._is_prefilling = False
+            if self._picked is not None:
+                self._calls.prefilled(self._picked.id)
         if self._exchange.is_over:
             self._end()
 
@@ -123,6 +135,7 @@ class _Call:
             self._has_failed = True
             await self._refuse(500, "an internal error; the log of the endpoint picker says more")
             return
+        self._is_prefilling = self._picked.prefill is not None
         for reply in self._exchange.picked(mutation, body):
             await self._write(reply)
 

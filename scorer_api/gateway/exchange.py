@@ -132,7 +132,7 @@ class Exchange:
         assert self._phase is _Phase.ASKING, "the answer to a question"
         if self._has_body and self._request_mode == BodyMode.BUFFERED:
             self._phase = _Phase.SENT
-            yield messages.pick_in_body(_with_length(mutation, body), body)
+            yield messages.pick_in_body(mutation if body is None else self._with_length(mutation, body), body)
         else:
             yield from self._in_full_duplex(mutation, body)
         self._release()
@@ -219,11 +219,17 @@ class Exchange:
         whole = self._joined() if body is None else body
         is_end = self._is_whole and not self._has_trailers
         self._phase = _Phase.SENT if self._is_whole else _Phase.PASSING
-        yield messages.pick_in_headers(_with_length(mutation, whole) if self._has_body and is_end else mutation)
+        yield messages.pick_in_headers(self._with_length(mutation, whole) if self._has_body and is_end else mutation)
         if self._has_body:
             yield from _pieces_of(memoryview(whole), messages.request_piece, is_end=is_end)
         if self._has_trailers:
             yield messages.TRAILERS_DONE
+
+    def _with_length(self, mutation: Mutation, body: bytes) -> Mutation:
+        """The mutation with the body's length, if the client gave one. Envoy sends bodies in chunks all the same in full duplex, others need not."""
+        if "content-length" not in self._headers:
+            return mutation
+        return Mutation(mutation.destination, (*mutation.headers, ("content-length", str(len(body)))), mutation.removed)
 
     def _release(self) -> None:
         self._room.bytes_left += self._size
@@ -253,13 +259,6 @@ class Exchange:
             return (messages.RESPONSE_BODY_DONE,)
         self.pieces_echoed += 1
         return _pieces_of(body, messages.response_piece, is_end=is_end)
-
-
-def _with_length(mutation: Mutation, body: bytes | None) -> Mutation:
-    """The mutation with the body's length: without it a gateway sends the body in chunks, which not every server takes."""
-    if body is None:
-        return mutation
-    return Mutation(mutation.destination, (*mutation.headers, ("content-length", str(len(body)))), mutation.removed)
 
 
 def _pieces_of(body: memoryview, write: "_WritePiece", *, is_end: bool) -> Iterator[bytes]:

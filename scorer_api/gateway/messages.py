@@ -86,7 +86,7 @@ HOPS = (PREFILLER, "x-encoder-hosts-ports", "x-data-parallel-host-port", "x-kv-c
 """Headers by which a pod is told to call others. Only a picker may set them, never a client."""
 REQUEST_HEADERS = frozenset(
     (
-        *(":path", "content-type", "content-encoding", "x-session-id", "anthropic-version", "x-gateway-model-name"),
+        *(":path", "content-length", "content-type", "content-encoding", "x-session-id", "anthropic-version", "x-gateway-model-name"),
         *MODEL_REWRITE,
         *HOPS,
     )

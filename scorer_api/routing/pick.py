@@ -8,8 +8,9 @@ from msgspec import Meta, Struct
 from indexer.core.names import Trust
 from scorer_api.routing.policies import PickReason, PolicyName
 
-Exclusion = Literal["excluded", "expired", "stale"]
-"""Why a pod is not picked: the request excludes it, or its stream is expired; a stale one is picked if there is no other."""
+Exclusion = Literal["excluded", "prefill", "expired", "stale"]
+"""Why a pod is not picked: the request excludes it, it only computes prompts for others, or its stream is expired; a stale one is picked if there is
+no other."""
 EXCLUSIONS: tuple[Exclusion, ...] = get_args(Exclusion)
 
 
@@ -17,6 +18,7 @@ class PickRequest(Struct, frozen=True):
     """What to pick from, and how.
 
     `only`: these pods, None for all. `policy`: None for the service's own. `tokens_estimate`: about how long a prompt of unknown tokens is.
+    `prefill`: pods that only compute prompts for others.
     """
 
     only: Collection[str] | None = None
@@ -26,6 +28,7 @@ class PickRequest(Struct, frozen=True):
     output_tokens: int | None = None
     include_speculative: bool = True
     tokens_estimate: int | None = None
+    prefill: Collection[str] = ()
 
 
 class PodReason(Struct, frozen=True, gc=False):

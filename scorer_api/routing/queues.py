@@ -7,7 +7,7 @@ count: the measurement includes the others.
 import math
 from collections import OrderedDict
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 # A request picked less than this before a measurement had not reached the engine by then.
 UNDER_WAY_S = 0.1
@@ -68,6 +68,19 @@ class Queues:
     def done(self, name: str) -> bool:
         """Stop counting the request. Returns whether it counted."""
         return self._remove(name, has_ended=True)
+
+    def relieve(self, name: str) -> None:
+        """Another pod computes the request's prompt: it counts as a request without tokens. One that does not count is no mistake."""
+        request = self._sent.get(name)
+        if request is None:
+            return
+        self._sent[name] = relieved = structs.replace(request, tokens=0)
+        pod = self._pods[request.model, request.pod]
+        pod.tokens -= request.tokens
+        pod.backlog = max(0.0, pod.backlog - request.tokens)
+        if name in pod.new:
+            pod.new[name] = relieved
+            pod.new_tokens -= request.tokens
 
     def _remove(self, name: str, *, has_ended: bool) -> bool:
         request = self._sent.pop(name, None)

@@ -27,6 +27,8 @@ from scorer_api.routing.speculation import Rank, Speculation
 from scorer_api.routing.speculative_scores import BLOCK_SIZE_PRIOR, BlockCounters, ExpectedTokens, SpeculativeScores, speculative_tokens
 
 ID_BYTES = 8
+# The prompt of a request that another pod computes counts by its id with this behind it.
+PREFILL = "/prefill"
 # Turns start anywhere, so that replicas do not pick in step.
 TURN_MAX = 2**32
 # Above this number of models the kept figures are cleared: models come and go.
@@ -92,6 +94,18 @@ class Router:
 
     def pick(self, prompt: Query, request: PickRequest, now_s: float) -> Pick:
         """Pick a pod and count the request as sent there. Raises UnknownModelError, NoPodError."""
+        return self._pick(prompt, request, now_s, secrets.token_hex(ID_BYTES))
+
+    def pick_for_prefill(self, prompt: Query, request: PickRequest, now_s: float, picked: Pick) -> Pick:
+        """Pick a pod that computes the prompt of a picked request. Until `prefilled`, or `done`, the prompt counts there and not at the picked pod.
+
+        Raises UnknownModelError, NoPodError.
+        """
+        pick = self._pick(prompt, request, now_s, picked.id + PREFILL)
+        self._queues.relieve(picked.id)
+        return pick
+
+    def _pick(self, prompt: Query, request: PickRequest, now_s: float, name: str) -> Pick:
         self.expire(now_s)
         try:
             lookup, scores = self._view.scored(prompt, request.only)
@@ -104,7 +118,6 @@ class Router:
         policy = self._policy(request)
         order, picked_for = self._order(policy, self._policy_input(prompt.model, request), candidates)
         picked, reasons = order[0], candidates.reasons
-        name = secrets.token_hex(ID_BYTES)
         self._queues.add(name, QueuedRequest(prompt.model, picked.pod, picked.rank, reasons[picked.pod].uncached_tokens, now_s))
         (rank,) = (best.rank for score, best in zip(scores, bests, strict=True) if score.pod == picked.pod)
         self._speculative.note_pick(name, lookup, picked.pod, rank, now_s)
@@ -112,6 +125,14 @@ class Router:
 
     def done(self, name: str) -> bool:
         """Forget a request, by its id. Returns whether it counted."""
+        self.prefilled(name)
+        return self._forget(name)
+
+    def prefilled(self, name: str) -> None:
+        """The prompt of a request, by its id, has been computed by the pod that was picked for that, if there is one."""
+        self._forget(name + PREFILL)
+
+    def _forget(self, name: str) -> bool:
         was_speculative = self.speculation.take_back(name)
         return self._queues.done(name) or was_speculative
 
@@ -153,7 +174,7 @@ class Router:
         fresh: list[Candidate] = []
         stale: list[Candidate] = []
         reasons: dict[str, PodReason] = {}
-        model, exclude, output_tokens = prompt.model, request.exclude, request.output_tokens
+        model, exclude, prefill, output_tokens = prompt.model, request.exclude, request.prefill, request.output_tokens
         ahead, backlog_of, draw = self._queues.ahead, self._queues.backlog, self._random.random
         tokens = prompt.length if isinstance(prompt, Prompt) else request.tokens_estimate
         oldest_s = now_s - self._settings.limits.routing.load_max_age_s
@@ -174,6 +195,8 @@ class Router:
             why: Exclusion | None = None
             if pod in exclude:
                 why = "excluded"
+            elif pod in prefill:
+                why = "prefill"
             elif trust is Trust.EXPIRED:
                 why = "expired"
             else:

@@ -54,6 +54,7 @@ async def test_an_address_is_taken_as_it_is(found: Destinations, base: str, dest
     assert await found.of(EngineApi("a", base, is_limited=False)) == destination
 
 
+@pytest.mark.rule("G3")
 async def test_what_a_client_registered_has_to_be_in_the_networks(found: Destinations, names: Names) -> None:
     names.addresses["pod"] = ["8.8.8.8"]
     assert await found.of(EngineApi("a", "http://8.8.8.8:80", is_limited=True)) is None

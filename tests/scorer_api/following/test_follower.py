@@ -871,6 +871,15 @@ async def test_a_pod_deleted_at_one_scorer_is_gone_at_all_and_in_redis(server: R
         assert [name for name in names if b":state:" in name or b":gpu:" in name] == []
 
 
+async def test_all_replicas_know_the_role_of_a_registered_pod(server: RedisServer) -> None:
+    spec = EngineSpec(A.pod, MODEL, events="tcp://127.0.0.1:9", role="prefill")
+    async with scorer_of(settings_of(server)) as scorer, scorer_of(settings_of(server)) as other:
+        await scorer.pods.register((spec,))
+        await wait_until_async(lambda: other.pods.api(A.pod, MODEL).role == "prefill")
+        assert other.pods.apis(MODEL)[A.pod].role == "prefill"
+        assert other.pods.api("another", MODEL).role == "both"
+
+
 async def test_a_registered_pod_whose_streams_are_gone_stays_listed(server: RedisServer) -> None:
     settings = settings_of(server)
 

@@ -7,7 +7,7 @@ from scorer_api.gateway.messages import Mutation
 from tests import ext_proc
 from tests.ext_proc import BUFFERED, DESTINATION, FULL_DUPLEX, NONE, REQUEST_BODY, REQUEST_HEADERS, RESPONSE_BODY, RESPONSE_HEADERS, Reply, read_reply
 
-PATH = {":path": "/v1/completions"}
+PATH = {":path": "/v1/completions", "content-length": "2"}
 ENDPOINT = "10.0.0.1:80"
 LIMIT = 1_000_000
 
@@ -117,6 +117,12 @@ def test_another_body_is_sent_in_its_place() -> None:
     assert (first.set["content-length"], body_of(rest)) == ("13", b'{"model":"m"}')
 
 
+def test_a_body_whose_length_the_client_did_not_give_stays_without_one() -> None:
+    call = Call()
+    call.ask(ext_proc.headers(REQUEST_HEADERS, {":path": "/"}, more=ext_proc.modes(FULL_DUPLEX)), ext_proc.body(REQUEST_BODY, b"{}", is_end=True))
+    assert call.pick()[0].set == {DESTINATION: ENDPOINT}
+
+
 def test_trailers_end_a_body_and_go_after_it() -> None:
     call = Call()
     assert call.ask(begin(), ext_proc.body(REQUEST_BODY, b"{}"), ext_proc.trailers(6)).body == b"{}"
@@ -151,6 +157,7 @@ def test_a_buffered_body_over_the_limit_stays_with_the_gateway() -> None:
     assert [(reply.kind, reply.replaced) for reply in call.pick()] == [(3, None)]
 
 
+@pytest.mark.rule("G1")
 def test_all_calls_together_have_a_limit() -> None:
     call = Call(room=100)
     other = Exchange(call.room, LIMIT)

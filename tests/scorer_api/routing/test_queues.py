@@ -78,6 +78,21 @@ def test_there_is_room_for_so_many_and_the_oldest_go() -> None:
     assert [queues.done(str(number)) for number in range(5)] == [False, False, True, True, True]
 
 
+def test_a_request_whose_prompt_another_pod_computes_counts_without_its_tokens() -> None:
+    queues = Queues(10.0)
+    queues.add("a", QueuedRequest("m", "pod", 0, 100, 1.0))
+    queues.add("b", QueuedRequest("m", "pod", 0, 10, 1.0))
+    queues.relieve("a")
+    queues.relieve("unknown")
+    assert queues.ahead("m", "pod", None) == (10, 2)
+    assert queues.ahead("m", "pod", 0.5) == (10, 2)
+    assert queues.backlog("m", "pod", 1.0, 1.0) == 10
+    assert queues.done("a")
+    assert queues.ahead("m", "pod", 0.5) == (10, 1)
+    assert queues.done("b")
+    assert queues.ahead("m", "pod", None) == (0, 0)
+
+
 def test_ranks_count_by_themselves() -> None:
     queues = Queues(10.0)
     queues.add("1", sent(1, 1.0, rank=1))
