@@ -70,6 +70,11 @@ class Server:
             self._process.kill()
             self._process.wait()
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
     def log(self) -> str:
         """What it has logged."""
         self._log.seek(0)

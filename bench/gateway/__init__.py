@@ -1,0 +1,1 @@
+"""What the endpoint picker costs behind a real Envoy: `make bench-gateway`."""
