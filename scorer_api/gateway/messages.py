@@ -166,6 +166,8 @@ def _read_headers(data: memoryview, wanted: Mapping[bytes, str]) -> tuple[dict[s
 
 def _read_header(data: memoryview, wanted: Mapping[bytes, str], found: dict[str, str]) -> None:
     """Gateways send a value under 2 or, as raw bytes, under 3; one of them is empty."""
+    if _is_other(data, wanted):
+        return
     name = None
     text = ""
     for key, value in read_fields(data):
@@ -176,6 +178,14 @@ def _read_header(data: memoryview, wanted: Mapping[bytes, str], found: dict[str,
             text = text_of(value)
     if name is not None:
         found[name] = text
+
+
+def _is_other(data: memoryview, wanted: Mapping[bytes, str]) -> bool:
+    """Whether the header begins with a short name that is not wanted, as most do."""
+    if len(data) < 2 or data[0] != _BYTES_1 or data[1] > 127:
+        return False
+    name = bytes(data[2 : 2 + data[1]])
+    return len(name) == data[1] and name.lower() not in wanted
 
 
 def _read_metadata(data: memoryview, namespace: str, name: str) -> tuple[str, ...] | None:

@@ -41,7 +41,12 @@ def read_fields(data: memoryview) -> Iterator[tuple[int, Any]]:
             raise MalformedError("a field without a number")
         kind = key & 7
         if kind == 2:
-            size, at = _read_varint(data, at)
+            # Nearly all sizes take one byte.
+            if at < end and data[at] < 128:
+                size = data[at]
+                at += 1
+            else:
+                size, at = _read_varint(data, at)
             if size > end - at:
                 raise MalformedError("a field exceeds its message")
             yield key, data[at : at + size]
@@ -78,10 +83,13 @@ def text_of(data: memoryview) -> str:
     return str(data, "utf-8", "replace")
 
 
+_ONE_BYTE = [bytes((value,)) for value in range(128)]
+
+
 def varint(value: int) -> bytes:
     """A number of 0 or more."""
     if value < 128:
-        return bytes((value,))
+        return _ONE_BYTE[value]
     written = bytearray()
     while value > 127:
         written.append(value & 127 | 128)
