@@ -15,7 +15,7 @@ LOST_EVERY = 10
 @pytest.fixture(scope="module")
 def service() -> Iterator[Client]:
     """One service, which the engines of each capture join and leave."""
-    with Command("serve", *words_of({"port": "0", "silence_s": "0.1", "reconnect_s": "0.05"})) as service:
+    with Command("serve", *words_of({"port": "0", "silence_s": "0.1", "reconnect_s": "0.05", "replay_give_up_s": "600"})) as service:
         yield service.wait_url()
 
 
