@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -12,7 +12,7 @@ from indexer.config.settings import Settings
 from indexer.core.names import StreamKey, Trust
 from indexer.engines.api import EngineApi
 from indexer.engines.endpoints import check_registration
-from indexer.engines.spec import EngineSpec, Role, aliases, check_together, http_base, http_base_of, role_of
+from indexer.engines.spec import EngineSpec, aliases, check_together, http_base_of, role_of
 from indexer.errors import NotFollowedError, StoreError
 from indexer.ownership.replica import ReplicaService
 from indexer.store.health import UNREACHABLE
@@ -61,18 +61,22 @@ class SharedPods:
                 yield self._pod_status(pod, model, of_model)
 
     def _pod_status(self, pod: str, model: str, streams: Iterable[FollowedStream]) -> PodStatus:
-        specs = self._follower.pods.get(pod, ())
-        specs = specs if specs and specs[0].model == model else ()
-        base, named = http_base(specs) if specs else "", aliases(specs)
-        statuses = []
+        specs = self._specs(pod, model)
+        named = aliases(specs)
+        statuses, published_bases = [], []
         for stream in streams:
             published = published_status(stream)
             statuses.append(self._status(stream, published))
             if published is not None:
-                base = base or published.http or ""
+                published_bases.append(published.http)
                 named = (*named, *published.aliases)
         statuses.sort(key=lambda status: status.rank)
-        return PodStatus(pod, model, statuses, base or http_base_of(pod), tuple(dict.fromkeys(named)))
+        return PodStatus(pod, model, statuses, _base(pod, specs, published_bases), tuple(dict.fromkeys(named)))
+
+    def _specs(self, pod: str, model: str) -> tuple[EngineSpec, ...]:
+        """What is registered of a pod, if it serves this model."""
+        specs = self._follower.pods.get(pod, ())
+        return specs if specs and specs[0].model == model else ()
 
     def _status(self, stream: FollowedStream, published: PublishedStatus | None) -> StreamStatus:
         trust = self._follower.view.trust(stream.key)
@@ -105,28 +109,25 @@ class SharedPods:
         """Where a pod's own API is. What came from Redis is limited, as that which the owner of a stream says is."""
         if self._service is not None and not (own := self._service.api(pod, model)).is_limited:
             return own
-        specs = self._follower.pods.get(pod, ())
-        of_pod = (published_status(stream) for stream in self._follower.streams() if (stream.key.pod, stream.key.model) == (pod, model))
-        published = [each for each in of_pod if each is not None]
-        roles = (each.role for each in published)
-        role: Role = role_of(specs) if specs else next(roles, "both")
-        if specs and specs[0].http is not None:
-            return EngineApi(pod, specs[0].http, True, role)
-        bases = (each.http for each in published if each.http is not None)
-        return EngineApi(pod, next(bases, http_base_of(pod)), True, role)
+        published = (published_status(stream) for stream in self._follower.streams_of(model) if stream.key.pod == pod)
+        return self._api(pod, model, [each for each in published if each is not None])
 
     def apis(self, model: str) -> dict[str, EngineApi]:
         """The same of every pod of a model."""
-        bases = {stream.key.pod: http_base_of(stream.key.pod) for stream in self._follower.streams_of(model)}
-        of_model = ((stream.key.pod, published_status(stream)) for stream in self._follower.streams_of(model))
-        published = [(pod, each) for pod, each in of_model if each is not None]
-        bases |= {pod: each.http for pod, each in published if each.http is not None}
-        registered = [(pod, specs) for pod, specs in self._follower.pods.items() if specs[0].model == model]
-        bases |= {pod: specs[0].http or bases.get(pod) or http_base_of(pod) for pod, specs in registered}
-        roles = {pod: each.role for pod, each in published} | {pod: role_of(specs) for pod, specs in registered}
-        found = {pod: EngineApi(pod, base, True, roles.get(pod, "both")) for pod, base in bases.items()}
+        published: dict[str, list[PublishedStatus]] = {pod: [] for pod, specs in self._follower.pods.items() if specs[0].model == model}
+        for stream in self._follower.streams_of(model):
+            of_pod, status = published.setdefault(stream.key.pod, []), published_status(stream)
+            if status is not None:
+                of_pod.append(status)
+        found = {pod: self._api(pod, model, of_pod) for pod, of_pod in published.items()}
         own = {} if self._service is None else self._service.apis(model)
         return found | {pod: api for pod, api in own.items() if not api.is_limited}
+
+    def _api(self, pod: str, model: str, published: Sequence[PublishedStatus]) -> EngineApi:
+        """`published`: what the owners of its streams say."""
+        specs = self._specs(pod, model)
+        role = role_of(specs) if specs else next((each.role for each in published), "both")
+        return EngineApi(pod, _base(pod, specs, (each.http for each in published)), True, role)
 
     async def register(self, specs: tuple[EngineSpec, ...]) -> bool:
         """Make one pod what these specs say, for all replicas. Returns whether it is a new pod. Raises SettingError, StoreError."""
@@ -210,6 +211,11 @@ class SharedPods:
             return None
         published = published_status(stream)
         return failure_of(stream.key, trust, None if published is None else published.last_error)
+
+
+def _base(pod: str, specs: Iterable[EngineSpec], published: Iterable[str | None]) -> str:
+    """The base URL of a pod's own API: what its registration says, or else the owners of its streams, or else its name."""
+    return next((base for base in (*(spec.http for spec in specs), *published) if base is not None), None) or http_base_of(pod)
 
 
 def _streams_of(specs: Iterable[EngineSpec]) -> set[StreamKey]:
