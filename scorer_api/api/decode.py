@@ -23,6 +23,7 @@ from scorer_api.api.route_schemas import DoneRequest, RouteRequest, RouteRequest
 from scorer_api.api.schemas import BATCH_REQUESTS_MAX, ScoreRequest, ScoreRequestMsgpack
 from scorer_api.api.steps import all_at_once, one_by_one
 from scorer_api.api.unknown_fields import misspelled
+from scorer_api.routing.policies import POLICY_NAMES
 from scorer_api.tokens.token_lists import LIST_BYTES_MIN, Taken, first_out_of_range, moved_bytes, take_list, take_tokens
 
 T = TypeVar("T")
@@ -157,10 +158,11 @@ async def _in_turns(body: bytes, media_type: str, kind: _Kind[R], turn: asyncio.
             except Problem as problem:
                 raise Problem(problem.status, moved_bytes(problem.detail, hashes.first, hashes.cut)) from None
             return msgspec.structs.replace(request, block_hashes=hashes.hashes)
-        token_ids = _encoded_tokens(body, media_type)
-        await asyncio.sleep(0)
-        if (taken := await take_list(body, token_ids, media_type)) is not None:
-            return await _with_tokens(body, "token_ids", taken, media_type, kind, is_repeated=True)
+        outline = _outline_of(body, media_type)
+        for field in TOKEN_LISTS:
+            await asyncio.sleep(0)
+            if (taken := await take_list(body, bytes(getattr(outline, field)), media_type)) is not None:
+                return await _with_tokens(body, field, taken, media_type, kind, is_repeated=True)
         return await one_by_one(_steps(body, media_type, kind))
 
 
@@ -196,12 +198,12 @@ def _with_packed(request: R, field: str, tokens: bytes) -> R:
     return msgspec.structs.replace(request, token_ids=tokens)
 
 
-def _encoded_tokens(body: bytes, media_type: str) -> bytes:
-    """The tokens of a request, still encoded; empty where there are none."""
+def _outline_of(body: bytes, media_type: str) -> Outline:
+    """The fields of a request, still encoded; empty for a body that is none."""
     try:
-        return bytes(_OUTLINE[media_type](body).token_ids)
+        return _OUTLINE[media_type](body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return b""  # decoding the whole body says what is wrong
+        return Outline()  # decoding the whole body says what is wrong
 
 
 def decode_done(body: bytes, media_type: str) -> DoneRequest:
@@ -233,7 +235,7 @@ def split_batch(body: bytes, media_type: str) -> list[bytes]:
 
 
 @contextmanager
-def _problems(media_type: str, explain: Callable[[msgspec.ValidationError], str] = lambda error: field_first(str(error))) -> Iterator[None]:
+def _problems(media_type: str, explain: Callable[[msgspec.ValidationError], str] = lambda error: _explained(str(error))) -> Iterator[None]:
     """Turn msgspec's errors into problems. `explain`: the sentence about a wrong shape."""
     try:
         yield
@@ -243,6 +245,11 @@ def _problems(media_type: str, explain: Callable[[msgspec.ValidationError], str]
         raise Problem(400, f"the body is not valid {media_type}: {error}") from None
     except RecursionError:
         raise Problem(400, "the body is nested too deeply") from None
+
+
+def _explained(error: str) -> str:
+    text = field_first(error)
+    return f"{text}; it should be {', '.join(POLICY_NAMES[:-1])} or {POLICY_NAMES[-1]}" if text.startswith("policy: ") else text
 
 
 def _steps(body: bytes, media_type: str, kind: _Kind[R], *, packs: bool = True) -> Generator[None, None, R]:

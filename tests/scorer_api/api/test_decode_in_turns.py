@@ -56,7 +56,8 @@ odd = st.sampled_from(
 token = st.tuples(space, st.one_of(good, good, good, good, odd), space).map(b"".join)
 plain_list = st.lists(good, max_size=30).map(lambda items: b"[" + b",".join(items) + b"]")
 any_list = st.lists(token, max_size=30).map(lambda items: b"[" + b",".join(items) + b"]")
-key = st.sampled_from([b'"token_ids"', b'"token_ids"', b'"token_ids"', b'"token\\u005fids"', b'"messages"', b'"lora_name"', b'"pods"', b'"other"'])
+own_keys = [b'"token_ids"', b'"token_ids"', b'"token_ids"', b'"token\\u005fids"', b'"prompt"', b'"prompt"', b'"prom\\u0070t"']
+key = st.sampled_from([*own_keys, b'"messages"', b'"lora_name"', b'"pods"', b'"other"'])
 text = st.sampled_from([b'"m"', b'"token_ids"', b'"\\"token_ids\\":[1,2,3,4,5,6,7,8,9]"', b'"\xc3\xa4"', b'"\xff"', b"null", b"1", b"true"])
 nested = plain_list.map(lambda tokens: b'[{"token_ids":' + tokens + b"}]")
 field = st.tuples(key, space, st.just(b":"), space, st.one_of(plain_list, any_list, text, nested)).map(b"".join)
@@ -83,6 +84,8 @@ def damaged(draw: st.DrawFn) -> bytes:
 @example(b'{"model":"m","token_ids":[11111111,2222222,,3333333]}')
 @example(b'{"model":"m","token\\u005fids":["1"],"token_ids":[0,0,0,0,0,0,0]}')
 @example(b'{"model":"m","token_ids":[0,0,0,0,0,0,0],"token\\u005fids":["1"]}')
+@example(b'{"model":"m","prompt":["1"],"prompt":[0,0,0,0,0,0,0]}')
+@example(b'{"model":"m","prompt":[0,0,0,0,0,0,0],"prompt":[1,1,1,1,1,1,-1]}')
 @example(b'{"model":"m","token_ids":[-1,11111111,2222222,3333333],"x":1}')
 def test_a_body_in_json(body: bytes) -> None:
     is_the_same(body, JSON)
@@ -115,3 +118,27 @@ def in_msgpack(draw: st.DrawFn) -> bytes:
 @given(in_msgpack())
 def test_a_body_in_msgpack(body: bytes) -> None:
     is_the_same(body, MSGPACK)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"m","token_ids":[1,2,3],"token_ids":%b}',
+        b'{"model":"m","prompt":[1,2,3],"prompt":%b}',
+        b'{"model":"m","prompt":"1","prom\\u0070t":%b}',
+    ],
+)
+async def test_others_have_their_turn_while_tokens_that_are_given_twice_are_decoded(body: bytes) -> None:
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count(), name="count")
+    request = await decode_score_in_turns(body % msgspec.json.encode([1_000_000] * 100), JSON, asyncio.Lock())
+    counting.cancel()
+    assert request.token_ids == (1_000_000).to_bytes(4, "little") * 100
+    assert turns >= 100, "one for each piece"

@@ -117,7 +117,7 @@ def test_every_policy_can_be_asked_for(service: Client, policy: str) -> None:
         ({"exclude": ["a", "b", "c"]}, 503, "no pod can be picked: 3 excluded"),
         ({"pods": ["ghost"]}, 503, "there is none of those asked for"),
         ({"policy": "session"}, 422, "session_id: the policy session needs one"),
-        ({"policy": "best"}, 422, "policy: Invalid enum value 'best'"),
+        ({"policy": "best"}, 422, "policy: Invalid enum value 'best'; it should be cost, prefix, least-load, round-robin or session"),
         ({"output_tokens_expected": -1}, 422, "output_tokens_expected: "),
         ({"exclude": "a"}, 422, "exclude: Expected `array"),
         ({"sesion_id": "s"}, 422, "sesion_id: there is no such field; did you mean session_id?"),
