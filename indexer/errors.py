@@ -2,6 +2,7 @@
 
 IndexerError
 ├── SettingError        a setting, flag, variable or engine spec is wrong: the process does not start
+│   └── UnresolvedError the host of an endpoint has no address now: it is looked up again
 ├── NotFollowedError    another indexer follows the stream that is to be changed
 ├── StoreError          Redis is unreachable or refuses: the caller gets the error, streams continue in memory
 └── Refused             a frame, batch or event from the network cannot be used: it is counted and skipped
@@ -28,6 +29,10 @@ class SettingError(IndexerError):
         self.key = key
         self.value = value
         self.allowed = allowed
+
+
+class UnresolvedError(SettingError):
+    """The host of an endpoint has no address at present. The name may be right all the same: DNS may learn it later."""
 
 
 class NotFollowedError(IndexerError):

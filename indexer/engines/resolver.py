@@ -4,10 +4,11 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from indexer.engines.networks import EngineNetworks, endpoints_of, has_name, literal
 from indexer.engines.spec import EngineSpec, at_address, host_of, port_of
-from indexer.errors import SettingError
+from indexer.errors import SettingError, UnresolvedError
 from indexer.receiving.addresses import reachable
 
 log = logging.getLogger(__name__)
@@ -19,16 +20,20 @@ AGAIN_S = 2.0
 
 
 async def check_names(spec: EngineSpec, networks: EngineNetworks) -> None:
-    """Raises SettingError if an endpoint's name has no address, or one outside the networks."""
+    """Raises SettingError if an endpoint has an address outside the networks.
+
+    A name without an address is no mistake: DNS learns of a new pod when it is ready. It is looked up, and checked, again before it is dialled.
+    """
     networks.check(spec)
     for key, endpoint in endpoints_of(spec):
-        await address_of(endpoint, key, networks)
+        with suppress(UnresolvedError):
+            await address_of(endpoint, key, networks)
 
 
 async def address_of(endpoint: str, key: str, networks: EngineNetworks) -> str:
     """The endpoint with an address in place of its name: one of a family that is answered, if the name has both.
 
-    Raises SettingError unless all addresses of the name are in the networks.
+    Raises SettingError unless all addresses of the name are in the networks, UnresolvedError if it has none at present.
     """
     host = host_of(endpoint)
     if host is None or not has_name(endpoint):
@@ -37,15 +42,15 @@ async def address_of(endpoint: str, key: str, networks: EngineNetworks) -> str:
         async with asyncio.timeout(RESOLVE_S):
             found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except TimeoutError:
-        raise SettingError(key, endpoint, f"{host} could not be resolved within {RESOLVE_S:g} s") from None
+        raise UnresolvedError(key, endpoint, f"{host} could not be resolved within {RESOLVE_S:g} s") from None
     except (OSError, UnicodeError) as error:
-        raise SettingError(key, endpoint, f"{host} cannot be resolved: {getattr(error, 'strerror', None) or error}") from None
+        raise UnresolvedError(key, endpoint, f"{host} cannot be resolved: {getattr(error, 'strerror', None) or error}") from None
     addresses = {str(text): address for *_, (text, *_) in found if (address := literal(str(text)))}
     for address in addresses.values():
         networks.check_address(address, key, endpoint)
     at = await reachable(addresses, port_of(endpoint) or 0)
     if at is None:
-        raise SettingError(key, endpoint, f"{host} has no address")
+        raise UnresolvedError(key, endpoint, f"{host} has no address")
     return at_address(endpoint, at)
 
 

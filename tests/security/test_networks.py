@@ -107,13 +107,6 @@ def wide() -> Iterator[Client]:
 
 
 @pytest.mark.rule("C10")
-def test_a_name_without_an_address_is_refused(wide: Client) -> None:
-    refused = put(wide, "x", events="tcp://no.such.host.invalid:80")
-    assert refused.status_code == 422
-    assert refused.json()["detail"].startswith("events: no.such.host.invalid c")  # cannot, or could not in time, be resolved
-
-
-@pytest.mark.rule("C10")
 def test_an_engine_is_followed_by_a_name_whose_addresses_are_inside() -> None:
     with Engine() as engine, serve(None) as service:
         engine.publish(stored([1], PROMPT[:4]))
@@ -191,19 +184,14 @@ def test_a_name_that_takes_another_address_is_looked_at_again_and_never_dialled_
 
 
 @pytest.mark.rule("C10")
-def test_a_name_that_has_no_address_for_a_while_is_followed_once_it_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = Names(monkeypatch, "127.0.0.1")
-    with Engine() as engine, Running() as service:
+def test_a_pod_whose_name_has_no_address_yet_is_followed_once_it_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = Names(monkeypatch)
+    with Engine() as engine, Running(allowed_engine_networks="127.0.0.1") as service:
         engine.publish(stored([1], PROMPT[:4]))
-        real = dialling.check_names
-
-        async def then_gone(*arguments: Any) -> None:
-            await real(*arguments)
-            names.addresses = []
-
-        monkeypatch.setattr("indexer.http.routes.check_names", then_gone)
         assert put(service, "pod", events=f"tcp://{NAME}:{engine.events_port}").status_code == 201
         wait_until(lambda: "cannot be resolved" in str(service.stream()["last_error"]))
+        names.addresses = ["127.0.0.2"]
+        wait_until(lambda: "is at 127.0.0.2, which is outside" in str(service.stream()["last_error"]))
         names.addresses = ["127.0.0.1"]
         service.wait_for(connected=True)
         assert service.http.delete(f"{service.url}/v1/pods/pod").status_code == 204
