@@ -43,7 +43,7 @@ $(ENGINE_READY): tests/living_engine/requirements.txt
 	@touch $@
 
 run: $(READY) ## the service on 127.0.0.1:8080 with two demo engines
-	@$(BIN)/kv-indexer demo --port $(PORT)
+	@$(BIN)/kv-indexer demo --port $(PORT) || { code=$$?; [ $$code -ne 2 ] || echo "If port $(PORT) is taken: make run PORT=8081" >&2; exit $$code; }
 
 # Tests start hundreds of processes: each would compile every module again where the environment forbids Python to keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE

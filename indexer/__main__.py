@@ -1,8 +1,8 @@
-"""`python -m indexer`: see `command`."""
+"""`python -m indexer`: see `ingest`."""
 
 import sys
 
-from indexer.main.command import main
+from indexer.main.ingest import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -111,7 +111,7 @@ REDIS = {"indexer.store"}
 GRPC = {"scorer_api.gateway.server"}
 CRYPTOGRAPHY = {"scorer_api.gateway.self_signed"}
 WEB = {"indexer.http", "indexer.main.app", "scorer_api.api"}
-ENVIRONMENT = {"indexer.main.command"}
+ENVIRONMENT = {"indexer.main.command", "indexer.main.serving"}
 
 
 def tree(module: str) -> ast.Module:

@@ -112,6 +112,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Lowest severity that is logged: debug, info, warning or error.")
     ] = "info"
+    access_log: Annotated[bool, Meta(description="Log a line for each HTTP request, at level info.")] = False
 
     @property
     def engine_networks(self) -> EngineNetworks:
@@ -177,6 +178,11 @@ def limit_fields() -> Iterator[Field]:
     """Every entry of the table `[limits]`, in the order in which they are documented. They have neither flags nor variables."""
     for group in msgspec.structs.fields(Limits):
         yield from _fields_of(group.type, group.name)
+
+
+def moved(name: str) -> str:
+    """What to say of a limit that is given as if it were a setting, as all were in earlier versions."""
+    return f"is the entry {name} in the table [limits] of the configuration file (--config)"
 
 
 def _fields_of(kind: type[Struct], group: str) -> Iterator[Field]:

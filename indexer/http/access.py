@@ -5,6 +5,8 @@
 given               -                       either kind of token        an api token
 -                   given                   no token                    an admin token
 given               given                   either kind of token        an admin token
+
+A token comes in `Authorization`, or in a header of our own: a gateway that passes its client's `Authorization` on has its own token there.
 """
 
 import logging
@@ -25,11 +27,14 @@ log = logging.getLogger(__name__)
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """Paths that need no token: probes have none."""
 CHALLENGE = {"WWW-Authenticate": "Bearer"}
-WITHOUT = "Authorization should be Bearer and a token"
-UNKNOWN = "the token in Authorization is not a good one"
+OWN_HEADER = "X-KV-Indexer-Token"
+"""Has a token alone. Where it is given, `Authorization` is somebody else's."""
+WITHOUT = f"Authorization should be Bearer and a token, or {OWN_HEADER} a token"
+UNKNOWN = f"the token in Authorization, or in {OWN_HEADER}, is not a good one"
 NOT_ADMIN = "changing pods takes a token of --admin-token-file"
 
 Headers = list[tuple[bytes, bytes]]
+_OWN_HEADER = OWN_HEADER.lower().encode()
 
 
 class Access:
@@ -126,7 +131,9 @@ class Gate:
 
 
 def _token(headers: Headers) -> bytes | None:
-    """The bearer token, if there is exactly one."""
+    """The token of our own header, or else the bearer token, if there is exactly one."""
+    if own := [value.strip() for name, value in headers if name == _OWN_HEADER]:
+        return own[0] or None if len(own) == 1 else None
     given = [value for name, value in headers if name == b"authorization"]
     if len(given) != 1:
         return None

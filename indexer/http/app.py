@@ -10,6 +10,7 @@ from indexer import __version__
 from indexer.config.settings import Settings
 from indexer.http import openapi, problems
 from indexer.http.access import OPEN_PATHS, Access, Gate
+from indexer.http.access_log import AccessLog
 from indexer.http.bodies import BodyBound
 
 
@@ -26,4 +27,6 @@ def make_app(
     app.add_middleware(BodyBound, bytes_max=settings.limits.http.bodies_bytes_max, refused=access.metrics.no_room)
     if access.needs_token:
         app.add_middleware(Gate, access=access, open_paths=OPEN_PATHS | pages, body_bytes_max=settings.body_bytes_max)
+    if settings.access_log:
+        app.add_middleware(AccessLog)
     return app

@@ -7,16 +7,18 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import PlainTextResponse
 
 from indexer.engines.spec import NAME_LENGTH_MAX
-from indexer.http.access import OPEN_PATHS, Access
+from indexer.http.access import OPEN_PATHS, OWN_HEADER, Access
 from indexer.http.negotiation import JSON
 from indexer.http.pods_page import PAGE_PODS_MAX
 from indexer.http.problems import MEDIA_TYPE as PROBLEM
 from indexer.http.schemas import COMPONENT
 
-SCHEME = "token"
+SCHEMES = {"token": {"type": "http", "scheme": "bearer"}, "token_header": {"type": "apiKey", "in": "header", "name": OWN_HEADER}}
+"""Either of them carries a token."""
+PATH_EXAMPLES = {"pod": "10.0.0.7:8000", "path": "v1/chat/completions"}
 PROBLEMS = {
     400: "The body, or the request, is malformed.",
-    401: "A bearer token is missing, or is not good.",
+    401: "A token is missing, or is not good.",
     403: "This token is not good for changing pods.",
     404: "There is no such thing.",
     408: "The body took too long.",
@@ -36,9 +38,9 @@ def content(name: str, *media_types: str) -> dict[str, Any]:
     return {media_type: {"schema": {"$ref": COMPONENT.format(name=name)}} for media_type in media_types}
 
 
-def body(content: dict[str, Any]) -> dict[str, Any]:
-    """A request whose body must have this content."""
-    return {"requestBody": {"required": True, "content": content}}
+def body(content: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:
+    """A request whose body must have this content. `example`: one in JSON; without it `/docs` would send every field, as null."""
+    return {"requestBody": {"required": True, "content": {**content, JSON: {**content[JSON], "example": example}}}}
 
 
 def responses(answer: str, name: str, *problems: int, media_types: tuple[str, ...] = (JSON,)) -> dict[int | str, dict[str, Any]]:
@@ -81,7 +83,7 @@ PUT_POD: dict[str, Any] = {
         201: {"description": "The pod is new.", "content": content("PodStatus", JSON)},
         503: problem(UNAVAILABLE),
     },
-    "openapi_extra": body(content("PodSpec", JSON)),
+    "openapi_extra": body(content("PodSpec", JSON), {"model": "demo/chat", "events": "tcp://10.0.0.7:5557", "replay": "tcp://10.0.0.7:5558"}),
 }
 DELETE_POD: dict[str, Any] = {
     "responses": {
@@ -127,7 +129,7 @@ def install(app: FastAPI, components: dict[str, Any], access: Access) -> None:
                     _correct(operation)
                     _secure(operation, path, access, is_change=method in ("put", "delete") and path.startswith("/v1/pods"))
             if access.changes_need_token:
-                document["components"]["securitySchemes"] = {SCHEME: {"type": "http", "scheme": "bearer"}}
+                document["components"]["securitySchemes"] = SCHEMES
             app.openapi_schema = document
         return app.openapi_schema
 
@@ -138,7 +140,7 @@ def _secure(operation: dict[str, Any], path: str, access: Access, *, is_change: 
     """State whether the operation needs a token."""
     if path in OPEN_PATHS or not (access.needs_token or (is_change and access.changes_need_token)):
         return
-    operation["security"] = [{SCHEME: []}]
+    operation["security"] = [{name: []} for name in SCHEMES]
     challenge = {"WWW-Authenticate": {"schema": {"type": "string"}}}
     operation["responses"]["401"] = {**problem(PROBLEMS[401]), "headers": challenge}
     if is_change and access.needs_token and access.has_admin_tokens:
@@ -153,5 +155,7 @@ def _correct(operation: dict[str, Any]) -> None:
         if not responses["422"]["content"]:
             del responses["422"]
     for parameter in operation.get("parameters", ()):
+        if parameter["name"] in PATH_EXAMPLES:
+            parameter["example"] = PATH_EXAMPLES[parameter["name"]]
         if parameter["name"] == "pod":
             parameter["schema"] |= {"minLength": 1, "maxLength": NAME_LENGTH_MAX}

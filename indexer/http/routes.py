@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import msgspec
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.convertors import Convertor, register_url_convertor
@@ -24,6 +25,7 @@ from indexer.http.schemas import HealthAnswer
 from indexer.streams.pool import PodStatus
 from indexer.streams.readiness import Readiness
 
+ROOT_PATH = "/"
 POD_BYTES_MAX = 65_536
 # When a client may retry after a response that Redis is away.
 RETRY_AFTER_S = 1
@@ -75,6 +77,14 @@ def add_routes(router: APIRouter, settings: Settings, pods: Pods, registry: Coll
     """Add the routes to the router of a role. `registry`: the metrics of that role. `access`: who may change pods."""
     _add_pods(router, settings, pods, access)
     _add_health(router, pods, registry)
+
+
+def add_root(router: APIRouter, page: str) -> None:
+    """Send browsers that open `/` to a page of the role. `page`: relative to `/`, as a proxy may have put a prefix in front."""
+
+    @router.api_route(ROOT_PATH, methods=["GET", "HEAD"], include_in_schema=False)
+    async def root() -> Response:
+        return RedirectResponse(page)
 
 
 def _add_pods(router: APIRouter, settings: Settings, pods: Pods, access: Access) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import gc
 import logging
 import socket
@@ -77,7 +78,8 @@ def listen(settings: Settings) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise SettingError("--host and --port", f"{settings.host}:{settings.port}", f"cannot listen there: {error.strerror or error}") from None
+        hint = "; give another --port" if error.errno == errno.EADDRINUSE else ""
+        raise SettingError("--host and --port", f"{settings.host}:{settings.port}", f"cannot listen there: {error.strerror or error}{hint}") from None
     listener.setblocking(False)
     return listener
 

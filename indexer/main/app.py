@@ -7,7 +7,7 @@ from indexer.config.settings import Settings
 from indexer.http.access import Access
 from indexer.http.app import make_app
 from indexer.http.loop_lag import LoopLag
-from indexer.http.routes import add_routes
+from indexer.http.routes import add_root, add_routes
 from indexer.http.schemas import components
 from indexer.http.server import Served
 from indexer.metrics import HttpMetrics, IndexerMetrics
@@ -22,6 +22,7 @@ def make_ingest(settings: Settings) -> Served:
     service = ReplicaService(settings, IndexerMetrics(registry))
     access = Access(settings, HttpMetrics(registry))
     router = APIRouter()
+    add_root(router, "docs")
     add_routes(router, settings, service, registry, access)
     return Served(
         make_app(SUMMARY, router, components(allows_ipc=settings.engine_networks.allows_ipc), settings, access),

@@ -1,17 +1,20 @@
 """The parser of a command line, and the flags of the commands that serve."""
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from difflib import get_close_matches
+from itertools import groupby, takewhile
 from typing import Any, NoReturn
 
-from indexer.config.settings import Field, fields, limit_fields
-from indexer.main.read_settings import moved
+from indexer.config.settings import Field, fields, limit_fields, moved
 from indexer.masking import masked
 
 USAGE_ERROR = 2
 # As wide as the longest flag with its value, so that each flag and its help share a line.
 HELP_COLUMN = 36
+# How similar a flag is to the one that was probably meant: two letters that are swapped, or one that is wrong.
+CLOSE = 0.8
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,7 +36,32 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:  # type: ignore[override]
         """argparse calls it for a command when that is the chosen one."""
         self.declare_arguments()
-        return super().parse_known_args(args, namespace)
+        words = list(sys.argv[1:] if args is None else args)
+        self._check_flags(words)
+        return super().parse_known_args(words, namespace)
+
+    def _check_flags(self, words: Sequence[str]) -> None:
+        """An unknown flag is reported first: argparse would say what is missing instead, and repeat the values of unknown flags."""
+        if self._subparsers is not None:
+            words = list(takewhile(lambda word: word.startswith("-"), words))  # the others are the command's
+        flags = [word.partition("=")[0] for word in takewhile(lambda word: word != "--", words) if word.startswith("--") and " " not in word]
+        unknown = [flag for flag in flags if not self._is_known(flag)]
+        limits = {field.flag: field.name for field in limit_fields()}
+        for flag in unknown:
+            if flag in limits:
+                self.error(f"{flag} {moved(limits[flag])}")
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(map(self._with_closest, unknown))}")
+
+    def _is_known(self, flag: str) -> bool:
+        known = self._option_string_actions
+        return flag in known or (self.allow_abbrev and any(each.startswith(flag) for each in known))
+
+    def _with_closest(self, flag: str) -> str:
+        """An unknown flag, with the one that was probably meant, or those that it begins."""
+        known = self._option_string_actions
+        meant = [each for each in known if each.startswith(f"{flag}-")] or get_close_matches(flag, known, n=1, cutoff=CLOSE)
+        return f"{flag} (did you mean {' or '.join(meant)}?)" if meant else flag
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
         """argparse would repeat the values of unknown flags."""
@@ -41,10 +69,6 @@ class Parser(argparse.ArgumentParser):
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
-            limits = {field.flag: field.name for field in limit_fields()}
-            for flag in flags:
-                if flag in limits:
-                    self.error(f"{flag} {moved(limits[flag])}")
             self.error(f"unrecognized arguments: {' '.join(flags) or f'{len(unknown)} words that belong to no flag'}")
         return parsed
 

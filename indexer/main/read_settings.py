@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
-from indexer.config.settings import PREFIX, Field, Settings, check_listen_address, fields, limit_fields, read_pairs
+from indexer.config.settings import PREFIX, Field, Settings, check_listen_address, fields, limit_fields, moved, read_pairs
 from indexer.engines.networks import EngineNetworks
 from indexer.engines.spec import EngineSpec, ListenSpec, check_replay_template, check_together
 from indexer.errors import SettingError
@@ -46,11 +46,6 @@ def read_settings(
     settings = Settings(engines=_engines(engines, environ, file or {}), limits=_limits(file or {}, limits), **values)
     _check_texts(settings)
     return settings
-
-
-def moved(name: str) -> str:
-    """What to say of a limit that is given as if it were a setting, as all were in earlier versions."""
-    return f"is the entry {name} in the table [limits] of the configuration file (--config)"
 
 
 def _check_texts(settings: Settings) -> None:

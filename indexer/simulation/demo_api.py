@@ -1,26 +1,37 @@
-"""The demo engine's own API: `POST /tokenize` with a tokenizer that is easy to follow by hand, `GET /health`, `GET /metrics` with vLLM's names.
-
-The token of a number is the number itself, since the demo's prompts are numbers; the token of any other word comes from a digest of it. A chat is the
-words of its messages.
+"""The demo engine's own API: `POST /tokenize`, `POST /v1/completions` and `/v1/chat/completions`, `GET /v1/models`, `GET /health`, and `GET /metrics`
+with vLLM's names.
 """
 
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from hashlib import blake2b
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
+from indexer.simulation.demo_completions import KINDS, Completion, CompletionRequest, Kind, complete_body, error_body, events, models_body
+from indexer.simulation.demo_tokenizer import NUMBER_MAX, text_of, tokenize
+
 BODY_BYTES_MAX = 16 * 2**20
-NUMBER_MAX = 10**6
-# The tokens of words start above those of numbers.
-WORDS_FROM = 2 * 10**6
-WORDS = 10**6
 SOCKET_S = 30.0
+# Between the words of a streamed answer.
+WORD_S = 0.01
+
+
+class DemoModel(Protocol):
+    """What the API is of. Its methods are called from several threads."""
+
+    model: str
+
+    def metrics(self) -> str:
+        """The text of `/metrics`."""
+
+    def complete(self, request: CompletionRequest, kind: Kind) -> Completion:
+        """Computes a request. Raises msgspec.ValidationError for a prompt that is none."""
 
 
 class _TokenizeRequest(msgspec.Struct):
@@ -28,47 +39,73 @@ class _TokenizeRequest(msgspec.Struct):
     messages: list[dict[str, Any]] | None = None
 
 
-_decode = msgspec.json.Decoder(_TokenizeRequest).decode
-
-
-def tokenize(text: str) -> list[int]:
-    """One token for each word."""
-    return [int(word) if word.isascii() and word.isdigit() and int(word) < NUMBER_MAX else _token(word) for word in text.split()]
-
-
-def _token(word: str) -> int:
-    return WORDS_FROM + int.from_bytes(blake2b(word.encode(errors="replace"), digest_size=8).digest(), "big") % WORDS
+_decode_tokenize = msgspec.json.Decoder(_TokenizeRequest).decode
+_decode_completion = msgspec.json.Decoder(CompletionRequest).decode
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = SOCKET_S
+    disable_nagle_algorithm = True
+    server: "_Server"
 
     def do_GET(self) -> None:
-        assert isinstance(self.server, _Server), "it is made with this handler"
-        if self.path == "/metrics":
-            self._respond(200, self.server.metrics().encode(), "text/plain; version=0.0.4; charset=utf-8")
-        else:
-            self._respond(200 if self.path == "/health" else 404, b"{}")
+        match self.path:
+            case "/metrics":
+                self._respond(200, self.server.served.metrics().encode(), "text/plain; version=0.0.4; charset=utf-8")
+            case "/v1/models":
+                self._respond(200, models_body(self.server.served.model))
+            case _:
+                self._respond(200 if self.path == "/health" else 404, b"{}")
 
     def do_POST(self) -> None:
-        length = self.headers.get("Content-Length", "")
-        if not length.isdigit() or int(length) > BODY_BYTES_MAX:
+        body = self._read_body()
+        if body is None:
             self.close_connection = True
             self._respond(413, b'{"message": "the body should have a length, of at most 16 MiB"}')
             return
-        body = self.rfile.read(int(length))
-        if self.path != "/tokenize":
+        kind = KINDS.get(self.path)
+        if kind is None and self.path != "/tokenize":
             self._respond(404, b"{}")
             return
         try:
-            request = _decode(body)
+            if kind is None:
+                self._respond(200, _tokenized(body))
+            else:
+                self._complete(_decode_completion(body), kind)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            self._respond(400, msgspec.json.encode({"message": str(error)}))
+            self._respond(400, msgspec.json.encode({"message": str(error)}) if kind is None else error_body(400, str(error)))
+
+    def _read_body(self) -> bytes | None:
+        """None for one that is too long, or whose length is not known. Gateways send bodies in chunks."""
+        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
+            return self._read_chunks()
+        length = self.headers.get("Content-Length", "")
+        return self.rfile.read(int(length)) if length.isdigit() and int(length) <= BODY_BYTES_MAX else None
+
+    def _read_chunks(self) -> bytes | None:
+        body = bytearray()
+        while True:
+            try:
+                size = int(self.rfile.readline(64).partition(b";")[0], 16)
+            except ValueError:
+                return None
+            if not 0 <= size <= BODY_BYTES_MAX - len(body):
+                return None
+            body += self.rfile.read(size)
+            self.rfile.readline(64)
+            if not size:
+                return bytes(body)
+
+    def _complete(self, request: CompletionRequest, kind: Kind) -> None:
+        if request.model != self.server.served.model:
+            self._respond(404, error_body(404, f"The model `{request.model}` does not exist."))
             return
-        text = request.prompt or " ".join(str(message.get("content", "")) for message in request.messages or ())
-        tokens = tokenize(text)
-        self._respond(200, msgspec.json.encode({"tokens": tokens, "count": len(tokens), "max_model_len": NUMBER_MAX}))
+        completion = self.server.served.complete(request, kind)
+        if request.stream:
+            self._respond_in_pieces(events(completion, with_usage=request.stream_options is not None and request.stream_options.include_usage))
+        else:
+            self._respond(200, complete_body(completion))
 
     def _respond(self, status: int, content: bytes, media_type: str = "application/json") -> None:
         self.send_response(status)
@@ -77,17 +114,33 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
+    def _respond_in_pieces(self, pieces: Iterable[bytes]) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for piece in pieces:
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            time.sleep(WORD_S)
+        self.wfile.write(b"0\r\n\r\n")
+
     def log_message(self, format: str, *args: Any) -> None:
         """Log no line for each request."""
+
+
+def _tokenized(body: bytes) -> bytes:
+    request = _decode_tokenize(body)
+    tokens = tokenize(request.prompt or text_of(request.messages or ()))
+    return msgspec.json.encode({"tokens": tokens, "count": len(tokens), "max_model_len": NUMBER_MAX})
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, address: tuple[str, int], metrics: Callable[[], str]) -> None:
+    def __init__(self, address: tuple[str, int], served: DemoModel) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, _Handler)
-        self.metrics = metrics
+        self.served = served
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that hung up needs no traceback."""
@@ -96,12 +149,9 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(host: str, port: int, metrics: Callable[[], str]) -> Iterator[int]:
-    """Serve the API at this address; port 0 takes a free one. Yields the port. `metrics`: makes the text of `/metrics`.
-
-    Raises OSError if it cannot listen.
-    """
-    server = _Server((host, port), metrics)
+def serving(host: str, port: int, served: DemoModel) -> Iterator[int]:
+    """Serve the API at this address; port 0 takes a free one. Yields the port. Raises OSError if it cannot listen."""
+    server = _Server((host, port), served)
     thread = threading.Thread(target=server.serve_forever, name="demo api", daemon=True)
     thread.start()
     try:

@@ -1,4 +1,4 @@
-"""A small engine without a model: it serves a made-up chat workload and publishes over ZMQ what it caches, as vLLM does.
+"""A small engine without a model: it serves a made-up chat workload and what clients send, and publishes over ZMQ what it caches, as vLLM does.
 
 Every prompt begins with the same system prompt, tokens 1 to 64; chat number c goes on with tokens 1000 c + 1, 1000 c + 2 and so on, turn
 after turn. The first chat of an engine is served every other time and so stays cached; the others are evicted and come back.
@@ -7,17 +7,22 @@ after turn. The first chat of an engine is served every other time and so stays 
 import asyncio
 import hashlib
 import random
+import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from itertools import islice
 
 import msgspec
 import zmq.asyncio
 
 from indexer.simulation import demo_api
+from indexer.simulation.demo_completions import Completion, CompletionRequest, Kind, answer_words
+from indexer.simulation.demo_tokenizer import tokenize
 from indexer.simulation.publisher import EVERY_ADDRESS, LOOPBACK, Publisher, dial_host
 
+MODEL = "demo/chat"
 SYSTEM_PROMPT = range(1, 65)
 BLOCK_SIZE = 16
 TURN_TOKENS = 80
@@ -25,6 +30,8 @@ CHAT_TOKENS_MAX = 800
 HISTORY_BATCHES = 1_000
 # Requests served at the start, so that there is something to see at once.
 WARM_UP_REQUESTS = 24
+# A completion waits so long for the engine's event loop.
+COMPLETE_S = 10.0
 
 Event = dict[str, object]
 
@@ -51,16 +58,19 @@ class BlockCache:
         }
         return "".join(f"vllm:{name} {figure:.1f}\n" for name, figure in figures.items())
 
-    def serve(self, tokens: list[int]) -> list[Event]:
-        """Cache the whole blocks of one sequence. Returns the events of that step, evictions first."""
+    def cached_tokens(self, prompt: Sequence[int]) -> int:
+        """How many of a prompt's tokens it has; the last one is always computed."""
+        return self._known(list(_engine_hashes(prompt[:-1]))) * BLOCK_SIZE
+
+    def serve(self, prompt: list[int], answer: Sequence[int] = ()) -> list[Event]:
+        """Cache the whole blocks of a prompt with its answer. Returns the events of that step, evictions first."""
+        tokens = [*prompt, *answer]
         hashes = list(_engine_hashes(tokens))[: self._capacity]
-        known = 0
-        while known < len(hashes) and hashes[known] in self._blocks:
-            known += 1
+        known = self._known(hashes)
         new = hashes[known:]
         self._requests += 1
-        self._tokens += len(tokens)
-        self._cached_tokens += known * BLOCK_SIZE
+        self._tokens += len(prompt)
+        self._cached_tokens += min(known, len(prompt) // BLOCK_SIZE) * BLOCK_SIZE
         for engine_hash in reversed(hashes[:known]):
             self._blocks.move_to_end(engine_hash)
         evicted = self._evict(len(self._blocks) + len(new) - self._capacity)
@@ -72,6 +82,10 @@ class BlockCache:
         if new:
             events.append(_stored(new, hashes[known - 1] if known else None, tokens[known * BLOCK_SIZE : len(hashes) * BLOCK_SIZE]))
         return events
+
+    def _known(self, hashes: Sequence[int]) -> int:
+        """How many of them are cached, from the first on."""
+        return next((number for number, engine_hash in enumerate(hashes) if engine_hash not in self._blocks), len(hashes))
 
     def _evict(self, count: int) -> list[int]:
         return [self._blocks.popitem(last=False)[0] for _ in range(max(0, count))]
@@ -93,7 +107,7 @@ def _stored(hashes: list[int], parent: int | None, tokens: list[int]) -> Event:
     }
 
 
-def _engine_hashes(tokens: list[int]) -> Iterator[int]:
+def _engine_hashes(tokens: Sequence[int]) -> Iterator[int]:
     digest = b""
     for start in range(0, len(tokens) - BLOCK_SIZE + 1, BLOCK_SIZE):
         digest = hashlib.sha256(digest + b"".join(token.to_bytes(4, "big") for token in tokens[start : start + BLOCK_SIZE])).digest()
@@ -121,11 +135,12 @@ async def run(
     http_port: int = 0,
 ) -> None:
     """Print the engine's spec, then serve until cancelled. Raises zmq.ZMQError or OSError if it cannot listen."""
-    cache = BlockCache(capacity)
     listen_at = "" if host in EVERY_ADDRESS and ":" not in host else host
-    with zmq.asyncio.Context() as context, demo_api.serving(listen_at, http_port, cache.metrics) as http_port:
+    with zmq.asyncio.Context() as context, ExitStack() as stack:
         context.linger = 0
         publisher = Publisher(context, host, events_port, replay_port, history_max=HISTORY_BATCHES)
+        engine = DemoEngine(pod, model, capacity, publisher)
+        http_port = stack.enter_context(demo_api.serving(listen_at, http_port, engine))
         await publisher.open()
         dial_at = dial_host(host)
         spec = f"pod={pod},model={model},events=tcp://{dial_at}:{publisher.events_port},replay=tcp://{dial_at}:{publisher.replay_port}"
@@ -133,20 +148,43 @@ async def run(
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(publisher.serve(), name="publisher")
-                tasks.create_task(_serve_chats(_Announcer(publisher, f"kv@{pod}@{model}".encode()), cache, chats, requests_per_s), name="chats")
+                tasks.create_task(_serve_chats(engine, chats, requests_per_s), name="chats")
         finally:
             context.destroy(linger=0)
 
 
-class _Announcer:
-    """Numbers the batches of an engine."""
+class DemoEngine:
+    """One engine: its cache, and what it announces of it, numbered."""
 
-    def __init__(self, publisher: Publisher, topic: bytes) -> None:
+    def __init__(self, pod: str, model: str, capacity: int, publisher: Publisher) -> None:
+        self.model = model
+        self._pod = pod
+        self._cache = BlockCache(capacity)
         self._publisher = publisher
-        self._topic = topic
+        self._topic = f"kv@{pod}@{model}".encode()
         self._next = 0
+        self._loop = asyncio.get_running_loop()
 
-    async def announce(self, events: list[Event]) -> None:
+    def metrics(self) -> str:
+        """See `BlockCache`."""
+        return self._cache.metrics()
+
+    def complete(self, request: CompletionRequest, kind: Kind) -> Completion:
+        """Called by the threads of the API. Raises msgspec.ValidationError for a prompt that is none."""
+        computing = self._complete(request.tokens(kind), request.answer_tokens_max, kind)
+        return asyncio.run_coroutine_threadsafe(computing, self._loop).result(COMPLETE_S)
+
+    async def _complete(self, prompt: list[int], words_max: int, kind: Kind) -> Completion:
+        cached = self._cache.cached_tokens(prompt)
+        words = answer_words(self._pod, len(prompt), cached)
+        answer = words[:words_max]
+        await self.serve(prompt, tokenize(" ".join(answer)))
+        return Completion(f"demo-{secrets.token_hex(8)}", self.model, kind, answer, len(answer) < len(words), len(prompt), cached)
+
+    async def serve(self, prompt: list[int], answer: Sequence[int] = ()) -> None:
+        """Serve one request, and announce what that changes."""
+        if not (events := self._cache.serve(prompt, answer)):
+            return
         payload = msgspec.msgpack.encode([time.time(), events, 0])
         number = self._next.to_bytes(8, "big")
         self._next += 1
@@ -154,15 +192,10 @@ class _Announcer:
         await self._publisher.publish([self._topic, number, payload])
 
 
-async def _serve_chats(announcer: _Announcer, cache: BlockCache, chats: list[int], requests_per_s: float) -> None:
+async def _serve_chats(engine: DemoEngine, chats: list[int], requests_per_s: float) -> None:
     workload = chat_workload(chats, random.Random(chats[0]))
     for tokens in islice(workload, WARM_UP_REQUESTS):
-        await _step(announcer, cache, tokens)
+        await engine.serve(tokens)
     for tokens in workload:
         await asyncio.sleep(1 / requests_per_s)
-        await _step(announcer, cache, tokens)
-
-
-async def _step(announcer: _Announcer, cache: BlockCache, tokens: list[int]) -> None:
-    if events := cache.serve(tokens):
-        await announcer.announce(events)
+        await engine.serve(tokens)

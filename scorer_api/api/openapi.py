@@ -7,17 +7,21 @@ from fastapi import Response
 from indexer.http.negotiation import JSON, MSGPACK
 from indexer.http.openapi import PROBLEMS, body, content, problem, responses
 
+# What `kv-indexer demo` answers. A word is a token there, and all prompts of its engines begin with the tokens 1 to 64.
+EXAMPLE = {"model": "demo/chat", "prompt": " ".join(map(str, range(1, 66)))}
+CLIENT_EXAMPLE = {"model": "demo/chat", "messages": [{"role": "user", "content": EXAMPLE["prompt"]}], "stream": True}
+
 SCORE: dict[str, Any] = {
     "responses": responses(
         "Every pod of the model, best first.", "ScoreAnswer", 400, 404, 408, 413, 415, 422, 429, 501, 502, media_types=(JSON, MSGPACK)
     ),
-    "openapi_extra": body({**content("ScoreRequest", JSON), **content("ScoreRequestMsgpack", MSGPACK)}),
+    "openapi_extra": body({**content("ScoreRequest", JSON), **content("ScoreRequestMsgpack", MSGPACK)}, EXAMPLE),
 }
 BATCH: dict[str, Any] = {
     "responses": responses(
         "An answer or a problem for each request, in their order.", "BatchAnswer", 400, 408, 413, 415, 422, 429, media_types=(JSON, MSGPACK)
     ),
-    "openapi_extra": body({**content("BatchRequest", JSON), **content("BatchRequestMsgpack", MSGPACK)}),
+    "openapi_extra": body({**content("BatchRequest", JSON), **content("BatchRequestMsgpack", MSGPACK)}, {"requests": [EXAMPLE]}),
 }
 EXPLAIN: dict[str, Any] = {
     "responses": responses(
@@ -30,11 +34,11 @@ ROUTE: dict[str, Any] = {
         **responses("The pod to send the prompt to.", "RouteAnswer", 400, 404, 408, 413, 415, 422, 429, 501, 502, media_types=(JSON, MSGPACK)),
         503: problem("No pod can be picked; `detail` says why."),
     },
-    "openapi_extra": body({**content("RouteRequest", JSON), **content("RouteRequestMsgpack", MSGPACK)}),
+    "openapi_extra": body({**content("RouteRequest", JSON), **content("RouteRequestMsgpack", MSGPACK)}, EXAMPLE),
 }
 DONE: dict[str, Any] = {
     "responses": responses("Nothing counts of the request any more.", "DoneAnswer", 400, 408, 413, 415, 422, 429, media_types=(JSON, MSGPACK)),
-    "openapi_extra": body(content("DoneRequest", JSON, MSGPACK)),
+    "openapi_extra": body(content("DoneRequest", JSON, MSGPACK), {"id": "0123456789abcdef"}),
 }
 _HEADER = {"schema": {"type": "string"}}
 _PICKED = {
@@ -61,7 +65,7 @@ PICK: dict[str, Any] = {"response_class": Response, "responses": _PICK}
 PICK_BODY: dict[str, Any] = {
     "response_class": Response,
     "responses": _PICK,
-    "openapi_extra": {"requestBody": {"required": False, "content": {JSON: {"schema": {"type": "object"}}}}},
+    "openapi_extra": {"requestBody": {"required": False, "content": {JSON: {"schema": {"type": "object"}, "example": CLIENT_EXAMPLE}}}},
 }
 PICK_DONE: dict[str, Any] = {
     "response_class": Response,

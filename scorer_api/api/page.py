@@ -4,12 +4,14 @@ from importlib.resources import files
 
 from fastapi import APIRouter, Response
 
+from indexer.http.routes import ROOT_PATH, add_root
+
 FOLDER = files("scorer_api.api") / "ui"
 PAGE = "index.html"
 MEDIA_TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
 ASSETS = ("style.css", "icon.svg", "main.js", "service.js", "dom.js", "pods.js", "chart.js", "answer.js")
 FILES = {"/ui": PAGE} | {f"/ui/{name}": name for name in ASSETS}
-PATHS = frozenset(FILES)
+PATHS = frozenset({*FILES, ROOT_PATH})
 """These need no token: a browser sends none when it opens a page."""
 
 # The page can load, run and ask nothing but this service, and cannot be framed. Trusted Types keep text from becoming markup or script.
@@ -30,6 +32,7 @@ HEADERS = {
 
 def add_page(router: APIRouter) -> None:
     """Add the page to the router of a role that answers scores."""
+    add_root(router, "ui")
     for path, name in FILES.items():
         _add_file(router, path, FOLDER.joinpath(name).read_bytes(), MEDIA_TYPES[name.rpartition(".")[2]])
 

@@ -2,8 +2,8 @@
 
 import argparse
 
-from indexer.main.command import serve_until_stopped
 from indexer.main.parser import add_config
+from indexer.main.serving import serve_until_stopped
 from scorer_api.app import make_api
 
 

@@ -11,11 +11,11 @@ from functools import partial
 from indexer.config.settings import Settings
 from indexer.http.server import listen, serve
 from indexer.main.command import run as run_until_stopped
-from indexer.main.command import settings_of
 from indexer.main.parser import add_settings
+from indexer.main.serving import settings_of
+from indexer.simulation.demo_engine import MODEL
 from scorer_api.app import make_serve
 
-MODEL = "demo/chat"
 # Each engine's chats; the first of each is its hot one.
 CHATS = {"demo-0": range(1, 9), "demo-1": range(11, 19)}
 STOP_TIMEOUT_S = 3.0

@@ -10,9 +10,9 @@ import zmq
 from indexer.errors import SettingError
 from indexer.main.command import run as run_until_stopped
 from indexer.simulation import demo_engine
+from indexer.simulation.demo_engine import MODEL
 from indexer.simulation.publisher import LOOPBACK
 from scorer_api.cli.argument_types import port, positive
-from scorer_api.cli.demo import MODEL
 from scorer_api.cli.stop_event import unless_stopped
 
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default=LOOPBACK, help="address that it listens on; 0.0.0.0 for every one of this machine's")
     parser.add_argument("--events-port", default=0, type=port, help="default: a free one")
     parser.add_argument("--replay-port", default=0, type=port, help="default: a free one")
-    parser.add_argument("--http-port", default=0, type=port, help="where it tokenizes prompts; default: a free one")
+    parser.add_argument("--http-port", default=0, type=port, help="where it completes and tokenizes prompts; default: a free one")
     parser.add_argument("--with-parent", action="store_true", help="stop when standard input ends, as it does when the parent dies")
     parser.add_argument("--requests-per-s", default=4.0, type=positive(float), help="how many chat turns it serves a second")
     parser.set_defaults(command=run)

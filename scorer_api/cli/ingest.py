@@ -2,7 +2,7 @@
 
 import argparse
 
-from indexer.main.command import add_ingest
+from indexer.main.ingest import add_ingest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

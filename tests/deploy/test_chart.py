@@ -11,7 +11,7 @@ from indexer.config.settings import limit_fields
 from indexer.engines.spec import EngineSpec
 from indexer.limits import Limits
 from indexer.main.read_settings import read_settings
-from scorer_api.cli.demo import MODEL
+from indexer.simulation.demo_engine import MODEL
 from tests.deploy.checks import check_all_of_ours, check_confined, check_references, check_tokens_and_tls, containers_of_ours
 from tests.deploy.manifests import CHART, DEPLOY, ROOT, Document, containers, load, named, templated
 from tests.deploy.network import pod, reaches

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+from fastapi import Request
 from prometheus_client import CollectorRegistry
 
 from indexer.config.settings import Settings
 from indexer.http.access import UNKNOWN, WITHOUT, Access
+from indexer.http.problems import Problem
 from indexer.metrics import HttpMetrics
 
 API, ADMIN = "a" * 32, "b" * 32
@@ -50,6 +52,42 @@ def test_what_is_refused_is_counted(tmp_path: Path, authorizations: tuple[str, .
     given = Given(tmp_path, api_token_file=API)
     assert given.refusal(*authorizations) == why
     assert given.denied(reason) == 1
+
+
+OWN, THEIRS = (b"x-kv-indexer-token", API.encode()), (b"authorization", b"Bearer of-a-client")
+
+
+@pytest.mark.parametrize(
+    ("headers", "why"),
+    [
+        ([OWN], None),
+        ([THEIRS, OWN], None),
+        ([OWN, THEIRS], None),
+        ([(OWN[0], b" " + OWN[1] + b" ")], None),
+        ([(OWN[0], b"other"), (b"authorization", b"Bearer " + OWN[1])], UNKNOWN),
+        ([(OWN[0], b"Bearer " + OWN[1])], UNKNOWN),
+        ([(OWN[0], b""), (b"authorization", b"Bearer " + OWN[1])], WITHOUT),
+        ([OWN, OWN], WITHOUT),
+        ([THEIRS], UNKNOWN),
+    ],
+)
+def test_a_token_in_our_own_header_counts_and_authorization_is_somebody_elses_then(
+    tmp_path: Path, headers: list[tuple[bytes, bytes]], why: str | None
+) -> None:
+    access = Given(tmp_path, api_token_file=API, admin_token_file=ADMIN).access
+    assert access.refusal(headers) == why
+
+
+def test_an_admin_token_in_our_own_header_is_good_for_changes(tmp_path: Path) -> None:
+    access = Given(tmp_path, api_token_file=API, admin_token_file=ADMIN).access
+
+    def change(token: str) -> None:
+        access.check_change(Request({"type": "http", "headers": [THEIRS, (OWN[0], token.encode())]}))
+
+    change(ADMIN)
+    with pytest.raises(Problem) as refused:
+        change(API)
+    assert refused.value.status == 403
 
 
 @pytest.mark.parametrize(

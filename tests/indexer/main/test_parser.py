@@ -5,7 +5,7 @@ import argparse
 import pytest
 
 from indexer.config.settings import GROUPS
-from indexer.main.command import add_ingest
+from indexer.main.ingest import add_ingest
 from indexer.main.parser import Parser, add_config
 
 COLUMNS = 100
@@ -53,3 +53,11 @@ def test_an_unknown_flag_is_named_without_its_value(capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         Parser(prog="x").parse_args(["--colour=red", "secret"])
     assert capsys.readouterr().err == "x: unrecognized arguments: --colour; see x --help\n"
+
+
+def test_what_follows_two_dashes_or_has_a_space_is_no_flag() -> None:
+    parser = Parser(prog="x")
+    parser.add_argument("words", nargs="*")
+    assert parser.parse_args(["--", "--colour"]).words == ["--colour"]
+    parser.add_argument("--prompt")
+    assert parser.parse_args(["--prompt=--no flag", "--a b"]).words == ["--a b"]

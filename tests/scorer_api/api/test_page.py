@@ -50,6 +50,13 @@ def test_each_file_is_served_under_a_strict_policy(service: Client, path: str) -
     assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(len(response.content)))
 
 
+def test_the_root_leads_to_it(service: Client) -> None:
+    for method in ("GET", "HEAD"):
+        response = service.http.request(method, f"{service.url}/")
+        assert (response.status_code, response.headers["location"]) == (307, "ui")
+    assert service.http.get(f"{service.url}/", follow_redirects=True).text == TEXTS["index.html"]
+
+
 @pytest.mark.parametrize("path", ["/ui/nothing.js", "/ui/..%2fpage.py", "/ui/index.html", "/ui%2fmain.js%00"])
 def test_there_is_nothing_else_below_it(service: Client, path: str) -> None:
     assert service.http.get(service.url + path).status_code == 404
@@ -60,6 +67,7 @@ def test_an_indexer_has_no_page() -> None:
     with RedisServer() as redis, ingest(redis.url) as indexer:
         indexer.wait_url()
         assert indexer.http.get(f"{indexer.url}/ui").status_code == 404
+        assert indexer.http.get(f"{indexer.url}/").headers["location"] == "docs"
 
 
 def test_the_files_name_nothing_outside_and_nothing_that_is_not_there() -> None:

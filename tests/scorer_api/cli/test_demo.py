@@ -22,8 +22,10 @@ import pytest
 from indexer.engines.load import Load
 from indexer.engines.load_metrics import LoadMeter
 from indexer.engines.spec import EngineSpec
-from indexer.simulation.demo_api import serving, tokenize
+from indexer.simulation.demo_api import serving
+from indexer.simulation.demo_completions import Completion, CompletionRequest, Kind
 from indexer.simulation.demo_engine import BLOCK_SIZE, CHAT_TOKENS_MAX, SYSTEM_PROMPT, TURN_TOKENS, BlockCache, chat_workload, dial_host
+from indexer.simulation.demo_tokenizer import tokenize
 from tests.command import environment, run, start
 from tests.running import ROOT, Client, Running
 from tests.waiting import wait_until
@@ -147,6 +149,18 @@ def test_a_printed_prompt_works_as_it_stands(demo: Demo) -> None:
     wait_until(lambda: run_printed(demo, command).splitlines()[0] == "model demo/chat, 129 tokens, best: demo-1", WHOLE_CHAT_S)
 
 
+class Served:
+    """An engine that completes nothing."""
+
+    model = "demo/chat"
+
+    def metrics(self) -> str:
+        return "figures"
+
+    def complete(self, request: CompletionRequest, kind: Kind) -> Completion:
+        raise AssertionError("nobody asks for it")
+
+
 def test_demo_engines_tokenize_words_as_one_can_follow_them() -> None:
     word = tokenize("word")
     assert tokenize(" 7 word\n12 word 999999999 ") == [7, *word, 12, *word, *tokenize("999999999")]
@@ -165,7 +179,7 @@ def test_demo_engines_tokenize_words_as_one_can_follow_them() -> None:
     ],
 )
 def test_demo_engines_answer_like_vllm(body: Any, status: int, tokens: list[int] | None) -> None:
-    with serving("127.0.0.1", 0, lambda: "figures") as port:
+    with serving("127.0.0.1", 0, Served()) as port:
         answer = httpx.post(f"http://127.0.0.1:{port}/tokenize", json=body)
         assert answer.status_code == status
         if tokens is not None:
@@ -175,8 +189,70 @@ def test_demo_engines_answer_like_vllm(body: Any, status: int, tokens: list[int]
         assert httpx.post(f"http://127.0.0.1:{port}/elsewhere", json={}).status_code == 404
 
 
+def api_of(demo: Demo, pod: str) -> str:
+    (base,) = (each["http"] for each in demo.http.get(f"{demo.url}/v1/pods").json()["pods"] if each["pod"] == pod)
+    return str(base)
+
+
+def test_a_demo_engine_answers_chats_and_tells_what_it_had_in_its_cache(demo: Demo) -> None:
+    url = f"{api_of(demo, 'demo-0')}/v1/chat/completions"
+    words = " ".join(f"word-{number}" for number in range(40))
+    chat = [{"role": "user", "content": words}]
+    first = demo.http.post(url, json={"model": "demo/chat", "messages": chat, "temperature": 0}).json()
+    assert (first["object"], first["model"], first["choices"][0]["finish_reason"]) == ("chat.completion", "demo/chat", "stop")
+    assert first["choices"][0]["message"] == {"role": "assistant", "content": "This is demo-0, which had 0 of 40 tokens in its cache."}
+    assert first["usage"] == {"prompt_tokens": 40, "completion_tokens": 12, "total_tokens": 52, "prompt_tokens_details": {"cached_tokens": 0}}
+    chat += [first["choices"][0]["message"], {"role": "user", "content": "and more"}]
+    second = demo.http.post(url, json={"model": "demo/chat", "messages": chat, "max_completion_tokens": 3}).json()
+    assert second["choices"][0]["message"]["content"] == "This is demo-0,"
+    assert (second["choices"][0]["finish_reason"], second["usage"]["prompt_tokens_details"]) == ("length", {"cached_tokens": 48})
+    prompt = f"{words} {first['choices'][0]['message']['content']} and more"
+    wait_until(lambda: [p for p in demo.score(tokenize(prompt), "demo/chat")["pods"] if (p["pod"], p["matched_tokens"]) == ("demo-0", 48)] != [])
+
+
+def test_a_demo_engine_streams_words(demo: Demo) -> None:
+    url = f"{api_of(demo, 'demo-1')}/v1/chat/completions"
+    body = {"model": "demo/chat", "messages": [{"role": "user", "content": "x"}], "stream": True, "stream_options": {"include_usage": True}}
+    with demo.http.stream("POST", url, json=body) as response:
+        events = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    assert (response.headers["content-type"], events[-1]) == ("text/event-stream; charset=utf-8", "[DONE]")
+    *words, end, usage = map(json.loads, events[:-1])
+    assert "".join(word["choices"][0]["delta"]["content"] for word in words) == "This is demo-1, which had 0 of 1 tokens in its cache."
+    assert (len(words), words[0]["choices"][0]["delta"]["role"], end["choices"][0]["finish_reason"]) == (12, "assistant", "stop")
+    assert (usage["choices"], usage["usage"]["completion_tokens"]) == ([], 12)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "said"),
+    [
+        ("completions", {"prompt": "1 2 3", "max_tokens": 2}, 200, "This is"),
+        ("completions", {"prompt": [1, 2, 3]}, 200, "of 3 tokens"),
+        ("completions", {"prompt": [[1, 2]]}, 200, "of 2 tokens"),
+        ("completions", {"prompt": ["1 2"]}, 200, "of 2 tokens"),
+        ("completions", {"prompt": {"text": 1}}, 400, "BadRequestError"),
+        ("chat/completions", {"messages": "hello"}, 400, "BadRequestError"),
+        ("chat/completions", {"messages": [], "model": "other"}, 404, "The model `other` does not exist."),
+    ],
+)
+def test_a_demo_engine_takes_what_engines_take(demo: Demo, path: str, body: dict[str, Any], status: int, said: str) -> None:
+    response = demo.http.post(f"{api_of(demo, 'demo-0')}/v1/{path}", json={"model": "demo/chat", **body})
+    assert (response.status_code, said in response.text) == (status, True), response.text
+
+
+def test_a_demo_engine_takes_bodies_in_chunks_and_names_its_model(demo: Demo) -> None:
+    base = api_of(demo, "demo-0")
+    pieces = iter([b'{"prompt": "1 ', b'2 3"}'])
+    assert demo.http.post(f"{base}/tokenize", content=pieces).json()["tokens"] == [1, 2, 3]
+    assert [model["id"] for model in demo.http.get(f"{base}/v1/models").json()["data"]] == ["demo/chat"]
+
+
+def test_the_doctor_finds_nothing_wrong_with_the_demo(demo: Demo) -> None:
+    code, out, _ = run("doctor", "--url", demo.url, "--model", "demo/chat", "--probe", "--listen-s", "1")
+    assert (code, "WARNING" in out, out.count("probe_well")) == (0, False, 2), out
+
+
 def test_who_hangs_up_is_no_reason_for_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    with serving("127.0.0.1", 0, str) as port:
+    with serving("127.0.0.1", 0, Served()) as port:
         for _ in range(20):
             with socket.create_connection(("127.0.0.1", port)) as client:
                 client.sendall(b"GET /health HTTP/1.1\r\n\r\n")
@@ -185,6 +261,24 @@ def test_who_hangs_up_is_no_reason_for_a_traceback(capsys: pytest.CaptureFixture
         assert httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
         wait_until(lambda: sum("process_request_thread" in thread.name for thread in threading.enumerate()) <= 1)  # httpx keeps none
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_what_docs_would_send_is_answered(demo: Demo) -> None:
+    """*Try it out* in /docs sends the examples of the OpenAPI document as they stand."""
+    document = demo.http.get(f"{demo.url}/openapi.json").json()
+    asked = []
+    for path, operations in document["paths"].items():
+        for method in sorted(operations, key=["get", "post", "put", "delete"].index):
+            operation = operations[method]
+            named = {parameter["name"]: parameter.get("example", "") for parameter in operation.get("parameters", ()) if parameter["required"]}
+            content = operation.get("requestBody", {}).get("content", {}).get("application/json")
+            body = None if content is None else content["example"]
+            response = demo.http.request(method, demo.url + path.format(**named), json=body)
+            assert response.status_code < 300, (method, path, response.text)
+            asked.append((method, path, response))
+    assert {path for method, path, _ in asked if method == "post"} >= {"/v1/score", "/v1/score/batch", "/v1/route", "/v1/explain", "/v1/pick"}
+    (score,) = (response.json() for _, path, response in asked if path == "/v1/score")
+    assert [pod["matched_tokens"] for pod in score["pods"]] == [64, 64]
 
 
 def test_the_loads_of_demo_engines_are_known(demo: Demo) -> None:
@@ -213,6 +307,18 @@ def test_stores_and_evictions_keep_coming(demo: Demo) -> None:
     wait_until(lambda: counts()[0] > stored and counts()[1] > removed, 60)
     assert demo.metric("kv_indexer_refused_total") == 0
     assert demo.metric("kv_indexer_orphans_total") == 0
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_run_says_how_to_take_another_port() -> None:
+    """With the environment of the tests in place of the one that make would install."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        words = ["make", "run", f"PORT={port}", "READY=", f"BIN={Path(sys.executable).parent}"]
+        made = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60)
+    assert made.returncode != 0
+    assert f"127.0.0.1:{port}" in made.stderr
+    assert f"If port {port} is taken: make run PORT=8081" in made.stderr
 
 
 def test_sigterm_takes_everything_down() -> None:

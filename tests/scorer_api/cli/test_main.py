@@ -66,6 +66,23 @@ def test_help_goes_to_stdout(words: list[str], capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["serve", "--prot", "8081"], "kv-indexer serve: unrecognized arguments: --prot (did you mean --port?); see kv-indexer serve --help\n"),
+        (["serve", "--admin-tokens-file=x"], "--admin-tokens-file (did you mean --admin-token-file?)"),
+        (["score", "--modl", "m"], "kv-indexer score: unrecognized arguments: --modl (did you mean --model?)"),
+        (["score", "--por", "--colour"], "kv-indexer score: unrecognized arguments: --por --colour; see"),
+        (["--verison", "serve"], "kv-indexer: unrecognized arguments: --verison (did you mean --version?)"),
+    ],
+)
+def test_an_unknown_flag_comes_with_the_one_that_was_meant(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where argparse would rather say that a flag is missing."""
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert (stopped.value.code, said in capsys.readouterr().err) == (2, True)
+
+
+@pytest.mark.parametrize(
     ("words", "env", "said"),
     [
         (["--engine", "pod=a,model=m"], {}, ["--engine", "events is required"]),
@@ -105,7 +122,7 @@ def test_a_port_that_is_taken_stops_the_start_with_one_line(command: str) -> Non
     lines = [line for line in err.splitlines() if line.startswith("kv-indexer:")]
     assert (code, out, len(lines)) == (2, "", 1)
     assert f"127.0.0.1:{port}" in lines[0]
-    assert "in use" in lines[0]
+    assert "in use; give another --port" in lines[0]
     assert "Traceback" not in err
 
 
@@ -115,7 +132,7 @@ def test_a_port_that_is_taken_stops_the_start_with_one_line(command: str) -> Non
         ([], "COMMAND"),
         (["fly"], "'fly'"),
         (["serve", "--color", "red"], "arguments: --color;"),
-        (["serve", "--log", "json"], "arguments: --log;"),
+        (["serve", "--log", "json"], "arguments: --log (did you mean --log-format or --log-level?);"),
         (["score"], "--model"),
         (["explain", "--model", "m"], "--tokens-file --prompt --messages-file"),
         (["score", "--model", "m", "--prompt", "x", "--tokens-file", "-"], "--tokens-file"),
