@@ -13,8 +13,8 @@ from indexer.http.pods_page import PAGE_PODS_MAX
 from indexer.http.problems import MEDIA_TYPE as PROBLEM
 from indexer.http.schemas import COMPONENT
 
-SCHEMES = {"token": {"type": "http", "scheme": "bearer"}, "token_header": {"type": "apiKey", "in": "header", "name": OWN_HEADER}}
-"""Either of them carries a token."""
+SCHEME = "token"
+SCHEMES = {SCHEME: {"type": "http", "scheme": "bearer", "description": f"Or in {OWN_HEADER}, alone."}}
 PATH_EXAMPLES = {"pod": "10.0.0.7:8000", "path": "v1/chat/completions"}
 PROBLEMS = {
     400: "The body, or the request, is malformed.",
@@ -140,7 +140,7 @@ def _secure(operation: dict[str, Any], path: str, access: Access, *, is_change: 
     """State whether the operation needs a token."""
     if path in OPEN_PATHS or not (access.needs_token or (is_change and access.changes_need_token)):
         return
-    operation["security"] = [{name: []} for name in SCHEMES]
+    operation["security"] = [{SCHEME: []}]
     challenge = {"WWW-Authenticate": {"schema": {"type": "string"}}}
     operation["responses"]["401"] = {**problem(PROBLEMS[401]), "headers": challenge}
     if is_change and access.needs_token and access.has_admin_tokens:
