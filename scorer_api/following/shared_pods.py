@@ -12,7 +12,7 @@ from indexer.config.settings import Settings
 from indexer.core.names import StreamKey, Trust
 from indexer.engines.api import EngineApi
 from indexer.engines.endpoints import check_registration
-from indexer.engines.spec import EngineSpec, aliases, check_together, http_base_of, role_of
+from indexer.engines.spec import EngineSpec, Role, aliases, check_together, http_base_of, role_of
 from indexer.errors import NotFollowedError, StoreError
 from indexer.ownership.replica import ReplicaService
 from indexer.store.health import UNREACHABLE
@@ -126,7 +126,7 @@ class SharedPods:
     def _api(self, pod: str, model: str, published: Sequence[PublishedStatus]) -> EngineApi:
         """`published`: what the owners of its streams say."""
         specs = self._specs(pod, model)
-        role = role_of(specs) if specs else next((each.role for each in published), "both")
+        role: Role = role_of(specs) if specs else next((each.role for each in published), "both")
         return EngineApi(pod, _base(pod, specs, (each.http for each in published)), True, role)
 
     async def register(self, specs: tuple[EngineSpec, ...]) -> bool:
