@@ -169,13 +169,16 @@ class HeldBlocks:
     def _add_new(self, event: Stored, keys: Sequence[int]) -> bool:
         """The same, without a loop in Python, for a run of blocks that are all new on the gpu. Returns whether it was that."""
         hashes, table, indexed = event.hashes, self.table, self.keys
-        if not self.announces_extra_keys or indexed.claims.ambiguous:
+        claims = None if self.announces_extra_keys else indexed.claims
+        if indexed.claims.ambiguous:
             return False
         touched = dict.fromkeys(keys, True)
         if len(touched) != len(hashes) or len(set(hashes)) != len(hashes) or not table.held.keys().isdisjoint(hashes):
             return False
-        if not indexed.held[GPU].add_new(touched):
+        if (claims is not None and not claims.are_free(keys)) or not indexed.held[GPU].add_new(touched):
             return False
+        if claims is not None:
+            claims.claim_free(hashes, keys)
         if table.removed:
             for engine_hash in table.removed.keys() & hashes:
                 table.revive(engine_hash)

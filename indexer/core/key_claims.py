@@ -5,6 +5,8 @@ follows from what is held and from nothing before: an owner, who takes over or w
 This is the only place that decides it, for the events of an engine as well as for blocks that are loaded from Redis.
 """
 
+from collections.abc import Iterable
+
 
 class KeyClaims:
     """Block key → the engine hashes that claim it. `ambiguous`: the keys that more than one hash claims; to read, not to change."""
@@ -25,6 +27,14 @@ class KeyClaims:
         self._hashes[key] = {claimed_by, engine_hash}
         self.ambiguous.add(key)
         return True
+
+    def are_free(self, keys: Iterable[int]) -> bool:
+        """Whether no hash claims any of these keys."""
+        return self._hashes.keys().isdisjoint(keys)
+
+    def claim_free(self, engine_hashes: Iterable[int], keys: Iterable[int]) -> None:
+        """Map each hash to a key of its own. The keys are free."""
+        self._hashes.update(zip(keys, engine_hashes, strict=True))
 
     def release(self, engine_hash: int, key: int) -> bool:
         """The engine hash holds no block any more. Returns whether the key is unambiguous again: one hash alone claims it."""

@@ -34,3 +34,15 @@ def test_who_never_claimed_a_key_releases_nothing() -> None:
     assert not claims.release(2, 10)
     assert not claims.release(1, 11)
     assert claims.claim(2, 10)
+
+
+def test_many_hashes_claim_a_key_each_where_nobody_does() -> None:
+    claims = KeyClaims()
+    assert claims.are_free([10, 11])
+    claims.claim_free([1, 2], [10, 11])
+    assert not claims.are_free([9, 11])
+    assert claims.claim(3, 11)
+    assert claims.ambiguous == {11}
+    assert claims.release(3, 11)
+    assert not claims.release(1, 10)
+    assert claims.are_free([10])
