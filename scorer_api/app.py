@@ -20,7 +20,7 @@ from indexer.ownership.replica import ReplicaService
 from scorer_api.api import page
 from scorer_api.api.components import components
 from scorer_api.api.picking import Picking, make_picking
-from scorer_api.api.routes import make_router
+from scorer_api.api.routes import DIRECT, make_router
 from scorer_api.following.follower import Follower
 from scorer_api.following.shared_pods import SharedPods
 from scorer_api.gateway.calls import Calls
@@ -72,7 +72,7 @@ def _served(
     picking = make_picking(settings, view, pods, token_resolver, registry)
     router = make_router(settings, view, pods, picking, ScorerMetrics(registry, view), registry, access)
     described = components(allows_ipc=settings.engine_networks.allows_ipc)
-    app = make_app(SUMMARY, router, described, settings, access, page.PATHS)
+    app = make_app(SUMMARY, router, described, settings, access, page.PATHS, DIRECT)
     served = Served(app, [LoopLag(registry), *parts, token_resolver], [access], service)
     return served if settings.gateway_listen is None else _with_gateway(served, settings, pods, picking, registry)
 

@@ -12,18 +12,26 @@ from indexer.http import openapi, problems
 from indexer.http.access import OPEN_PATHS, Access, Gate
 from indexer.http.access_log import AccessLog
 from indexer.http.bodies import BodyBound
+from indexer.http.direct import Direct
 
 
 def make_app(
-    summary: str, router: APIRouter, components: dict[str, Any], settings: Settings, access: Access, pages: Set[str] = frozenset()
+    summary: str,
+    router: APIRouter,
+    components: dict[str, Any],
+    settings: Settings,
+    access: Access,
+    pages: Set[str] = frozenset(),
+    direct: Set[str] = frozenset(),
 ) -> FastAPI:
     """`summary`: what the role does. `components`: the JSON schemas of the types that its OpenAPI document names, see `schemas`. `pages`: paths
-    without data, which need no token either.
+    without data, which need no token either. `direct`: paths of routes that are called past the framework, see `Direct`.
     """
     app = FastAPIOffline(title="KV Event Indexer", summary=summary, version=__version__, redoc_url=None)
     app.include_router(router)
     problems.install(app, router.routes)
     openapi.install(app, components, access)
+    app.add_middleware(Direct, routes=router.routes, paths=direct)
     app.add_middleware(BodyBound, bytes_max=settings.limits.http.bodies_bytes_max, refused=access.metrics.no_room)
     if access.needs_token:
         app.add_middleware(Gate, access=access, open_paths=OPEN_PATHS | pages, body_bytes_max=settings.body_bytes_max)

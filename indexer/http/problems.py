@@ -60,6 +60,19 @@ def response_of(status: int, detail: str, headers: dict[str, str] | None = None)
     return Response(encoded_problem(status, detail), status, headers, MEDIA_TYPE)
 
 
+def response_to_problem(problem: Problem) -> Response:
+    """What the client gets."""
+    headers = problem.headers | ({"Connection": "close"} if problem.closes else {})
+    if problem.retry_after_s is not None:
+        headers["Retry-After"] = str(problem.retry_after_s)
+    return response_of(problem.status, problem.detail, headers)
+
+
+def response_to_disconnect() -> Response:
+    """To a client that went away while it sent its request."""
+    return response_of(400, "the client went away before its request was whole")
+
+
 def _methods_at(request: Request, routes: Sequence[BaseRoute]) -> list[str]:
     methods: set[str] = set()
     for route in routes:
@@ -73,10 +86,7 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
 
     @app.exception_handler(Problem)
     async def on_problem(request: Request, error: Problem) -> Response:
-        headers = error.headers | ({"Connection": "close"} if error.closes else {})
-        if error.retry_after_s is not None:
-            headers["Retry-After"] = str(error.retry_after_s)
-        return response_of(error.status, error.detail, headers)
+        return response_to_problem(error)
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> Response:
@@ -92,7 +102,7 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
 
     @app.exception_handler(ClientDisconnect)
     async def on_disconnect(request: Request, error: ClientDisconnect) -> Response:
-        return response_of(400, "the client went away before its request was whole")
+        return response_to_disconnect()
 
     @app.exception_handler(Exception)
     async def on_failure(request: Request, error: Exception) -> Response:

@@ -5,6 +5,7 @@ from prometheus_client import CollectorRegistry
 
 from indexer.config.settings import Settings
 from indexer.http.access import Access
+from indexer.http.direct import REST
 from indexer.http.negotiation import JSON, MSGPACK, accepted_type, media_type_of, read_body, respond, respond_in_pieces
 from indexer.http.routes import Pods, add_routes
 from scorer_api.api import openapi
@@ -19,6 +20,9 @@ from scorer_api.api.schemas import ModelAnswer, ModelsAnswer
 from scorer_api.api.score import ScoreHandler
 from scorer_api.index.view import View
 from scorer_api.metrics import ScorerMetrics
+
+DIRECT = frozenset({"/v1/score", "/v1/score/batch", "/v1/route", "/v1/route/done", "/v1/pick", f"/v1/pick{REST}"})
+"""Routes that are called for each request of a router or a gateway."""
 
 
 def make_router(
