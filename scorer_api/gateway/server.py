@@ -63,7 +63,7 @@ class GatewayServer:
         except RuntimeError:
             raise SettingError("--gateway-listen", address, "cannot listen there") from None
         await self._server.start()
-        log.info("gateways listening", extra={"address": f"{address.rpartition(':')[0]}:{port}", "tls": self._certificate is not None})
+        log.info("serving gateways", extra={"address": f"{address.rpartition(':')[0]}:{port}", "tls": self._certificate is not None})
         return self
 
     def _add_port(self, address: str) -> int:
