@@ -27,6 +27,6 @@ def check_endpoints(spec: EngineSpec) -> None:
             raise SettingError(key, endpoint, f"should be an endpoint that can be connected to: {error.strerror}") from None
         found = host_and_port(endpoint)
         if found is not None and has_name(endpoint) and _NAME.fullmatch(found[0]) is None:
-            raise SettingError(key, endpoint, "should have the name or the address of a host")
+            raise SettingError(key, endpoint, f"should have the name or the address of a host, which {found[0]} is not")
         if found is not None and not 0 < found[1] <= PORT_MAX:
             raise SettingError(key, endpoint, f"should have a port between 1 and {PORT_MAX}")
