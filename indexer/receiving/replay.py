@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self, cast
 
 from indexer.limits import ReceiveLimits
-from indexer.receiving.addresses import SocketAddress, addresses_of, has_name
+from indexer.receiving.addresses import SocketAddress, addresses_of, has_name, host_and_port, socket_addresses
 from indexer.receiving.room import Room
 from indexer.receiving.zmtp import Zmtp, ZmtpError, message
 
@@ -122,9 +122,13 @@ class ReplayRequest:
             await asyncio.sleep(RECONNECT_S)
 
     async def _addresses(self) -> list[SocketAddress]:
+        found = host_and_port(self._endpoint)
         try:
-            return await asyncio.to_thread(addresses_of, self._endpoint) if has_name(self._endpoint) else addresses_of(self._endpoint)
-        except OSError:
+            if found is None or not has_name(self._endpoint):
+                return addresses_of(self._endpoint)
+            host, port = found
+            return socket_addresses(await self._loop.getaddrinfo(host, None, type=socket.SOCK_STREAM), port)
+        except (OSError, UnicodeError):
             return []
 
     async def _connect(self, address: SocketAddress) -> None:
