@@ -19,7 +19,8 @@ class WithSilentNames(Command):
 
 
 def test_names_that_nobody_answers_for_hold_up_neither_others_nor_the_end() -> None:
-    silent = [f"pod=silent-{number},model=m,events=tcp://engine-{number}.silent:5557,replay=tcp://engine-{number}.silent:5558" for number in range(NAMES)]
+    names = [f"engine-{number}.silent" for number in range(NAMES)]
+    silent = [f"pod={name},model=m,events=tcp://{name}:5557,replay=tcp://{name}:5558" for name in names]
     with Engine() as engine:
         by_name = engine.spec("named").replace("127.0.0.1", "localhost")
         words = [word for spec in (*silent, by_name) for word in ("--engine", spec)]
