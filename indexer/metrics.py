@@ -4,7 +4,9 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
+from typing import ClassVar
 
+from msgspec import Struct
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
 from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.utils import floatToGoString
@@ -38,6 +40,36 @@ class LastBatches:
         for key, applied_at_s in self.read():
             family.add_metric([key.model, key.pod, str(key.rank)], applied_at_s)
         yield family
+
+
+class DiscoveryState(Struct, frozen=True):
+    """One source of engines. `pods`: how many in each state; `is_up`: whether it can be read."""
+
+    STATES: ClassVar = ("ready", "not_ready", "no_model", "refused", "unusable")
+
+    source: str
+    is_up: bool
+    pods: dict[str, int]
+
+
+class DiscoveryStates:
+    """The sources of engines, read at each scrape."""
+
+    def __init__(self) -> None:
+        self.read: Callable[[], Iterable[DiscoveryState]] = tuple
+
+    def collect(self) -> Iterator[Metric]:
+        up = GaugeMetricFamily("kv_indexer_discovery_up", "1 while the source of engines can be read, else 0.", labels=["source"])
+        pods = GaugeMetricFamily(
+            "kv_indexer_discovered_pods",
+            "Engines that the source shows, by state: ready, not_ready, no_model (its API names none yet), refused, unusable.",
+            labels=["source", "state"],
+        )
+        for each in self.read():
+            up.add_metric([each.source], float(each.is_up))
+            for state, count in each.pods.items():
+                pods.add_metric([each.source, state], count)
+        yield from (up, pods)
 
 
 class EventAges:
@@ -88,10 +120,22 @@ class RedisMetrics:
             self.full_writes.labels(reason)
 
 
+class DiscoveryMetrics:
+    """Metrics of discovery, where it is used."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.states = DiscoveryStates()
+        registry.register(self.states)
+        self.errors = Counter(
+            "kv_indexer_discovery_errors", "Failures to read a source of engines, by reason.", ["source", "reason"], registry=registry
+        )
+
+
 class IndexerMetrics:
     """All metrics of the ingest side, in one registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
         self.redis = RedisMetrics(registry)
         self.batches = Counter("kv_indexer_batches", "Batches applied, live and replayed.", registry=registry)
         self.events = Counter("kv_indexer_events", "Events decoded, by kind.", ["kind"], registry=registry)

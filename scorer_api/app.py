@@ -40,7 +40,7 @@ def make_serve(settings: Settings) -> Served:
         return _make_shared(settings, with_indexer=True)
     registry = CollectorRegistry()
     view = View(settings)
-    service = Service(settings, view, IndexerMetrics(registry), view.loads.note, view.note_dropped)
+    service = Service(settings, view, IndexerMetrics(registry), view.loads.note, view.note_dropped, view.note_ready)
     view.mapped_key = service.mapped_key
     return _served(settings, view, service, registry, [service], service)
 

@@ -26,7 +26,7 @@ def promtool(*words: str) -> None:
 
 @pytest.fixture(scope="module")
 def metrics() -> str:
-    with Engine() as engine, Running(engine.spec()) as service:
+    with Engine() as engine, Running(engine.spec(), discover="pods:models?selector=app=vllm", kube_api="http://127.0.0.1:1") as service:
         engine.publish(stored([1], [1, 2, 3, 4]))
         service.wait_for(sequence=0)
         return service.http.get(f"{service.url}/metrics").text

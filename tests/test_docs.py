@@ -66,7 +66,7 @@ def served_metrics() -> set[str]:
     found = set()
     redis = "redis://127.0.0.1:1/0"
     for make, settings in (
-        (make_serve, Settings(gateway_listen="127.0.0.1:9002")),
+        (make_serve, Settings(gateway_listen="127.0.0.1:9002", discover=("pods:models?selector=app=vllm",), kube_api="http://127.0.0.1:1")),
         (make_serve, Settings(redis=redis)),
         (make_api, Settings(redis=redis)),
     ):

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Metric
 from docs.generator.markdown import cell, code, sections, table
 from indexer.config.settings import Settings
 from indexer.http.loop_lag import LoopLag
-from indexer.metrics import HttpMetrics, IndexerMetrics
+from indexer.metrics import DiscoveryMetrics, HttpMetrics, IndexerMetrics
 from scorer_api.api.pick_metrics import PickMetrics
 from scorer_api.gateway.metrics import GatewayMetrics
 from scorer_api.index.view import View
@@ -17,6 +17,7 @@ from scorer_api.routing.metrics import RouteMetrics
 
 GROUPS: dict[str, Callable[[CollectorRegistry], object]] = {
     "Following engines, and Redis": IndexerMetrics,
+    "Discovery": DiscoveryMetrics,
     "Following Redis": lambda registry: FollowerMetrics(registry, View(Settings())),
     "Scores and explanations": lambda registry: ScorerMetrics(registry, View(Settings())),
     "Routing": RouteMetrics,

@@ -31,8 +31,14 @@ class Settings(Struct, frozen=True, kw_only=True):
     # Engines
     listen: Annotated[str | None, Meta(description="Endpoint that engines dial in to, tcp://*:5557[,ranks=N]: rank r at port + r.")] = None
     listen_replay: Annotated[str | None, Meta(description="Replay endpoint of engines that dial in, tcp://{host}:5558: rank r at port + r.")] = None
+    discover: Annotated[
+        Words, Meta(description="Find engines: pods:NAMESPACE?selector=…, service:NAMESPACE/NAME, inferencepool:NAMESPACE/NAME; may be repeated.")
+    ] = ()
+    kube_api: Annotated[str | None, Meta(description="URL of Kubernetes' API server, for --discover; in a pod the cluster's own by default.")] = None
+    kube_token_file: Annotated[str | None, Meta(description="File with the token for it; in a pod that of its service account by default.")] = None
+    kube_ca_file: Annotated[str | None, Meta(description="File with the authority that signed its certificate; likewise.")] = None
     allowed_engine_networks: Annotated[
-        str, Meta(description="Networks, separated by commas, that pods registered over HTTP must be in; ipc allows ipc:// too.")
+        str, Meta(description="Networks, separated by commas, that pods registered over HTTP or discovered must be in; ipc allows ipc:// too.")
     ] = DEFAULT_NETWORKS
     engine_api_key_file: Annotated[str | None, Meta(description="File with the key for the engines' own API, sent as a bearer token.")] = None
     streams_max: Annotated[int, Meta(ge=1, le=10_000, description="Most streams followed; each rank of each pod is one.")] = 4_096

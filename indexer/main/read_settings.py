@@ -7,8 +7,9 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 
 from indexer.config.settings import PREFIX, Field, Settings, check_listen_address, fields, limit_fields, moved, read_pairs
+from indexer.discovery.source_spec import DiscoverSpec
 from indexer.engines.networks import EngineNetworks
-from indexer.engines.spec import EngineSpec, ListenSpec, check_replay_template, check_together
+from indexer.engines.spec import EngineSpec, ListenSpec, check_replay_template, check_together, is_http_base
 from indexer.errors import SettingError
 from indexer.limits import Limits
 from indexer.masking import HIDDEN
@@ -43,9 +44,17 @@ def read_settings(
         values[field.name] = _converted(field, variable, text)
     for name, given in flags.items():
         values[name] = _converted(known[name], known[name].flag, given)
+    if values.get("discover") and "kube_api" not in values and (in_cluster := _kube_api(environ)) is not None:
+        values["kube_api"] = in_cluster
     settings = Settings(engines=_engines(engines, environ, file or {}), limits=_limits(file or {}, limits), **values)
     _check_texts(settings)
     return settings
+
+
+def _kube_api(environ: Mapping[str, str]) -> str | None:
+    """The API server of the cluster that this process runs in, if it does."""
+    host, port = environ.get("KUBERNETES_SERVICE_HOST"), environ.get("KUBERNETES_SERVICE_PORT", "443")
+    return None if not host else f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
 def _check_texts(settings: Settings) -> None:
@@ -60,6 +69,11 @@ def _check_texts(settings: Settings) -> None:
     _check_gateway(settings)
     for flag, pairs in (("--tokenizer", settings.tokenizer), ("--lora", settings.lora)):
         read_pairs(pairs, flag)
+    sources = [DiscoverSpec.from_text(text) for text in settings.discover]
+    if settings.kube_api is not None and not is_http_base(settings.kube_api):
+        raise SettingError("--kube-api", settings.kube_api, "should be https://host[:port], or http:// without a token")
+    if settings.kube_api is None and sources:
+        raise SettingError("--kube-api", None, "is required for --discover outside of a cluster")
     if settings.listen is not None:
         ListenSpec.from_text(settings.listen)
     if settings.listen_replay is not None:

@@ -12,7 +12,9 @@ from indexer.config.engine_key import EngineKey
 from indexer.config.settings import Settings, changed_settings
 from indexer.core.names import StreamKey
 from indexer.core.store import Store
+from indexer.discovery.discovery import Discovery
 from indexer.engines.api import EngineApi
+from indexer.engines.discovered import DiscoveredPod, origin_of
 from indexer.engines.load import Load
 from indexer.engines.load_scraper import LoadScraper
 from indexer.engines.served_names import ServedNames
@@ -31,7 +33,8 @@ class Service:
     """`async with Service(settings, store, metrics) as service:` connects to the settings' engines and follows them.
 
     `note_load`, if given, is called with each measured load: model, pod, load, time of the measurement. `note_dropped`, if given, is called with each
-    new stream and how many of the last matched blocks its engine computes again.
+    new stream and how many of the last matched blocks its engine computes again. `note_ready`, if given, is called with each discovered pod, by its
+    model and name, and whether it is ready, whenever that changes.
     """
 
     def __init__(
@@ -41,11 +44,13 @@ class Service:
         metrics: IndexerMetrics,
         note_load: Callable[[str, str, Load, float], None] | None = None,
         note_dropped: Callable[[StreamKey, int], None] | None = None,
+        note_ready: Callable[[str, str, bool], None] | None = None,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._note_load = note_load
         self._note_dropped = note_dropped
+        self._note_ready = note_ready
         self._store = store
         self._streams = Streams(settings, store, metrics)
         self._streams.note_rank = self._note_rank
@@ -54,8 +59,14 @@ class Service:
         self._specs: dict[str, tuple[EngineSpec, ...]] = {}
         self._named: set[str] = set()
         """Those that the operator named."""
+        self._discovered: dict[str, DiscoveredPod] = {}
+        """All that discovery shows, also those that were named or registered, or forgotten since."""
+        self._followed_by_discovery: set[str] = set()
+        """Those of them whose specs are discovery's."""
         key = EngineKey.of(settings)
-        self._names = ServedNames(settings.engine_networks, self._measured, dict if key is None else key.header)
+        headers = dict if key is None else key.header
+        self._names = ServedNames(settings.engine_networks, self._measured, headers)
+        self._discovery = Discovery(settings, self, metrics, headers)
         self._changing = asyncio.Lock()
         self._ready = False
 
@@ -77,6 +88,7 @@ class Service:
                 await self._register(specs, is_limited=False)
             self._configured = list(self._streams.running)
             await stack.enter_async_context(self._names)
+            await stack.enter_async_context(self._discovery)
             if self._note_load is not None and self._settings.load_interval_s:
                 await stack.enter_async_context(
                     LoadScraper(
@@ -131,6 +143,7 @@ class Service:
             is_new = pod not in self._specs
             self._specs[pod] = specs
             (self._named.discard if is_limited else self._named.add)(pod)
+            self._followed_by_discovery.discard(pod)
             detached = [self._detach(key) for key in gone]
             for source, stream in opened:
                 self._attach(source, stream)
@@ -169,6 +182,7 @@ class Service:
         async with self._changing:
             was_known = self._specs.pop(pod, None) is not None
             self._named.discard(pod)
+            self._followed_by_discovery.discard(pod)
             self._shared_ports.pop(pod, None)
             detached = [self._detach(key) for key in self._streams.of_pod(pod)]
             for running in detached:
@@ -176,6 +190,44 @@ class Service:
         if was_known:
             log.info("pod forgotten", extra={"pod": pod})
         return was_known
+
+    # Discovered pods
+
+    async def discover(self, pod: DiscoveredPod) -> None:
+        """Follow a pod that discovery found. What a flag or a client says of the same pod counts instead, and a client's deletion does.
+
+        Raises SettingError.
+        """
+        before = self._discovered.get(pod.pod)
+        self._discovered[pod.pod] = pod
+        is_own = pod.pod in self._followed_by_discovery
+        if (before is None and pod.pod not in self._specs) or (is_own and before is not None and before.specs != pod.specs):
+            try:
+                await self._register(pod.specs, is_limited=True)
+            except SettingError:
+                if before is None:
+                    del self._discovered[pod.pod]
+                else:
+                    self._discovered[pod.pod] = before
+                raise
+            self._followed_by_discovery.add(pod.pod)
+        self._tell_readiness(pod.pod)
+
+    async def lose(self, pod: str) -> None:
+        """Discovery shows this pod no longer. What a flag or a client named is followed on."""
+        self._discovered.pop(pod, None)
+        if pod in self._followed_by_discovery:
+            await self.forget(pod)
+        self._tell_readiness(pod)
+
+    def _is_ready(self, pod: str) -> bool:
+        """Whether requests may go to a pod. One that discovery does not know is taken to be ready."""
+        discovered = self._discovered.get(pod)
+        return discovered is None or discovered.is_ready
+
+    def _tell_readiness(self, pod: str) -> None:
+        if self._note_ready is not None and (specs := self._specs.get(pod)):
+            self._note_ready(specs[0].model, pod, self._is_ready(pod))
 
     def forget_adapter(self, pod: str, name: str) -> bool:
         """Drop a pod's blocks of a LoRA adapter, whose weights are others now. Returns whether there is such a pod."""
@@ -194,6 +246,8 @@ class Service:
         old, new = by_pod(before.engines), by_pod(after.engines)
         for pod in old.keys() - new.keys():
             await self.forget(pod)
+            if (discovered := self._discovered.pop(pod, None)) is not None:
+                await self.discover(discovered)
         for pod, specs in new.items():
             if old.get(pod) != specs:
                 try:
@@ -211,7 +265,8 @@ class Service:
         """These pods, or all, with their streams."""
         for pod in self.pod_names() if names is None else names:
             if specs := self._specs.get(pod):
-                yield PodStatus(pod, specs[0].model, self._streams.statuses(pod), http_base(specs), self._aliases(pod))
+                found = origin_of(self._discovered.get(pod))
+                yield PodStatus(pod, specs[0].model, self._streams.statuses(pod), http_base(specs), self._aliases(pod), *found)
 
     def _aliases(self, pod: str) -> tuple[str, ...]:
         specs = self._specs[pod]
@@ -242,9 +297,10 @@ class Service:
         """Ready once every configured stream has connected and its first replay has ended or failed, or after a while; then for good."""
         if not self._ready:
             running = self._streams.running
-            settled = all(running[key].stream.settled.is_set() for key in self._configured if key in running)
+            expected = [*self._configured, *(key for key in running if key.pod in self._followed_by_discovery and self._is_ready(key.pod))]
+            settled = self._discovery.has_synced and all(running[key].stream.settled.is_set() for key in expected if key in running)
             self._ready = settled or time.monotonic() - self._streams.started_s >= self._settings.ready_after_s
-        return readiness(is_ready=self._ready, reasons=self._streams.failures())
+        return readiness(is_ready=self._ready, reasons=[*self._discovery.failures(), *self._streams.failures(self._is_ready)])
 
     # Dial-in pods: pods that dial us and that are not registered
 
@@ -290,6 +346,8 @@ class Service:
         self._store.open(source.key)
         if self._note_dropped is not None:
             self._note_dropped(source.key, source.dropped_blocks)
+        if self._note_ready is not None:
+            self._note_ready(source.key.model, source.key.pod, self._is_ready(source.key.pod))
         self._streams.attach(source, stream, self._stayed_away)
 
     def _detach(self, key: StreamKey) -> Running:

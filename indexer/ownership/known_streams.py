@@ -83,9 +83,8 @@ class KnownStreams:
         sources: dict[StreamKey, Source] = {}
         for pod, specs in self._pods.all().items():
             # Any replica may have registered it, and each has its own allowed networks.
-            registered = self._pods.registered.get(pod, ())
             for spec in specs:
-                is_limited = spec in registered
+                is_limited = self._pods.is_limited(pod, spec)
                 if self._can_use(spec, is_limited=is_limited):
                     sources |= sources_of([spec], is_limited=is_limited)
         return sources

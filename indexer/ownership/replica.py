@@ -19,7 +19,9 @@ from typing import Self
 from indexer.config.engine_key import EngineKey
 from indexer.config.settings import Settings
 from indexer.core.names import StreamKey
+from indexer.discovery.discovery import Discovery
 from indexer.engines.api import EngineApi
+from indexer.engines.discovered import DiscoveredPod, origin_of
 from indexer.engines.load_scraper import LoadScraper
 from indexer.engines.served_names import ServedNames
 from indexer.engines.spec import EngineSpec, aliases, check_together, http_base, http_base_of, prefill_rate, role_of
@@ -51,7 +53,9 @@ class ReplicaService:
         self._known = KnownStreams(settings, self._pods, self._streams)
         self._moves = Moves(settings, metrics, self.store, self._pods, self._known, self._streams)
         key = EngineKey.of(settings)
-        self._names = ServedNames(settings.engine_networks, self._measured, dict if key is None else key.header)
+        headers = dict if key is None else key.header
+        self._names = ServedNames(settings.engine_networks, self._measured, headers)
+        self._discovery = Discovery(settings, self, metrics, headers)
         self._rounds = Rounds(settings, self.store, self._pods, self._known, self._streams, self._moves, self._aliases)
         self._dial_in_pods = DialInPods(self._pods, self._known, self._streams, self._moves)
         self._ready = False
@@ -72,6 +76,7 @@ class ReplicaService:
                 )
                 await stack.enter_async_context(scraper)
             await stack.enter_async_context(self._names)
+            await stack.enter_async_context(self._discovery)
             works = ((self._rounds.run(), "share"), (self._rounds.release_lost(), "release lost"), (self._dial_in_pods.run(), "dial-in"))
             self._loops = [self._streams.tasks.create_task(work, name=name) for work, name in works]
             stack.push_async_callback(self._leave)
@@ -131,6 +136,28 @@ class ReplicaService:
         log.info("pod forgotten", extra={"pod": pod})
         return True
 
+    # Discovered pods
+
+    async def discover(self, pod: DiscoveredPod) -> None:
+        """Follow a pod that discovery found, as if a flag named it; whoever shares the streams discovers it too. Raises SettingError."""
+        before = self._pods.discovered(pod.pod)
+        if before is None or before.specs != pod.specs:
+            for spec in pod.specs:
+                self._streams.check(spec, is_limited=True)
+        ranks = len(sources_of(pod.specs))
+        self._streams.check_count(sum(key.pod != pod.pod for key in self._known.by_key) + ranks, ranks)
+        async with self._rounds.changing:
+            self._pods.discover(pod)
+            self._moves.update_streams()
+        self._rounds.begin_soon()
+
+    async def lose(self, pod: str) -> None:
+        """Discovery shows this pod no longer. What a flag or a client named is followed on."""
+        async with self._rounds.changing:
+            self._pods.lose(pod)
+            self._moves.update_streams()
+            self._pods.forget_lost()
+
     def forget_adapter(self, pod: str, name: str) -> bool:
         """Drop a pod's blocks of a LoRA adapter, whose weights are others now. Returns whether there is such a pod.
 
@@ -164,7 +191,8 @@ class ReplicaService:
         """These pods, or all, with those of their streams that this indexer owns."""
         for pod in self.pod_names() if names is None else names:
             if specs := self._pods.of(pod):
-                yield PodStatus(pod, specs[0].model, self._streams.statuses(pod), http_base(specs), self._aliases(pod, specs))
+                found = origin_of(self._pods.discovered(pod))
+                yield PodStatus(pod, specs[0].model, self._streams.statuses(pod), http_base(specs), self._aliases(pod, specs), *found)
 
     def _aliases(self, pod: str, specs: tuple[EngineSpec, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*aliases(specs), *(self._names.of(specs[0].model, pod) if specs else ()))))
@@ -211,8 +239,10 @@ class ReplicaService:
             reasons.append("Redis has not answered so far")
         if is_in_touch:
             reasons += [f"pod {key.pod} rank {key.rank} has no owner" for key in orphaned]
+        reasons += self._discovery.failures()
         if not self._ready:
-            is_settled = all(running.stream.settled.is_set() for key, running in self._streams.running.items() if not known[key].dials_us)
+            expected = [each for key, each in self._streams.running.items() if not known[key].dials_us and self._pods.is_ready(key.pod)]
+            is_settled = self._discovery.has_synced and all(running.stream.settled.is_set() for running in expected)
             has_settled = is_in_touch and not orphaned and is_settled
             self._ready = has_settled or time.monotonic() - self._streams.started_s >= self._settings.ready_after_s
-        return readiness(is_ready=self._ready, reasons=[*reasons, *self._streams.failures()])
+        return readiness(is_ready=self._ready, reasons=[*reasons, *self._streams.failures(self._pods.is_ready)])

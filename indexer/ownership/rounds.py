@@ -15,6 +15,7 @@ import msgspec
 
 from indexer.config.settings import Settings
 from indexer.core.names import StreamKey
+from indexer.engines.discovered import origin_of
 from indexer.engines.spec import EngineSpec, http_base, role_of
 from indexer.errors import StoreError
 from indexer.ownership.assignment import Assignment, ObservedStream
@@ -157,6 +158,7 @@ class Rounds:
                 http=http_base(specs) if specs else None,
                 aliases=self._aliases_of(key.pod, specs),
                 role=role_of(specs),
+                **origin_of(self._pods.discovered(key.pod))._asdict(),
             )
             found[key] = OwnedStatus(msgspec.json.encode(published), status.connected)
         return found

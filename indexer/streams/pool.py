@@ -49,6 +49,12 @@ class PodStatus(Struct, frozen=True):
     """Where its own API begins."""
     aliases: tuple[str, ...] = ()
     """More names that it serves the model by."""
+    ready: bool = True
+    """Whether requests may go there, as discovery says; its streams are followed either way."""
+    name: str = ""
+    """What people call it, where it was discovered: in Kubernetes the pod's name."""
+    discovered_by: str = ""
+    """The source that shows it, as in --discover; empty where none does."""
 
 
 class Source(Struct, frozen=True):
@@ -306,11 +312,11 @@ class Streams:
             running.stream.forget_adapter(name)
         log.info("adapter forgotten", extra={"pod": pod, "adapter": name})
 
-    def failures(self) -> Iterator[str]:
-        """What is not as it should be with those that run here, in words."""
+    def failures(self, is_ready: Callable[[str], bool] = lambda _: True) -> Iterator[str]:
+        """What is not as it should be with those that run here, in words. `is_ready`: whether a pod should be as it should."""
         for running in self.running.values():
             stream = running.stream
-            if (failure := failure_of(stream.key, stream.trust, stream.last_error)) is not None:
+            if is_ready(stream.key.pod) and (failure := failure_of(stream.key, stream.trust, stream.last_error)) is not None:
                 yield failure
 
     def _count(self, trust: Trust) -> int:

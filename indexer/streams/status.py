@@ -53,9 +53,13 @@ class StreamStatus(Struct, frozen=True):
 class PublishedStatus(StreamStatus, frozen=True, kw_only=True):
     """The same as its owner writes it to Redis for all replicas.
 
-    `http`: where the pod's own API begins. `aliases`: more names of its model. `role`: that of its spec.
+    `http`: where the pod's own API begins. `aliases`: more names of its model. `role`: that of its spec. `ready`, `name`, `discovered_by`: see
+    `PodStatus`, as the owner's discovery says it.
     """
 
     http: str | None = None
     aliases: tuple[str, ...] = ()
     role: Role = "both"
+    ready: bool = True
+    name: str = ""
+    discovered_by: str = ""

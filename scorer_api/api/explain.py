@@ -75,7 +75,16 @@ class ExplainHandler:
             model=request.model,
             tokens=tokens,
             source=resolved.source,
-            pods=[explain_pod(pod, prompt, streams_by_pod.get(pod.pod, {}), self._load(model, pod.pod)) for pod in requested[: request.limit]],
+            pods=[
+                explain_pod(
+                    pod,
+                    prompt,
+                    streams_by_pod.get(pod.pod, {}),
+                    self._load(model, pod.pod),
+                    is_ready=(model, pod.pod) not in self._view.unready,
+                )
+                for pod in requested[: request.limit]
+            ],
             about=describe_model(traces, streams, prompt),
             hints=hints(traces, streams, prompt),
             view=ViewAnswer(self._view.source, self._view.age_s),

@@ -28,7 +28,7 @@ def as_text(pods: list[PodStatus]) -> str:
             pod.pod,
             pod.model,
             str(stream.rank),
-            stream.trust,
+            stream.trust if pod.ready else f"{stream.trust}, not ready",
             " ".join(f"{tier}:{count}" for tier, count in stream.blocks.items()) or "-",
             str(stream.batches),
             str(stream.gaps),

@@ -25,6 +25,7 @@ class StreamRow(Struct, frozen=True):
     model: str
     stream: StreamStatus
     batches_per_s: float | None
+    is_ready: bool = True
 
 
 class Figures(Struct, frozen=True):
@@ -90,13 +91,14 @@ def _ratio(part: float | None, whole: float | None) -> float | None:
 def rows(before: Sample | None, now: Sample) -> list[StreamRow]:
     """Every stream, those that are not live first."""
     earlier = dict(_streams(before.pods if before is not None else ()))
+    unready = {(pod.pod, pod.model) for pod in now.pods if not pod.ready}
     result = []
     for key, stream in _streams(now.pods):
         known = earlier.get(key)
         batches = None
         if before is not None and known is not None and stream.batches >= known.batches:
             batches = _ratio(stream.batches - known.batches, now.at_s - before.at_s)
-        result.append(StreamRow(key[0], key[1], stream, batches))
+        result.append(StreamRow(key[0], key[1], stream, batches, key[:2] not in unready))
     return sorted(result, key=lambda row: (row.stream.trust == "live", row.pod, row.model, row.stream.rank))
 
 

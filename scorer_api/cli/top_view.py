@@ -49,7 +49,7 @@ def _table(before: Sample | None, now: Sample) -> Table:
             row.pod,
             row.model,
             str(stream.rank),
-            stream.trust,
+            stream.trust if row.is_ready else f"{stream.trust}, not ready",
             " ".join(f"{tier}:{count}" for tier, count in stream.blocks.items()) or "-",
             _count(row.batches_per_s),
             "-" if stream.last_batch_age_s is None else f"{_time(stream.last_batch_age_s)} ago",

@@ -84,7 +84,8 @@ class PodLoad(Struct, frozen=True):
 
 
 class ExplainedPod(Struct, frozen=True):
-    """A pod's match, with the figures of its best rank. `why`: a sentence. `load`: None where it is not known, or too old."""
+    """A pod's match, with the figures of its best rank. `why`: a sentence. `load`: None where it is not known, or too old. `ready`: whether it may be
+    picked."""
 
     pod: str
     score: float
@@ -97,6 +98,7 @@ class ExplainedPod(Struct, frozen=True):
     why: str
     ranks: list[ExplainedRank]
     load: PodLoad | None = None
+    ready: bool = True
 
 
 class ExplainedModel(Struct, frozen=True):
@@ -135,7 +137,7 @@ class RoutedPod(Struct, frozen=True):
     """What was known of a pod at a pick.
 
     Tokens are the prompt's, but for `queued_tokens`. `running`, `waiting` (requests) and `kv_usage` (0 to 1) are None where its load is unknown;
-    `load_age_s`: age of its load in seconds, None where there is none. `why`: excluded, expired, or stale; None for one that may be picked.
+    `load_age_s`: age of its load in seconds, None where there is none. `why`: excluded, not_ready, expired, stale; None where it may be picked.
     """
 
     rank: int
@@ -204,11 +206,18 @@ class StreamStatus(Struct, frozen=True):
 
 
 class PodStatus(Struct, frozen=True):
-    """A pod, and its streams by rank."""
+    """A pod, and its streams by rank.
+
+    `ready`: whether requests may go there, as discovery says. `name`: what people call it, and `discovered_by`: the source that shows it; both empty
+    where it was not discovered.
+    """
 
     pod: str
     model: str
     streams: list[StreamStatus]
+    ready: bool = True
+    name: str = ""
+    discovered_by: str = ""
 
 
 class PodsAnswer(Struct, frozen=True):

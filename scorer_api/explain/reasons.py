@@ -111,6 +111,7 @@ class PodExplained(Struct, frozen=True):
     usable_blocks: int
     block_size: int | None
     trust: Trust
+    ready: Annotated[bool, Meta(description="Whether requests may go there, as discovery says; where none looks for it, true.")]
     rank: int
     why: str
     load: Annotated[PodLoad | None, Meta(description="Null where it is not known, or too old.")]
@@ -195,12 +196,15 @@ def _because(error: str | None) -> str:
     return f": {error}" if error else ""
 
 
-def explain_pod(pod: PodTrace, prompt: PromptFacts, streams: Mapping[int, StreamFacts], load: PodLoad | None) -> PodExplained:
-    """A pod, with the reasons of all its ranks. `streams`: its own, by rank. `load`: None where it is unknown."""
+def explain_pod(
+    pod: PodTrace, prompt: PromptFacts, streams: Mapping[int, StreamFacts], load: PodLoad | None, *, is_ready: bool = True
+) -> PodExplained:
+    """A pod, with the reasons of all its ranks. `streams`: its own, by rank. `load`: None where it is unknown. `is_ready`: see `PodExplained`."""
     ends = {trace.rank: explain_rank(trace, prompt, streams.get(trace.rank)) for trace in pod.ranks}
     best = pod.ranks[0]
     whose = "" if len(pod.ranks) == 1 else f"best is rank {best.rank}: "
     again = f" without the last {best.dropped_blocks}, which the engine computes again" if best.dropped_blocks else ""
+    unready = "" if is_ready else "; it is not ready, so that no request is sent there"
     return PodExplained(
         pod=pod.pod,
         score=best.score,
@@ -209,8 +213,9 @@ def explain_pod(pod: PodTrace, prompt: PromptFacts, streams: Mapping[int, Stream
         usable_blocks=best.usable_blocks,
         block_size=best.block_size,
         trust=best.trust,
+        ready=is_ready,
         rank=best.rank,
-        why=f"{whose}{best.matched_blocks} of {best.usable_blocks} blocks match{again}; {ends[best.rank].detail}",
+        why=f"{whose}{best.matched_blocks} of {best.usable_blocks} blocks match{again}; {ends[best.rank].detail}{unready}",
         load=load,
         ranks=[
             RankExplained(trace.rank, trace.trust, trace.block_size, trace.matched_blocks, trace.usable_blocks, trace.runs, ends[trace.rank])

@@ -11,6 +11,7 @@ import msgspec
 from indexer.config.settings import Settings
 from indexer.core.names import StreamKey, Trust
 from indexer.engines.api import EngineApi
+from indexer.engines.discovered import Origin
 from indexer.engines.endpoints import check_registration
 from indexer.engines.spec import EngineSpec, Role, aliases, check_together, http_base_of, role_of
 from indexer.errors import NotFollowedError, StoreError
@@ -61,7 +62,7 @@ class SharedPods:
                 yield self._pod_status(pod, model, of_model)
 
     def _pod_status(self, pod: str, model: str, streams: Iterable[FollowedStream]) -> PodStatus:
-        specs = self._specs(pod, model)
+        specs, found = self._specs(pod, model), Origin()
         named = aliases(specs)
         statuses, published_bases = [], []
         for stream in streams:
@@ -70,8 +71,10 @@ class SharedPods:
             if published is not None:
                 published_bases.append(published.http)
                 named = (*named, *published.aliases)
+                if published.discovered_by:
+                    found = Origin(published.ready and found.ready, published.name, published.discovered_by)
         statuses.sort(key=lambda status: status.rank)
-        return PodStatus(pod, model, statuses, _base(pod, specs, published_bases), tuple(dict.fromkeys(named)))
+        return PodStatus(pod, model, statuses, _base(pod, specs, published_bases), tuple(dict.fromkeys(named)), *found)
 
     def _specs(self, pod: str, model: str) -> tuple[EngineSpec, ...]:
         """What is registered of a pod, if it serves this model."""
@@ -207,9 +210,9 @@ class SharedPods:
 
     def _doubt(self, stream: FollowedStream) -> str | None:
         trust = self._follower.view.trust(stream.key)
-        if trust is Trust.LIVE:
-            return None
         published = published_status(stream)
+        if trust is Trust.LIVE or (published is not None and not published.ready):
+            return None
         return failure_of(stream.key, trust, None if published is None else published.last_error)
 
 

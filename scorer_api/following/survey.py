@@ -106,6 +106,7 @@ class Surveyor:
     def _note_states(self, surveys: list[Survey]) -> None:
         """Load streams that were not known, and note what owners publish of each."""
         now_s = time.monotonic()
+        ready: dict[str, bool] = {}
         for survey in surveys:
             for name, state in survey.states.items():
                 stream = self._model.streams.get(name)
@@ -117,8 +118,11 @@ class Surveyor:
                 stream.note_status(state.status, now_s)
                 if (published := published_status(stream)) is not None:
                     self._view.note_dropped(stream.key, published.drops_last_block)
+                    ready[stream.key.pod] = published.ready and ready.get(stream.key.pod, True)
                 if state.version is not None:
                     stream.incarnation, stream.missing_since_s = survey.incarnation, None
+        for pod, is_ready in ready.items():
+            self._view.note_ready(self._model.name, pod, is_ready)
 
     async def _read_pod_loads(self) -> None:
         """How busy the pods are."""

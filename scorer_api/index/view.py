@@ -56,6 +56,8 @@ class View:
         self.source = source
         self._clock = clock or _monotonic_s
         self.loads = PodLoads()
+        self.unready: set[tuple[str, str]] = set()
+        """Model and name of each pod that is not ready, as discovery says."""
         self.listener: Listener | None = None
         self.mapped_key: Callable[[StreamKey], KeyOf | None] | None = None
         """Where the streams run in this process: the block keys of a stream's engine hashes."""
@@ -115,11 +117,19 @@ class View:
         if not model.pods[stream.pod]:
             del model.pods[stream.pod]
             self.loads.forget(stream.model, stream.pod)
+            self.unready.discard((stream.model, stream.pod))
         if not model.pods:
             del self._models[stream.model]
 
     async def room(self, stream: StreamKey) -> None:
         """Changes are in the index at once."""
+
+    def note_ready(self, model: str, pod: str, is_ready: bool) -> None:
+        """Whether requests may go to a pod."""
+        if is_ready or pod not in getattr(self._models.get(model), "pods", ()):
+            self.unready.discard((model, pod))
+        else:
+            self.unready.add((model, pod))
 
     # What a follower needs besides
 

@@ -8,9 +8,9 @@ from msgspec import Meta, Struct
 from indexer.core.names import Trust
 from scorer_api.routing.policies import PickReason, PolicyName
 
-Exclusion = Literal["excluded", "prefill", "expired", "stale"]
-"""Why a pod is not picked: the request excludes it, it only computes prompts for others, or its stream is expired; a stale one is picked if there is
-no other."""
+Exclusion = Literal["excluded", "not_ready", "prefill", "expired", "stale"]
+"""Why a pod is not picked: the request excludes it, discovery says that it is not ready, it only computes prompts for others, or its stream is
+expired; a stale one is picked if there is no other."""
 EXCLUSIONS: tuple[Exclusion, ...] = get_args(Exclusion)
 
 

@@ -179,6 +179,7 @@ class Router:
         tokens = prompt.length if isinstance(prompt, Prompt) else request.tokens_estimate
         oldest_s = now_s - self._settings.limits.routing.load_max_age_s
         measured = [self._view.loads.get(model, score.pod) for score in scores]
+        unready = self._view.unready
         loads = [None if known is None or known[1] < oldest_s else known[0] for known in measured]
         for score, best, known, load, estimate in zip(scores, bests, measured, loads, self._estimates(model, loads), strict=True):
             pod, rank, speculative = score.pod, best.rank, best.speculative_tokens
@@ -195,6 +196,8 @@ class Router:
             why: Exclusion | None = None
             if pod in exclude:
                 why = "excluded"
+            elif unready and (model, pod) in unready:
+                why = "not_ready"
             elif pod in prefill:
                 why = "prefill"
             elif trust is Trust.EXPIRED:

@@ -51,7 +51,7 @@ function busy(load) {
 function ofPod(pod, tokens) {
   const best = pod.ranks.find((rank) => rank.rank === pod.rank) ?? pod.ranks[0];
   const shown = `score ${pod.score.toFixed(4)} · ${count(pod.matched_tokens, "token")} · ${figures(pod)}`;
-  const head = el("div", { class: "head" }, el("h3", {}, named(pod.pod)), trusted(pod.trust), el("span", { class: "load" }, busy(pod.load)), el("span", { class: "figures" }, shown));
+  const head = el("div", { class: "head" }, el("h3", {}, named(pod.pod)), trusted(pod.trust), ...(pod.ready ? [] : [el("b", {}, "not ready")]), el("span", { class: "load" }, busy(pod.load)), el("span", { class: "figures" }, shown));
   const ranks = el("details", {}, el("summary", {}, count(pod.ranks.length, "rank")), el("ul", { class: "ranks" }, ...pod.ranks.map((rank) => ofRank(rank, tokens))));
   return el("li", { class: "match" }, head, ...(best ? [bar(best, tokens)] : []), el("p", {}, pod.why), ranks);
 }

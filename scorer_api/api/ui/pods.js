@@ -6,10 +6,12 @@ const blocks = (stream) => TIERS.filter((tier) => stream.blocks[tier]).map((tier
 const group = (one) => `${one.group} ${one.kind}${one.window ? ` of ${count(one.window, "token")}` : ""}`;
 const COLUMNS = [
   ["Pod", "", (pod) => pod.pod],
+  ["Name", "text", (pod) => pod.name],
   ["Model", "text", (pod) => pod.model],
   ["Aliases", "text", (pod) => pod.aliases],
   ["Rank", "number", (_, stream) => stream && String(stream.rank)],
   ["Trust", "", (_, stream) => stream?.trust],
+  ["Ready", "", (pod) => (pod.ready ? "yes" : "no")],
   ["Connected", "", (_, stream) => stream && (stream.connected ? "yes" : "no")],
   ["Blocks", "number", (_, stream) => stream && (blocks(stream).join(", ") || "0")],
   ["Groups", "text", (_, stream) => stream?.groups?.map(group).join(", ")],
@@ -19,7 +21,7 @@ const COLUMNS = [
   ["Owner", "text", (_, stream) => stream?.owner],
   ["Last error", "text", (_, stream) => (stream ? stream.last_error : "no stream of it is known yet")],
 ];
-const NAMES = new Set(["Pod", "Model", "Owner"]);
+const NAMES = new Set(["Pod", "Name", "Model", "Owner"]);
 
 by("columns").append(...COLUMNS.map(([name, kind]) => el("th", { role: "columnheader", scope: "col", class: kind }, name)));
 
@@ -77,5 +79,6 @@ export function totals(pods) {
   const held = Object.fromEntries(TIERS.map((tier) => [tier, streams.reduce((sum, stream) => sum + (stream.blocks[tier] ?? 0), 0)]));
   const trusts = ["live", "partial", "stale", "expired"].map((trust) => [trust, streams.filter((stream) => stream.trust === trust).length]);
   const words = trusts.filter(([, many]) => many).map(([trust, many]) => `${number(many)} ${trust}`);
-  return { held, line: [count(pods.length, "pod"), count(streams.length, "stream") + (words.length ? `: ${words.join(", ")}` : ""), count(Object.values(held).reduce((a, b) => a + b, 0), "block")].join(" · ") };
+  const unready = pods.filter((pod) => !pod.ready).length;
+  return { held, line: [count(pods.length, "pod") + (unready ? `, ${number(unready)} not ready` : ""), count(streams.length, "stream") + (words.length ? `: ${words.join(", ")}` : ""), count(Object.values(held).reduce((a, b) => a + b, 0), "block")].join(" · ") };
 }

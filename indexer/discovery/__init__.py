@@ -1,0 +1,1 @@
+"""Finds engines in Kubernetes."""
