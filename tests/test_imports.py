@@ -92,6 +92,7 @@ PURE = (
         "indexer.streams.adapter_blocks",
         "indexer.ownership.assignment",
         "indexer.ownership.pod_directory",
+        "indexer.ownership.dead_registrations",
     ),
     *(f"indexer.engines.{name}" for name in ("spec", "networks", "load", "load_metrics", "iteration_stats", "discovered")),
     *(f"indexer.discovery.{name}" for name in ("source_spec", "found_engine", "kube_objects", "errors")),

@@ -43,6 +43,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     engine_api_key_file: Annotated[str | None, Meta(description="File with the key for the engines' own API, sent as a bearer token.")] = None
     streams_max: Annotated[int, Meta(ge=1, le=10_000, description="Most streams followed; each rank of each pod is one.")] = 4_096
     pod_expiry_s: Annotated[Seconds, Meta(description="How long a disconnected pod keeps its blocks.")] = 300.0
+    registration_expiry_s: Annotated[
+        float, Meta(ge=0, le=10**6, description="How long a pod registered over HTTP may be away before it is forgotten; 0 for ever.")
+    ] = 3_600.0
     hash_seed: Annotated[str, Meta(max_length=256, description="Part of every block key; must be equal on all replicas.")] = ""
     engine_hashes: Annotated[
         bool, Meta(description="Keep engine hashes with Redis too, for block_hashes in requests: indexers log them, scorers remember them.")

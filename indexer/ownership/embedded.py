@@ -21,6 +21,7 @@ from indexer.engines.served_names import ServedNames
 from indexer.engines.spec import EngineSpec, aliases, check_together, http_base, http_base_of, prefill_rate, role_of, with_shared_port
 from indexer.errors import SettingError
 from indexer.metrics import IndexerMetrics
+from indexer.ownership.dead_registrations import DeadRegistrations
 from indexer.receiving.listening import Announced
 from indexer.streams.pool import PodStatus, Running, Source, Streams, by_pod, sources_of, without_rank
 from indexer.streams.readiness import Readiness, readiness
@@ -67,6 +68,9 @@ class Service:
         headers = dict if key is None else key.header
         self._names = ServedNames(settings.engine_networks, self._measured, headers)
         self._discovery = Discovery(settings, self, metrics, headers)
+        self._registered: set[str] = set()
+        """Those that a client registered."""
+        self._dead = DeadRegistrations(settings.registration_expiry_s)
         self._changing = asyncio.Lock()
         self._ready = False
 
@@ -84,6 +88,9 @@ class Service:
             await stack.enter_async_context(self._streams)
             adding = self._streams.tasks.create_task(self._add_dial_in_pods(), name="dial-in")
             stack.callback(adding.cancel)
+            if self._dead.is_on:
+                expiring = self._streams.tasks.create_task(self._forget_dead(), name="dead registrations")
+                stack.callback(expiring.cancel)
             for specs in by_pod(self._settings.engines).values():
                 await self._register(specs, is_limited=False)
             self._configured = list(self._streams.running)
@@ -122,7 +129,10 @@ class Service:
 
         Raises SettingError.
         """
-        return await self._register(specs, is_limited=True)
+        is_new = await self._register(specs, is_limited=True)
+        self._registered.add(specs[0].pod)
+        self._dead.note_alive(specs[0].pod)
+        return is_new
 
     async def _register(self, specs: tuple[EngineSpec, ...], *, is_limited: bool) -> bool:
         check_together(specs, "pod")
@@ -143,6 +153,8 @@ class Service:
             is_new = pod not in self._specs
             self._specs[pod] = specs
             (self._named.discard if is_limited else self._named.add)(pod)
+            if not is_limited:
+                self._registered.discard(pod)
             self._followed_by_discovery.discard(pod)
             detached = [self._detach(key) for key in gone]
             for source, stream in opened:
@@ -182,6 +194,7 @@ class Service:
         async with self._changing:
             was_known = self._specs.pop(pod, None) is not None
             self._named.discard(pod)
+            self._registered.discard(pod)
             self._followed_by_discovery.discard(pod)
             self._shared_ports.pop(pod, None)
             detached = [self._detach(key) for key in self._streams.of_pod(pod)]
@@ -228,6 +241,16 @@ class Service:
     def _tell_readiness(self, pod: str) -> None:
         if self._note_ready is not None and (specs := self._specs.get(pod)):
             self._note_ready(specs[0].model, pod, self._is_ready(pod))
+
+    async def _forget_dead(self) -> None:
+        """Forget registered pods that have been away for too long. One that discovery shows is there."""
+        while True:
+            await asyncio.sleep(self._dead.look_s)
+            registered = self._registered - self._discovered.keys()
+            connected = {pod: any(running.stream.is_connected for running in self._streams.of_pod(pod).values()) for pod in registered}
+            for pod in self._dead.dead(connected, time.monotonic()):
+                log.info("registered pod expired", extra={"pod": pod, "away_s": self._settings.registration_expiry_s})
+                await self.forget(pod)
 
     def forget_adapter(self, pod: str, name: str) -> bool:
         """Drop a pod's blocks of a LoRA adapter, whose weights are others now. Returns whether there is such a pod."""

@@ -6,13 +6,14 @@ moves          taking streams, handing them over, releasing them
 dial_in_pods   pods that dial us and that are not registered
 """
 
+import asyncio
 import logging
 import os
 import platform
 import secrets
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from types import TracebackType
 from typing import Self
 
@@ -27,15 +28,18 @@ from indexer.engines.served_names import ServedNames
 from indexer.engines.spec import EngineSpec, aliases, check_together, http_base, http_base_of, prefill_rate, role_of
 from indexer.errors import NotFollowedError, StoreError
 from indexer.metrics import IndexerMetrics
+from indexer.ownership.dead_registrations import DeadRegistrations
 from indexer.ownership.dial_in_pods import DialInPods
 from indexer.ownership.embedded import applies
 from indexer.ownership.known_streams import KnownStreams, ReleaseReason
 from indexer.ownership.moves import Moves
 from indexer.ownership.pod_directory import PodDirectory
 from indexer.ownership.rounds import Rounds
+from indexer.store.reader import Reader
 from indexer.store.redis import RedisStore
 from indexer.streams.pool import PodStatus, Streams, by_pod, sources_of
 from indexer.streams.readiness import Readiness, readiness
+from indexer.streams.status import is_published_connected
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +62,7 @@ class ReplicaService:
         self._discovery = Discovery(settings, self, metrics, headers)
         self._rounds = Rounds(settings, self.store, self._pods, self._known, self._streams, self._moves, self._aliases)
         self._dial_in_pods = DialInPods(self._pods, self._known, self._streams, self._moves)
+        self._dead = DeadRegistrations(settings.registration_expiry_s)
         self._ready = False
         metrics.owned_streams.set_function(lambda: len(self._streams.running))
 
@@ -77,7 +82,9 @@ class ReplicaService:
                 await stack.enter_async_context(scraper)
             await stack.enter_async_context(self._names)
             await stack.enter_async_context(self._discovery)
-            works = ((self._rounds.run(), "share"), (self._rounds.release_lost(), "release lost"), (self._dial_in_pods.run(), "dial-in"))
+            works = [(self._rounds.run(), "share"), (self._rounds.release_lost(), "release lost"), (self._dial_in_pods.run(), "dial-in")]
+            if self._dead.is_on:
+                works.append((self._forget_dead(), "dead registrations"))
             self._loops = [self._streams.tasks.create_task(work, name=name) for work, name in works]
             stack.push_async_callback(self._leave)
             self._stack = stack.pop_all()
@@ -114,6 +121,7 @@ class ReplicaService:
             self._pods.register(specs)
             self._moves.update_streams()
         self._rounds.begin_soon()
+        self._dead.note_alive(pod)
         log.info("pod registered", extra={"pod": pod, "model": specs[0].model, "is_new": is_new})
         return is_new
 
@@ -157,6 +165,39 @@ class ReplicaService:
             self._pods.lose(pod)
             self._moves.update_streams()
             self._pods.forget_lost()
+
+    # Registered pods that are gone
+
+    async def _forget_dead(self) -> None:
+        """Forget registered pods that have been away for too long. The owner of a pod's lowest rank does it; one that discovery shows is there."""
+        while True:
+            await asyncio.sleep(self._dead.look_s)
+            ours = [pod for pod in self._pods.registered if self._pods.discovered(pod) is None and self._speaks_for(pod)]
+            connected = {pod: any(running.stream.is_connected for running in self._streams.of_pod(pod).values()) for pod in ours}
+            for pod in self._dead.dead(connected, time.monotonic()):
+                try:
+                    if await self._is_connected_elsewhere(pod):
+                        self._dead.note_alive(pod)
+                        continue
+                    log.info("registered pod expired", extra={"pod": pod, "away_s": self._settings.registration_expiry_s})
+                    await self.forget(pod)
+                except StoreError:
+                    break  # the store logs it, and the next look tries again
+
+    def _speaks_for(self, pod: str) -> bool:
+        """Whether we own the lowest of its ranks."""
+        specs = self._pods.of(pod)
+        return bool(specs) and StreamKey(specs[0].model, pod, min(spec.stream_ranks[0] for spec in specs)) in self._streams.running
+
+    async def _is_connected_elsewhere(self, pod: str) -> bool:
+        """Whether a stream of it that another indexer owns is connected. Raises StoreError."""
+        others = [key for key in self._known.by_key if key.pod == pod and key not in self._streams.running]
+        if not others:
+            return False
+        async with aclosing(Reader(self._settings)) as reader:
+            surveys = await reader.survey(others[0].model, others)
+        statuses = (state.status for survey in surveys for state in survey.states.values())
+        return any(is_published_connected(status) for status in statuses)
 
     def forget_adapter(self, pod: str, name: str) -> bool:
         """Drop a pod's blocks of a LoRA adapter, whose weights are others now. Returns whether there is such a pod.
@@ -221,9 +262,8 @@ class ReplicaService:
     def _measured(self) -> Iterator[tuple[tuple[str, str], EngineApi]]:
         """The pods whose load and names are for us to ask for: those of whose ranks we own the lowest."""
         for pod, specs in self._pods.all().items():
-            model = specs[0].model
-            if StreamKey(model, pod, min(spec.stream_ranks[0] for spec in specs)) in self._streams.running:
-                yield (model, pod), self.api(pod, model)
+            if self._speaks_for(pod):
+                yield (specs[0].model, pod), self.api(pod, specs[0].model)
 
     def _prefill_rate(self, pod: str) -> float | None:
         """What a pod's spec says of it."""

@@ -1,5 +1,6 @@
 """A stream's status: what its owner reports, what Redis keeps of it, and what `/v1/pods` shows."""
 
+import msgspec
 from msgspec import Struct
 
 from indexer.core.groups import Kind
@@ -63,3 +64,15 @@ class PublishedStatus(StreamStatus, frozen=True, kw_only=True):
     ready: bool = True
     name: str = ""
     discovered_by: str = ""
+
+
+class _Connected(Struct, frozen=True):
+    connected: bool = False
+
+
+def is_published_connected(status: bytes | None) -> bool:
+    """Whether a status that an owner published says that its stream is connected."""
+    try:
+        return msgspec.json.decode(status or b"{}", type=_Connected).connected
+    except msgspec.MsgspecError:
+        return False
