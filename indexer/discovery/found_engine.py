@@ -52,6 +52,7 @@ class FoundEngine(Struct, frozen=True, kw_only=True):
             "ranks": None if self.rank is not None else options.ranks,
             "topic": options.topic or "",
             "counting": options.counting or "copies",
+            "role": options.role or "both",
         }
         source = f"the engine {self.name or self.pod} that {self.source} found"
         return DiscoveredPod((EngineSpec.from_mapping(spec, source, self.pod),), self.uid, self.name, self.source, self.is_ready)

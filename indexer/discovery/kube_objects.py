@@ -13,6 +13,9 @@ IGNORE = "kv-indexer/ignore"
 ACTIVE_PORTS = ("llm-d.ai/active-ports", "inference.networking.k8s.io/active-ports")
 AIBRIX_MODEL = "model.aibrix.ai/name"
 AIBRIX_PORT = "model.aibrix.ai/port"
+LLM_D_ROLE = "llm-d.ai/role"
+# Any other role, such as encode, serves whole requests as far as we know.
+LLM_D_ROLES = {"prefill": "prefill", "decode": "decode", "both": "both", "prefill-decode": "both"}
 ENDED = ("Succeeded", "Failed")
 
 
@@ -157,8 +160,9 @@ def engines_of_pod(pod: Pod, source: str, options: EngineOptions, target_ports: 
 
 
 def _options(annotations: Mapping[str, str], labels: Mapping[str, str]) -> EngineOptions:
-    """What annotations say, and AIBrix's labels where they say nothing. Raises ValueError."""
-    fallbacks = {"model": labels.get(AIBRIX_MODEL), "http-port": labels.get(AIBRIX_PORT)}
+    """What annotations say, and the labels of AIBrix and llm-d where they say nothing. Raises ValueError."""
+    role = LLM_D_ROLES.get(labels.get(LLM_D_ROLE, ""))
+    fallbacks = {"model": labels.get(AIBRIX_MODEL), "http-port": labels.get(AIBRIX_PORT), "role": role}
     own = {key.removeprefix(OWN): text for key, text in annotations.items() if key.startswith(OWN) and key != IGNORE}
     try:
         return EngineOptions.of({**{key: text for key, text in fallbacks.items() if text is not None}, **own})

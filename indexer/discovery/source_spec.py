@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from indexer.core.stream_state import Counting
-from indexer.engines.spec import NAME_LENGTH_MAX, RANKS_MAX, Name
+from indexer.engines.spec import NAME_LENGTH_MAX, RANKS_MAX, Name, Role
 from indexer.errors import SettingError, field_first
 
 Kind = Literal["inferencepool", "pods", "service"]
@@ -35,6 +35,7 @@ class EngineOptions(Struct, frozen=True, forbid_unknown_fields=True, rename="keb
     model: Name | None = None
     topic: Annotated[str, Meta(max_length=NAME_LENGTH_MAX)] | None = None
     counting: Counting | None = None
+    role: Role | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, str]) -> Self:

@@ -81,6 +81,14 @@ def test_annotations_say_the_rest() -> None:
     assert engine(pod(), options=EngineOptions(ranks=2)).discovered("m").specs[0].replay is None
 
 
+def test_a_role_is_that_of_the_annotation_or_of_llm_ds_label() -> None:
+    def role(**metadata: dict[str, str]) -> str:
+        return engine(pod(**metadata)).discovered("m").specs[0].role
+
+    assert (role(), role(labels={"llm-d.ai/role": "prefill"}), role(labels={"llm-d.ai/role": "encode"})) == ("both", "prefill", "both")
+    assert role(labels={"llm-d.ai/role": "prefill"}, annotations={"kv-indexer/role": "decode"}) == "decode"
+
+
 @pytest.mark.parametrize(
     ("annotations", "said"),
     [

@@ -17,11 +17,7 @@ def test_a_registered_pod_is_forgotten_only_where_none_of_its_ranks_is_connected
             found = scorer.http.get(f"{scorer.url}/v1/pods").json()["pods"]
             return {pod["pod"]: [stream["connected"] for stream in pod["streams"]] for pod in found}
 
-        wait_until(
-            lambda: (
-                [stream["connected"] for pod in scorer.http.get(f"{scorer.url}/v1/pods").json()["pods"] for stream in pod["streams"]] == [True] * 2
-            )
-        )
+        wait_until(lambda: connected() == {"registered": [True], "other": [True]})
         engine.kill()
         wait_until(lambda: connected() == {"other": [True]})
         assert sum(indexer.metric("kv_indexer_owned_streams") for indexer in indexers) == 1
