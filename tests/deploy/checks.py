@@ -7,6 +7,7 @@ from typing import Any
 from fastapi.openapi.utils import get_openapi
 
 from indexer.config.settings import Settings
+from indexer.engines.spec import ListenSpec
 from indexer.main.read_settings import read_settings
 from scorer_api.app import make_serve
 from scorer_api.cli.main import make_parser
@@ -36,7 +37,8 @@ def check_all_of_ours(documents: list[Document]) -> list[str]:
     maps = named(documents, "ConfigMap")
     told = []
     for container in containers_of_ours(documents):
-        environ = {**container.variables, **dict.fromkeys(container.secret_variables, SECRET_URL)}
+        # Kubernetes says to every pod where its API server is.
+        environ = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", **container.variables, **dict.fromkeys(container.secret_variables, SECRET_URL)}
         for source in container.spec.get("envFrom", []):
             environ |= maps[source["configMapRef"]["name"]]["data"]
         words = container.spec["args"]
@@ -72,7 +74,9 @@ def _mounted(container: Container, maps: Mapping[str, Document]) -> list[tuple[D
 def _check_ports(container: Container, settings: Settings, known: set[str]) -> None:
     ports = {port["name"]: port["containerPort"] for port in container.spec["ports"]}
     gateways = [] if settings.gateway_listen is None else [int(settings.gateway_listen.rpartition(":")[2])]
-    assert sorted(ports.values()) == sorted([settings.port, *gateways]), container.name
+    listening = [] if settings.listen is None else ListenSpec.from_text(settings.listen)
+    dial_in = [listening.port + rank for rank in range(listening.ranks)] if listening else []
+    assert sorted(ports.values()) == sorted([settings.port, *gateways, *dial_in]), container.name
     probes = [container.spec[name] for name in ("startupProbe", "livenessProbe", "readinessProbe") if name in container.spec]
     asked = [probe["httpGet"]["path"] for probe in probes]
     assert set(asked) == {"/healthz", "/readyz"} <= known, container.name

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from indexer.config.settings import limit_fields
+from indexer.config.settings import fields, limit_fields
 from indexer.engines.spec import EngineSpec
 from indexer.limits import Limits
 from indexer.main.read_settings import read_settings
@@ -43,6 +43,15 @@ EVERYTHING: Document = {
     },
     "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
 }
+# Settings that other values of the chart make.
+SAID_ELSEWHERE = {
+    *("redis", "host", "port", "api_token_file", "admin_token_file", "tls_cert", "tls_key", "discover", "listen", "listen_replay"),
+    *("gateway_listen", "gateway_drain_s", "gateway_tls_cert", "gateway_tls_key", "gateway_self_signed"),
+}
+DISCOVERY: Document = {
+    "discovery": {"selector": "app=vllm", "inferencePools": ["chat"], "services": ["vllm"], "namespaces": ["inference"]},
+    "listen": {"enabled": True, "port": 6557, "ranks": 2, "replay": "tcp://{host}:5658"},
+}
 WAYS: dict[str, Document] = {
     "as it comes": {},
     "everything": EVERYTHING,
@@ -56,6 +65,9 @@ WAYS: dict[str, Document] = {
         },
     },
     "gateway by tls": {"gateway": {"enabled": True, "port": 9443, "tls": "secret", "tlsSecret": "picker", "drainSeconds": 600}},
+    "discovery": {"discovery": {"selector": "app=vllm"}},
+    "discovery of all kinds, and engines that dial in": DISCOVERY,
+    "embedded discovery": {"mode": "embedded", "discovery": {"selector": "app=vllm"}},
     "bare": {"networkPolicy": {"enabled": False}, "podDisruptionBudget": {"enabled": False}, "enginesConfigMap": "mine"},
 }
 
@@ -89,10 +101,10 @@ def test_every_value_has_a_schema_and_a_default() -> None:
     assert keys({"mode": 1, "more": 1}, {"properties": {"mode": {}, "less": {}}}) != []
 
 
-def test_the_values_have_limits_apart_from_settings() -> None:
+def test_the_values_have_every_setting_and_every_limit_by_its_name() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())["properties"]
-    pattern = schema["limits"]["propertyNames"]["pattern"]
-    assert [field.name for field in limit_fields() if not re.fullmatch(pattern, field.name)] == []
+    assert schema["limits"]["propertyNames"]["enum"] == [field.name for field in limit_fields()]
+    assert schema["settings"]["propertyNames"]["enum"] == [field.name for field in fields() if field.name not in SAID_ELSEWHERE]
 
 
 def test_the_schema_of_an_engine_has_the_keys_of_a_spec() -> None:
@@ -138,7 +150,7 @@ def test_everything_that_is_named_is_there(way: tuple[str, list[Document]]) -> N
 @pytest.mark.parametrize("name", [name for name in WAYS if name != "bare"])
 def test_every_container_of_ours_is_started_as_the_real_command_wants_it(name: str) -> None:
     roles = sorted(line.partition(": ")[2].split()[0] for line in check_all_of_ours(templated(WAYS[name])))
-    assert roles == (["serve"] if name == "embedded" else ["api", "ingest"])
+    assert roles == (["serve"] if name.startswith("embedded") else ["api", "ingest"])
 
 
 @pytest.mark.deploy
@@ -218,6 +230,57 @@ def test_a_picker_by_itself_with_a_certificate_of_a_secret() -> None:
 
 
 @pytest.mark.deploy
+def test_a_selector_is_all_that_discovery_takes() -> None:
+    for values, follower in (({"discovery": {"selector": "app=vllm"}}, "ingest"), (WAYS["embedded discovery"], "api")):
+        documents = templated(values)
+        for container in containers_of_ours(documents):
+            follows = follower in container.name
+            assert (container.variables.get("KV_INDEXER_DISCOVER") == "pods:kv-indexer?selector=app=vllm") is follows, container.name
+            assert container.pod["automountServiceAccountToken"] is follows, container.name
+        (role,), (binding,) = named(documents, "Role").values(), named(documents, "RoleBinding").values()
+        assert role["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}]
+        assert binding["roleRef"]["name"] == role["metadata"]["name"]
+        assert [subject["name"] for subject in binding["subjects"]] == list(named(documents, "ServiceAccount"))
+        assert {role["metadata"]["namespace"], binding["subjects"][0]["namespace"]} == {"kv-indexer"}
+
+
+@pytest.mark.deploy
+def test_sources_of_all_kinds_have_their_rights_where_the_engines_are() -> None:
+    documents = templated(DISCOVERY)
+    (ingest,) = [each for each in containers_of_ours(documents) if "ingest" in each.name]
+    settings = read_settings({}, (), {**ingest.variables, "KUBERNETES_SERVICE_HOST": "10.0.0.1"})
+    assert settings.discover == ("pods:inference?selector=app=vllm", "inferencepool:inference/chat", "service:inference/vllm")
+    assert (settings.listen, settings.listen_replay) == ("tcp://*:6557,ranks=2", "tcp://{host}:5658")
+    (role,) = named(documents, "Role").values()
+    assert role["metadata"]["namespace"] == "inference"
+    assert [rule["resources"] for rule in role["rules"]] == [["pods"], ["inferencepools"], ["endpointslices"]]
+    assert {verb for rule in role["rules"] for verb in rule["verbs"]} == {"list", "watch"}
+    assert "Role" not in {document["kind"] for document in templated()}
+
+
+@pytest.mark.deploy
+def test_engines_that_dial_in_reach_an_indexer_at_the_port_of_each_rank() -> None:
+    documents = templated(DISCOVERY)
+    service = named(documents, "Service")["kv-indexer-listen"]["spec"]
+    (ingest,) = [each for each in containers_of_ours(documents) if "ingest" in each.name]
+    ports = {port["name"]: port["containerPort"] for port in ingest.spec["ports"]}
+    assert [(port["port"], ports[port["targetPort"]]) for port in service["ports"]] == [(6557, 6557), (6558, 6558)]
+    policies = list(named(documents, "NetworkPolicy").values())
+    for policy in policies:
+        policy["metadata"]["namespace"] = "kv-indexer"
+    labels = {f"app.kubernetes.io/{key}": value for key, value in {"name": "kv-indexer", "instance": "kv-indexer", "component": "ingest"}.items()}
+    ours = pod("kv-indexer", labels)
+    for engine in (pod("inference"), pod("models")):
+        assert reaches(policies, engine, ours, 6558)
+        assert reaches(policies, ours, engine, 5557)
+        assert not reaches(policies, engine, ours, 8080)
+    assert not reaches(policies, pod("elsewhere"), ours, 6557)
+    (way,) = [rule for rule in named(documents, "NetworkPolicy")["kv-indexer-ingest"]["spec"]["egress"] if "ipBlock" in rule["to"][0]]
+    assert [port["port"] for port in way["ports"]] == [443, 6443]
+    assert not [rule for rule in named(documents, "NetworkPolicy")["kv-indexer-api"]["spec"]["egress"] if "ipBlock" in rule["to"][0]]
+
+
+@pytest.mark.deploy
 def test_redis_comes_with_the_file_and_is_confined() -> None:
     documents = templated()
     (redis,) = [container for container in containers(documents) if container.spec["image"].startswith("redis:")]
@@ -277,6 +340,13 @@ def test_who_reaches_whom(release: str) -> None:
         ({"gateway": {"enabled": True, "httpRoute": {"create": True}}}, "gateway.httpRoute.parentRefs"),
         ({"gateway": {"enabled": True, "tls": "secret"}}, "gateway.tlsSecret"),
         ({"gateway": {"tls": "yes"}}, "tls"),
+        ({"settings": {"pod_expiry": 1}}, "'pod_expiry'"),
+        ({"settings": {"discover": "pods:a?selector=b"}}, "'discover'"),
+        ({"limits": {"log_entries": 1}}, "'log_entries'"),
+        ({"discovery": {"selectors": "app=vllm"}}, "'selectors'"),
+        ({"discovery": {"namespaces": ["a/b"]}}, "/discovery/namespaces/0"),
+        ({"networkPolicy": {"apiServers": {}}}, "'apiServers'"),
+        ({"mode": "embedded", "listen": {"enabled": True}}, "listen.enabled"),
     ],
 )
 def test_a_wrong_value_is_named(values: Document, said: str) -> None:

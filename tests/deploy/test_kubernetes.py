@@ -64,10 +64,10 @@ def test_the_real_command_takes_every_command_and_the_example_engines() -> None:
     assert len(files) == 2
     told = []
     for container in containers_of_ours([document for _, document in written() if document.get("kind") == "Deployment"]):
-        environ = {**container.variables, **dict.fromkeys(container.secret_variables, "redis://r/0")}
+        environ = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", **container.variables, **dict.fromkeys(container.secret_variables, "redis://r/0")}
         for file in files:
             settings = check_command(container.spec["args"], environ, file)
-            assert [spec.model for spec in settings.engines] == ["my/model"] * 2
+            assert settings.discover == ("pods:models?selector=app=vllm",) or [spec.model for spec in settings.engines] == ["my/model"] * 2
         told.append(container.spec["args"][0])
     assert sorted(told) == ["api", "ingest", "serve"]
 
@@ -218,7 +218,8 @@ def test_who_reaches_whom() -> None:
     assert who_reaches(ingest, 8080) == {"prometheus"}
     for port in SENT_TO_ENGINES:
         assert who_reaches(engine, port) == {"ingest", "sidecar"}
-    assert who_reaches(engine, 8000) == {"router", "sidecar", "api", "ingest"}
+    # Prometheus too, for the engines' own metrics.
+    assert who_reaches(engine, 8000) == {"router", "sidecar", "api", "ingest", "prometheus"}
     assert {"ingest", "api"} <= who_reaches(names, 53, "UDP")
     assert "redis" not in who_reaches(stranger, 443)
 
@@ -256,8 +257,13 @@ def test_the_picker_of_a_pool() -> None:
 def test_a_redis_elsewhere_is_reached_there_and_nowhere_else() -> None:
     documents = kustomized("overlays/external-redis")
     assert not [container for container in containers(documents) if container.spec["image"].startswith("redis:")]
-    for policy in named(documents, "NetworkPolicy").values():
+    api_server = [{"protocol": "TCP", "port": port} for port in (443, 6443)]
+    for name, policy in named(documents, "NetworkPolicy").items():
         ways = [rule for rule in policy["spec"]["egress"] if any("ipBlock" in peer for peer in rule["to"])]
+        # The API server's, which only indexers ask.
+        assert [rule for rule in ways if rule["ports"] == api_server] == ways[1:]
+        assert bool(ways[1:]) is ("ingest" in name)
+        ways = [rule for rule in ways if rule["ports"] != api_server]
         assert ways == [{"to": [{"ipBlock": {"cidr": "10.20.0.0/24"}}], "ports": [{"protocol": "TCP", "port": 6380}]}]
         assert COMPONENT not in yaml.safe_dump(policy["spec"]["egress"])
 

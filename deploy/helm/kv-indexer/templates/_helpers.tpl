@@ -83,6 +83,32 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 {{- end }}
 {{- end -}}
 
+{{- define "kv-indexer.engineNamespaces" -}}
+{{ .Values.discovery.namespaces | default (list .Release.Namespace) | toJson }}
+{{- end -}}
+
+{{/* Where engines are looked for, as --discover has it; empty for nowhere. */}}
+{{- define "kv-indexer.sources" -}}
+{{- $sources := list -}}
+{{- range $namespace := include "kv-indexer.engineNamespaces" . | fromJsonArray -}}
+{{- if $.Values.discovery.selector -}}
+{{- $sources = append $sources (printf "pods:%s?selector=%s" $namespace $.Values.discovery.selector) -}}
+{{- end -}}
+{{- range $.Values.discovery.inferencePools -}}
+{{- $sources = append $sources (printf "inferencepool:%s/%s" $namespace .) -}}
+{{- end -}}
+{{- range $.Values.discovery.services -}}
+{{- $sources = append $sources (printf "service:%s/%s" $namespace .) -}}
+{{- end -}}
+{{- end -}}
+{{- join ";" $sources -}}
+{{- end -}}
+
+{{/* The component whose pods follow engines. */}}
+{{- define "kv-indexer.follower" -}}
+{{- ternary "ingest" "api" (eq .Values.mode "shared") -}}
+{{- end -}}
+
 {{/* The pod's spec of one component: (list $ "ingest" $values (list "ingest" "--config" …)) */}}
 {{- define "kv-indexer.podSpec" -}}
 {{- $root := index . 0 -}}
@@ -90,10 +116,15 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 {{- $values := index . 2 -}}
 {{- $arguments := index . 3 -}}
 {{- $followsEngines := has "--config" $arguments -}}
+{{- $follows := eq $component (include "kv-indexer.follower" $root) -}}
+{{- $sources := include "kv-indexer.sources" $root -}}
+{{- $discovers := and $follows (ne $sources "") -}}
+{{- $listens := and $follows $root.Values.listen.enabled -}}
 {{- $secretVolumes := include "kv-indexer.secretVolumes" $root | trim -}}
 {{- $scheme := ternary "HTTPS" "HTTP" (ne $root.Values.tls.existingSecret "") -}}
 serviceAccountName: {{ include "kv-indexer.fullname" $root }}
-automountServiceAccountToken: false
+# To ask the API server for engines. Nothing else here asks it for anything.
+automountServiceAccountToken: {{ $discovers }}
 enableServiceLinks: false
 {{- $picks := and (eq $component "api") $root.Values.gateway.enabled -}}
 {{- $endS := ceil (($root.Values.settings).shutdown_s | default 3) }}
@@ -147,6 +178,18 @@ containers:
       - name: KV_INDEXER_READY_AFTER_S
         value: "600"
       {{- end }}
+      {{- if $discovers }}
+      - name: KV_INDEXER_DISCOVER
+        value: {{ $sources | quote }}
+      {{- end }}
+      {{- if $listens }}
+      - name: KV_INDEXER_LISTEN
+        value: "tcp://*:{{ $root.Values.listen.port }},ranks={{ $root.Values.listen.ranks }}"
+      {{- with $root.Values.listen.replay }}
+      - name: KV_INDEXER_LISTEN_REPLAY
+        value: {{ . | quote }}
+      {{- end }}
+      {{- end }}
       {{- with include "kv-indexer.secretVariables" $root | trim }}
       {{- . | nindent 6 }}
       {{- end }}
@@ -162,6 +205,11 @@ containers:
       {{- end }}
     ports:
       - {name: http, containerPort: 8080}
+      {{- if $listens }}
+      {{- range $rank := until (int $root.Values.listen.ranks) }}
+      - {name: events-{{ $rank }}, containerPort: {{ add $root.Values.listen.port $rank }}}
+      {{- end }}
+      {{- end }}
       {{- if $picks }}
       - {name: gateway, containerPort: {{ $root.Values.gateway.port }}}
       {{- end }}
@@ -281,12 +329,36 @@ spec:
 {{- end }}
 {{- end }}
 
+{{/* Where engines are, as peers of a policy. */}}
+{{- define "kv-indexer.engines" }}
+- namespaceSelector:
+    matchLabels:
+      {{- toYaml .Values.networkPolicy.engines | nindent 6 }}
+{{- if include "kv-indexer.sources" . }}
+- namespaceSelector:
+    matchExpressions:
+      - key: kubernetes.io/metadata.name
+        operator: In
+        values: {{ include "kv-indexer.engineNamespaces" . }}
+{{- end }}
+{{- end }}
+
+{{- define "kv-indexer.wayToApiServer" }}
+{{- if include "kv-indexer.sources" . }}
+- to:
+    - ipBlock:
+        cidr: {{ .Values.networkPolicy.apiServer.cidr | quote }}
+  ports:
+    {{- range .Values.networkPolicy.apiServer.ports }}
+    - {protocol: TCP, port: {{ . }}}
+    {{- end }}
+{{- end }}
+{{- end }}
+
 {{/* To engines, by these ports: (list $ .Values.networkPolicy.enginePorts) */}}
 {{- define "kv-indexer.wayToEngines" }}
 - to:
-    - namespaceSelector:
-        matchLabels:
-          {{- toYaml (index . 0).Values.networkPolicy.engines | nindent 10 }}
+    {{- include "kv-indexer.engines" (index . 0) | trim | nindent 4 }}
   ports:
     {{- range index . 1 }}
     - protocol: TCP
