@@ -127,7 +127,7 @@ def test_a_manifest_with_an_unknown_field_is_refused() -> None:
 @pytest.mark.deploy
 def test_everything_that_is_named_is_there(overlay: tuple[str, list[Document]]) -> None:
     name, documents = overlay
-    check_references(documents, outside={"engines"} if name == "engines" else set())
+    check_references(documents, outside={"engines"} if name in ("engines", "overlays/gateway-api") else set())
 
 
 @pytest.mark.deploy
@@ -251,6 +251,13 @@ def test_the_picker_of_a_pool() -> None:
     documents = kustomized("overlays/gateway-api")
     check_picker(documents, {**OURS, COMPONENT: "api"}, "models")
     assert {document["metadata"].get("namespace") for document in documents} == {"models"}
+    (binding,) = named(documents, "RoleBinding").values()
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "kv-indexer", "namespace": "models"}]
+    policies = list(named(documents, "NetworkPolicy").values())
+    engine, ingest, api = pod("models", {"app": "vllm"}), pod("models", {**OURS, COMPONENT: "ingest"}), pod("models", {**OURS, COMPONENT: "api"})
+    assert reaches(policies, ingest, engine, SENT_TO_ENGINES[0])
+    assert reaches(policies, api, engine, 8000)
+    assert not reaches(policies, pod("kv-indexer", {**OURS, COMPONENT: "ingest"}), engine, SENT_TO_ENGINES[0])
 
 
 @pytest.mark.deploy

@@ -18,14 +18,15 @@ from tests.ports import free_port
 class Pod:
     """`with Pod(name) as pod:` an engine with one token for each byte. A path that ends in /completions answers with what came.
 
-    `status`: of its answers. `cached_tokens`: what its usage says. The body's `stream` asks for so many events, `gap_s` apart.
+    `status`: of its answers. `cached_tokens`: what its usage says. `paths`: those of requests that came.
+    The body's `stream` asks for so many events, `gap_s` apart.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.status = 200
         self.cached_tokens = 0
-        self.requests = 0
+        self.paths: set[str] = set()
         self.engine = Engine()
         self._hashes = 1
 
@@ -84,7 +85,7 @@ class Pod:
         if scope["path"] == "/tokenize":
             await _answer(send, 200, {"tokens": bytes_as_tokens(json.loads(kept))})
             return
-        self.requests += 1
+        self.paths.add(scope["path"])
         asked = json.loads(kept) if kept.startswith(b"{") and size == len(kept) else {}
         if "stream" in asked and self.status == 200:
             await self._stream(send, asked)
