@@ -8,12 +8,14 @@ READY := $(VENV)/.ready
 DEPLOY_READY := $(VENV)/.deploy-ready
 ENVOY_READY := $(VENV)/.envoy-ready
 BROWSER_READY := $(VENV)/.browser-ready
+LITELLM_VENV := .venv-litellm
+LITELLM_READY := $(LITELLM_VENV)/.ready
 # vLLM has one of its own, of the Python that its pinned packages are for.
 ENGINE_PYTHON ?= python3.11
 ENGINE_VENV := .venv-engine
 ENGINE_READY := $(ENGINE_VENV)/.ready
 
-.PHONY: help run test test-mechanisms test-simulation test-hostile test-hang-ups test-fuzz test-engine test-chaos test-failovers test-scale test-deploy test-browser test-envoy bench bench-gateway fleet fleet-live docs lint types clean
+.PHONY: help run test test-mechanisms test-simulation test-hostile test-hang-ups test-fuzz test-engine test-chaos test-failovers test-scale test-deploy test-browser test-envoy test-integrations bench bench-gateway fleet fleet-live docs lint types clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -35,6 +37,11 @@ $(BROWSER_READY): $(READY)
 
 $(ENVOY_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,envoy]'
+	@touch $@
+
+$(LITELLM_READY): tests/integrations/requirements.txt
+	$(ENGINE_PYTHON) -m venv --clear $(LITELLM_VENV)
+	$(LITELLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 $(ENGINE_READY): tests/living_engine/requirements.txt
@@ -83,6 +90,9 @@ test-browser: $(BROWSER_READY) ## the page at /ui in a headless Chromium, which 
 test-envoy: $(ENVOY_READY) ## the endpoint picker behind a real Envoy, with the configurations of deploy/envoy: 37 MB on first use, then two minutes
 	$(BIN)/python -m pytest -m envoy tests/envoy --no-header
 
+test-integrations: $(ENVOY_READY) $(LITELLM_READY) ## gateways of deploy/examples in front of demo engines: 650 MB on first use, then three minutes; nginx and HAProxy where they are installed
+	$(BIN)/python -m pytest -m integrations tests/integrations --no-header
+
 test-failovers: $(READY) ## everything about Sentinel and Cluster, of which `make test` plays the half that matters most: seven minutes
 	$(BIN)/python -m pytest tests/scenarios/redis/test_cluster.py tests/scenarios/redis/test_sentinel.py -m "failovers or not failovers" -n 2 --no-loadscope-reorder --no-header
 
@@ -116,4 +126,4 @@ types: $(READY) ## mypy, strict
 	$(BIN)/mypy
 
 clean: ## remove the environments and what was made by running
-	rm -rf $(VENV) $(ENGINE_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* *.egg-info
+	rm -rf $(VENV) $(ENGINE_VENV) $(LITELLM_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* *.egg-info

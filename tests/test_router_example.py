@@ -4,90 +4,70 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import contextmanager
 
 import httpx
 import pytest
 
-from tests.engine_server import EngineServer, Reply, Request, json_reply, tokens_reply
+from tests.demo_fleet import MODEL, Chat, DemoFleet, check_chats_stay, client_of, demo_fleet, wait_for_http
 from tests.ports import free_port
-from tests.running import ROOT, Command
+from tests.running import ROOT
 from tests.waiting import wait_until
 
 ROUTER = ROOT / "docs" / "router_example.py"
-MODEL = "demo/chat"
-
-
-def tokenize(request: Request) -> Reply:
-    """Numbers in words are tokens."""
-    return tokens_reply([int(word) for message in request["messages"] for word in message["content"].split()])
-
-
-@contextmanager
-def engine(chats: str) -> Iterator[tuple[str, str]]:
-    """The API server of a pod, and a demo engine that publishes as that pod. Yields its name, which is its address, and its spec."""
-    with EngineServer(routes={"/tokenize": tokenize}) as api:
-        pod = api.netloc
-        api.routes["/v1/chat/completions"] = lambda request: json_reply({"served_by": pod, "asked": request}, 418 if request.get("n") == 418 else 200)
-        words = [sys.executable, "-m", "scorer_api.cli", "demo-engine", "--pod", pod, "--chats", chats, "--blocks", "512", "--with-parent"]
-        with subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            yield pod, process.stdout.readline().strip()
-            process.terminate()
 
 
 @contextmanager
 def router(indexer_url: str) -> Iterator[httpx.Client]:
     port = free_port()
     words = [sys.executable, "-m", "uvicorn", "router_example:app", "--app-dir", str(ROUTER.parent), "--port", str(port), "--log-level", "warning"]
-    env = {**os.environ, "KV_INDEXER_URL": indexer_url, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(words, cwd=ROOT, env=env) as process, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-        wait_until(lambda: _listens(client))
+    env = {**os.environ, "KV_INDEXER_URL": indexer_url}
+    with subprocess.Popen(words, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) as process, client_of(f"http://127.0.0.1:{port}") as client:
+        wait_for_http(client, process)
         yield client
         process.terminate()
-
-
-def _listens(client: httpx.Client) -> bool:
-    try:
-        return client.get("/openapi.json").status_code == 200
-    except httpx.ConnectError:
-        return False
-
-
-def ask(client: httpx.Client, chat: int, **more: Any) -> httpx.Response:
-    """A chat as the demo engines serve it: the system prompt, and the chat's own first turn."""
-    system, turn = " ".join(map(str, range(1, 65))), " ".join(map(str, range(1000 * chat + 1, 1000 * chat + 82)))
-    messages = [{"role": "system", "content": system}, {"role": "user", "content": turn}]
-    return client.post("/v1/chat/completions", json={"model": MODEL, "messages": messages, **more})
+        assert process.stderr is not None, "its standard error is a pipe"
+        assert "Traceback" not in process.stderr.read()
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[tuple[list[str], Command]]:
-    """The first pod serves chat 1, the second chat 2."""
-    with ExitStack() as stack:
-        (first, first_spec), (second, second_spec) = stack.enter_context(engine("1")), stack.enter_context(engine("2"))
-        service = stack.enter_context(Command("serve", "--port", "0", "--engine", first_spec, "--engine", second_spec))
-        service.wait_url()
-        for pod in (first, second):
-            wait_until(lambda pod=pod: service.stream(pod)["trust"] == "live" and service.stream(pod)["blocks"].get("gpu", 0) > 9)
-        yield [first, second], service
+def fleet() -> Iterator[DemoFleet]:
+    with demo_fleet() as fleet:
+        yield fleet
 
 
-def test_it_has_about_thirty_lines() -> None:
+def test_it_has_about_forty_lines() -> None:
     lines = [line for line in ROUTER.read_text().splitlines() if line and not line.startswith(("import", "from", '"""'))]
-    assert len(lines) <= 30
+    assert len(lines) <= 40
 
 
-def test_a_chat_goes_to_the_pod_that_holds_it_and_elsewhere_when_nobody_knows(served: tuple[list[str], Command]) -> None:
-    pods, service = served
-    with router(service.url) as client:
-        for _ in range(3):
-            for chat, pod in ((1, pods[0]), (2, pods[1])):
-                answer = ask(client, chat)
-                assert (answer.status_code, answer.json()["served_by"]) == (200, pod)
-        assert answer.json()["asked"]["messages"][0]["role"] == "system", "the request goes on as it came"
-        refused = ask(client, 1, n=418)
-        assert (refused.status_code, refused.json()["served_by"]) == (418, pods[0]), "the engine's own status comes back"
-        service.stop()
-        assert ask(client, 2).json()["served_by"] in pods
+def test_chats_stay_and_errors_come_back_and_picks_end(fleet: DemoFleet) -> None:
+    with router(fleet.service.url) as client:
+        check_chats_stay(fleet, client, "whole")
+        check_chats_stay(fleet, client, "streamed", count=2, stream=True)
+        completion = client.post("/v1/completions", json={"model": MODEL, "prompt": "1 2 3"})
+        assert (completion.status_code, completion.json()["object"]) == (200, "text_completion")
+        unknown = client.post("/v1/chat/completions", json={"model": "other", "messages": []})
+        assert (unknown.status_code, unknown.json()["error"]["type"]) == (404, "not_found_error")
+        wrong = client.post("/v1/completions", json={"model": MODEL, "prompt": {"text": 1}})
+        assert (wrong.status_code, wrong.json()["error"]["type"]) == (400, "BadRequestError"), "the engine's own error comes back"
+        wait_until(lambda: fleet.service.metric("kv_indexer_route_open") == 0)
+
+
+def test_a_pod_that_is_away_is_passed_over_and_so_is_the_service() -> None:
+    with demo_fleet() as fleet, router(fleet.service.url) as client:
+        chats = [Chat(client, f"chat-{number}") for number in range(4)]
+        left = chats[0].turn().pod
+        for chat in chats[1:]:
+            chat.turn()
+        fleet.service.stop()
+        assert chats[0].turn().pod in fleet.engines
+        for pod, engine in fleet.engines.items():
+            if pod != left:
+                engine.kill()
+                engine.wait()
+        assert [chat.turn().pod for chat in chats] == [left] * 4
+        fleet.engines[left].kill()
+        fleet.engines[left].wait()
+        away = client.post("/v1/chat/completions", json={"model": MODEL, "messages": []})
+        assert (away.status_code, away.json()["error"]["message"]) == (503, "no pod answers")
