@@ -56,16 +56,16 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     # HTTP
     host: Annotated[str, Meta(description="Address that the HTTP service listens on.")] = "127.0.0.1"
-    port: Annotated[int, Meta(ge=0, le=65535, description="Port that the HTTP service listens on; 0 for a free one.")] = 8080
+    port: Annotated[int, Meta(ge=0, le=65535, description="Port of the HTTP service; 0 for a free one.")] = 8080
     api_token_file: Annotated[str | None, Meta(description="File of bearer tokens, one per line; every request but health checks needs one.")] = None
     admin_token_file: Annotated[
         str | None, Meta(description="File of bearer tokens for changing pods; tokens of --api-token-file do not suffice for that then.")
     ] = None
-    tls_cert: Annotated[str | None, Meta(description="PEM file of a certificate and its chain; the HTTP service speaks TLS.")] = None
+    tls_cert: Annotated[str | None, Meta(description="PEM file of a certificate and its chain, for HTTP over TLS.")] = None
     tls_key: Annotated[str | None, Meta(description="PEM file of the certificate's private key.")] = None
     body_bytes_max: Annotated[Count, Meta(description="Largest request body.")] = 16 * 2**20
     ready_after_s: Annotated[Seconds, Meta(description="/readyz answers 200 after this long even if engines are missing.")] = 10.0
-    shutdown_s: Annotated[Seconds, Meta(description="How long running requests may take to finish after SIGTERM.")] = 3.0
+    shutdown_s: Annotated[Seconds, Meta(description="How long running requests may take after SIGTERM.")] = 3.0
 
     # Gateways
     gateway_listen: Annotated[
@@ -97,7 +97,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     weight_gpu: Annotated[Weight, Meta(description="Weight of a block in GPU memory in the score.")] = 1.0
     weight_cpu: Annotated[Weight, Meta(description="Weight of a block in CPU memory.")] = 0.8
     weight_disk: Annotated[Weight, Meta(description="Weight of a block on disk.")] = 0.5
-    weight_other: Annotated[Weight, Meta(description="Weight of a block in any other tier of the pod itself.")] = 0.3
+    weight_other: Annotated[Weight, Meta(description="Weight of a block in any other tier of the pod.")] = 0.3
     route_policy: Annotated[
         Literal["cost", "prefix", "least-load", "round-robin", "session"], Meta(description="Policy of requests to /v1/route that name none.")
     ] = "cost"
@@ -118,10 +118,8 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     # Logging
     log_format: Annotated[Literal["text", "json"], Meta(description="Format of the log lines on stderr: text or json.")] = "text"
-    log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Meta(description="Lowest severity that is logged: debug, info, warning or error.")
-    ] = "info"
-    access_log: Annotated[bool, Meta(description="Log a line for each HTTP request, at level info.")] = False
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Lowest level: debug, info, warning or error.")] = "info"
+    access_log: Annotated[bool, Meta(description="Log each HTTP request, at level info.")] = False
 
     @property
     def engine_networks(self) -> EngineNetworks:
