@@ -10,6 +10,8 @@ import pytest
 from redis.exceptions import RedisError
 
 from indexer.core.block_table import HashRecord
+from indexer.core.change import Change
+from indexer.core.change_records import ChangeRecords
 from indexer.core.held_keys import HeldKeys
 from indexer.core.places import PARKED, REMOVED
 from indexer.core.snapshot import Snapshot
@@ -277,11 +279,17 @@ def _replace(patch: Patch, script: str, source: str) -> None:
 
 def _leave_out(patch: Patch, left_out: int) -> None:
     """Nothing of this part is written."""
-    records, hashes = StreamState.records, Snapshot.hashes
+    records, hashes, describe = StreamState.records, Snapshot.hashes, ChangeRecords.describe
 
     def without(self: StreamState, part: int, wanted: Iterable[int]) -> dict[int, HashRecord | None]:
         return dict.fromkeys(wanted) if part == left_out else records(self, part, wanted)
 
+    def describe_others(self: ChangeRecords, change: Change, *state: Any, **more: Any) -> None:
+        describe(self, change, *state, **more)
+        if change.records is not None and left_out in change.records:
+            change.records[left_out] = dict.fromkeys(change.records[left_out])
+
+    patch.setattr(ChangeRecords, "describe", describe_others)
     patch.setattr(StreamState, "records", without)
     patch.setattr(Snapshot, "hashes", lambda self, part: [] if part == left_out else hashes(self, part))
 
