@@ -93,8 +93,14 @@ def folded(text: Text, start: int, stop: int) -> dict[int, bytes]:
 
 def folded_wide(text: Text, start: int, count: int, units: int) -> dict[int, bytes]:
     """The same of blocks of several units: those of a block are all that its units have."""
-    found = folded(text, start * units, (start + count) * units)
-    return {place: b"".join(parts) for place in range(count) if any(parts := [found.get(place * units + unit, b"") for unit in range(units)])}
+    images = [*text.images, *[()] * ((start + count) * units)]
+    extra = {
+        block - start: fold_extra_keys(
+            [[image, 0] for of_unit in images[block * units : (block + 1) * units] for image in of_unit], text.salt if block == 0 else None
+        )
+        for block in range(start, start + count)
+    }
+    return {position: keys for position, keys in extra.items() if keys}
 
 
 class Engine:
