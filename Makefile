@@ -59,7 +59,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Collecting compiles the tests, which four workers at once would each do for themselves.
 test: $(READY) ## the whole test suite, with branch coverage
 	@$(BIN)/python -m pytest --collect-only -qq > /dev/null || true  # the run itself says what is wrong
-	$(BIN)/python -m pytest -n 4 --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest -n 5 --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
 
 test-mechanisms: $(READY) ## every recovery test with its mechanism switched off: each has to fail
 	TEST_MECHANISMS_OFF=1 TEST_TIMEOUT_MAX_S=4 $(BIN)/python -m pytest tests/scenarios --ignore tests/scenarios/redis --no-header -q

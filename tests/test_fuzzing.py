@@ -31,7 +31,7 @@ SEED = int(os.environ.get("TEST_FUZZ_SEED", "1"))
 SLICE = 2_000
 PART = 50_000
 OVER_SOCKETS = max(200, REQUESTS // 100)
-STATUSES = {200, 201, 204, 400, 404, 405, 408, 409, 413, 415, 422, 501, 502, 503}
+STATUSES = {200, 201, 204, 307, 400, 404, 405, 408, 409, 413, 415, 422, 501, 502, 503}
 
 pytestmark = pytest.mark.timeout(120 + min(REQUESTS, PART) / 20)
 

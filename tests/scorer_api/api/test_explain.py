@@ -79,7 +79,7 @@ def test_an_explanation_has_every_figure(engine: Engine, service: Client) -> Non
         "pods": [
             {
                 **{"pod": "pod", "score": pytest.approx((8 + 4 * 0.8) / 16), "matched_tokens": 12, "matched_blocks": 3, "usable_blocks": 4},
-                **{"block_size": 4, "trust": "live", "rank": 0, "load": None},
+                **{"block_size": 4, "trust": "live", "ready": True, "rank": 0, "load": None},
                 "ranks": [
                     {
                         **{"rank": 0, "trust": "live", "block_size": 4, "matched_blocks": 3, "usable_blocks": 4, "runs": [["gpu", 2], ["cpu", 1]]},
