@@ -40,6 +40,8 @@ def expected(pod: dict[str, Any], stream: dict[str, Any]) -> dict[str, str]:
     return {
         "Pod": pod["pod"],
         "Model": pod["model"],
+        "Name": pod["name"] or NOTHING,
+        "Ready": "yes" if pod["ready"] else "no",
         "Aliases": ", ".join(pod["aliases"]) or NOTHING,
         "Rank": str(stream["rank"]),
         "Trust": {"live": "● live", "partial": "◐ partial", "stale": "○ stale", "expired": "✕ expired"}[stream["trust"]],
@@ -144,10 +146,10 @@ def test_numbers_stand_in_line_and_the_narrow_table_is_still_a_table(browser: Br
         for size in ((1600, 900), NARROW):
             browser.resize(*size)
             assert browser.roles("table, #columns, #columns th, #streams tr:first-child, #streams tr:first-child > *") == [
-                "table", "row", *["columnheader"] * 13, "row", "rowheader", *["cell"] * 12
+                "table", "row", *["columnheader"] * 15, "row", "rowheader", *["cell"] * 14
             ]  # fmt: skip
         assert set(browser.texts("#streams tr:first-child td")) >= {"0", "yes", "gpu 1"}
-        assert browser.js("return getComputedStyle(document.querySelector('#streams td'), '::before').content") == '"Model"', (
+        assert browser.js("return getComputedStyle(document.querySelector('#streams td'), '::before').content") == '"Name"', (
             "each value says what it is"
         )
 
