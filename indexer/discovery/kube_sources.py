@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
-from typing import Generic, Protocol, TypeAlias
+from typing import Any, Generic, Protocol, TypeAlias
 
 from indexer.discovery.errors import Trouble
 from indexer.discovery.found_engine import FoundEngine, by_pod
@@ -65,7 +65,29 @@ class _Read(Generic[T]):
         return sum(isinstance(engines, str) for _, engines in self._known.values())
 
 
-class PodsSource:
+class _ListedSource:
+    """The engines of the objects of one list. Who derives from it sets these three."""
+
+    _health: Health
+    _watch: ListWatch[Any]
+    _read: _Read[Any]
+
+    @property
+    def found(self) -> dict[str, FoundEngine] | None:
+        return None if self._watch.objects is None else self._read.of(self._watch.objects)
+
+    @property
+    def unusable(self) -> int:
+        return self._read.unusable
+
+    def failures(self) -> Iterator[str]:
+        return self._health.failures()
+
+    async def run(self) -> None:
+        await self._watch.run()
+
+
+class PodsSource(_ListedSource):
     """`pods:NAMESPACE?selector=…`, and what `inferencepool:` makes of a pool: `target_ports` are the pool's."""
 
     def __init__(
@@ -86,22 +108,8 @@ class PodsSource:
         self._watch = ListWatch(api, resource, self._health, changed, times)
         self._read = _Read[Pod](spec, lambda pod: engines_of_pod(pod, spec.text, spec.options, target_ports))
 
-    @property
-    def found(self) -> dict[str, FoundEngine] | None:
-        return None if self._watch.objects is None else self._read.of(self._watch.objects)
 
-    @property
-    def unusable(self) -> int:
-        return self._read.unusable
-
-    def failures(self) -> Iterator[str]:
-        return self._health.failures()
-
-    async def run(self) -> None:
-        await self._watch.run()
-
-
-class ServiceSource:
+class ServiceSource(_ListedSource):
     """`service:NAMESPACE/NAME`: the endpoints of all its EndpointSlices. For those who may not read pods: it knows no annotations."""
 
     def __init__(self, spec: DiscoverSpec, api: KubeApi, changed: Callable[[], None], note_error: NoteError, times: WatchTimes = WATCH_TIMES) -> None:
@@ -112,20 +120,6 @@ class ServiceSource:
         resource = Resource(EndpointSlice, path, query, "endpointslices.discovery.k8s.io", spec.namespace)
         self._watch = ListWatch(api, resource, self._health, changed, times)
         self._read = _Read[EndpointSlice](spec, lambda each: engines_of_slice(each, spec.text, spec.options))
-
-    @property
-    def found(self) -> dict[str, FoundEngine] | None:
-        return None if self._watch.objects is None else self._read.of(self._watch.objects)
-
-    @property
-    def unusable(self) -> int:
-        return self._read.unusable
-
-    def failures(self) -> Iterator[str]:
-        return self._health.failures()
-
-    async def run(self) -> None:
-        await self._watch.run()
 
 
 class PoolSource:

@@ -24,17 +24,15 @@ class Direct:
     def __init__(self, app: Any, routes: Iterable[BaseRoute], paths: Collection[str]) -> None:
         self._app = app
         self._endpoints: dict[tuple[str, str], Endpoint] = {}
-        self._below: list[tuple[str, dict[str, Endpoint]]] = []
-        below: dict[str, dict[str, Endpoint]] = {}
+        self._below: dict[str, dict[str, Endpoint]] = {}
         for route in routes:
             if not isinstance(route, APIRoute) or route.path not in paths:
                 continue
             for method in route.methods or ():
                 if route.path.endswith(REST):
-                    below.setdefault(route.path.removesuffix(REST) + "/", {})[method] = route.endpoint
+                    self._below.setdefault(route.path.removesuffix(REST) + "/", {})[method] = route.endpoint
                 else:
                     self._endpoints[method, route.path] = route.endpoint
-        self._below = list(below.items())
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         found = self._find(scope["method"], scope["path"]) if scope["type"] == "http" and not scope.get("root_path") else None
@@ -54,7 +52,7 @@ class Direct:
     def _find(self, method: str, path: str) -> tuple[Endpoint, tuple[str, ...]] | None:
         if (endpoint := self._endpoints.get((method, path))) is not None:
             return endpoint, ()
-        for start, endpoints in self._below:
+        for start, endpoints in self._below.items():
             if path.startswith(start) and (endpoint := endpoints.get(method)) is not None:
                 return endpoint, (path.removeprefix(start),)
         return None

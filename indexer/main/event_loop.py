@@ -3,11 +3,11 @@
 import asyncio
 import socket
 from contextlib import suppress
-from ipaddress import ip_address
 from typing import Any
 
 import uvloop
 
+from indexer.engines.networks import literal
 from indexer.receiving.name_lookup import NAMES, Outcome
 
 
@@ -20,7 +20,7 @@ class EventLoop(uvloop.Loop):
         """As `socket.getaddrinfo`. Raises OSError, UnicodeError."""
         if isinstance(port, bytes):
             port = port.decode()
-        if host is None or _is_address(host):
+        if host is None or literal(host if isinstance(host, str) else host.decode(errors="replace")) is not None:
             return socket.getaddrinfo(host, port, family, type, proto, flags)
         outcome: asyncio.Future[Outcome] = self.create_future()
 
@@ -37,11 +37,3 @@ class EventLoop(uvloop.Loop):
         if isinstance(found, Exception):
             raise found
         return found
-
-
-def _is_address(host: str | bytes) -> bool:
-    try:
-        ip_address((host if isinstance(host, str) else host.decode(errors="replace")).partition("%")[0])
-    except ValueError:
-        return False
-    return True
