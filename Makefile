@@ -15,7 +15,7 @@ ENGINE_PYTHON ?= python3.11
 ENGINE_VENV := .venv-engine
 ENGINE_READY := $(ENGINE_VENV)/.ready
 
-.PHONY: help run test test-mechanisms test-simulation test-hostile test-hang-ups test-fuzz test-engine test-chaos test-failovers test-scale test-deploy test-browser test-envoy test-integrations bench bench-gateway fleet fleet-live docs lint types clean
+.PHONY: help run test test-mechanisms test-simulation test-hostile test-hang-ups test-fuzz test-engine test-chaos test-failovers test-scale test-deploy test-browser test-kubernetes test-envoy test-integrations bench bench-gateway fleet fleet-live docs lint types clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -86,6 +86,9 @@ test-deploy: $(DEPLOY_READY) ## check deploy/ with the tools that it is for, and
 
 test-browser: $(BROWSER_READY) ## the page at /ui in a headless Chromium, which has to be there; screenshots in build/screenshots/
 	$(BIN)/python -m pytest -m browser tests/browser --no-header
+
+test-kubernetes: $(READY) ## discovery with a real DNS server: dnsmasq, where it is installed or TEST_DNSMASQ names it
+	$(BIN)/python -m pytest -m kubernetes tests/indexer/discovery --no-header
 
 test-envoy: $(ENVOY_READY) ## the endpoint picker behind a real Envoy, with the configurations of deploy/envoy: 37 MB on first use, then two minutes
 	$(BIN)/python -m pytest -m envoy tests/envoy --no-header

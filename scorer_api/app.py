@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
 
 from msgspec import structs
 from prometheus_client import CollectorRegistry
 
 from indexer.config.settings import Settings, read_pairs
-from indexer.errors import SettingError
+from indexer.extras import import_extra
 from indexer.http.access import Access
 from indexer.http.app import make_app
 from indexer.http.loop_lag import LoopLag
@@ -79,25 +78,15 @@ def _served(
 
 def _with_gateway(served: Served, settings: Settings, pods: Pods, picking: Picking, registry: CollectorRegistry) -> Served:
     """The same with an endpoint picker, which starts last and stops first. Raises SettingError."""
-    module = _import_extra("scorer_api.gateway.server", "--gateway-listen", "grpcio")
+    module = import_extra("scorer_api.gateway.server", "grpcio", "gateway", "--gateway-listen")
     files = CertificateFiles.of(settings)
     certificate: Certified | None = files
     if settings.gateway_self_signed:
-        certificate = _import_extra("scorer_api.gateway.self_signed", "--gateway-self-signed", "cryptography").make_certificate()
+        certificate = import_extra("scorer_api.gateway.self_signed", "cryptography", "gateway", "--gateway-self-signed").make_certificate()
     calls = Calls(settings, picking.picker, picking.pick_metrics, GatewayMetrics(registry))
     server = module.GatewayServer(settings, calls, lambda: pods.readiness().is_ready, certificate)
     reloadables = served.reloadables if files is None else [*served.reloadables, files]
     return structs.replace(served, parts=[*served.parts, server], reloadables=reloadables, on_stop=[server.drain])
-
-
-def _import_extra(module: str, flag: str, library: str) -> Any:
-    """A module that needs a library of the extra `gateway`. Raises SettingError if that is not there."""
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith(("indexer", "scorer_api")):
-            raise
-        raise SettingError(flag, None, f"needs {library}: pip install 'kv-event-indexer[gateway]'") from None
 
 
 def _local_tokenizers(settings: Settings) -> dict[str, Tokenizer]:

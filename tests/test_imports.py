@@ -84,6 +84,7 @@ PURE = (
     *(
         "indexer.masking",
         "indexer.errors",
+        "indexer.extras",
         "indexer.limits",
         "indexer.metrics_text",
         "indexer.core",
@@ -114,6 +115,8 @@ REDIS = {"indexer.store"}
 # What needs the extra `gateway` is imported where it is used.
 GRPC = {"scorer_api.gateway.server"}
 CRYPTOGRAPHY = {"scorer_api.gateway.self_signed"}
+# What needs the extra `dns`.
+DNS = {"indexer.discovery.dns_source", "indexer.discovery.dns_sockets"}
 WEB = {"indexer.http", "indexer.main.app", "scorer_api.api"}
 ENVIRONMENT = {"indexer.main.command", "indexer.main.serving"}
 
@@ -252,6 +255,11 @@ def test_only_the_endpoint_picker_knows_grpc_and_nothing_comes_with_it() -> None
     assert outside({"grpc"}, GRPC) == set()
     assert outside({"cryptography"}, CRYPTOGRAPHY) == set()
     assert {module for module in MODULES if named(module) & (GRPC | CRYPTOGRAPHY)} == set()
+
+
+def test_only_one_source_of_engines_knows_dns_and_nothing_comes_with_it() -> None:
+    assert outside({"dns"}, DNS) == set()
+    assert {module for module in MODULES if named(module) & DNS} == {"indexer.discovery.dns_source"}
 
 
 def test_only_what_serves_http_knows_a_web_framework() -> None:

@@ -32,7 +32,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     listen: Annotated[str | None, Meta(description="Endpoint that engines dial in to, tcp://*:5557[,ranks=N]: rank r at port + r.")] = None
     listen_replay: Annotated[str | None, Meta(description="Replay endpoint of engines that dial in, tcp://{host}:5558: rank r at port + r.")] = None
     discover: Annotated[
-        Words, Meta(description="Find engines: pods:NAMESPACE?selector=…, service:NAMESPACE/NAME, inferencepool:NAMESPACE/NAME; may be repeated.")
+        Words,
+        Meta(description="Find engines: pods:NAMESPACE?selector=…, service:NAMESPACE/NAME, inferencepool:NAMESPACE/NAME, dns:NAME; may be repeated."),
     ] = ()
     kube_api: Annotated[str | None, Meta(description="URL of Kubernetes' API server, for --discover; in a pod the cluster's own by default.")] = None
     kube_token_file: Annotated[str | None, Meta(description="File with the token for it; in a pod that of its service account by default.")] = None

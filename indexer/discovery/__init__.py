@@ -1,1 +1,1 @@
-"""Finds engines in Kubernetes."""
+"""Finds engines in Kubernetes and in DNS."""

@@ -22,6 +22,7 @@ from indexer.discovery.model_names import ModelNames
 from indexer.discovery.source_spec import DiscoverSpec
 from indexer.engines.discovered import DiscoveredPod
 from indexer.errors import SettingError
+from indexer.extras import import_extra
 from indexer.metrics import DiscoveryMetrics, DiscoveryState, IndexerMetrics
 
 log = logging.getLogger(__name__)
@@ -56,13 +57,14 @@ class Discovery:
     """`async with Discovery(settings, pods, metrics, headers):` looks until it ends. `headers`: of requests to the engines' own API."""
 
     def __init__(self, settings: Settings, pods: Discoverable, metrics: IndexerMetrics, headers: Callable[[], Mapping[str, str]]) -> None:
-        """Raises SettingError for a file that cannot be used."""
+        """Raises SettingError for a file that cannot be used, and where a library for a source is missing."""
         self._pods = pods
         self._changed = asyncio.Event()
+        self._expiry_s = settings.pod_expiry_s
         self._known: dict[str, _Known] = {}
         self._synced = asyncio.Event()
         specs = [DiscoverSpec.from_text(text) for text in settings.discover]
-        self._api = KubeApi.of(settings) if specs else None
+        self._api = KubeApi.of(settings) if any(spec.kind != "dns" for spec in specs) else None
         self._sources: list[Source] = []
         if specs:
             own_metrics = DiscoveryMetrics(metrics.registry)
@@ -72,9 +74,18 @@ class Discovery:
 
     def _source(self, spec: DiscoverSpec, metrics: DiscoveryMetrics) -> Source:
         counters: dict[Trouble, Callable[[], None]] = {reason: metrics.errors.labels(spec.text, reason).inc for reason in TROUBLES}
-        assert self._api is not None, "it was made for these"
-        kinds = {"pods": PodsSource, "service": ServiceSource, "inferencepool": PoolSource}
-        source: Source = kinds[spec.kind](spec, self._api, self._changed.set, lambda reason: counters[reason]())
+
+        def note_error(reason: Trouble) -> None:
+            counters[reason]()
+
+        source: Source
+        if spec.kind == "dns":
+            dns = import_extra("indexer.discovery.dns_source", "dnspython", "dns", "--discover", spec.text)
+            source = dns.DnsSource(spec, self._changed.set, note_error, self._expiry_s)
+        else:
+            assert self._api is not None, "it was made for these"
+            kinds = {"pods": PodsSource, "service": ServiceSource, "inferencepool": PoolSource}
+            source = kinds[spec.kind](spec, self._api, self._changed.set, note_error)
         return source
 
     async def __aenter__(self) -> Self:

@@ -21,7 +21,8 @@ WATCH_TIMES = WatchTimes()
 class Source(Protocol):
     """A source of engines. `found`: by pod, None until it was read for the first time. `run` keeps it and calls `changed`."""
 
-    spec: DiscoverSpec
+    @property
+    def spec(self) -> DiscoverSpec: ...
 
     @property
     def found(self) -> dict[str, FoundEngine] | None: ...

@@ -11,14 +11,15 @@ from indexer.core.stream_state import Counting
 from indexer.engines.spec import NAME_LENGTH_MAX, RANKS_MAX, Name, Role
 from indexer.errors import SettingError, field_first
 
-Kind = Literal["inferencepool", "pods", "service"]
+Kind = Literal["inferencepool", "pods", "service", "dns"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Port = Annotated[int, Meta(ge=1, le=65535)]
 
-_FORMS = "inferencepool:NAMESPACE/NAME, pods:NAMESPACE?selector=app=vllm or service:NAMESPACE/NAME"
+_FORMS = "inferencepool:NAMESPACE/NAME, pods:NAMESPACE?selector=app=vllm, service:NAMESPACE/NAME, dns:NAME?port=8000 or dns:_http._tcp.NAME"
 _LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 _NAMESPACE = re.compile(_LABEL)
 _OBJECT = re.compile(rf"(?P<namespace>{_LABEL})/(?P<name>{_LABEL}(\.{_LABEL})*)")
+_DNS_NAME = re.compile(r"(?=.{1,253}$)_?[A-Za-z0-9]([-\w]{0,61}\w)?(\._?[A-Za-z0-9]([-\w]{0,61}\w)?)*\.?")
 SELECTOR_LENGTH_MAX = 2_048
 
 
@@ -55,7 +56,7 @@ OPTIONS: tuple[str, ...] = EngineOptions.__struct_encode_fields__
 
 
 class DiscoverSpec(Struct, frozen=True):
-    """One source. `text`: as the user wrote it. `name`: of the object. `options`: for engines that say nothing else themselves."""
+    """One source. `text`: as the user wrote it. `name`: of the object, or the DNS name. `options`: for engines that say nothing else themselves."""
 
     text: str
     kind: Kind
@@ -75,6 +76,8 @@ class DiscoverSpec(Struct, frozen=True):
         namespace, name = _place(kind, where, text, source)
         if kind == "pods" and not selector:
             raise SettingError(source, text, "needs ?selector=, else every pod of the namespace would be an engine")
+        if kind == "dns" and not name.startswith("_") and options.http_port is None:
+            raise SettingError(source, text, "needs ?port=, the port of the engines' API; only names like _http._tcp.NAME tell it")
         return cls(text, kind, namespace, name, selector, options)
 
 
@@ -83,6 +86,9 @@ def _place(kind: str, where: str, text: str, source: str) -> tuple[str, str]:
     if kind == "pods":
         if _NAMESPACE.fullmatch(where):
             return where, ""
+    elif kind == "dns":
+        if _DNS_NAME.fullmatch(where):
+            return "", where
     elif (found := _OBJECT.fullmatch(where)) is not None:
         return found["namespace"], found["name"]
     raise SettingError(source, text, f"has no proper name behind {kind}:; should be {_FORMS}")

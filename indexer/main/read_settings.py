@@ -72,7 +72,7 @@ def _check_texts(settings: Settings) -> None:
     sources = [DiscoverSpec.from_text(text) for text in settings.discover]
     if settings.kube_api is not None and not is_http_base(settings.kube_api):
         raise SettingError("--kube-api", settings.kube_api, "should be https://host[:port], or http:// without a token")
-    if settings.kube_api is None and sources:
+    if settings.kube_api is None and any(source.kind != "dns" for source in sources):
         raise SettingError("--kube-api", None, "is required for --discover outside of a cluster")
     if settings.listen is not None:
         ListenSpec.from_text(settings.listen)

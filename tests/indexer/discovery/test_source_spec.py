@@ -15,6 +15,8 @@ from indexer.errors import SettingError
         ("pods:models?selector=app in (a,b),!canary", ("pods", "models", "", "app in (a,b),!canary"), {}),
         ("inferencepool:models/chat.v1", ("inferencepool", "models", "chat.v1", ""), {}),
         ("service:models/vllm?model=my/model&port=8001", ("service", "models", "vllm", ""), {"model": "my/model", "http_port": 8001}),
+        ("dns:vllm.models.svc.?port=8000", ("dns", "", "vllm.models.svc.", ""), {"http_port": 8000}),
+        ("dns:_http._tcp.vllm.models.svc", ("dns", "", "_http._tcp.vllm.models.svc", ""), {}),
         ("service:models/vllm?replay-port=none&ranks=4", ("service", "models", "vllm", ""), {"replay_port": "none", "ranks": 4}),
     ],
 )
@@ -39,6 +41,8 @@ def test_each_form_is_understood(text: str, place: tuple[str, ...], options: dic
         ("pods:models?selector=a&port=0", "port: Expected `int` >= 1"),
         ("pods:models?selector=a&replay-port=no", "replay-port: "),
         ("pods:models?selector=a&port=1&port=2", "port is given twice"),
+        ("dns:vllm.models", "needs ?port="),
+        ("dns:a b?port=1", "has no proper name behind dns:"),
         ("pods:models?selector=a&counting=all", "counting: "),
         (f"pods:models?selector={'a' * 3_000}", "at most 2048 characters"),
     ],
