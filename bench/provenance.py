@@ -9,12 +9,15 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from indexer.compiled import ACTIVE
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("kv-event-indexer", "fastapi", "httptools", "msgspec", "prometheus-client", "pyzmq", "uvicorn", "uvloop", "xxhash")
 
 
 class Provenance(Struct, frozen=True):
-    """`commit`: with `-dirty` where files differ from it. `load_average`: over 1, 5 and 15 minutes, before the first measurement."""
+    """`commit`: with `-dirty` where files differ from it. `load_average`: over 1, 5 and 15 minutes, before the first measurement.
+    `core`: compiled or python."""
 
     date: str
     commit: str
@@ -23,6 +26,7 @@ class Provenance(Struct, frozen=True):
     cpu: str
     cpus: int
     load_average: tuple[float, float, float]
+    core: str
     packages: dict[str, str]
 
 
@@ -36,6 +40,7 @@ def take() -> Provenance:
         cpu=_cpu(),
         cpus=len(os.sched_getaffinity(0)),
         load_average=os.getloadavg(),
+        core=ACTIVE,
         packages={package: version(package) for package in PACKAGES},
     )
 

@@ -15,7 +15,8 @@ def say(text: str) -> None:
 
 def say_provenance(provenance: Provenance) -> None:
     load = ", ".join(f"{average:.2f}" for average in provenance.load_average)
-    say(f"{provenance.date}, commit {provenance.commit}, Python {provenance.python}, {provenance.cpus} CPUs {provenance.cpu}, load average {load}")
+    machine = f"{provenance.cpus} CPUs {provenance.cpu}, load average {load}"
+    say(f"{provenance.date}, commit {provenance.commit}, Python {provenance.python}, {provenance.core} core, {machine}")
     say(f"{provenance.platform}; {', '.join(f'{name} {number}' for name, number in provenance.packages.items())}")
 
 

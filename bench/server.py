@@ -16,6 +16,7 @@ from typing import Any, Self
 import msgspec
 
 from bench.publisher import Published
+from indexer.compiled import VARIABLE
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT_S = 30.0
@@ -39,7 +40,7 @@ class Server:
         env: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         flags = [word for engine in engines for word in ("--engine", engine)]
-        env = {key: value for key, value in os.environ.items() if not key.startswith("KV_INDEXER_")} | dict(env)
+        env = {key: value for key, value in os.environ.items() if not key.startswith("KV_INDEXER_") or key == VARIABLE} | dict(env)
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the server
         flags += [] if redis_url is None else ["--redis", redis_url]
         command = [sys.executable, "-m", "scorer_api.cli", role, "--port", "0", *flags]

@@ -6,14 +6,15 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from indexer import compiled
 from tests.forked import IS_AVAILABLE, ROOT, ForkedProcess, fork_module
 
 MODULE = "scorer_api.cli.__main__"
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's, without settings of the service."""
-    return {**{key: value for key, value in os.environ.items() if not key.startswith("KV_INDEXER_")}, **more}
+    """This process's, without settings of the service; the core is the same."""
+    return {**{key: value for key, value in os.environ.items() if not key.startswith("KV_INDEXER_") or key == compiled.VARIABLE}, **more}
 
 
 def start(*words: str | Path, env: Mapping[str, str] | None = None, is_fresh: bool = False) -> "subprocess.Popen[str] | ForkedProcess":

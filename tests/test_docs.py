@@ -103,7 +103,7 @@ def test_every_key_of_a_spec_is_there_and_no_other() -> None:
 
 
 def test_the_ways_to_give_settings_are_there() -> None:
-    assert missing(["KV_INDEXER_ENGINES", "KV_INDEXER_CONFIG", "--engine", "--config"], read_page("reference/settings.md")) == []
+    assert missing(["KV_INDEXER_ENGINES", "KV_INDEXER_CONFIG", "KV_INDEXER_CORE", "--engine", "--config"], read_page("reference/settings.md")) == []
 
 
 def test_every_command_is_there() -> None:

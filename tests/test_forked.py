@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from indexer import __version__
+from indexer.compiled import ACTIVE
 from tests.forked import IS_AVAILABLE, ForkedProcess, fork_module
 
 pytestmark = pytest.mark.skipif(not IS_AVAILABLE, reason="forking from one parent needs Linux")
@@ -51,7 +52,7 @@ def test_standard_input_and_output_are_those_of_the_command() -> None:
     assert process.communicate("no numbers", 30)[0] == ""
     assert process.returncode == 2
     process = fork_module(MODULE, ["--version"], dict(os.environ), with_streams=True)
-    assert process.communicate(timeout=30) == (f"kv-indexer {__version__}\n", "")
+    assert process.communicate(timeout=30) == (f"kv-indexer {__version__} ({ACTIVE} core)\n", "")
     process = fork_module(MODULE, ["serve", "--port", "0"], dict(os.environ), with_streams=True)
     with pytest.raises(subprocess.TimeoutExpired):
         process.communicate(timeout=0.01)

@@ -20,9 +20,10 @@ ROOT_MODULES_MAX = 10
 # Every package with those that it may import, lower ones first: nothing may import a package that stands below its own line.
 MAY_IMPORT: dict[str, set[str]] = {
     "indexer": set(),  # masking, errors, limits
-    "indexer.core": {"indexer"},
+    "indexer.compiled": set(),
+    "indexer.core": {"indexer", "indexer.compiled"},
     "indexer.metrics": {"indexer", "indexer.core"},
-    "indexer.wire": {"indexer", "indexer.core"},
+    "indexer.wire": {"indexer", "indexer.compiled", "indexer.core"},
     "indexer.receiving": {"indexer"},
     "indexer.engines": {"indexer", "indexer.core", "indexer.metrics", "indexer.receiving"},
     "indexer.config": {"indexer", "indexer.engines"},
@@ -30,7 +31,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "indexer.store.client": {"indexer"},
     "indexer.store": {"indexer", "indexer.core", "indexer.metrics", "indexer.engines", "indexer.config", "indexer.store.client"},
     "indexer.streams": {
-        *("indexer", "indexer.core", "indexer.metrics", "indexer.wire", "indexer.receiving", "indexer.engines", "indexer.config", "indexer.store"),
+        *("indexer", "indexer.compiled", "indexer.core", "indexer.metrics", "indexer.wire", "indexer.receiving", "indexer.engines"),
+        *("indexer.config", "indexer.store"),
     },
     "indexer.ownership": {
         *("indexer", "indexer.core", "indexer.metrics", "indexer.receiving", "indexer.engines", "indexer.config", "indexer.discovery"),
@@ -38,8 +40,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "indexer.http": {"indexer", "indexer.metrics", "indexer.engines", "indexer.config", "indexer.streams"},
     "indexer.main": {
-        *("indexer", "indexer.metrics", "indexer.receiving", "indexer.engines", "indexer.config", "indexer.store", "indexer.store.client"),
-        *("indexer.ownership", "indexer.discovery", "indexer.http"),
+        *("indexer", "indexer.compiled", "indexer.metrics", "indexer.receiving", "indexer.engines", "indexer.config"),
+        *("indexer.store", "indexer.store.client", "indexer.ownership", "indexer.discovery", "indexer.http"),
     },
     "indexer.__main__": {"indexer.main"},
     "indexer.simulation": {"indexer", "indexer.wire", "indexer.receiving", "indexer.engines"},
@@ -51,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scorer_api.routing": {"indexer.core", "indexer.engines", "indexer.config", "scorer_api.index", "scorer_api.metrics"},
     "scorer_api.fleet": {"indexer", "indexer.core", "indexer.engines", "indexer.config", "scorer_api.index", "scorer_api.routing"},
     "scorer_api.tokens": {
-        *("indexer", "indexer.core", "indexer.engines", "indexer.config", "indexer.http"),
+        *("indexer", "indexer.compiled", "indexer.core", "indexer.engines", "indexer.config", "indexer.http"),
         *("scorer_api.index", "scorer_api.metrics"),
     },
     "scorer_api.following": {
@@ -59,7 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("scorer_api.index", "scorer_api.metrics"),
     },
     "scorer_api.api": {
-        *("indexer", "indexer.core", "indexer.engines", "indexer.config", "indexer.streams", "indexer.http"),
+        *("indexer", "indexer.compiled", "indexer.core", "indexer.engines", "indexer.config", "indexer.streams", "indexer.http"),
         *("scorer_api.index", "scorer_api.metrics", "scorer_api.explain", "scorer_api.routing", "scorer_api.tokens"),
     },
     "scorer_api.gateway": {"indexer", "indexer.config", "indexer.http", "scorer_api.api"},
@@ -71,8 +73,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scorer_api.doctor.probes": {"indexer", "indexer.wire", "indexer.receiving", "indexer.engines", "scorer_api.doctor.checks"},
     "scorer_api.doctor": {"indexer", "indexer.store", "scorer_api.doctor.checks", "scorer_api.doctor.probes"},
     "scorer_api.cli": {
-        *("indexer", "indexer.core", "indexer.engines", "indexer.config", "indexer.store", "indexer.store.client", "indexer.http", "indexer.main"),
-        *("indexer.simulation", "scorer_api.client", "scorer_api.routing", "scorer_api.app", "scorer_api.doctor"),
+        *("indexer", "indexer.compiled", "indexer.core", "indexer.engines", "indexer.config", "indexer.store", "indexer.store.client"),
+        *("indexer.http", "indexer.main", "indexer.simulation", "scorer_api.client", "scorer_api.routing", "scorer_api.app", "scorer_api.doctor"),
         *("scorer_api.doctor.checks", "scorer_api.fleet"),
     },
     "scorer_api.__main__": {"scorer_api.cli"},
@@ -87,6 +89,7 @@ PURE = (
         "indexer.extras",
         "indexer.limits",
         "indexer.metrics_text",
+        "indexer.compiled",
         "indexer.core",
         "indexer.wire",
         "indexer.config.settings",
@@ -118,7 +121,8 @@ CRYPTOGRAPHY = {"scorer_api.gateway.self_signed"}
 # What needs the extra `dns`.
 DNS = {"indexer.discovery.dns_source", "indexer.discovery.dns_sockets"}
 WEB = {"indexer.http", "indexer.main.app", "scorer_api.api"}
-ENVIRONMENT = {"indexer.main.command", "indexer.main.serving"}
+# The core is chosen when it is imported.
+ENVIRONMENT = {"indexer.compiled", "indexer.main.command", "indexer.main.serving"}
 
 
 def tree(module: str) -> ast.Module:
@@ -243,7 +247,7 @@ def touches_environment_or_signals(module: str) -> bool:
     return any(isinstance(node.value, ast.Name) and node.value.id == "os" for node in attributes)
 
 
-def test_only_the_command_line_reads_the_environment_and_owns_signals() -> None:
+def test_only_the_command_line_and_the_core_read_the_environment_and_the_first_owns_signals() -> None:
     assert {module for module in MODULES if touches_environment_or_signals(module)} == ENVIRONMENT
 
 

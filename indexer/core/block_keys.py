@@ -22,6 +22,8 @@ from typing import Any
 import msgspec
 from xxhash import xxh3_64_intdigest
 
+from indexer.compiled import core
+
 KEY_SCHEME = 1
 TOKEN_BYTES = 4
 TOKEN_MAX = 2**32 - 1
@@ -36,7 +38,7 @@ def root_key(model: str, lora_name: str | None, hash_seed: str) -> int:
     return xxh3_64_intdigest(_canonical.encode([KEY_SCHEME, hash_seed, model, lora_name or None]))
 
 
-def chain_keys(
+def chain_keys_in_python(
     parent: int,
     tokens: bytes,
     block_size: int,
@@ -68,6 +70,9 @@ def chain_keys(
         else:
             keys += [key := xxh3_64_intdigest(block, key) for block in blocks]
     return keys
+
+
+chain_keys = chain_keys_in_python if core is None else core.chain_keys
 
 
 @lru_cache(maxsize=1024)

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from indexer import __version__
+from indexer.compiled import ACTIVE
 from indexer.config.settings import Settings
 from indexer.main.app import make_ingest
 from indexer.main.command import run_command
@@ -26,6 +27,6 @@ def add_ingest(parser: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m indexer`."""
     parser = Parser(prog="python -m indexer")
-    parser.add_argument("--version", action="version", version=f"kv-indexer {__version__}")
+    parser.add_argument("--version", action="version", version=f"kv-indexer {__version__} ({ACTIVE} core)")
     add_ingest(parser)
     return run_command(parser, arguments)

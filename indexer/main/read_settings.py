@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
+from indexer import compiled
 from indexer.config.settings import PREFIX, Field, Settings, check_listen_address, fields, limit_fields, moved, read_pairs
 from indexer.discovery.source_spec import DiscoverSpec
 from indexer.engines.networks import EngineNetworks
@@ -16,7 +17,7 @@ from indexer.masking import HIDDEN
 from indexer.store.client.connection import check_url
 from indexer.store.keyspace import check_namespace
 
-NOT_FIELDS = (PREFIX + "ENGINES", PREFIX + "CONFIG")
+NOT_FIELDS = (PREFIX + "ENGINES", PREFIX + "CONFIG", compiled.VARIABLE)
 # Kubernetes sets these in every pod beside a service named kv-indexer, or kv-indexer-anything: they are not ours.
 _SERVICE_LINK = re.compile(r"KV_INDEXER_(\w+_)?(SERVICE_(HOST|PORT)\w*|PORT_\d+_\w+)")
 
@@ -28,6 +29,7 @@ def read_settings(
 
     Raises SettingError that names the flag, variable or entry, the value and what is allowed.
     """
+    _check_core(environ.get(compiled.VARIABLE, "auto"))
     known = {field.name: field for field in fields()}
     limits = {field.name: field for field in limit_fields()}
     values = _file_values(file or {}, known, limits)
@@ -49,6 +51,13 @@ def read_settings(
     settings = Settings(engines=_engines(engines, environ, file or {}), limits=_limits(file or {}, limits), **values)
     _check_texts(settings)
     return settings
+
+
+def _check_core(choice: str) -> None:
+    if choice not in compiled.CHOICES:
+        raise SettingError(compiled.VARIABLE, choice, f"should be {', '.join(compiled.CHOICES[:-1])} or {compiled.CHOICES[-1]}")
+    if choice == "compiled" and compiled.core is None:
+        raise SettingError(compiled.VARIABLE, choice, f"the compiled core cannot be used: {compiled.WHY_NOT}")
 
 
 def _kube_api(environ: Mapping[str, str]) -> str | None:

@@ -6,6 +6,7 @@ from typing import Self
 from msgspec import Struct
 from msgspec.structs import replace
 
+from indexer.compiled import ACTIVE
 from indexer.core.names import StreamKey, Trust
 
 # Reasons in an answer; of the others only the number is told.
@@ -13,10 +14,11 @@ REASONS_MAX = 50
 
 
 class Readiness(Struct, frozen=True):
-    """`status`: starting, ready or degraded. `reasons`: what is not as it should be, in words."""
+    """`status`: starting, ready or degraded. `reasons`: what is not as it should be, in words. `core`: compiled or python, see `indexer.compiled`."""
 
     status: str
     reasons: list[str]
+    core: str = ACTIVE
 
     @property
     def is_ready(self) -> bool:

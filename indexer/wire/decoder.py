@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
+from indexer.compiled import core
 from indexer.core.events import Event
 from indexer.errors import Refused
 from indexer.limits import WireLimits
@@ -29,10 +30,12 @@ from indexer.wire.types import (
     StoredMap,
     WireEvent,
     decode_array_batch,
+    decode_array_batch_encoded,
     decode_array_event,
     decode_lenient_array_event,
     decode_lenient_map_event,
     decode_map_batch,
+    decode_map_batch_encoded,
     decode_map_event,
     decode_raw_batch,
     decode_raw_batch_as_map,
@@ -96,9 +99,13 @@ class WireDecoder:
         self.dialect = self._normaliser.dialect
         self._decode_first: Callable[[bytes], Any] = decode_map_batch
         self._decode_second: Callable[[bytes], Any] = decode_array_batch
+        self._encoded_first: Callable[[bytes], Any] = decode_map_batch_encoded
+        self._encoded_second: Callable[[bytes], Any] = decode_array_batch_encoded
 
     def decode(self, payload: bytes) -> Batch:
         """Raises Refused where the payload is no batch of events."""
+        if core is not None and len(payload) <= WHOLE_BYTES_MAX and (batch := self._decode_regular(payload)) is not None:
+            return batch
         self._normaliser.begin_batch(len(payload))
         try:
             known = self._decode_whole(payload) if len(payload) <= WHOLE_BYTES_MAX else None
@@ -117,6 +124,27 @@ class WireDecoder:
             self._normaliser.begin_batch(len(payload))
             return self._normalise_apart(known)
         return Batch(events, known.ts, known.data_parallel_rank)
+
+    def _decode_regular(self, payload: bytes) -> Batch | None:
+        """A batch in which every event has a known shape and is within the limits, else None: what is wrong is found without the compiled core.
+
+        The core packs the tokens without an object for each.
+        """
+        self._normaliser.begin_batch(len(payload))
+        try:
+            known = self._encoded_first(payload)
+        except (*UNREADABLE, RecursionError):
+            try:
+                known = self._encoded_second(payload)
+            except (*UNREADABLE, RecursionError):
+                return None
+            self._encoded_first, self._encoded_second = self._encoded_second, self._encoded_first
+        if len(known.events) > self._limits.events_per_batch_max:
+            return None
+        try:
+            return Batch(list(map(self._normaliser.normalise, known.events)), known.ts, known.data_parallel_rank)
+        except (Refused, RecursionError):
+            return None
 
     def _normalise_apart(self, known: ArrayBatch | MapBatch) -> Batch:
         """Normalise event by event, so that a refused event does not cost the others."""

@@ -5,7 +5,8 @@ from typing import Any
 
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from indexer.core.block_keys import fold_extra_keys, pack_tokens, read_extra_keys
+from indexer.compiled import core
+from indexer.core.block_keys import TOKEN_BYTES, fold_extra_keys, pack_tokens, read_extra_keys
 from indexer.core.events import HASH_MASK, Cleared, Event, Removed, Stored, Tier
 from indexer.errors import Refused
 from indexer.limits import WireLimits
@@ -18,10 +19,12 @@ from indexer.wire.types import (
     RemovedMapExact,
     SaltMap,
     StoredArray,
+    StoredArrayEncoded,
     StoredArrayExact,
     StoredArrayOfAnything,
     StoredArrayOfPairs,
     StoredMap,
+    StoredMapEncoded,
     StoredMapExact,
     StoredMapOfAnything,
     StoredMapOfPairs,
@@ -76,8 +79,8 @@ class Normaliser:
         self._is_counted = True
         # By exact type: isinstance of a Struct costs four times as much.
         self._normalise: dict[type, Callable[[Any], Event]] = {
-            **dict.fromkeys((StoredMap, StoredMapExact, StoredMapOfPairs, StoredMapOfAnything), self._stored_map),
-            **dict.fromkeys((StoredArray, StoredArrayExact, StoredArrayOfPairs, StoredArrayOfAnything), self._stored_array),
+            **dict.fromkeys((StoredMap, StoredMapExact, StoredMapEncoded, StoredMapOfPairs, StoredMapOfAnything), self._stored_map),
+            **dict.fromkeys((StoredArray, StoredArrayExact, StoredArrayEncoded, StoredArrayOfPairs, StoredArrayOfAnything), self._stored_array),
             **dict.fromkeys((RemovedMap, RemovedMapExact, RemovedArray, RemovedArrayExact), self._removed),
         }
 
@@ -137,22 +140,25 @@ class Normaliser:
         group: int | None,
         lookahead_token_ids: Raw | UnsetType,
     ) -> Stored:
-        limits, hashes, token_ids, block_size = self._limits, event.block_hashes, event.token_ids, event.block_size
-        if len(hashes) > limits.hashes_per_event_max or len(token_ids) > limits.tokens_per_event_max:
+        limits, hashes, block_size = self._limits, event.block_hashes, event.block_size
+        given: Any = event.token_ids
+        token_ids: list[int] | bytes = _packed(given) if type(given) is Raw else given
+        token_count = len(token_ids) // TOKEN_BYTES if type(token_ids) is bytes else len(token_ids)
+        if len(hashes) > limits.hashes_per_event_max or token_count > limits.tokens_per_event_max:
             raise Refused("event_limit")
         if self._is_counted:
-            self._spend(len(hashes), len(token_ids))
+            self._spend(len(hashes), token_count)
         if not 0 <= block_size <= limits.block_size_max:
             raise Refused("block_size")
         if lora_name is None and event.lora_id is not None:
             lora_name = f"#{event.lora_id}"
         if (lora_name or salt) and max(len(lora_name or ""), len(salt or "")) > limits.text_length_max:
             raise Refused("event_limit")
-        sparse_tokens = _sparse_tokens(event) if len(token_ids) != len(hashes) * block_size else 0
+        sparse_tokens = _sparse_tokens(token_count, len(hashes), block_size) if token_count != len(hashes) * block_size else 0
         tokens = b""
         if not sparse_tokens or (event.kv_cache_spec_kind == STATE_KIND and hashes):
             try:
-                tokens = pack_tokens(token_ids)
+                tokens = token_ids if isinstance(token_ids, bytes) else pack_tokens(token_ids)
             except OverflowError:
                 raise Refused("token_range") from None
         encoded = NIL if event.extra_keys is UNSET else bytes(event.extra_keys)
@@ -236,10 +242,17 @@ class Normaliser:
         return entries
 
 
-def _sparse_tokens(event: StoredArray | StoredMap) -> int:
+def _packed(encoded: Raw) -> bytes:
+    """Encoded tokens, packed. Raises Refused for anything but tokens: decoding the batch without the compiled core says what it is."""
+    tokens = None if core is None else core.pack_msgpack_tokens(encoded)
+    if tokens is None:
+        raise Refused("token_type")
+    return tokens
+
+
+def _sparse_tokens(tokens: int, hashes: int, size: int) -> int:
     """How many tokens an event has whose hashes are fewer than their blocks; 0 without tokens. Raises Refused where they fit no blocks."""
-    tokens, size = len(event.token_ids), event.block_size
-    if tokens and (not size or tokens < len(event.block_hashes) * size or tokens % size):
+    if tokens and (not size or tokens < hashes * size or tokens % size):
         raise Refused("unaligned")
     return tokens
 

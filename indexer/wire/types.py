@@ -99,6 +99,15 @@ class ClearedMapExact(ClearedMap, tag="AllBlocksCleared", forbid_unknown_fields=
     pass
 
 
+# The same with tokens that are still encoded, as the compiled core takes them.
+class StoredArrayEncoded(StoredArrayExact, tag="BlockStored", forbid_unknown_fields=True, gc=False):
+    token_ids: Raw  # type: ignore[assignment]
+
+
+class StoredMapEncoded(StoredMapExact, tag="BlockStored", forbid_unknown_fields=True, gc=False):
+    token_ids: Raw  # type: ignore[assignment]
+
+
 # The same with tokens that are no integers, or not all.
 class StoredArrayOfPairs(StoredArray, tag="BlockStored", gc=False):
     token_ids: list[tuple[int, int]]  # type: ignore[assignment]
@@ -132,6 +141,18 @@ class MapBatch(Struct, array_like=True, forbid_unknown_fields=True):
     data_parallel_rank: int | None = None
 
 
+class ArrayBatchEncoded(Struct, array_like=True, forbid_unknown_fields=True):
+    ts: float
+    events: list[StoredArrayEncoded | RemovedArrayExact | ClearedArrayExact]
+    data_parallel_rank: int | None = None
+
+
+class MapBatchEncoded(Struct, array_like=True, forbid_unknown_fields=True):
+    ts: float
+    events: list[StoredMapEncoded | RemovedMapExact | ClearedMapExact]
+    data_parallel_rank: int | None = None
+
+
 class RawBatch(Struct, array_like=True):
     ts: Raw
     events: Raw
@@ -154,6 +175,8 @@ class RawBatchAsMapExact(RawBatchAsMap, forbid_unknown_fields=True):
 
 decode_array_batch = msgspec.msgpack.Decoder(ArrayBatch).decode
 decode_map_batch = msgspec.msgpack.Decoder(MapBatch).decode
+decode_array_batch_encoded = msgspec.msgpack.Decoder(ArrayBatchEncoded).decode
+decode_map_batch_encoded = msgspec.msgpack.Decoder(MapBatchEncoded).decode
 decode_raw_batch = msgspec.msgpack.Decoder(RawBatch).decode
 decode_raw_batch_as_map = msgspec.msgpack.Decoder(RawBatchAsMap).decode
 decode_raw_batch_exact = msgspec.msgpack.Decoder(RawBatchExact).decode

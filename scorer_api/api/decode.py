@@ -10,6 +10,7 @@ from typing import Generic, TypeVar, cast
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType, defstruct
 
+from indexer.compiled import core
 from indexer.core.block_keys import pack_tokens
 from indexer.errors import field_first
 from indexer.http.negotiation import JSON, MSGPACK, join
@@ -33,6 +34,8 @@ Decoders = Mapping[str, Callable[[bytes], T]]
 
 # A larger body is scanned first: how large are its fields, apart from the tokens?
 UNSCANNED_BYTES_MAX = 262_144
+# The compiled core takes the tokens out of a body of this size in a millisecond; of a larger one in pieces.
+REGULAR_BYTES_MAX = 1_048_576
 # msgspec builds up to 80 times the bytes of a field that is neither tokens nor text. These limits leave room for the extra keys of 20,000 blocks, or
 # for the names of 4,000 pods. A prompt is text and has none. Nor has a chat: JSON is passed on as it is; a local tokenizer has a limit of its own.
 FIELD_BYTES_MAX = {"model": 262_144, "pods": 262_144, "lora_name": 262_144, "cache_salt": 262_144, "block_extra_keys": 2_097_152}
@@ -125,12 +128,12 @@ _OUTLINE = _decoders(Outline, Outline)
 
 def decode_score(body: bytes, media_type: str) -> ScoreRequest:
     """A request for scores, or for an explanation of them. Raises Problem 400 for what is not JSON or msgpack, 422 for another shape."""
-    return all_at_once(_steps(body, media_type, _SCORE))
+    return _regular(body, media_type, _SCORE) or all_at_once(_steps(body, media_type, _SCORE))
 
 
 def decode_route(body: bytes, media_type: str) -> RouteRequest:
     """A request for a pick. Raises Problem 400 for what is not JSON or msgpack, 422 for another shape."""
-    return all_at_once(_steps(body, media_type, _ROUTE))
+    return _regular(body, media_type, _ROUTE) or all_at_once(_steps(body, media_type, _ROUTE))
 
 
 async def decode_score_in_turns(body: bytes, media_type: str, turn: asyncio.Lock) -> ScoreRequest:
@@ -144,7 +147,9 @@ async def decode_route_in_turns(body: bytes, media_type: str, turn: asyncio.Lock
 
 
 async def _in_turns(body: bytes, media_type: str, kind: _Kind[R], turn: asyncio.Lock) -> R:
-    """The tokens are packed where they were many."""
+    """The tokens are packed where they were many, or where the compiled core took them."""
+    if (regular := _regular(body, media_type, kind)) is not None:
+        return regular
     if len(body) < LIST_BYTES_MIN:
         return all_at_once(_steps(body, media_type, kind))
     async with turn:
@@ -164,6 +169,29 @@ async def _in_turns(body: bytes, media_type: str, kind: _Kind[R], turn: asyncio.
             if (taken := await take_list(body, bytes(getattr(outline, field)), media_type)) is not None:
                 return await _with_tokens(body, field, taken, media_type, kind, is_repeated=True)
         return await one_by_one(_steps(body, media_type, kind))
+
+
+def _regular(body: bytes, media_type: str, kind: _Kind[R]) -> R | None:
+    """The request of a JSON body whose tokens the compiled core packs without an object for each. None where it does not, and wherever anything is
+    wrong: decoding all of the body says what.
+    """
+    if core is None or media_type != JSON or len(body) > REGULAR_BYTES_MAX:
+        return None
+    for field in TOKEN_LISTS:
+        name = field.encode()
+        if name not in body or (taken := core.take_json_tokens(body, name)) is None:
+            continue
+        tokens, first, end = taken
+        if len(body) - (end - first) > LIST_BYTES_MIN:
+            return None
+        rest = b"%b[]%b" % (body[:first], body[end:])
+        try:
+            request = all_at_once(_steps(rest, media_type, kind, packs=False, is_scanned=len(body) > UNSCANNED_BYTES_MAX))
+        except Problem:
+            return None
+        other = request.prompt if field == "token_ids" else request.token_ids
+        return None if getattr(request, field) != [] or isinstance(other, list) else _with_packed(request, field, tokens)
+    return None
 
 
 async def _with_tokens(body: bytes, field: str, taken: Taken, media_type: str, kind: _Kind[R], *, is_repeated: bool = False) -> R:
@@ -252,11 +280,13 @@ def _explained(error: str) -> str:
     return f"{text}; it should be {', '.join(POLICY_NAMES[:-1])} or {POLICY_NAMES[-1]}" if text.startswith("policy: ") else text
 
 
-def _steps(body: bytes, media_type: str, kind: _Kind[R], *, packs: bool = True) -> Generator[None, None, R]:
-    """Decode a request, passing over all of the body once in each step. `packs`: whether tokens under `prompt` are packed."""
+def _steps(body: bytes, media_type: str, kind: _Kind[R], *, packs: bool = True, is_scanned: bool = False) -> Generator[None, None, R]:
+    """Decode a request, passing over all of the body once in each step. `packs`: whether tokens under `prompt` are packed. `is_scanned`: whether a
+    short body is scanned like a long one.
+    """
     with _problems(media_type):
         extra_keys = b""
-        if len(body) > UNSCANNED_BYTES_MAX:
+        if is_scanned or len(body) > UNSCANNED_BYTES_MAX:
             outline = _OUTLINE[media_type](body)
             yield
             _check_sizes(outline, len(body.strip()) if media_type == JSON else len(body))

@@ -6,6 +6,7 @@ from functools import partial
 from importlib import import_module
 
 from indexer import __version__
+from indexer.compiled import ACTIVE
 from indexer.main.command import run_command
 from indexer.main.parser import Parser
 
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """The parser of `kv-indexer` with all its commands."""
     parser = Parser(prog="kv-indexer", description="Tells any LLM router which pod already holds the longest prefix of a prompt.")
-    parser.add_argument("--version", action="version", version=f"kv-indexer {__version__}")
+    parser.add_argument("--version", action="version", version=f"kv-indexer {__version__} ({ACTIVE} core)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, purpose in COMMANDS.items():
         commands.add_parser(name, help=purpose, allow_abbrev=False, declare=partial(_declare, name))

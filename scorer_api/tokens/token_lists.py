@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import Raw, Struct
 
+from indexer.compiled import core
 from indexer.core.block_keys import TOKEN_BYTES, TOKEN_MAX, pack_tokens
 from indexer.http.negotiation import JSON, join
 
@@ -101,6 +102,10 @@ class _Packed:
         self.count = 0
         self.bad: tuple[int, int] | None = None
 
+    def add_packed(self, tokens: bytes) -> None:
+        self.pieces.append(tokens)
+        self.count += len(tokens) // TOKEN_BYTES
+
     def add(self, tokens: list[int]) -> None:
         try:
             packed = pack_tokens(tokens)
@@ -108,8 +113,7 @@ class _Packed:
             position, token = first_out_of_range(tokens)
             self.bad = self.bad or (self.count + position, token)
             packed = bytes(TOKEN_BYTES * len(tokens))
-        self.pieces.append(packed)
-        self.count += len(tokens)
+        self.add_packed(packed)
 
 
 def long_list(body: bytes, key: str) -> tuple[int, int] | None:
@@ -133,14 +137,18 @@ async def _take_json(body: bytes, first: int, end: int) -> Taken:
     while start < end:
         cut = body.find(b",", start + PIECE_BYTES, end)
         cut = end if cut < 0 else cut
-        try:
-            tokens = _decode_json(b"[%b]" % body[start:cut])
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            tokens = []
-        if not tokens or cut + 1 == end:  # no integers, or nothing between commas
-            good = await join(packed.pieces[:-1])
-            return Taken(body[:first] + body[before:], first, before - first, good, None)
-        packed.add(tokens)
+        piece = b"[%b]" % body[start:cut]
+        if core is not None and cut + 1 != end and (tokens := core.pack_json_tokens(piece)):
+            packed.add_packed(tokens)
+        else:
+            try:
+                decoded = _decode_json(piece)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                decoded = []
+            if not decoded or cut + 1 == end:  # no integers, or nothing between commas
+                good = await join(packed.pieces[:-1])
+                return Taken(body[:first] + body[before:], first, before - first, good, None)
+            packed.add(decoded)
         before, start = start, cut + 1
         await asyncio.sleep(0)
     return Taken(body[:first] + body[end:], first, end - first, await join(packed.pieces), 0, packed.bad)

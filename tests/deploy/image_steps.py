@@ -1,5 +1,6 @@
 """The steps of a Dockerfile, carried out in a directory instead of a container: what its COPY, RUN and ENV say, with the paths of the image
-moved under that directory, and with nothing on the PATH but Python, pip and a few commands, as in a slim image: no compiler.
+moved under that directory, and with nothing on the PATH but Python, pip and a few commands, as in a slim image; with a C compiler in a stage that
+begins with another one.
 
 What it cannot show: that the base image is there, and what is in it.
 """
@@ -19,6 +20,8 @@ from msgspec import Struct
 STEP_S = 240.0
 # Of the commands in a slim image, those that steps here need.
 COMMANDS = ("sh", "env", "uname")
+# Of those in one that is not slim.
+COMPILER = ("cc", "gcc", "as", "ld", "ar")
 # The paths of the image that are its own. /src is where it builds.
 OWN = re.compile(r"(?<![\w.])/(?=(?:opt/kv-indexer|src|wheels)\b)")
 UNSHARE = ["unshare", "--map-root-user", "--mount"]
@@ -108,6 +111,8 @@ def built(dockerfile: Path, context: Path, folder: Path) -> Image:
         match name:
             case "FROM":
                 environ, where = dict(base_environ), folder
+                if "-slim" not in words:
+                    environ["PATH"] += f":{_linked(COMPILER, folder / 'compiler')}"
             case "WORKDIR":
                 where = Path(moved)
                 where.mkdir(parents=True, exist_ok=True)
@@ -133,11 +138,17 @@ def built(dockerfile: Path, context: Path, folder: Path) -> Image:
 def _base(folder: Path) -> Path:
     """What stands for the base image: a Python with pip, and a few commands. Returns its bin."""
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=STEP_S)
-    for command in COMMANDS:
+    return _linked(COMMANDS, folder / "bin")
+
+
+def _linked(commands: Sequence[str], folder: Path) -> Path:
+    """A folder with links to these."""
+    folder.mkdir(exist_ok=True)
+    for command in commands:
         found = shutil.which(command)
         assert found, command
-        (folder / "bin" / command).symlink_to(found)
-    return folder / "bin"
+        (folder / command).symlink_to(found)
+    return folder
 
 
 def _copy(context: Path, words: list[str], where: Path) -> None:
@@ -145,7 +156,7 @@ def _copy(context: Path, words: list[str], where: Path) -> None:
     for source in sources:
         to = where / target
         if (context / source).is_dir():
-            shutil.copytree(context / source, to, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(context / source, to, ignore=shutil.ignore_patterns("__pycache__", "*.so", "_core.c"))
         else:
             is_folder = target.endswith("/") or len(sources) > 1
             to.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """A registered pod whose engine is gone does not stay for ever."""
 
+from indexer.compiled import ACTIVE
 from tests.engine import Engine, stored
 from tests.running import Running
 from tests.waiting import wait_until
@@ -17,4 +18,4 @@ def test_a_registered_pod_that_is_dead_is_forgotten_and_the_service_is_ready_aga
         engine.kill()
         wait_until(lambda: [pod["pod"] for pod in service.http.get(f"{service.url}/v1/pods").json()["pods"]] == ["named"])
         named.start()
-        wait_until(lambda: service.http.get(f"{service.url}/readyz").json() == {"status": "ready", "reasons": []})
+        wait_until(lambda: service.http.get(f"{service.url}/readyz").json() == {"status": "ready", "reasons": [], "core": ACTIVE})

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 import pytest
 
+from indexer.compiled import ACTIVE
 from indexer.errors import SettingError
 from tests.engine import Engine, stored
 from tests.running import Client, Command, Running
@@ -229,7 +230,7 @@ def readiness(service: Client) -> tuple[int, dict[str, Any]]:
 
 def test_without_engines_it_is_ready_at_once() -> None:
     with Running(ready_after_s="1000") as service:
-        assert readiness(service) == (200, {"status": "ready", "reasons": []})
+        assert readiness(service) == (200, {"status": "ready", "reasons": [], "core": ACTIVE})
 
 
 def test_it_is_ready_once_every_engine_has_answered_its_first_replay() -> None:
@@ -258,7 +259,7 @@ def test_a_failed_first_replay_is_settled_too() -> None:
 
 def test_a_stream_without_replay_is_settled_by_its_connection() -> None:
     with Engine(with_replay=False) as engine, Running(engine.spec(), ready_after_s="1000") as service:
-        wait_until(lambda: readiness(service) == (200, {"status": "ready", "reasons": []}))
+        wait_until(lambda: readiness(service) == (200, {"status": "ready", "reasons": [], "core": ACTIVE}))
 
 
 def test_missing_engines_hold_readiness_up_for_a_while_only() -> None:
@@ -271,14 +272,14 @@ def test_missing_engines_hold_readiness_up_for_a_while_only() -> None:
 
 def test_once_ready_it_stays_ready_and_says_what_is_wrong() -> None:
     with Engine() as engine, Running(engine.spec("p"), ready_after_s="1000") as service:
-        wait_until(lambda: readiness(service) == (200, {"status": "ready", "reasons": []}))
+        wait_until(lambda: readiness(service) == (200, {"status": "ready", "reasons": [], "core": ACTIVE}))
         engine.kill()
         service.wait_for(pod="p", trust="stale")
         status, body = readiness(service)
         assert (status, body["status"]) == (200, "degraded")
         assert "pod p rank 0 is stale" in body["reasons"][0]
         engine.start()
-        wait_until(lambda: readiness(service) == (200, {"status": "ready", "reasons": []}))
+        wait_until(lambda: readiness(service) == (200, {"status": "ready", "reasons": [], "core": ACTIVE}))
 
 
 def test_deleting_the_pod_that_is_missing_makes_it_ready() -> None:
@@ -286,7 +287,7 @@ def test_deleting_the_pod_that_is_missing_makes_it_ready() -> None:
         service.wait_for(pod="here", trust="live")
         assert readiness(service)[0] == 503
         service.http.delete(f"{service.url}/v1/pods/away")
-        wait_until(lambda: readiness(service) == (200, {"status": "ready", "reasons": []}))
+        wait_until(lambda: readiness(service) == (200, {"status": "ready", "reasons": [], "core": ACTIVE}))
 
 
 # Limits

@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
+from indexer.compiled import ACTIVE
 from tests.engine import Engine, stored
 from tests.engine_server import EngineServer
 from tests.running import Client, Running
@@ -91,7 +92,7 @@ def test_a_pod_that_is_not_ready_is_not_picked_and_keeps_its_blocks(cluster: Clu
             cluster.admin.set_status("vllm-0", ready=True)
             wait_until(lambda: route(service).json()["pod"] == "127.0.0.1:8000")
             assert service.matched(PROMPT, pod="127.0.0.1:8000") == 4
-        assert readiness(service) == {"status": "ready", "reasons": []}
+        assert readiness(service) == {"status": "ready", "reasons": [], "core": ACTIVE}
 
 
 def test_another_pod_at_the_same_address_has_nothing_of_the_one_before(cluster: Cluster) -> None:
@@ -142,7 +143,7 @@ def test_nothing_is_dropped_while_the_server_is_away_and_what_went_meanwhile_is_
         del pods_of["vllm-1"]
         cluster.start()
         wait_for_pods(service, "127.0.0.1:8000")
-        wait_until(lambda: readiness(service) == {"status": "ready", "reasons": []})
+        wait_until(lambda: readiness(service) == {"status": "ready", "reasons": [], "core": ACTIVE})
         assert service.matched(PROMPT, pod="127.0.0.1:8000") == 4
         assert service.metric("kv_indexer_discovery_up") == 1
 
@@ -166,7 +167,7 @@ def test_a_right_that_is_missing_is_said_with_its_verb(cluster: Cluster, verb: s
         assert f"cannot {verb} pods in namespace inference, answered 403" in readiness(service)["reasons"][0]
         cluster.api.refused.clear()
         wait_for_pods(service, "127.0.0.1:8000")
-        wait_until(lambda: readiness(service) == {"status": "ready", "reasons": []})
+        wait_until(lambda: readiness(service) == {"status": "ready", "reasons": [], "core": ACTIVE})
 
 
 def _cut(cluster: Cluster) -> None:

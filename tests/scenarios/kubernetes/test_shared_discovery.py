@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from indexer.compiled import ACTIVE
 from tests.engine import Engine, stored
 from tests.running import Client
 from tests.scenarios.kubernetes.conftest import Cluster
@@ -50,7 +51,7 @@ def test_another_pod_at_the_same_address_is_followed_anew_by_replicas_too(cluste
         wait_until(lambda: sidecar.metric("kv_indexer_batches_total") > batches, what="a stream from the beginning")
         wait_for(sidecar, "127.0.0.1:8000", trust="live", sequence=0, batches=1)
         assert sidecar.matched(PROMPT, pod="127.0.0.1:8000") == 4
-        wait_until(lambda: readiness(sidecar) == {"status": "ready", "reasons": []})
+        wait_until(lambda: readiness(sidecar) == {"status": "ready", "reasons": [], "core": ACTIVE})
 
 
 def _wait_until_one_owns(*indexers: Client) -> None:

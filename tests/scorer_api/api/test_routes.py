@@ -11,6 +11,7 @@ import httpx
 import msgspec
 import pytest
 
+from indexer.compiled import ACTIVE
 from tests.engine import Engine, stored
 from tests.running import Client, Running
 
@@ -267,7 +268,7 @@ def test_health_says_that_it_lives(service: Client) -> None:
 
 
 def test_readiness_says_ready_and_names_what_is_wrong_once_something_is(service: Client) -> None:
-    assert service.http.get(f"{service.url}/readyz").json() == {"status": "ready", "reasons": []}
+    assert service.http.get(f"{service.url}/readyz").json() == {"status": "ready", "reasons": [], "core": ACTIVE}
     service.http.put(f"{service.url}/v1/pods/nowhere", json={"model": "m", "events": "tcp://127.0.0.1:9"})
     response = service.http.get(f"{service.url}/readyz")
     assert response.status_code == 200

@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
+from indexer.compiled import ACTIVE
 from indexer.engines.load import Load
 from indexer.engines.load_metrics import LoadMeter
 from indexer.engines.spec import EngineSpec
@@ -102,7 +103,7 @@ def test_it_says_what_to_try(demo: Demo) -> None:
 
 def test_it_serves_two_pods_of_one_model(demo: Demo) -> None:
     assert demo.http.get(f"{demo.url}/v1/models").json() == {"models": [{"model": "demo/chat", "pods": ["demo-0", "demo-1"]}]}
-    assert demo.http.get(f"{demo.url}/readyz").json() == {"status": "ready", "reasons": []}
+    assert demo.http.get(f"{demo.url}/readyz").json() == {"status": "ready", "reasons": [], "core": ACTIVE}
 
 
 def test_the_prompt_of_the_example_is_held_by_demo_1(demo: Demo) -> None:

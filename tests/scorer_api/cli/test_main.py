@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from indexer import __version__
+from indexer.compiled import ACTIVE
 from scorer_api.cli.main import main
 from tests.command import environment, run, start
 from tests.engine import Engine, stored
@@ -40,7 +41,7 @@ def service() -> Iterator[Client]:
 
 
 def test_version() -> None:
-    assert run("--version", is_fresh=True) == (0, f"kv-indexer {__version__}\n", "")
+    assert run("--version", is_fresh=True) == (0, f"kv-indexer {__version__} ({ACTIVE} core)\n", "")
 
 
 @pytest.mark.parametrize(

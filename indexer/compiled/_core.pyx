@@ -1,0 +1,22 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""The compiled core: one module, of one file for each thing that it has.
+
+    tokens.pxi   lists of tokens in JSON and msgpack → packed tokens
+    keys.pxi     packed tokens → chained block keys
+
+Tokens and keys stay arrays of 32- and 64-bit integers here: nothing becomes a Python object but what is returned. Every function checks what it is
+given before it reads it, and every allocation; an error leaves everything as it was. Each name has its twin in Python, which says what it does;
+`_core.pyi` has the types.
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize, PyBytes_Size
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+
+cdef extern from "Python.h":
+    object PyLong_FromUnsignedLongLong(unsigned long long value)
+    list PyList_New(Py_ssize_t length)
+
+include "tokens.pxi"
+include "keys.pxi"

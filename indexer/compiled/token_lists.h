@@ -1,0 +1,170 @@
+/* Lists of tokens in JSON and msgpack, read without an object for each token. A token is an integer from 0 to 2^32 - 1. Every function takes the end of
+ * what it may read, and reads nothing behind it. */
+#ifndef KV_INDEXER_TOKEN_LISTS_H
+#define KV_INDEXER_TOKEN_LISTS_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define TOKEN_MAX 0xFFFFFFFFULL
+#define TOKEN_DIGITS_MAX 10
+
+static inline const uint8_t *behind_space(const uint8_t *p, const uint8_t *end) {
+    while (p < end && (*p == ' ' || *p == '\n' || *p == '\t' || *p == '\r')) p++;
+    return p;
+}
+
+/* A token in JSON. Returns the position behind it, NULL for anything else. */
+static inline const uint8_t *read_json_token(const uint8_t *p, const uint8_t *end, uint32_t *token) {
+    const uint8_t *first = p;
+    uint64_t value = 0;
+    if (end - p >= 8) {
+        /* Eight bytes at once: how many of them are digits, and the value of those in three multiplications. */
+        uint64_t word, digits, others;
+        memcpy(&word, p, 8);
+        digits = word ^ 0x3030303030303030ULL;
+        others = ((digits + 0x7676767676767676ULL) | digits) & 0x8080808080808080ULL; /* right up to the first byte that is no digit */
+        int count = others ? __builtin_ctzll(others) / 8 : 8;
+        if (count == 0) return NULL;
+        digits <<= 64 - 8 * count; /* zeros in front */
+        digits = digits * 10 + (digits >> 8);
+        value = ((digits & 0x000000FF000000FFULL) * 0x000F424000000064ULL + ((digits >> 16) & 0x000000FF000000FFULL) * 0x0000271000000001ULL) >> 32;
+        p += count;
+        if (count < 8) goto behind;
+    }
+    for (; p < end && *p >= '0' && *p <= '9'; p++) {
+        if (p - first >= TOKEN_DIGITS_MAX) return NULL;
+        value = value * 10 + (uint64_t)(*p - '0');
+    }
+behind:
+    if (p == first || (p - first > 1 && *first == '0') || value > TOKEN_MAX) return NULL;
+    *token = (uint32_t)value;
+    return p;
+}
+
+/* A JSON list of tokens; `tokens` has room for (end - p) / 2 + 1. Returns how many there are, -1 for anything else. */
+static inline ptrdiff_t read_json_tokens(const uint8_t *p, const uint8_t *end, uint32_t *tokens) {
+    ptrdiff_t count = 0;
+    p = behind_space(p, end);
+    if (p == end || *p++ != '[') return -1;
+    p = behind_space(p, end);
+    if (p < end && *p == ']') return behind_space(p + 1, end) == end ? 0 : -1;
+    for (;;) {
+        p = read_json_token(behind_space(p, end), end, &tokens[count]);
+        if (p == NULL) return -1;
+        count++;
+        p = behind_space(p, end);
+        if (p == end) return -1;
+        if (*p == ']') return behind_space(p + 1, end) == end ? count : -1;
+        if (*p++ != ',') return -1;
+    }
+}
+
+/* The position behind a JSON text whose opening quote is before `p`; NULL where it does not end. `has_escapes`: whether a backslash is in it. */
+static inline const uint8_t *behind_text(const uint8_t *p, const uint8_t *end, int *has_escapes) {
+    const uint8_t *first = p;
+    *has_escapes = 0;
+    while (p < end) {
+        const uint8_t *quote = (const uint8_t *)memchr(p, '"', (size_t)(end - p)), *before;
+        if (quote == NULL) return NULL;
+        for (before = quote; before > first && before[-1] == '\\'; before--) {}
+        if (!*has_escapes && memchr(p, '\\', (size_t)(quote - p)) != NULL) *has_escapes = 1;
+        p = quote + 1;
+        if ((quote - before) % 2 == 0) return p;
+    }
+    return NULL;
+}
+
+/* Where the list under a key of the outermost JSON object begins, and where it ends: at the first closing bracket. Returns 1, or 0 where the key is
+ * not there exactly once, has no list, or another key has escapes and may be the same. Whether all of it is JSON is for a decoder to say. */
+static inline int find_json_list(const uint8_t *body, size_t length, const uint8_t *key, size_t key_length, size_t *first, size_t *behind) {
+    const uint8_t *p = body, *end = body + length;
+    ptrdiff_t depth = 0;
+    int found = 0, has_escapes;
+    while (p < end) {
+        uint8_t c = *p++;
+        if (c == '{' || c == '[') {
+            depth++;
+        } else if (c == '}' || c == ']') {
+            depth--;
+        } else if (c == '"') {
+            const uint8_t *text = p, *close, *next;
+            if ((p = behind_text(text, end, &has_escapes)) == NULL) return 0;
+            if (depth != 1) continue;
+            next = behind_space(p, end);
+            if (next == end || *next != ':') continue; /* a value */
+            if (has_escapes) return 0;
+            if ((size_t)(p - 1 - text) != key_length || memcmp(text, key, key_length) != 0) continue;
+            next = behind_space(next + 1, end);
+            if (found || next == end || *next != '[') return 0;
+            if ((close = (const uint8_t *)memchr(next, ']', (size_t)(end - next))) == NULL) return 0;
+            found = 1;
+            *first = (size_t)(next - body);
+            *behind = (size_t)(close + 1 - body);
+            p = close + 1;
+        }
+    }
+    return found;
+}
+
+static inline uint16_t big_endian16(const uint8_t *p) { return (uint16_t)(p[0] << 8 | p[1]); }
+
+static inline uint32_t big_endian32(const uint8_t *p) {
+    uint32_t value;
+    memcpy(&value, p, 4);
+    return __builtin_bswap32(value);
+}
+
+static inline uint64_t big_endian64(const uint8_t *p) {
+    uint64_t value;
+    memcpy(&value, p, 8);
+    return __builtin_bswap64(value);
+}
+
+/* The header of a msgpack array. Returns the position behind it, NULL for anything else. */
+static inline const uint8_t *read_msgpack_array(const uint8_t *p, const uint8_t *end, uint32_t *count) {
+    if (p == end) return NULL;
+    if ((*p & 0xF0) == 0x90) {
+        *count = *p & 0x0F;
+        return p + 1;
+    }
+    if (*p == 0xDC && end - p >= 3) {
+        *count = big_endian16(p + 1);
+        return p + 3;
+    }
+    if (*p == 0xDD && end - p >= 5) {
+        *count = big_endian32(p + 1);
+        return p + 5;
+    }
+    return NULL;
+}
+
+/* So many tokens in msgpack. Returns the position behind them, NULL where one is anything else. */
+static inline const uint8_t *read_msgpack_tokens(const uint8_t *p, const uint8_t *end, uint32_t count, uint32_t *tokens) {
+    uint32_t i;
+    for (i = 0; i < count; i++) {
+        ptrdiff_t left = end - p;
+        if (left >= 1 && *p < 0x80) {
+            tokens[i] = *p;
+            p += 1;
+        } else if (left >= 3 && *p == 0xCD) {
+            tokens[i] = big_endian16(p + 1);
+            p += 3;
+        } else if (left >= 5 && *p == 0xCE) {
+            tokens[i] = big_endian32(p + 1);
+            p += 5;
+        } else if (left >= 2 && *p == 0xCC) {
+            tokens[i] = p[1];
+            p += 2;
+        } else if (left >= 9 && *p == 0xCF && big_endian64(p + 1) <= TOKEN_MAX) {
+            tokens[i] = (uint32_t)big_endian64(p + 1);
+            p += 9;
+        } else {
+            return NULL;
+        }
+    }
+    return p;
+}
+
+#endif
