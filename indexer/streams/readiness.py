@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Self
 
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from indexer.compiled import ACTIVE
@@ -14,11 +14,11 @@ REASONS_MAX = 50
 
 
 class Readiness(Struct, frozen=True):
-    """`status`: starting, ready or degraded. `reasons`: what is not as it should be, in words. `core`: compiled or python, see `indexer.compiled`."""
+    """`status`: starting, ready or degraded. `reasons`: what is not as it should be, in words. `core`: the one in use, compiled or python."""
 
     status: str
     reasons: list[str]
-    core: str = ACTIVE
+    core: str = field(default_factory=lambda: ACTIVE)
 
     @property
     def is_ready(self) -> bool:
