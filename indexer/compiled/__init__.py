@@ -10,6 +10,8 @@ Both give the same results for every input. A machine without a C compiler runs 
 
 import os
 
+__all__ = ["ACTIVE", "CHOICES", "VARIABLE", "WHY_NOT", "core"]
+
 VARIABLE = "KV_INDEXER_CORE"
 """Environment variable: `python` switches the compiled core off, `compiled` refuses to start without it, `auto` takes it where it was built."""
 CHOICES = ("auto", "compiled", "python")
