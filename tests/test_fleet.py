@@ -66,7 +66,7 @@ def test_a_wrong_answer_is_told_of() -> None:
         service.wait_url()
         wait_until(lambda: fleet.publishers[0].engine.subscriptions())
         text = fleet.texts[0]
-        fleet.do("pod-0", lambda p: [p.store(text, 0, 2)])
+        fleet.do("pod-0", lambda p: p.store(text, 0, 2))
         fleet.settle(service)
         fleet.do("pod-0", lambda p: [p.clear()], is_lost=True, is_forgotten=True)
         wrong = fleet.check(service)

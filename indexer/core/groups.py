@@ -219,7 +219,8 @@ class Groups:
             group = Group(number)
         kind, window = group.kind, group.window
         if event.kind is not None:
-            kind, window = KIND_OF_WORD.get(event.kind, Kind.OTHER), event.window
+            kind = KIND_OF_WORD.get(event.kind, Kind.OTHER)
+            window = event.window or (group.window if kind is group.kind else None)  # what is left out now was told before
             if kind is Kind.WINDOW and not window:
                 kind = Kind.OTHER
         tokens = len(event.tokens) // TOKEN_BYTES or event.sparse_tokens

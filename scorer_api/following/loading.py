@@ -55,10 +55,17 @@ class Loading:
             if traits.shape is not None:
                 self.holding = self._view.hold_apart(stream.key, traits.shape)
                 await self._read_blocks(self.holding, traits.shape, snapshot.version.generation, may_be_ambiguous=not traits.announces_extra_keys)
+                if not await self._is_still_there(snapshot.version):
+                    return
             if not await self._catch_up():
                 return
         # Else it may be half of one server and half of another.
         self.is_whole = not stream.must_load_again and server_epoch == self._reader.server_epoch
+
+    async def _is_still_there(self, version: StateVersion) -> bool:
+        """Whether Redis has what was read, or what follows it. Where it restarted from an older file meanwhile, the rest was read from that."""
+        found = (await self._reader.snapshot(self._stream.key)).version
+        return found is not None and found.generation == version.generation and found.number >= version.number
 
     async def _read_blocks(self, holding: Holding, shape: CacheShape, generation: int, *, may_be_ambiguous: bool) -> None:
         key = self._stream.key

@@ -10,7 +10,7 @@ Fields = dict[str, Any]
 STORED = ("block_hashes", "parent_block_hash", "token_ids", "block_size", "lora_id")
 STORED_MEDIUM = (*STORED, "medium")
 STORED_EXTRA_KEYS = (*STORED_MEDIUM, "lora_name", "extra_keys")
-STORED_GROUPS = (*STORED_EXTRA_KEYS, "group_idx", "kv_cache_spec_kind")
+STORED_GROUPS = (*STORED_EXTRA_KEYS, "group_idx", "kv_cache_spec_kind", "kv_cache_spec_sliding_window")
 REMOVED = ("block_hashes", "medium", "group_idx")
 
 
@@ -18,7 +18,8 @@ class Dialect(NamedTuple):
     """What an engine of one kind does otherwise than others.
 
     `stored`, `removed`: the fields of its events in their order, none where they are maps. `first_number`: of its batches. `without`: what its
-    workload never does. `is_plain`: it says nothing of what isolates content, so its texts have none of it.
+    workload never does. `is_plain`: it says nothing of what isolates content, so its texts have none of it. `has_groups`: it says which KV-cache
+    group its events are of, so it may serve a hybrid model.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Dialect(NamedTuple):
     counts_copies: bool = True
     without: Collection[str] = ()
     is_plain: bool = False
+    has_groups: bool = False
     with_topic: bool = True
 
     def payload(self, events: Sequence[Fields]) -> bytes:
@@ -61,8 +63,8 @@ def _digest(number: int) -> bytes:
 
 NOT_TOLD = ("rename", "offload", "lower_evict")
 DIALECTS = (
-    Dialect("vLLM 0.26, maps"),
-    Dialect("vLLM 0.26, arrays", STORED_GROUPS, REMOVED),
+    Dialect("vLLM 0.26, maps", has_groups=True),
+    Dialect("vLLM 0.26, arrays", STORED_GROUPS, REMOVED, has_groups=True),
     Dialect("vLLM 0.17, sha256", STORED_EXTRA_KEYS, REMOVED[:2], _digest, without=("offload", "lower_evict"), with_topic=False),
     Dialect("vLLM 0.9", STORED, REMOVED[:1], without=NOT_TOLD, is_plain=True),
     Dialect("SGLang", STORED_MEDIUM, REMOVED[:2], _signed, counts_copies=False, without=NOT_TOLD, is_plain=True),

@@ -101,7 +101,12 @@ class Subscription:
 
     def _time_out(self, connection: Connection) -> None:
         if self.is_cut:
-            self._loop.call_soon(self._end, connection, context=self._context)
+            self._loop.call_soon(self._replace, connection, context=self._context)
+
+    def _replace(self, connection: Connection) -> None:
+        """A frozen indexer may notice only after the cut that the connection is dead."""
+        self._end(connection)
+        self.connect_soon()
 
     def note_healed(self) -> None:
         """Messages get through again, and what was sent meanwhile comes late."""

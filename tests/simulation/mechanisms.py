@@ -62,6 +62,15 @@ def no_catching_up(patch: Patch) -> None:
     patch.setattr(Loading, "_catch_up", skip)
 
 
+def no_last_look_at_what_was_loaded(patch: Patch) -> None:
+    """A scorer takes a load as whole, though another server answered in the middle of it."""
+
+    async def yes(self: Loading, version: Any) -> bool:
+        return True
+
+    patch.setattr(Loading, "_is_still_there", yes)
+
+
 def no_comparing_by_owners(patch: Patch) -> None:
     """Owners do not see that Redis has something else than they wrote."""
 

@@ -6,13 +6,22 @@ from random import Random
 
 from msgspec import Struct
 
-from tests.reference import Text
+from tests.reference import Layer, Text
 from tests.simulation.dialects import DIALECTS, Dialect
 
 BLOCK_SIZE = 4
 STEPS = range(3, 12)
 PAUSES_S = (0.0, 0.002, 0.01, 0.03, 0.1, 0.3)
 LENGTHS_S = (0.01, 0.05, 0.2, 0.5, 0.9, 1.4)
+FULL, WINDOW = Layer("full", BLOCK_SIZE), Layer("window", BLOCK_SIZE, 2 * BLOCK_SIZE)
+# KV-cache groups of hybrid models.
+HYBRIDS = (
+    (FULL, WINDOW),
+    (WINDOW, FULL, Layer("state", BLOCK_SIZE)),
+    (FULL, FULL, Layer("window", BLOCK_SIZE, 3 * BLOCK_SIZE)),
+    (FULL, Layer("window", 2 * BLOCK_SIZE, BLOCK_SIZE + 1)),
+)
+HYBRID_SHARE = 0.35
 
 
 class Kind(Enum):
@@ -83,11 +92,12 @@ class Step(Struct, frozen=True):
 
 
 class EngineKind(Struct, frozen=True):
-    """`history_max`: how many batches it can replay."""
+    """`history_max`: how many batches it can replay. `layers`: the KV-cache groups of a hybrid model, none for another."""
 
     dialect: Dialect
     has_replay: bool
     history_max: int
+    layers: tuple[Layer, ...] = ()
 
 
 class Schedule(Struct, frozen=True):
@@ -105,13 +115,19 @@ class Schedule(Struct, frozen=True):
     def of(cls, seed: int) -> "Schedule":
         """The schedule of a seed."""
         random = Random(seed)
-        engines = tuple(_engine(random) for _ in range(random.choice((1, 1, 2))))
+        random_of_layers = Random(f"{seed} layers")
+        engines = tuple(_engine(random, _layers(random_of_layers)) for _ in range(random.choice((1, 1, 2))))
         steps = [_step(random) for _ in range(random.choice(STEPS))]
         return cls(seed, engines, tuple(_texts(random)), random.choice((1, 1, 2)), 1, random.choice((1, 1, 4)), tuple(steps))
 
 
-def _engine(random: Random) -> EngineKind:
-    return EngineKind(random.choice(DIALECTS), random.random() < 0.75, random.choice((3, 8, 100, 100)))
+def _engine(random: Random, layers: tuple[Layer, ...]) -> EngineKind:
+    dialect, has_replay, history_max = random.choice(DIALECTS), random.random() < 0.75, random.choice((3, 8, 100, 100))
+    return EngineKind(dialect, has_replay, history_max, layers if dialect.has_groups else ())
+
+
+def _layers(random: Random) -> tuple[Layer, ...]:
+    return random.choice(HYBRIDS) if random.random() < HYBRID_SHARE else ()
 
 
 def _step(random: Random) -> Step:

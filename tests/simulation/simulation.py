@@ -4,12 +4,11 @@ import asyncio
 from collections.abc import Callable
 from random import Random
 
-from tests.reference import Layer, Rank
 from tests.simulation.checks import Checks
 from tests.simulation.engine import PlannedFault, ReplayFault
 from tests.simulation.engine_network import EngineNetwork
 from tests.simulation.errors import SimulationError, Violation
-from tests.simulation.schedule import BLOCK_SIZE, Kind, Schedule, Step
+from tests.simulation.schedule import Kind, Schedule, Step
 from tests.simulation.surroundings import surroundings
 from tests.simulation.virtual_loop import VirtualLoop
 from tests.simulation.world import Member, World
@@ -171,7 +170,7 @@ class _Simulation:
         if not publisher.is_alive:
             return
         publisher.kill()
-        publisher.moments.append(Moment(self._loop.time(), Rank(Layer("full", BLOCK_SIZE))))
+        publisher.moments.append(Moment(self._loop.time(), publisher.empty_rank()))
         self._later(length_s, publisher.start)
 
     def _disturb_link(self, member: Member, step: Step) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from indexer.ownership import replica
 from indexer.store import reader, session
-from indexer.streams import pool, recovery
+from indexer.streams import pool, recovery, stream
 from scorer_api.following import follower, survey
 from tests.simulation.engine_network import EngineNetwork, SimulatedReplay, SimulatedSubscriber
 from tests.simulation.virtual_loop import VirtualLoop
@@ -20,6 +20,8 @@ from tests.simulation.virtual_loop import VirtualLoop
 UNIX_TIME_S = 1_700_000_000.0
 # Leases are as short as this, so that a second is long: what has an interval of its own keeps up with them.
 INTERVAL_S = 0.2
+# Messages are on their way for a few milliseconds.
+OVERTAKEN_S = 0.03
 
 
 class NoServedNames:
@@ -55,6 +57,7 @@ def surroundings(loop: VirtualLoop, random: Random, network: EngineNetwork, conn
         (reader, "connect", connect),
         (survey, "SURVEY_S", INTERVAL_S),
         (follower, "LOOK_S", INTERVAL_S),
+        (stream, "OVERTAKEN_S", OVERTAKEN_S),
     ]
     former = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
     was_disabled = logging.root.manager.disable

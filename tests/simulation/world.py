@@ -124,18 +124,20 @@ class World:
         host, dialect = f"tcp://10.0.0.{number + 1}", kind.dialect
         engine = SimulatedEngine(dialect, f"{host}:5557", f"{host}:5558" if kind.has_replay else None, kind.history_max)
         self.network.add(engine)
+        is_plain = dialect.is_plain or any(layer.size != BLOCK_SIZE for layer in kind.layers)  # what images a larger block has is not told
         plain = [text for text in schedule.texts if not (text.lora or text.salt or text.images)]
         publisher = Publisher(
             f"pod{number}",
             0,
             engine,  # type: ignore[arg-type]
-            plain if dialect.is_plain else schedule.texts,
+            plain if is_plain else schedule.texts,
             seed=schedule.seed,
             block_size=BLOCK_SIZE,
             counts_copies=dialect.counts_copies,
-            capacity=CAPACITY,
+            capacity=CAPACITY * max(1, len(kind.layers)),
             late_offloads=False,  # the next owner of a stream does not know blocks that went before the first one was offloaded
             without=dialect.without,
+            layers=kind.layers,
         )
         publisher.start()
         return publisher

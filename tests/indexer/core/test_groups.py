@@ -82,6 +82,11 @@ def test_an_event_without_a_kind_takes_none_back() -> None:
     assert [(group.kind, group.window) for group in groups.known] == [(Kind.WINDOW, 8)]
 
 
+def test_a_window_that_is_left_out_later_is_still_known() -> None:
+    groups = learned([window()], [offloaded([9], group=0, kind="sliding_window")], [window(tokens=None)])
+    assert [(group.kind, group.window) for group in groups.known] == [(Kind.WINDOW, 8)]
+
+
 def test_a_later_kind_revises_an_earlier_one() -> None:
     assert kinds(learned([full(0)], [window(0)])) == {0: Kind.WINDOW}
 

@@ -110,7 +110,7 @@ def test_a_key_that_two_hashes_hold_is_still_held_when_one_goes_during_a_load(ma
     for name in (0, 1):
         for text in fleet.texts:
             whole = fleet.publisher("pod-0").blocks(text)
-            fleet.do("pod-0", lambda p, text=text, whole=whole: [p.store(text, 0, whole), p.store(text, 0, whole, renames_last=True)])
+            fleet.do("pod-0", lambda p, text=text, whole=whole: [*p.store(text, 0, whole), *p.store(text, 0, whole, renames_last=True)])
         fleet.settle(early)
         late = world.launch_scorer()
         ends = {text.until(fleet.publisher("pod-0").blocks(text), BLOCK_SIZE) for text in fleet.texts}
@@ -156,10 +156,10 @@ def test_a_lost_last_entry_of_a_silent_engine_is_noticed(make_world: MakeWorld) 
     late.freeze()
     text = fleet.texts[0]
     # What it waited for when it was frozen has been sent to it already, so that it is not the last.
-    fleet.do("pod-2", lambda p: [p.store(text, 0, 1)])
+    fleet.do("pod-2", lambda p: p.store(text, 0, 1))
     fleet.settle(early)
     ((last, _),) = client.xrevrange(log, count=1)
-    fleet.do("pod-2", lambda p: [p.clear(), p.store(text, 0, 2)])
+    fleet.do("pod-2", lambda p: [p.clear(), *p.store(text, 0, 2)])
     fleet.settle(early)
     lost = [name for name, _ in client.xrange(log, min=b"(" + last)]
     assert lost

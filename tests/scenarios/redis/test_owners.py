@@ -90,12 +90,12 @@ def test_an_orphan_parked_before_the_death_is_adopted_after_it(world: World) -> 
     pod = a_pod_of(name, scorer)
     text = max(fleet.texts, key=lambda text: len(text.tokens))
     blocks = fleet.publisher(pod).blocks(text)
-    fleet.do(pod, lambda p: [p.withhold(text, blocks - 2, blocks)])
+    fleet.do(pod, lambda p: p.withhold(text, blocks - 2, blocks))
     fleet.settle(scorer)
     wait_until(lambda: first.metric("kv_indexer_orphans_parked") == 2)
     other = fleet.texts[0]
     for _ in range(10):  # the history does not reach back to the child
-        fleet.do(pod, lambda p: [p.store(other, 0, 1)])
+        fleet.do(pod, lambda p: p.store(other, 0, 1))
     fleet.settle(scorer)
     first.kill()
     wait_owned(scorer, 4, by=1, timeout_s=TAKEOVER_S)
@@ -113,8 +113,8 @@ def test_a_block_removed_before_the_death_is_known_to_the_tier_it_went_to(world:
     first, _, name = one_after_the_other(world, fleet, scorer)
     pod = a_pod_of(name, scorer)
     text, other = fleet.texts[0], fleet.texts[1]
-    fleet.do(pod, lambda p: [p.store(other, 0, 1), *p.offload(p.rank.copies[:1])])
-    fleet.do(pod, lambda p: [p.store(text, 0, p.blocks(text))])
+    fleet.do(pod, lambda p: [*p.store(other, 0, 1), *p.offload(p.rank.copies[:1])])
+    fleet.do(pod, lambda p: p.store(text, 0, p.blocks(text)))
     gone = [copy for copy in fleet.publisher(pod).rank.copies if copy.tier == "gpu"]
     fleet.do(pod, lambda p: p.remove(gone))
     fleet.settle(scorer)
@@ -181,7 +181,7 @@ def test_without_replay_new_indexers_know_that_they_missed_something(world: Worl
     wait_owned(scorer, 2, by=1)
     wait_until(lambda: all(publisher.engine.subscriptions() for publisher in fleet.publishers))
     for pod in fleet.pods:
-        fleet.do(pod, lambda p: [p.store(fleet.texts[1], 0, 2)])
+        fleet.do(pod, lambda p: p.store(fleet.texts[1], 0, 2))
     fleet.settle(scorer)
     first.kill()
     for pod in fleet.pods:
@@ -191,8 +191,8 @@ def test_without_replay_new_indexers_know_that_they_missed_something(world: Worl
     wait_until(lambda: all(publisher.engine.subscriptions() > count for publisher, count in zip(fleet.publishers, before, strict=True)))
     text = fleet.texts[0]
     for pod in fleet.pods:
-        fleet.do(pod, lambda p: [p.store(text, 0, 1)])
+        fleet.do(pod, lambda p: p.store(text, 0, 1))
     fleet.settle(scorer, trust=("partial",))
     for pod in fleet.pods:
-        fleet.do(pod, lambda p: [p.clear(), p.store(text, 0, 2)])
+        fleet.do(pod, lambda p: [p.clear(), *p.store(text, 0, 2)])
     fleet.settle(scorer)
