@@ -13,6 +13,8 @@ REPEATS = 3
 WARM_UP_SHARE = 0.1
 SHAPES = {
     "64-block events, 1 a batch": Plan(seed=1, blocks=9_000 * 64),
+    "64-block events, older dialect": Plan(seed=1, blocks=9_000 * 64, is_older=True),
+    "64-block events, as many removed": Plan(seed=1, blocks=4_500 * 64, held_max=30_000),
     "1-block events, 8 a batch": Plan(seed=2, blocks=12_000 * 8, blocks_per_event=1, events_per_batch=8),
     "1-block events, 1 a batch": Plan(seed=3, blocks=40_000, blocks_per_event=1),
 }

@@ -18,11 +18,12 @@ spawning = multiprocessing.get_context("spawn")
 
 
 class Published(Struct, frozen=True):
-    """When publishing began (time.monotonic, one clock for all processes), the last number sent, and the blocks sent so far."""
+    """When publishing began (time.monotonic, one clock for all processes), the last number sent, the blocks stored so far, and those still held."""
 
     started_s: float
     sequence: int
     blocks: int
+    held: int
 
 
 class Socket:
@@ -35,7 +36,7 @@ class Socket:
         self._pub.setsockopt(zmq.XPUB_VERBOSE, 1)  # each subscription counts
         self.port = self._pub.bind_to_random_port("tcp://127.0.0.1")
         self.next_number = 0
-        self.blocks = 0
+        self.blocks = self.held = 0
 
     def wait_subscribed(self, subscribers: int = 1) -> None:
         """What is published earlier is lost."""
@@ -48,6 +49,7 @@ class Socket:
         self._pub.send_multipart([b"", self.next_number.to_bytes(8, "big"), payload.data], copy=True)
         self.next_number += 1
         self.blocks += payload.blocks
+        self.held += payload.blocks - payload.removed
 
     def close(self) -> None:
         self._context.destroy(linger=0)
@@ -105,6 +107,6 @@ def _publish_when_told(connection: Connection, plan: Plan) -> None:
             started_s = time.monotonic()
             for payload in prepared[socket.next_number : round(due)]:
                 socket.publish(payload)
-            connection.send(Published(started_s, socket.next_number - 1, socket.blocks))
+            connection.send(Published(started_s, socket.next_number - 1, socket.blocks, socket.held))
     except EOFError:
         socket.close()

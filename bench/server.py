@@ -152,6 +152,6 @@ class Server:
                 raise RuntimeError(f"{published} was not applied: {status}")
             time.sleep(POLL_S)
         seen_s = time.monotonic()
-        if status["blocks"] != {"gpu": published.blocks} or status["gaps"] or status["last_error"] or status["trust"] != "live":
+        if status["blocks"] != {"gpu": published.held} or status["gaps"] or status["last_error"] or status["trust"] != "live":
             raise RuntimeError(f"{published} was not applied as published: {status}")
         return seen_s
