@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "indexer.simulation": {"indexer", "indexer.wire", "indexer.receiving", "indexer.engines"},
     "scorer_api": set(),
     "scorer_api.client": set(),
-    "scorer_api.index": {"indexer.core", "indexer.engines", "indexer.config"},
+    "scorer_api.index": {"indexer.compiled", "indexer.core", "indexer.engines", "indexer.config"},
     "scorer_api.metrics": {"indexer.core", "scorer_api.index"},
     "scorer_api.explain": {"indexer.core", "scorer_api.index"},
     "scorer_api.routing": {"indexer.core", "indexer.engines", "indexer.config", "scorer_api.index", "scorer_api.metrics"},

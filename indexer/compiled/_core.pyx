@@ -1,8 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """The compiled core: one module, of one file for each thing that it has.
 
-    tokens.pxi   lists of tokens in JSON and msgpack → packed tokens
-    keys.pxi     packed tokens → chained block keys
+    tokens.pxi         lists of tokens in JSON and msgpack → packed tokens
+    keys.pxi           packed tokens → chained block keys
+    prefix_index.pxi   who holds which blocks, on key_set.pxi, key_table.pxi and holder_sets.pxi
+    walk.pxi           a walk along the keys of a prompt
 
 Tokens and keys stay arrays of 32- and 64-bit integers here: nothing becomes a Python object but what is returned. Every function checks what it is
 given before it reads it, and every allocation; an error leaves everything as it was. Each name has its twin in Python, which says what it does;
@@ -11,12 +13,25 @@ given before it reads it, and every allocation; an error leaves everything as it
 
 from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize, PyBytes_Size
+from cpython.ref cimport PyObject
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcmp, memcpy, memset
+
+import os
+from array import array
 
 cdef extern from "Python.h":
+    bint PyLong_Check(object value)
+    unsigned long long PyLong_AsUnsignedLongLong(object value) except? 0xFFFFFFFFFFFFFFFF
     object PyLong_FromUnsignedLongLong(unsigned long long value)
+    PyObject *PyList_GetItem(list items, Py_ssize_t position) except NULL
     list PyList_New(Py_ssize_t length)
 
 include "tokens.pxi"
 include "keys.pxi"
+include "key_set.pxi"
+include "key_table.pxi"
+include "holder_sets.pxi"
+include "prefix_index.pxi"
+include "walk.pxi"

@@ -18,6 +18,10 @@ cdef extern from *:
     int _set_item "kv_set_item"(list items, Py_ssize_t position, object item) except -1
 
 
+cdef enum:
+    KEY_BYTES = 8
+
+
 def hash_bytes(bytes data not None, uint64_t seed=0):
     """XXH3-64."""
     return PyLong_FromUnsignedLongLong(xxh3_64(<const uint8_t *>PyBytes_AsString(data), PyBytes_Size(data), seed))
@@ -33,6 +37,25 @@ def chain_keys(
     Py_ssize_t lookahead=0,
 ):
     """See `block_keys.chain_keys_in_python`. Raises ValueError where blocks `start` to `stop` are not all in the tokens."""
+    cdef bytes packed = chain_packed(parent, tokens, block_size, extra_keys, start, stop, lookahead)
+    cdef const uint64_t *found = <const uint64_t *>PyBytes_AsString(packed)
+    cdef Py_ssize_t count = PyBytes_Size(packed) // KEY_BYTES, at
+    keys = PyList_New(count)
+    for at in range(count):
+        _set_item(keys, at, PyLong_FromUnsignedLongLong(found[at]))
+    return keys
+
+
+def chain_packed(
+    uint64_t parent,
+    bytes tokens not None,
+    Py_ssize_t block_size,
+    extra_keys=None,
+    Py_ssize_t start=0,
+    stop=None,
+    Py_ssize_t lookahead=0,
+):
+    """The same keys, KEY_BYTES each."""
     cdef Py_ssize_t length = PyBytes_Size(tokens), width, last, number, end
     cdef const uint8_t *data = <const uint8_t *>PyBytes_AsString(tokens)
     cdef uint64_t key = parent
@@ -41,10 +64,11 @@ def chain_keys(
     width = block_size * TOKEN_BYTES
     last = length // width if stop is None else stop
     if start >= last:
-        return []
+        return b""
     if last > length // width:
         raise ValueError(f"there are {length // width} blocks, not {last}")
-    keys = PyList_New(last - start)
+    packed = PyBytes_FromStringAndSize(NULL, (last - start) * KEY_BYTES)
+    cdef uint64_t *keys = <uint64_t *>PyBytes_AsString(packed)
     for number in range(start, last):
         # The tokens behind a block are in the same buffer; the last block may have fewer than all of them.
         end = min(length, (number + 1) * width + lookahead * TOKEN_BYTES)
@@ -53,9 +77,8 @@ def chain_keys(
             key = _hash_with(tokens[number * width : end], more, key)
         else:
             key = xxh3_64(data + number * width, end - number * width, key)
-        item = PyLong_FromUnsignedLongLong(key)
-        _set_item(keys, number - start, item)
-    return keys
+        keys[number - start] = key
+    return packed
 
 
 cdef uint64_t _hash_with(bytes block, bytes extra, uint64_t key) except? 0:

@@ -75,6 +75,21 @@ def chain_keys_in_python(
 chain_keys = chain_keys_in_python if core is None else core.chain_keys
 
 
+def key_array(
+    parent: int,
+    tokens: bytes,
+    block_size: int,
+    extra_keys: Mapping[int, bytes] | None = None,
+    start: int = 0,
+    stop: int | None = None,
+    lookahead: int = 0,
+) -> "array[int]":
+    """The same keys as `chain_keys`, in an array: the compiled core makes and follows one without an object for each key."""
+    if core is None:
+        return array("Q", chain_keys_in_python(parent, tokens, block_size, extra_keys, start, stop, lookahead))
+    return array("Q", core.chain_packed(parent, tokens, block_size, extra_keys, start, stop, lookahead))
+
+
 @lru_cache(maxsize=1024)
 def _cutter(width: int, count: int) -> Callable[[bytes, int], tuple[bytes, ...]]:
     """Cuts a number of blocks out of tokens, from an offset on: at a quarter of the cost of a slice for each."""

@@ -1,12 +1,12 @@
 """What one stream holds in the index of its key size: a holder for each of its KV-cache groups, and how they make a hit."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from indexer.core.change import Change
 from indexer.core.events import Tier
 from indexer.core.groups import LEAD, CacheShape
 from scorer_api.index.hits import HitRule, rule_for
-from scorer_api.index.prefix_index import PrefixIndex
+from scorer_api.index.prefix_index import PrefixIndex, make_index
 
 Indexes = dict[tuple[int, int], PrefixIndex]
 """How blocks are cut, see `CacheShape.cut` → index."""
@@ -23,7 +23,7 @@ class Holders:
         """`indexes`: those of one model."""
         self._indexes = indexes
         self.key_size, self.lookahead = self.cut = shape.cut
-        self.index = indexes.setdefault(self.cut, PrefixIndex())
+        self.index = indexes.get(self.cut) or indexes.setdefault(self.cut, make_index())
         self.by_slot: list[int] = []
         self.follow(shape)
 
@@ -65,7 +65,7 @@ class Holders:
         """How many of these blocks the stream holds in its own tiers."""
         return self.index.count_held(self.lead if self.anchor is None else self.anchor, keys)
 
-    def held(self, tier: Tier) -> set[int]:
+    def held(self, tier: Tier) -> Collection[int]:
         """The block keys that any group has in a tier; to read at once, not to keep."""
         if len(self.by_slot) == 1:
             return self.index.held(self.lead, tier)

@@ -72,7 +72,7 @@ class Walk:
         index: PrefixIndex,
         cut: tuple[int, int],
         ranks: Sequence[Holders],
-        runs: Iterable[list[int]],
+        runs: Iterable[Sequence[int]],
         keys: Sequence[int],
         length: int,
         prepared: PreparedWalk | None = None,

@@ -1,7 +1,8 @@
 """A walk along block keys, from a prompt's first one on: who holds all blocks so far. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from itertools import groupby
+from typing import Protocol
 
 from msgspec import Struct
 
@@ -17,8 +18,22 @@ NO_MASKS: Masks = (0, 0, 0, 0)
 NO_LOWER_MASKS = NO_MASKS[1:]
 
 
+class Walk(Protocol):
+    """A walk under way, from the first block on, which may stop between runs of keys. See `PrefixIndex.walk`."""
+
+    @property
+    def steps(self) -> list[Step]:
+        """Those so far."""
+
+    def follow(self, keys: Sequence[int]) -> bool:
+        """Go along the next keys. Returns whether anybody is left; if not, the walk is over."""
+
+    def end(self) -> list[Step]:
+        """There are no more keys. All steps."""
+
+
 class MaskWalk:
-    """A walk under way, from the first block on, which may stop between runs of keys. `steps`: so far. See `PrefixIndex.walk`."""
+    """What the compiled core's does, in Python. Its methods are those of `Walk`."""
 
     __slots__ = ("_alive", "_before", "_position", "_spans", "_tables", "steps")
 
@@ -31,8 +46,7 @@ class MaskWalk:
         self._before: Masks = ()
         self.steps: list[Step] = []
 
-    def follow(self, keys: Iterable[int]) -> bool:
-        """Go along the next keys. Returns whether anybody is left; if not, the walk is over."""
+    def follow(self, keys: Sequence[int]) -> bool:
         gpu, cpu, disk, other = self._tables
         if cpu or disk or other:
             return self._follow_tiers(keys)
@@ -54,7 +68,7 @@ class MaskWalk:
             self._before = steps[-1][1]
         return True
 
-    def _follow_tiers(self, keys: Iterable[int]) -> bool:
+    def _follow_tiers(self, keys: Sequence[int]) -> bool:
         gpu, cpu, disk, other = self._tables
         alive, position, spans, before = self._alive, self._position, self._spans, self._before
         for key in keys:
@@ -73,7 +87,6 @@ class MaskWalk:
         return True
 
     def end(self) -> list[Step]:
-        """There are no more keys. All steps."""
         self.steps.append((self._position, NO_MASKS))
         return self.steps
 

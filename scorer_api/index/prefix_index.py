@@ -7,17 +7,22 @@
 A query walks the prompt's keys from the first. A holder remains while it holds the block in one of its own tiers, so one lookup and one
 AND per block serve all ranks at once; only where a mask changes is a step recorded, and the walk stops when no holder is left. There is one
 index per (model, key size).
+
+The compiled core's index (`indexer/compiled/prefix_index.pxi`) keeps each set of holders once, and for a key the number of its set. A slot of the
+latter takes twelve bytes, and one in the set of a holder's keys eight.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import reduce
 from itertools import groupby
 from operator import or_
+from typing import Protocol
 
+from indexer.compiled import core
 from indexer.core.change import Change
 from indexer.core.events import Tier
 from scorer_api.index.hits import Span
-from scorer_api.index.mask_walk import MaskWalk, Step
+from scorer_api.index.mask_walk import MaskWalk, Step, Walk
 
 OWN_TIERS = (Tier.GPU, Tier.CPU, Tier.DISK, Tier.OTHER)
 """The tiers that continue a match; remote storage belongs to no pod."""
@@ -26,24 +31,79 @@ OWN_TIERS = (Tier.GPU, Tier.CPU, Tier.DISK, Tier.OTHER)
 RUN_MIN = 4
 
 
-class PrefixIndex:
-    """See the module. Block keys are 64-bit integers."""
+class PrefixIndex(Protocol):
+    """See the module. Block keys are unsigned 64-bit integers. `make_index` makes one: the compiled core's, or `PrefixIndexInPython`."""
+
+    @property
+    def removed_holders(self) -> int:
+        """How many there were so far. As long as it is the same, no number of a holder stands for another one."""
+
+    def add_holder(self) -> int:
+        """A number for a new holder, which holds nothing yet."""
+
+    def remove_holder(self, holder: int) -> None:
+        """Forget a holder and what it holds. Its number is used again."""
+
+    def shrink(self, holder: int, blocks_max: int) -> bool:
+        """Remove at most `blocks_max` blocks of a holder. Returns whether it still holds any."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no holder at all."""
+
+    @property
+    def mask(self) -> int:
+        """All holders."""
+
+    def holds(self, holder: int, tier: Tier, key: int) -> bool:
+        """Whether a holder has a block in a tier."""
+
+    def held(self, holder: int, tier: Tier) -> Collection[int]:
+        """The block keys that a holder has in a tier; to read at once, not to keep."""
+
+    @property
+    def blocks(self) -> int:
+        """The number of (block key, tier) pairs that have a holder."""
+
+    @property
+    def holders(self) -> int:
+        """How many (block key, tier, holder) triples there are."""
+
+    def count_held(self, holder: int, keys: Iterable[int]) -> int:
+        """How many of these blocks a holder has in its own tiers. What it costs depends on their number, and not on what is held."""
+
+    def apply(self, holder: int, change: Change, touched_by_tier: Sequence[dict[int, bool]]) -> None:
+        """Apply one change of a holder's. `touched_by_tier`: what of the change is the holder's own."""
+
+    def begin_walk(self, alive: int, spans: list[Span] | None = None) -> Walk:
+        """A walk with the holders in the mask `alive`. `spans`: where to add who else has the blocks up to its end."""
+
+    def walk(self, alive: int, runs: Iterable[Sequence[int]], spans: list[Span] | None = None) -> list[Step]:
+        """Follow the holders in the mask `alive` along the prompt's block keys, given in runs from the first block on.
+
+        Returns the steps in order; the last one says where the walk ended. Runs that are not needed are not taken. `spans`: where to add who else has
+        the blocks up to there.
+        """
+
+    def spans(self, keys: Sequence[int]) -> list[Span]:
+        """Who has the blocks of these keys in a tier of its own, whatever lies before them: spans of equal masks from the first key on."""
+
+
+class PrefixIndexInPython:
+    """What the compiled core's does, in Python. Its methods are those of `PrefixIndex`."""
 
     def __init__(self) -> None:
         self._masks: tuple[dict[int, int], ...] = tuple({} for _ in Tier)
         self._keys: dict[int, tuple[set[int], ...]] = {}
         self._free: list[int] = []
         self.removed_holders = 0
-        """How many there were so far. As long as it is the same, no number of a holder stands for another one."""
 
     def add_holder(self) -> int:
-        """A number for a new holder, which holds nothing yet."""
         holder = self._free.pop() if self._free else len(self._keys)
         self._keys[holder] = tuple(set() for _ in Tier)
         return holder
 
     def remove_holder(self, holder: int) -> None:
-        """Forget a holder and what it holds. Its number is used again."""
         for tier in Tier:
             self._clear(holder, tier)
         del self._keys[holder]
@@ -51,7 +111,6 @@ class PrefixIndex:
         self.removed_holders += 1
 
     def shrink(self, holder: int, blocks_max: int) -> bool:
-        """Remove at most `blocks_max` blocks of a holder. Returns whether it still holds any."""
         bit = 1 << holder
         for masks, keys in zip(self._masks, self._keys[holder], strict=True):
             while keys and blocks_max > 0:
@@ -61,29 +120,23 @@ class PrefixIndex:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it has no holder at all."""
         return not self._keys
 
     def holds(self, holder: int, tier: Tier, key: int) -> bool:
-        """Whether a holder has a block in a tier."""
         return key in self._keys[holder][tier]
 
     def held(self, holder: int, tier: Tier) -> set[int]:
-        """The block keys that a holder has in a tier; to read at once, not to keep."""
         return self._keys[holder][tier]
 
     @property
     def blocks(self) -> int:
-        """The number of (block key, tier) pairs that have a holder."""
         return sum(map(len, self._masks))
 
     @property
     def holders(self) -> int:
-        """How many (block key, tier, holder) triples there are."""
         return sum(len(keys) for tiers in self._keys.values() for keys in tiers)
 
     def count_held(self, holder: int, keys: Iterable[int]) -> int:
-        """How many of these blocks a holder has in its own tiers. What it costs depends on their number, and not on what is held."""
         asked = left = set(keys)
         for tier in OWN_TIERS:
             if left and (held := self._keys[holder][tier]):
@@ -91,7 +144,6 @@ class PrefixIndex:
         return len(asked) - len(left)
 
     def apply(self, holder: int, change: Change, touched_by_tier: Sequence[dict[int, bool]]) -> None:
-        """Apply one change of a holder's. `touched_by_tier`: what of the change is the holder's own."""
         bit = 1 << holder
         if change.reload:
             for tier in Tier:
@@ -129,29 +181,20 @@ class PrefixIndex:
             del masks[key]
 
     @property
-    def masks(self) -> tuple[dict[int, int], ...]:
-        """Block key → mask of holders, for each of OWN_TIERS; to read."""
-        return self._masks[: len(OWN_TIERS)]
-
-    @property
     def mask(self) -> int:
-        """All holders."""
         return sum(1 << holder for holder in self._keys)
 
-    def walk(self, alive: int, runs: Iterable[list[int]], spans: list[Span] | None = None) -> list[Step]:
-        """Follow the holders in the mask `alive` along the prompt's block keys, given in runs from the first block on.
+    def begin_walk(self, alive: int, spans: list[Span] | None = None) -> Walk:
+        return MaskWalk(self._masks[: len(OWN_TIERS)], alive, spans)
 
-        Returns the steps in order; the last one says where the walk ended. Runs that are not needed are not taken. `spans`: where to add who else has
-        the blocks up to there.
-        """
-        walk = MaskWalk(self.masks, alive, spans)
+    def walk(self, alive: int, runs: Iterable[Sequence[int]], spans: list[Span] | None = None) -> list[Step]:
+        walk = self.begin_walk(alive, spans)
         for keys in runs:
             if not walk.follow(keys):
                 return walk.steps
         return walk.end()
 
     def spans(self, keys: Sequence[int]) -> list[Span]:
-        """Who has the blocks of these keys in a tier of its own, whatever lies before them: spans of equal masks from the first key on."""
         gpu, *lower = (self._masks[tier] for tier in OWN_TIERS)
         lower = [masks for masks in lower if masks]
         masks: Iterable[int | None] = map(gpu.get, keys)
@@ -164,3 +207,6 @@ class PrefixIndex:
             spans.append((start, end, mask or 0))
             start = end
         return spans
+
+
+make_index: Callable[[], PrefixIndex] = PrefixIndexInPython if core is None else core.PrefixIndex

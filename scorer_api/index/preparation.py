@@ -3,11 +3,11 @@
 The look-up that follows takes what was prepared where it still counts: in the same index, for holders that took part. Else it walks itself.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from scorer_api.index.engine_hashes import EngineHashes, PreparedHashes
 from scorer_api.index.hits import Span
-from scorer_api.index.mask_walk import MaskWalk, PreparedWalk
+from scorer_api.index.mask_walk import PreparedWalk
 from scorer_api.index.prefix_index import PrefixIndex
 from scorer_api.index.prompt import RUN_BLOCKS, PromptKeys
 from scorer_api.index.state import IndexedModel, IndexedStream
@@ -57,10 +57,10 @@ class _WalkInPieces:
         self._holders = holders
         self._removed_holders = index.removed_holders
         self._spans: list[Span] | None = [] if needs_spans else None
-        self._walk = MaskWalk(index.masks, self._holders, self._spans)
+        self._walk = index.begin_walk(self._holders, self._spans)
         self._is_over = False
 
-    def follow(self, keys: list[int]) -> None:
+    def follow(self, keys: Sequence[int]) -> None:
         self._is_over = self._is_over or not self._walk.follow(keys)
 
     def result(self) -> PreparedWalk:

@@ -1,17 +1,20 @@
 """A prompt to look up, and its block keys."""
 
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
 
-from indexer.core.block_keys import TOKEN_BYTES, chain_keys, fold_extra_keys, root_key
+from indexer.compiled import core
+from indexer.core.block_keys import TOKEN_BYTES, fold_extra_keys, key_array, root_key
 from scorer_api.index.engine_hashes import EngineHashes
 from scorer_api.index.mask_walk import PreparedWalk
 from scorer_api.index.scoring import usable_blocks
 
-# Number of keys computed at a time: a cold prompt costs one run only.
+# Number of keys computed at a time: a cold prompt costs one run only. The core computes as many more each time as there are, up to RUN_BLOCKS_MAX.
 RUN_BLOCKS = 64
+RUN_BLOCKS_MAX = RUN_BLOCKS if core is None else 512
 
 
 class Placeholder(Struct, frozen=True):
@@ -74,14 +77,14 @@ class PromptKeys:
     def __init__(self, prompt: Prompt, hash_seed: str) -> None:
         self._prompt = prompt
         self._hash_seed = hash_seed
-        self._computed: dict[tuple[int, int], list[int]] = {}
+        self._computed: dict[tuple[int, int], array[int]] = {}
         self._extra_keys: dict[int, Mapping[int, bytes] | None] = {}
         self.walks: dict[tuple[int, int], PreparedWalk] = {}
         """How blocks are cut → walk along these keys that was made beforehand."""
 
-    def computed(self, block_size: int, lookahead: int = 0) -> list[int]:
+    def computed(self, block_size: int, lookahead: int = 0) -> "array[int]":
         """The keys that there are so far; to read, not to change. It grows with what `runs` and `all` compute."""
-        return self._computed.setdefault((block_size, lookahead), [])
+        return self._computed.setdefault((block_size, lookahead), array("Q"))
 
     def _extra(self, block_size: int) -> Mapping[int, bytes] | None:
         """Block number → folded extra keys."""
@@ -102,26 +105,28 @@ class PromptKeys:
         """The prompt's, in tokens."""
         return self._prompt.length
 
-    def runs(self, block_size: int, lookahead: int = 0) -> Iterator[list[int]]:
-        """The keys of the usable blocks: at once those that there are, then RUN_BLOCKS at a time, computed as they are taken by one walk."""
+    def runs(self, block_size: int, lookahead: int = 0) -> "Iterator[array[int]]":
+        """The keys of the usable blocks: at once those that there are, then RUN_BLOCKS or more at a time, computed as they are taken by one walk."""
         prompt = self._prompt
         blocks = usable_blocks(prompt.length, block_size, lookahead)
         computed = self.computed(block_size, lookahead)
         if computed:
             yield computed[:blocks]
         parent = computed[-1] if computed else root_key(prompt.model, prompt.lora_name, self._hash_seed)
-        for start in range(len(computed), blocks, RUN_BLOCKS):
-            keys = chain_keys(parent, prompt.tokens, block_size, self._extra(block_size), start, min(start + RUN_BLOCKS, blocks), lookahead)
+        start = len(computed)
+        while start < blocks:
+            end = min(start + min(max(RUN_BLOCKS, start), RUN_BLOCKS_MAX), blocks)
+            keys = key_array(parent, prompt.tokens, block_size, self._extra(block_size), start, end, lookahead)
             computed += keys
             yield keys
-            parent = keys[-1]
+            start, parent = end, keys[-1]
 
-    def all(self, block_size: int, lookahead: int = 0) -> list[int]:
+    def all(self, block_size: int, lookahead: int = 0) -> "array[int]":
         """The keys of all whole blocks, the last one too that no engine can take from its cache."""
         prompt = self._prompt
         keys = self.computed(block_size, lookahead)
         parent = keys[-1] if keys else root_key(prompt.model, prompt.lora_name, self._hash_seed)
         blocks = max(0, prompt.length - lookahead) // block_size
         if len(keys) < blocks:
-            keys += chain_keys(parent, prompt.tokens, block_size, self._extra(block_size), len(keys), blocks, lookahead)
+            keys += key_array(parent, prompt.tokens, block_size, self._extra(block_size), len(keys), blocks, lookahead)
         return keys

@@ -28,6 +28,7 @@ from indexer.limits import WireLimits
 from indexer.metrics import IndexerMetrics
 from indexer.streams.applier import Applier
 from indexer.wire.decoder import WireDecoder
+from scorer_api.index.prefix_index import OWN_TIERS
 from scorer_api.index.prompt import Prompt
 from scorer_api.index.view import View
 
@@ -106,11 +107,17 @@ class Stream:
         held = {(slot, tier): keys for slot in slots for tier in Tier if (keys := state.held(tier, slot))}
         indexed: dict[tuple[int, Tier], set[int]] = {}
         for index in self.view.indexes:
-            for tier in Tier:
-                assert set().union(*(keys[tier] for keys in index._keys.values())) == index._masks[tier].keys(), "the index's two sides agree"
+            numbers = [number for number in range(index.mask.bit_length()) if index.mask >> number & 1]
+            of_tier = {tier: set().union(*(index.held(number, tier) for number in numbers)) for tier in Tier}
+            assert index.blocks == sum(map(len, of_tier.values())), "the index's two sides agree"
+            keys = sorted(of_tier[Tier.GPU])
+            for start, end, mask in index.spans(keys):
+                for number in numbers:
+                    own = [index.held(number, tier) for tier in OWN_TIERS]
+                    assert all(any(key in held for held in own) == bool(mask >> number & 1) for key in keys[start:end]), "the index's two sides agree"
         holders = self.view._find(KEY)[1].holders
         for slot, holder in enumerate([] if holders is None else holders.by_slot):
-            indexed |= {(slot, tier): keys for tier in Tier if holders is not None and (keys := holders.index.held(holder, tier))}
+            indexed |= {(slot, tier): keys for tier in Tier if holders is not None and (keys := set(holders.index.held(holder, tier)))}
         assert indexed == held, "the index holds what the stream holds"
         most = {tier: max(len(held.get((slot, tier), ())) for slot in slots) for tier in Tier}
         assert {tier: count for tier, count in most.items() if count or tier is Tier.GPU or tier in state.tiers} == {

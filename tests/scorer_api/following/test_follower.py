@@ -527,7 +527,9 @@ async def test_models_with_any_name_are_followed_and_forgotten(server: RedisServ
 
 def stream_keys(scorer: Scorer, model: str) -> set[int]:
     """The block keys that anybody holds of a model."""
-    return {key for index in scorer.view._models[model].indexes.values() for masks in index._masks for key in masks}
+    indexes = scorer.view._models[model].indexes.values()
+    holders = [(index, number) for index in indexes for number in range(index.mask.bit_length()) if index.mask >> number & 1]
+    return {key for index, number in holders for tier in Tier for key in index.held(number, tier)}
 
 
 async def test_two_namespaces_and_foreign_keys_share_a_database(server: RedisServer) -> None:

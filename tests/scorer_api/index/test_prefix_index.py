@@ -1,12 +1,22 @@
 """Who holds which blocks, and how far a prompt's blocks are followed. Block keys are small numbers here."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+import pytest
 
 from indexer.core.change import Change
 from indexer.core.events import Tier
-from scorer_api.index.prefix_index import PrefixIndex
+from scorer_api.index.prefix_index import PrefixIndex, PrefixIndexInPython, make_index
 
 GPU, CPU, DISK, OTHER, REMOTE = Tier
+MAKERS: dict[str, Callable[[], PrefixIndex]] = {"in Python": PrefixIndexInPython, "in use": make_index}
+make = PrefixIndexInPython
+
+
+@pytest.fixture(autouse=True, params=MAKERS)
+def _each_index(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test is about the Python and about what is in use, which is compiled where there is a compiler."""
+    monkeypatch.setitem(globals(), "make", MAKERS[request.param])
 
 
 def change(*held: int, tier: Tier = GPU, gone: tuple[int, ...] = (), cleared: bool = False, reload: bool = False) -> Change:
@@ -23,7 +33,7 @@ def apply(index: PrefixIndex, holder: int, made: Change) -> None:
 
 def index_of(*changes: Change) -> PrefixIndex:
     """One holder per change: 0, 1, and so on."""
-    index = PrefixIndex()
+    index = make()
     for made in changes:
         apply(index, index.add_holder(), made)
     return index
@@ -44,7 +54,7 @@ def test_a_walk_follows_those_only_that_it_is_asked_for() -> None:
 
 def test_a_walk_of_nothing_ends_at_once() -> None:
     assert index_of(change(1)).walk(1, []) == [(0, (0, 0, 0, 0))]
-    assert PrefixIndex().walk(0, [[1]]) == [(0, (0, 0, 0, 0))]
+    assert make().walk(0, [[1]]) == [(0, (0, 0, 0, 0))]
 
 
 def test_a_match_goes_on_through_the_holders_own_tiers() -> None:
@@ -146,7 +156,7 @@ def test_a_number_used_again_has_no_ghosts() -> None:
 
 
 def test_numbers_are_given_to_one_holder_at_a_time() -> None:
-    index = PrefixIndex()
+    index = make()
     numbers = [index.add_holder() for _ in range(4)]
     index.remove_holder(numbers[1])
     index.remove_holder(numbers[2])
@@ -160,7 +170,7 @@ def test_more_holders_than_a_machine_word_has_bits() -> None:
 
 
 def test_an_index_without_holders_is_empty() -> None:
-    index = PrefixIndex()
+    index = make()
     assert index.is_empty
     index.add_holder()
     assert not index.is_empty
@@ -175,7 +185,7 @@ def test_a_holder_applies_what_is_its_own_of_a_change() -> None:
     made.cleared = True
     index.apply(0, made, made.touched)
     index.apply(1, made, made.touched_in[1])
-    assert (index.held(0, GPU), index.held(1, GPU)) == ({3}, {4})
+    assert (set(index.held(0, GPU)), set(index.held(1, GPU))) == ({3}, {4})
 
 
 def test_spans_say_who_has_blocks_whatever_lies_before_them() -> None:

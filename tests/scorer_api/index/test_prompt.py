@@ -1,6 +1,7 @@
 """The block keys of a prompt: computed in runs, once."""
 
 import struct
+from array import array
 
 from xxhash import xxh3_64_intdigest
 
@@ -15,18 +16,18 @@ def prompt(tokens: int) -> Prompt:
     return Prompt("m", struct.pack(f"<{tokens}I", *range(tokens)))
 
 
-def keys(tokens: int, block_size: int) -> list[int]:
+def keys(tokens: int, block_size: int) -> "array[int]":
     """The keys of all whole blocks."""
     chain = [ROOT]
     for start in range(0, tokens - block_size + 1, block_size):
         chain.append(xxh3_64_intdigest(struct.pack(f"<{block_size}I", *range(start, start + block_size)), chain[-1]))
-    return chain[1:]
+    return array("Q", chain[1:])
 
 
 def test_a_run_that_is_not_taken_is_not_computed() -> None:
     found = PromptKeys(prompt(3 * RUN_BLOCKS + 1), "")
     runs = found.runs(1)
-    assert found.computed(1) == []
+    assert not found.computed(1)
     assert next(runs) == keys(RUN_BLOCKS, 1)
     assert found.computed(1) == keys(RUN_BLOCKS, 1)
     assert [len(run) for run in runs] == [RUN_BLOCKS, RUN_BLOCKS]
