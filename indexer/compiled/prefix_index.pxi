@@ -110,6 +110,8 @@ cdef class PrefixIndex:
         cdef uint64_t key
         self.keys.reserve(count)
         for each, is_held in touched.items():
+            if at == count:
+                raise RuntimeError("the change was changed")
             self.keys.values[at] = as_key(each)
             self.keys.flags[at] = is_held is True
             table.prefetch(self.keys.values[at])

@@ -19,6 +19,7 @@ from scorer_api.api.prompt import prompt_of
 from scorer_api.tokens import token_lists
 
 PIECE_ITEMS = 3
+TWO_NAMES = "tokens under two names"
 # Tens of thousands have been played.
 EXAMPLES = int(os.environ.get("TEST_EXAMPLES", "300"))
 
@@ -39,13 +40,17 @@ def outcome(body: bytes, media_type: str, *, in_turns: bool) -> object:
     """The prompt and the other fields, or status and detail of the problem."""
     try:
         request = asyncio.run(decode_score_in_turns(body, media_type, asyncio.Lock())) if in_turns else decode_score(body, media_type)
+        if request.token_ids is not None and request.prompt is not None:
+            return TWO_NAMES
         return prompt_of(request), msgspec.structs.replace(request, token_ids=None)
     except Problem as problem:
         return problem.status, problem.detail
 
 
 def is_the_same(body: bytes, media_type: str) -> None:
-    assert outcome(body, media_type, in_turns=True) == outcome(body, media_type, in_turns=False)
+    whole, in_turns = (outcome(body, media_type, in_turns=in_turns) for in_turns in (False, True))
+    # Tokens under two names are refused when the request is resolved, unless a bad one among them was seen before.
+    assert in_turns == whole or (whole == TWO_NAMES and isinstance(in_turns, tuple) and in_turns[0] == 422)
 
 
 space = st.sampled_from([b"", b"", b"", b" ", b"\n\t "])
@@ -87,6 +92,8 @@ def damaged(draw: st.DrawFn) -> bytes:
 @example(b'{"model":"m","prompt":["1"],"prompt":[0,0,0,0,0,0,0]}')
 @example(b'{"model":"m","prompt":[0,0,0,0,0,0,0],"prompt":[1,1,1,1,1,1,-1]}')
 @example(b'{"model":"m","token_ids":[-1,11111111,2222222,3333333],"x":1}')
+@example(b'{"token_ids":[],"token_ids":[0,0,0,0,0,0],"model":"m","prompt":[]}')
+@example(b'{"token_ids":[10001000000],"prompt":[],"model":"m"}')
 def test_a_body_in_json(body: bytes) -> None:
     is_the_same(body, JSON)
 
