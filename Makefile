@@ -100,8 +100,8 @@ test-deploy: $(DEPLOY_READY) ## check deploy/ with the tools that it is for, and
 test-browser: $(BROWSER_READY) ## the page at /ui in a headless Chromium, which has to be there; screenshots in build/screenshots/
 	$(BIN)/python -m pytest -m browser tests/browser --no-header
 
-test-kubernetes: $(READY) ## discovery with a real DNS server: dnsmasq, where it is installed or TEST_DNSMASQ names it
-	$(BIN)/python -m pytest -m kubernetes tests/indexer/discovery --no-header
+test-kubernetes: $(READY) ## discovery with a real kube-apiserver, etcd and dnsmasq, where they are installed or TEST_KUBE_APISERVER, TEST_ETCD and TEST_DNSMASQ name them
+	$(BIN)/python -m pytest -m kubernetes tests/indexer/discovery tests/scenarios/kubernetes --no-header
 
 test-envoy: $(ENVOY_READY) ## the endpoint picker behind a real Envoy, with the configurations of deploy/envoy: 37 MB on first use, then two minutes
 	$(BIN)/python -m pytest -m envoy tests/envoy --no-header

@@ -28,7 +28,7 @@ class StandIn:
     """`with StandIn() as api:` serves at `api.url`. `requests`: (verb, resource) of each one, which `note_request` gets before it is answered.
 
     Faults are attributes: `refused`, (verb, resource) → status; `is_frozen`, it accepts and says nothing; `cuts_events`, a watch ends within its next
-    event; `watch_s_max`, the longest watch; `page_max`, objects of a page.
+    event; `page_max`, objects of a page.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,6 @@ class StandIn:
         self.tokens = {"t0", self.admin}
         self.refused: dict[tuple[str, str], int] = {}
         self.is_frozen = self.cuts_events = False
-        self.watch_s_max = 3600.0
         self.page_max = 500
         self.requests: list[tuple[str, str]] = []
         self.note_request: Callable[[tuple[str, str]], None] = lambda _: None
@@ -162,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _watch(self, place: tuple[str, str], query: Mapping[str, str]) -> None:
         api = self.server.api
-        ends_s = time.monotonic() + min(float(query.get("timeoutSeconds", "3600")), api.watch_s_max)
+        ends_s = time.monotonic() + float(query.get("timeoutSeconds", "3600"))
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Transfer-Encoding", "chunked")

@@ -18,6 +18,7 @@ from indexer.discovery.errors import TROUBLES, Trouble
 from indexer.discovery.found_engine import FoundEngine
 from indexer.discovery.kube_api import KubeApi
 from indexer.discovery.kube_sources import PodsSource, PoolSource, ServiceSource, Source
+from indexer.discovery.list_watch import WatchTimes
 from indexer.discovery.model_names import ModelNames
 from indexer.discovery.source_spec import DiscoverSpec
 from indexer.engines.discovered import DiscoveredPod
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 GATHER_S = 0.02
 # An engine that is ready answers soon; one that does not is worth a word in /readyz.
 NO_MODEL_S = 10.0
+WATCH_TIMES = WatchTimes()
 
 
 class Discoverable(Protocol):
@@ -85,7 +87,7 @@ class Discovery:
         else:
             assert self._api is not None, "it was made for these"
             kinds = {"pods": PodsSource, "service": ServiceSource, "inferencepool": PoolSource}
-            source = kinds[spec.kind](spec, self._api, self._changed.set, note_error)
+            source = kinds[spec.kind](spec, self._api, self._changed.set, note_error, WATCH_TIMES)
         return source
 
     async def __aenter__(self) -> Self:

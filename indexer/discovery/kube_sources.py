@@ -15,7 +15,6 @@ from indexer.discovery.source_spec import DiscoverSpec
 log = logging.getLogger(__name__)
 
 NoteError: TypeAlias = Callable[[Trouble], None]
-WATCH_TIMES = WatchTimes()
 
 
 class Source(Protocol):
@@ -97,7 +96,7 @@ class PodsSource(_ListedSource):
         api: KubeApi,
         changed: Callable[[], None],
         note_error: NoteError,
-        times: WatchTimes = WATCH_TIMES,
+        times: WatchTimes,
         *,
         selector: str | None = None,
         target_ports: tuple[int, ...] = (),
@@ -113,7 +112,7 @@ class PodsSource(_ListedSource):
 class ServiceSource(_ListedSource):
     """`service:NAMESPACE/NAME`: the endpoints of all its EndpointSlices. For those who may not read pods: it knows no annotations."""
 
-    def __init__(self, spec: DiscoverSpec, api: KubeApi, changed: Callable[[], None], note_error: NoteError, times: WatchTimes = WATCH_TIMES) -> None:
+    def __init__(self, spec: DiscoverSpec, api: KubeApi, changed: Callable[[], None], note_error: NoteError, times: WatchTimes) -> None:
         self.spec = spec
         self._health = Health(spec.text, note_error)
         path = f"/apis/discovery.k8s.io/v1/namespaces/{spec.namespace}/endpointslices"
@@ -126,7 +125,7 @@ class ServiceSource(_ListedSource):
 class PoolSource:
     """`inferencepool:NAMESPACE/NAME`: the pods that the pool selects, at the pool's ports. A pool that is gone, or not there yet, has none."""
 
-    def __init__(self, spec: DiscoverSpec, api: KubeApi, changed: Callable[[], None], note_error: NoteError, times: WatchTimes = WATCH_TIMES) -> None:
+    def __init__(self, spec: DiscoverSpec, api: KubeApi, changed: Callable[[], None], note_error: NoteError, times: WatchTimes) -> None:
         self.spec = spec
         self._health = Health(spec.text, note_error)
         self._note_error = note_error
