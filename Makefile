@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEPLOY_READY := $(VENV)/.deploy-ready
 ENVOY_READY := $(VENV)/.envoy-ready
+# Envoy's messages, beside the environment: their package is called envoy, as the one with the binary.
+PROTOS_READY := build/protos/.ready
 BROWSER_READY := $(VENV)/.browser-ready
 LITELLM_VENV := .venv-litellm
 LITELLM_READY := $(LITELLM_VENV)/.ready
@@ -37,6 +39,11 @@ $(BROWSER_READY): $(READY)
 
 $(ENVOY_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,envoy]'
+	@touch $@
+
+$(PROTOS_READY): tests/envoy/requirements.txt $(READY)
+	rm -rf build/protos
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/protos -r $<
 	@touch $@
 
 $(LITELLM_READY): tests/integrations/requirements.txt
@@ -103,7 +110,7 @@ test-browser: $(BROWSER_READY) ## the page at /ui in a headless Chromium, which 
 test-kubernetes: $(READY) ## discovery with a real kube-apiserver, etcd and dnsmasq, where they are installed or TEST_KUBE_APISERVER, TEST_ETCD and TEST_DNSMASQ name them
 	$(BIN)/python -m pytest -m kubernetes tests/indexer/discovery tests/scenarios/kubernetes --no-header
 
-test-envoy: $(ENVOY_READY) ## the endpoint picker behind a real Envoy, with the configurations of deploy/envoy: 37 MB on first use, then two minutes
+test-envoy: $(ENVOY_READY) $(PROTOS_READY) ## the endpoint picker behind a real Envoy, with the configurations of deploy/envoy: 40 MB on first use, then two minutes
 	$(BIN)/python -m pytest -m envoy tests/envoy --no-header
 
 test-integrations: $(ENVOY_READY) $(LITELLM_READY) ## gateways of deploy/examples in front of demo engines: 650 MB on first use, then three minutes; nginx and HAProxy where they are installed

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds kube-apiserver 1.20 from the source package of Debian 12, for `make test-kubernetes`: no registry has the program itself.
-#   tests/build-kube-apiserver.sh FOLDER     leaves FOLDER/kube-apiserver; ten minutes on one core, 4 GB of disk
+#   tests/build-kube-apiserver.sh FOLDER     leaves FOLDER/kube-apiserver; ten minutes on one core, 2 GB of disk
 # It needs Debian 12 with apt, and changes nothing outside of FOLDER.
 set -euo pipefail
 folder=$(realpath -m "$1")
