@@ -1,20 +1,15 @@
 """An engine for measurements: a PUB socket that drops nothing, alone in a process of its own."""
 
-import multiprocessing
 import time
 from multiprocessing.connection import Connection
-from types import TracebackType
-from typing import Self
 
 import zmq
 from msgspec import Struct
 
+from bench.child import Child
 from bench.workload import MODEL, Payload, Plan, payloads
 
 SUBSCRIBED_TIMEOUT_MS = 30_000
-STOP_TIMEOUT_S = 10.0
-
-spawning = multiprocessing.get_context("spawn")
 
 
 class Published(Struct, frozen=True):
@@ -60,37 +55,24 @@ def spec(pod: str, port: int) -> str:
     return f"pod={pod},model={MODEL},events=tcp://127.0.0.1:{port}"
 
 
-class Publisher:
+class Publisher(Child):
     """`with Publisher(pod, plan) as publisher:` its payloads are prepared; `publish` sends them as fast as it can."""
 
     def __init__(self, pod: str, plan: Plan) -> None:
+        super().__init__(f"publisher {pod}", _publish_when_told, plan)
         self.pod = pod
-        self._connection, theirs = spawning.Pipe()
-        self._process = spawning.Process(target=_publish_when_told, args=(theirs, plan), name=f"publisher {pod}", daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._connection.close()
-        self._process.join(STOP_TIMEOUT_S)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
 
     def wait_prepared(self) -> str:
         """The engine's spec, once its payloads are prepared."""
-        return spec(self.pod, self._connection.recv())
+        return spec(self.pod, self.connection.recv())
 
     def start(self, share: float = 1.0) -> None:
         """Publish this share of the payloads, the next ones."""
-        self._connection.send(share)
+        self.connection.send(share)
 
     def finish(self) -> Published:
         """Wait until they are handed to the socket."""
-        published: Published = self._connection.recv()
+        published: Published = self.connection.recv()
         return published
 
 

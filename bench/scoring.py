@@ -14,8 +14,9 @@ import msgspec
 from msgspec import Struct
 
 from bench import load
+from bench.child import spawning
 from bench.connection import Connection, prepare
-from bench.publisher import Publisher, spawning
+from bench.publisher import Publisher
 from bench.server import Server
 from bench.workload import BLOCK_SIZE, Plan, prompt_tokens
 

@@ -12,8 +12,9 @@ from statistics import median
 
 from msgspec import Struct
 
+from bench.child import Child
 from bench.connection import Connection, prepare
-from bench.publisher import Socket, spawning, spec
+from bench.publisher import Socket, spec
 from bench.server import Server
 from bench.workload import BLOCK_SIZE, Payload, Plan, encoded, payloads, prompt_tokens, stored
 
@@ -52,14 +53,9 @@ def measure() -> list[Visibility]:
 
 def measure_with(start: Callable[[str], AbstractContextManager[Server]]) -> Visibility:
     """`start`: given the engine's spec, the service that is asked."""
-    ours, theirs = spawning.Pipe()
-    prober = spawning.Process(target=_probe_when_told, args=(theirs,), name="prober", daemon=True)
-    prober.start()
-    theirs.close()
-    with start(spec("pod", ours.recv())) as server:
-        ours.send((server.host, server.port))
-        blocks_per_s, latencies_s = ours.recv()
-    prober.join(TIMEOUT_S)
+    with Child("prober", _probe_when_told) as prober, start(spec("pod", prober.connection.recv())) as server:
+        prober.connection.send((server.host, server.port))
+        blocks_per_s, latencies_s = prober.connection.recv()
     latencies_ms = sorted(latency_s * 1000 for latency_s in latencies_s)
     p99_ms = latencies_ms[len(latencies_ms) * 99 // 100]
     return Visibility(round(blocks_per_s), len(latencies_ms), round(median(latencies_ms), 2), round(p99_ms, 2), round(latencies_ms[-1], 2))

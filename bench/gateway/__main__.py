@@ -18,10 +18,11 @@ import msgspec
 from msgspec import Struct
 
 from bench import load, provenance, report
+from bench.child import spawning
 from bench.connection import Connection
 from bench.gateway.backend import Backend, prompt_of
 from bench.gateway.envoy import Envoy, free_port
-from bench.publisher import Publisher, spawning
+from bench.publisher import Publisher
 from bench.server import ROOT, TICKS_PER_S, Server
 from bench.workload import BLOCK_SIZE, MODEL, Plan
 

@@ -3,13 +3,12 @@
 import asyncio
 import re
 from multiprocessing.connection import Connection
-from types import TracebackType
 from typing import Self, cast
 
 import msgspec
 import uvloop
 
-from bench.publisher import STOP_TIMEOUT_S, spawning
+from bench.child import Child
 from bench.workload import prompt_tokens
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
@@ -24,23 +23,15 @@ def prompt_of(seed: int, blocks: int, size: int) -> str:
     return f"seed {seed} blocks {blocks} ".ljust(size, "x")
 
 
-class Backend:
+class Backend(Child):
     """`with Backend() as pod:` it listens at `pod.port`."""
 
-    def __enter__(self) -> Self:
-        self._connection, theirs = spawning.Pipe()
-        self._process = spawning.Process(target=_serve, args=(theirs,), name="backend", daemon=True)
-        self._process.start()
-        theirs.close()
-        self.port: int = self._connection.recv()
-        return self
+    def __init__(self) -> None:
+        super().__init__("backend", _serve)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._connection.close()
-        self._process.join(STOP_TIMEOUT_S)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+    def __enter__(self) -> Self:
+        self.port: int = self.connection.recv()
+        return self
 
 
 class _Requests(asyncio.Protocol):
