@@ -156,6 +156,9 @@ class IndexerMetrics:
         )
         self.orphans_parked = Gauge("kv_indexer_orphans_parked", "Blocks that currently wait for their parent.", registry=registry)
         self.streams = Gauge("kv_indexer_streams", "Streams, by trust.", ["trust"], registry=registry)
+        self.streams_not_ready = Gauge(
+            "kv_indexer_streams_not_ready", "Those of pods that discovery finds not ready, by trust.", ["trust"], registry=registry
+        )
         self.owned_streams = Gauge("kv_indexer_owned_streams", "Streams that this indexer owns, where indexers share them.", registry=registry)
         self.takeovers = Counter("kv_indexer_takeovers", "Streams continued from a former owner's position.", registry=registry)
         self.fenced = Counter("kv_indexer_fenced", "Streams lost to another indexer, whose fence rejects further writes.", registry=registry)

@@ -16,7 +16,7 @@ DASHBOARD = ROOT / "deploy/grafana/kv-indexer.json"
 RULES = ROOT / "deploy/prometheus/kv-indexer-rules.yml"
 RULES_TEST = ROOT / "deploy/prometheus/kv-indexer-rules-test.yml"
 
-needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool, of Prometheus, is not on the PATH")
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not on the PATH; Debian's package prometheus has it")
 
 
 def promtool(*words: str) -> None:

@@ -54,6 +54,7 @@ class Service:
         self._note_ready = note_ready
         self._store = store
         self._streams = Streams(settings, store, metrics)
+        self._streams.is_ready = self._is_ready
         self._streams.note_rank = self._note_rank
         self._shared_ports: dict[str, tuple[tuple[EngineSpec, ...], tuple[EngineSpec, ...]]] = {}
         """Pod → its specs as they were given, and with the ranks that were found at its port."""
@@ -323,7 +324,7 @@ class Service:
             expected = [*self._configured, *(key for key in running if key.pod in self._followed_by_discovery and self._is_ready(key.pod))]
             settled = self._discovery.has_synced and all(running[key].stream.settled.is_set() for key in expected if key in running)
             self._ready = settled or time.monotonic() - self._streams.started_s >= self._settings.ready_after_s
-        return readiness(is_ready=self._ready, reasons=[*self._discovery.failures(), *self._streams.failures(self._is_ready)])
+        return readiness(is_ready=self._ready, reasons=[*self._discovery.failures(), *self._streams.failures()])
 
     # Dial-in pods: pods that dial us and that are not registered
 

@@ -54,6 +54,7 @@ class ReplicaService:
         self.store = RedisStore(settings, metrics, self.member)
         self._streams = Streams(settings, self.store, metrics, self.member)
         self._pods = PodDirectory(by_pod(settings.engines))
+        self._streams.is_ready = self._pods.is_ready
         self._known = KnownStreams(settings, self._pods, self._streams)
         self._moves = Moves(settings, metrics, self.store, self._pods, self._known, self._streams)
         key = EngineKey.of(settings)
@@ -285,4 +286,4 @@ class ReplicaService:
             is_settled = self._discovery.has_synced and all(running.stream.settled.is_set() for running in expected)
             has_settled = is_in_touch and not orphaned and is_settled
             self._ready = has_settled or time.monotonic() - self._streams.started_s >= self._settings.ready_after_s
-        return readiness(is_ready=self._ready, reasons=[*reasons, *self._streams.failures(self._pods.is_ready)])
+        return readiness(is_ready=self._ready, reasons=[*reasons, *self._streams.failures()])

@@ -103,11 +103,14 @@ class Streams:
         self._trusts_s = -math.inf
         self.note_rank: Callable[[StreamKey, int], bool] | None = None
         """See `Applier`."""
+        self.is_ready: Callable[[str], bool] = lambda _: True
+        """Whether a pod should be as it should: discovery knows of those that start or end."""
         self.running: dict[StreamKey, Running] = {}
         self._of_pods: dict[str, dict[StreamKey, Running]] = {}
         self.announced: asyncio.Queue[Announced] = asyncio.Queue()
         for trust in Trust:
             metrics.streams.labels(str(trust)).set_function(partial(self._count, trust))
+            metrics.streams_not_ready.labels(str(trust)).set_function(partial(self._count_not_ready, trust))
         metrics.last_batches.read = self._last_batches
 
     async def __aenter__(self) -> Self:
@@ -312,15 +315,18 @@ class Streams:
             running.stream.forget_adapter(name)
         log.info("adapter forgotten", extra={"pod": pod, "adapter": name})
 
-    def failures(self, is_ready: Callable[[str], bool] = lambda _: True) -> Iterator[str]:
-        """What is not as it should be with those that run here, in words. `is_ready`: whether a pod should be as it should."""
+    def failures(self) -> Iterator[str]:
+        """What is not as it should be with those that run here, in words."""
         for running in self.running.values():
             stream = running.stream
-            if is_ready(stream.key.pod) and (failure := failure_of(stream.key, stream.trust, stream.last_error)) is not None:
+            if self.is_ready(stream.key.pod) and (failure := failure_of(stream.key, stream.trust, stream.last_error)) is not None:
                 yield failure
 
     def _count(self, trust: Trust) -> int:
         return self._trusts().count(trust)
+
+    def _count_not_ready(self, trust: Trust) -> int:
+        return sum(running.stream.trust == trust and not self.is_ready(key.pod) for key, running in self.running.items())
 
     def _trusts(self) -> list[Trust]:
         """Every stream's; looked at once for all that ask in the same moment."""

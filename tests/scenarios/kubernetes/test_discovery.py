@@ -80,6 +80,7 @@ def test_a_pod_that_is_not_ready_is_not_picked_and_keeps_its_blocks(cluster: Clu
         else:
             cluster.admin.delete_pod("vllm-0", grace_s=30)
         wait_until(lambda: not pods(service)["127.0.0.1:8000"]["ready"])
+        assert service.metric("kv_indexer_streams_not_ready", trust="live") == 1
         refused = route(service)
         assert (refused.status_code, refused.json()["detail"]) == (503, "no pod can be picked: 1 not_ready")
         engine.publish(stored([2], [6, 7, 8, 9], parent=1))
@@ -94,6 +95,7 @@ def test_a_pod_that_is_not_ready_is_not_picked_and_keeps_its_blocks(cluster: Clu
         if how == "readiness":
             cluster.admin.set_status("vllm-0", ready=True)
             wait_until(lambda: route(service).json()["pod"] == "127.0.0.1:8000")
+            assert service.metric("kv_indexer_streams_not_ready") == 0
             assert service.matched(PROMPT, pod="127.0.0.1:8000") == 4
         assert readiness(service) == {"status": "ready", "reasons": [], "core": ACTIVE}
 

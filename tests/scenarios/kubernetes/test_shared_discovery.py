@@ -27,6 +27,7 @@ def test_replicas_that_share_the_streams_discover_each_for_itself(cluster: Clust
         assert (pods(scorer)["127.0.0.1:8000"]["name"], pods(scorer)["127.0.0.1:8000"]["discovered_by"]) == ("vllm-0", PODS)
         cluster.admin.set_status("vllm-0", ready=False)
         wait_until(lambda: route(scorer).json()["reason"]["127.0.0.1:8000"]["why"] == "not_ready")
+        assert sum(indexer.metric("kv_indexer_streams_not_ready", trust="live") for indexer in (first, second)) == 1
         assert scorer.matched(PROMPT, pod="127.0.0.1:8000") == 4
         assert [pod for pod, each in pods(scorer).items() if not each["ready"]] == ["127.0.0.1:8000"]
         cluster.admin.set_status("vllm-0", ready=True)
