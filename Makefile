@@ -98,7 +98,7 @@ test-sanitized: $(READY) ## the tests of the compiled core, wire fuzz and hostil
 	cp -R --parents indexer scorer_api tests docs pyproject.toml README.md LICENSE $(SANITIZED)
 	find $(SANITIZED) -name '_core*.so' -delete
 	cd $(SANITIZED) && CFLAGS="$(SANITIZERS)" LDFLAGS="-fsanitize=address,undefined" $(CURDIR)/$(BIN)/python -c 'import setuptools; setuptools.setup()' -q build_ext --inplace
-	cd $(SANITIZED) && KV_INDEXER_CORE=compiled PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	cd $(SANITIZED) && KV_INDEXER_CORE=compiled PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=16 LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 		$(CURDIR)/$(BIN)/python -m pytest $(SANITIZED_TESTS) -n 2 --no-header -q
 
 test-deploy: $(DEPLOY_READY) ## check deploy/ with the tools that it is for, and carry out the image's steps: 150 MB on first use, then half a minute

@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from bench.against import IN_MEMORY, IN_REDIS, INGEST, LOOK_UP_450, Against
 from bench.hybrid import Hybrid
-from bench.ingest import Ingest
+from bench.ingest import LARGE_EVENTS, Ingest
 from bench.routing import Routing
 from bench.scoring import Scoring
 from bench.shared import SharedCopies, SharedIngest
@@ -37,7 +37,7 @@ def judge(results: Mapping[str, Sequence[Struct]]) -> list[Floor]:
     floors = [
         _floor(f"64-block events: at least {INGEST_BLOCKS_PER_S:,} blocks/s", row.blocks_per_s, row.blocks_per_s >= INGEST_BLOCKS_PER_S)
         for row in rows
-        if isinstance(row, Ingest) and row.shape.startswith("64-block")
+        if isinstance(row, Ingest) and row.shape == LARGE_EVENTS
     ]
     floors += [
         _floor(f"JSON scores of 512 blocks, one connection: p50 at most {SCORING_P50_MS} ms", row.p50_ms, row.p50_ms <= SCORING_P50_MS)

@@ -11,8 +11,9 @@ from bench.workload import Plan
 REPEATS = 3
 # The first tenth warms up: the interpreter specialises the hot loops, the dicts leave their smallest sizes.
 WARM_UP_SHARE = 0.1
+LARGE_EVENTS = "64-block events, 1 a batch"
 SHAPES = {
-    "64-block events, 1 a batch": Plan(seed=1, blocks=9_000 * 64),
+    LARGE_EVENTS: Plan(seed=1, blocks=9_000 * 64),
     "64-block events, older dialect": Plan(seed=1, blocks=9_000 * 64, is_older=True),
     "64-block events, as many removed": Plan(seed=1, blocks=4_500 * 64, held_max=30_000),
     "1-block events, 8 a batch": Plan(seed=2, blocks=12_000 * 8, blocks_per_event=1, events_per_batch=8),

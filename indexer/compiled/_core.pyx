@@ -7,8 +7,8 @@
     walk.pxi           a walk along the keys of a prompt
 
 Tokens and keys stay arrays of 32- and 64-bit integers here: nothing becomes a Python object but what is returned. Every function checks what it is
-given before it reads it, and every allocation; an error leaves everything as it was. Each name has its twin in Python, which says what it does;
-`_core.pyi` has the types.
+given before it changes anything, and every allocation; where memory runs out between two keys, both sides of a table still agree. Each name has its
+twin in Python, which says what it does: for tokens these are msgspec and `pack_tokens`. `_core.pyi` has the types.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer

@@ -9,10 +9,12 @@ import time
 import msgspec
 from msgspec import Struct
 
+from indexer.compiled import core
 from indexer.config.settings import Settings
 from indexer.http.negotiation import JSON
 from indexer.http.problems import Problem
 from scorer_api.api.client_body import ByLoad, ClientBody, read_client_body, tokens_of
+from scorer_api.api.decode import REGULAR_BYTES_MAX
 from scorer_api.api.destinations import Destinations
 from scorer_api.api.pick_metrics import PickMetrics
 from scorer_api.api.pod_apis import PodApis
@@ -154,6 +156,8 @@ class Picker:
 
     async def _with_tokens(self, request: ScoreRequest, content: bytes) -> ScoreRequest:
         """The request with its tokens. Others have their turn while many are read. Raises Problem 422."""
+        if core is not None and len(content) <= REGULAR_BYTES_MAX and (packed := core.pack_json_tokens(content)) is not None:
+            return msgspec.structs.replace(request, token_ids=packed)
         if len(content) >= LIST_BYTES_MIN:
             async with self._resolver.turn:
                 taken = await take_tokens(b'{"prompt":%b}' % content, "prompt", JSON)
