@@ -1,6 +1,7 @@
 """A picker that is away, hangs, is killed or ends: what clients see with the configurations of deploy/envoy."""
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -70,6 +71,25 @@ def test_where_no_picker_is_requests_go_round_with_bodies_of_any_length() -> Non
         envoy.wait_for_picker(is_healthy=False)
         assert {ask_for(envoy) for _ in range(10)} == set(TEXTS)
         ask(envoy, json.dumps(completion(user="x" * 12_000_000)).encode())
+        forged = {"x-gateway-destination-endpoint": pods[1].netloc}
+        answers = [ask(envoy, json.dumps(completion()).encode(), **forged) for _ in range(10)]
+        assert {answer["pod"] for answer in answers} == set(TEXTS)
+        assert not any(forged.keys() & answer["headers"].keys() for answer in answers)
+
+
+@pytest.mark.parametrize(("says", "status"), [(True, 503), (False, 500)])
+def test_where_no_picker_is_a_gateway_that_fails_closed_refuses_at_once(says: bool, status: int) -> None:
+    def closed(config: Config) -> None:
+        processor(config)["failure_mode_allow"] = False
+        if not says:
+            del processor(config)["status_on_error"]
+
+    with ExitStack() as stack:
+        pods = [stack.enter_context(Pod(name)) for name in TEXTS]
+        envoy = stack.enter_context(Envoy("override-host", free_port(), [pod.netloc for pod in pods], closed))
+        envoy.wait_for_picker(is_healthy=False)
+        assert {envoy.http.post("/v1/completions", json=completion()).status_code for _ in range(5)} == {status}
+        assert not any(pod.paths for pod in pods)
 
 
 def test_without_the_health_check_envoy_cannot_let_requests_with_bodies_through() -> None:
@@ -81,8 +101,15 @@ def test_without_the_health_check_envoy_cannot_let_requests_with_bodies_through(
     with ExitStack() as stack:
         pods = [stack.enter_context(Pod(name)) for name in TEXTS]
         envoy = stack.enter_context(Envoy("override-host", free_port(), [pod.netloc for pod in pods], unchecked))
-        statuses = [envoy.http.post("/v1/completions", json=completion()).status_code for _ in range(20)]
-        assert statuses.count(200) < 15
+        assert {status_of(envoy, json.dumps(completion()).encode()) for _ in range(20)} == {503}
+
+
+def status_of(envoy: Envoy, body: bytes) -> int:
+    """Of a request whose body comes along with its headers, in one piece."""
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: pool\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", envoy.port), timeout=10) as connection:
+        connection.sendall(head.encode() + body)
+        return int(connection.recv(65_536).split()[1])
 
 
 def test_a_picker_that_is_killed_harms_no_answer_and_requests_go_round_until_it_is_back() -> None:
@@ -93,6 +120,17 @@ def test_a_picker_that_is_killed_harms_no_answer_and_requests_go_round_until_it_
         assert {ask_for(all_of_it.envoy) for _ in range(10)} == set(TEXTS)
         thread.join()
         assert [answer.text for answer in found] == [events(30)]
+
+
+def test_a_picker_that_is_killed_breaks_off_the_answers_that_pass_through_it() -> None:
+    """Why deploy/envoy has the headers of answers only go there."""
+    with behind(echoes) as all_of_it:
+        thread, found = begin_stream(all_of_it.envoy)
+        all_of_it.command.kill()
+        thread.join()
+        assert found == []
+        all_of_it.envoy.wait_for_picker(is_healthy=False)
+        assert {ask_for(all_of_it.envoy) for _ in range(10)} == set(TEXTS)
 
 
 def test_a_picker_that_hangs_is_noticed_within_seconds_and_is_used_again_when_it_goes_on() -> None:
@@ -112,6 +150,17 @@ def test_a_picker_that_hangs_is_not_waited_for_for_ever() -> None:
         all_of_it.command.freeze()
         response = all_of_it.envoy.http.post("/v1/completions", json=completion(), timeout=10)
         assert response.status_code in (200, 500, 503)
+
+
+def test_a_timeout_counts_where_bodies_are_buffered() -> None:
+    def buffered(config: Config) -> None:
+        processor(config)["processing_mode"] |= {"request_body_mode": "BUFFERED", "request_trailer_mode": "SKIP"}
+        processor(config)["failure_mode_allow"] = False
+        processor(config)["message_timeout"] = "0.5s"
+
+    with behind(buffered) as all_of_it:
+        all_of_it.command.freeze()
+        assert all_of_it.envoy.http.post("/v1/completions", json=completion(), timeout=10).status_code == 504
 
 
 @pytest.mark.parametrize("changes", [(), (echoes,)], ids=["headers only", "echoed"])

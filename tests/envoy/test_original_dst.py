@@ -8,7 +8,7 @@ import pytest
 
 from tests.envoy.fleet import FLAGS, TEXTS, Fleet, ask, ask_for, completion, events, stream
 from tests.envoy.pods import Pod
-from tests.envoy.proxy import Envoy
+from tests.envoy.proxy import Config, Envoy, processor
 from tests.ports import free_port
 from tests.running import Running
 
@@ -42,6 +42,21 @@ def test_a_client_that_names_an_address_itself_reaches_the_picked_pod_and_withou
         response = alone.http.get("/v1/forged", headers=named)
         assert response.status_code == 503
     assert "/v1/forged" not in second.paths
+
+
+@pytest.mark.parametrize("mode", ["FULL_DUPLEX_STREAMED", "BUFFERED"])
+def test_answers_pass_through_as_envoy_ai_gateway_has_it(fleet: Fleet, mode: str) -> None:
+    def both_ways(config: Config) -> None:
+        trailers = "SEND" if mode == "FULL_DUPLEX_STREAMED" else "SKIP"
+        modes = {"request_body_mode": mode, "response_body_mode": mode, "request_trailer_mode": trailers, "response_trailer_mode": trailers}
+        processor(config)["processing_mode"] |= modes
+
+    with Envoy("original-dst", fleet.port, fleet.endpoints, both_ways) as envoy:
+        envoy.wait_for_picker()
+        assert [ask_for(envoy, pod) for pod in ("first", "second", "second", "first")] == ["first", "second", "second", "first"]
+        answer = stream(envoy, "second", count=6, gap_s=0.02)
+        assert (answer.pod, answer.text) == ("second", events(6))
+        ask(envoy, json.dumps(completion(user="x" * 300_000)).encode())
 
 
 def test_a_list_is_no_address_there_which_is_why_one_endpoint_is_sent_by_default() -> None:

@@ -13,7 +13,7 @@ from tests.envoy.fleet import Fleet, ask, ask_for, completion, events, stream
 from tests.envoy.proxy import Config, Envoy, connection_manager
 from tests.waiting import wait_until
 
-GATEWAY = {"gateway_fallbacks": "1"}
+GATEWAY = {"gateway_fallbacks": "1", "body_bytes_max": "33554432"}
 SUBSET_HEADER = "x-test-subset"
 
 
@@ -114,6 +114,14 @@ def test_where_the_picked_pod_fails_its_fallback_gets_the_whole_request(envoy: E
             pod.open()
     assert fleet.service.metric("kv_indexer_gateway_served_total", by="fallback") == before + 1
     assert ask_for(envoy, "first") == "first"
+
+
+def test_a_body_over_the_buffer_of_the_route_goes_to_no_fallback(envoy: Envoy, fleet: Fleet) -> None:
+    fleet.pods["first"].status = 503
+    try:
+        assert envoy.http.post("/v1/completions", json=completion("first", user="x" * 20_000_000)).status_code == 503
+    finally:
+        fleet.pods["first"].status = 200
 
 
 def test_four_hundred_requests_at_once(envoy: Envoy, fleet: Fleet) -> None:
