@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("indexer", "indexer.core", "indexer.metrics", "indexer.receiving", "indexer.engines", "indexer.config", "indexer.discovery"),
         *("indexer.store", "indexer.streams"),
     },
-    "indexer.http": {"indexer", "indexer.metrics", "indexer.engines", "indexer.config", "indexer.streams"},
+    "indexer.http": {"indexer", "indexer.compiled", "indexer.metrics", "indexer.engines", "indexer.config", "indexer.streams"},
     "indexer.main": {
         *("indexer", "indexer.compiled", "indexer.metrics", "indexer.receiving", "indexer.engines", "indexer.config"),
         *("indexer.store", "indexer.store.client", "indexer.ownership", "indexer.discovery", "indexer.http"),

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeAlias
 import uvicorn
 from msgspec import Struct
 
+from indexer import compiled
 from indexer.config.reload import Reloadable, keep_reloading
 from indexer.config.settings import Settings
 from indexer.errors import SettingError
@@ -110,6 +111,8 @@ async def serve(
             host, port = listener.getsockname()[:2]
             url = f"http{'' if certificate is None else 's'}://{f'[{host}]' if ':' in host else host}:{port}"
             log.info("listening", extra={"url": url, "engines": len(settings.engines)})
+            if compiled.core is None:
+                log.info("compiled core is not in use", extra={"reason": compiled.WHY_NOT})
             if listening is not None:
                 listening.set_result(url)
             reloadables = [*served.reloadables, *([] if certificate is None else [certificate])]

@@ -3,14 +3,12 @@
 import argparse
 import asyncio
 import gc
-import logging
 import os
 import signal
 from collections.abc import Callable, Sequence
 
 import msgspec
 
-from indexer import compiled
 from indexer.config.reload import WatchedFiles
 from indexer.config.settings import PREFIX, Settings, fields
 from indexer.errors import SettingError
@@ -19,8 +17,6 @@ from indexer.main import logs
 from indexer.main.command import run
 from indexer.main.config_file import Reconfiguration, read_file
 from indexer.main.read_settings import read_settings
-
-log = logging.getLogger(__name__)
 
 
 def settings_of(parsed: argparse.Namespace, engines: Sequence[str], config: str | None = None) -> Settings:
@@ -41,8 +37,6 @@ def serve_until_stopped(parsed: argparse.Namespace, make: Callable[[Settings], S
     async def until_stopped(stop: asyncio.Event) -> None:
         files = WatchedFiles(config) if config else None
         settings = read()
-        if compiled.core is None:
-            log.info("compiled core is not in use", extra={"reason": compiled.WHY_NOT})
         if needs_redis and settings.redis is None:
             raise SettingError(
                 "--redis",
