@@ -12,12 +12,14 @@ PROTOS_READY := build/protos/.ready
 BROWSER_READY := $(VENV)/.browser-ready
 LITELLM_VENV := .venv-litellm
 LITELLM_READY := $(LITELLM_VENV)/.ready
+PEERS_VENV := .venv-peers
+PEERS_READY := $(PEERS_VENV)/.ready
 # vLLM has one of its own, of the Python that its pinned packages are for.
 ENGINE_PYTHON ?= python3.11
 ENGINE_VENV := .venv-engine
 ENGINE_READY := $(ENGINE_VENV)/.ready
 
-.PHONY: help run test test-mechanisms test-simulation test-hostile test-hang-ups test-fuzz test-sanitized test-engine test-chaos test-failovers test-scale test-deploy test-browser test-kubernetes test-envoy test-integrations bench bench-gateway fleet fleet-live docs lint types clean
+.PHONY: help run test test-mechanisms test-simulation test-hostile test-hang-ups test-fuzz test-sanitized test-engine test-chaos test-failovers test-scale test-deploy test-browser test-kubernetes test-envoy test-integrations test-peers bench bench-gateway fleet fleet-live docs lint types clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -49,6 +51,11 @@ $(PROTOS_READY): tests/envoy/requirements.txt $(READY)
 $(LITELLM_READY): tests/integrations/requirements.txt
 	$(ENGINE_PYTHON) -m venv --clear $(LITELLM_VENV)
 	$(LITELLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+$(PEERS_READY): tests/peers/requirements.txt
+	$(ENGINE_PYTHON) -m venv --clear $(PEERS_VENV)
+	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 $(ENGINE_READY): tests/living_engine/requirements.txt
@@ -118,6 +125,9 @@ test-envoy: $(ENVOY_READY) $(PROTOS_READY) ## the endpoint picker behind a real 
 test-integrations: $(ENVOY_READY) $(LITELLM_READY) ## gateways of deploy/examples in front of demo engines: 650 MB on first use, then three minutes; nginx and HAProxy where they are installed
 	$(BIN)/python -m pytest -m integrations tests/integrations --no-header
 
+test-peers: $(READY) $(PEERS_READY) ## --compat beside Dynamo's own indexer on the same events: 75 MB on first use, then half a minute
+	$(BIN)/python -m pytest -m peers tests/peers --no-header
+
 test-failovers: $(READY) ## everything about Sentinel and Cluster, of which `make test` plays the half that matters most: seven minutes
 	$(BIN)/python -m pytest tests/scenarios/redis/test_cluster.py tests/scenarios/redis/test_sentinel.py -m "failovers or not failovers" -n 2 --no-loadscope-reorder --no-header
 
@@ -151,5 +161,5 @@ types: $(READY) ## mypy, strict
 	$(BIN)/mypy
 
 clean: ## remove the environments and what was made by running
-	rm -rf $(VENV) $(ENGINE_VENV) $(LITELLM_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* *.egg-info
+	rm -rf $(VENV) $(ENGINE_VENV) $(LITELLM_VENV) $(PEERS_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* *.egg-info
 	rm -rf build/bdist.* build/lib* build/temp.* build/sanitized indexer/compiled/_core.c indexer/compiled/*.so

@@ -20,6 +20,7 @@ from scorer_api.api import page
 from scorer_api.api.components import components
 from scorer_api.api.picking import Picking, make_picking
 from scorer_api.api.routes import DIRECT, make_router
+from scorer_api.compat.mount import Streams, add_compat, direct_paths, open_paths
 from scorer_api.following.follower import Follower
 from scorer_api.following.shared_pods import SharedPods
 from scorer_api.gateway.calls import Calls
@@ -39,9 +40,13 @@ def make_serve(settings: Settings) -> Served:
         return _make_shared(settings, with_indexer=True)
     registry = CollectorRegistry()
     view = View(settings)
-    service = Service(settings, view, IndexerMetrics(registry), view.loads.note, view.note_dropped, view.note_ready)
+    streams = Streams(view) if settings.compat == "dynamo" else None
+    observe = None if streams is None else streams.observe
+    service = Service(settings, view, IndexerMetrics(registry), view.loads.note, view.note_dropped, view.note_ready, observe)
     view.mapped_key = service.mapped_key
-    return _served(settings, view, service, registry, [service], service)
+    if streams is not None:
+        streams.table = service.table
+    return _served(settings, view, service, registry, [service], service, streams)
 
 
 def make_api(settings: Settings) -> Served:
@@ -63,15 +68,23 @@ def _make_shared(settings: Settings, *, with_indexer: bool) -> Served:
 
 
 def _served(
-    settings: Settings, view: View, pods: Pods, registry: CollectorRegistry, parts: Sequence[Part], service: Reconfigurable | None = None
+    settings: Settings,
+    view: View,
+    pods: Pods,
+    registry: CollectorRegistry,
+    parts: Sequence[Part],
+    service: Reconfigurable | None = None,
+    streams: Streams | None = None,
 ) -> Served:
+    """`streams`: what is known of streams that run in this process alone, for --compat."""
     access = Access(settings, HttpMetrics(registry))
     token_metrics = TokenMetrics(registry)
     token_resolver = TokenResolver(settings, EngineTokenizer(settings, view, pods, token_metrics), _local_tokenizers(settings), token_metrics)
     picking = make_picking(settings, view, pods, token_resolver, registry)
     router = make_router(settings, view, pods, picking, ScorerMetrics(registry, view), registry, access)
+    add_compat(router, settings, view, pods, picking.resolver, access, streams)
     described = components(allows_ipc=settings.engine_networks.allows_ipc)
-    app = make_app(SUMMARY, router, described, settings, access, page.PATHS, DIRECT)
+    app = make_app(SUMMARY, router, described, settings, access, page.PATHS | open_paths(settings), DIRECT | direct_paths(settings))
     served = Served(app, [LoopLag(registry), *parts, token_resolver], [access], service)
     return served if settings.gateway_listen is None else _with_gateway(served, settings, pods, picking, registry)
 

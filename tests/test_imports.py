@@ -65,9 +65,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("scorer_api.index", "scorer_api.metrics", "scorer_api.explain", "scorer_api.routing", "scorer_api.tokens"),
     },
     "scorer_api.gateway": {"indexer", "indexer.config", "indexer.http", "scorer_api.api"},
+    "scorer_api.compat": {
+        *("indexer", "indexer.core", "indexer.engines", "indexer.config", "indexer.streams", "indexer.http"),
+        *("scorer_api.index", "scorer_api.tokens", "scorer_api.api"),
+    },
     "scorer_api.app": {
         *("indexer", "indexer.metrics", "indexer.config", "indexer.ownership", "indexer.http"),
         *("scorer_api.index", "scorer_api.metrics", "scorer_api.tokens", "scorer_api.following", "scorer_api.api", "scorer_api.gateway"),
+        "scorer_api.compat",
     },
     "scorer_api.doctor.checks": {"indexer", "indexer.core", "indexer.store"},
     "scorer_api.doctor.probes": {"indexer", "indexer.wire", "indexer.receiving", "indexer.engines", "scorer_api.doctor.checks"},
@@ -104,6 +109,7 @@ PURE = (
     *("indexer.simulation.capture", "scorer_api.index", "scorer_api.explain", "scorer_api.tokens.tokenize_input", "scorer_api.tokens.cache"),
     *(f"scorer_api.routing.{name}" for name in ("costs", "pick", "policies", "prompt_tree", "queues", "speculation", "speculative_scores", "router")),
     *("scorer_api.doctor.checks", "scorer_api.doctor.report", "scorer_api.fleet"),
+    *(f"scorer_api.compat.{name}" for name in ("dumps", "hash_chains", "instances", "local_hashes", "prompts")),
     *(f"scorer_api.gateway.{name}" for name in ("protobuf", "messages", "health", "usage", "exchange")),
 )
 """Packages, and single modules of others, that do no I/O; nor does anything that they import."""
@@ -120,7 +126,7 @@ GRPC = {"scorer_api.gateway.server"}
 CRYPTOGRAPHY = {"scorer_api.gateway.self_signed"}
 # What needs the extra `dns`.
 DNS = {"indexer.discovery.dns_source", "indexer.discovery.dns_sockets"}
-WEB = {"indexer.http", "indexer.main.app", "scorer_api.api"}
+WEB = {"indexer.http", "indexer.main.app", "scorer_api.api", "scorer_api.compat"}
 # The core is chosen when it is imported.
 ENVIRONMENT = {"indexer.compiled", "indexer.main.command", "indexer.main.serving"}
 

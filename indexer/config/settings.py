@@ -62,6 +62,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     admin_token_file: Annotated[
         str | None, Meta(description="File of bearer tokens for changing pods; tokens of --api-token-file do not suffice for that then.")
     ] = None
+    compat: Annotated[Literal["none", "dynamo", "mooncake"], Meta(description="Answer the routes of another indexer too: dynamo or mooncake.")] = (
+        "none"
+    )
     tls_cert: Annotated[str | None, Meta(description="PEM file of a certificate and its chain, for HTTP over TLS.")] = None
     tls_key: Annotated[str | None, Meta(description="PEM file of the certificate's private key.")] = None
     body_bytes_max: Annotated[Count, Meta(description="Largest request body.")] = 16 * 2**20

@@ -39,6 +39,9 @@ class Pods(Protocol):
     def pods(self, names: Iterable[str] | None = None) -> Iterator[PodStatus]:
         """Those of these names, or all. Each is looked at when it is asked for."""
 
+    def specs(self, pod: str) -> tuple[EngineSpec, ...]:
+        """Where a pod's events come from, as far as this process knows."""
+
     async def register(self, specs: tuple[EngineSpec, ...]) -> bool: ...
 
     async def forget(self, pod: str) -> bool: ...

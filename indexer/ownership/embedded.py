@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import Self
 
 from indexer.config.engine_key import EngineKey
-from indexer.config.settings import Settings, changed_settings
+from indexer.config.settings import Settings
+from indexer.core.block_table import BlockTable
 from indexer.core.names import StreamKey
 from indexer.core.store import Store
 from indexer.discovery.discovery import Discovery
@@ -22,7 +23,9 @@ from indexer.engines.spec import EngineSpec, aliases, check_together, http_base,
 from indexer.errors import SettingError
 from indexer.metrics import IndexerMetrics
 from indexer.ownership.dead_registrations import DeadRegistrations
+from indexer.ownership.reconfiguration import applies
 from indexer.receiving.listening import Announced
+from indexer.streams.applier import Observe
 from indexer.streams.pool import PodStatus, Running, Source, Streams, by_pod, sources_of, without_rank
 from indexer.streams.readiness import Readiness, readiness
 from indexer.streams.stream import Stream
@@ -35,7 +38,7 @@ class Service:
 
     `note_load`, if given, is called with each measured load: model, pod, load, time of the measurement. `note_dropped`, if given, is called with each
     new stream and how many of the last matched blocks its engine computes again. `note_ready`, if given, is called with each discovered pod, by its
-    model and name, and whether it is ready, whenever that changes.
+    model and name, and whether it is ready, whenever that changes. `observe`, if given, is called with the events of each applied batch.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Service:
         note_load: Callable[[str, str, Load, float], None] | None = None,
         note_dropped: Callable[[StreamKey, int], None] | None = None,
         note_ready: Callable[[str, str, bool], None] | None = None,
+        observe: Observe | None = None,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
@@ -56,6 +60,7 @@ class Service:
         self._streams = Streams(settings, store, metrics)
         self._streams.is_ready = self._is_ready
         self._streams.note_rank = self._note_rank
+        self._streams.observe = observe
         self._shared_ports: dict[str, tuple[tuple[EngineSpec, ...], tuple[EngineSpec, ...]]] = {}
         """Pod → its specs as they were given, and with the ranks that were found at its port."""
         self._specs: dict[str, tuple[EngineSpec, ...]] = {}
@@ -120,8 +125,13 @@ class Service:
 
     def mapped_key(self, key: StreamKey) -> Callable[[int], int | None] | None:
         """`BlockTable.mapped_key` of a stream; None for one that does not run here."""
+        table = self.table(key)
+        return None if table is None else table.mapped_key
+
+    def table(self, key: StreamKey) -> BlockTable | None:
+        """The blocks of a stream, to read; None for one that does not run here."""
         running = self._streams.running.get(key)
-        return None if running is None else running.stream.state.table.mapped_key
+        return None if running is None else running.stream.state.table
 
     # Pods
 
@@ -285,6 +295,10 @@ class Service:
         """Every pod, in the order of their registration."""
         return list(self._specs)
 
+    def specs(self, pod: str) -> tuple[EngineSpec, ...]:
+        """What is known of where a pod's events come from; nothing for an unknown pod."""
+        return self._specs.get(pod, ())
+
     def pods(self, names: Iterable[str] | None = None) -> Iterator[PodStatus]:
         """These pods, or all, with their streams."""
         for pod in self.pod_names() if names is None else names:
@@ -378,16 +392,3 @@ class Service:
         running = self._streams.detach(key)
         self._store.close(key)
         return running
-
-
-def applies(streams: Streams, before: Settings, after: Settings) -> bool:
-    """Whether new settings can be taken up while the service runs; says in the log what cannot."""
-    if changed := changed_settings(before, after):
-        log.warning("settings changed that need a restart", extra={"settings": ",".join(changed)})
-    try:
-        for spec in after.engines:
-            streams.check(spec)
-    except SettingError as error:
-        log.error("settings not applied", extra={"error": str(error)})
-        return False
-    return True

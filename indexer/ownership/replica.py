@@ -30,10 +30,10 @@ from indexer.errors import NotFollowedError, StoreError
 from indexer.metrics import IndexerMetrics
 from indexer.ownership.dead_registrations import DeadRegistrations
 from indexer.ownership.dial_in_pods import DialInPods
-from indexer.ownership.embedded import applies
 from indexer.ownership.known_streams import KnownStreams, ReleaseReason
 from indexer.ownership.moves import Moves
 from indexer.ownership.pod_directory import PodDirectory
+from indexer.ownership.reconfiguration import applies
 from indexer.ownership.rounds import Rounds
 from indexer.store.reader import Reader
 from indexer.store.redis import RedisStore
@@ -228,6 +228,10 @@ class ReplicaService:
     def pod_names(self) -> list[str]:
         """Every pod."""
         return list(self._pods.all())
+
+    def specs(self, pod: str) -> tuple[EngineSpec, ...]:
+        """What is known of where a pod's events come from; nothing for an unknown pod."""
+        return self._pods.of(pod)
 
     def pods(self, names: Iterable[str] | None = None) -> Iterator[PodStatus]:
         """These pods, or all, with those of their streams that this indexer owns."""

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
@@ -24,6 +24,9 @@ SHARED_RANKS_MAX = 64
 MIXED_RANKS = "batches of several ranks come by this port; give ranks=N,ranks_share_port=true in the spec"
 ORPHAN_FATES = {"orphan": "parked", "orphan_adopted": "adopted", "orphan_dropped": "dropped"}
 
+Observe = Callable[[StreamKey, Sequence[Event], StreamState], None]
+"""Called with the events of each batch, once the state has applied them."""
+
 
 class Applied(Struct, frozen=True):
     """Result of applying one payload. `lossy`: the reason of a refusal after which something may be missing."""
@@ -44,10 +47,11 @@ class Applier:
         offload_block_size: int | None,
         settings: Settings,
         metrics: IndexerMetrics,
+        note_rank: Callable[[StreamKey, int], bool] | None = None,
+        observe: Observe | None = None,
         *,
         with_records: bool,
         shares_port: bool = False,
-        note_rank: Callable[[StreamKey, int], bool] | None = None,
     ) -> None:
         """`with_records`: whether changes say what became of each engine hash. `shares_port`: batches of other ranks come too; they change nothing.
 
@@ -73,6 +77,7 @@ class Applier:
         """Events that announced blocks, without the refused ones."""
         self._shares_port = shares_port
         self._note_rank = note_rank
+        self._observe = observe
         self._ranks: set[int] = set()
         self.has_mixed_ranks = False
         """Whether batches of several ranks were applied as if they were one rank's."""
@@ -124,6 +129,8 @@ class Applier:
             batch.refused["rank_mismatch"] += 1
         change = self.state.apply(self._adapters.follow(batch.events), time.monotonic())
         change.sequence = number
+        if self._observe is not None:
+            self._observe(self._key, batch.events, self.state)
         if is_live and batch.published_at_s is not None and abs(age_s := time.time() - batch.published_at_s) < AGE_MAX_S:
             self._metrics.event_age.observe(max(0.0, age_s))
         for event in batch.events:

@@ -27,6 +27,7 @@ from indexer.receiving.inbox import Inbox
 from indexer.receiving.listening import Announced
 from indexer.receiving.room import Room
 from indexer.receiving.subscriber import Subscriber
+from indexer.streams.applier import Observe
 from indexer.streams.readiness import failure_of
 from indexer.streams.status import StreamStatus
 from indexer.streams.stream import Stream
@@ -102,7 +103,8 @@ class Streams:
         self._trusts_seen: list[Trust] = []
         self._trusts_s = -math.inf
         self.note_rank: Callable[[StreamKey, int], bool] | None = None
-        """See `Applier`."""
+        self.observe: Observe | None = None
+        """Both: see `Applier`."""
         self.is_ready: Callable[[str], bool] = lambda _: True
         """Whether a pod should be as it should: discovery knows of those that start or end."""
         self.running: dict[StreamKey, Running] = {}
@@ -245,6 +247,7 @@ class Streams:
             dropped_blocks=source.dropped_blocks,
             shares_port=source.shares_port,
             note_rank=self.note_rank,
+            observe=self.observe,
         )
         if source.is_looked_up:
             stream.dial_replays_at(None)

@@ -26,7 +26,7 @@ from indexer.metrics import IndexerMetrics
 from indexer.receiving.inbox import Inbox
 from indexer.receiving.room import Room
 from indexer.store.records import Head
-from indexer.streams.applier import MIXED_RANKS, Applier
+from indexer.streams.applier import MIXED_RANKS, Applier, Observe
 from indexer.streams.progress import StreamProgress
 from indexer.streams.recovery import TURN_S, Recovery, ReplayOutcome
 from indexer.streams.status import StreamStatus
@@ -67,12 +67,13 @@ class Stream:
         dropped_blocks: int = 0,
         shares_port: bool = False,
         note_rank: Callable[[StreamKey, int], bool] | None = None,
+        observe: Observe | None = None,
     ) -> None:
         """`events`, `topic`: where it is dialled, for its status. `dials_us`: the engine connects to us. `dial_in_inbox`: the inbox
         of a pod that is not registered; the stream ends when the pod stays away.
 
         `limits`: of what waits until the stream runs, where these are not the settings'. `owner`: this indexer, where several share the streams.
-        `dropped_blocks`: how many of the last matched blocks the engine computes again. `shares_port`, `note_rank`: see `Applier`.
+        `dropped_blocks`: how many of the last matched blocks the engine computes again. `shares_port`, `note_rank`, `observe`: see `Applier`.
         """
         self.key = key
         self._events = events
@@ -91,7 +92,7 @@ class Stream:
         """Set once the first replay has ended or failed, or the first connection is up where there is none to ask."""
         self._wakeup = Wakeup(self.inbox)
         self._applier = Applier(
-            *(key, counting, offload_block_size, settings, metrics), with_records=store.needs_records, shares_port=shares_port, note_rank=note_rank
+            *(key, counting, offload_block_size, settings, metrics, note_rank, observe), with_records=store.needs_records, shares_port=shares_port
         )
         self._progress = StreamProgress(key, self._applier, self.inbox, store, metrics)
         self._takeover = Takeover(self._progress)
@@ -101,8 +102,7 @@ class Stream:
         self._next: tuple[int, list[bytes]] | None = None
         """The oldest message that was taken out of the inbox and not applied yet, with the epoch it came in."""
         self._has_ended = False
-        self._was_unreached = False
-        self._was_connected = False
+        self._was_unreached = self._was_connected = False
         self._down_since_s = time.monotonic()
         self._silent_since_s = time.monotonic()
         self._probe_after_s = settings.limits.recovery.silence_s

@@ -61,11 +61,11 @@ class RequestResolver:
             return ResolvedRequest(request, source, await self._prepared_hashes(self._hashes_of(of_base)))
         tokenize_input = tokenize_input_of(of_base)
         if source == "token_ids":
-            return ResolvedRequest(request, source, await self._prepared(await self._prompt_of(of_base)))
+            return ResolvedRequest(request, source, await self.prepared(await self._prompt_of(of_base)))
         if not self._view.has_model(of_base.model):
             raise unknown_model(of_base.model)
         prompt = await self._prompt_of(of_base, await self._tokens.resolve(of_base.model, tokenize_input))
-        return ResolvedRequest(request, source, await self._prepared(prompt))
+        return ResolvedRequest(request, source, await self.prepared(prompt))
 
     def base_model(self, name: str) -> str | None:
         """The model that pods serve by this name, by this alias, or with this adapter; None where there is none, or more than one."""
@@ -84,7 +84,7 @@ class RequestResolver:
         async with self.turn:
             return await one_by_one(prompt_in_steps(request, tokenized))
 
-    async def _prepared(self, prompt: Prompt) -> Prompt:
+    async def prepared(self, prompt: Prompt) -> Prompt:
         """The prompt, with its keys if it is long. Other requests have their turn while they are computed."""
         if prompt.length < LONG_PROMPT_TOKENS:
             return prompt

@@ -47,6 +47,10 @@ class SharedPods:
         """Every pod, the registered ones first."""
         return list(dict.fromkeys((*self._follower.pods, *(stream.key.pod for stream in self._follower.streams()))))
 
+    def specs(self, pod: str) -> tuple[EngineSpec, ...]:
+        """What is registered of where a pod's events come from, or what the indexer of this process knows of it."""
+        return self._follower.pods.get(pod, ()) or (() if self._service is None else self._service.specs(pod))
+
     def pods(self, names: Iterable[str] | None = None) -> Iterator[PodStatus]:
         """These pods, or all, with their streams, once for each model that a pod serves."""
         wanted = self.pod_names() if names is None else list(names)

@@ -22,6 +22,7 @@ from scorer_api.index.holders import Holders
 from scorer_api.index.mask_walk import PreparedWalk, Step
 from scorer_api.index.prefix_index import OWN_TIERS, PrefixIndex
 from scorer_api.index.prompt import Prompt, PromptKeys, Query, length_in_tokens
+from scorer_api.index.reach import NO_REACH, RankReach, reach_of
 from scorer_api.index.scoring import (
     NO_LOWER,
     NO_MATCH,
@@ -169,6 +170,20 @@ class Lookup:
         elif holders.reads_whole_prompts and match.matched_blocks == usable and (tier := self._tier_of_last(walk, holders, usable)) is not None:
             match, usable = with_one_more(match, tier), usable + 1
         return RankScore(rank, match, score_of(match, walk.length, block_size, self._weights), block_size, usable, trust, dropped)
+
+    def reaches(self) -> dict[str, dict[int, RankReach]]:
+        """Pod → rank → how far its match reaches in each tier."""
+        return {pod: {rank: self._reach(rank, stream) for rank, stream in ranks.items()} for pod, ranks in self._pods.items()}
+
+    def _reach(self, rank: int, stream: IndexedStream) -> RankReach:
+        walk = self._walk_hashes(stream) if self.prompt_keys is None else self._walks.get(stream.cut)
+        score, holders = self._score(rank, stream, walk), stream.holders
+        if walk is None or holders is None:
+            return NO_REACH
+        matched = score.match.matched_blocks * holders.block_size
+        if holders.anchor is None:  # windows and states alone, which lie on the gpu
+            return RankReach(matched, (matched, *NO_LOWER), (matched,) * len(OWN_TIERS), holders.block_size)
+        return reach_of(holders.anchor, walk.steps, holders.key_size, matched, holders.block_size)
 
     def _tier_of_last(self, walk: Walk, holders: Holders, usable: int) -> Tier | None:
         """The best tier below the gpu that has the block with which the prompt ends; None where no block does, or no such tier has it."""

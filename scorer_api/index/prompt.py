@@ -130,3 +130,31 @@ class PromptKeys:
         if len(keys) < blocks:
             keys += key_array(parent, prompt.tokens, block_size, self._extra(block_size), len(keys), blocks, lookahead)
         return keys
+
+
+class GivenKeys(PromptKeys):
+    """Block keys that are known without the prompt's tokens, for one block size; there are none for any other. All of them may match."""
+
+    __slots__ = ("_block_size", "_keys")
+
+    def __init__(self, keys: Sequence[int], block_size: int) -> None:
+        super().__init__(Prompt("", b""), "")
+        self._keys = array("Q", keys)
+        self._block_size = block_size
+
+    @property
+    def length(self) -> int:
+        """In tokens: those of the blocks and one more."""
+        return len(self._keys) * self._block_size + 1
+
+    def computed(self, block_size: int, lookahead: int = 0) -> "array[int]":
+        """See PromptKeys."""
+        return self._keys if (block_size, lookahead) == (self._block_size, 0) else array("Q")
+
+    def runs(self, block_size: int, lookahead: int = 0) -> "Iterator[array[int]]":
+        """See PromptKeys."""
+        yield self.computed(block_size, lookahead)
+
+    def all(self, block_size: int, lookahead: int = 0) -> "array[int]":
+        """See PromptKeys."""
+        return self.computed(block_size, lookahead)

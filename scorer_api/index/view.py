@@ -6,7 +6,7 @@ stream holds, once it has loaded it, for what it held before.
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from indexer.config.settings import Settings
@@ -258,6 +258,21 @@ class View:
     def count_streams(self, model: str) -> int:
         """How many there are of this model."""
         return sum(map(len, self._models[model].pods.values())) if model in self._models else 0
+
+    def cuts(self, model: str) -> list[tuple[int, int]]:
+        """How the blocks of a model are cut, see `CacheShape.cut`; nothing where none is held."""
+        return list(self._models[model].indexes) if model in self._models else []
+
+    def are_held(self, model: str, block_size: int, keys: Sequence[int]) -> list[bool]:
+        """Whether any stream holds each of these blocks in a tier of its own."""
+        index = self._models[model].indexes.get((block_size, 0)) if model in self._models else None
+        if index is None:
+            return [False] * len(keys)
+        return [mask > 0 for start, end, mask in index.spans(keys) for _ in range(start, end)]
+
+    def count_blocks(self, model: str) -> int:
+        """How many blocks of a model are held in any tier."""
+        return sum(index.blocks for index in self._models[model].indexes.values()) if model in self._models else 0
 
     def has_model(self, model: str) -> bool:
         """Whether a pod of it is registered."""

@@ -1,0 +1,1 @@
+"""Routes of other indexers, for clients that were written for them."""

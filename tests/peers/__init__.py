@@ -1,0 +1,1 @@
+"""This service beside other indexers, on the same events."""
