@@ -24,7 +24,8 @@ ENGINE_READY := $(ENGINE_VENV)/.ready
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
-$(READY): pyproject.toml
+# The compiled core is built with the package, so other sources of it make the environment anew.
+$(READY): pyproject.toml $(wildcard indexer/compiled/*.pyx indexer/compiled/*.pxi indexer/compiled/*.h)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	@echo "Installing into $(VENV): about a minute, once."
 	@$(PYTHON) -m venv $(VENV)
