@@ -59,7 +59,7 @@ def payloads(plan: Plan) -> Iterator[Payload]:
     rng = random.Random(f"engine {plan.seed}")
     for seed, blocks in plan.prefixes:
         tokens = prompt_tokens(seed, blocks)[: blocks * BLOCK_SIZE]
-        yield encoded([stored(_hashes(rng, blocks), None, tokens)])
+        yield encoded([stored(_hashes(random.Random(f"hashes {seed}"), blocks), None, tokens)])
     sequences = [_sequence(rng, plan.blocks_per_event) for _ in range(plan.events_per_batch)]
     held: deque[int] = deque()
     for _ in range(plan.blocks // (plan.blocks_per_event * plan.events_per_batch)):

@@ -1,0 +1,158 @@
+"""Both services: how each is started, told of engines, asked, and read."""
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import msgspec
+
+from bench.connection import prepare
+from bench.publisher import spec
+from bench.server import PAGE_BYTES, ROOT, START_TIMEOUT_S, STOP_TIMEOUT_S, Server
+from bench.workload import BLOCK_SIZE, MODEL
+
+PEER_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
+POLL_S = 0.02
+
+
+class Side(Protocol):
+    """One of the services, while it runs. `bodies`: the ways in which it takes tokens."""
+
+    bodies: Sequence[str]
+    host: str
+    port: int
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+    def request(self, body: str, tokens: list[int]) -> bytes:
+        """A question as it goes over the wire."""
+
+    def matched(self, body: str, answer: bytes) -> dict[int, int]:
+        """Engine → blocks of it that match, without those that match nothing."""
+
+    def cpu_ns(self) -> int:
+        """The CPU time of all its threads so far."""
+
+    def rss_bytes(self) -> int:
+        """Its resident memory."""
+
+
+class Ours:
+    """The service with these engines, given by their ports."""
+
+    bodies = ("json", "msgpack")
+
+    def __init__(self, ports: Sequence[int]) -> None:
+        self._server = Server([spec(str(number), port) for number, port in enumerate(ports)])
+
+    def __enter__(self) -> Self:
+        self._server.__enter__()
+        self.host, self.port = self._server.host, self._server.port
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._server.__exit__(kind, error, trace)
+
+    def request(self, body: str, tokens: list[int]) -> bytes:
+        return prepare(body, tokens)
+
+    def matched(self, body: str, answer: bytes) -> dict[int, int]:
+        pods = (msgspec.json.decode if body == "json" else msgspec.msgpack.decode)(answer)["pods"]
+        return {int(pod["pod"]): pod["matched_tokens"] // BLOCK_SIZE for pod in pods if pod["matched_tokens"]}
+
+    def cpu_ns(self) -> int:
+        return self._server.cpu_ns()
+
+    def rss_bytes(self) -> int:
+        return self._server.rss_bytes()
+
+
+class Dynamo:
+    """Dynamo's stand-alone indexer with these engines, given by their ports. Raises RuntimeError where it does not start."""
+
+    bodies = ("json",)
+
+    def __init__(self, ports: Sequence[int]) -> None:
+        self._ports = ports
+        self.host, self.port = "127.0.0.1", _free_port()
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
+        command = [str(PEER_PYTHON), "-m", "dynamo.indexer", "--port", str(self.port)]
+        self._process = subprocess.Popen(command, stdout=self._log, stderr=self._log)  # noqa: S603 - a constant command
+
+    def __enter__(self) -> Self:
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while not self._is_up():
+            if self._process.poll() is not None or time.monotonic() > deadline_s:
+                self._log.seek(0)
+                raise RuntimeError(f"dynamo's indexer did not start: {self._log.read()}")
+            time.sleep(POLL_S)
+        for number, port in enumerate(self._ports):
+            endpoint = f"tcp://127.0.0.1:{port}"
+            told = {"instance_id": number, "dp_rank": 0, "endpoint": endpoint, "model_name": MODEL, "block_size": BLOCK_SIZE}
+            if (status := self._post("/register", told)) != http.client.CREATED:
+                raise RuntimeError(f"dynamo's indexer refuses an engine: {status}")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
+
+    def _is_up(self) -> bool:
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=START_TIMEOUT_S)
+        with suppress(OSError, http.client.HTTPException):
+            connection.request("GET", "/health")
+            return connection.getresponse().status == http.client.OK
+        return False
+
+    def _post(self, path: str, body: Any) -> int:
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=START_TIMEOUT_S)
+        connection.request("POST", path, msgspec.json.encode(body), {"Content-Type": "application/json"})
+        return connection.getresponse().status
+
+    def request(self, body: str, tokens: list[int]) -> bytes:
+        content = msgspec.json.encode({"model_name": MODEL, "token_ids": tokens})
+        head = "POST /query HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+        return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
+
+    def matched(self, body: str, answer: bytes) -> dict[int, int]:
+        scores = msgspec.json.decode(answer)["scores"]
+        return {int(instance): tokens // BLOCK_SIZE for instance, ranks in scores.items() if (tokens := ranks.get("0", 0))}
+
+    def cpu_ns(self) -> int:
+        return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{self._process.pid}/task").glob("*/schedstat"))
+
+    def rss_bytes(self) -> int:
+        return int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]) * PAGE_BYTES
+
+
+SIDES: dict[str, type[Ours] | type[Dynamo]] = {"dynamo": Dynamo, "this service": Ours}
+
+
+def version_of_peer() -> str:
+    """Raises RuntimeError where it is not installed."""
+    if not PEER_PYTHON.exists():
+        raise RuntimeError("Dynamo's indexer is not installed: make bench-peers does that")
+    program = "from importlib.metadata import version; print(version('ai-dynamo-runtime'))"
+    return subprocess.run([PEER_PYTHON, "-c", program], capture_output=True, check=True, text=True, env=dict(os.environ)).stdout.strip()  # noqa: S603 - a constant command
+
+
+def _free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
