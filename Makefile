@@ -19,7 +19,7 @@ ENGINE_PYTHON ?= python3.11
 ENGINE_VENV := .venv-engine
 ENGINE_READY := $(ENGINE_VENV)/.ready
 
-.PHONY: help run test test-mechanisms test-simulation test-hostile test-hang-ups test-fuzz test-sanitized test-engine test-chaos test-failovers test-scale test-deploy test-browser test-kubernetes test-envoy test-integrations test-peers bench bench-gateway fleet fleet-live docs lint types clean
+.PHONY: help run test test-mechanisms test-simulation test-hostile test-hang-ups test-fuzz test-sanitized test-engine test-chaos test-failovers test-scale test-deploy test-browser test-kubernetes test-envoy test-integrations test-peers bench bench-peers bench-gateway fleet fleet-live docs lint types clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -140,6 +140,9 @@ test-chaos: $(READY) ## five minutes of faults in a random order; TEST_CHAOS_SEE
 
 bench: $(READY) ## measure on this machine; a table, and build/bench.json
 	$(BIN)/python -m bench
+
+bench-peers: $(READY) $(PEERS_READY) ## measure beside Dynamo's indexer: a table, and build/bench-peers.json; 75 MB on first use, then five minutes
+	$(BIN)/python -m bench.peers
 
 bench-gateway: $(ENVOY_READY) ## measure the endpoint picker behind a real Envoy: a table, and build/bench-gateway.json; two minutes
 	$(BIN)/python -m bench.gateway

@@ -315,9 +315,9 @@ def is_hash(value: Any) -> bool:
     return is_number(value) or (isinstance(value, bytes) and len(value) >= 8)
 
 
-def listed(item: st.SearchStrategy[Any], wrong: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """A list with something wrong in it."""
-    return st.builds(lambda before, bad, after: [*before, bad, *after], st.lists(item, max_size=2), wrong, st.lists(item, max_size=2))
+def listed(item: st.SearchStrategy[Any], wrong: st.SearchStrategy[Any], before_max: int = 2) -> st.SearchStrategy[Any]:
+    """A list with something wrong in it, behind at most so many right ones."""
+    return st.builds(lambda before, bad, after: [*before, bad, *after], st.lists(item, max_size=before_max), wrong, st.lists(item, max_size=2))
 
 
 def deep(levels: int) -> Any:
@@ -337,7 +337,8 @@ NO_TOKEN = st.one_of(NO_NUMBER, st.sampled_from([-1, 2**32, 2**64 - 1, -(2**63)]
 WRONG: dict[str, tuple[int, st.SearchStrategy[Any]]] = {
     "block_hashes": (1, st.one_of(NO_LIST, listed(HASHES, NO_HASH))),
     "parent_block_hash": (2, NO_HASH.filter(lambda value: value is not None)),
-    "token_ids": (3, st.one_of(NO_LIST, listed(TOKENS, NO_TOKEN))),
+    # In the first block of two tokens: blocks before a wrong token are used.
+    "token_ids": (3, st.one_of(NO_LIST, listed(TOKENS, NO_TOKEN, before_max=1))),
     "block_size": (4, st.one_of(NO_NUMBER, st.sampled_from([0, -1, 1, 3, 65_537, 2**63]))),
     "lora_id": (5, NO_NUMBER.filter(lambda value: value is not None)),
     "medium": (6, NO_TEXT),
