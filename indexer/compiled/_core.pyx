@@ -13,9 +13,10 @@ twin in Python, which says what it does: for tokens these are msgspec and `pack_
 
 from cpython.buffer cimport PyBUF_SIMPLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize, PyBytes_Size
+# Python's allocator, so that tracemalloc counts the tables too.
+from cpython.mem cimport PyMem_Calloc as calloc, PyMem_Free as free, PyMem_Malloc as malloc, PyMem_Realloc as realloc
 from cpython.ref cimport PyObject
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memset
 
 import os

@@ -8,6 +8,8 @@ from tests.indexer.core.block_memory import BlockMemory
 
 SIZING = Path("docs/operations.md").read_text()
 BLOCKS = 16_000
+# With the compiled core copies take 0.6 to 0.7 of what is documented, which is for the Python.
+SHARE_MIN = 0.5
 
 
 def documented(pattern: str) -> int:
@@ -24,7 +26,7 @@ REMOVED_MAX = documented(r"at most ([\d,]+) of a stream \(`removed_max`\)")
 def test_a_block_on_the_gpu_takes_no_more_than_documented_and_not_much_less() -> None:
     with BlockMemory.measured() as blocks:
         blocks.store(BLOCKS)
-        assert 0.6 * PER_COPY < blocks.bytes / BLOCKS < PER_COPY
+        assert SHARE_MIN * PER_COPY < blocks.bytes / BLOCKS < PER_COPY
 
 
 def test_a_copy_below_the_gpu_takes_no_more_than_documented() -> None:
@@ -32,7 +34,7 @@ def test_a_copy_below_the_gpu_takes_no_more_than_documented() -> None:
         blocks.store(BLOCKS)
         on_gpu = blocks.bytes
         blocks.offload()
-        assert 0.6 * PER_COPY < (blocks.bytes - on_gpu) / BLOCKS < PER_COPY
+        assert SHARE_MIN * PER_COPY < (blocks.bytes - on_gpu) / BLOCKS < PER_COPY
 
 
 def test_a_block_that_was_evicted_takes_no_more_than_documented_and_their_number_is_bounded() -> None:
