@@ -23,6 +23,7 @@ UNMEASURED = tuple(
     for name in (
         "contract",
         "deploy",
+        "indexer/compiled",
         "indexer/core/test_hostile_events.py",
         "indexer/core/test_isolation.py",
         "indexer/ownership/test_replica.py",
