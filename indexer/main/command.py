@@ -13,8 +13,8 @@ from indexer.main.allocation import give_large_blocks_back, share_one_arena
 from indexer.main.event_loop import EventLoop
 from indexer.main.parser import USAGE_ERROR
 
-# How long the receiving thread waits at most for the interpreter. It has to be shorter than a request takes: a thread that waits begins anew whenever
-# the event loop gives the interpreter up for a moment between two requests, so beside one busy client a longer wait was not once in tens of milliseconds over.
+# How long the receiving thread waits at most for the interpreter: shorter than a request takes. Its wait begins anew whenever the event loop is idle
+# for a moment, so beside one busy client a longer one lasts for tens of milliseconds.
 SWITCH_INTERVAL_S = 0.0001
 # Connections and engines need open files; many systems allow 1,024 unless a process raises its limit. It is raised to this at most.
 OPEN_FILES_MAX = 65_536
