@@ -26,7 +26,7 @@ FOUND_BY = {
     "no_first_replay": 6,
     "no_contiguity_check": 15,
     "no_purge_of_lost_history": 15,
-    "no_probe_of_silence": 195,
+    "no_probe_of_silence": 207,
     "no_fingerprint": 3,
     "no_regress": 19,
     "no_doubt_of_reconnects": 3,
