@@ -4,11 +4,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
-from fastapi import Request
 from msgspec import Struct
 
 from indexer.core.block_keys import pack_tokens
-from indexer.http.negotiation import join, read_body
+from indexer.http.negotiation import join
 from scorer_api.tokens.token_lists import first_out_of_range, take_tokens
 
 T = TypeVar("T")
@@ -65,8 +64,3 @@ async def decode_tokens(body: bytes, media_type: str, decode: Callable[[bytes], 
 def out_of_range(position: int, token: int) -> Unreadable:
     """What is said of a token that is none."""
     return Unreadable(f"token_ids[{position}]: invalid value: integer `{token}`, expected u32")
-
-
-async def read(request: Request, bytes_max: int, timeout_s: float) -> bytes:
-    """The whole body. Raises Problem."""
-    return await read_body(request, bytes_max, timeout_s)

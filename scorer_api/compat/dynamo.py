@@ -16,12 +16,12 @@ from indexer.config.settings import Settings
 from indexer.core.events import HASH_MASK, Tier
 from indexer.core.names import StreamKey
 from indexer.http.access import Access
-from indexer.http.negotiation import JSON, respond, respond_in_pieces
+from indexer.http.negotiation import JSON, read_body, respond, respond_in_pieces
 from indexer.http.problems import Problem
 from indexer.http.routes import Pods
 from indexer.streams.pool import PodStatus
 from scorer_api.api.resolve import RequestResolver
-from scorer_api.compat.bodies import Unreadable, decode_tokens, decoded, read
+from scorer_api.compat.bodies import Unreadable, decode_tokens, decoded
 from scorer_api.compat.dumps import BlockTables, stored_events
 from scorer_api.compat.hash_chains import ROOT, HashChains
 from scorer_api.compat.instances import DEFAULT_GROUP, INSTANCE_MAX, instance_of, model_of, name_and_group
@@ -193,7 +193,7 @@ class DynamoRoutes:
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != JSON and not (media_type.startswith("application/") and media_type.endswith("+json")):
             raise Problem(415, f"Expected request with `Content-Type: {JSON}`")
-        return await read(request, min(bytes_max, self._bytes_max), self._timeout_s)
+        return await read_body(request, min(bytes_max, self._bytes_max), self._timeout_s)
 
     async def health(self, request: Request) -> Response:
         """The process lives."""

@@ -16,11 +16,11 @@ from indexer.config.settings import Settings
 from indexer.core.block_keys import TOKEN_BYTES
 from indexer.core.events import Tier
 from indexer.http.access import Access
-from indexer.http.negotiation import JSON, MSGPACK, respond
+from indexer.http.negotiation import JSON, MSGPACK, read_body, respond
 from indexer.http.problems import Problem
 from indexer.http.routes import Pods
 from scorer_api.api.resolve import RequestResolver
-from scorer_api.compat.bodies import Unreadable, decode_tokens, decoded, read
+from scorer_api.compat.bodies import Unreadable, decode_tokens, decoded
 from scorer_api.compat.instances import DEFAULT_GROUP, model_of, name_and_group
 from scorer_api.compat.prompts import whole_prompt
 from scorer_api.compat.registrations import Conflict, Registrations, spec_of
@@ -128,7 +128,7 @@ class MooncakeRoutes:
         media_type = _media_type(request)
         if media_type is None:
             raise Invalid("unsupported_content_type", f"Content-Type must be {MSGPACK}")
-        return await read(request, self._bytes_max, self._timeout_s), media_type
+        return await read_body(request, self._bytes_max, self._timeout_s), media_type
 
     async def _object(self, request: Request, allowed: frozenset[str]) -> tuple[dict[str, Any], str]:
         body, media_type = await self._body(request)
