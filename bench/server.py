@@ -3,7 +3,6 @@
 import http.client
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -15,17 +14,15 @@ from typing import Any, Self
 
 import msgspec
 
+from bench import process
 from bench.publisher import Published
 from indexer.compiled import VARIABLE
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT_S = 30.0
 APPLIED_TIMEOUT_S = 90.0
-STOP_TIMEOUT_S = 15.0
 # Asking costs the service something too: at this pace 1 % of its time.
 POLL_S = 0.02
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Server:
@@ -51,7 +48,7 @@ class Server:
         deadline_s = time.monotonic() + self._start_timeout_s
         while not (found := re.search(r"listening url=http://([\d.]+):(\d+)", self.log())):
             if self._process.poll() is not None or time.monotonic() > deadline_s:
-                self._stop()
+                process.stop(self._process)
                 raise RuntimeError(f"the service did not start: {self.log()}")
             time.sleep(POLL_S)
         self.host, self.port = found[1], int(found[2])
@@ -60,16 +57,8 @@ class Server:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._http.close()
-        self._stop()
+        process.stop(self._process)
         self._log.close()
-
-    def _stop(self) -> None:
-        self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
 
     @property
     def pid(self) -> int:
@@ -83,17 +72,15 @@ class Server:
 
     def cpu_s(self) -> float:
         """The CPU time of all its threads so far, user and system."""
-        # Behind the command's name, which may hold anything, in brackets; utime and stime are fields 14 and 15.
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+        return process.cpu_s(self._process.pid)
 
     def cpu_ns(self) -> int:
         """The same as `cpu_s`, by the nanosecond, of the threads that there are now."""
-        return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{self._process.pid}/task").glob("*/schedstat"))
+        return process.cpu_ns(self._process.pid)
 
     def rss_bytes(self) -> int:
         """Its resident memory."""
-        return int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]) * PAGE_BYTES
+        return process.rss_bytes(self._process.pid)
 
     def is_ready(self) -> bool:
         """What /readyz says."""

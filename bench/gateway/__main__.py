@@ -17,13 +17,14 @@ from statistics import median
 import msgspec
 from msgspec import Struct
 
-from bench import load, provenance, report
+from bench import load, process, provenance, report
 from bench.child import spawning
 from bench.connection import Connection
 from bench.gateway.backend import Backend, prompt_of
-from bench.gateway.envoy import Envoy, free_port
+from bench.gateway.envoy import Envoy
+from bench.process import free_port
 from bench.publisher import Publisher
-from bench.server import ROOT, TICKS_PER_S, Server
+from bench.server import ROOT, Server
 from bench.workload import BLOCK_SIZE, MODEL, Plan
 
 SIZES_KB = (1, 50, 300)
@@ -55,8 +56,7 @@ class Picker(Struct):
 
     def cpu_s(self) -> float:
         """The CPU time of all its threads so far."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+        return process.cpu_s(self.pid)
 
 
 def requests_of(size: int) -> list[bytes]:

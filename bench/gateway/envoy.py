@@ -1,7 +1,6 @@
 """A real Envoy in measurements, with deploy/envoy/override-host.yaml: one worker, which uses one core."""
 
 import json
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,18 +14,11 @@ from typing import Any, Self
 
 import yaml
 
-from bench.server import POLL_S, ROOT, START_TIMEOUT_S, STOP_TIMEOUT_S
+from bench.process import STOP_TIMEOUT_S, free_port
+from bench.server import POLL_S, ROOT, START_TIMEOUT_S
 
 CONFIG = ROOT / "deploy/envoy/override-host.yaml"
 COMMAND = Path(sys.executable).parent / "envoy"
-
-
-def free_port() -> int:
-    """One that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Envoy:

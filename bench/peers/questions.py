@@ -9,6 +9,7 @@ from random import Random
 from statistics import median
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from bench import load
 from bench.child import spawning
@@ -163,7 +164,7 @@ def _job(side: Side, body: str, pool: list[Prompt], duration_s: float = DURATION
 
 
 def _cost_us(side: Side, loader: Executor, job: load.Job) -> float:
-    loader.submit(load.run, load.Job(job.host, job.port, job.requests, None, job.connections, WARM_UP_S)).result()
+    loader.submit(load.run, replace(job, duration_s=WARM_UP_S)).result()
     before_ns = side.cpu_ns()
     outcome = loader.submit(load.run, job).result()
     return (side.cpu_ns() - before_ns) / len(outcome.latencies_s) / 1000

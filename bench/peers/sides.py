@@ -2,22 +2,20 @@
 
 import http.client
 import os
-import signal
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 import msgspec
 
+from bench import process
 from bench.connection import prepare
 from bench.publisher import spec
-from bench.server import PAGE_BYTES, ROOT, START_TIMEOUT_S, STOP_TIMEOUT_S, Server
+from bench.server import ROOT, START_TIMEOUT_S, Server
 from bench.workload import BLOCK_SIZE, MODEL
 
 PEER_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
@@ -85,7 +83,7 @@ class Dynamo:
 
     def __init__(self, ports: Sequence[int]) -> None:
         self._ports = ports
-        self.host, self.port = "127.0.0.1", _free_port()
+        self.host, self.port = "127.0.0.1", process.free_port()
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
         command = [str(PEER_PYTHON), "-m", "dynamo.indexer", "--port", str(self.port)]
         self._process = subprocess.Popen(command, stdout=self._log, stderr=self._log)  # noqa: S603 - a constant command
@@ -105,12 +103,7 @@ class Dynamo:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        process.stop(self._process)
         self._log.close()
 
     def _is_up(self) -> bool:
@@ -135,10 +128,10 @@ class Dynamo:
         return {int(instance): tokens // BLOCK_SIZE for instance, ranks in scores.items() if (tokens := ranks.get("0", 0))}
 
     def cpu_ns(self) -> int:
-        return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{self._process.pid}/task").glob("*/schedstat"))
+        return process.cpu_ns(self._process.pid)
 
     def rss_bytes(self) -> int:
-        return int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]) * PAGE_BYTES
+        return process.rss_bytes(self._process.pid)
 
 
 SIDES: dict[str, type[Ours] | type[Dynamo]] = {"dynamo": Dynamo, "this service": Ours}
@@ -150,9 +143,3 @@ def version_of_peer() -> str:
         raise RuntimeError("Dynamo's indexer is not installed: make bench-peers does that")
     program = "from importlib.metadata import version; print(version('ai-dynamo-runtime'))"
     return subprocess.run([PEER_PYTHON, "-c", program], capture_output=True, check=True, text=True, env=dict(os.environ)).stdout.strip()  # noqa: S603 - a constant command
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])

@@ -1,0 +1,46 @@
+"""What the system says of a process that is measured, its end, and a port for it."""
+
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+STOP_TIMEOUT_S = 15.0
+
+
+def cpu_s(pid: int) -> float:
+    """The CPU time of all its threads so far, user and system."""
+    # Behind the command's name, which may hold anything, in brackets; utime and stime are fields 14 and 15.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+
+
+def cpu_ns(pid: int) -> int:
+    """The same as `cpu_s`, by the nanosecond, of the threads that there are now."""
+    return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat"))
+
+
+def rss_bytes(pid: int) -> int:
+    """Its resident memory."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """End it by itself, or else by force."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def free_port() -> int:
+    """One that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
