@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEPLOY_READY := $(VENV)/.deploy-ready
+RELEASE_READY := $(VENV)/.release-ready
 ENVOY_READY := $(VENV)/.envoy-ready
 # Envoy's messages, beside the environment: their package is called envoy, as the one with the binary.
 PROTOS_READY := build/protos/.ready
@@ -19,7 +20,7 @@ ENGINE_PYTHON ?= python3.11
 ENGINE_VENV := .venv-engine
 ENGINE_READY := $(ENGINE_VENV)/.ready
 
-.PHONY: help run test test-mechanisms test-simulation test-hostile test-hang-ups test-fuzz test-sanitized test-engine test-chaos test-failovers test-scale test-deploy test-browser test-kubernetes test-envoy test-integrations test-peers bench bench-peers bench-gateway fleet fleet-live docs lint types clean
+.PHONY: help run test test-mechanisms test-simulation test-hostile test-hang-ups test-fuzz test-sanitized test-engine test-chaos test-failovers test-scale test-deploy test-browser test-kubernetes test-envoy test-integrations test-peers bench bench-peers bench-gateway fleet fleet-live docs lint types release release-wheels release-dockerfile release-check release-notes version clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -33,7 +34,11 @@ $(READY): pyproject.toml $(wildcard indexer/compiled/*.pyx indexer/compiled/*.px
 	@touch $@
 
 $(DEPLOY_READY): $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,deploy]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,deploy,release]'
+	@touch $@
+
+$(RELEASE_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,release]'
 	@touch $@
 
 $(BROWSER_READY): $(READY)
@@ -111,8 +116,8 @@ test-sanitized: $(READY) ## the tests of the compiled core, wire fuzz and hostil
 	cd $(SANITIZED) && KV_INDEXER_CORE=compiled PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=16 LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 		$(CURDIR)/$(BIN)/python -m pytest $(SANITIZED_TESTS) -n 2 --no-header -q
 
-test-deploy: $(DEPLOY_READY) ## check deploy/ with the tools that it is for, and carry out the image's steps: 150 MB on first use, then half a minute
-	$(BIN)/python -m pytest -m deploy tests/deploy --no-header
+test-deploy: $(DEPLOY_READY) ## check deploy/, .github/ and what a release consists of with the tools that they are for, and carry out the image's steps: 150 MB on first use, then two minutes
+	$(BIN)/python -m pytest -m deploy tests/deploy tests/release --no-header
 
 test-browser: $(BROWSER_READY) ## the page at /ui in a headless Chromium, which has to be there; screenshots in build/screenshots/
 	$(BIN)/python -m pytest -m browser tests/browser --no-header
@@ -164,6 +169,24 @@ lint: $(READY) ## ruff: rules and format
 types: $(READY) ## mypy, strict
 	$(BIN)/mypy
 
+release: $(RELEASE_READY) ## source distribution, this platform's wheel, list of components (CycloneDX), chart and checksums in dist/
+	$(BIN)/python -m release build
+
+release-wheels: $(RELEASE_READY) ## the manylinux wheel of this platform in dist/; needs a container engine
+	$(BIN)/python -m cibuildwheel --platform linux --output-dir dist
+
+release-dockerfile: $(RELEASE_READY) ## dist/Dockerfile, the image's with its bases pinned by digest; needs docker buildx and the registry
+	@$(BIN)/python -m release dockerfile
+
+release-check: $(READY) ## is the tree ready for a release? With TAG=v1.2.3 also whether that is its tag
+	@$(BIN)/python -m release check $(TAG)
+
+release-notes: $(READY) ## what changed with this release
+	@$(BIN)/python -m release notes
+
+version: $(READY) ## VERSION=1.2.3: write this version into every file that has it
+	$(BIN)/python -m release version $(VERSION)
+
 clean: ## remove the environments and what was made by running
 	rm -rf $(VENV) $(ENGINE_VENV) $(LITELLM_VENV) $(PEERS_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* *.egg-info
-	rm -rf build/bdist.* build/lib* build/temp.* build/sanitized indexer/compiled/_core.c indexer/compiled/*.so
+	rm -rf dist build/bdist.* build/lib* build/temp.* build/sanitized indexer/compiled/_core.c indexer/compiled/*.so

@@ -1,9 +1,9 @@
-"""What a release leaves in Redis, in data/layouts/RELEASE.msgpack, and how it is recorded: its own processes follow the engines below, then are killed.
+"""What a release leaves in Redis, in data/layouts/RELEASE.msgpack. It was recorded from the release's own processes, killed when all was written.
 
     python -m tests.layouts RELEASE FOLDER    # FOLDER has the sources of that release, e.g. from `git archive`
 
-A recording has the time by Redis, the payloads of each pod, and the keys: [name, milliseconds to live or -1, what DUMP says]. It is made with Redis 6.2, so
-that every later Redis and Valkey restores it.
+A recording has the time by Redis, the payloads of each pod, and the keys: [name, milliseconds to live or -1, what DUMP says]. It is made with
+Redis 6.2, so that every later Redis and Valkey restores it.
 """
 
 import subprocess
@@ -107,7 +107,7 @@ def _command(folder: Path, *words: str) -> Iterator[str]:
     """A role of the release in this folder, killed at the end. Its URL."""
     port = free_port()
     words = (*words, "--port", str(port))
-    with subprocess.Popen([sys.executable, "-m", "scorer_api.cli", *words], cwd=folder) as process:  # noqa: S603 - the project's own command
+    with subprocess.Popen([sys.executable, "-m", "scorer_api.cli", *words], cwd=folder) as process:
         url = f"http://127.0.0.1:{port}"
         try:
             wait_until(lambda: _is_up(url), 60, f"{words[0]} of {folder} to listen")

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from docs.generator.commands import commands_section
+from docs.generator.compatibility import compatibility_table
 from docs.generator.findings import findings_section
 from docs.generator.imports import imports_table
 from docs.generator.log_events import log_events_table
@@ -18,6 +19,7 @@ DOCS = Path(__file__).parents[1]
 MARKER = re.compile(r"^<!-- generated: (.+) -->$", re.MULTILINE)
 PARTS: Mapping[str, Callable[[], str]] = {
     "commands": commands_section,
+    "compatibility": compatibility_table,
     "findings": findings_section,
     "imports": imports_table,
     "log events": log_events_table,

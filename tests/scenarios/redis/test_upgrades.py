@@ -29,6 +29,8 @@ def known(client: Client) -> dict[str, str]:
 
 def test_what_each_release_left_is_recorded() -> None:
     assert sorted(RELEASES) == sorted(path.stem for path in layouts.DATA.glob("*.msgpack"))
+    told = re.findall(r"^\| (\d+\.\d+\.\d+) \| (\d+) \|$", (ROOT / "docs/reference/compatibility.md").read_text(), re.MULTILINE)
+    assert {release: int(layout) for release, layout in told} == {release: layout_of(release) for release in RELEASES}
 
 
 @pytest.mark.parametrize("release", [release for release in RELEASES if layout_of(release) == LAYOUT])
