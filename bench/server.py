@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
@@ -35,18 +35,19 @@ class Server:
         redis_url: str | None = None,
         start_timeout_s: float = START_TIMEOUT_S,
         env: Mapping[str, str] = MappingProxyType({}),
+        flags: Sequence[str] = (),
     ) -> None:
-        flags = [word for engine in engines for word in ("--engine", engine)]
+        words = [word for engine in engines for word in ("--engine", engine)]
         env = {key: value for key, value in os.environ.items() if not key.startswith("KV_INDEXER_") or key == VARIABLE} | dict(env)
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the server
-        flags += [] if redis_url is None else ["--redis", redis_url]
-        command = [sys.executable, "-m", "scorer_api.cli", role, "--port", "0", *flags]
+        words += [] if redis_url is None else ["--redis", redis_url]
+        command = [sys.executable, "-m", "scorer_api.cli", role, "--port", "0", *words, *flags]
         self._start_timeout_s = start_timeout_s
         self._process = subprocess.Popen(command, cwd=ROOT, env=env, stderr=self._log)  # noqa: S603 - our own command, no input from outside
 
     def __enter__(self) -> Self:
         deadline_s = time.monotonic() + self._start_timeout_s
-        while not (found := re.search(r"listening url=http://([\d.]+):(\d+)", self.log())):
+        while not (found := re.search(r"listening (?:worker=0 )?url=http://([\d.]+):(\d+)", self.log())):
             if self._process.poll() is not None or time.monotonic() > deadline_s:
                 process.stop(self._process)
                 raise RuntimeError(f"the service did not start: {self.log()}")
@@ -101,6 +102,11 @@ class Server:
     def blocks(self) -> int:
         """How many blocks its index has."""
         return int(self.series("kv_indexer_index_blocks"))
+
+    def held(self) -> int:
+        """How many holders of blocks its index has; of all workers, where there are several."""
+        found = re.findall(rb"^kv_indexer_index_holders(?:{.*})? (\S+)$", self.asked("/metrics"), re.MULTILINE)
+        return int(sum(map(float, found)))
 
     def series(self, name: str, **labels: str) -> float:
         """The value of a series with these labels, 0 where there is none."""

@@ -16,6 +16,7 @@ from indexer.http.server import Part, Reconfigurable, Served
 from indexer.metrics import HttpMetrics, IndexerMetrics, RedisMetrics
 from indexer.ownership.embedded import Service
 from indexer.ownership.replica import ReplicaService
+from indexer.workers.worker import Worker
 from scorer_api.api import page
 from scorer_api.api.components import components
 from scorer_api.api.picking import Picking, make_picking
@@ -49,12 +50,12 @@ def make_serve(settings: Settings) -> Served:
     return _served(settings, view, service, registry, [service], service, streams)
 
 
-def make_api(settings: Settings) -> Served:
-    """The `api` role: a scorer that follows what indexers write to Redis."""
-    return _make_shared(settings, with_indexer=False)
+def make_api(settings: Settings, worker: Worker | None = None) -> Served:
+    """The `api` role: a scorer that follows what indexers write to Redis. `worker`: this one, where scorers share the port."""
+    return _make_shared(settings, with_indexer=False, worker=worker)
 
 
-def _make_shared(settings: Settings, *, with_indexer: bool) -> Served:
+def _make_shared(settings: Settings, *, with_indexer: bool, worker: Worker | None = None) -> Served:
     registry = CollectorRegistry()
     view = View(settings, "redis")
     metrics = FollowerMetrics(registry, view)
@@ -64,7 +65,10 @@ def _make_shared(settings: Settings, *, with_indexer: bool) -> Served:
         pods = SharedPods(settings, follower, service)
         return _served(settings, view, pods, registry, [service, follower], service)
     follower = Follower(settings, view, metrics, RedisMetrics(registry).up)
-    return _served(settings, view, SharedPods(settings, follower), registry, [follower])
+    pods = SharedPods(settings, follower, worker=worker)
+    served = _served(settings, view, pods, registry, [follower], worker=worker)
+    takes_over = worker is not None and worker.is_restarted
+    return structs.replace(served, is_ready=pods.is_caught_up if takes_over else pods.is_loaded)
 
 
 def _served(
@@ -75,13 +79,14 @@ def _served(
     parts: Sequence[Part],
     service: Reconfigurable | None = None,
     streams: Streams | None = None,
+    worker: Worker | None = None,
 ) -> Served:
     """`streams`: what is known of streams that run in this process alone, for --compat."""
     access = Access(settings, HttpMetrics(registry))
     token_metrics = TokenMetrics(registry)
     token_resolver = TokenResolver(settings, EngineTokenizer(settings, view, pods, token_metrics), _local_tokenizers(settings), token_metrics)
-    picking = make_picking(settings, view, pods, token_resolver, registry)
-    router = make_router(settings, view, pods, picking, ScorerMetrics(registry, view), registry, access)
+    picking = make_picking(settings, view, pods, token_resolver, registry, worker)
+    router = make_router(settings, view, pods, picking, ScorerMetrics(registry, view), registry, access, worker)
     add_compat(router, settings, view, pods, picking.resolver, access, streams)
     described = components(allows_ipc=settings.engine_networks.allows_ipc)
     app = make_app(SUMMARY, router, described, settings, access, page.PATHS | open_paths(settings), DIRECT | direct_paths(settings))

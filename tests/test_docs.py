@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from fastapi.testclient import TestClient
 from msgspec import Struct
+from prometheus_client import generate_latest
 
 from docs.generator.pages import read_page, read_pages
 from docs.generator.routes import routes
@@ -16,6 +17,8 @@ from indexer.config.settings import Settings, fields, limit_fields
 from indexer.core.names import Trust
 from indexer.engines.spec import EngineSpec
 from indexer.errors import REASONS
+from indexer.http.worker_metrics import WorkerStates
+from indexer.workers.board import WorkerBoard
 from scorer_api.app import make_api, make_serve
 from scorer_api.cli.main import COMMANDS
 from scorer_api.client import ExplainAnswer, RouteAnswer, ScoreAnswer
@@ -74,7 +77,8 @@ def served_metrics() -> set[str]:
         # Without its lifespan: nothing is started, and /metrics answers all the same.
         text = TestClient(app).get("/metrics").text
         found |= set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
-    return found
+    states = generate_latest(WorkerStates(WorkerBoard(2))).decode()  # type: ignore[arg-type]  # what it uses of a registry
+    return found | set(re.findall(r"^# TYPE (\w+)", states, re.MULTILINE))
 
 
 def test_what_is_looked_for_is_there() -> None:

@@ -38,10 +38,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("indexer", "indexer.core", "indexer.metrics", "indexer.receiving", "indexer.engines", "indexer.config", "indexer.discovery"),
         *("indexer.store", "indexer.streams"),
     },
-    "indexer.http": {"indexer", "indexer.compiled", "indexer.metrics", "indexer.engines", "indexer.config", "indexer.streams"},
+    "indexer.workers": set(),
+    "indexer.http": {
+        *("indexer", "indexer.compiled", "indexer.metrics", "indexer.engines", "indexer.config", "indexer.streams"),
+        "indexer.workers",
+    },
     "indexer.main": {
         *("indexer", "indexer.compiled", "indexer.metrics", "indexer.receiving", "indexer.engines", "indexer.config"),
-        *("indexer.store", "indexer.store.client", "indexer.ownership", "indexer.discovery", "indexer.http"),
+        *("indexer.store", "indexer.store.client", "indexer.ownership", "indexer.discovery", "indexer.workers", "indexer.http"),
     },
     "indexer.__main__": {"indexer.main"},
     "indexer.simulation": {"indexer", "indexer.wire", "indexer.receiving", "indexer.engines"},
@@ -58,10 +62,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "scorer_api.following": {
         *("indexer", "indexer.core", "indexer.engines", "indexer.config", "indexer.store", "indexer.streams", "indexer.ownership"),
-        *("scorer_api.index", "scorer_api.metrics"),
+        *("indexer.workers", "scorer_api.index", "scorer_api.metrics"),
     },
     "scorer_api.api": {
-        *("indexer", "indexer.compiled", "indexer.core", "indexer.engines", "indexer.config", "indexer.streams", "indexer.http"),
+        *("indexer", "indexer.compiled", "indexer.core", "indexer.engines", "indexer.config", "indexer.streams", "indexer.workers", "indexer.http"),
         *("scorer_api.index", "scorer_api.metrics", "scorer_api.explain", "scorer_api.routing", "scorer_api.tokens"),
     },
     "scorer_api.gateway": {"indexer", "indexer.config", "indexer.http", "scorer_api.api"},
@@ -70,7 +74,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("scorer_api.index", "scorer_api.tokens", "scorer_api.api"),
     },
     "scorer_api.app": {
-        *("indexer", "indexer.metrics", "indexer.config", "indexer.ownership", "indexer.http"),
+        *("indexer", "indexer.metrics", "indexer.config", "indexer.ownership", "indexer.workers", "indexer.http"),
         *("scorer_api.index", "scorer_api.metrics", "scorer_api.tokens", "scorer_api.following", "scorer_api.api", "scorer_api.gateway"),
         "scorer_api.compat",
     },
@@ -128,7 +132,7 @@ CRYPTOGRAPHY = {"scorer_api.gateway.self_signed"}
 DNS = {"indexer.discovery.dns_source", "indexer.discovery.dns_sockets"}
 WEB = {"indexer.http", "indexer.main.app", "scorer_api.api", "scorer_api.compat"}
 # The core is chosen when it is imported.
-ENVIRONMENT = {"indexer.compiled", "indexer.main.command", "indexer.main.serving"}
+ENVIRONMENT = {"indexer.compiled", *(f"indexer.main.{name}" for name in ("command", "serving", "supervisor", "workers"))}
 
 
 def tree(module: str) -> ast.Module:

@@ -8,7 +8,9 @@ from prometheus_client import CollectorRegistry, Metric
 from docs.generator.markdown import cell, code, sections, table
 from indexer.config.settings import Settings
 from indexer.http.loop_lag import LoopLag
+from indexer.http.worker_metrics import WorkerStates
 from indexer.metrics import DiscoveryMetrics, HttpMetrics, IndexerMetrics
+from indexer.workers.board import WorkerBoard
 from scorer_api.api.pick_metrics import PickMetrics
 from scorer_api.gateway.metrics import GatewayMetrics
 from scorer_api.index.view import View
@@ -26,6 +28,7 @@ GROUPS: dict[str, Callable[[CollectorRegistry], object]] = {
     "Tokens of prompts and chats": TokenMetrics,
     "Access": HttpMetrics,
     "The process": LoopLag,
+    "Workers, with `--workers`": lambda registry: registry.register(WorkerStates(WorkerBoard(2))),
 }
 # More values than these belong into a table of their own.
 VALUES_MAX = 20

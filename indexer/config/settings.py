@@ -41,7 +41,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     allowed_engine_networks: Annotated[
         str, Meta(description="Networks, separated by commas, that pods registered over HTTP or discovered must be in; ipc allows ipc:// too.")
     ] = DEFAULT_NETWORKS
-    engine_api_key_file: Annotated[str | None, Meta(description="File with the key for the engines' own API, sent as a bearer token.")] = None
+    engine_api_key_file: Annotated[str | None, Meta(description="File with the key for the engines' own API, a bearer token.")] = None
     streams_max: Annotated[int, Meta(ge=1, le=10_000, description="Most streams followed; each rank of each pod is one.")] = 4_096
     pod_expiry_s: Annotated[Seconds, Meta(description="How long a disconnected pod keeps its blocks.")] = 300.0
     registration_expiry_s: Annotated[
@@ -58,6 +58,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     # HTTP
     host: Annotated[str, Meta(description="Address that the HTTP service listens on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Port of the HTTP service; 0 for a free one.")] = 8080
+    workers: Annotated[int, Meta(ge=1, le=64, description="Processes of kv-indexer api that share the port.")] = 1
     api_token_file: Annotated[str | None, Meta(description="File of bearer tokens, one per line; every request but health checks needs one.")] = None
     admin_token_file: Annotated[
         str | None, Meta(description="File of bearer tokens for changing pods; tokens of --api-token-file do not suffice for that then.")

@@ -8,6 +8,7 @@
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import httptools
@@ -29,10 +30,13 @@ class ConnectionGroup:
     """The connections of one server. `is_stopping`: no connection is kept alive any more. `unread`: those whose responses are not read, the one that
     has waited longest first."""
 
-    def __init__(self, limits: HttpLimits, drain_s: float) -> None:
-        """`drain_s`: how long an idle connection may still send a request once the server stops."""
+    def __init__(self, limits: HttpLimits, drain_s: float, note_change: Callable[[int], None] | None = None) -> None:
+        """`drain_s`: how long an idle connection may still send a request once the server stops. `note_change`: called with 1 and -1 as connections
+        come and go.
+        """
         self.limits = limits
         self.drain_s = drain_s
+        self.note_change = note_change
         self.is_stopping = False
         self.unread: dict[Connection, None] = {}
 
@@ -70,9 +74,13 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn: it is a Transport
         super().connection_made(transport)
+        if self.group.note_change is not None:
+            self.group.note_change(1)
         self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self.group.note_change is not None:
+            self.group.note_change(-1)
         self._stop_head_timer()
         self._stop_unread_timer()
         super().connection_lost(exc)

@@ -1,8 +1,7 @@
 """The metrics in a text format of Prometheus, made in steps: with thousands of streams other requests have their turn between two of them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -24,12 +23,12 @@ class _Part(Collector):
         yield self._metric
 
 
-async def exposition(registry: CollectorRegistry, encode: Callable[[Collector], bytes]) -> bytes:
-    """All metrics of a registry, as `encode`, one of the library's encoders, would write them in one step."""
+async def exposition(metrics: Iterable[Metric], encode: Callable[[Collector], bytes]) -> bytes:
+    """All these metrics, as `encode`, one of the library's encoders, would write them in one step."""
     pieces: list[bytes] = []
     end = b""
     turns = Turns()
-    for metric in registry.collect():
+    for metric in metrics:
         for number, part in enumerate(_parts(metric)):
             piece = encode(part)
             if piece.endswith(END):

@@ -22,8 +22,10 @@ from indexer.http.negotiation import JSON, media_type_of, read_body, respond, re
 from indexer.http.pods_page import PodsPage, encoded_pods
 from indexer.http.problems import Problem
 from indexer.http.schemas import HealthAnswer
+from indexer.http.worker_metrics import WorkerMetrics
 from indexer.streams.pool import PodStatus
 from indexer.streams.readiness import Readiness
+from indexer.workers.worker import Worker
 
 ROOT_PATH = "/"
 POD_BYTES_MAX = 65_536
@@ -76,10 +78,13 @@ class _AnyText(Convertor[str]):
 register_url_convertor("any", _AnyText())
 
 
-def add_routes(router: APIRouter, settings: Settings, pods: Pods, registry: CollectorRegistry, access: Access) -> None:
-    """Add the routes to the router of a role. `registry`: the metrics of that role. `access`: who may change pods."""
+def add_routes(router: APIRouter, settings: Settings, pods: Pods, registry: CollectorRegistry, access: Access, worker: Worker | None = None) -> None:
+    """Add the routes to the router of a role. `registry`: the metrics of that role. `access`: who may change pods. `worker`: this one, where
+    processes share the port.
+    """
     _add_pods(router, settings, pods, access)
-    _add_health(router, pods, registry)
+    _add_health(router, pods)
+    _add_metrics(router, registry, worker)
 
 
 def add_root(router: APIRouter, page: str) -> None:
@@ -131,7 +136,7 @@ def _add_pods(router: APIRouter, settings: Settings, pods: Pods, access: Access)
         return Response(status_code=204)
 
 
-def _add_health(router: APIRouter, pods: Pods, registry: CollectorRegistry) -> None:
+def _add_health(router: APIRouter, pods: Pods) -> None:
     @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz", **openapi.HEALTH)
     async def healthz() -> Response:
@@ -145,11 +150,16 @@ def _add_health(router: APIRouter, pods: Pods, registry: CollectorRegistry) -> N
         readiness = pods.readiness()
         return respond(readiness.shortened(), status=200 if readiness.is_ready else 503)
 
+
+def _add_metrics(router: APIRouter, registry: CollectorRegistry, worker: Worker | None) -> None:
+    of_all = None if worker is None else WorkerMetrics(registry, worker)
+
     @router.get("/metrics", **openapi.METRICS)
     async def prometheus(request: Request) -> Response:
         """Metrics in the text format of Prometheus."""
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(await exposition(registry, encode), headers={"Content-Type": content_type})
+        metrics = registry.collect() if of_all is None else await of_all.gather()
+        return Response(await exposition(metrics, encode), headers={"Content-Type": content_type})
 
 
 def _unavailable(error: StoreError) -> Problem:

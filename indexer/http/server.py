@@ -8,6 +8,7 @@ import logging
 import socket
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import uvicorn
@@ -17,8 +18,10 @@ from indexer import compiled
 from indexer.config.reload import Reloadable, keep_reloading
 from indexer.config.settings import Settings
 from indexer.errors import SettingError
+from indexer.http.acceptor import Acceptor
 from indexer.http.connection import Connection, ConnectionGroup
 from indexer.http.tls import Certificate
+from indexer.workers.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +44,8 @@ class Served(Struct, frozen=True):
     """An ASGI app and what it needs.
 
     `parts`: what runs while it is served, in the order of the start. `reloadables`: what is read again when its files change. `service`: what
-    follows engines, if anything does. `on_stop`: called once it is to stop, while everything still runs.
+    follows engines, if anything does. `on_stop`: called once it is to stop, while everything still runs. `is_ready`: whether all that there was at
+    the start is loaded.
     """
 
     app: Any
@@ -49,14 +53,25 @@ class Served(Struct, frozen=True):
     reloadables: Sequence[Reloadable]
     service: Reconfigurable | None = None
     on_stop: Sequence[Callable[[], None]] = ()
+    is_ready: Callable[[], bool] = lambda: True
 
 
 class _Server(uvicorn.Server):
     """uvicorn without its signal handlers: only the command line owns signals."""
 
-    def __init__(self, config: uvicorn.Config, connections: ConnectionGroup) -> None:
+    def __init__(self, config: uvicorn.Config, connections: ConnectionGroup, worker: Worker | None) -> None:
         super().__init__(config)
         self._connections = connections
+        self._worker = worker
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._worker is None or sockets is None:
+            await super().startup(sockets)
+            return
+        await super().startup([])
+        make: Any = self.config.http_protocol_class
+        make_protocol = partial(make, config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        self.servers += [Acceptor(each, self._worker, make_protocol, self.config.ssl) for each in sockets]  # type: ignore[misc]  # what it uses of one
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer what has arrived, that which was not accepted yet included, and close each connection behind its last response."""
@@ -91,22 +106,26 @@ async def serve(
     stop: asyncio.Event,
     listening: "asyncio.Future[str] | None" = None,
     reload_now: asyncio.Event | None = None,
+    worker: Worker | None = None,
 ) -> None:
     """Serve what `make` makes until `stop` is set, then let running requests finish.
 
-    `listening` gets the service's URL. Setting `reload_now` has all files read again at once.
+    `listening` gets the service's URL. Setting `reload_now` has all files read again at once. `worker`: this one, where processes share a socket.
 
     Raises SettingError before it serves anything.
     """
-    with contextlib.closing(listen(settings)) as listener:
+    with contextlib.closing(listen(settings) if worker is None else worker.group.listener) as listener:
         certificate = Certificate.of(settings)
         served = make()
         async with AsyncExitStack() as stack:
             for part in served.parts:
                 await stack.enter_async_context(part)
             gc.freeze()  # full collections need not look through what stays, and there may be thousands of streams
-            connections = ConnectionGroup(settings.limits.http, min(DRAIN_S, settings.shutdown_s / 2))
-            server = _Server(_config(served.app, settings, certificate, connections), connections)
+            if worker is not None and not await _may_accept(stack, worker, served, stop):
+                return
+            note_change = None if worker is None else worker.note_connections
+            connections = ConnectionGroup(settings.limits.http, min(DRAIN_S, settings.shutdown_s / 2), note_change)
+            server = _Server(_config(served.app, settings, certificate, connections), connections, worker)
             serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
             host, port = listener.getsockname()[:2]
             url = f"http{'' if certificate is None else 's'}://{f'[{host}]' if ':' in host else host}:{port}"
@@ -125,6 +144,22 @@ async def serve(
             server.should_exit = True
             await serving
             log.info("stopped")
+
+
+async def _may_accept(stack: AsyncExitStack, worker: Worker, served: Served, stop: asyncio.Event) -> bool:
+    """Tell the others how far this worker is, as long as it serves. False if it is to stop before it has accepted anything.
+
+    One that takes the place of another waits until it is ready: requests go to those that are.
+    """
+    await stack.enter_async_context(worker)
+    worker.note_starting()
+    noting = asyncio.create_task(worker.note_ready(served.is_ready), name="note ready")
+    stack.push_async_callback(_cancel, noting)
+    if worker.is_restarted:
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        await asyncio.wait([noting, stopping], return_when=asyncio.FIRST_COMPLETED)
+        await _cancel(stopping)
+    return not stop.is_set()
 
 
 async def _cancel(*tasks: asyncio.Task[Any]) -> None:

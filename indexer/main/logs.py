@@ -59,6 +59,18 @@ def _is_no_cancellation(record: logging.LogRecord) -> bool:
     return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
 
 
+def name_worker(number: int) -> None:
+    """Each line of this process has the field `worker` from now on."""
+    make = logging.getLogRecordFactory()
+
+    def make_named(*arguments: Any, **named: Any) -> logging.LogRecord:
+        record = make(*arguments, **named)
+        record.worker = number
+        return record
+
+    logging.setLogRecordFactory(make_named)
+
+
 def configure(log_format: str, log_level: str) -> None:
     """Send all logs to stderr in this form."""
     handler = logging.StreamHandler(sys.stderr)

@@ -15,6 +15,7 @@ from scorer_api.api.outcomes import count_failures
 from scorer_api.api.pick import Picked, Picker
 from scorer_api.api.pick_metrics import PickMetrics
 from scorer_api.api.pick_schemas import encoded_error
+from scorer_api.api.routed_requests import RoutedRequests
 
 DESTINATION = "x-gateway-destination-endpoint"
 FALLBACKS = "x-kv-fallbacks"
@@ -30,7 +31,7 @@ _ID = re.compile(r"[0-9a-f]{16}")
 PICK_ERRORS = (400, 404, 503)
 
 
-def add_pick(router: APIRouter, settings: Settings, picker: Picker, metrics: PickMetrics) -> None:
+def add_pick(router: APIRouter, settings: Settings, picker: Picker, routed: RoutedRequests, metrics: PickMetrics) -> None:
     """Add the routes to the router of a role that answers scores."""
 
     async def answer(request: Request, path: str) -> Response:
@@ -61,7 +62,7 @@ def add_pick(router: APIRouter, settings: Settings, picker: Picker, metrics: Pic
         """A picked request is over, by its id; any other path is a client's DELETE, which gets a pod."""
         if _ID.fullmatch(path) is None:
             return await answer(request, path)
-        picker.done(path)
+        await routed.done(path)
         return Response(status_code=204)
 
 

@@ -8,6 +8,7 @@ from scorer_api.api.decode import decode_done, decode_route_in_turns
 from scorer_api.api.pod_apis import PodApis
 from scorer_api.api.resolve import RequestResolver, ResolvedRequest, unknown_model
 from scorer_api.api.route_schemas import DoneAnswer, RouteAnswer, RouteRequest
+from scorer_api.api.routed_requests import RoutedRequests
 from scorer_api.api.schemas import ViewAnswer
 from scorer_api.index.view import View
 from scorer_api.routing.metrics import RouteMetrics
@@ -21,10 +22,11 @@ RETRY_AFTER_S = 1
 class RouteHandler:
     """Answers `POST /v1/route` and `POST /v1/route/done` with the router's picks."""
 
-    def __init__(self, view: View, resolver: RequestResolver, router: Router, apis: PodApis, metrics: RouteMetrics) -> None:
+    def __init__(self, view: View, resolver: RequestResolver, router: Router, routed: RoutedRequests, apis: PodApis, metrics: RouteMetrics) -> None:
         self._view = view
         self._resolver = resolver
         self._router = router
+        self._routed = routed
         self._apis = apis
         self._metrics = metrics
 
@@ -83,9 +85,7 @@ class RouteHandler:
             unknown_pods=resolved.unknown_pods(pick.reasons),
         )
 
-    def done(self, body: bytes, media_type: str, accepted: str) -> bytes:
+    async def done(self, body: bytes, media_type: str, accepted: str) -> bytes:
         """Forget a routed request. Raises Problem for a body of another shape, not for an id that is unknown here."""
         request = decode_done(body, media_type)
-        is_known = self._router.done(request.id)
-        self._metrics.note_done(is_known=is_known)
-        return encode(DoneAnswer(request.id, is_known), accepted)
+        return encode(DoneAnswer(request.id, await self._routed.done(request.id)), accepted)

@@ -8,6 +8,7 @@ from indexer.http.access import Access
 from indexer.http.direct import REST
 from indexer.http.negotiation import JSON, MSGPACK, accepted_type, media_type_of, read_body, respond, respond_in_pieces
 from indexer.http.routes import Pods, add_routes
+from indexer.workers.worker import Worker
 from scorer_api.api import openapi
 from scorer_api.api.batch import BatchHandler
 from scorer_api.api.explain import ExplainHandler
@@ -26,7 +27,14 @@ DIRECT = frozenset({"/v1/score", "/v1/score/batch", "/v1/route", "/v1/route/done
 
 
 def make_router(
-    settings: Settings, view: View, pods: Pods, picking: Picking, metrics: ScorerMetrics, registry: CollectorRegistry, access: Access
+    settings: Settings,
+    view: View,
+    pods: Pods,
+    picking: Picking,
+    metrics: ScorerMetrics,
+    registry: CollectorRegistry,
+    access: Access,
+    worker: Worker | None = None,
 ) -> APIRouter:
     """All routes of such a role, over these parts."""
     router = APIRouter()
@@ -34,7 +42,7 @@ def make_router(
     scores = ScoreHandler(view, resolver, metrics, picking.router)
     batches = BatchHandler(scores, resolver, metrics)
     explanations = ExplainHandler(view, resolver, pods, picking.adapters, metrics, settings.limits.routing.load_max_age_s)
-    picks = RouteHandler(view, resolver, picking.router, picking.apis, route_metrics)
+    picks = RouteHandler(view, resolver, picking.router, picking.routed, picking.apis, route_metrics)
 
     async def read(request: Request) -> tuple[bytes, str, str]:
         """A request's body, its media type, and that of the answer."""
@@ -65,7 +73,7 @@ def make_router(
     async def done(request: Request) -> Response:
         """A routed request is over, or never was: what counted of it counts no more. One that does not count here is no mistake."""
         body, media_type, accepted = await read(request)
-        return Response(picks.done(body, media_type, accepted), media_type=accepted)
+        return Response(await picks.done(body, media_type, accepted), media_type=accepted)
 
     @router.post("/v1/explain", **openapi.EXPLAIN)
     async def explain(request: Request) -> Response:
@@ -79,7 +87,7 @@ def make_router(
         """Every known model, with its pods."""
         return respond(ModelsAnswer([ModelAnswer(name, names) for name, names in view.models().items()]))
 
-    add_pick(router, settings, picking.picker, picking.pick_metrics)
+    add_pick(router, settings, picking.picker, picking.routed, picking.pick_metrics)
     add_page(router)
-    add_routes(router, settings, pods, registry, access)
+    add_routes(router, settings, pods, registry, access, worker)
     return router

@@ -3,11 +3,11 @@
 import argparse
 
 from indexer.main.parser import add_config
-from indexer.main.serving import serve_until_stopped
+from indexer.main.workers import serve_with_workers
 from scorer_api.app import make_api
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
     add_config(parser, with_engines=False)
-    parser.set_defaults(command=lambda parsed: serve_until_stopped(parsed, make_api, needs_redis=True))
+    parser.set_defaults(command=lambda parsed: serve_with_workers(parsed, make_api))

@@ -20,6 +20,7 @@ from indexer.store.health import UNREACHABLE
 from indexer.streams.pool import PodStatus
 from indexer.streams.readiness import Readiness, failure_of, readiness
 from indexer.streams.status import PublishedStatus, StreamStatus
+from indexer.workers.worker import Worker
 from scorer_api.following.followed_stream import FollowedStream, published_status
 from scorer_api.following.follower import Follower
 
@@ -28,18 +29,24 @@ log = logging.getLogger(__name__)
 # A deletion waits so long until the deleted pod is gone from the answers, which takes milliseconds.
 GONE_TIMEOUT_S = 2.0
 GONE_POLL_S = 0.005
+# What is loaded is confirmed by the next survey, which comes each second.
+CONFIRMED_S = 2.0
 
 
 class SharedPods:
-    """Behind `/v1/pods` and `/readyz`. What is registered here is known to all replicas. `service`: the indexer in this process, if there is one."""
+    """Behind `/v1/pods` and `/readyz`. What is registered here is known to all replicas. `service`: the indexer in this process, if there is one.
+    `worker`: this one, where processes share the port.
+    """
 
-    def __init__(self, settings: Settings, follower: Follower, service: ReplicaService | None = None) -> None:
+    def __init__(self, settings: Settings, follower: Follower, service: ReplicaService | None = None, worker: Worker | None = None) -> None:
+        self._worker = worker
         self._service = service
         self._settings = settings
         self._follower = follower
         self._registry = follower.registry
         self._started_s = time.monotonic()
         self._ready = False
+        self._loaded_s: float | None = None
 
     # Pods
 
@@ -193,17 +200,34 @@ class SharedPods:
 
     # Readiness
 
-    def readiness(self) -> Readiness:
-        """Ready once all that there was at first is loaded, however long that takes; where there is nothing, after a while. Then for good."""
+    def is_loaded(self) -> bool:
+        """Whether all that there was at first is loaded, however long that takes; where there is nothing, after a while. Then for good."""
         if not self._ready:
             has_waited = time.monotonic() - self._started_s >= self._settings.ready_after_s
             self._ready = self._follower.is_settled or (self._follower.is_empty and has_waited)
+        return self._ready
+
+    def is_caught_up(self) -> bool:
+        """Whether the owners of all streams have confirmed what is loaded, too; where one does not, after a while."""
+        if not self.is_loaded():
+            return False
+        now_s = time.monotonic()
+        self._loaded_s = self._loaded_s or now_s
+        return now_s - self._loaded_s >= CONFIRMED_S or not any(self._doubt(stream) for stream in self._follower.streams())
+
+    def readiness(self) -> Readiness:
+        """Ready once all is loaded, here and in the other workers that accept requests."""
+        is_ready = self.is_loaded()
         reasons = [*self._failures(), *(reason for stream in self._follower.streams() if (reason := self._doubt(stream)))]
         if self._service is not None:
             own = self._service.readiness()
-            self._ready = self._ready and own.is_ready
+            is_ready = self._ready = is_ready and own.is_ready
             reasons += own.reasons
-        return readiness(is_ready=self._ready, reasons=reasons)
+        if self._worker is not None:
+            others_are_ready, of_others = self._worker.readiness()
+            is_ready = is_ready and others_are_ready
+            reasons += of_others
+        return readiness(is_ready=is_ready, reasons=reasons)
 
     def _failures(self) -> list[str]:
         failure = self._follower.reader.failure

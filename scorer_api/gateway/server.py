@@ -35,8 +35,8 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", PINGS_MS),
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
-        # Otherwise two services may listen on one port, and each gets some of the calls.
-        ("grpc.so_reuseport", 0),
+        # Otherwise two services may listen on one port, and each gets some of the calls: that is for workers of one service.
+        ("grpc.so_reuseport", int(settings.workers > 1)),
     ]
 
 

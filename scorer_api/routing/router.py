@@ -8,7 +8,7 @@ trust, exclusions                                            ─┘
 import random
 import secrets
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal, Protocol
 
 from msgspec import Struct
@@ -33,6 +33,11 @@ PREFILL = "/prefill"
 TURN_MAX = 2**32
 # Above this number of models the kept figures are cleared: models come and go.
 MODELS_MAX = 4_096
+
+
+def random_id() -> str:
+    """A name for a request."""
+    return secrets.token_hex(ID_BYTES)
 
 
 class Counters(BlockCounters, Protocol):
@@ -68,7 +73,9 @@ class _ModelState:
 class Router:
     """Times are of the monotonic clock. It reads the view and changes nothing there."""
 
-    def __init__(self, settings: Settings, view: View, counters: Counters) -> None:
+    def __init__(self, settings: Settings, view: View, counters: Counters, new_id: Callable[[], str] = random_id) -> None:
+        """`new_id`: draws the id of a request."""
+        self._new_id = new_id
         self._settings = settings
         self._view = view
         self._counters = counters
@@ -94,7 +101,7 @@ class Router:
 
     def pick(self, prompt: Query, request: PickRequest, now_s: float) -> Pick:
         """Pick a pod and count the request as sent there. Raises UnknownModelError, NoPodError."""
-        return self._pick(prompt, request, now_s, secrets.token_hex(ID_BYTES))
+        return self._pick(prompt, request, now_s, self._new_id())
 
     def pick_for_prefill(self, prompt: Query, request: PickRequest, now_s: float, picked: Pick) -> Pick:
         """Pick a pod that computes the prompt of a picked request. Until `prefilled`, or `done`, the prompt counts there and not at the picked pod.

@@ -28,7 +28,13 @@ EVERYTHING: Document = {
     "settings": {"weight_cpu": 0.25, "pod_expiry_s": 120, "hash_seed": "1e3"},
     "limits": {"log_entries_max": 1_000_000, "body_timeout_s": 2.5},
     "ingest": {"replicas": 3, "extraArgs": ["--lease-s", "5"], "nodeSelector": {"a": "b"}, "tolerations": [{"operator": "Exists"}], "affinity": {}},
-    "api": {"autoscaling": {"enabled": False}, "replicas": 4, "podAnnotations": {"a": "b"}, "service": {"type": "LoadBalancer", "port": 80}},
+    "api": {
+        "autoscaling": {"enabled": False},
+        "replicas": 4,
+        "workers": 3,
+        "podAnnotations": {"a": "b"},
+        "service": {"type": "LoadBalancer", "port": 80},
+    },
     "extraVolumes": [{"name": "more", "emptyDir": {}}],
     "extraVolumeMounts": [{"name": "more", "mountPath": "/more"}],
     "redis": {"storageClass": "fast", "maxmemory": "2gb"},
@@ -45,7 +51,7 @@ EVERYTHING: Document = {
 }
 # Settings that other values of the chart make.
 SAID_ELSEWHERE = {
-    *("redis", "host", "port", "api_token_file", "admin_token_file", "tls_cert", "tls_key", "discover", "listen", "listen_replay"),
+    *("redis", "host", "port", "workers", "api_token_file", "admin_token_file", "tls_cert", "tls_key", "discover", "listen", "listen_replay"),
     *("gateway_listen", "gateway_drain_s", "gateway_tls_cert", "gateway_tls_key", "gateway_self_signed"),
 }
 DISCOVERY: Document = {
@@ -162,7 +168,7 @@ def test_engines_and_settings_arrive_as_they_were_said() -> None:
     settings = read_settings({}, (), ingest.variables, file)
     assert (settings.weight_cpu, settings.pod_expiry_s, settings.hash_seed) == (0.25, 120.0, "1e3")
     (api,) = [container for container in containers(documents) if container.name.startswith("kv-indexer-api")]
-    assert api.spec["args"] == ["api", "--config", "/etc/kv-indexer/kv-indexer.toml"]
+    assert api.spec["args"] == ["api", "--config", "/etc/kv-indexer/kv-indexer.toml", "--workers", "3"]
     assert settings.limits == Limits.of(log_entries_max=1_000_000, body_timeout_s=2.5)
     assert ingest.spec["image"] == "kv-indexer:2.0.0"
     assert named(documents, "Deployment")["kv-indexer-ingest"]["spec"]["replicas"] == 3

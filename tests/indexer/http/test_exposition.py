@@ -39,7 +39,7 @@ def registry_of(series: int) -> CollectorRegistry:
 @pytest.mark.parametrize("series", [0, 1, SAMPLES_MAX, SAMPLES_MAX + 1, 3 * SAMPLES_MAX + 7])
 def test_in_steps_it_is_the_text_that_the_library_writes_in_one(series: int, accepted: str) -> None:
     registry, (encode, _) = registry_of(series), choose_encoder(accepted)
-    assert asyncio.run(exposition(registry, encode)) == encode(registry)
+    assert asyncio.run(exposition(registry.collect(), encode)) == encode(registry)
 
 
 async def test_others_have_their_turn_while_thousands_of_series_are_written() -> None:
@@ -55,7 +55,7 @@ async def test_others_have_their_turn_while_thousands_of_series_are_written() ->
 
 async def count_turns(registry: CollectorRegistry, encode: Callable[[Collector], bytes]) -> int:
     """How often another task ran meanwhile."""
-    writing = asyncio.create_task(exposition(registry, encode))
+    writing = asyncio.create_task(exposition(registry.collect(), encode))
     turns = 0
     while not writing.done():
         turns += 1

@@ -1,0 +1,1 @@
+"""Worker processes that share one port, for `kv-indexer api --workers N`."""
