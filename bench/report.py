@@ -8,6 +8,9 @@ from msgspec import Struct
 
 from bench.provenance import Provenance
 
+# Of the file. Another one where what a measurement or a field means has changed: runs of different versions are not compared.
+VERSION = 1
+
 
 def say(text: str) -> None:
     print(text, flush=True)  # noqa: T201 - the command's output
@@ -37,7 +40,7 @@ def say_table(title: str, rows: Sequence[Struct]) -> None:
 def write(path: Path, provenance: Provenance, results: Mapping[str, Sequence[Struct]]) -> None:
     """All of it, for machines."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    document = {"provenance": provenance, "results": results}
+    document = {"version": VERSION, "provenance": provenance, "results": results}
     path.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
 
 
