@@ -26,18 +26,19 @@ class PodsPage(Struct, frozen=True):
         """All of them as they are, or, where the query has `limit` or `after`, a page of them by name. Raises Problem 422."""
         if "limit" not in query and "after" not in query:
             return cls(names)
-        limit = _limit(query.get("limit"))
+        limit = read_limit(query.get("limit"), PAGE_PODS_MAX, PAGE_PODS_MAX)
         ordered = sorted(names)
         start = bisect_right(ordered, query["after"]) if "after" in query else 0
         page = ordered[start : start + limit]
         return cls(page, page[-1] if start + limit < len(ordered) else None)
 
 
-def _limit(text: str | None) -> int:
+def read_limit(text: str | None, most: int, default: int) -> int:
+    """The parameter `limit` of a query. Raises Problem 422."""
     if text is None:
-        return PAGE_PODS_MAX
-    if not (text.isascii() and text.isdigit() and len(text) <= len(str(PAGE_PODS_MAX)) and 1 <= int(text) <= PAGE_PODS_MAX):
-        raise Problem(422, f"limit: should be a whole number from 1 to {PAGE_PODS_MAX}")
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(most)) and 1 <= int(text) <= most):
+        raise Problem(422, f"limit: should be a whole number from 1 to {most}")
     return int(text)
 
 

@@ -6,7 +6,7 @@ from indexer.core.block_keys import TOKEN_MAX
 from indexer.http import schemas
 from scorer_api.api.pick_schemas import PickError
 from scorer_api.api.route_schemas import DoneAnswer, DoneRequest, RouteAnswer, RouteRequest
-from scorer_api.api.schemas import BATCH_REQUESTS_MAX, SOURCES, BatchProblem, ExplainAnswer, ModelsAnswer, ScoreAnswer, ScoreRequest
+from scorer_api.api.schemas import BATCH_REQUESTS_MAX, SOURCES, BatchProblem, ExplainAnswer, HotAnswer, ModelsAnswer, ScoreAnswer, ScoreRequest
 
 HASH = {"type": "integer", "minimum": 0, "maximum": 2**64 - 1}
 _OBJECTS = {"type": "array", "items": {"type": "object"}}
@@ -25,7 +25,7 @@ EXTRA_KEY = [{"type": "string"}, {"type": "integer", "minimum": -(2**63), "maxim
 
 
 TYPES: tuple[Any, ...] = (
-    *(ScoreRequest, ScoreAnswer, BatchProblem, ExplainAnswer, ModelsAnswer),
+    *(ScoreRequest, ScoreAnswer, BatchProblem, ExplainAnswer, ModelsAnswer, HotAnswer),
     *(RouteRequest, RouteAnswer, DoneRequest, DoneAnswer, PickError),
 )
 

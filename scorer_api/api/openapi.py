@@ -72,3 +72,25 @@ PICK_DONE: dict[str, Any] = {
     "responses": {**_PICK, 204: {"description": "The picked request with this id counts no more."}},
 }
 MODELS: dict[str, Any] = {"responses": responses("Every known model.", "ModelsAnswer")}
+HOT_LIMIT_MAX, HOT_LIMIT = 200, 50
+HOT: dict[str, Any] = {
+    "responses": responses("The prefixes that are asked for most.", "HotAnswer", 422, 501),
+    "openapi_extra": {
+        "parameters": [
+            {
+                "name": "model",
+                "in": "query",
+                "required": False,
+                "description": "Prefixes of this model only.",
+                "schema": {"type": "string"},
+            },
+            {
+                "name": "limit",
+                "in": "query",
+                "required": False,
+                "description": "At most so many.",
+                "schema": {"type": "integer", "minimum": 1, "maximum": HOT_LIMIT_MAX, "default": HOT_LIMIT},
+            },
+        ]
+    },
+}

@@ -12,6 +12,7 @@ from indexer.workers.worker import Worker
 from scorer_api.api import openapi
 from scorer_api.api.batch import BatchHandler
 from scorer_api.api.explain import ExplainHandler
+from scorer_api.api.hot import encoded_hot
 from scorer_api.api.outcomes import count_failures
 from scorer_api.api.page import add_page
 from scorer_api.api.pick_http import add_pick
@@ -86,6 +87,11 @@ def make_router(
     async def models() -> Response:
         """Every known model, with its pods."""
         return respond(ModelsAnswer([ModelAnswer(name, names) for name, names in view.models().items()]))
+
+    @router.get("/v1/hot", **openapi.HOT)
+    async def hot(request: Request) -> Response:
+        """Which prefixes are asked for most, how often, and which pods hold them? Known by their block keys, never by their tokens."""
+        return await respond_in_pieces(encoded_hot(view, request.query_params), JSON)
 
     add_pick(router, settings, picking.picker, picking.routed, picking.pick_metrics)
     add_page(router)

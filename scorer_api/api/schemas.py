@@ -143,3 +143,24 @@ class ModelsAnswer(Struct, frozen=True):
     """Every known model."""
 
     models: list[ModelAnswer]
+
+
+class HotPrefixAnswer(Struct, frozen=True):
+    """A prefix that prompts begin with. Counts decay: what was asked for a half-life ago counts half."""
+
+    model: str
+    prefix: Annotated[str, Meta(description="The key of its last block, 16 hexadecimal digits; it stands for all blocks up to there.")]
+    parent: Annotated[str | None, Meta(description="The hot prefix that this one continues; null where it continues none.")]
+    blocks: int
+    tokens: int
+    requests: Annotated[float, Meta(description="How many prompts began with it, those of a half-life ago by half.")]
+    share: Annotated[float, Meta(ge=0, le=1, description="Their part of all prompts of the model.")]
+    asked_age_s: Annotated[float, Meta(description="Seconds since the last of them.")]
+    held: Annotated[dict[str, int], Meta(description="Pod → how many of the tokens it holds now; pods that hold none are left out.")]
+
+
+class HotAnswer(Struct, frozen=True):
+    """The prefixes that are asked for most, those first; one is never before the one that it continues."""
+
+    half_life_s: float
+    prefixes: list[HotPrefixAnswer]

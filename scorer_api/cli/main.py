@@ -19,6 +19,7 @@ COMMANDS = {
     "explain": "ask a running service why each pod's match of a prompt ends where it does",
     "doctor": "find out why scores are zero, or what else is wrong, and how to fix it",
     "pods": "list the pods of a running service and their streams",
+    "hot": "list the prefixes that are asked for most, and the pods that hold them",
     "top": "show a live view of a running service in the terminal",
     "record": "write what engines publish to files",
     "replay": "play such a file as the engines would; prints their specs",

@@ -20,13 +20,14 @@ from scorer_api.client.calls import (
     Tokens,
     done_call,
     explain_call,
+    hot_call,
     route_call,
     score_call,
     trusted,
 )
 from scorer_api.client.changes import Change, Watch
 from scorer_api.client.errors import ClientError
-from scorer_api.client.responses import DoneAnswer, ExplainAnswer, PodStatus, RouteAnswer, ScoreAnswer
+from scorer_api.client.responses import DoneAnswer, ExplainAnswer, HotAnswer, PodStatus, RouteAnswer, ScoreAnswer
 from scorer_api.client.retries import DEFAULT, NONE, Retries
 
 A = TypeVar("A")
@@ -85,6 +86,10 @@ class AsyncClient:
     async def pods(self) -> list[PodStatus]:
         """Return every registered pod with the state of its streams."""
         return (await self._ask(PODS, self._retries)).pods
+
+    async def hot(self, model: str | None = None, limit: int | None = None) -> HotAnswer:
+        """Return the prefixes that are asked for most, and which pods hold them. ProblemError with status 501 where the service does not count."""
+        return await self._ask(hot_call(model, limit), self._retries)
 
     async def metrics(self) -> str:
         """Return the service's metrics in the text format of Prometheus."""

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from os import PathLike, fspath
 from typing import Any, Generic, TypedDict, TypeVar
+from urllib.parse import urlencode
 
 import httpx
 import msgspec
 from msgspec import Struct
 
 from scorer_api.client.errors import NoAnswerError, ProblemError, StrangeAnswerError
-from scorer_api.client.responses import DoneAnswer, ExplainAnswer, PodsAnswer, Problem, RouteAnswer, ScoreAnswer
+from scorer_api.client.responses import DoneAnswer, ExplainAnswer, HotAnswer, PodsAnswer, Problem, RouteAnswer, ScoreAnswer
 
 A = TypeVar("A")
 MSGPACK = "application/msgpack"
@@ -71,6 +72,7 @@ _decode_explain = msgspec.msgpack.Decoder(ExplainAnswer).decode
 _decode_route = msgspec.msgpack.Decoder(RouteAnswer).decode
 _decode_done = msgspec.msgpack.Decoder(DoneAnswer).decode
 _decode_pods = msgspec.json.Decoder(PodsAnswer).decode
+_decode_hot = msgspec.json.Decoder(HotAnswer).decode
 _decode_problem = msgspec.json.Decoder(Problem).decode
 PODS = Call("/v1/pods", None, _decode_pods)
 METRICS = Call("/metrics", None, bytes.decode)
@@ -94,6 +96,12 @@ def route_call(model: str, token_ids: Tokens | None, asked: RouteAsked) -> Call[
 def done_call(name: str) -> Call[DoneAnswer]:
     """`name`: the id of a routed request."""
     return Call("/v1/route/done", msgspec.msgpack.encode({"id": name}), _decode_done)
+
+
+def hot_call(model: str | None, limit: int | None) -> Call[HotAnswer]:
+    """The hottest prefixes, of this model or of all."""
+    given = {key: str(value) for key, value in (("model", model), ("limit", limit)) if value is not None}
+    return Call("/v1/hot" + (f"?{urlencode(given)}" if given else ""), None, _decode_hot)
 
 
 def _body(model: str, token_ids: Tokens | None, asked: Asked | RouteAsked) -> bytes:

@@ -226,6 +226,30 @@ class PodsAnswer(Struct, frozen=True):
     pods: list[PodStatus]
 
 
+class HotPrefix(Struct, frozen=True):
+    """A prefix that prompts begin with, by the key of its last block. `parent`: the hot prefix that it continues.
+
+    `requests`: how many prompts, those of a half-life ago by half; `share`: their part of all of the model. `held`: pod → tokens of it held now.
+    """
+
+    model: str
+    prefix: str
+    parent: str | None
+    blocks: int
+    tokens: int
+    requests: float
+    share: float
+    asked_age_s: float
+    held: dict[str, int]
+
+
+class HotAnswer(Struct, frozen=True):
+    """The prefixes that are asked for most, those first."""
+
+    half_life_s: float
+    prefixes: list[HotPrefix]
+
+
 class Problem(Struct, frozen=True):
     """`application/problem+json`."""
 

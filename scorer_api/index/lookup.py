@@ -9,6 +9,7 @@ query ─▶ Walk(keys, steps) ─┬▶ RankScore, PodScore     how far each ra
 A rank of a model with several KV-cache groups walks with the group that has all blocks of a hit; how much of that is one, the hit rule says.
 """
 
+from array import array
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
@@ -258,6 +259,21 @@ def hybrid_match(walk: Walk, holders: Holders, rule: HitRule) -> Match:
         on_gpu = next(iter(runs_of(anchor, walk.steps)), (Tier.GPU, 0))
         hit = max(hit, longest_hit(rule, spans, on_gpu[1]) if on_gpu[0] is Tier.GPU else 0)
     return cut_match(anchor, walk.steps, hit, rule.alignment)
+
+
+def held_tokens(index: PrefixIndex, cut: tuple[int, int], pods: Pods, keys: "array[int]") -> dict[str, int]:
+    """Pod → how many tokens of a prompt with these block keys it holds, by its best rank. Pods that hold none are left out."""
+    ranks = {pod: [s.holders for s in ranks.values() if s.cut == cut and s.holders is not None] for pod, ranks in pods.items()}
+    block_size, lookahead = cut
+    length = len(keys) * block_size + max(1, lookahead)
+    walk = Walk(index, cut, [holders for each in ranks.values() for holders in each], [keys], keys, length)
+    found = {}
+    for pod, each in ranks.items():
+        matches = [(walk.matches[holders.lead] if holders.rule is None else hybrid_match(walk, holders, holders.rule), holders) for holders in each]
+        held = max((match.matched_blocks * holders.block_size for match, holders in matches), default=0)
+        if held:
+            found[pod] = held
+    return found
 
 
 def matched_by_rank(ranks: Sequence[RankScore]) -> dict[str, int]:

@@ -6,6 +6,7 @@ stream holds, once it has loaded it, for what it held before.
 
 import math
 import time
+from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Protocol
 
@@ -18,12 +19,14 @@ from indexer.core.store import StreamPosition
 from scorer_api.index.engine_hashes import EngineHashes, FollowedHashes, HashKeys, KeyOf, OwnedHashes
 from scorer_api.index.holders import Holders
 from scorer_api.index.holding import Holding
-from scorer_api.index.lookup import Lookup, PodScore
+from scorer_api.index.hot_prefixes import DEPTH_MAX, Cut, HotPrefixes
+from scorer_api.index.lookup import Lookup, PodScore, held_tokens
 from scorer_api.index.pod_loads import PodLoads
 from scorer_api.index.prefix_index import PrefixIndex
 from scorer_api.index.preparation import prepare_hashes, prepare_prompt
 from scorer_api.index.prompt import Prompt, PromptKeys, Query
 from scorer_api.index.removals import Removals
+from scorer_api.index.scoring import usable_blocks
 from scorer_api.index.state import IndexedModel, IndexedStream
 from scorer_api.index.traces import PodTrace
 
@@ -61,6 +64,8 @@ class View:
         self.listener: Listener | None = None
         self.mapped_key: Callable[[StreamKey], KeyOf | None] | None = None
         """Where the streams run in this process: the block keys of a stream's engine hashes."""
+        self.hot = HotPrefixes(settings.hot_prefixes) if settings.hot_prefixes else None
+        """Which prefixes are asked for; None where that is not counted."""
         self._models: dict[str, IndexedModel] = {}
         self._heartbeat_at_s: float | None = None
         self._hash_seed = settings.hash_seed
@@ -209,7 +214,24 @@ class View:
             model = self._models[query.model]
             model.prompts += 1
             model.unmatched = 0 if scores and scores[0].ranks[0].match.matched_blocks else model.unmatched + 1
+            if self.hot is not None:
+                self._note_asked(self.hot, query.model, lookup.prompt_keys, model.indexes)
         return lookup, scores
+
+    def _note_asked(self, hot: HotPrefixes, model: str, keys: PromptKeys, cuts: Iterable[Cut]) -> None:
+        now_s = self._clock()
+        for cut in cuts:
+            usable = min(DEPTH_MAX, usable_blocks(keys.length, *cut))
+            runs = keys.runs(*cut)
+            while len(keys.computed(*cut)) < usable and next(runs, None) is not None:
+                pass
+            hot.note(model, cut, keys.computed(*cut)[:usable], now_s)
+
+    def held_tokens(self, model: str, cut: Cut, keys: "array[int]") -> dict[str, int]:
+        """Pod → how many tokens of the prompts that begin with these keys it holds now. Pods that hold none are left out."""
+        known = self._models.get(model)
+        index = None if known is None else known.indexes.get(cut)
+        return {} if known is None or index is None else held_tokens(index, cut, known.pods, keys)
 
     def trace(self, query: Query) -> list[PodTrace]:
         """Every pod of the model like `score`, and what is known of the block at which each rank's match ends. Raises KeyError."""

@@ -38,8 +38,8 @@ def holds(*held: int, tier: Tier = GPU, gone: tuple[int, ...] = ()) -> Change:
     return made
 
 
-def new_view(*streams: StreamKey) -> View:
-    view = View(Settings())
+def new_view(*streams: StreamKey, hot_prefixes: int = 0) -> View:
+    view = View(Settings(hot_prefixes=hot_prefixes))
     for stream in streams:
         view.open(stream)
     return view
