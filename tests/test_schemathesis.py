@@ -37,7 +37,7 @@ def as_ever(asked: object) -> tuple[int, bytes]:
 def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
     """All of its checks and phases, always the same requests; what is asked for is a real model, whose pod holds what many prompts begin with."""
     with Engine() as engine, EngineServer(routes={"/tokenize": as_ever}) as api, contextlib.ExitStack() as stack:
-        service = stack.enter_context(serve(None, engine.spec(POD, MODEL, http=api.url), listen=f"tcp://127.0.0.1:{free_port()}"))
+        service = stack.enter_context(serve(None, engine.spec(POD, MODEL, http=api.url), listen=f"tcp://127.0.0.1:{free_port()}", hot_prefixes="100"))
         number = engine.publish(stored(range(1, BLOCKS + 1), range(4 * BLOCKS)))
         service.wait_url().wait_for(pod=POD, sequence=number, trust="live")
         assert requests_made(service, tmp_path) > 500
@@ -67,7 +67,9 @@ def test_schemathesis_finds_nothing_where_tokens_are_needed(tmp_path: Path) -> N
         (tmp_path / name).write_text(token)
     files = {"api_token_file": str(tmp_path / "api"), "admin_token_file": str(tmp_path / "admin")}
     with Engine() as engine, EngineServer(routes={"/tokenize": as_ever}) as api, contextlib.ExitStack() as stack:
-        service = stack.enter_context(serve(None, engine.spec(POD, MODEL, http=api.url), listen=f"tcp://127.0.0.1:{free_port()}", **files))
+        service = stack.enter_context(
+            serve(None, engine.spec(POD, MODEL, http=api.url), listen=f"tcp://127.0.0.1:{free_port()}", hot_prefixes="100", **files)
+        )
         service.http.headers["Authorization"] = f"Bearer {OF_AN_ADMIN}"
         number = engine.publish(stored(range(1, BLOCKS + 1), range(4 * BLOCKS)))
         service.wait_url().wait_for(pod=POD, sequence=number, trust="live")

@@ -67,9 +67,8 @@ class _Node:
 
 
 class HotPrefixes:
-    """Keeps at most `nodes_max` nodes, and KEYS_PER_NODE times as many keys, or those of two long prompts: 8 bytes each. Those that are asked for least make room.
-
-    A prefix that made room begins at 0 when it comes back, so a count is never too high. Times are of one monotonic clock.
+    """Keeps at most `nodes_max` nodes, and KEYS_PER_NODE times as many keys, or those of two long prompts: 8 bytes each. Those that are asked for
+    least make room. A prefix that made room begins at 0 when it comes back, so a count is never too high. Times are of one monotonic clock.
     """
 
     def __init__(self, nodes_max: int, half_life_s: float = HALF_LIFE_S) -> None:
