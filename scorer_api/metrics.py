@@ -35,6 +35,8 @@ class ScorerMetrics:
     """All metrics of the query side, in one registry."""
 
     def __init__(self, registry: CollectorRegistry, view: View) -> None:
+        prefixes = Gauge("kv_indexer_hot_prefixes", "Prefixes that are counted for /v1/hot; 0 without --hot-prefixes.", registry=registry)
+        prefixes.set_function(lambda: 0 if view.hot is None else view.hot.nodes)
         requests = Counter("kv_indexer_score_requests", "Score requests, by outcome.", ["outcome"], registry=registry)
         latency = Histogram(
             "kv_indexer_score_seconds", "Time spent on a score request, by phase.", ["phase"], buckets=PHASE_BUCKETS_S, registry=registry

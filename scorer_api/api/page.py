@@ -9,7 +9,7 @@ from indexer.http.routes import ROOT_PATH, add_root
 FOLDER = files("scorer_api.api") / "ui"
 PAGE = "index.html"
 MEDIA_TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
-ASSETS = ("style.css", "icon.svg", "main.js", "service.js", "dom.js", "pods.js", "chart.js", "answer.js")
+ASSETS = ("style.css", "icon.svg", "main.js", "service.js", "dom.js", "pods.js", "chart.js", "answer.js", "history.js", "hot.js")
 FILES = {"/ui": PAGE} | {f"/ui/{name}": name for name in ASSETS}
 PATHS = frozenset({*FILES, ROOT_PATH})
 """These need no token: a browser sends none when it opens a page."""

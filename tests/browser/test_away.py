@@ -104,7 +104,7 @@ def test_a_token_is_asked_for_kept_in_the_tab_and_forgotten(browser: Browser, en
         browser.open(f"{service.url}/ui")
         browser.wait_for("#summary", "1 pod")
         with_token = [request for request in browser.requests() if request.headers.get("Authorization") == f"Bearer {TOKEN}"]
-        assert {request.url.removeprefix(service.url) for request in with_token} == {"/v1/pods", "/v1/models", "/v1/explain"}
+        assert {request.url.removeprefix(service.url) for request in with_token} == {"/v1/pods", "/v1/models", "/metrics", "/v1/explain"}
 
         file.write_text(f"{OTHER}\n")
         browser.wait_for("#token-why", "not a good one")

@@ -1,13 +1,16 @@
 // The page: what it asks for by itself, and what the user asks.
-import { by, el, say } from "./dom.js";
+import { by, count, el, say } from "./dom.js";
 import { showAnswer } from "./answer.js";
 import { sample } from "./chart.js";
-import { filter, showPods, totals } from "./pods.js";
-import { ask, Refusal, token } from "./service.js";
+import { showHistory } from "./history.js";
+import { showHot } from "./hot.js";
+import { rearrange, showPods, totals } from "./pods.js";
+import { ask, askText, Refusal, token } from "./service.js";
 
 const EVERY_MS = 2_000;
 const KINDS = {
   prompt: ["Prompt", "", ""],
+  chat: ["Chat", "A line for each turn, which begins with system:, user: or assistant:; other lines continue the one before.", "user: Hello"],
   messages: ["Messages", 'A JSON list of messages, or an object with messages and tools, chat_template_kwargs or add_generation_prompt.', '[{"role": "user", "content": "Hello"}]'],
   token_ids: ["Token ids", "A JSON list, or numbers with spaces or commas between them.", "1 2 3 …"],
 };
@@ -24,7 +27,7 @@ async function poll() {
   clearTimeout(timer);
   const mine = ++round;
   try {
-    const [{ pods }, { models }] = await Promise.all([ask("v1/pods"), ask("v1/models")]);
+    const [{ pods }, { models }, metrics] = await Promise.all([ask("v1/pods"), ask("v1/models"), askText("metrics")]);
     awaySince = null;
     say(by("trouble"), "");
     const { held, line } = totals(pods);
@@ -32,10 +35,14 @@ async function poll() {
     showPods(pods);
     showModels(models.map((one) => one.model));
     sample(held);
+    const { prefixes } = showHistory(metrics, pods);
+    // One that does not count would refuse.
+    showHot(prefixes ? (await ask("v1/hot?limit=20")).prefixes : []);
     by("forget").hidden = !token.get();
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     sample(null);
+    showHistory(null);
     if (error.status === 401) return wantToken(error.detail);
     awaySince ??= new Date();
     say(by("trouble"), `${error.message}. What is shown is from before ${awaySince.toLocaleTimeString()}; the page goes on when the service is back.`);
@@ -102,6 +109,17 @@ function parsed(text, what) {
 
 const READ = {
   prompt: (text) => ({ prompt: text }),
+  chat(text) {
+    const messages = [];
+    for (const line of text.split("\n")) {
+      const turn = /^\s*(system|user|assistant):\s?(.*)$/i.exec(line);
+      if (turn) messages.push({ role: turn[1].toLowerCase(), content: turn[2] });
+      else if (messages.length) messages.at(-1).content += `\n${line}`;
+      else if (line.trim()) throw new Mistake("given", "The first line should begin with system:, user: or assistant:");
+    }
+    for (const message of messages) message.content = message.content.trimEnd();
+    return { messages };
+  },
   messages(text) {
     const found = parsed(text, "Messages");
     const given = Array.isArray(found) ? { messages: found } : found;
@@ -145,19 +163,44 @@ async function explain() {
     showAnswer(answer);
     by("said").scrollIntoView({ block: "nearest" });
   } catch (error) {
-    if (mine !== running) return;
-    say(by("said"), "");
-    if (mine.signal.aborted) return say(by("said"), "Not asked any more.");
-    by("answer").hidden = true;
-    if (error instanceof Mistake) return wrong(error.message, error.id);
-    if (!(error instanceof Refusal)) throw error;
-    wrong(error.message);
-    if (error.status === 401) wantToken(error.detail);
+    failed(error, mine);
   } finally {
     if (mine === running) running = null;
   }
 }
 
+/** The pick counts as a request until it is reported as done, so that is said at once. */
+async function pick() {
+  running?.abort();
+  const mine = (running = new AbortController());
+  try {
+    const body = request();
+    wrong("");
+    say(by("said"), "Asking …");
+    const picked = await ask("v1/route", body, mine.signal);
+    await ask("v1/route/done", { id: picked.id }, mine.signal);
+    const { matched_tokens } = picked.reason[picked.pod];
+    const others = picked.fallbacks.length ? ` The next ones: ${picked.fallbacks.slice(0, 3).join(", ")}.` : "";
+    say(by("said"), `It would go to ${picked.pod}, for ${picked.picked_for.replaceAll("_", " ")}: ${matched_tokens} of ${count(picked.tokens, "token")} are in its cache.${others}`);
+  } catch (error) {
+    failed(error, mine);
+  } finally {
+    if (mine === running) running = null;
+  }
+}
+
+function failed(error, mine) {
+  if (mine !== running) return;
+  say(by("said"), "");
+  if (mine.signal.aborted) return say(by("said"), "Not asked any more.");
+  by("answer").hidden = true;
+  if (error instanceof Mistake) return wrong(error.message, error.id);
+  if (!(error instanceof Refusal)) throw error;
+  wrong(error.message);
+  if (error.status === 401) wantToken(error.detail);
+}
+
+by("pick").addEventListener("click", pick);
 by("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   explain();
@@ -178,7 +221,7 @@ function showKind() {
 }
 for (const radio of document.querySelectorAll("[name=source]")) radio.addEventListener("change", showKind);
 showKind();
-by("filter").addEventListener("input", filter);
+for (const name of ["filter", "sort", "backwards"]) by(name).addEventListener("input", rearrange);
 
 // Light and dark
 

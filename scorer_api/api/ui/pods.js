@@ -1,4 +1,4 @@
-// The table of pods: a row for each stream, changed in place.
+// The table of pods: a row for each stream, changed in place, in the order that is chosen.
 import { age, by, count, el, named, number, say, swatch, TIERS, trusted } from "./dom.js";
 
 const rows = new Map();
@@ -39,39 +39,93 @@ function show(cell, name, value) {
   cell.replaceChildren(...(!text ? ["–"] : Array.isArray(value) ? listed(value) : [name === "Trust" ? trusted(text) : NAMES.has(name) ? named(text) : text]));
 }
 
+/** How many rows there are at first, and how many more each time that the end of the list comes into view: thousands would make each round slow. */
+const STEP = 250;
+let entries = [];
+let limit = STEP;
+let wanting = 0;
+
+const sum = (blocks) => Object.values(blocks).reduce((a, b) => a + b, 0);
+// What is in order by another value than its text.
+const ORDER = {
+  Rank: (_, stream) => stream?.rank,
+  Blocks: (_, stream) => stream && sum(stream.blocks),
+  Drops: (_, stream) => stream?.drops_last_block,
+  "Last batch": (_, stream) => stream?.last_batch_age_s,
+  Sequence: (_, stream) => stream?.sequence,
+};
+by("sort").append(el("option", { value: "" }, "registration"), ...COLUMNS.map(([name]) => el("option", { value: name }, name.toLowerCase())));
+
+/** What is not known comes last, in either direction. */
+function compare(one, other) {
+  const missing = (value) => value === undefined || value === null || value === "";
+  if (missing(one.order) || missing(other.order)) return missing(one.order) - missing(other.order);
+  const found = typeof one.order === "number" ? one.order - other.order : one.order.localeCompare(other.order, "en", { numeric: true });
+  return by("backwards").checked ? -found : found;
+}
+
 /** `pods`: of /v1/pods. */
 export function showPods(pods) {
-  const seen = new Set();
+  entries = pods.flatMap((pod) =>
+    (pod.streams.length ? pod.streams : [undefined]).map((stream) => ({ key: JSON.stringify([pod.model, pod.pod, stream?.rank]), pod, stream, values: COLUMNS.map(([, , of]) => of(pod, stream) || "") })),
+  );
+  render();
+}
+
+function render() {
+  const wanted = by("filter").value.trim().toLowerCase();
+  const texts = (entry) => entry.values.map((value) => (Array.isArray(value) ? value.join(", ") : value).toLowerCase());
+  let found = wanted ? entries.filter((entry) => texts(entry).some((text) => text.includes(wanted))) : entries;
+  const chosen = COLUMNS.findIndex(([name]) => name === by("sort").value);
+  if (chosen >= 0) {
+    const of = ORDER[COLUMNS[chosen][0]];
+    found = found.map((entry) => ({ ...entry, order: of ? of(entry.pod, entry.stream) : String(entry.values[chosen]) })).sort(compare);
+  }
+  [...by("columns").children].forEach((head, place) => {
+    if (place === chosen) head.setAttribute("aria-sort", by("backwards").checked ? "descending" : "ascending");
+    else head.removeAttribute("aria-sort");
+  });
+  wanting = found.length - limit;
+  place(found.slice(0, limit));
+  by("table").setAttribute("aria-rowcount", found.length + 1);
+  const all = entries.length;
+  say(by("shown"), !all ? "No pod is registered" : wanted ? `${number(found.length)} of ${count(all, "stream")}` : count(all, "stream"));
+}
+
+/** Change the rows in place, so that the focus and what is selected stay. */
+function place(shown) {
   const body = by("streams");
-  for (const pod of pods) {
-    for (const stream of pod.streams.length ? pod.streams : [undefined]) {
-      const key = JSON.stringify([pod.pod, stream?.rank]);
-      seen.add(key);
-      const row = rows.get(key) ?? newRow();
-      rows.set(key, row);
-      COLUMNS.forEach(([name, , of], place) => show(row.cells[place], name, of(pod, stream) || ""));
-      const place = seen.size - 1;
-      if (body.rows[place] !== row) body.insertBefore(row, body.rows[place] ?? null);
-    }
+  const seen = new Set();
+  for (const { key, values } of shown) {
+    const row = rows.get(key) ?? newRow();
+    rows.set(key, row);
+    COLUMNS.forEach(([name], cell) => show(row.cells[cell], name, values[cell]));
+    row.setAttribute("aria-rowindex", seen.size + 2);
+    if (body.rows[seen.size] !== row) body.insertBefore(row, body.rows[seen.size] ?? null);
+    seen.add(key);
   }
   for (const [key, row] of rows) {
     if (seen.has(key)) continue;
     row.remove();
     rows.delete(key);
   }
-  filter();
 }
 
-export function filter() {
-  const wanted = by("filter").value.trim().toLowerCase();
-  let shown = 0;
-  for (const row of rows.values()) {
-    row.hidden = wanted !== "" && ![...row.cells].some((cell) => cell.dataset.text.toLowerCase().includes(wanted));
-    shown += !row.hidden;
-  }
-  const all = rows.size;
-  say(by("shown"), !all ? "No pod is registered" : wanted ? `${number(shown)} of ${count(all, "stream")}` : count(all, "stream"));
+/** Another filter or order: from the top again. */
+export function rearrange() {
+  limit = STEP;
+  by("list").scrollTop = 0;
+  render();
 }
+
+new IntersectionObserver(
+  ([end]) => {
+    if (!end.isIntersecting || wanting <= 0) return;
+    limit += STEP;
+    render();
+  },
+  { root: by("list"), rootMargin: "400px" },
+).observe(by("end"));
 
 /** One line for all pods, and the blocks that they hold by tier. */
 export function totals(pods) {

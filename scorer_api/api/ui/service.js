@@ -20,8 +20,13 @@ export class Refusal extends Error {
 }
 
 /** The decoded answer. `body`: what to POST. Throws Refusal, and AbortError where `signal` says stop. */
-export async function ask(path, body, signal) {
-  const headers = { Accept: "application/json" };
+export const ask = (path, body, signal) => asked(path, "application/json", (response) => response.json(), body, signal);
+
+/** The answer as text. Throws Refusal. */
+export const askText = (path) => asked(path, "text/plain", (response) => (response.ok ? response.text() : response.json()));
+
+async function asked(path, accept, read, body, signal) {
+  const headers = { Accept: accept };
   const used = token.get();
   if (used) headers.Authorization = `Bearer ${used}`;
   if (body) headers["Content-Type"] = "application/json";
@@ -31,7 +36,7 @@ export async function ask(path, body, signal) {
   let response, answer;
   try {
     response = await fetch(path, { ...options, signal: signal ? AbortSignal.any([signal, limit]) : limit });
-    answer = await response.json().catch((error) => {
+    answer = await read(response).catch((error) => {
       if (error instanceof SyntaxError) return null;
       throw error;
     });
