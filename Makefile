@@ -20,7 +20,7 @@ ENGINE_PYTHON ?= python3.11
 ENGINE_VENV := .venv-engine
 ENGINE_READY := $(ENGINE_VENV)/.ready
 
-.PHONY: help run test test-mechanisms test-simulation test-hostile test-hang-ups test-fuzz test-sanitized test-engine test-chaos test-failovers test-scale test-deploy test-browser test-kubernetes test-envoy test-integrations test-peers bench bench-compare bench-peers bench-gateway fleet fleet-live docs lint types release release-wheels release-dockerfile release-check release-notes version clean
+.PHONY: help run test test-mechanisms test-simulation test-hostile test-hang-ups test-fuzz test-sanitized test-engine test-chaos test-failovers test-scale test-deploy test-browser test-kubernetes test-envoy test-integrations test-peers bench bench-compare bench-growth bench-peers bench-gateway fleet fleet-live docs lint types release release-wheels release-dockerfile release-check release-notes version clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -148,6 +148,9 @@ bench: $(READY) ## measure on this machine; a table, and build/bench.json
 
 bench-compare: $(READY) ## compare two runs of `make bench`: A=FILE B=FILE, or several files each; it fails where something is worse
 	@$(BIN)/python -m bench.compare --a $(A) --b $(B) $(COMPARE)
+
+bench-growth: $(READY) ## measure how costs grow with prompts, pods, copies and events: tables, build/bench-growth.json and charts; ten minutes, 7 GB of memory
+	$(BIN)/python -m bench.growth
 
 bench-peers: $(READY) $(PEERS_READY) ## measure beside Dynamo's indexer: a table, and build/bench-peers.json; 75 MB on first use, then five minutes
 	$(BIN)/python -m bench.peers

@@ -65,7 +65,7 @@ class OwnedStream:
             number = self._sequence.expected
             applied = self._applier.apply(payload, number, is_live=True)
             self._sequence.applied(number, payload)
-            self._store.append(self.key, self.state.block_size, applied.change, self.position)
+            self._store.append(self.key, self.state.shape, applied.change, self.position)
         return self._sequence.last
 
 

@@ -38,13 +38,13 @@ def measure() -> list[Ingest]:
 
 
 def _measure_shape(shape: str, plan: Plan) -> Ingest:
-    runs = [_run(plan) for _ in range(REPEATS)]
+    runs = [run(plan) for _ in range(REPEATS)]
     rates = sorted(blocks / elapsed_s for blocks, elapsed_s, _ in runs)
     costs = sorted(cpu_s / blocks * 1e6 for blocks, _, cpu_s in runs)
     return Ingest(shape, runs[0][0], round(median(rates)), round(rates[0]), round(rates[-1]), round(median(costs), 2), round(costs[0], 2))
 
 
-def _run(plan: Plan) -> tuple[int, float, float]:
+def run(plan: Plan) -> tuple[int, float, float]:
     """One repeat with a service of its own: blocks, seconds, and seconds of the server's CPU time."""
     with Publisher("pod", plan) as publisher, Server([publisher.wait_prepared()]) as server:
         publisher.start(WARM_UP_SHARE)

@@ -15,7 +15,8 @@ Point = tuple[float, float]
 
 
 class Chart(Struct, frozen=True):
-    """`series`: by name, points from left to right. `is_log`: the y axis; points at zero are left out then. `name`: of the file."""
+    """`series`: by name, points from left to right. `is_log`: the y axis; points at zero are left out then. `is_log_across`: the
+    x axis. `name`: of the file."""
 
     name: str
     title: str
@@ -23,6 +24,7 @@ class Chart(Struct, frozen=True):
     y: str
     series: Mapping[str, Sequence[Point]]
     is_log: bool = False
+    is_log_across: bool = False
 
 
 class _Axis(Struct, frozen=True):
@@ -50,7 +52,7 @@ def svg(chart: Chart) -> str:
     """The chart."""
     series = {name: [(x, y) for x, y in points if y > 0 or not chart.is_log] for name, points in chart.series.items()}
     points = [point for each in series.values() for point in each]
-    across = _axis([x for x, _ in points], LEFT, WIDTH - RIGHT, False)
+    across = _axis([x for x, _ in points], LEFT, WIDTH - RIGHT, chart.is_log_across)
     up = _axis([y for _, y in points], HEIGHT - BOTTOM, TOP + 18, chart.is_log)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="system-ui, sans-serif" font-size="12" role="img">',
