@@ -6,7 +6,12 @@ cdef extern from *:
      * lie in one place. */
     static uint64_t kv_multiplier = 0x9E3779B97F4A7C15ULL;
     #define kv_home(key, shift) ((size_t)(((key) * kv_multiplier) >> (shift)))
-    #define kv_prefetch(address) __builtin_prefetch(address)
+
+    /* GCC leaves out a call of a function that does nothing but this, unless something in it is volatile. */
+    static inline void kv_prefetch(const void *address) {
+        __builtin_prefetch(address);
+        __asm__ __volatile__("" : : "r"(address));
+    }
     """
     uint64_t kv_multiplier
     size_t kv_home(uint64_t key, int shift) noexcept nogil
@@ -53,6 +58,10 @@ cdef class KeySet:
                 if self.slots[at]:
                     found.append(PyLong_FromUnsignedLongLong(self.slots[at]))
         return found
+
+    cdef inline void prefetch(self, uint64_t key) noexcept:
+        if self.used:
+            kv_prefetch(&self.slots[kv_home(key, self.shift)])
 
     cdef bint has(self, uint64_t key) noexcept:
         cdef size_t at
