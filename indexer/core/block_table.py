@@ -10,24 +10,15 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
+from indexer.core.blocks import Block, Blocks, make_blocks
 from indexer.core.foreign_copy import ForeignCopy
-from indexer.core.oldest import oldest_to_drop
+from indexer.core.oldest import more_to_drop, oldest_to_drop
 from indexer.core.orphans import Parked
 from indexer.core.places import LEAD_GPU, REMOVED, Touched
 from indexer.core.salted_hashes import SaltedHashes
 
 # A block that covers more keys has no link to its parent.
 SPAN_MAX = 63
-
-
-class Block(Struct, gc=False):
-    """A block known by its engine hash. `copies`: physical copies of the lead group on the gpu. A block that is its own `parent` was not announced,
-    and its key was inferred from tokens. The parent's key is the one before, but not of blocks in `BlockTable.large`; there is no parent where the
-    distance is not known. There are millions, so the garbage collector does not track them."""
-
-    key: int
-    parent: int | None
-    copies: int = 1
 
 
 class Copies(Struct, gc=False):
@@ -61,7 +52,7 @@ class BlockTable:
 
     def __init__(self, removed_max: int, touched: Touched | None = None) -> None:
         """`touched`: where to note the engine hashes whose records change at another place than LEAD_GPU; None for nowhere."""
-        self.removed: dict[int, Block] = {}
+        self.removed: Blocks = make_blocks()
         self.large: dict[int, tuple[int, ...]] = {}
         self.offloads = False
         """Whether a block was seen in a tier below the gpu: then a removed block may yet be announced there."""
@@ -72,7 +63,7 @@ class BlockTable:
 
     def reset(self) -> None:
         """Hold nothing; what is remembered as removed stays."""
-        self.held: dict[int, Block] = {}
+        self.held: Blocks = make_blocks()
         self.more: dict[int, dict[int, Copies]] = {}
 
     def forget(self) -> None:
@@ -82,6 +73,11 @@ class BlockTable:
         self.salted = SaltedHashes()
         self.offloads = False
         self.reset()
+
+    @property
+    def removed_limits(self) -> tuple[int, int]:
+        """How many removed blocks are remembered, and how many go besides the excess."""
+        return self._removed_max, more_to_drop(self._removed_max)
 
     def touch(self, place: int, hashes: Iterable[int]) -> None:
         """Note that the records of these hashes may change. `place`: not LEAD_GPU."""
@@ -94,8 +90,15 @@ class BlockTable:
 
     def key_of(self, engine_hash: int) -> int | None:
         """The block key of an engine hash, held or remembered."""
-        block = self.held.get(engine_hash) or self.removed.get(engine_hash)
-        return None if block is None else block.key
+        key = self.held.key_of(engine_hash)
+        return self.removed.key_of(engine_hash) if key is None else key
+
+    def put(self, engine_hash: int, block: Block) -> None:
+        """A known block has changed."""
+        if engine_hash in self.held:
+            self.held[engine_hash] = block
+        elif engine_hash in self.removed:
+            self.removed[engine_hash] = block
 
     def key_before(self, parent: int) -> int | None:
         """The key that blocks behind this one chain from. None where it is not known, or inferred: tokens do not say whose block it is."""
@@ -108,8 +111,8 @@ class BlockTable:
         A hash counts while a tier holds a block by it. Where blocks are offloaded it also counts as long as the removed block is remembered: its key
         may be held by the offloaded run of a later hash, which covers the blocks before it.
         """
-        block = self.held.get(engine_hash) or (self.removed.get(engine_hash) if self.offloads else None)
-        return None if block is None else block.key
+        key = self.held.key_of(engine_hash)
+        return self.removed.key_of(engine_hash) if key is None and self.offloads else key
 
     def covered(self, engine_hash: int, block: Block, count: int) -> tuple[int, ...]:
         """The keys of up to `count` blocks that end with this one, the last one first: by the parent links, as far as they are known."""
@@ -124,7 +127,8 @@ class BlockTable:
         return tuple(keys[:count])
 
     def link(self, engine_hash: int, block: Block, parent: int | None, parts: tuple[int, ...]) -> None:
-        """Set the parent of a block. `parts`: the keys from its own back to the one behind its parent's; none where they are not known."""
+        """Set the parent of a block, for the caller to put back. `parts`: the keys from its own back to the one behind its parent's; none where they
+        are not known."""
         self.large.pop(engine_hash, None)
         block.parent = parent if 0 < len(parts) <= SPAN_MAX else None
         if 1 < len(parts) <= SPAN_MAX:
@@ -136,7 +140,7 @@ class BlockTable:
         """A block was seen in a tier below the gpu: from now on removed blocks count."""
         if not self.offloads:
             self.offloads = True
-            self._touch_removed(self.removed)
+            self.touch_removed(self.removed)
 
     def retire(self, engine_hash: int, block: Block) -> bool:
         """Move a held block to the removed ones if no tier holds it any more. Returns whether that is so."""
@@ -152,7 +156,7 @@ class BlockTable:
         removed.pop(engine_hash, None)
         removed[engine_hash] = block
         if self._touched is not None:
-            self._touch_removed((engine_hash,))
+            self.touch_removed((engine_hash,))
         if len(removed) > self._removed_max:
             for oldest in oldest_to_drop(removed, self._removed_max):
                 self.revive(oldest)
@@ -162,9 +166,10 @@ class BlockTable:
     def revive(self, engine_hash: int) -> None:
         """Count it no longer among the removed ones, if it is there."""
         if self.removed.pop(engine_hash, None) is not None:
-            self._touch_removed((engine_hash,))
+            self.touch_removed((engine_hash,))
 
-    def _touch_removed(self, hashes: Iterable[int]) -> None:
+    def touch_removed(self, hashes: Iterable[int]) -> None:
+        """These hashes came to be among the removed ones, or are no longer."""
         if self.offloads:
             self.touch(REMOVED, hashes)
 

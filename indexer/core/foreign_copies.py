@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from indexer.core.block_keys import TOKEN_BYTES, chain_keys
-from indexer.core.block_table import Block
+from indexer.core.blocks import Block
 from indexer.core.change import Change
 from indexer.core.events import Stored, Tier
 from indexer.core.foreign_copy import ForeignCopy

@@ -4,7 +4,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-from indexer.core.block_table import Block, BlockRecord, BlockTable, Copies, HashRecord
+from indexer.core.block_runs import LeadRecords, make_block_runs
+from indexer.core.block_table import BlockRecord, BlockTable, Copies
+from indexer.core.blocks import Block
 from indexer.core.change import Change
 from indexer.core.events import Stored, Tier
 from indexer.core.groups import LEAD
@@ -18,8 +20,6 @@ GPU = Tier.GPU
 
 # Keys that the hashes of a batch may cover besides their own: where larger blocks do not overlap, it is no more than the keys that they are made of.
 COVERED_MAX = 262_144
-# Shorter runs are faster one block at a time.
-RUN_MIN = 4
 
 
 class HeldBlocks:
@@ -40,6 +40,7 @@ class HeldBlocks:
 
     def _reset(self) -> None:
         self.keys = IndexedKeys()
+        self._runs = make_block_runs(self.table, self.keys, self._copies_max)
         self.announces_extra_keys = False
         self.begin(self.keys.change)
 
@@ -47,7 +48,7 @@ class HeldBlocks:
         """Note in this change what becomes of blocks from now on."""
         self.keys.change = change
         self._covers_left = COVERED_MAX
-        self._lead_records: dict[int, HashRecord | None] | None = None if change.records is None else change.records[LEAD_GPU]
+        self._lead_records: LeadRecords | None = None if change.records is None else change.records[LEAD_GPU]
         """Where to note the blocks that change at LEAD_GPU."""
 
     def forget(self) -> None:
@@ -84,43 +85,43 @@ class HeldBlocks:
 
     # Adding
 
-    def add(self, event: Stored, keys: Sequence[int]) -> None:
+    def add(self, event: Stored, keys: list[int]) -> None:
         """One more copy of each block of an event of the lead group on the gpu, whose keys are these. This and what it calls is the hot path of
         ingestion."""
-        if len(keys) >= RUN_MIN and self._add_new(event, keys):
-            return
-        table, indexed, copies_max = self.table, self.keys, self._copies_max
-        blocks, held, ambiguous = table.held, indexed.held[GPU], indexed.claims.ambiguous
-        touched, records = indexed.change.touched[GPU], self._lead_records
-        plain = self.announces_extra_keys
-        parent = event.parent
-        for engine_hash, key in zip(event.hashes, keys, strict=True):
-            block = blocks.get(engine_hash)
-            if block is None:
-                block = blocks[engine_hash] = Block(key, parent, 0)
-                table.revive(engine_hash)
-                if table.large:
-                    table.large.pop(engine_hash, None)
-            elif block.key != key and not self._correct(engine_hash, block, key, parent, (key,)):
-                parent = engine_hash
-                continue
-            elif block.parent != parent:
-                self._set_parent(engine_hash, block, parent, (key,))
-            if not plain:
-                self._claim(engine_hash, key)
-            if not block.copies:
-                block.copies = 1
-                held.add(key)
-                if key not in ambiguous:
-                    touched[key] = True  # also where another hash holds it: see IndexedKeys.hold
-            elif block.copies < copies_max:
-                block.copies += 1
-            if records is not None:
-                records[engine_hash] = block
-            parent = engine_hash
+        table, runs, hashes, parent = self.table, self._runs, event.hashes, event.parent
+        touched, records, is_claimed = self.keys.change.touched[GPU], self._lead_records, not self.announces_extra_keys
+        revived: list[int] | None = [] if table.offloads else None
+        done = runs.add(0, hashes, keys, parent, touched, records, revived, is_claimed)
+        while done < len(keys):
+            self._add_one(hashes[done], keys[done], hashes[done - 1] if done else parent)
+            done += 1
+            if runs.goes_on:
+                done = runs.add(done, hashes, keys, parent, touched, records, revived, is_claimed)
+        if revived:
+            table.touch_removed(revived)
         self.stored[GPU] += len(keys)
-        if len(blocks) > self._gpu_max:
+        if len(table.held) > self._gpu_max:
             self._drop_oldest_of_lead()
+
+    def _add_one(self, engine_hash: int, key: int, parent: int | None) -> None:
+        table, held = self.table, self.table.held
+        block = held.get(engine_hash)
+        if block is None:
+            block = Block(key, parent, 0)
+            table.revive(engine_hash)
+            if table.large:
+                table.large.pop(engine_hash, None)
+        elif block.key != key and not self._correct(engine_hash, block, key, parent, (key,)):
+            return
+        elif block.parent != parent:
+            self._set_parent(engine_hash, block, parent, (key,))
+        self._claim(engine_hash, key)
+        if not block.copies:
+            self.keys.hold(LEAD, GPU, (key,))
+        block.copies = min(block.copies + 1, self._copies_max)
+        held[engine_hash] = block
+        if self._lead_records is not None:
+            self._lead_records[engine_hash] = block
 
     def add_in(self, place: int, event: Stored, keys: Sequence[int], run: int, width: int) -> None:
         """The same in any other place. `keys`: `run` for each block, of which it covers the last `width`."""
@@ -143,6 +144,9 @@ class HeldBlocks:
     def _set_parent(self, engine_hash: int, block: Block, parent: int | None, parts: tuple[int, ...]) -> None:
         """A group of larger blocks had another parent for the block, or its key was inferred. `parts`: see `BlockTable.link`."""
         self.table.link(engine_hash, block, parent, parts)
+        self.table.put(engine_hash, block)
+        if block.copies and self._lead_records is not None:
+            self._lead_records[engine_hash] = block
         for place, in_place in self.table.more.items():
             if engine_hash in in_place:
                 self.table.touch(place, (engine_hash,))
@@ -156,6 +160,7 @@ class HeldBlocks:
         self.keys.unclaim(engine_hash, block.key)
         block.key = key
         self.table.link(engine_hash, block, parent, parts)
+        self.table.put(engine_hash, block)
         for place, in_place in self.table.more.items():
             copies = in_place.get(engine_hash)
             if copies is not None:
@@ -166,35 +171,6 @@ class HeldBlocks:
                 self.table.touch(place, (engine_hash,))
         return True
 
-    def _add_new(self, event: Stored, keys: Sequence[int]) -> bool:
-        """The same, without a loop in Python, for a run of blocks that are all new on the gpu. Returns whether it was that."""
-        hashes, table, indexed = event.hashes, self.table, self.keys
-        claims = None if self.announces_extra_keys else indexed.claims
-        if indexed.claims.ambiguous:
-            return False
-        touched = dict.fromkeys(keys, True)
-        if len(touched) != len(hashes) or len(set(hashes)) != len(hashes) or not table.held.keys().isdisjoint(hashes):
-            return False
-        if (claims is not None and not claims.are_free(keys)) or not indexed.held[GPU].add_new(touched):
-            return False
-        if claims is not None:
-            claims.claim_free(hashes, keys)
-        if table.removed:
-            for engine_hash in table.removed.keys() & hashes:
-                table.revive(engine_hash)
-                table.large.pop(engine_hash, None)
-        blocks, records = zip(hashes, map(Block, keys, (event.parent, *hashes)), strict=True), self._lead_records
-        if records is None:
-            table.held.update(blocks)
-        else:
-            records.update(new := dict(blocks))
-            table.held.update(new)
-        indexed.change.touched[GPU].update(touched)
-        self.stored[GPU] += len(hashes)
-        if len(table.held) > self._gpu_max:
-            self._drop_oldest_of_lead()
-        return True
-
     def _drop_oldest_of_lead(self) -> None:
         """More is held than the gpu and all other places may hold: the engine never says that blocks are gone, or not all of them."""
         held, elsewhere = self.table.held, sum(map(len, self.table.more.values()))
@@ -202,9 +178,7 @@ class HeldBlocks:
             return
         oldest = list(islice((each for each, block in held.items() if block.copies), over + more_to_drop(self._gpu_max)))
         self._tally["tier_limit"] += len(oldest)
-        for engine_hash in oldest:
-            held[engine_hash].copies = 1
-        self.remove(oldest, LEAD_GPU)
+        self._remove_lead(oldest, self._lead_records, is_all=True)
 
     def add_known(self, engine_hash: int, block: Block, place: int, keys: tuple[int, ...], copies: int = 1, *, is_foreign: bool = False) -> None:
         """More copies of a block whose key is known. `keys`: those that it covers there, its own first. `is_foreign`: its hash is not the engine's,
@@ -222,6 +196,7 @@ class HeldBlocks:
             if not block.copies:
                 self.keys.hold(LEAD, GPU, (block.key,))
             block.copies = min(block.copies + copies, self._copies_max)
+            table.held[engine_hash] = block
             if self._lead_records is not None:
                 self._lead_records[engine_hash] = block
             return
@@ -268,38 +243,64 @@ class HeldBlocks:
             for engine_hash, record in records:
                 block = table.restore(engine_hash, record)
                 if engine_hash not in table.held:
-                    table.held[engine_hash] = block
                     self._claim(engine_hash, block.key)
                 if place == LEAD_GPU:
                     block.copies = record.copies
-                else:
+                table.held[engine_hash] = block
+                if place != LEAD_GPU:
                     table.more.setdefault(place, {})[engine_hash] = Copies(record.keys, record.copies)
                 self.keys.hold(slot, Tier(part), record.keys)
 
     # Removing
 
-    def remove(self, hashes: Iterable[int], place: int) -> list[int]:
+    def remove(self, hashes: list[int], place: int) -> list[int]:
         """One copy less of each. Returns the hashes of which nothing is held anywhere."""
-        held, not_held, records = self.table.held, [], self._lead_records
-        if place != LEAD_GPU:
-            self.table.touch(place, hashes)
-        elif records is not None:
-            records.update(dict.fromkeys(hashes))
+        if place == LEAD_GPU:
+            if self._lead_records is not None:
+                self._lead_records.update(dict.fromkeys(hashes))
+            return self._remove_lead(hashes, self._lead_records, is_all=False)
+        self.table.touch(place, hashes)
+        not_held = []
         for engine_hash in hashes:
-            block = held.get(engine_hash)
+            block = self.table.held.get(engine_hash)
             if block is None:
                 not_held.append(engine_hash)
-            elif place != LEAD_GPU:
+            else:
                 self._remove_in(place, engine_hash, block)
-            elif block.copies > 1:
-                block.copies -= 1
-                if records is not None:
-                    records[engine_hash] = block
-            elif block.copies:
-                block.copies = 0
-                self.keys.release(LEAD, GPU, (block.key,))
-                self._retire(engine_hash, block)
         return not_held
+
+    def _remove_lead(self, hashes: list[int], records: LeadRecords | None, *, is_all: bool) -> list[int]:
+        """One copy less of each on the gpu, or no copy there. `records`: where to note what is left of those that are held. Returns the hashes of
+        which nothing is held anywhere."""
+        table, runs, touched = self.table, self._runs, self.keys.change.touched[GPU]
+        not_held: list[int] = []
+        gone: list[int] | None = [] if table.offloads else None
+        is_plain = table.has_plain_blocks
+        done = runs.remove(0, hashes, not_held, touched, records, gone, is_plain, is_all)
+        while done < len(hashes):
+            self._remove_one(hashes[done], not_held, records, is_all=is_all)
+            done += 1
+            if runs.goes_on:
+                done = runs.remove(done, hashes, not_held, touched, records, gone, is_plain, is_all)
+        if gone:
+            table.touch_removed(gone)
+        return not_held
+
+    def _remove_one(self, engine_hash: int, not_held: list[int], records: LeadRecords | None, *, is_all: bool) -> None:
+        held = self.table.held
+        block = held.get(engine_hash)
+        if block is None:
+            not_held.append(engine_hash)
+            return
+        if block.copies:
+            block.copies = 0 if is_all else block.copies - 1
+            held[engine_hash] = block
+            if records is not None:
+                records[engine_hash] = block if block.copies else None
+            if not block.copies and self.keys.held[GPU].keys:
+                self.keys.release(LEAD, GPU, (block.key,))
+        if not block.copies:
+            self._retire(engine_hash, block)
 
     def _remove_in(self, place: int, engine_hash: int, block: Block) -> None:
         in_place = self.table.more.get(place)
@@ -323,9 +324,7 @@ class HeldBlocks:
             return
         for place in [place for place in self.table.more if is_gpu(place)]:
             del self.table.more[place]
-        for engine_hash, block in list(self.table.held.items()):
-            block.copies = 0
-            self._retire(engine_hash, block)
+        self._remove_lead(list(self.table.held), None, is_all=True)
 
     def clear_lower(self) -> None:
         """No copy below the gpu is left."""

@@ -1,20 +1,20 @@
 """The block keys that one stream holds, by group and tier, as the index should show them: ambiguous ones are held, but not shown."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from indexer.core.change import Change
 from indexer.core.events import Tier
 from indexer.core.groups import LEAD
-from indexer.core.held_keys import HeldKeys
-from indexer.core.key_claims import KeyClaims
+from indexer.core.held_keys import HeldKeys, make_held_keys
+from indexer.core.key_claims import make_key_claims
 
 
 class IndexedKeys:
     """`change`: where to note which keys become shown or hidden; the caller exchanges it for each batch. `held`: of the lead group."""
 
     def __init__(self) -> None:
-        self.held: tuple[HeldKeys, ...] = tuple(HeldKeys() for _ in Tier)
-        self.claims = KeyClaims()
+        self.held: tuple[HeldKeys, ...] = tuple(make_held_keys() for _ in Tier)
+        self.claims = make_key_claims()
         self.change = Change()
         self._held_in: dict[int, tuple[HeldKeys, ...]] = {LEAD: self.held}
 
@@ -24,12 +24,12 @@ class IndexedKeys:
             return self._count(self._held_in[slot][tier].keys) if slot in self._held_in else 0
         return max(self._count(held[tier].keys) for held in self._held_in.values())
 
-    def _count(self, held: set[int]) -> int:
+    def _count(self, held: Collection[int]) -> int:
         return len(held) - sum(key in held for key in self.claims.ambiguous)
 
     def shown(self, tier: Tier, slot: int = LEAD) -> set[int]:
         """The keys of a slot that are shown in a tier."""
-        return self._held_in[slot][tier].keys - self.claims.ambiguous if slot in self._held_in else set()
+        return set(self._held_in[slot][tier].keys) - self.claims.ambiguous if slot in self._held_in else set()
 
     def holds(self, slot: int) -> bool:
         """Whether a slot holds anything."""
@@ -42,7 +42,7 @@ class IndexedKeys:
     def _held(self, slot: int) -> tuple[HeldKeys, ...]:
         held = self._held_in.get(slot)
         if held is None:
-            held = self._held_in[slot] = tuple(HeldKeys() for _ in Tier)
+            held = self._held_in[slot] = tuple(make_held_keys() for _ in Tier)
         return held
 
     def hold(self, slot: int, tier: Tier, keys: Iterable[int]) -> None:

@@ -5,11 +5,27 @@ follows from what is held and from nothing before: an owner, who takes over or w
 This is the only place that decides it, for the events of an engine as well as for blocks that are loaded from Redis.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from indexer.compiled import core
 
 
-class KeyClaims:
+class KeyClaims(Protocol):
     """Block key → the engine hashes that claim it. `ambiguous`: the keys that more than one hash claims; to read, not to change."""
+
+    @property
+    def ambiguous(self) -> set[int]: ...
+
+    def claim(self, engine_hash: int, key: int) -> bool:
+        """Map the engine hash to the key. Returns whether that made the key ambiguous."""
+
+    def release(self, engine_hash: int, key: int) -> bool:
+        """The engine hash holds no block any more. Returns whether the key is unambiguous again: one hash alone claims it."""
+
+
+class KeyClaimsInPython:
+    """See `KeyClaims`."""
 
     def __init__(self) -> None:
         self.ambiguous: set[int] = set()
@@ -17,7 +33,6 @@ class KeyClaims:
         """A set only where there is more than one: nearly always there is one."""
 
     def claim(self, engine_hash: int, key: int) -> bool:
-        """Map the engine hash to the key. Returns whether that made the key ambiguous."""
         claimed_by = self._hashes.setdefault(key, engine_hash)
         if isinstance(claimed_by, set):
             claimed_by.add(engine_hash)
@@ -37,7 +52,6 @@ class KeyClaims:
         self._hashes.update(zip(keys, engine_hashes, strict=True))
 
     def release(self, engine_hash: int, key: int) -> bool:
-        """The engine hash holds no block any more. Returns whether the key is unambiguous again: one hash alone claims it."""
         claimed_by = self._hashes.get(key)
         if isinstance(claimed_by, set):
             claimed_by.discard(engine_hash)
@@ -48,3 +62,6 @@ class KeyClaims:
         elif claimed_by == engine_hash:
             del self._hashes[key]
         return False
+
+
+make_key_claims: Callable[[], KeyClaims] = KeyClaimsInPython if core is None else core.KeyClaims

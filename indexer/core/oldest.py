@@ -5,7 +5,7 @@ Finding the first entry of a dict walks over all that was deleted in front of it
 takes twice the memory.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from itertools import islice
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ SHARE = 16
 MORE_MAX = 4_096
 
 
-def oldest_to_drop(entries: Mapping[K, object], count_max: int) -> list[K]:
+def oldest_to_drop(entries: Collection[K], count_max: int) -> list[K]:
     """The keys to remove from a dict in the order of insertion: none within the limit, otherwise the excess and some more."""
     over = len(entries) - count_max
     return list(islice(entries, over + more_to_drop(count_max))) if over > 0 else []

@@ -15,7 +15,8 @@ from typing import Literal
 
 from indexer.core.adapters import Adapters
 from indexer.core.block_keys import chain_keys
-from indexer.core.block_table import Block, BlockRecord, HashRecord
+from indexer.core.block_table import BlockRecord, HashRecord
+from indexer.core.blocks import Block
 from indexer.core.change import Change
 from indexer.core.change_records import ChangeRecords, records
 from indexer.core.events import Event, Removed, Stored, Tier

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from indexer.core.block_keys import TOKEN_BYTES, chain_keys
-from indexer.core.block_table import Block
+from indexer.core.blocks import Block
 from indexer.core.change import Change
 from indexer.core.events import Stored, Tier
 from indexer.core.groups import Groups

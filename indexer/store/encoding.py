@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import cast
 
 from indexer.config.settings import Settings
-from indexer.core.block_table import Block, BlockRecord, HashRecord
+from indexer.core.block_table import BlockRecord, HashRecord
+from indexer.core.blocks import Block
 from indexer.core.change import Change
 from indexer.core.events import Tier
 from indexer.core.foreign_copy import ForeignCopy

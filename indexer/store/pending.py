@@ -16,7 +16,8 @@ from typing import cast
 from msgspec import Struct
 
 from indexer.config.settings import Settings
-from indexer.core.block_table import Block, BlockRecord, HashRecord
+from indexer.core.block_table import BlockRecord, HashRecord
+from indexer.core.blocks import Block
 from indexer.core.change import Change, HashMapping
 from indexer.core.events import Tier
 from indexer.core.names import StreamKey

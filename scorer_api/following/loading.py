@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from indexer.core.change import Change, HashMapping
 from indexer.core.events import Tier
 from indexer.core.groups import LEAD, CacheShape
-from indexer.core.key_claims import KeyClaims
+from indexer.core.key_claims import KeyClaims, make_key_claims
 from indexer.core.names import Trust
 from indexer.core.places import REMOVED
 from indexer.store.reader import LOG_START, LogOffset, StateVersion
@@ -70,7 +70,7 @@ class Loading:
     async def _read_blocks(self, holding: Holding, shape: CacheShape, generation: int, *, may_be_ambiguous: bool) -> None:
         key = self._stream.key
         names = self._reader.keyspace.model(key.model).parts(key, generation)
-        claims = KeyClaims()
+        claims = make_key_claims()
         for tier, name in zip(Tier, names, strict=False):
             cursor = 0
             while not self._stream.must_load_again:

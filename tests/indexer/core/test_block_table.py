@@ -2,7 +2,8 @@
 
 from collections import defaultdict
 
-from indexer.core.block_table import Block, BlockRecord, BlockTable, Copies
+from indexer.core.block_table import BlockRecord, BlockTable, Copies
+from indexer.core.blocks import Block
 from indexer.core.events import Tier
 from indexer.core.places import LEAD_GPU, PARKED, REMOVED, Touched, is_gpu, place_of, slot_and_part
 
@@ -12,7 +13,8 @@ OTHER_GROUP = place_of(1, Tier.GPU)
 
 def table_of(*blocks: tuple[int, Block], removed_max: int = 2) -> BlockTable:
     table = BlockTable(removed_max)
-    table.held.update(blocks)
+    for engine_hash, block in blocks:
+        table.held[engine_hash] = block
     return table
 
 
@@ -26,7 +28,7 @@ def test_a_block_is_retired_when_no_place_holds_it() -> None:
         assert not table.retire(1, block)
         del table.more[place]
     assert table.retire(1, block)
-    assert (table.held, table.removed) == ({}, {1: block})
+    assert (dict(table.held.items()), dict(table.removed.items())) == ({}, {1: block})
     assert (table.known(1), table.key_of(1)) == (block, 10)
 
 

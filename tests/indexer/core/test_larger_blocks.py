@@ -10,7 +10,8 @@ from msgspec import structs
 from xxhash import xxh3_64_intdigest
 
 from indexer.core.block_keys import fold_extra_keys
-from indexer.core.block_table import SPAN_MAX, Block, BlockTable
+from indexer.core.block_table import SPAN_MAX, BlockTable
+from indexer.core.blocks import Block
 from indexer.core.events import Event, Stored, Tier
 from indexer.core.larger_blocks import split_told
 from indexer.core.places import place_of
@@ -109,14 +110,14 @@ def test_parts_are_forgotten_with_their_block() -> None:
         block = Block(number, None, 0)
         table.link(number, block, None, (number, 10 + number))
         table.remember(number, block)
-    assert table.large.keys() == table.removed.keys()
+    assert table.large.keys() == set(table.removed)
 
 
 @pytest.mark.parametrize("span", [2, SPAN_MAX, SPAN_MAX + 1])
 def test_a_block_of_very_many_keys_has_no_link(span: int) -> None:
     table, parts = BlockTable(8), tuple(range(100, 100 + span))
     parent, block = Block(7, None), Block(100, None)
-    table.held.update({1: parent, 2: block})
+    table.held[1], table.held[2] = parent, block
     table.link(2, block, 1, parts)
     assert table.covered(2, block, span + 1) == ((*parts, 7) if span <= SPAN_MAX else (100,))
 

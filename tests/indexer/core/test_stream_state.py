@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
 from indexer.core.adapters import ADAPTER_LENGTH_MAX, ADAPTERS_MAX
-from indexer.core.block_table import Block, HashRecord
+from indexer.core.block_table import HashRecord
+from indexer.core.blocks import Block
 from indexer.core.change import Change
 from indexer.core.events import Cleared, Event, Removed, Stored, Tier
 from indexer.core.places import LEAD_GPU, PARKED, REMOVED, is_gpu

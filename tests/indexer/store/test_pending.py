@@ -1,5 +1,5 @@
 from indexer.config.settings import Settings
-from indexer.core.block_table import Block
+from indexer.core.blocks import Block
 from indexer.core.change import HashMapping
 from indexer.core.events import Cleared, Event, Tier
 from indexer.core.names import StreamKey, Trust

@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 from redis.exceptions import RedisError
 
+from indexer.core import block_table, held_blocks, indexed_keys
+from indexer.core.block_runs import in_python
 from indexer.core.block_table import HashRecord
+from indexer.core.blocks import BlocksInPython
 from indexer.core.change import Change
 from indexer.core.change_records import ChangeRecords
-from indexer.core.held_keys import HeldKeys
+from indexer.core.held_keys import HeldKeysInPython
+from indexer.core.key_claims import KeyClaimsInPython
 from indexer.core.places import PARKED, REMOVED
 from indexer.core.snapshot import Snapshot
 from indexer.core.stream_state import StreamState
@@ -182,15 +186,19 @@ def hashes_read_at_once(patch: Patch) -> None:
 
 
 def one_removal_is_enough(patch: Patch) -> None:
-    """How many engine hashes hold a key is not counted."""
+    """How many engine hashes hold a key is not counted. The tables are those in Python: no method of the compiled ones can be exchanged."""
 
-    def remove(self: HeldKeys, key: int) -> bool:
+    def remove(self: HeldKeysInPython, key: int) -> bool:
         self._more.pop(key, None)
         was_held = key in self.keys
         self.keys.discard(key)
         return was_held
 
-    patch.setattr(HeldKeys, "remove", remove)
+    patch.setattr(HeldKeysInPython, "remove", remove)
+    patch.setattr(block_table, "make_blocks", BlocksInPython)
+    patch.setattr(indexed_keys, "make_held_keys", HeldKeysInPython)
+    patch.setattr(indexed_keys, "make_key_claims", KeyClaimsInPython)
+    patch.setattr(held_blocks, "make_block_runs", in_python)
 
 
 def no_doubt_of_the_log(patch: Patch) -> None:
