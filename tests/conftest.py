@@ -3,6 +3,7 @@
 Property tests have no deadline of their own, and in CI they always try the same examples. A line for each request would drown a log.
 """
 
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -45,6 +46,8 @@ UNMEASURED = tuple(
         "test_schemathesis.py",
     )
 )
+COVERAGE_VARIABLE = "COVERAGE_PROCESS_CONFIG"
+COVERAGE_CONFIG = os.environ.get(COVERAGE_VARIABLE)
 # Only the commands' own tests measure the hundreds of processes: all others start what those of this process run too.
 PROCESSES_MEASURED = (FOLDER / "scorer_api" / "cli",)
 # Tests of these take long and share nothing: each goes to the next worker that is free. All other files stay whole, for the fixtures of modules.
@@ -81,6 +84,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> TestScheduli
     return TestScheduling(config, log)
 
 
+def pytest_collection() -> None:
+    """What is collected stays: looking for garbage in it again and again takes a fifth of the time."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: next((place for place, start in enumerate(FIRST) if item.nodeid.startswith(start)), len(FIRST)))
     for item in items:
@@ -92,10 +106,15 @@ def _is_in(paths: tuple[Path, ...], path: Path) -> bool:
     return any(path.is_relative_to(one) for one in paths)
 
 
-@pytest.fixture(autouse=True)
-def _unmeasured_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not _is_in(PROCESSES_MEASURED, request.path) or _is_in(UNMEASURED, request.path):
-        monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Say whether the processes of this test are measured, before the first fixture starts one."""
+    if COVERAGE_CONFIG is None:
+        return
+    if _is_in(PROCESSES_MEASURED, item.path) and not _is_in(UNMEASURED, item.path):
+        os.environ[COVERAGE_VARIABLE] = COVERAGE_CONFIG
+    else:
+        os.environ.pop(COVERAGE_VARIABLE, None)
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ T = TypeVar("T")
 # With a mechanism switched off a test is expected to fail; that should not take long.
 TIMEOUT_MAX_S = float(os.environ.get("TEST_TIMEOUT_MAX_S", "inf"))
 # The pause between two questions grows with what has passed: often the condition is an HTTP request, and many tests that wait share few cores.
-POLL_MIN_S = 0.025
-POLL_MAX_S = 0.2
-POLL_SHARE = 0.1
+POLL_MIN_S = 0.005
+POLL_MAX_S = 0.25
+POLL_SHARE = 0.25
 
 
 def wait_until(condition: Callable[[], T], timeout_s: float = 30.0, what: str | Callable[[], str] = "the condition") -> T:

@@ -46,7 +46,8 @@ def test_lines_of_any_length_and_number_that_are_not_wanted_are_passed_over() ->
 def test_a_wanted_line_may_have_so_many_characters_and_there_may_be_so_many() -> None:
     longest = f'b{{x="{"y" * (LINE_LENGTH_MAX - 9)}"}} 7'
     assert len(longest) == LINE_LENGTH_MAX
-    assert len(list(read_samples(f"{longest}\n" * LINES_MAX, "b".__eq__))) == LINES_MAX
+    assert len(list(read_samples(f"{longest}\n{longest}\n", "b".__eq__))) == 2
+    assert len(list(read_samples("b 7\n" * LINES_MAX, "b".__eq__))) == LINES_MAX
     for text in (f"{longest}1\n", "b 7\n" * (LINES_MAX + 1), 'b{a="' + '\\"' * 500_000 + '"} 1\n'):
         with pytest.raises(ValueError, match=f"at most {LINES_MAX} of {LINE_LENGTH_MAX} are read"):
             list(read_samples(text, "b".__eq__))

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from indexer.http.connection import HEAD_BYTES_MAX
+from indexer.http import server as http_server
+from indexer.http.connection import HEAD_BYTES_MAX, ConnectionGroup
 from indexer.http.server import Served, serve
 from tests.settings import settings_of
 from tests.waiting import wait_until_async
@@ -208,8 +209,10 @@ async def test_of_answers_that_nobody_reads_the_oldest_are_given_up_beyond_so_ma
 # The end
 
 
-async def test_requests_that_have_arrived_are_answered_before_the_end() -> None:
+async def test_requests_that_have_arrived_are_answered_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that waits for its answer, one that comes on an idle connection, two at once, and one on a connection that is not accepted yet."""
+    groups: list[ConnectionGroup] = []
+    monkeypatch.setattr(http_server, "ConnectionGroup", lambda *of: groups.append(ConnectionGroup(*of)) or groups[-1])
     async with served() as server:
         idle_reader, idle_writer = await server.open()
         idle_writer.write(get())
@@ -221,7 +224,7 @@ async def test_requests_that_have_arrived_are_answered_before_the_end() -> None:
         new_reader, new_writer = await server.open()
         new_writer.write(get())
         server.stop.set()
-        await asyncio.sleep(0.1)
+        await wait_until_async(lambda: groups[0].is_stopping)
         idle_writer.write(get() + get("/7"))
         await wait_until_async(lambda: server.begun == 4)
         server.answering.set()

@@ -552,7 +552,7 @@ async def test_two_namespaces_and_foreign_keys_share_a_database(server: RedisSer
 
 @pytest.mark.rule("R3")
 async def test_what_nobody_can_read_costs_itself_only(server: RedisServer) -> None:
-    settings = settings_of(server)
+    settings = settings_of(server, redis_timeout_s=5.0, lease_s=10.0)  # an owner that wrote the stream again would mend it
     keys = Keyspace(settings.namespace).model(MODEL)
 
     async with owner_of(settings) as owner:
