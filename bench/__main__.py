@@ -6,7 +6,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from bench import against, capacity, floors, hybrid, ingest, memory, provenance, report, routing, scoring, shared, visibility, workers
+from bench import against, capacity, floors, hybrid, ingest, memory, provenance, report, routing, scoring, shared, tokenizing, visibility, workers
 
 MEASUREMENTS: dict[str, tuple[str, Callable[[], Sequence[Struct]]]] = {
     "ingest": ("Ingest, first publish until all is held", ingest.measure),
@@ -21,6 +21,7 @@ MEASUREMENTS: dict[str, tuple[str, Callable[[], Sequence[Struct]]]] = {
     "shared-visibility": ("From publish to an answer of a scorer in another process, through Redis", shared.measure_visibility),
     "shared-copies": ("1,000,000 block copies in Redis, and a scorer that starts against them", shared.measure_copies),
     "workers": ("Scores with one worker and with two, 8 pods, 8 connections", workers.measure),
+    "tokenizing": ("Texts and chats by a local tokenizer, in process", tokenizing.measure),
     "against-llmd": ("Against llm-d's index in Redis, both with the same events and answers", against.measure),
 }
 

@@ -16,7 +16,9 @@ from indexer.core.block_keys import pack_tokens
 from indexer.errors import SettingError
 from indexer.http.problems import Problem
 from indexer.limits import TokenizeLimits
-from scorer_api.tokens.tokenize_input import TokenizeInput
+from scorer_api.tokens.cache import TokenCache
+from scorer_api.tokens.segments import Cuts, cuts_of
+from scorer_api.tokens.tokenize_input import TokenizeInput, digest
 
 try:
     from jinja2 import TemplateError
@@ -38,7 +40,11 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls
 THREADS = 2
 # Of longer texts one is tokenized at a time: the library takes up to 150 bytes for each byte of a text.
 LONG_TEXT_BYTES = 262_144
-PIECE_TOKENS = 65_536
+PACKED_TOKENS = 65_536
+# Pieces of chats whose tokens are remembered, of each tokenizer. A text of more than so many pieces is tokenized as a whole.
+PIECES_MAX, PIECES_BYTES_MAX, TEXT_PIECES_MAX = 10_000, 32 * 2**20, 1_000
+# The files of a tokenizer do not change, so all is put and asked for at one time.
+NEVER_EXPIRES = 0.0
 REFUSAL_LENGTH_MAX = 300
 # msgspec builds up to 80 times the bytes of JSON that is no text.
 UNCOUNTED_BYTES_MAX = 2_097_152
@@ -54,7 +60,9 @@ class LocalTokenizer:
         self._timeout_s = timeout_s
         self._text_bytes_max = text_bytes_max
         self._long_texts = threading.Lock()
-        self._tokenizer = _read_tokenizer(folder)
+        self._tokenizer, self._cuts = _read_tokenizer(folder)
+        self._pieces: TokenCache[bytes] = TokenCache(PIECES_MAX, PIECES_BYTES_MAX)
+        self._pieces_lock = threading.Lock()
         self._templates = _read_templates(folder)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenizer")
         self._turns = asyncio.Semaphore(THREADS)
@@ -92,13 +100,35 @@ class LocalTokenizer:
                 detail = f"{size} bytes of text; our own tokenizer takes at most {self._text_bytes_max} (tokenize_text_bytes_max), send token_ids"
                 raise Problem(422, f"{tokenize_input.source}: {detail}")
             with self._long_texts if size > LONG_TEXT_BYTES else nullcontext():
-                # Of one text `encode` holds the interpreter, for seconds where the text is long; this does not.
-                (encoded,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=adds_special)
-                ids = encoded.ids
-                del encoded  # some 150 bytes for each token
+                if self._cuts is None or adds_special:
+                    return self._encode(text, adds_special)
+                return self._encode_pieces(self._cuts.pieces(text))
         except (TypeError, ValueError) as error:
             raise Problem(422, f"{tokenize_input.source}: should be text that can be written as UTF-8: {error}") from None
-        return b"".join(pack_tokens(ids[start : start + PIECE_TOKENS]) for start in range(0, len(ids), PIECE_TOKENS))
+
+    def _encode(self, text: str, adds_special: bool) -> bytes:
+        # Of one text `encode` holds the interpreter, for seconds where the text is long; this does not.
+        (encoded,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=adds_special)
+        ids = encoded.ids
+        del encoded  # some 150 bytes for each token
+        return b"".join(pack_tokens(ids[start : start + PACKED_TOKENS]) for start in range(0, len(ids), PACKED_TOKENS))
+
+    def _encode_pieces(self, pieces: list[str]) -> bytes:
+        """The tokens of all pieces. The last one goes on in the next turn, so it is not worth remembering."""
+        if len(pieces) > TEXT_PIECES_MAX:
+            return self._encode("".join(pieces), False)
+        *whole, last = pieces
+        return b"".join([*map(self._piece, whole), self._encode(last, False) if last else b""])
+
+    def _piece(self, piece: str) -> bytes:
+        key = digest(piece.encode())
+        with self._pieces_lock:
+            tokens = self._pieces.get(key, NEVER_EXPIRES)
+        if tokens is None:
+            tokens = self._encode(piece, False)
+            with self._pieces_lock:
+                self._pieces.put(key, tokens, NEVER_EXPIRES)
+        return tokens
 
     def _render(self, tokenize_input: TokenizeInput) -> str:
         if tokenize_input.chat_template is not None:
@@ -139,7 +169,7 @@ def _decoded(name: str, content: bytes | None) -> Any:
         raise Problem(422, f"{name}: is nested too deeply, or no JSON") from None
 
 
-def _read_tokenizer(folder: str) -> "Tokenizer":
+def _read_tokenizer(folder: str) -> "tuple[Tokenizer, Cuts | None]":
     path = Path(folder) / "tokenizer.json"
     text = _read(folder, path)
     if text is None:
@@ -150,7 +180,8 @@ def _read_tokenizer(folder: str) -> "Tokenizer":
         raise SettingError(SOURCE, folder, f"{path} is no tokenizer: {error}") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return tokenizer
+    # As the library has read it: with its defaults written out.
+    return tokenizer, cuts_of(json.loads(tokenizer.to_str()))
 
 
 def _read_templates(folder: str) -> "dict[str, ChatTemplate]":

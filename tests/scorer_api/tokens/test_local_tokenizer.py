@@ -189,6 +189,31 @@ def test_what_a_template_refuses_is_told_to_whoever_asked(tmp_path: Path, name: 
     assert why in said(make_files(tmp_path, template), chat(MESSAGES))
 
 
+def test_the_earlier_turns_of_a_chat_are_tokenized_once_and_its_tokens_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = str(make_files(tmp_path))
+    tokenizer = LocalTokenizer(folder, 2.0)
+    encoded: list[str] = []
+    encode = tokenizer._encode
+
+    def note(text: str, adds_special: bool) -> bytes:
+        encoded.append(text)
+        return encode(text, adds_special)
+
+    monkeypatch.setattr(tokenizer, "_encode", note)
+    messages: list[dict[str, str]] = []
+    for number in range(6):
+        messages.append({"role": ("user", "assistant")[number % 2], "content": f"hello {number} " * 50})
+        encoded.clear()
+        chat = TokenizeInput("m", messages=json.dumps(messages).encode())
+        assert tokenizer.tokenize(chat) == LocalTokenizer(folder, 2.0).tokenize(chat)
+        # The newest turn, and what follows it.
+        assert sum(map(len, encoded)) < 600, encoded
+    monkeypatch.setattr(local_tokenizer, "TEXT_PIECES_MAX", 3)
+    encoded.clear()
+    assert tokenizer.tokenize(chat) == LocalTokenizer(folder, 2.0).tokenize(chat)
+    assert len(encoded) == 1
+
+
 def test_chats_that_are_none_are_refused(tmp_path: Path) -> None:
     folder = make_files(tmp_path)
     assert "each an object" in said(folder, chat([1]))
