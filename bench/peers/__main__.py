@@ -13,13 +13,14 @@ from pathlib import Path
 from msgspec import Struct
 
 from bench import provenance, report
-from bench.peers import events, isolation, questions, sides
+from bench.peers import events, isolation, late_join, questions, sides
 
 MEASUREMENTS: dict[str, tuple[str, Callable[[], Sequence[Struct]]]] = {
     "questions": ("CPU of a question, 8 engines, 1,000,000 block copies, 8 connections", lambda: questions.measure(8)),
     "questions-64": ("The same with 64 engines, all of them in each answer", lambda: questions.measure(64)),
     "events": ("CPU of a block, and memory", events.measure),
     "visible": ("From publishing to an answer, one client asking all the time", events.measure_visible),
+    "late-join": ("Late join by replay, from telling of the engine to an answer that shows all", late_join.measure),
     "beside": ("Questions of 512 blocks beside 20,000 blocks a second, 8 connections", questions.measure_beside),
 }
 

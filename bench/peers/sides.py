@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -39,6 +39,9 @@ class Side(Protocol):
     def matched(self, body: str, answer: bytes) -> dict[int, int]:
         """Engine → blocks of it that match, without those that match nothing."""
 
+    def join(self, number: int, port: int, replay_port: int) -> None:
+        """Tell it of one more engine, which answers replays."""
+
     def cpu_ns(self) -> int:
         """The CPU time of all its threads so far."""
 
@@ -69,6 +72,11 @@ class Ours:
         pods = (msgspec.json.decode if body == "json" else msgspec.msgpack.decode)(answer)["pods"]
         return {int(pod["pod"]): pod["matched_tokens"] // BLOCK_SIZE for pod in pods if pod["matched_tokens"]}
 
+    def join(self, number: int, port: int, replay_port: int) -> None:
+        told = {"model": MODEL, "events": f"tcp://127.0.0.1:{port}", "replay": f"tcp://127.0.0.1:{replay_port}"}
+        if (status := _send(self, "PUT", f"/v1/pods/{number}", told)) != http.client.CREATED:
+            raise RuntimeError(f"this service refuses an engine: {status}")
+
     def cpu_ns(self) -> int:
         return self._server.cpu_ns()
 
@@ -96,11 +104,17 @@ class Dynamo:
                 raise RuntimeError(f"dynamo's indexer did not start: {self._log.read()}")
             time.sleep(POLL_S)
         for number, port in enumerate(self._ports):
-            endpoint = f"tcp://127.0.0.1:{port}"
-            told = {"instance_id": number, "dp_rank": 0, "endpoint": endpoint, "model_name": MODEL, "block_size": BLOCK_SIZE}
-            if (status := self._post("/register", told)) != http.client.CREATED:
-                raise RuntimeError(f"dynamo's indexer refuses an engine: {status}")
+            self._register(number, port)
         return self
+
+    def join(self, number: int, port: int, replay_port: int) -> None:
+        self._register(number, port, replay_endpoint=f"tcp://127.0.0.1:{replay_port}")
+
+    def _register(self, number: int, port: int, **more: str) -> None:
+        endpoint = f"tcp://127.0.0.1:{port}"
+        told = {"instance_id": number, "dp_rank": 0, "endpoint": endpoint, "model_name": MODEL, "block_size": BLOCK_SIZE, **more}
+        if (status := _send(self, "POST", "/register", told)) != http.client.CREATED:
+            raise RuntimeError(f"dynamo's indexer refuses an engine: {status}")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         process.stop(self._process)
@@ -112,11 +126,6 @@ class Dynamo:
             connection.request("GET", "/health")
             return connection.getresponse().status == http.client.OK
         return False
-
-    def _post(self, path: str, body: Any) -> int:
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=START_TIMEOUT_S)
-        connection.request("POST", path, msgspec.json.encode(body), {"Content-Type": "application/json"})
-        return connection.getresponse().status
 
     def request(self, body: str, tokens: list[int]) -> bytes:
         content = msgspec.json.encode({"model_name": MODEL, "token_ids": tokens})
@@ -132,6 +141,14 @@ class Dynamo:
 
     def rss_bytes(self) -> int:
         return process.rss_bytes(self._process.pid)
+
+
+def _send(side: Side, method: str, path: str, body: Any) -> int:
+    """Returns the status."""
+    connection = http.client.HTTPConnection(side.host, side.port, timeout=START_TIMEOUT_S)
+    connection.request(method, path, msgspec.json.encode(body), {"Content-Type": "application/json"})
+    with closing(connection):
+        return connection.getresponse().status
 
 
 SIDES: dict[str, type[Ours] | type[Dynamo]] = {"dynamo": Dynamo, "this service": Ours}
