@@ -21,6 +21,7 @@ ROOT_MODULES_MAX = 10
 MAY_IMPORT: dict[str, set[str]] = {
     "indexer": set(),  # masking, errors, limits
     "indexer.compiled": set(),
+    "indexer.tracing": {"indexer"},
     "indexer.core": {"indexer", "indexer.compiled"},
     "indexer.metrics": {"indexer", "indexer.core"},
     "indexer.wire": {"indexer", "indexer.compiled", "indexer.core"},
@@ -31,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "indexer.store.client": {"indexer"},
     "indexer.store": {"indexer", "indexer.core", "indexer.metrics", "indexer.engines", "indexer.config", "indexer.store.client"},
     "indexer.streams": {
+        "indexer.tracing",
         *("indexer", "indexer.compiled", "indexer.core", "indexer.metrics", "indexer.wire", "indexer.receiving", "indexer.engines"),
         *("indexer.config", "indexer.store"),
     },
@@ -41,9 +43,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "indexer.workers": set(),
     "indexer.http": {
         *("indexer", "indexer.compiled", "indexer.metrics", "indexer.engines", "indexer.config", "indexer.streams"),
-        "indexer.workers",
+        *("indexer.workers", "indexer.tracing"),
     },
     "indexer.main": {
+        "indexer.tracing",
         *("indexer", "indexer.compiled", "indexer.metrics", "indexer.receiving", "indexer.engines", "indexer.config"),
         *("indexer.store", "indexer.store.client", "indexer.ownership", "indexer.discovery", "indexer.workers", "indexer.http"),
     },
@@ -57,18 +60,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scorer_api.routing": {"indexer.core", "indexer.engines", "indexer.config", "scorer_api.index", "scorer_api.metrics"},
     "scorer_api.fleet": {"indexer", "indexer.core", "indexer.engines", "indexer.config", "scorer_api.index", "scorer_api.routing"},
     "scorer_api.tokens": {
+        "indexer.tracing",
         *("indexer", "indexer.compiled", "indexer.core", "indexer.engines", "indexer.config", "indexer.http"),
         *("scorer_api.index", "scorer_api.metrics"),
     },
     "scorer_api.following": {
+        "indexer.tracing",
         *("indexer", "indexer.core", "indexer.engines", "indexer.config", "indexer.store", "indexer.streams", "indexer.ownership"),
         *("indexer.workers", "scorer_api.index", "scorer_api.metrics"),
     },
     "scorer_api.api": {
+        "indexer.tracing",
         *("indexer", "indexer.compiled", "indexer.core", "indexer.engines", "indexer.config", "indexer.streams", "indexer.workers", "indexer.http"),
         *("scorer_api.index", "scorer_api.metrics", "scorer_api.explain", "scorer_api.routing", "scorer_api.tokens"),
     },
-    "scorer_api.gateway": {"indexer", "indexer.config", "indexer.http", "scorer_api.api"},
+    "scorer_api.gateway": {"indexer", "indexer.config", "indexer.http", "scorer_api.api", "indexer.tracing"},
     "scorer_api.compat": {
         *("indexer", "indexer.core", "indexer.engines", "indexer.config", "indexer.streams", "indexer.http"),
         *("scorer_api.index", "scorer_api.tokens", "scorer_api.api"),

@@ -21,6 +21,8 @@ from indexer.errors import SettingError
 from indexer.http.acceptor import Acceptor
 from indexer.http.connection import Connection, ConnectionGroup
 from indexer.http.tls import Certificate
+from indexer.http.traced import Traced
+from indexer.tracing.current import Tracer, use
 from indexer.workers.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -107,17 +109,23 @@ async def serve(
     listening: "asyncio.Future[str] | None" = None,
     reload_now: asyncio.Event | None = None,
     worker: Worker | None = None,
+    tracer: Tracer | None = None,
 ) -> None:
     """Serve what `make` makes until `stop` is set, then let running requests finish.
 
     `listening` gets the service's URL. Setting `reload_now` has all files read again at once. `worker`: this one, where processes share a socket.
+    `tracer`: where traces are wanted; it is shut down at the end.
 
     Raises SettingError before it serves anything.
     """
     with contextlib.closing(listen(settings) if worker is None else worker.group.listener) as listener:
         certificate = Certificate.of(settings)
-        served = make()
         async with AsyncExitStack() as stack:
+            if tracer is not None:
+                use(tracer)
+                stack.push_async_callback(_stop_tracing, tracer)
+            served = make()
+            app = served.app if tracer is None else Traced(served.app, tracer)
             for part in served.parts:
                 await stack.enter_async_context(part)
             gc.freeze()  # full collections need not look through what stays, and there may be thousands of streams
@@ -125,7 +133,7 @@ async def serve(
                 return
             note_change = None if worker is None else worker.note_connections
             connections = ConnectionGroup(settings.limits.http, min(DRAIN_S, settings.shutdown_s / 2), note_change)
-            server = _Server(_config(served.app, settings, certificate, connections), connections, worker)
+            server = _Server(_config(app, settings, certificate, connections), connections, worker)
             serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
             host, port = listener.getsockname()[:2]
             url = f"http{'' if certificate is None else 's'}://{f'[{host}]' if ':' in host else host}:{port}"
@@ -144,6 +152,12 @@ async def serve(
             server.should_exit = True
             await serving
             log.info("stopped")
+
+
+async def _stop_tracing(tracer: Tracer) -> None:
+    """What is left is sent meanwhile."""
+    use(None)
+    await asyncio.to_thread(tracer.shutdown)
 
 
 async def _may_accept(stack: AsyncExitStack, worker: Worker, served: Served, stop: asyncio.Event) -> bool:

@@ -17,6 +17,7 @@ from indexer.main import logs
 from indexer.main.command import run
 from indexer.main.config_file import Reconfiguration, read_file
 from indexer.main.read_settings import read_settings
+from indexer.tracing.environment import make_tracer
 from indexer.workers.worker import Worker
 
 NO_REDIS = "is required: a redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// URL; without Redis there is kv-indexer serve"
@@ -73,6 +74,6 @@ def serve_until_stopped(
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload_now.set)
         if worker is not None:
             worker.stop_with_parent(stop)
-        await serve(settings, make_served, stop, reload_now=reload_now, worker=worker)
+        await serve(settings, make_served, stop, reload_now=reload_now, worker=worker, tracer=make_tracer(os.environ))
 
     return run(until_stopped)

@@ -15,10 +15,14 @@ from indexer.errors import LOSSY_REASONS, Refused
 from indexer.metrics import IndexerMetrics
 from indexer.streams.adapter_blocks import AdapterBlocks
 from indexer.streams.status import GroupStatus
+from indexer.tracing.current import Attributes, active_tracer
 from indexer.wire.decoder import Batch, WireDecoder
 
 # An older time stamp is no time: one of them would make the sum of all ages useless for good.
 AGE_MAX_S = 10.0 * 365 * 86_400
+NS = 1_000_000_000
+# A trace of a batch that is older would show nothing.
+TRACED_AGE_MAX_NS = 3_600 * NS
 # Ranks that may be found at one port without being given in a spec.
 SHARED_RANKS_MAX = 64
 MIXED_RANKS = "batches of several ranks come by this port; give ranks=N,ranks_share_port=true in the spec"
@@ -82,6 +86,7 @@ class Applier:
         self.has_mixed_ranks = False
         """Whether batches of several ranks were applied as if they were one rank's."""
         self._adapters = AdapterBlocks(settings.limits.state.copies_max if counting == "copies" else 1)
+        self._tracer = active_tracer()
         self._batches = 0
         self._events: defaultdict[type[Event], int] = defaultdict(int)
         self._parked_seen = 0
@@ -112,6 +117,7 @@ class Applier:
     def apply(self, payload: bytes, number: int, *, is_live: bool) -> Applied:
         """Apply the payload of the batch with this number. One that cannot be read is counted and changes nothing."""
         self._batches += 1
+        started_ns = 0 if self._tracer is None else time.time_ns()
         try:
             batch = self._decoder.decode(payload)
         except Refused as refused:
@@ -133,6 +139,8 @@ class Applier:
             self._observe(self._key, batch.events, self.state)
         if is_live and batch.published_at_s is not None and abs(age_s := time.time() - batch.published_at_s) < AGE_MAX_S:
             self._metrics.event_age.observe(max(0.0, age_s))
+        if self._tracer is not None and is_live:
+            self._trace(batch, number, started_ns)
         for event in batch.events:
             self._events[type(event)] += 1
         if batch.unknown_events:
@@ -141,6 +149,23 @@ class Applier:
             self._metrics.unknown.labels("field").inc(batch.unknown_fields)
         lossy = self._count_refused(batch) if batch.refused or self.state.tally else None
         return Applied(change, lossy)
+
+    def _trace(self, batch: Batch, number: int, started_ns: int) -> None:
+        """The way of a batch from its engine to here."""
+        assert self._tracer is not None, "asked for by the caller"
+        key, published_at_s = self._key, batch.published_at_s
+        attributes: Attributes = {
+            "kv.model": key.model,
+            "kv.pod": key.pod,
+            "kv.rank": key.rank,
+            "kv.sequence": number,
+            "kv.events": len(batch.events),
+        }
+        parts = [("kv_events.apply", started_ns)]
+        # By the engine's clock, which may be another.
+        if published_at_s is not None and started_ns - TRACED_AGE_MAX_NS < (published_ns := int(published_at_s * NS)) <= started_ns:
+            parts.insert(0, ("kv_events.transport", published_ns))
+        self._tracer.past("kv_events.batch", attributes, *parts)
 
     def forget(self) -> None:
         """Hold nothing and remember nothing."""

@@ -13,6 +13,7 @@ from indexer.compiled import core
 from indexer.config.settings import Settings
 from indexer.http.negotiation import JSON
 from indexer.http.problems import Problem
+from indexer.tracing.current import current_span
 from scorer_api.api.client_body import ByLoad, ClientBody, read_client_body, tokens_of
 from scorer_api.api.decode import REGULAR_BYTES_MAX
 from scorer_api.api.destinations import Destinations
@@ -109,7 +110,11 @@ class Picker:
         )
         fallbacks = self._settings.pick_fallbacks if asked.fallbacks is None else asked.fallbacks
         picked = await self._reachable(query, request, by_load, fallbacks)
-        self._metrics.note_pick(by_load, time.perf_counter() - started_s)
+        span = current_span.get()
+        self._metrics.note_pick(by_load, time.perf_counter() - started_s, None if span is None else span.exemplar())
+        if span is not None:
+            span.note({"kv.model": query.model, "kv.pod": picked.pod, "kv.picked_for": picked.picked_for, "kv.matched_tokens": picked.matched_tokens})
+            span.note({"kv.by_load": by_load or ""})
         return picked
 
     def prefilled(self, name: str) -> None:

@@ -28,9 +28,9 @@ class PickMetrics:
             "kv_indexer_pick_seconds", "Time from a gateway's body to its pick, with that for its tokens.", buckets=SECONDS_BUCKETS, registry=registry
         )
 
-    def note_pick(self, by_load: ByLoad | None, seconds: float) -> None:
+    def note_pick(self, by_load: ByLoad | None, seconds: float, exemplar: dict[str, str] | None = None) -> None:
         """Count a pick. `by_load`: why it was by load, None where it was by prefix."""
-        self._seconds.observe(seconds)
+        self._seconds.observe(seconds, exemplar)
         self.requests["picked" if by_load is None else "by_load"].inc()
         if by_load is not None:
             self._by_load[by_load].inc()

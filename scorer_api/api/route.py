@@ -4,6 +4,7 @@ import time
 
 from indexer.http.negotiation import encode
 from indexer.http.problems import Problem
+from indexer.tracing.current import current_span
 from scorer_api.api.decode import decode_done, decode_route_in_turns
 from scorer_api.api.pod_apis import PodApis
 from scorer_api.api.resolve import RequestResolver, ResolvedRequest, unknown_model
@@ -41,9 +42,14 @@ class RouteHandler:
         pick = self._pick(resolved, request)
         picked_s = time.perf_counter()
         content = encode(self._answer(resolved, pick), accepted)
-        self._metrics.seconds["decode"].observe(decoded_s - started_s)
-        self._metrics.seconds["pick"].observe(picked_s - decoded_s)
-        self._metrics.seconds["encode"].observe(time.perf_counter() - picked_s)
+        span = current_span.get()
+        exemplar = None if span is None else span.exemplar()
+        self._metrics.seconds["decode"].observe(decoded_s - started_s, exemplar)
+        self._metrics.seconds["pick"].observe(picked_s - decoded_s, exemplar)
+        self._metrics.seconds["encode"].observe(time.perf_counter() - picked_s, exemplar)
+        if span is not None:
+            matched = pick.reasons[pick.order[0]].matched_tokens
+            span.note({"kv.model": resolved.request.model, "kv.pod": pick.order[0], "kv.picked_for": pick.picked_for, "kv.matched_tokens": matched})
         self._metrics.requests["picked"].inc()
         self._metrics.picked(pick)
         return content

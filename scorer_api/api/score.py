@@ -7,6 +7,7 @@ from msgspec import UNSET
 
 from indexer.core.events import Tier
 from indexer.http.negotiation import encode
+from indexer.tracing.current import current_span
 from scorer_api.api.decode import decode_score_in_turns
 from scorer_api.api.resolve import RequestResolver, ResolvedRequest, unknown_model
 from scorer_api.api.schemas import PodAnswer, ScoreAnswer, ViewAnswer
@@ -54,8 +55,13 @@ class ScoreHandler:
         answer = self._answer(resolved, scores, speculative)
         content = encode(answer, accepted)
         encoded_s = time.perf_counter()
-        self._metrics.seconds["look_up"].observe(found_s - started_s)
-        self._metrics.seconds["encode"].observe(encoded_s - found_s)
+        span = current_span.get()
+        exemplar = None if span is None else span.exemplar()
+        self._metrics.seconds["look_up"].observe(found_s - started_s, exemplar)
+        self._metrics.seconds["encode"].observe(encoded_s - found_s, exemplar)
+        if span is not None:
+            matched = answer.pods[0].matched_tokens if answer.pods else 0
+            span.note({"kv.model": answer.model, "kv.tokens": answer.tokens, "kv.matched_tokens": matched, "kv.pod": answer.best or ""})
         self._metrics.requests["match" if answer.best is not None else "no_match"].inc()
         self._metrics.prompt_tokens.inc(answer.tokens)
         if answer.best is not None:

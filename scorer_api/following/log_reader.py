@@ -9,6 +9,7 @@ from indexer.errors import StoreError
 from indexer.store.keyspace import stream_of
 from indexer.store.reader import LogOffset
 from indexer.store.records import Entry, change_of, decode_entry
+from indexer.tracing.current import Attributes, active_tracer
 from scorer_api.following.followed_model import FollowedModel, FollowerContext
 from scorer_api.following.followed_stream import FollowedStream, Verdict, judge, version_after
 from scorer_api.following.reloader import RETRY_S, Reloader
@@ -28,6 +29,7 @@ class LogReader:
     def __init__(self, model: FollowedModel, context: FollowerContext, reloader: Reloader, surveyor: Surveyor) -> None:
         self._model = model
         self._reader, self._view, self._metrics = context.reader, context.view, context.metrics
+        self._tracer = active_tracer()
         self._reloader = reloader
         self._surveyor = surveyor
         self._wait_ms = min(WAIT_MS, int(context.settings.redis_timeout_s * 500))
@@ -125,6 +127,11 @@ class LogReader:
             return
         if change and entry.shape is not None:
             self._view.append(stream.key, entry.shape, change)
+        if self._tracer is not None:
+            # By Redis's clock, which may be another.
+            appended_ns = min(offset[0] * 1_000_000, time.time_ns())
+            attributes: Attributes = {"kv.model": stream.key.model, "kv.pod": stream.key.pod, "kv.rank": stream.key.rank}
+            self._tracer.past("kv_events.log", attributes, ("kv_events.follow", appended_ns))
         stream.version, stream.offset = version_after(entry), offset
         if entry.trust is not stream.trust:
             stream.trust = entry.trust

@@ -1,13 +1,15 @@
 """The calls of gateways: each is an exchange of messages around one pick."""
 
 import logging
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 from msgspec import structs
 
 from indexer.config.settings import Settings
 from indexer.http.negotiation import JSON
 from indexer.http.problems import Problem
+from indexer.tracing.current import active_tracer
 from scorer_api.api.asking import asked_of, why_unread
 from scorer_api.api.client_body import with_model
 from scorer_api.api.outcomes import count_failures
@@ -33,6 +35,7 @@ class Calls:
         self._pick_metrics = pick_metrics
         self._metrics = metrics
         self._room = Room(settings.limits.http.bodies_bytes_max)
+        self._tracer = active_tracer()
         self.total = 0
         self.count = 0
 
@@ -56,6 +59,10 @@ class Calls:
             self._metrics.calls[outcome].inc()
             call.close(outcome)
 
+    def _span(self, headers: Mapping[str, str]) -> AbstractContextManager[object]:
+        """The span of a pick, as a part of the trace that the client's headers name."""
+        return nullcontext() if self._tracer is None else self._tracer.request("pick", headers, {"rpc.system": "grpc", "rpc.method": "Process"})
+
     def prefilled(self, name: str) -> None:
         """The response to a picked request has begun, so its prompt is computed."""
         self._picker.prefilled(name)
@@ -72,7 +79,7 @@ class Calls:
             asked = structs.replace(asked, body=None, by_load=by_load)
         sent_as = next((headers[name] for name in MODEL_REWRITE if headers.get(name)), None)
         asked = structs.replace(asked, sent_as=sent_as, fallbacks=self._settings.gateway_fallbacks, subset=question.subset)
-        with count_failures(self._pick_metrics.requests):
+        with count_failures(self._pick_metrics.requests), self._span(headers):
             picked = await self._picker.pick(asked)
         hops = {} if picked.prefill is None else {PREFILLER: picked.prefill}
         # A client that sets one itself would send a pod elsewhere.

@@ -25,6 +25,7 @@ from indexer.engines.http_client import Answer, FetchError
 from indexer.errors import IndexerError
 from indexer.http.negotiation import JSON
 from indexer.http.problems import Problem
+from indexer.tracing.current import active_tracer
 from scorer_api.index.prompt import Placeholder
 from scorer_api.index.view import View
 from scorer_api.metrics import TokenMetrics
@@ -190,6 +191,14 @@ class EngineTokenizer:
 
     async def _answer(self, api: EngineApi, path: str, body: bytes) -> bytes:
         headers = {"Content-Type": "application/json", "Accept": "application/json", **({} if self._key is None else self._key.header())}
+        tracer = active_tracer()
+        if tracer is None:
+            return await self._fetch(api, path, headers, body)
+        with tracer.call(f"POST {path}", {"http.request.method": "POST", "url.path": path, "kv.pod": api.pod}) as span:
+            return await self._fetch(api, path, headers | span.headers(), body)
+
+    async def _fetch(self, api: EngineApi, path: str, headers: dict[str, str], body: bytes) -> bytes:
+        """Raises _TokenizeError."""
         limits = self._settings.limits.tokenize
         timeout_s, bytes_max = limits.tokenize_timeout_s, limits.tokenize_answer_bytes_max
         try:

@@ -1,0 +1,1 @@
+"""Traces of requests and of batches, sent where the standard variables of OpenTelemetry say. Only `otel` imports it."""
