@@ -10,6 +10,7 @@ import pytest
 
 from indexer.errors import LOSSY_REASONS
 from tests.engine import Engine, stored
+from tests.ports import free_port
 from tests.running import ROOT, Running
 
 DASHBOARD = ROOT / "deploy/grafana/kv-indexer.json"
@@ -26,7 +27,8 @@ def promtool(*words: str) -> None:
 
 @pytest.fixture(scope="module")
 def metrics() -> str:
-    with Engine() as engine, Running(engine.spec(), discover="pods:models?selector=app=vllm", kube_api="http://127.0.0.1:1") as service:
+    discovery = {"discover": "pods:models?selector=app=vllm", "kube_api": "http://127.0.0.1:1"}
+    with Engine() as engine, Running(engine.spec(), gateway_listen=f"127.0.0.1:{free_port()}", **discovery) as service:
         engine.publish(stored([1], [1, 2, 3, 4]))
         service.wait_for(sequence=0)
         return service.http.get(f"{service.url}/metrics").text
