@@ -115,10 +115,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         Meta(description="Requests to /v1/pick for an unknown model: 404, or a pod by load of the model with most pods."),
     ] = "refuse"
 
-    hot_prefixes: Annotated[
-        int,
-        Meta(ge=0, le=5_000, description="Count for /v1/hot which prefixes are asked for, by block keys alone, and keep so many; 0 for none."),
-    ] = 0
+    hot_prefixes: Annotated[int, Meta(ge=0, le=5_000, description="Most prefixes that /v1/hot counts; 0 for none.")] = 0
 
     # Tokens
     tokenizer: Annotated[Words, Meta(description="my/model=DIR: tokenize for this model here and ask no engine; may be repeated.")] = ()

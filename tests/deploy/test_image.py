@@ -48,8 +48,8 @@ def test_every_version_that_is_needed_is_pinned_with_its_hashes() -> None:
     text = (DEPLOY / "requirements.txt").read_text()
     pinned = {normal(name) for name, _ in PINNED.findall(text)}
     assert len(pinned) > 20
-    # The image is one for all roles, so it can also pick for gateways and find engines in DNS.
-    assert needed("kv-event-indexer", frozenset({"dns", "gateway"})) - pinned == set()
+    # The image is one for all roles, so it can also pick for gateways, find engines in DNS and send traces.
+    assert needed("kv-event-indexer", frozenset({"dns", "gateway", "otel"})) - pinned == set()
     for entry in re.split(r"\n(?=[a-z])", text)[1:]:
         assert "--hash=sha256:" in entry, entry.partition("\n")[0]
 
