@@ -77,7 +77,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         str | None,
         Meta(description="Address that gateways ask for picks over gRPC (Envoy's ext_proc), 0.0.0.0:9002; needs the extra gateway. By default none."),
     ] = None
-    gateway_tls_cert: Annotated[str | None, Meta(description="PEM file of a certificate and its chain; gateways have to speak TLS.")] = None
+    gateway_tls_cert: Annotated[str | None, Meta(description="PEM file of a certificate and its chain; gateways then use TLS.")] = None
     gateway_tls_key: Annotated[str | None, Meta(description="PEM file of its private key.")] = None
     gateway_self_signed: Annotated[
         bool, Meta(description="Speak TLS to gateways with a certificate that is made at the start, for those that do not check it.")
