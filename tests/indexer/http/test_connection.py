@@ -212,7 +212,12 @@ async def test_of_answers_that_nobody_reads_the_oldest_are_given_up_beyond_so_ma
 async def test_requests_that_have_arrived_are_answered_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that waits for its answer, one that comes on an idle connection, two at once, and one on a connection that is not accepted yet."""
     groups: list[ConnectionGroup] = []
-    monkeypatch.setattr(http_server, "ConnectionGroup", lambda *of: groups.append(ConnectionGroup(*of)) or groups[-1])
+
+    def make_group(*of: Any) -> ConnectionGroup:
+        groups.append(ConnectionGroup(*of))
+        return groups[-1]
+
+    monkeypatch.setattr(http_server, "ConnectionGroup", make_group)
     async with served() as server:
         idle_reader, idle_writer = await server.open()
         idle_writer.write(get())
