@@ -202,7 +202,7 @@ async def _with_tokens(body: bytes, field: str, taken: Taken, media_type: str, k
     except Problem as problem:
         if is_repeated and taken.left != 0:
             return await one_by_one(_steps(body, media_type, kind))  # which of the lists it is about is not told
-        detail = moved_bytes(problem.detail, taken.first, taken.cut) if is_repeated else taken.moved(problem.detail)
+        detail = moved_bytes(problem.detail, taken.first, taken.cut) if is_repeated else taken.moved(problem.detail, field)
         raise Problem(problem.status, detail) from None
     left = getattr(request, field)
     if not isinstance(left, list) or len(left) != taken.left:

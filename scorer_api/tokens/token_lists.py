@@ -54,9 +54,10 @@ class Taken(Struct, frozen=True):
         """How many tokens were taken."""
         return len(self.tokens) // TOKEN_BYTES
 
-    def moved(self, error: str) -> str:
-        """An error about this body, with the positions of the whole one."""
-        error = _TOKEN.sub(lambda found: str(int(found[0]) + self.count), error)
+    def moved(self, error: str, field: str) -> str:
+        """An error about this body, with the positions of the whole one. `field`: the one whose list it was."""
+        if error.startswith(f"{field}["):
+            error = _TOKEN.sub(lambda found: str(int(found[0]) + self.count), error)
         return moved_bytes(error, self.first, self.cut)
 
 

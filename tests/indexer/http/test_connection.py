@@ -230,6 +230,7 @@ async def test_requests_that_have_arrived_are_answered_before_the_end(monkeypatc
         new_writer.write(get())
         server.stop.set()
         await wait_until_async(lambda: groups[0].is_stopping)
+        await asyncio.sleep(2 * http_server.ACCEPT_S)  # by then it has told the connections
         idle_writer.write(get() + get("/7"))
         await wait_until_async(lambda: server.begun == 4)
         server.answering.set()

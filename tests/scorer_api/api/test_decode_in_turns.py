@@ -94,6 +94,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 @example(b'{"model":"m","token_ids":[-1,11111111,2222222,3333333],"x":1}')
 @example(b'{"token_ids":[],"token_ids":[0,0,0,0,0,0],"model":"m","prompt":[]}')
 @example(b'{"token_ids":[10001000000],"prompt":[],"model":"m"}')
+@example(b'{"model":"m","prompt":[100,100,1000],"token_ids":["1"')
 def test_a_body_in_json(body: bytes) -> None:
     is_the_same(body, JSON)
 
