@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 
+import msgspec
+
 from indexer.config.settings import Settings
 from indexer.http.server import listen, serve
 from indexer.main.command import run as run_until_stopped
@@ -19,6 +21,8 @@ from scorer_api.app import make_serve
 # Each engine's chats; the first of each is its hot one.
 CHATS = {"demo-0": range(1, 9), "demo-1": range(11, 19)}
 STOP_TIMEOUT_S = 3.0
+# Its prompts are nobody's secret, and the page has something to show.
+HOT_PREFIXES = 1_000
 
 WHAT_TO_TRY = """
 Two demo engines serve chats that all begin with the tokens 1 to 64; demo-1 alone serves chat 11, which goes on with 11001, 11002, …
@@ -29,6 +33,7 @@ Try, in another terminal:
   (seq 1 64; seq 11001 11065) | {command} score --url {url} --model {model} --tokens-file -
   {command} score --url {url} --model {model} --prompt "$(seq -s' ' 64) $(seq -s' ' 11001 11065)"   # a number is the token of that number
   curl -s {url}/v1/pods
+  curl -s {url}/v1/hot                       # which prefixes are asked for most
   curl -s {url}/metrics | grep ^kv_indexer
 
 The engines, for a second service:{engines}
@@ -55,7 +60,8 @@ async def serve_demo(settings_with: Callable[[Sequence[str]], Settings], stop: a
         specs = [await _start_engine(stack, pod, chats) for pod, chats in CHATS.items()]
         listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         listening.add_done_callback(partial(_print_what_to_try, specs))
-        settings = settings_with(specs)
+        given = settings_with(specs)
+        settings = msgspec.structs.replace(given, hot_prefixes=given.hot_prefixes or HOT_PREFIXES)
         await serve(settings, lambda: make_serve(settings), stop, listening)
 
 
