@@ -91,9 +91,14 @@ class Server:
         return answer.status == http.client.OK
 
     def asked(self, path: str) -> bytes:
-        """The answer to GET."""
-        self._http.request("GET", path)
-        return self._http.getresponse().read()
+        """The answer to GET, over a new connection where the service has closed this one as idle."""
+        try:
+            self._http.request("GET", path)
+            return self._http.getresponse().read()
+        except http.client.RemoteDisconnected:
+            self._http.close()
+            self._http.request("GET", path)
+            return self._http.getresponse().read()
 
     def models(self) -> Any:
         """The known models."""
