@@ -1,8 +1,7 @@
-"""What the system says of a process that is measured, its end, and a port for it."""
+"""What the system says of a process that is measured, and its end."""
 
 import os
 import signal
-import socket
 import subprocess
 from pathlib import Path
 
@@ -41,11 +40,3 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def free_port() -> int:
-    """One that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -85,20 +85,22 @@ class Server:
 
     def is_ready(self) -> bool:
         """What /readyz says."""
-        self._http.request("GET", "/readyz")
-        answer = self._http.getresponse()
-        answer.read()
-        return answer.status == http.client.OK
+        return self._get("/readyz")[0] == http.client.OK
 
     def asked(self, path: str) -> bytes:
-        """The answer to GET, over a new connection where the service has closed this one as idle."""
+        """The answer to GET."""
+        return self._get(path)[1]
+
+    def _get(self, path: str) -> tuple[int, bytes]:
+        """Status and body, over a new connection where the service has closed this one as idle."""
         try:
             self._http.request("GET", path)
-            return self._http.getresponse().read()
+            answer = self._http.getresponse()
         except http.client.RemoteDisconnected:
             self._http.close()
             self._http.request("GET", path)
-            return self._http.getresponse().read()
+            answer = self._http.getresponse()
+        return answer.status, answer.read()
 
     def models(self) -> Any:
         """The known models."""

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
 
+from tests.forked import COVERAGE_VARIABLE
 from tests.redis_server import RedisServer
 
 FOLDER = Path(__file__).parent
@@ -44,7 +45,6 @@ UNMEASURED = tuple(
         "test_schemathesis.py",
     )
 )
-COVERAGE_VARIABLE = "COVERAGE_PROCESS_CONFIG"
 COVERAGE_CONFIG = os.environ.get(COVERAGE_VARIABLE)
 # Only the commands' own tests measure the hundreds of processes: all others start what those of this process run too.
 PROCESSES_MEASURED = (FOLDER / "scorer_api" / "cli",)

@@ -30,6 +30,8 @@ IS_AVAILABLE = sys.platform == "linux"
 PR_SET_CHILD_SUBREAPER = 36
 REQUEST_BYTES_MAX = 2**20
 POLL_S = 0.005
+# Has a process measured from its start, by the settings that it holds.
+COVERAGE_VARIABLE = "COVERAGE_PROCESS_CONFIG"
 # What the service imports late, or only in one of its roles.
 IMPORTED = (
     *("scorer_api.cli.__main__", "scorer_api.cli.serve", "scorer_api.cli.api", "scorer_api.cli.ingest"),
@@ -103,7 +105,7 @@ class _Parent:
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with its:
             words = [sys.executable, "-m", "tests.forked", str(its.fileno())]
-            env = {name: value for name, value in os.environ.items() if name != "COVERAGE_PROCESS_CONFIG"}
+            env = {name: value for name, value in os.environ.items() if name != COVERAGE_VARIABLE}
             self._process = subprocess.Popen(words, cwd=ROOT, env=env, pass_fds=[its.fileno()])
         self._socket = ours
         atexit.register(self._end)
@@ -182,7 +184,7 @@ def _run(module: str, words: list[str], env: dict[str, str], streams: list[int],
         os.environ.clear()
         os.environ.update(env)
         sys.argv = [module, *words]
-        measured = coverage.process_startup() if "COVERAGE_PROCESS_CONFIG" in env else None
+        measured = coverage.process_startup() if COVERAGE_VARIABLE in env else None
         code = import_module(module).main(words)
     except SystemExit as ended:
         code = ended.code

@@ -22,10 +22,10 @@ from bench.child import spawning
 from bench.connection import Connection
 from bench.gateway.backend import Backend, prompt_of
 from bench.gateway.envoy import Envoy
-from bench.process import free_port
 from bench.publisher import Publisher
 from bench.server import ROOT, Server
 from bench.workload import BLOCK_SIZE, MODEL, Plan
+from tests.ports import free_port
 
 SIZES_KB = (1, 50, 300)
 BYTES_PER_TOKEN = 4

@@ -14,8 +14,9 @@ from typing import Any, Self
 
 import yaml
 
-from bench.process import STOP_TIMEOUT_S, free_port
+from bench.process import STOP_TIMEOUT_S
 from bench.server import POLL_S, ROOT, START_TIMEOUT_S
+from tests.ports import free_port
 
 CONFIG = ROOT / "deploy/envoy/override-host.yaml"
 COMMAND = Path(sys.executable).parent / "envoy"

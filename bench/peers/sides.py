@@ -17,6 +17,7 @@ from bench.connection import prepare
 from bench.publisher import spec
 from bench.server import ROOT, START_TIMEOUT_S, Server
 from bench.workload import BLOCK_SIZE, MODEL
+from tests.ports import free_port
 
 PEER_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 POLL_S = 0.02
@@ -91,7 +92,7 @@ class Dynamo:
 
     def __init__(self, ports: Sequence[int]) -> None:
         self._ports = ports
-        self.host, self.port = "127.0.0.1", process.free_port()
+        self.host, self.port = "127.0.0.1", free_port()
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
         command = [str(PEER_PYTHON), "-m", "dynamo.indexer", "--port", str(self.port)]
         self._process = subprocess.Popen(command, stdout=self._log, stderr=self._log)  # noqa: S603 - a constant command

@@ -152,16 +152,15 @@ function wrong(message, id) {
   if (id) by(id).focus();
 }
 
-async function explain() {
+/** Ask about the prompt that the form has, in place of what is still being asked. `answer`: gets the request and a signal that ends it. */
+async function askFor(answer) {
   running?.abort();
   const mine = (running = new AbortController());
   try {
     const body = request();
     wrong("");
     say(by("said"), "Asking …");
-    const answer = await ask("v1/explain", body, mine.signal);
-    showAnswer(answer);
-    by("said").scrollIntoView({ block: "nearest" });
+    await answer(body, mine.signal);
   } catch (error) {
     failed(error, mine);
   } finally {
@@ -169,24 +168,18 @@ async function explain() {
   }
 }
 
+async function explain(body, signal) {
+  showAnswer(await ask("v1/explain", body, signal));
+  by("said").scrollIntoView({ block: "nearest" });
+}
+
 /** The pick counts as a request until it is reported as done, so that is said at once. */
-async function pick() {
-  running?.abort();
-  const mine = (running = new AbortController());
-  try {
-    const body = request();
-    wrong("");
-    say(by("said"), "Asking …");
-    const picked = await ask("v1/route", body, mine.signal);
-    await ask("v1/route/done", { id: picked.id }, mine.signal);
-    const { matched_tokens } = picked.reason[picked.pod];
-    const others = picked.fallbacks.length ? ` The next ones: ${picked.fallbacks.slice(0, 3).join(", ")}.` : "";
-    say(by("said"), `It would go to ${picked.pod}, for ${picked.picked_for.replaceAll("_", " ")}: ${matched_tokens} of ${count(picked.tokens, "token")} are in its cache.${others}`);
-  } catch (error) {
-    failed(error, mine);
-  } finally {
-    if (mine === running) running = null;
-  }
+async function pick(body, signal) {
+  const picked = await ask("v1/route", body, signal);
+  await ask("v1/route/done", { id: picked.id }, signal);
+  const { matched_tokens } = picked.reason[picked.pod];
+  const others = picked.fallbacks.length ? ` The next ones: ${picked.fallbacks.slice(0, 3).join(", ")}.` : "";
+  say(by("said"), `It would go to ${picked.pod}, for ${picked.picked_for.replaceAll("_", " ")}: ${matched_tokens} of ${count(picked.tokens, "token")} are in its cache.${others}`);
 }
 
 function failed(error, mine) {
@@ -200,13 +193,13 @@ function failed(error, mine) {
   if (error.status === 401) wantToken(error.detail);
 }
 
-by("pick").addEventListener("click", pick);
+by("pick").addEventListener("click", () => askFor(pick));
 by("ask").addEventListener("submit", (event) => {
   event.preventDefault();
-  explain();
+  askFor(explain);
 });
 by("ask").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && event.ctrlKey) explain();
+  if (event.key === "Enter" && event.ctrlKey) askFor(explain);
 });
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") running?.abort();

@@ -224,25 +224,25 @@ BATCHES: dict[str, tuple[Callable[[], tuple[bytes, str]], int]] = {
 }
 
 
+def assert_takes_little(service: Command, path: str, make: Callable[[], tuple[bytes, str]], status: int) -> None:
+    """The answer has this status, and making it takes no more than twenty times the size of a body at the limit."""
+    body, media_type = make()
+    before = memory_bytes("VmRSS", service.process.pid)
+    assert post(service, body, media_type, path).status_code == status
+    # The peak is of the process's whole life: where an earlier test made it, this one is within it.
+    assert memory_bytes("VmHWM", service.process.pid) - before < 20 * BODY_BYTES_MAX
+
+
 @pytest.mark.rule("C8")
 @pytest.mark.parametrize("name", BATCHES)
 def test_whatever_fills_a_batch_takes_no_more_than_twenty_times_its_size_either(service: Command, name: str) -> None:
-    make, status = BATCHES[name]
-    body, media_type = make()
-    before = memory_bytes("VmRSS", service.process.pid)
-    assert post(service, body, media_type, "/v1/score/batch").status_code == status
-    assert memory_bytes("VmHWM", service.process.pid) - before < 20 * BODY_BYTES_MAX
+    assert_takes_little(service, "/v1/score/batch", *BATCHES[name])
 
 
 @pytest.mark.rule("C8")
 @pytest.mark.parametrize("name", BODIES)
 def test_whatever_fills_a_body_takes_no_more_than_twenty_times_its_size(service: Command, name: str) -> None:
-    make, status = BODIES[name]
-    body, media_type = make()
-    before = memory_bytes("VmRSS", service.process.pid)
-    assert post(service, body, media_type).status_code == status
-    # The peak is of the process's whole life: where an earlier test made it, this one is within it.
-    assert memory_bytes("VmHWM", service.process.pid) - before < 20 * BODY_BYTES_MAX
+    assert_takes_little(service, "/v1/score", *BODIES[name])
 
 
 # Slow senders and idle connections
