@@ -6,13 +6,30 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from bench import against, capacity, floors, hybrid, ingest, memory, provenance, report, routing, scoring, shared, tokenizing, visibility, workers
+from bench import (
+    against,
+    capacity,
+    floors,
+    grpc_scoring,
+    hybrid,
+    ingest,
+    memory,
+    provenance,
+    report,
+    routing,
+    scoring,
+    shared,
+    tokenizing,
+    visibility,
+    workers,
+)
 
 MEASUREMENTS: dict[str, tuple[str, Callable[[], Sequence[Struct]]]] = {
     "ingest": ("Ingest, first publish until all is held", ingest.measure),
     "scoring": ("Scores over HTTP, 8 pods, 1,000,000 block copies, every answer verified", scoring.measure),
     "hybrid": ("A query for a hybrid model beside a plain one, in process, 8 pods, CPU", hybrid.measure),
     "routing": ("A pick beside a score: CPU of the service per HTTP request, 8 pods, 1,000,000 block copies", routing.measure),
+    "grpc": ("Scores over gRPC beside HTTP, 8 pods, 1,000,000 block copies, every answer verified", grpc_scoring.measure),
     "visibility": ("From publish to a score answer that shows it", visibility.measure),
     "memory": ("Memory per block copy", memory.measure),
     "capacity": ("Many pods, each connected and holding 64 blocks: one process", capacity.measure),

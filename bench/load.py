@@ -2,10 +2,12 @@
 
 import threading
 import time
+from typing import Literal
 
 from msgspec import Struct
 
 from bench.connection import Connection
+from bench.grpc_connection import GrpcConnection
 
 
 class Job(Struct, frozen=True):
@@ -18,6 +20,7 @@ class Job(Struct, frozen=True):
     answers: list[bytes] | None
     connections: int
     duration_s: float
+    over: Literal["http", "grpc"] = "http"
 
 
 class Outcome(Struct, frozen=True):
@@ -49,10 +52,16 @@ def run(job: Job) -> Outcome:
     return Outcome([latency for each in latencies for latency in each], time.monotonic() - started_s)
 
 
+def _connect(job: Job) -> Connection | GrpcConnection:
+    if job.over == "http":
+        return Connection(job.host, job.port)
+    return GrpcConnection(job.host, job.port)
+
+
 def _ask_until(until_s: float, job: Job, offset: int, latencies_s: list[float]) -> None:
     clock = time.perf_counter
     number = offset
-    with Connection(job.host, job.port) as connection:
+    with _connect(job) as connection:
         while time.monotonic() < until_s:
             position = number % len(job.requests)
             number += 1

@@ -4,7 +4,7 @@ Each size has its pool of prompts: of prompt p, one pod holds (p + 1) / 16 and t
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack
 from statistics import median
@@ -78,10 +78,10 @@ def pool_prompt(blocks: int, number: int) -> Prompt:
     return Prompt(blocks * POOL + number, blocks, held)
 
 
-def filled(stack: ExitStack, prompts: list[Prompt]) -> Server:
-    """The service with all that the pods hold."""
+def filled(stack: ExitStack, prompts: list[Prompt], flags: Sequence[str] = ()) -> Server:
+    """The service with all that the pods hold. `flags`: more of its own."""
     publishers = [stack.enter_context(Publisher(pod, _plan(number, pod, prompts))) for number, pod in enumerate(PODS)]
-    server = stack.enter_context(Server([publisher.wait_prepared() for publisher in publishers]))
+    server = stack.enter_context(Server([publisher.wait_prepared() for publisher in publishers], flags=flags))
     for publisher in publishers:
         publisher.start()
         server.wait_applied(publisher.pod, publisher.finish())

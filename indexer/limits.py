@@ -129,6 +129,8 @@ class GatewayLimits(Struct, frozen=True):
         Seconds,
         Meta(description="After SIGTERM new calls are taken for this long, while the health service says no, so that gateways notice."),
     ] = 5.0
+    watches_max: Annotated[Count, Meta(description="Most clients that watch the pods over gRPC at once.")] = 256
+    watch_interval_s: Annotated[Seconds, Meta(description="Interval of looks at the pods for them.")] = 0.5
 
 
 class ExplainLimits(Struct, frozen=True):

@@ -19,6 +19,7 @@ from indexer.ownership.replica import ReplicaService
 from indexer.workers.worker import Worker
 from scorer_api.api import page
 from scorer_api.api.components import components
+from scorer_api.api.handlers import Handlers, make_handlers
 from scorer_api.api.picking import Picking, make_picking
 from scorer_api.api.routes import DIRECT, make_router
 from scorer_api.compat.mount import Streams, add_compat, direct_paths, open_paths
@@ -28,7 +29,9 @@ from scorer_api.gateway.calls import Calls
 from scorer_api.gateway.certificate import CertificateFiles, Certified
 from scorer_api.gateway.metrics import GatewayMetrics
 from scorer_api.index.view import View
-from scorer_api.metrics import FollowerMetrics, ScorerMetrics, TokenMetrics
+from scorer_api.metrics import FollowerMetrics, TokenMetrics
+from scorer_api.rpc.metrics import RpcMetrics
+from scorer_api.rpc.service import ScorerService
 from scorer_api.tokens.engine_tokenizer import EngineTokenizer
 from scorer_api.tokens.resolver import Tokenizer, TokenResolver
 
@@ -86,23 +89,27 @@ def _served(
     token_metrics = TokenMetrics(registry)
     token_resolver = TokenResolver(settings, EngineTokenizer(settings, view, pods, token_metrics), _local_tokenizers(settings), token_metrics)
     picking = make_picking(settings, view, pods, token_resolver, registry, worker)
-    router = make_router(settings, view, pods, picking, ScorerMetrics(registry, view), registry, access, worker)
+    handlers = make_handlers(settings, view, pods, picking, registry)
+    router = make_router(settings, view, pods, picking, handlers, registry, access, worker)
     add_compat(router, settings, view, pods, picking.resolver, access, streams)
     described = components(allows_ipc=settings.engine_networks.allows_ipc)
     app = make_app(SUMMARY, router, described, settings, access, page.PATHS | open_paths(settings), DIRECT | direct_paths(settings))
     served = Served(app, [LoopLag(registry), *parts, token_resolver], [access], service)
-    return served if settings.gateway_listen is None else _with_gateway(served, settings, pods, picking, registry)
+    return served if settings.gateway_listen is None else _with_gateway(served, settings, pods, picking, handlers, access, registry)
 
 
-def _with_gateway(served: Served, settings: Settings, pods: Pods, picking: Picking, registry: CollectorRegistry) -> Served:
-    """The same with an endpoint picker, which starts last and stops first. Raises SettingError."""
+def _with_gateway(
+    served: Served, settings: Settings, pods: Pods, picking: Picking, handlers: Handlers, access: Access, registry: CollectorRegistry
+) -> Served:
+    """The same with an endpoint picker and the scorer over gRPC, which start last and stop first. Raises SettingError."""
     module = import_extra("scorer_api.gateway.server", "grpcio", "gateway", "--gateway-listen")
     files = CertificateFiles.of(settings)
     certificate: Certified | None = files
     if settings.gateway_self_signed:
         certificate = import_extra("scorer_api.gateway.self_signed", "cryptography", "gateway", "--gateway-self-signed").make_certificate()
     calls = Calls(settings, picking.picker, picking.pick_metrics, GatewayMetrics(registry))
-    server = module.GatewayServer(settings, calls, lambda: pods.readiness().is_ready, certificate)
+    scorer = ScorerService(settings, handlers, pods, access, RpcMetrics(registry))
+    server = module.GatewayServer(settings, calls, lambda: pods.readiness().is_ready, certificate, scorer)
     reloadables = served.reloadables if files is None else [*served.reloadables, files]
     return structs.replace(served, parts=[*served.parts, server], reloadables=reloadables, on_stop=[server.drain])
 

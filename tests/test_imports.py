@@ -74,7 +74,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("indexer", "indexer.compiled", "indexer.core", "indexer.engines", "indexer.config", "indexer.streams", "indexer.workers", "indexer.http"),
         *("scorer_api.index", "scorer_api.metrics", "scorer_api.explain", "scorer_api.routing", "scorer_api.tokens"),
     },
-    "scorer_api.gateway": {"indexer", "indexer.config", "indexer.http", "scorer_api.api", "indexer.tracing"},
+    "scorer_api.rpc": {"indexer.config", "indexer.http", "indexer.streams", "indexer.tracing", "scorer_api.client", "scorer_api.api"},
+    "scorer_api.gateway": {"indexer", "indexer.config", "indexer.http", "scorer_api.api", "indexer.tracing", "scorer_api.rpc"},
     "scorer_api.compat": {
         *("indexer", "indexer.core", "indexer.engines", "indexer.config", "indexer.streams", "indexer.http"),
         *("scorer_api.index", "scorer_api.tokens", "scorer_api.api"),
@@ -82,7 +83,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scorer_api.app": {
         *("indexer", "indexer.metrics", "indexer.config", "indexer.ownership", "indexer.workers", "indexer.http"),
         *("scorer_api.index", "scorer_api.metrics", "scorer_api.tokens", "scorer_api.following", "scorer_api.api", "scorer_api.gateway"),
-        "scorer_api.compat",
+        *("scorer_api.compat", "scorer_api.rpc"),
     },
     "scorer_api.doctor.checks": {"indexer", "indexer.core", "indexer.store"},
     "scorer_api.doctor.probes": {"indexer", "indexer.wire", "indexer.receiving", "indexer.engines", "scorer_api.doctor.checks"},
@@ -127,7 +128,8 @@ PURE = (
     *(f"scorer_api.routing.{name}" for name in ("costs", "pick", "policies", "prompt_tree", "queues", "speculation", "speculative_scores", "router")),
     *("scorer_api.doctor.checks", "scorer_api.doctor.report", "scorer_api.fleet"),
     *(f"scorer_api.compat.{name}" for name in ("dumps", "hash_chains", "instances", "local_hashes", "prompts")),
-    *(f"scorer_api.gateway.{name}" for name in ("protobuf", "messages", "health", "usage", "exchange")),
+    "scorer_api.rpc.protobuf",
+    *(f"scorer_api.gateway.{name}" for name in ("messages", "health", "usage", "exchange")),
 )
 """Packages, and single modules of others, that do no I/O; nor does anything that they import."""
 IMPURE = {"zmq", "redis", "asyncio", "fastapi", "starlette", "uvicorn", "uvloop", "httpx", "threading", "socket"}

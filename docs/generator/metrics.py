@@ -16,6 +16,7 @@ from scorer_api.gateway.metrics import GatewayMetrics
 from scorer_api.index.view import View
 from scorer_api.metrics import FollowerMetrics, ScorerMetrics, TokenMetrics
 from scorer_api.routing.metrics import RouteMetrics
+from scorer_api.rpc.metrics import RpcMetrics
 
 GROUPS: dict[str, Callable[[CollectorRegistry], object]] = {
     "Following engines, and Redis": IndexerMetrics,
@@ -25,6 +26,7 @@ GROUPS: dict[str, Callable[[CollectorRegistry], object]] = {
     "Routing": RouteMetrics,
     "Picks for gateways": PickMetrics,
     "The endpoint picker, with `--gateway-listen`": GatewayMetrics,
+    "The scorer over gRPC, with `--gateway-listen`": RpcMetrics,
     "Tokens of prompts and chats": TokenMetrics,
     "Access": HttpMetrics,
     "The process": LoopLag,

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -19,7 +19,8 @@ JOINED_BYTES_MAX = 2**20
 JSON = "application/json"
 MSGPACK = "application/msgpack"
 _MSGPACK_NAMES = frozenset({MSGPACK, "application/x-msgpack", "application/vnd.msgpack"})
-_ENCODE = {JSON: msgspec.json.Encoder().encode, MSGPACK: msgspec.msgpack.Encoder().encode}
+Encode = Callable[[Any], bytes]
+_ENCODE: Mapping[str, Encode] = {JSON: msgspec.json.Encoder().encode, MSGPACK: msgspec.msgpack.Encoder().encode}
 
 
 def media_type_of(request: Request, *allowed: str) -> str:
@@ -80,6 +81,11 @@ async def join(pieces: Sequence[bytes]) -> bytes:
     if sum(map(len, pieces)) <= JOINED_BYTES_MAX:
         return b"".join(pieces)
     return await asyncio.to_thread(b"".join, pieces)  # CPython copies this much without its lock
+
+
+def encoder(media_type: str) -> Encode:
+    """What makes the bytes of a response body in the given type."""
+    return _ENCODE[media_type]
 
 
 def encode(answer: Any, media_type: str) -> bytes:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from itertools import islice
 
-from indexer.http.negotiation import JSON, encode
+from indexer.http.negotiation import JSON, encode, encoder
 from indexer.http.problems import Problem, details_of
 from scorer_api.api.decode import decode_score, decode_score_in_turns, split_batch_in_turns
 from scorer_api.api.outcomes import count_failures
@@ -84,7 +84,7 @@ class BatchHandler:
                 resolved = await self._resolver.resolve(request)
                 self._scores.observe_decode(resolved, decode_s, resolving_s)
                 async with turn:
-                    answer = self._scores.encoded_answer(resolved, accepted)
+                    answer = self._scores.encoded_answer(resolved, encoder(accepted))
                     await asyncio.sleep(0)
                 return answer
         except Problem as problem:

@@ -4,10 +4,10 @@ import asyncio
 import sys
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 from indexer.core.adapters import ADAPTERS_MAX
-from indexer.http.negotiation import encode
+from indexer.http.negotiation import Encode, encoder
 from indexer.http.routes import Pods
 from indexer.http.turns import Turns
 from indexer.streams.status import StreamStatus
@@ -15,7 +15,7 @@ from scorer_api.api.adapters import Adapters
 from scorer_api.api.decode import decode_score_in_turns
 from scorer_api.api.outcomes import count_failures
 from scorer_api.api.resolve import RequestResolver, ResolvedRequest, unknown_model
-from scorer_api.api.schemas import ExplainAnswer, ViewAnswer
+from scorer_api.api.schemas import ExplainAnswer, ScoreRequest, ViewAnswer
 from scorer_api.explain.hints import hints
 from scorer_api.explain.reasons import PodLoad, PromptFacts, StreamFacts, describe_model, explain_pod
 from scorer_api.index.prompt import Prompt
@@ -39,12 +39,16 @@ class ExplainHandler:
 
     async def answer(self, body: bytes, media_type: str, accepted: str) -> bytes:
         """The encoded explanation for one request. Raises Problem."""
+        return await self.answer_decoded(decode_score_in_turns(body, media_type, self._resolver.turn), encoder(accepted))
+
+    async def answer_decoded(self, decoding: Awaitable[ScoreRequest], encode: Encode) -> bytes:
+        """The same of a request in whichever form. `decoding`: gives it."""
         with count_failures(self._metrics.explanations):
             turn = self._resolver.turn
-            resolved = await self._resolver.resolve(await decode_score_in_turns(body, media_type, turn))
+            resolved = await self._resolver.resolve(await decoding)
             highest = await _highest_token(resolved.prompt.tokens, turn) if isinstance(resolved.prompt, Prompt) else None
             statuses = await self._statuses(resolved.prompt.model)
-            content = encode(self._explain(resolved, highest, statuses), accepted)
+            content = encode(self._explain(resolved, highest, statuses))
         self._metrics.explanations["answered"].inc()
         return content
 

@@ -1,14 +1,15 @@
 """Answers requests for a pick."""
 
 import time
+from collections.abc import Awaitable
 
-from indexer.http.negotiation import encode
+from indexer.http.negotiation import Encode, encode, encoder
 from indexer.http.problems import Problem
 from indexer.tracing.current import current_span
 from scorer_api.api.decode import decode_done, decode_route_in_turns
 from scorer_api.api.pod_apis import PodApis
 from scorer_api.api.resolve import RequestResolver, ResolvedRequest, unknown_model
-from scorer_api.api.route_schemas import DoneAnswer, RouteAnswer, RouteRequest
+from scorer_api.api.route_schemas import DoneAnswer, DoneRequest, RouteAnswer, RouteRequest
 from scorer_api.api.routed_requests import RoutedRequests
 from scorer_api.api.schemas import ViewAnswer
 from scorer_api.index.view import View
@@ -33,15 +34,19 @@ class RouteHandler:
 
     async def answer(self, body: bytes, media_type: str, accepted: str) -> bytes:
         """The encoded answer to one request. Raises Problem."""
+        return await self.answer_decoded(decode_route_in_turns(body, media_type, self._resolver.turn), encoder(accepted))
+
+    async def answer_decoded(self, decoding: Awaitable[RouteRequest], encode: Encode) -> bytes:
+        """The same of a request in whichever form. `decoding`: gives it."""
         started_s = time.perf_counter()
-        request = await decode_route_in_turns(body, media_type, self._resolver.turn)
+        request = await decoding
         if request.policy == "session" and request.session_id is None:
             raise Problem(422, "session_id: the policy session needs one")
         resolved = await self._resolver.resolve(request)
         decoded_s = time.perf_counter()
         pick = self._pick(resolved, request)
         picked_s = time.perf_counter()
-        content = encode(self._answer(resolved, pick), accepted)
+        content = encode(self._answer(resolved, pick))
         span = current_span.get()
         exemplar = None if span is None else span.exemplar()
         self._metrics.seconds["decode"].observe(decoded_s - started_s, exemplar)
@@ -93,5 +98,8 @@ class RouteHandler:
 
     async def done(self, body: bytes, media_type: str, accepted: str) -> bytes:
         """Forget a routed request. Raises Problem for a body of another shape, not for an id that is unknown here."""
-        request = decode_done(body, media_type)
-        return encode(DoneAnswer(request.id, await self._routed.done(request.id)), accepted)
+        return encode(await self.done_decoded(decode_done(body, media_type)), accepted)
+
+    async def done_decoded(self, request: DoneRequest) -> DoneAnswer:
+        """The same of a decoded request."""
+        return DoneAnswer(request.id, await self._routed.done(request.id))

@@ -11,17 +11,14 @@ from indexer.http.routes import Pods, add_routes
 from indexer.workers.worker import Worker
 from scorer_api.api import openapi
 from scorer_api.api.batch import BatchHandler
-from scorer_api.api.explain import ExplainHandler
+from scorer_api.api.handlers import Handlers
 from scorer_api.api.hot import encoded_hot
 from scorer_api.api.outcomes import count_failures
 from scorer_api.api.page import add_page
 from scorer_api.api.pick_http import add_pick
 from scorer_api.api.picking import Picking
-from scorer_api.api.route import RouteHandler
 from scorer_api.api.schemas import ModelAnswer, ModelsAnswer
-from scorer_api.api.score import ScoreHandler
 from scorer_api.index.view import View
-from scorer_api.metrics import ScorerMetrics
 
 DIRECT = frozenset({"/v1/score", "/v1/score/batch", "/v1/route", "/v1/route/done", "/v1/pick", f"/v1/pick{REST}"})
 """Routes that are called for each request of a router or a gateway."""
@@ -32,18 +29,16 @@ def make_router(
     view: View,
     pods: Pods,
     picking: Picking,
-    metrics: ScorerMetrics,
+    handlers: Handlers,
     registry: CollectorRegistry,
     access: Access,
     worker: Worker | None = None,
 ) -> APIRouter:
     """All routes of such a role, over these parts."""
     router = APIRouter()
-    resolver, route_metrics = picking.resolver, picking.route_metrics
-    scores = ScoreHandler(view, resolver, metrics, picking.router)
-    batches = BatchHandler(scores, resolver, metrics)
-    explanations = ExplainHandler(view, resolver, pods, picking.adapters, metrics, settings.limits.routing.load_max_age_s)
-    picks = RouteHandler(view, resolver, picking.router, picking.routed, picking.apis, route_metrics)
+    scores, picks, explanations = handlers.scores, handlers.picks, handlers.explanations
+    metrics, route_metrics = handlers.metrics, handlers.route_metrics
+    batches = BatchHandler(scores, handlers.resolver, metrics)
 
     async def read(request: Request) -> tuple[bytes, str, str]:
         """A request's body, its media type, and that of the answer."""

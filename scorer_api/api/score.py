@@ -1,16 +1,16 @@
 """Answers score requests."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 
 from msgspec import UNSET
 
 from indexer.core.events import Tier
-from indexer.http.negotiation import encode
+from indexer.http.negotiation import Encode, encoder
 from indexer.tracing.current import current_span
 from scorer_api.api.decode import decode_score_in_turns
 from scorer_api.api.resolve import RequestResolver, ResolvedRequest, unknown_model
-from scorer_api.api.schemas import PodAnswer, ScoreAnswer, ViewAnswer
+from scorer_api.api.schemas import PodAnswer, ScoreAnswer, ScoreRequest, ViewAnswer
 from scorer_api.index.lookup import PodScore, matched_by_rank
 from scorer_api.index.prefix_index import OWN_TIERS
 from scorer_api.index.view import View
@@ -32,12 +32,16 @@ class ScoreHandler:
 
     async def answer(self, body: bytes, media_type: str, accepted: str) -> bytes:
         """The encoded answer to one request. Raises Problem."""
+        return await self.answer_decoded(decode_score_in_turns(body, media_type, self._resolver.turn), encoder(accepted))
+
+    async def answer_decoded(self, decoding: Awaitable[ScoreRequest], encode: Encode) -> bytes:
+        """The same of a request in whichever form. `decoding`: gives it."""
         started_s = time.perf_counter()
-        request = await decode_score_in_turns(body, media_type, self._resolver.turn)
+        request = await decoding
         decoded_s = time.perf_counter()
         resolved = await self._resolver.resolve(request)
         self.observe_decode(resolved, decoded_s - started_s, decoded_s)
-        return self.encoded_answer(resolved, accepted)
+        return self.encoded_answer(resolved, encode)
 
     def observe_decode(self, resolved: ResolvedRequest, decode_s: float, resolving_s: float) -> None:
         """Record the time spent on decoding, which took `decode_s`; resolving began at `resolving_s` of the performance counter.
@@ -47,13 +51,13 @@ class ScoreHandler:
         pack_s = time.perf_counter() - resolving_s if resolved.source == "token_ids" else 0.0
         self._metrics.seconds["decode"].observe(decode_s + pack_s)
 
-    def encoded_answer(self, resolved: ResolvedRequest, accepted: str) -> bytes:
+    def encoded_answer(self, resolved: ResolvedRequest, encode: Encode) -> bytes:
         """Look up and encode. Raises Problem 404 for an unknown model."""
         started_s = time.perf_counter()
         scores, speculative = self._look_up(resolved)
         found_s = time.perf_counter()
         answer = self._answer(resolved, scores, speculative)
-        content = encode(answer, accepted)
+        content = encode(answer)
         encoded_s = time.perf_counter()
         span = current_span.get()
         exemplar = None if span is None else span.exemplar()

@@ -1,11 +1,37 @@
 """What changed between two looks at the pods."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
 from msgspec import Struct
 
 from scorer_api.client.errors import ClientError, NoAnswerError, StrangeAnswerError
-from scorer_api.client.responses import PodStatus, StreamStatus
+
+
+class Stream(Protocol):
+    """What is looked at of a stream's status."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def trust(self) -> str: ...
+    @property
+    def connected(self) -> bool: ...
+    @property
+    def restarts(self) -> int: ...
+    @property
+    def last_error(self) -> str | None: ...
+
+
+class Pod(Protocol):
+    """What is looked at of a pod's status."""
+
+    @property
+    def pod(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def streams(self) -> Sequence[Stream]: ...
 
 
 class PodAppeared(Struct, frozen=True):
@@ -91,7 +117,7 @@ class ServiceBack(Struct, frozen=True):
 Change = PodAppeared | PodGone | StreamAppeared | StreamGone | TrustChanged | Connected | Disconnected | Restarted | ServiceLost | ServiceBack
 """All that `watch` yields."""
 
-_Seen = dict[tuple[str, str], dict[int, StreamStatus]]
+_Seen = dict[tuple[str, str], dict[int, Stream]]
 
 
 class Watch:
@@ -102,7 +128,7 @@ class Watch:
         self._seen: _Seen = {}
         self._lost_at_s: float | None = None
 
-    def seen(self, pods: Iterable[PodStatus], at_s: float) -> Iterator[Change]:
+    def seen(self, pods: Iterable[Pod], at_s: float) -> Iterator[Change]:
         """The pods as they are at this time: what changed since the last look."""
         if self._lost_at_s is not None:
             yield ServiceBack(at_s - self._lost_at_s)
@@ -136,7 +162,7 @@ def is_outage(error: ClientError) -> bool:
     return status >= 500 or status == 429
 
 
-def _changes(pod: str, model: str, before: dict[int, StreamStatus], now: dict[int, StreamStatus]) -> Iterator[Change]:
+def _changes(pod: str, model: str, before: dict[int, Stream], now: dict[int, Stream]) -> Iterator[Change]:
     for rank in sorted(before.keys() - now.keys()):
         yield StreamGone(pod, model, rank)
     for rank, stream in sorted(now.items()):

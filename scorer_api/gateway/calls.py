@@ -19,7 +19,7 @@ from scorer_api.api.pick_schemas import ERROR_TYPES, encoded_error
 from scorer_api.gateway.exchange import Exchange, Question, RefusedError, Room
 from scorer_api.gateway.messages import HOPS, MODEL_REWRITE, PREFILLER, Mutation
 from scorer_api.gateway.metrics import CallOutcome, GatewayMetrics, ServedBy
-from scorer_api.gateway.protobuf import MalformedError
+from scorer_api.rpc.protobuf import MalformedError
 
 log = logging.getLogger(__name__)
 

@@ -1,12 +1,13 @@
 """The health of a picker, as gateways and Kubernetes ask for it: `grpc.health.v1.Health`."""
 
-from scorer_api.gateway.protobuf import bytes_key, read_fields, text_of, varint_field
+from scorer_api.rpc.protobuf import bytes_key, read_fields, text_of, varint_field
 
 CHECK = "/grpc.health.v1.Health/Check"
 PROCESSOR = "envoy.service.ext_proc.v3.ExternalProcessor"
 LIVENESS = "liveness"
+SCORER = "kv_indexer.v1.Scorer"
 # `inference-extension`: what llm-d's charts ask for.
-NAMES = ("", LIVENESS, "readiness", PROCESSOR, "inference-extension")
+NAMES = ("", LIVENESS, "readiness", PROCESSOR, SCORER, "inference-extension")
 SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3
 _SERVICE = bytes_key(1)
 

@@ -10,7 +10,7 @@ from enum import IntEnum
 
 from msgspec import Struct
 
-from scorer_api.gateway.protobuf import MalformedError, bytes_field, bytes_key, read_fields, text_of, varint_field, varint_key
+from scorer_api.rpc.protobuf import MalformedError, bytes_field, bytes_key, read_fields, text_of, varint_field, varint_key
 
 DESTINATION = "x-gateway-destination-endpoint"
 SUBSET_NAMESPACE, SUBSET = "envoy.lb.subset_hint", "x-gateway-destination-endpoint-subset"

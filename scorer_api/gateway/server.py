@@ -1,8 +1,9 @@
-"""The endpoint picker over gRPC. The only module that knows grpcio: it is imported where `--gateway-listen` is set."""
+"""The endpoint picker and the scorer over gRPC. The only module that knows grpcio: it is imported where `--gateway-listen` is set."""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,7 +15,9 @@ from indexer.errors import SettingError
 from scorer_api.gateway.calls import Calls
 from scorer_api.gateway.certificate import Certified, Pem
 from scorer_api.gateway.health import CHECK, PROCESSOR, health_of, read_check
-from scorer_api.gateway.protobuf import MalformedError
+from scorer_api.rpc.problems import DETAILS, Refusal
+from scorer_api.rpc.protobuf import MalformedError
+from scorer_api.rpc.service import Answer, RefusedCallError, ScorerService, Stream
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +46,16 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
 class GatewayServer:
     """`async with` it: it listens until the block ends, and then until its calls have ended, `--gateway-drain-s` at most.
 
-    `is_ready`: whether the service is. `certificate`: None for plain text. Raises SettingError where it cannot listen.
+    `scorer`: what is answered besides picks, None for nothing. `is_ready`: whether the service is. `certificate`: None for plain text. Raises
+    SettingError where it cannot listen.
     """
 
-    def __init__(self, settings: Settings, calls: Calls, is_ready: Callable[[], bool], certificate: Certified | None) -> None:
+    def __init__(
+        self, settings: Settings, calls: Calls, is_ready: Callable[[], bool], certificate: Certified | None, scorer: ScorerService | None = None
+    ) -> None:
         self._settings = settings
         self._calls = calls
+        self._scorer = scorer
         self._is_ready = is_ready
         self._certificate = certificate
         self._draining: asyncio.Task[None] | None = None
@@ -57,7 +64,10 @@ class GatewayServer:
         address = self._settings.gateway_listen
         assert address is not None, "made where it is to listen"
         self._server = grpc.aio.server(options=_options(self._settings))
-        self._server.add_generic_rpc_handlers((_Handlers(self._process, self._check),))
+        handlers = {PROCESS: grpc.stream_stream_rpc_method_handler(self._process), CHECK: grpc.unary_unary_rpc_method_handler(self._check)}
+        if self._scorer is not None:
+            handlers |= _handlers_of(self._scorer)
+        self._server.add_generic_rpc_handlers((_Handlers(handlers),))
         try:
             port = self._add_port(address)
         except RuntimeError:
@@ -96,9 +106,12 @@ class GatewayServer:
     async def _drain(self) -> None:
         """Gateways that ask for health go elsewhere first: one whose call is refused cannot send a body elsewhere that it has begun to send here."""
         drain_s, notice_s = self._settings.gateway_drain_s, self._settings.limits.gateway.gateway_notice_s
-        if self._calls.total:
+        has_other_calls = self._scorer is not None and self._scorer.total > 0
+        if self._calls.total or has_other_calls:
             log.info("gateway draining", extra={"calls": self._calls.count})
             await asyncio.sleep(min(notice_s, drain_s))
+        if self._scorer is not None:
+            self._scorer.end()
         await self._server.stop(max(0.0, drain_s - notice_s))
 
     async def _process(self, messages: AsyncIterable[bytes], context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
@@ -119,11 +132,45 @@ def _configuration(pem: Pem) -> Any:
     return grpc.ssl_server_certificate_configuration([(pem.key, pem.chain)])
 
 
+def _handlers_of(scorer: ScorerService) -> dict[str, Any]:
+    """Path of a method → handler."""
+    found = {path: grpc.unary_unary_rpc_method_handler(_answering(answer)) for path, answer in scorer.methods.items()}
+    return found | {path: grpc.unary_stream_rpc_method_handler(_streaming(stream)) for path, stream in scorer.streams.items()}
+
+
+def _answering(answer: Answer) -> Callable[[bytes, Any], Awaitable[bytes]]:
+    async def handle(request: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> bytes:
+        try:
+            return await answer(request, context.invocation_metadata())
+        except RefusedCallError as error:
+            await _refuse(context, error.refusal)
+            raise
+
+    return handle
+
+
+def _streaming(stream: Stream) -> Callable[[bytes, Any], Awaitable[None]]:
+    async def handle(request: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
+        try:
+            async with aclosing(stream(request, context.invocation_metadata())) as messages:
+                async for message in messages:
+                    await context.write(message)
+        except RefusedCallError as error:
+            await _refuse(context, error.refusal)
+
+    return handle
+
+
+async def _refuse(context: Any, refusal: Refusal) -> None:
+    """Raises what ends the call."""
+    await context.abort(getattr(grpc.StatusCode, refusal.code), refusal.message, ((DETAILS, refusal.details),))
+
+
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no types
     """Messages stay bytes."""
 
-    def __init__(self, process: Callable[..., Any], check: Callable[..., Any]) -> None:
-        self._handlers = {PROCESS: grpc.stream_stream_rpc_method_handler(process), CHECK: grpc.unary_unary_rpc_method_handler(check)}
+    def __init__(self, handlers: Mapping[str, Any]) -> None:
+        self._handlers = handlers
 
     def service(self, details: Any) -> Any:
         """The handler of this method; None where there is none."""

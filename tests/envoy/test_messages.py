@@ -28,7 +28,7 @@ from scorer_api.gateway.messages import (
     ResponseTrailers,
     read_message,
 )
-from scorer_api.gateway.protobuf import MalformedError
+from scorer_api.rpc.protobuf import MalformedError
 from tests.running import ROOT
 
 FOLDER = ROOT / "build/protos"

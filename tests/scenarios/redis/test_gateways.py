@@ -9,6 +9,7 @@ from tests.gateway import Gateway
 from tests.ports import free_port
 from tests.processes import api, ingest
 from tests.redis_server import RedisServer
+from tests.scorer_stub import TIMEOUT_S, messages
 from tests.waiting import wait_until
 
 AT = {"decode-0": "10.0.0.1:80", "decode-1": "10.0.0.2:80", "prefill-0": "10.0.0.3:80"}
@@ -33,3 +34,9 @@ def test_a_scorer_that_follows_nothing_but_redis_picks_for_gateways() -> None:
         assert (reply.set[DESTINATION], reply.set["x-prefiller-host-port"]) == (AT["decode-1"], AT["prefill-0"])
         reply = gateway.pick(json.dumps({"model": "m", "prompt": [*HELD, 1]}).encode())
         assert (reply.set[DESTINATION], reply.set.get("x-prefiller-host-port")) == (AT["decode-1"], None)
+        stub = stub_of(gateway.channel)
+        answer = stub.Score(messages.ScoreRequest(model="m", token_ids=[*HELD, 0]), timeout=TIMEOUT_S)
+        assert (answer.best, answer.pods[0].matched_tokens, answer.view.source) == ("decode-1", len(HELD), "redis")
+        pick = stub.Route(messages.RouteRequest(model="m", token_ids=[*HELD, 0]), timeout=TIMEOUT_S)
+        assert pick.pod == "decode-1"
+        assert stub.Done(messages.DoneRequest(id=pick.id), timeout=TIMEOUT_S).known

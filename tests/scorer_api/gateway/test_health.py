@@ -3,7 +3,7 @@
 import pytest
 
 from scorer_api.gateway.health import NAMES, health_of, read_check
-from scorer_api.gateway.protobuf import MalformedError
+from scorer_api.rpc.protobuf import MalformedError
 
 
 @pytest.mark.parametrize("name", NAMES)

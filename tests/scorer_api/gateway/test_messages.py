@@ -18,7 +18,7 @@ from scorer_api.gateway.messages import (
     ResponseTrailers,
     read_message,
 )
-from scorer_api.gateway.protobuf import MalformedError
+from scorer_api.rpc.protobuf import MalformedError
 from tests import ext_proc
 from tests.ext_proc import DESTINATION, read_reply
 

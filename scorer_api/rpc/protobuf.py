@@ -1,4 +1,4 @@
-"""Protobuf's wire format, as far as the messages of an endpoint picker need it (protobuf.dev/programming-guides/encoding).
+"""Protobuf's wire format, as far as the messages of gateways need it (protobuf.dev/programming-guides/encoding).
 
 A field's key is its number and its wire type. Readers compare keys, so a known number with another wire type counts as an unknown field.
 """
@@ -27,7 +27,7 @@ def varint_key(number: int) -> int:
 
 
 def read_fields(data: memoryview) -> Iterator[tuple[int, Any]]:
-    """(key, value) of each field: an int for a varint, a view for bytes. Fixed 32 and 64 bit numbers are passed over. Raises MalformedError."""
+    """(key, value) of each field: an int for a varint, a view for bytes and for fixed 32 and 64 bit numbers. Raises MalformedError."""
     at, end, left = 0, len(data), FIELDS_MAX
     while at < end:
         if not left:
@@ -55,9 +55,10 @@ def read_fields(data: memoryview) -> Iterator[tuple[int, Any]]:
             value, at = _read_varint(data, at)
             yield key, value
         elif kind in _SIZES:
-            at += _SIZES[kind]
+            start, at = at, at + _SIZES[kind]
             if at > end:
                 raise MalformedError("a field exceeds its message")
+            yield key, data[start:at]
         else:
             raise MalformedError(f"wire type {kind}")
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scorer_api.gateway.protobuf import FIELDS_MAX, MalformedError, bytes_field, bytes_key, read_fields, text_of, varint_field, varint_key
+from scorer_api.rpc.protobuf import FIELDS_MAX, MalformedError, bytes_field, bytes_key, read_fields, text_of, varint_field, varint_key
 
 
 def read(data: bytes) -> list[tuple[int, object]]:
@@ -20,8 +20,8 @@ def read(data: bytes) -> list[tuple[int, object]]:
         (b"\x18\x02", [(varint_key(3), 2)]),
         (b"\x08\xac\x02", [(varint_key(1), 300)]),
         (b"\x82\x01\x01x", [(bytes_key(16), b"x")]),
-        (b"\x09\0\0\0\0\0\0\xf0\x3f\x10\x01", [(varint_key(2), 1)]),  # a double is passed over
-        (b"\x0d\0\0\0\0\x10\x01", [(varint_key(2), 1)]),  # so is a float
+        (b"\x09\0\0\0\0\0\0\xf0\x3f\x10\x01", [(1 << 3 | 1, bytes(6) + b"\xf0\x3f"), (varint_key(2), 1)]),  # a double
+        (b"\x0d\0\0\0\0\x10\x01", [(1 << 3 | 5, bytes(4)), (varint_key(2), 1)]),  # a float
         (b"\x08" + b"\xff" * 9 + b"\x01", [(varint_key(1), 2**64 - 1)]),
     ],
 )
