@@ -9,7 +9,7 @@ from tests.gateway import Gateway
 from tests.ports import free_port
 from tests.processes import api, ingest
 from tests.redis_server import RedisServer
-from tests.scorer_stub import TIMEOUT_S, messages
+from tests.scorer_stub import TIMEOUT_S, messages, stub_of
 from tests.waiting import wait_until
 
 AT = {"decode-0": "10.0.0.1:80", "decode-1": "10.0.0.2:80", "prefill-0": "10.0.0.3:80"}
