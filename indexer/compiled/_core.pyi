@@ -1,7 +1,7 @@
 """Types of the compiled core. What each name does its twin in Python says."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 from typing_extensions import Buffer
 
@@ -85,6 +85,40 @@ class KeyClaims:
     def claim(self, engine_hash: int, key: int) -> bool: ...
     def release(self, engine_hash: int, key: int) -> bool: ...
 
+class KeyLog:
+    @property
+    def has_removed(self) -> bool: ...
+    def __len__(self) -> int: ...
+    def items(self) -> list[tuple[int, bool]]: ...
+    def get(self, key: int, /) -> bool | None: ...
+
+class PlainEvents(Sequence[Any]):
+    @property
+    def said(self) -> tuple[Any, ...]: ...
+    @property
+    def published_at_s(self) -> float: ...
+    @property
+    def rank(self) -> int | None: ...
+    @property
+    def is_simulator(self) -> bool: ...
+    @property
+    def stored(self) -> int: ...
+    @property
+    def removed(self) -> int: ...
+    @property
+    def cleared(self) -> int: ...
+    def __len__(self) -> int: ...
+    @overload
+    def __getitem__(self, position: int, /) -> Any: ...
+    @overload
+    def __getitem__(self, position: slice, /) -> Any: ...
+
+class PlainDecoder:
+    def __init__(
+        self, limits: Any, make_stored: Callable[..., Any], make_removed: Callable[[list[int], Any], Any], make_cleared: Callable[[], Any]
+    ) -> None: ...
+    def decode(self, payload: bytes) -> PlainEvents | None: ...
+
 class BlockRuns:
     goes_on: bool
     def __init__(
@@ -123,3 +157,20 @@ class BlockRuns:
         is_all: bool,
         /,
     ) -> int: ...
+    def play(
+        self,
+        events: PlainEvents,
+        first: int,
+        leads: int,
+        root: int,
+        stored_max: int,
+        held_max: int,
+        announces: bool,
+        is_plain: bool,
+        log: KeyLog | None,
+        touched: dict[int, bool] | None,
+        records: dict[int, Any] | None,
+        revived: list[int] | None,
+        gone: list[int] | None,
+        /,
+    ) -> tuple[int, int, int, int, int, list[int] | None]: ...

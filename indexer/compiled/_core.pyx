@@ -5,7 +5,8 @@
     keys.pxi           packed tokens → chained block keys
     prefix_index.pxi   who holds which blocks, on key_set.pxi, key_table.pxi and holder_sets.pxi
     walk.pxi           a walk along the keys of a prompt
-    block_runs.pxi     what events do to the blocks of a stream, on block_map.pxi, held_keys.pxi and key_claims.pxi
+    plain_events.pxi   payloads → events
+    block_runs.pxi     what events do to the blocks of a stream, on block_map.pxi, held_keys.pxi and key_claims.pxi, noted in key_log.pxi
 
 Tokens and keys stay arrays of 32- and 64-bit integers here: nothing becomes a Python object but what is returned. Every function checks what it is
 given before it changes anything, and every allocation; where memory runs out between two keys, both sides of a table still agree. Each name has its
@@ -33,10 +34,12 @@ cdef extern from "Python.h":
 include "tokens.pxi"
 include "keys.pxi"
 include "key_set.pxi"
+include "key_log.pxi"
 include "key_table.pxi"
 include "holder_sets.pxi"
 include "prefix_index.pxi"
 include "walk.pxi"
+include "plain_events.pxi"
 include "block_map.pxi"
 include "held_keys.pxi"
 include "key_claims.pxi"

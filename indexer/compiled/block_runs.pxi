@@ -13,6 +13,9 @@ cdef class BlockRuns:
     cdef uint32_t copies_max
     cdef size_t removed_max, spare
     cdef Buffer hashes, keys  # of the event at hand
+    cdef KeyLog log
+    cdef dict touched, records
+    cdef list revived, gone
 
     def __cinit__(
         self,
@@ -30,14 +33,121 @@ cdef class BlockRuns:
         self.copies_max, self.removed_max, self.spare = min(copies_max, <uint32_t>COPIES_MASK), removed_max, spare
         self.hashes, self.keys = Buffer(), Buffer()
 
-    def add(self, Py_ssize_t start, list hashes not None, list keys not None, parent, dict touched, dict records, list revived, bint is_claimed):
-        cdef Py_ssize_t count = len(hashes), at, number
-        cdef uint64_t key
-        cdef PackedBlock block
-        cdef PackedBlock *known
+    def add(self, Py_ssize_t start, list hashes not None, list keys not None, parent, dict touched not None, dict records, list revived, bint is_claimed):
         if start == 0:
             if self.hashes.fill(hashes) != self.keys.fill(keys):
                 raise ValueError("each block has one key")
+        self.note_in(None, touched, records, revived, None)
+        done = self.store(start, len(hashes), parent is not None, 0 if parent is None else as_key(parent), is_claimed)
+        self.note_in(None, None, None, None, None)
+        return done
+
+    def remove(
+        self, Py_ssize_t start, list hashes not None, list not_held, dict touched not None, dict records, list gone, bint is_plain, bint is_all
+    ):
+        if start == 0:
+            self.hashes.fill(hashes)
+        self.note_in(None, touched, records, None, gone)
+        done = self.release(start, len(hashes), not_held, is_plain, is_all)
+        self.note_in(None, None, None, None, None)
+        return done
+
+    def play(
+        self,
+        PlainEvents events not None,
+        Py_ssize_t first,
+        leads,
+        root,
+        Py_ssize_t stored_max,
+        Py_ssize_t held_max,
+        bint announces,
+        bint is_plain,
+        KeyLog log,
+        dict touched,
+        dict records,
+        list revived,
+        list gone,
+    ):
+        cdef uint64_t lead_mask = leads, root_key = as_key(root), parent_key
+        cdef Py_ssize_t position = first, done = 0, stored = 0, added = 0, removed = 0
+        cdef PlainEvent *event
+        if log is None and touched is None:
+            raise TypeError("a log or a dict is needed")
+        self.note_in(log, touched, records, revived, gone)
+        while position < events.count:
+            event = &events.events[position]
+            if event.kind == CLEARED_EVENT or not lead_mask >> event.said & 1:
+                break
+            self.hashes.take(&events.hashes[event.first_hash], event.count)
+            if event.kind == REMOVED_EVENT:
+                if records is not None:
+                    for done in range(event.count):
+                        records[PyLong_FromUnsignedLongLong(self.hashes.values[done])] = None
+                done = self.release(0, event.count, None, is_plain, False)
+                if done < event.count:
+                    break
+                removed += event.count
+            else:
+                if stored == stored_max or <Py_ssize_t>self.held.live + event.count > held_max or event.announces_extra_keys > announces:
+                    break
+                parent_key = root_key
+                if event.has_parent and not self.key_before(event.parent, &parent_key):
+                    break
+                self.chain(events, event, parent_key)
+                done = self.store(0, event.count, event.has_parent, event.parent, not announces)
+                if done < event.count:
+                    break
+                stored += 1
+                added += event.count
+            position += 1
+            done = 0
+        self.note_in(None, None, None, None, None)
+        keys = self.keys.listed(event.count) if done and event.kind == STORED_EVENT else None
+        return position, done, stored, added, removed, keys
+
+    cdef bint key_before(self, uint64_t parent, uint64_t *key) noexcept:
+        """See `BlockTable.key_before`. Returns whether it is known."""
+        cdef BlockMap blocks = self.held
+        cdef Py_ssize_t number = blocks.find(parent)
+        if number < 0:
+            blocks = self.removed
+            number = blocks.find(parent)
+        if number < 0 or (blocks.blocks[number].state & HAS_PARENT and blocks.blocks[number].parent == parent):
+            return False
+        key[0] = blocks.blocks[number].key
+        return True
+
+    cdef int chain(self, PlainEvents events, const PlainEvent *event, uint64_t key) except -1:
+        """Make the keys of an event's blocks."""
+        cdef size_t width = <size_t>event.block_size * TOKEN_BYTES, at
+        cdef const uint8_t *tokens = <const uint8_t *>&events.tokens[event.first_token]
+        self.keys.reserve(event.count)
+        for at in range(event.count):
+            key = xxh3_64(tokens + at * width, width, key)
+            self.keys.values[at] = key
+        return 0
+
+    cdef void note_in(self, KeyLog log, dict touched, dict records, list revived, list gone) noexcept:
+        """Where to note what becomes of keys and hashes. `log`: in place of `touched`, where there is one."""
+        self.log, self.touched, self.records, self.revived, self.gone = log, touched, records, revived, gone
+
+    cdef inline int note(self, uint64_t key, bint is_held) except -1:
+        if self.log is not None:
+            self.log.add(key, is_held)
+        else:
+            self.touched[PyLong_FromUnsignedLongLong(key)] = bool(is_held)
+        return 0
+
+    cdef Py_ssize_t store(self, Py_ssize_t start, Py_ssize_t count, bint has_parent, uint64_t parent, bint is_claimed) except -1:
+        """One more copy of each block at hand. Returns the position of the first one that is not taken."""
+        cdef Py_ssize_t at, number
+        cdef uint64_t key
+        cdef PackedBlock block
+        cdef PackedBlock *known
+        if count > self.hashes.room or count > self.keys.room:
+            raise ValueError("there are not so many")
+        if self.log is not None:
+            self.log.reserve(count)
         for at in range(start, min(start + AHEAD, count)):
             self.prefetch(at)
         for at in range(start, count):
@@ -45,11 +155,10 @@ cdef class BlockRuns:
                 self.prefetch(at + AHEAD)
             key, block.key, block.engine_hash = self.keys.values[at], self.keys.values[at], self.hashes.values[at]
             block.state, block.parent = IS_HELD | 1, 0
-            if at or parent is not None:
+            if at or has_parent:
                 block.state |= HAS_PARENT
-                block.parent = self.hashes.values[at - 1] if at else as_key(parent)
-            engine_hash, number_of_key = <object>PyList_GetItem(hashes, at), <object>PyList_GetItem(keys, at)
-            if self.claims.several and number_of_key in self.claims.several:
+                block.parent = self.hashes.values[at - 1] if at else parent
+            if self.claims.several and PyLong_FromUnsignedLongLong(key) in self.claims.several:
                 return at
             if is_claimed and not self.is_claimable(block.engine_hash, key):
                 return at
@@ -64,27 +173,28 @@ cdef class BlockRuns:
             if number < 0 or not self.held.blocks[number].state & COPIES_MASK:
                 self.held.reserve(1)
                 self.gpu.keys.reserve()
-                touched[number_of_key] = True  # also where another hash holds it: see IndexedKeys.hold
+                self.note(key, True)  # also where another hash holds it: see IndexedKeys.hold
                 self.gpu.gain(key)
             if is_claimed and self.claims.claimant(key) == NULL:
                 self.claims.add(key, block.engine_hash)
             if number < 0:
                 self.held.append(&block)
                 number = self.held.count - 1
-                if self.removed.discard(block.engine_hash) and revived is not None:
-                    revived.append(engine_hash)
+                if self.removed.discard(block.engine_hash) and self.revived is not None:
+                    self.revived.append(PyLong_FromUnsignedLongLong(block.engine_hash))
                 if self.large:
-                    self.large.pop(engine_hash, None)
+                    self.large.pop(PyLong_FromUnsignedLongLong(block.engine_hash), None)
             else:
                 number = self.held.find(block.engine_hash)  # room may have been made
                 if self.held.blocks[number].state & COPIES_MASK < self.copies_max:
                     self.held.blocks[number].state += 1
-            if records is not None:
-                records[engine_hash] = self.held.made(number)
+            if self.records is not None:
+                self.records[PyLong_FromUnsignedLongLong(block.engine_hash)] = self.held.made(number)
         return max(start, count)
 
     cdef inline void prefetch(self, Py_ssize_t at) noexcept:
         self.held.prefetch(self.hashes.values[at])
+        self.removed.prefetch(self.hashes.values[at])
         self.gpu.keys.prefetch(self.keys.values[at])
         self.claims.prefetch(self.keys.values[at])
 
@@ -93,46 +203,46 @@ cdef class BlockRuns:
         cdef uint64_t *claimed_by = self.claims.claimant(key)
         return claimed_by == NULL or claimed_by[0] == engine_hash
 
-    def remove(
-        self, Py_ssize_t start, list hashes not None, list not_held, dict touched, dict records, list gone, bint is_plain, bint is_all
-    ):
-        cdef Py_ssize_t count = len(hashes), at, number
+    cdef Py_ssize_t release(self, Py_ssize_t start, Py_ssize_t count, list not_held, bint is_plain, bint is_all) except -1:
+        """One copy less of each block at hand, or none of any. `not_held`: None where nobody asks. Returns as `store` does."""
+        cdef Py_ssize_t at, number
         cdef uint32_t copies
         cdef uint64_t *claimed_by
         cdef PackedBlock block
-        if start == 0:
-            self.hashes.fill(hashes)
+        if count > self.hashes.room:
+            raise ValueError("there are not so many")
+        if self.log is not None:
+            self.log.reserve(count)
         for at in range(start, min(start + AHEAD, count)):
             self.held.prefetch(self.hashes.values[at])
         for at in range(start, count):
             if at + AHEAD < count:
                 self.held.prefetch(self.hashes.values[at + AHEAD])
-            engine_hash = <object>PyList_GetItem(hashes, at)
             number = self.held.find(self.hashes.values[at])
             if number < 0:
-                not_held.append(engine_hash)
+                if not_held is not None:
+                    not_held.append(PyLong_FromUnsignedLongLong(self.hashes.values[at]))
                 continue
             block = self.held.blocks[number]
             copies = block.state & COPIES_MASK
             if copies > 1 and not is_all:
                 self.held.blocks[number].state -= 1
-                if records is not None:
-                    records[engine_hash] = self.held.made(number)
+                if self.records is not None:
+                    self.records[PyLong_FromUnsignedLongLong(block.engine_hash)] = self.held.made(number)
                 continue
             if not copies and not is_all:
                 continue  # held elsewhere
-            number_of_key = PyLong_FromUnsignedLongLong(block.key)
-            if self.claims.several and number_of_key in self.claims.several:
+            if self.claims.several and PyLong_FromUnsignedLongLong(block.key) in self.claims.several:
                 return at
             if not is_plain and self.removed.live >= self.removed_max:
                 return at
             self.removed.reserve(1)
             if copies and self.gpu.lose(block.key):
-                touched[number_of_key] = False
-            if copies and records is not None:
-                records[engine_hash] = None
+                self.note(block.key, False)
+            if copies and self.records is not None:
+                self.records[PyLong_FromUnsignedLongLong(block.engine_hash)] = None
             self.held.blocks[number].state &= ~<uint32_t>COPIES_MASK
-            if self.more and self.is_elsewhere(engine_hash):
+            if self.more and self.is_elsewhere(PyLong_FromUnsignedLongLong(block.engine_hash)):
                 continue
             block.state &= ~<uint32_t>COPIES_MASK
             self.held.discard(block.engine_hash)
@@ -141,10 +251,10 @@ cdef class BlockRuns:
             claimed_by = self.claims.claimant(block.key)
             if claimed_by != NULL and claimed_by[0] == block.engine_hash:
                 self.claims.discard(block.key)
-            if gone is not None:
-                gone.append(engine_hash)
+            if self.gone is not None:
+                self.gone.append(PyLong_FromUnsignedLongLong(block.engine_hash))
             if self.removed.live > self.removed_max:
-                self.removed.drop_oldest(self.removed.live - self.removed_max + self.spare, gone)
+                self.removed.drop_oldest(self.removed.live - self.removed_max + self.spare, self.gone)
         return max(start, count)
 
     cdef bint is_elsewhere(self, engine_hash) except -1:

@@ -101,30 +101,46 @@ cdef class PrefixIndex:
             return self.disk
         return self.other if tier == 3 else self.remote
 
-    cdef int touch(self, holder, int tier, dict touched) except -1:
-        """Apply what became of the blocks of one holder in one tier."""
+    cdef int touch(self, holder, int tier, touched) except -1:
+        """Apply what became of the blocks of one holder in one tier: a dict, or a KeyLog."""
         cdef KeySet held = (<tuple>self.key_sets[holder])[tier]
         cdef KeyTable table = self.table(tier)
-        cdef uint32_t number = holder
+        cdef KeyLog log
+        cdef Py_ssize_t count
+        if isinstance(touched, KeyLog):
+            log = touched
+            return self.touch_keys(holder, table, held, log.keys, log.held, log.count)
+        count = self.unpack(touched)
+        return self.touch_keys(holder, table, held, self.keys.values, self.keys.flags, count)
+
+    cdef Py_ssize_t unpack(self, dict touched) except -1:
+        """Take the keys and what became of them into the buffer. Returns how many."""
         cdef Py_ssize_t count = len(touched), at = 0
-        cdef uint64_t key
         self.keys.reserve(count)
         for each, is_held in touched.items():
             if at == count:
                 raise RuntimeError("the change was changed")
             self.keys.values[at] = as_key(each)
             self.keys.flags[at] = is_held is True
-            table.prefetch(self.keys.values[at])
             at += 1
+        return at
+
+    cdef int touch_keys(self, uint32_t holder, KeyTable table, KeySet held, const uint64_t *keys, const uint8_t *flags, Py_ssize_t count) except -1:
+        cdef Py_ssize_t at
+        for at in range(min(count, AHEAD)):
+            table.prefetch(keys[at])
+            held.prefetch(keys[at])
         for at in range(count):
-            key = self.keys.values[at]
-            if self.keys.flags[at]:
-                if not held.has(key):
-                    self.hold(number, table, held, key)
-            elif held.has(key):
+            if at + AHEAD < count:
+                table.prefetch(keys[at + AHEAD])
+                held.prefetch(keys[at + AHEAD])
+            if flags[at]:
+                if not held.has(keys[at]):
+                    self.hold(holder, table, held, keys[at])
+            elif held.has(keys[at]):
                 self.sets.reserve()
-                held.discard(key)
-                self.drop(number, table, key)
+                held.discard(keys[at])
+                self.drop(holder, table, keys[at])
         return 0
 
     cdef int hold(self, uint32_t holder, KeyTable table, KeySet held, uint64_t key) except -1:
@@ -207,6 +223,15 @@ cdef class Buffer:
             self.flags = <uint8_t *>grown(self.flags, count)
             self.room = count
         return 0
+
+    cdef int take(self, const uint64_t *values, Py_ssize_t count) except -1:
+        self.reserve(count)
+        memcpy(self.values, values, count * sizeof(uint64_t))
+        return 0
+
+    cdef list listed(self, Py_ssize_t count):
+        cdef Py_ssize_t at
+        return [PyLong_FromUnsignedLongLong(self.values[at]) for at in range(count)]
 
     cdef Py_ssize_t fill(self, keys) except -1:
         """Take these keys: a sequence of integers, fastest as an array of type Q. Returns how many."""

@@ -1,7 +1,7 @@
 """What an event of the lead group does to many blocks on the gpu at once. What is not done here is done block by block: see `held_blocks`."""
 
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from indexer.compiled import core
 from indexer.core.block_table import BlockTable, HashRecord
@@ -15,6 +15,19 @@ from indexer.core.key_claims import KeyClaimsInPython
 RUN_MIN = 4
 
 LeadRecords = dict[int, HashRecord | None]
+
+
+class Played(NamedTuple):
+    """How far the compiled core applied a batch: up to the event at `position`, and its first `blocks` blocks. `stored`, `added`, `removed`: of the
+    events before, how many stored blocks, how many blocks these were, and how many were removed. `keys`: of all blocks of a stored event that was
+    begun."""
+
+    position: int
+    blocks: int
+    stored: int
+    added: int
+    removed: int
+    keys: list[int] | None
 
 
 class BlockRuns(Protocol):
@@ -53,6 +66,30 @@ class BlockRuns(Protocol):
     ) -> int:
         """One copy less of each, or with `is_all` all of them. `not_held`: where to note the hashes of which nothing is held. `gone`: where to note
         those that come to be among the removed ones or go from there. `is_plain`: see `BlockTable.has_plain_blocks`."""
+
+    def play(
+        self,
+        events: Any,
+        first: int,
+        leads: int,
+        root: int,
+        stored_max: int,
+        held_max: int,
+        announces: bool,
+        is_plain: bool,
+        log: Any,
+        touched: dict[int, bool],
+        records: LeadRecords | None,
+        revived: list[int] | None,
+        gone: list[int] | None,
+        /,
+    ) -> tuple[int, int, int, int, int, list[int] | None]:
+        """Apply packed events from the one at `first` on, as far as that is done here: see `Played`.
+
+        `leads`: bits of what in `events.said` is said of the lead group. `root`: key before the first block of a prompt. `stored_max`: how many
+        events may store blocks; `held_max`: how many blocks may be held. `announces`: whether the engine announces extra keys. `log`: in place of
+        `touched`, or None.
+        """
 
 
 class BlockRunsInPython:
@@ -105,6 +142,10 @@ class BlockRunsInPython:
     def remove(self, start: int, *_: Any) -> int:
         """None."""
         return start
+
+    def play(self, _events: object, first: int, *_: Any) -> "Played":
+        """None."""
+        return Played(first, 0, 0, 0, 0, None)
 
 
 def packed(table: BlockTable, indexed: IndexedKeys, copies_max: int) -> BlockRuns:

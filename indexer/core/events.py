@@ -3,7 +3,9 @@
 Engine hashes are unsigned 64-bit integers, tokens are packed little-endian unsigned 32-bit integers, tiers are ours.
 """
 
+from collections.abc import Iterator
 from enum import IntEnum
+from typing import Any, Protocol
 
 from msgspec import Struct
 
@@ -68,3 +70,27 @@ class Cleared(Struct, frozen=True, gc=False):
 
 
 Event = Stored | Removed | Cleared
+
+
+class PlainEvents(Protocol):
+    """The events of one batch as the compiled core packs them, all of them on the gpu and without anything odd: each is made when it is asked for.
+
+    `said`: what they say of their KV-cache groups, each once: of stored ones a tuple (group, kind, window, block size, lookahead), of removed ones
+    the number of the group. `stored`, `removed`, `cleared`: how many events of each kind.
+    """
+
+    @property
+    def said(self) -> tuple[Any, ...]: ...
+    @property
+    def stored(self) -> int: ...
+    @property
+    def removed(self) -> int: ...
+    @property
+    def cleared(self) -> int: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, position: int, /) -> Event: ...
+    def __iter__(self) -> Iterator[Event]: ...
+
+
+Events = list[Event] | PlainEvents
+"""Of one batch."""

@@ -8,6 +8,7 @@ revised by what tells more.
 from collections.abc import Collection, Iterable, Iterator
 from enum import StrEnum
 from math import gcd, lcm
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -183,6 +184,15 @@ class Groups:
     def seen(self, event: Stored) -> int | None:
         """The slot of an event that announces blocks on the gpu with their tokens, where it teaches nothing new."""
         return self._seen.get((event.group, event.kind, event.window, event.block_size, event.lookahead))
+
+    def leads(self, said: tuple[Any, ...]) -> int:
+        """Bits of what of this, see `PlainEvents`, is said of the lead group and teaches nothing new."""
+        found = 0
+        for number, each in enumerate(said):
+            slot = self._seen.get(each) if type(each) is tuple else self.slot_of(each)
+            if slot == LEAD:
+                found |= 1 << number
+        return found
 
     def has_heard(self, event: Stored) -> bool:
         """Whether an event that names blocks by their hashes teaches nothing new, as far as is remembered."""

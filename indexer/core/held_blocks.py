@@ -4,11 +4,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-from indexer.core.block_runs import LeadRecords, make_block_runs
+from indexer.compiled import core
+from indexer.core.block_runs import LeadRecords, Played, make_block_runs
 from indexer.core.block_table import BlockRecord, BlockTable, Copies
 from indexer.core.blocks import Block
 from indexer.core.change import Change
-from indexer.core.events import Stored, Tier
+from indexer.core.events import Event, PlainEvents, Removed, Stored, Tier
 from indexer.core.groups import LEAD
 from indexer.core.indexed_keys import IndexedKeys
 from indexer.core.oldest import more_to_drop, oldest_to_drop
@@ -85,13 +86,37 @@ class HeldBlocks:
 
     # Adding
 
-    def add(self, event: Stored, keys: list[int]) -> None:
+    def play(self, events: PlainEvents, first: int, leads: int, root: int, stored_max: int) -> Played:
+        """Apply packed events from this one on, as far as the compiled core does. `leads`, `root`, `stored_max`: see `BlockRuns.play`."""
+        change, table = self.keys.change, self.table
+        log = change.make_log(core.KeyLog)
+        revived: list[int] | None = [] if table.offloads else None
+        played = Played(
+            *self._runs.play(
+                *(events, first, leads, root, stored_max, self._gpu_max, self.announces_extra_keys, table.has_plain_blocks),
+                *(log, change.touched[GPU] if log is None else {}, self._lead_records, revived, revived),
+            )
+        )
+        if revived:
+            table.touch_removed(revived)
+        if played.added:
+            self.stored[GPU] += played.added
+        return played
+
+    def finish(self, event: Event, played: Played) -> None:
+        """Apply the rest of an event that `play` has begun."""
+        if isinstance(event, Stored) and played.keys is not None:
+            self.add(event, played.keys, played.blocks)
+        elif isinstance(event, Removed):
+            self._remove_lead(event.hashes, self._lead_records, played.blocks, is_all=False)
+
+    def add(self, event: Stored, keys: list[int], done: int = 0) -> None:
         """One more copy of each block of an event of the lead group on the gpu, whose keys are these. This and what it calls is the hot path of
-        ingestion."""
+        ingestion. `done`: so many blocks have it already."""
         table, runs, hashes, parent = self.table, self._runs, event.hashes, event.parent
         touched, records, is_claimed = self.keys.change.touched[GPU], self._lead_records, not self.announces_extra_keys
         revived: list[int] | None = [] if table.offloads else None
-        done = runs.add(0, hashes, keys, parent, touched, records, revived, is_claimed)
+        done = done or runs.add(0, hashes, keys, parent, touched, records, revived, is_claimed)
         while done < len(keys):
             self._add_one(hashes[done], keys[done], hashes[done - 1] if done else parent)
             done += 1
@@ -269,14 +294,14 @@ class HeldBlocks:
                 self._remove_in(place, engine_hash, block)
         return not_held
 
-    def _remove_lead(self, hashes: list[int], records: LeadRecords | None, *, is_all: bool) -> list[int]:
-        """One copy less of each on the gpu, or no copy there. `records`: where to note what is left of those that are held. Returns the hashes of
-        which nothing is held anywhere."""
+    def _remove_lead(self, hashes: list[int], records: LeadRecords | None, done: int = 0, *, is_all: bool) -> list[int]:
+        """One copy less of each on the gpu, or no copy there. `records`: where to note what is left of those that are held. `done`: of so many it is
+        gone already. Returns the hashes of which nothing is held anywhere."""
         table, runs, touched = self.table, self._runs, self.keys.change.touched[GPU]
         not_held: list[int] = []
         gone: list[int] | None = [] if table.offloads else None
         is_plain = table.has_plain_blocks
-        done = runs.remove(0, hashes, not_held, touched, records, gone, is_plain, is_all)
+        done = done or runs.remove(0, hashes, not_held, touched, records, gone, is_plain, is_all)
         while done < len(hashes):
             self._remove_one(hashes[done], not_held, records, is_all=is_all)
             done += 1

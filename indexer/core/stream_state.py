@@ -10,8 +10,8 @@ not hold (SGLang), one removal is enough ("set").
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any, Literal
 
 from indexer.core.adapters import Adapters
 from indexer.core.block_keys import chain_keys
@@ -26,6 +26,7 @@ from indexer.core.held_blocks import HeldBlocks
 from indexer.core.larger_blocks import split_told, told_covers
 from indexer.core.orphans import Orphans
 from indexer.core.places import FOREIGN, PARKED, place_of
+from indexer.core.plain_batches import PACKED, odd_events
 from indexer.core.token_sample import TokenSample
 from indexer.core.traits import Traits
 from indexer.core.waiting_blocks import WaitingBlocks
@@ -76,7 +77,7 @@ class StreamState:
 
     def _reset(self) -> None:
         self._groups = Groups(GROUPS_MAX, self._offload_block_size)
-        self._batch: Sequence[Event] = ()
+        self._batch: Iterable[Event] = ()
         self.clears = 0
         self._states: list[Stored] = []
         """Events of the batch that name recurrent states."""
@@ -156,10 +157,12 @@ class StreamState:
         self._groups.restore(shape, unsized)
         self._adapters, self.tiers = adapters, tiers
 
-    def apply(self, events: Sequence[Event], now_s: float) -> Change:
+    def apply(self, events: Iterable[Event], now_s: float) -> Change:
         """Apply one batch. Never raises for what a network can send: what cannot be used is tallied."""
         self._blocks.begin(self._records.begin())
         self._batch, self.clears = events, 0
+        if type(events) is PACKED:
+            events = odd_events(events, self._blocks, self._sample, self.removed, self._plain_roots)
         for event in events:
             try:
                 if type(event) is Stored:  # a pattern that does not match a Struct costs several look-ups
@@ -176,11 +179,17 @@ class StreamState:
         self._records.describe(change, self.table, self.orphans, self.foreign, has_groups=self._groups.are_several)
         return change
 
+    def _plain_roots(self, said: tuple[Any, ...]) -> tuple[int, int] | None:
+        """See `odd_events`. Where blocks wait for others, or go by other hashes or more tokens than their own, every event is looked at here."""
+        if self.orphans.parked or self.table.salted.engine_hashes or self._groups.lookahead:
+            return None
+        return self._groups.leads(said), self._adapters.root(None)
+
     def _follow(self, change: Change, now_s: float) -> None:
         """After a batch: give keys to what waited for it, and drop what has waited for too long."""
         states, self._states = self._states, []
         for event in states:
-            self._place_states(event)
+            self._waiting.place_states(event, self._parent_key(event))
         self._waiting.follow(change)
         oldest_s = now_s - self._limits.parked_max_s
         if self.foreign.waiting:
@@ -332,16 +341,6 @@ class StreamState:
             self._waiting.wait(unknown, self._groups.number_of(event.group), event.tier, now_s)
             if event.state_tokens:
                 self._states.append(event)
-
-    def _place_states(self, event: Stored) -> None:
-        """Recurrent states that no other group of the batch names: the last one ends with the event's tokens. Whose they are is not told, so they
-        count where the gpu announced a block of the same tokens."""
-        size, parent_key = 0 if self.shape is None else self.shape.block_size, self._parent_key(event)
-        if not size or parent_key is None or not event.block_size or event.block_size % size:
-            return
-        keys = chain_keys(parent_key, event.state_tokens, size)
-        for engine_hash, key in zip(reversed(event.hashes), keys[:: -(event.block_size // size)], strict=False):
-            self._waiting.expect(engine_hash, key)
 
     def _store_lower(self, event: Stored, now_s: float) -> None:
         """Copies below the gpu. Tokens alone do not say whose blocks they are: a copy takes the key of the block that has its hash on the gpu."""

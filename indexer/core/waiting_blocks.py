@@ -49,6 +49,16 @@ class WaitingBlocks:
             parent = engine_hash
         self._drop_over()
 
+    def place_states(self, event: Stored, parent_key: int | None) -> None:
+        """Recurrent states that no other group of the batch names: the last one ends with the event's tokens. Whose they are is not told, so they
+        count where the gpu announced a block of the same tokens. `parent_key`: the one before the event's first block, None where it is not known."""
+        size = self._groups.key_size
+        if not size or parent_key is None or not event.block_size or event.block_size % size:
+            return
+        keys = chain_keys(parent_key, event.state_tokens, size)
+        for engine_hash, key in zip(reversed(event.hashes), keys[:: -(event.block_size // size)], strict=False):
+            self.expect(engine_hash, key)
+
     def wait(self, hashes: Iterable[int], number: int, tier: Tier, now_s: float) -> None:
         """Keep copies of blocks until an announcement with tokens says which keys they have. `number`: of their group."""
         of = group_and_tier(number, tier)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 
 from indexer.core.block_keys import TOKEN_BYTES
-from indexer.core.events import Cleared, Event, Removed, Stored, Tier
+from indexer.core.events import Cleared, Event, Events, Removed, Stored, Tier
 
 CONTENT_BYTES = 16
 
@@ -32,10 +32,10 @@ class AdapterBlocks:
         self._first: dict[tuple[str, bytes], int] = {}
         self._content_of: dict[int, tuple[str, bytes]] = {}
 
-    def follow(self, events: list[Event]) -> list[Event]:
+    def follow(self, events: Events) -> Events:
         """The events of a batch, with removals where an adapter turns out to be reloaded."""
         if not self._adapter_of:
-            for event in events:
+            for event in events if isinstance(events, list) else ():  # packed ones are of no adapter
                 if type(event) is Stored and event.lora_name is not None:
                     break
             else:

@@ -2,13 +2,13 @@
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from msgspec import Struct
 
 from indexer.config.settings import Settings
 from indexer.core.change import Change
-from indexer.core.events import Event, Stored, Tier
+from indexer.core.events import Cleared, Event, Events, Removed, Stored, Tier
 from indexer.core.names import StreamKey
 from indexer.core.stream_state import Counting, StreamState
 from indexer.errors import LOSSY_REASONS, Refused
@@ -28,7 +28,7 @@ SHARED_RANKS_MAX = 64
 MIXED_RANKS = "batches of several ranks come by this port; give ranks=N,ranks_share_port=true in the spec"
 ORPHAN_FATES = {"orphan": "parked", "orphan_adopted": "adopted", "orphan_dropped": "dropped"}
 
-Observe = Callable[[StreamKey, Sequence[Event], StreamState], None]
+Observe = Callable[[StreamKey, Events, StreamState], None]
 """Called with the events of each batch, once the state has applied them."""
 
 
@@ -141,14 +141,22 @@ class Applier:
             self._metrics.event_age.observe(max(0.0, age_s))
         if self._tracer is not None and is_live:
             self._trace(batch, number, started_ns)
-        for event in batch.events:
-            self._events[type(event)] += 1
+        self._count_events(batch.events)
         if batch.unknown_events:
             self._metrics.unknown.labels("event").inc(batch.unknown_events)
         if batch.unknown_fields:
             self._metrics.unknown.labels("field").inc(batch.unknown_fields)
         lossy = self._count_refused(batch) if batch.refused or self.state.tally else None
         return Applied(change, lossy)
+
+    def _count_events(self, events: Events) -> None:
+        if isinstance(events, list):
+            for event in events:
+                self._events[type(event)] += 1
+        else:
+            for kind, count in ((Stored, events.stored), (Removed, events.removed), (Cleared, events.cleared)):
+                if count:
+                    self._events[kind] += count
 
     def _trace(self, batch: Batch, number: int, started_ns: int) -> None:
         """The way of a batch from its engine to here."""

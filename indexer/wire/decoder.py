@@ -12,10 +12,10 @@ import msgspec
 from msgspec import Raw, Struct
 
 from indexer.compiled import core
-from indexer.core.events import Event
+from indexer.core.events import Cleared, Event, Events
 from indexer.errors import Refused
 from indexer.limits import WireLimits
-from indexer.wire.normaliser import Normaliser
+from indexer.wire.normaliser import Normaliser, plain_removed, plain_stored
 from indexer.wire.odd_tokens import cut_to_good_blocks, read_good_part, read_pairs
 from indexer.wire.outline import Outline, array_length, is_array, kind_of, list_lengths, longest_plain_field, outline_of
 from indexer.wire.splitter import split_events
@@ -73,7 +73,7 @@ class Batch(Struct):
     reason → number of events. `unknown_events` and `unknown_fields`: how many were ignored because this release does not know them.
     """
 
-    events: list[Event]
+    events: Events
     published_at_s: float | None = None
     rank: int | None = None
     refused: Refusals = msgspec.field(default_factory=Refusals)
@@ -99,13 +99,16 @@ class WireDecoder:
         self.dialect = self._normaliser.dialect
         self._decode_first: Callable[[bytes], Any] = decode_map_batch
         self._decode_second: Callable[[bytes], Any] = decode_array_batch
+        self._plain = None if core is None else core.PlainDecoder(limits, plain_stored, plain_removed, Cleared)
         self._encoded_first: Callable[[bytes], Any] = decode_map_batch_encoded
         self._encoded_second: Callable[[bytes], Any] = decode_array_batch_encoded
 
     def decode(self, payload: bytes) -> Batch:
         """Raises Refused where the payload is no batch of events."""
-        if core is not None and len(payload) <= WHOLE_BYTES_MAX and (batch := self._decode_regular(payload)) is not None:
-            return batch
+        if core is not None and len(payload) <= WHOLE_BYTES_MAX:
+            batch = self._decode_plain(payload) or self._decode_regular(payload)
+            if batch is not None:
+                return batch
         self._normaliser.begin_batch(len(payload))
         try:
             known = self._decode_whole(payload) if len(payload) <= WHOLE_BYTES_MAX else None
@@ -124,6 +127,14 @@ class WireDecoder:
             self._normaliser.begin_batch(len(payload))
             return self._normalise_apart(known)
         return Batch(events, known.ts, known.data_parallel_rank)
+
+    def _decode_plain(self, payload: bytes) -> Batch | None:
+        """A batch of plain events, which the compiled core packs without an object for any of them; None for any other."""
+        events = None if self._plain is None else self._plain.decode(payload)
+        if events is None:
+            return None
+        self.dialect.is_simulator |= events.is_simulator
+        return Batch(events, events.published_at_s, events.rank)
 
     def _decode_regular(self, payload: bytes) -> Batch | None:
         """A batch in which every event has a known shape and is within the limits, else None: what is wrong is found without the compiled core.
@@ -263,6 +274,7 @@ class WireDecoder:
             raise Refused("event_limit")
 
     def _add(self, batch: Batch, event: WireEvent) -> None:
+        assert isinstance(batch.events, list), "packed events come all at once"
         try:
             batch.events.append(self._normaliser.normalise(event))
         except Refused as refused:

@@ -242,6 +242,21 @@ class Normaliser:
         return entries
 
 
+def plain_stored(
+    hashes: list[int], parent: int | None, tokens: bytes, said: tuple[Any, ...], announces_extra_keys: bool, lists_extra_keys: bool
+) -> Stored:
+    """An event of `PlainEvents`."""
+    group, kind, window, block_size, _lookahead = said
+    return Stored(
+        hashes, parent, tokens, block_size, Tier.GPU, None, None, announces_extra_keys, group, kind, window, lists_extra_keys=lists_extra_keys
+    )
+
+
+def plain_removed(hashes: list[int], group: int | None) -> Removed:
+    """The same of removed blocks."""
+    return Removed(hashes, Tier.GPU, group)
+
+
 def _packed(encoded: Raw) -> bytes:
     """Encoded tokens, packed. Raises Refused for anything but tokens: decoding the batch without the compiled core says what it is."""
     tokens = None if core is None else core.pack_msgpack_tokens(encoded)

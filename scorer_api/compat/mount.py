@@ -1,6 +1,6 @@
 """Which routes `--compat` adds, and what they need to know of the streams of this process."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import partial
 
 from fastapi import APIRouter
@@ -26,7 +26,7 @@ class Streams:
         self.chains: dict[str, HashChains] = {}
         self.table: BlockTables = lambda _: None
 
-    def observe(self, key: StreamKey, events: Sequence[Event], state: StreamState) -> None:
+    def observe(self, key: StreamKey, events: Iterable[Event], state: StreamState) -> None:
         """A stream has applied these events."""
         chains = self.chains.get(key.model)
         if chains is None:

@@ -56,7 +56,7 @@ class Holders:
 
     def apply(self, change: Change) -> None:
         """Apply a change of the stream's."""
-        self.index.apply(self.by_slot[LEAD], change, change.touched)
+        self.index.apply(self.by_slot[LEAD], change, change.tiers)
         if len(self.by_slot) > 1:
             for slot, holder in enumerate(self.by_slot[1:], 1):
                 self.index.apply(holder, change, change.touched_in.get(slot, ()))

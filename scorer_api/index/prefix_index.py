@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import reduce
 from itertools import groupby
 from operator import or_
-from typing import Protocol
+from typing import Any, Protocol
 
 from indexer.compiled import core
 from indexer.core.change import Change
@@ -72,8 +72,8 @@ class PrefixIndex(Protocol):
     def count_held(self, holder: int, keys: Iterable[int]) -> int:
         """How many of these blocks a holder has in its own tiers. What it costs depends on their number, and not on what is held."""
 
-    def apply(self, holder: int, change: Change, touched_by_tier: Sequence[dict[int, bool]]) -> None:
-        """Apply one change of a holder's. `touched_by_tier`: what of the change is the holder's own."""
+    def apply(self, holder: int, change: Change, touched_by_tier: Sequence[Any]) -> None:
+        """Apply one change of a holder's. `touched_by_tier`: what of the change is the holder's own, as `Change.tiers` or `Change.touched`."""
 
     def begin_walk(self, alive: int, spans: list[Span] | None = None) -> Walk:
         """A walk with the holders in the mask `alive`. `spans`: where to add who else has the blocks up to its end."""

@@ -1,12 +1,12 @@
 """What a stream removed last, to say of a block that it was there: read by explanations only."""
 
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from itertools import chain
 
 from msgspec import Struct
 
-from indexer.core.change import Change
+from indexer.core.change import Change, KeyLog
 
 
 class Removal(Struct, frozen=True):
@@ -26,7 +26,7 @@ class Removals:
     def __init__(self, blocks_max: int) -> None:
         self._blocks_max = blocks_max
         self._blocks = 0
-        self._kept: deque[tuple[int | None, Mapping[int, bool]]] = deque()
+        self._kept: deque[tuple[int | None, dict[int, bool] | KeyLog]] = deque()
 
     @property
     def blocks(self) -> int:
@@ -39,12 +39,12 @@ class Removals:
             self.forget()
         if cleared and len(cleared) <= self._blocks_max:
             self._keep(change.sequence, dict.fromkeys(cleared, False))
-        tiers = (*change.touched, *chain.from_iterable(change.touched_in.values())) if change.touched_in else change.touched
+        tiers = (*change.tiers, *chain.from_iterable(change.touched_in.values())) if change.touched_in else change.tiers
         for touched in tiers:
-            if touched and False in touched.values():
+            if touched and (False in touched.values() if isinstance(touched, dict) else touched.has_removed):
                 self._keep(change.sequence, touched)
 
-    def _keep(self, sequence: int | None, touched: Mapping[int, bool]) -> None:
+    def _keep(self, sequence: int | None, touched: dict[int, bool] | KeyLog) -> None:
         self._kept.append((sequence, touched))
         self._blocks += len(touched)
         while self._blocks > self._blocks_max:

@@ -180,7 +180,7 @@ def test_a_golden_payload_applied_event_by_event_holds_what_it_should(golden: di
 @pytest.mark.parametrize("golden", GOLDEN, ids=name_of)
 def test_in_set_mode_one_removal_takes_a_golden_payloads_two_blocks(golden: dict[str, str]) -> None:
     state = StreamState("m", "", "set")
-    *_, removal, _ = events = decode(bytes.fromhex(golden["hex"])).events
+    *_, removal, _ = events = list(decode(bytes.fromhex(golden["hex"])).events)
     state.apply(events[:-2], 0.0)
     change = state.apply([removal], 0.0)
     assert change.touched[GPU] == {FIRST: False, SECOND: False}

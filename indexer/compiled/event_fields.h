@@ -1,0 +1,109 @@
+/* The fields of events in msgpack, and the small values in them. Every function takes the end of what it may read, and reads nothing behind it. */
+#ifndef KV_INDEXER_EVENT_FIELDS_H
+#define KV_INDEXER_EVENT_FIELDS_H
+
+#include "token_lists.h"
+
+/* The first twelve are the positions of a stored event in an array too. */
+enum {
+    FIELD_TYPE, FIELD_HASHES, FIELD_PARENT, FIELD_TOKENS, FIELD_BLOCK_SIZE, FIELD_LORA_ID, FIELD_MEDIUM, FIELD_LORA_NAME, FIELD_EXTRA_KEYS,
+    FIELD_GROUP, FIELD_KIND, FIELD_WINDOW, FIELD_LOCALITY, FIELD_SALT, FIELD_OWNERSHIP, FIELD_SESSION, FIELD_LOOKAHEAD, FIELDS
+};
+
+#define NAMED(text) {text, sizeof(text) - 1}
+static const struct { const char *text; uint32_t length; } field_names[FIELDS] = {
+    NAMED("type"), NAMED("block_hashes"), NAMED("parent_block_hash"), NAMED("token_ids"), NAMED("block_size"), NAMED("lora_id"), NAMED("medium"),
+    NAMED("lora_name"), NAMED("extra_keys"), NAMED("group_idx"), NAMED("kv_cache_spec_kind"), NAMED("kv_cache_spec_sliding_window"),
+    NAMED("locality"), NAMED("cache_salt"), NAMED("ownership"), NAMED("session_id"), NAMED("lookahead_token_ids"),
+};
+
+/* The field of this name, -1 for none. `expected`: where to look first; an engine writes its fields in one order. */
+static inline int field_of(const uint8_t *name, uint32_t length, int expected) {
+    int i;
+    for (i = 0; i < FIELDS; i++) {
+        int field = (expected + i) % FIELDS;
+        if (field_names[field].length == length && memcmp(field_names[field].text, name, length) == 0) return field;
+    }
+    return -1;
+}
+
+static inline int is_text(const uint8_t *text, uint32_t length, const char *wanted) {
+    return strlen(wanted) == length && memcmp(text, wanted, length) == 0;
+}
+
+/* The header of a msgpack map. Returns the position behind it, NULL for anything else. */
+static inline const uint8_t *read_msgpack_map(const uint8_t *p, const uint8_t *end, uint32_t *count) {
+    if (p == end) return NULL;
+    if ((*p & 0xF0) == 0x80) {
+        *count = *p & 0x0F;
+        return p + 1;
+    }
+    if (*p == 0xDE && end - p >= 3) {
+        *count = big_endian16(p + 1);
+        return p + 3;
+    }
+    return NULL;
+}
+
+/* A text of ASCII and less than 256 bytes. Returns the position behind it, NULL for anything else. */
+static inline const uint8_t *read_msgpack_text(const uint8_t *p, const uint8_t *end, const uint8_t **text, uint32_t *length) {
+    uint32_t i;
+    if (p == end) return NULL;
+    if ((*p & 0xE0) == 0xA0) {
+        *length = *p & 0x1F;
+        *text = p + 1;
+    } else if (*p == 0xD9 && end - p >= 2) {
+        *length = p[1];
+        *text = p + 2;
+    } else {
+        return NULL;
+    }
+    if ((size_t)(end - *text) < *length) return NULL;
+    for (i = 0; i < *length; i++) {
+        if ((*text)[i] >= 0x80) return NULL;
+    }
+    return *text + *length;
+}
+
+/* An integer as 64 bits, a negative one in two's complement. Returns the position behind it, NULL for anything else. */
+static inline const uint8_t *read_msgpack_integer(const uint8_t *p, const uint8_t *end, uint64_t *value, int *is_negative) {
+    ptrdiff_t left = end - p;
+    *is_negative = 0;
+    if (left < 1) return NULL;
+    if (*p < 0x80 || *p >= 0xE0) {
+        *value = (uint64_t)(int64_t)(int8_t)*p;
+        *is_negative = *p >= 0xE0;
+        return p + 1;
+    }
+    switch (*p) {
+        case 0xCC: if (left < 2) return NULL; *value = p[1]; return p + 2;
+        case 0xCD: if (left < 3) return NULL; *value = big_endian16(p + 1); return p + 3;
+        case 0xCE: if (left < 5) return NULL; *value = big_endian32(p + 1); return p + 5;
+        case 0xCF: if (left < 9) return NULL; *value = big_endian64(p + 1); return p + 9;
+        case 0xD0: if (left < 2) return NULL; *value = (uint64_t)(int64_t)(int8_t)p[1]; break;
+        case 0xD1: if (left < 3) return NULL; *value = (uint64_t)(int64_t)(int16_t)big_endian16(p + 1); break;
+        case 0xD2: if (left < 5) return NULL; *value = (uint64_t)(int64_t)(int32_t)big_endian32(p + 1); break;
+        case 0xD3: if (left < 9) return NULL; *value = big_endian64(p + 1); break;
+        default: return NULL;
+    }
+    *is_negative = (int64_t)*value < 0;
+    return p + (*p == 0xD0 ? 2 : *p == 0xD1 ? 3 : *p == 0xD2 ? 5 : 9);
+}
+
+/* An engine hash: an integer, or the last eight of at least as many bytes. Returns the position behind it, NULL for anything else. */
+static inline const uint8_t *read_msgpack_hash(const uint8_t *p, const uint8_t *end, uint64_t *value) {
+    int is_negative;
+    if (end - p >= 9 && *p == 0xCF) {
+        *value = big_endian64(p + 1);
+        return p + 9;
+    }
+    if (end - p >= 10 && *p == 0xC4) {
+        uint32_t length = p[1];
+        if (length < 8 || (size_t)(end - p) < 2 + (size_t)length) return NULL;
+        *value = big_endian64(p + 2 + length - 8);
+        return p + 2 + length;
+    }
+    return read_msgpack_integer(p, end, value, &is_negative);
+}
+
+#endif

@@ -1,0 +1,411 @@
+# Payloads whose events are all plain → these events, packed. See indexer/wire/decoder.py: whatever is odd or wrong is left to it.
+
+cdef extern from "event_fields.h":
+    enum: FIELD_TYPE
+    enum: FIELD_HASHES
+    enum: FIELD_PARENT
+    enum: FIELD_TOKENS
+    enum: FIELD_BLOCK_SIZE
+    enum: FIELD_LORA_ID
+    enum: FIELD_MEDIUM
+    enum: FIELD_LORA_NAME
+    enum: FIELD_EXTRA_KEYS
+    enum: FIELD_GROUP
+    enum: FIELD_KIND
+    enum: FIELD_WINDOW
+    enum: FIELD_LOCALITY
+    enum: FIELD_SALT
+    enum: FIELD_OWNERSHIP
+    enum: FIELD_SESSION
+    enum: FIELD_LOOKAHEAD
+    int field_of(const uint8_t *name, uint32_t length, int expected) nogil
+    bint is_text(const uint8_t *text, uint32_t length, const char *wanted) nogil
+    uint64_t big_endian64(const uint8_t *at) nogil
+    const uint8_t *read_msgpack_map(const uint8_t *first, const uint8_t *end, uint32_t *count) nogil
+    const uint8_t *read_msgpack_text(const uint8_t *first, const uint8_t *end, const uint8_t **text, uint32_t *length) nogil
+    const uint8_t *read_msgpack_integer(const uint8_t *first, const uint8_t *end, uint64_t *value, int *is_negative) nogil
+    const uint8_t *read_msgpack_hash(const uint8_t *first, const uint8_t *end, uint64_t *value) nogil
+
+cdef enum:
+    NIL_BYTE = 0xC0
+    FLOAT_BYTE = 0xCB
+    BYTES_BYTE = 0xC4
+    NO_NUMBER = 0xFFFFFFFF
+    # Ranks, group numbers and windows are far below; a decoder of whole values takes what is not.
+    NUMBER_MAX = 65_535
+    # What events of one batch say of their groups.
+    SAID_MAX = 16
+    # Fields of each kind of event, as bits.
+    STORED_NEEDS = 1 << FIELD_HASHES | 1 << FIELD_TOKENS | 1 << FIELD_BLOCK_SIZE
+    REMOVED_FIELDS = 1 << FIELD_TYPE | 1 << FIELD_HASHES | 1 << FIELD_MEDIUM | 1 << FIELD_GROUP | 1 << FIELD_LOCALITY | 1 << FIELD_OWNERSHIP
+
+cdef enum EventKind:
+    UNKNOWN_EVENT
+    STORED_EVENT
+    REMOVED_EVENT
+    CLEARED_EVENT
+
+cdef struct PlainEvent:
+    EventKind kind
+    uint32_t said  # position in `saids`
+    Py_ssize_t first_hash, first_token
+    uint32_t count  # blocks
+    uint32_t block_size
+    uint64_t parent
+    bint has_parent, announces_extra_keys, lists_extra_keys
+
+# What an event says of its group.
+cdef struct Said:
+    EventKind kind
+    uint32_t group, block_size, window  # NO_NUMBER where it does not say so; a window of 0 is none
+    const uint8_t *word  # in the payload; NULL where there is none
+    uint32_t word_length
+
+
+cdef class PlainEvents:
+    """The events of a batch, all of them on the gpu, to read as a sequence: each is made when it is asked for.
+
+    `said`: what the events say of their groups, each once: of stored ones what `Groups.seen` asks for, of removed ones the number of the group.
+    """
+
+    cdef readonly tuple said
+    cdef readonly double published_at_s
+    cdef readonly object rank
+    cdef readonly bint is_simulator
+    cdef readonly Py_ssize_t stored, removed, cleared  # events of each kind
+    cdef PlainEvent *events
+    cdef uint64_t *hashes
+    cdef uint32_t *tokens
+    cdef Py_ssize_t count, events_room, hash_count, hashes_room, token_count, tokens_room
+    cdef object make_stored, make_removed, make_cleared
+
+    def __dealloc__(self):
+        free(self.events)
+        free(self.hashes)
+        free(self.tokens)
+
+    def __len__(self):
+        return self.count
+
+    def __eq__(self, other):
+        return list(self) == list(other) if isinstance(other, (list, PlainEvents)) else NotImplemented
+
+    def __getitem__(self, Py_ssize_t position):
+        if not 0 <= position < self.count:
+            raise IndexError(position)
+        cdef PlainEvent *event = &self.events[position]
+        if event.kind == CLEARED_EVENT:
+            return self.make_cleared()
+        hashes = PyList_New(event.count)
+        cdef Py_ssize_t at
+        for at in range(event.count):
+            _set_item(hashes, at, PyLong_FromUnsignedLongLong(self.hashes[event.first_hash + at]))
+        if event.kind == REMOVED_EVENT:
+            return self.make_removed(hashes, self.said[event.said])
+        tokens = PyBytes_FromStringAndSize(
+            <const char *>&self.tokens[event.first_token], <Py_ssize_t>event.count * event.block_size * TOKEN_BYTES
+        )
+        parent = PyLong_FromUnsignedLongLong(event.parent) if event.has_parent else None
+        return self.make_stored(hashes, parent, tokens, self.said[event.said], bool(event.announces_extra_keys), bool(event.lists_extra_keys))
+
+    cdef int reserve_event(self) except -1:
+        if self.count == self.events_room:
+            self.events_room = max(2 * self.events_room, 4)
+            self.events = <PlainEvent *>grown(self.events, self.events_room * sizeof(PlainEvent))
+        return 0
+
+    cdef int reserve_hashes(self, Py_ssize_t more) except -1:
+        if self.hash_count + more > self.hashes_room:
+            self.hashes_room = max(self.hash_count + more, 2 * self.hashes_room)
+            self.hashes = <uint64_t *>grown(self.hashes, self.hashes_room * sizeof(uint64_t))
+        return 0
+
+    cdef int reserve_tokens(self, Py_ssize_t more) except -1:
+        if self.token_count + more > self.tokens_room:
+            self.tokens_room = max(self.token_count + more, 2 * self.tokens_room)
+            self.tokens = <uint32_t *>grown(self.tokens, self.tokens_room * sizeof(uint32_t))
+        return 0
+
+
+cdef class PlainDecoder:
+    """Of one stream. `make_stored`, `make_removed`, `make_cleared`: make an event of what `PlainEvents` keeps."""
+
+    cdef object make_stored, make_removed, make_cleared
+    cdef size_t events_max, hashes_max, tokens_max, hashes_of_batch_max, tokens_of_batch_max, block_size_max
+    # Of the batch at hand.
+    cdef const uint8_t *at
+    cdef const uint8_t *end
+    cdef Said[SAID_MAX] saids
+    cdef uint32_t said_count
+    # Of the event at hand.
+    cdef PlainEvent event
+    cdef Said said
+    cdef uint32_t fields, token_count, extra_keys_count
+    cdef bint is_parent_number
+
+    def __cinit__(self, limits not None, make_stored not None, make_removed not None, make_cleared not None):
+        self.make_stored, self.make_removed, self.make_cleared = make_stored, make_removed, make_cleared
+        self.events_max = limits.events_per_batch_max
+        self.hashes_max, self.tokens_max = limits.hashes_per_event_max, limits.tokens_per_event_max
+        self.hashes_of_batch_max, self.tokens_of_batch_max = limits.hashes_per_batch_max, limits.tokens_per_batch_max
+        self.block_size_max = limits.block_size_max
+
+    def decode(self, bytes payload not None):
+        """None where anything in the batch is not plain, or above a limit."""
+        cdef PlainEvents found = PlainEvents.__new__(PlainEvents)
+        found.make_stored, found.make_removed, found.make_cleared = self.make_stored, self.make_removed, self.make_cleared
+        self.at = <const uint8_t *>PyBytes_AsString(payload)
+        self.end = self.at + PyBytes_Size(payload)
+        if not self.read_batch(found):
+            return None
+        found.said = tuple([self.said_by(&self.saids[number]) for number in range(self.said_count)])
+        return found
+
+    cdef said_by(self, Said *said):
+        group = None if said.group == NO_NUMBER else said.group
+        if said.kind != STORED_EVENT:
+            return group
+        word = None if said.word == NULL else PyBytes_FromStringAndSize(<const char *>said.word, said.word_length).decode("ascii")
+        return group, word, said.window or None, said.block_size, 0
+
+    # Values. Each returns whether it was there.
+
+    cdef bint take_nil(self) noexcept:
+        if self.at == self.end or self.at[0] != NIL_BYTE:
+            return False
+        self.at += 1
+        return True
+
+    cdef bint read_array(self, uint32_t *count) noexcept:
+        """Of which each item takes a byte at least."""
+        cdef const uint8_t *behind = read_msgpack_array(self.at, self.end, count)
+        if behind == NULL or count[0] > <size_t>(self.end - behind):
+            return False
+        self.at = behind
+        return True
+
+    cdef bint read_text(self, const uint8_t **text, uint32_t *length) noexcept:
+        cdef const uint8_t *behind = read_msgpack_text(self.at, self.end, text, length)
+        if behind == NULL:
+            return False
+        self.at = behind
+        return True
+
+    cdef bint read_number(self, uint32_t *number) noexcept:
+        """Up to NUMBER_MAX."""
+        cdef uint64_t value = 0
+        cdef int is_negative = 0
+        cdef const uint8_t *behind = read_msgpack_integer(self.at, self.end, &value, &is_negative)
+        if behind == NULL or is_negative or value > NUMBER_MAX:
+            return False
+        self.at, number[0] = behind, <uint32_t>value
+        return True
+
+    cdef bint read_hash(self, uint64_t *value) noexcept:
+        cdef const uint8_t *behind = read_msgpack_hash(self.at, self.end, value)
+        if behind == NULL:
+            return False
+        self.at = behind
+        return True
+
+    # A batch
+
+    cdef bint read_batch(self, PlainEvents found) except -1:
+        cdef uint32_t length = 0, count = 0, number, rank = 0
+        cdef bint are_maps = False, is_map
+        cdef uint64_t stamp
+        if not self.read_array(&length) or not 2 <= length <= 3:
+            return False
+        if self.end - self.at < 9 or self.at[0] != FLOAT_BYTE:
+            return False
+        stamp = big_endian64(self.at + 1)
+        memcpy(&found.published_at_s, &stamp, sizeof(stamp))
+        self.at += 9
+        if not self.read_array(&count) or count > self.events_max:
+            return False
+        self.said_count = 0
+        for number in range(count):
+            is_map = self.at < self.end and (self.at[0] & 0xF0 == 0x80 or self.at[0] == 0xDE)
+            if number and is_map != are_maps:
+                return False
+            are_maps = is_map
+            found.reserve_event()
+            if not (self.read_map_event(found) if is_map else self.read_array_event(found)) or not self.keep(found):
+                return False
+        if length == 3 and not self.take_nil():
+            if not self.read_number(&rank):
+                return False
+            found.rank = rank
+        return self.at == self.end and found.hash_count <= <Py_ssize_t>self.hashes_of_batch_max and found.token_count <= <Py_ssize_t>self.tokens_of_batch_max
+
+    cdef void begin_event(self, PlainEvents found) noexcept:
+        memset(&self.event, 0, sizeof(self.event))
+        memset(&self.said, 0, sizeof(self.said))
+        self.event.first_hash, self.event.first_token = found.hash_count, found.token_count
+        self.said.group = NO_NUMBER
+        self.fields = self.token_count = self.extra_keys_count = 0
+        self.is_parent_number = False
+
+    cdef bint read_map_event(self, PlainEvents found) except -1:
+        cdef uint32_t count = 0, length = 0, number
+        cdef const uint8_t *name = NULL
+        cdef const uint8_t *behind = read_msgpack_map(self.at, self.end, &count)
+        cdef int field = -1
+        if behind == NULL:
+            return False
+        self.at = behind
+        self.begin_event(found)
+        for number in range(count):
+            if not self.read_text(&name, &length):
+                return False
+            field = field_of(name, length, field + 1)
+            if field < 0 or self.fields >> field & 1 or not self.read_field(found, field):
+                return False
+            self.fields |= 1 << field
+        self.event.announces_extra_keys = self.fields & (1 << FIELD_EXTRA_KEYS | 1 << FIELD_GROUP) != 0
+        return True
+
+    cdef bint read_array_event(self, PlainEvents found) except -1:
+        cdef uint32_t count = 0, field
+        self.begin_event(found)
+        if not self.read_array(&count) or not 1 <= count <= FIELD_WINDOW + 1 or not self.read_field(found, FIELD_TYPE):
+            return False
+        self.fields = 1 << FIELD_TYPE
+        if self.event.kind == REMOVED_EVENT:
+            if count > 4:
+                return False
+            for field in range(1, count):
+                if not self.read_field(found, FIELD_HASHES if field == 1 else FIELD_MEDIUM if field == 2 else FIELD_GROUP):
+                    return False
+            self.fields |= 1 << FIELD_HASHES if count > 1 else 0
+            return True
+        for field in range(1, count):
+            if not self.read_field(found, field):
+                return False
+            self.fields |= 1 << field
+        self.event.announces_extra_keys = self.fields >> FIELD_EXTRA_KEYS & 1
+        if self.is_parent_number and self.event.parent == 0:
+            self.event.has_parent = False  # the llm-d simulator's encoding of "none"
+            found.is_simulator = True
+        return True
+
+    cdef bint read_field(self, PlainEvents found, int field) except -1:
+        cdef const uint8_t *text = NULL
+        cdef uint32_t length = 0
+        if field == FIELD_TYPE:
+            if not self.read_text(&text, &length):
+                return False
+            if is_text(text, length, "BlockStored"):
+                self.event.kind = self.said.kind = STORED_EVENT
+            elif is_text(text, length, "BlockRemoved"):
+                self.event.kind = self.said.kind = REMOVED_EVENT
+            elif is_text(text, length, "AllBlocksCleared"):
+                self.event.kind = CLEARED_EVENT
+            return self.event.kind != UNKNOWN_EVENT
+        if field == FIELD_HASHES:
+            return self.read_hashes(found)
+        if field == FIELD_TOKENS:
+            return self.read_tokens(found)
+        if field == FIELD_BLOCK_SIZE:
+            return self.read_number(&self.said.block_size)
+        if self.take_nil():
+            return True
+        if field == FIELD_PARENT:
+            self.event.has_parent = True
+            self.is_parent_number = self.at < self.end and self.at[0] != BYTES_BYTE
+            return self.read_hash(&self.event.parent)
+        if field == FIELD_MEDIUM:
+            return self.read_text(&text, &length) and is_text(text, length, "GPU")
+        if field == FIELD_EXTRA_KEYS:
+            return self.read_no_extra_keys()
+        if field == FIELD_GROUP:
+            return self.read_number(&self.said.group)
+        if field == FIELD_KIND:
+            return self.read_text(&self.said.word, &self.said.word_length)
+        return field == FIELD_WINDOW and self.read_number(&self.said.window)
+
+    cdef bint read_hashes(self, PlainEvents found) except -1:
+        cdef uint32_t count = 0, number
+        if not self.read_array(&count) or count > self.hashes_max:
+            return False
+        found.reserve_hashes(count)
+        for number in range(count):
+            if not self.read_hash(&found.hashes[found.hash_count + number]):
+                return False
+        found.hash_count += count
+        self.event.count = count
+        return True
+
+    cdef bint read_tokens(self, PlainEvents found) except -1:
+        cdef uint32_t count = 0
+        cdef const uint8_t *behind
+        if not self.read_array(&count) or count > self.tokens_max:
+            return False
+        found.reserve_tokens(count)
+        behind = read_msgpack_tokens(self.at, self.end, count, &found.tokens[found.token_count])
+        if behind == NULL:
+            return False
+        self.at = behind
+        found.token_count += count
+        self.token_count = count
+        return True
+
+    cdef bint read_no_extra_keys(self) noexcept:
+        """A list that has no extra keys for any block."""
+        cdef uint32_t number
+        self.event.lists_extra_keys = True
+        if not self.read_array(&self.extra_keys_count):
+            return False
+        for number in range(self.extra_keys_count):
+            if not self.take_nil():
+                return False
+        return True
+
+    cdef bint keep(self, PlainEvents found) noexcept:
+        """Add the event at hand, if its fields fit each other."""
+        cdef PlainEvent *event = &self.event
+        if event.kind == STORED_EVENT:
+            if self.fields & STORED_NEEDS != STORED_NEEDS or not event.count or not self.said.block_size:
+                return False
+            if self.said.block_size > self.block_size_max or <uint64_t>event.count * self.said.block_size != self.token_count:
+                return False
+            if self.extra_keys_count > event.count:
+                return False
+            event.block_size = self.said.block_size
+            found.stored += 1
+        elif event.kind == REMOVED_EVENT:
+            if self.fields & ~<uint32_t>REMOVED_FIELDS or not self.fields >> FIELD_HASHES & 1:
+                return False
+            found.removed += 1
+        elif event.kind == CLEARED_EVENT:
+            if self.fields != 1 << FIELD_TYPE:
+                return False
+            found.cleared += 1
+        else:
+            return False
+        if event.kind != CLEARED_EVENT and not self.note_said():
+            return False
+        found.events[found.count] = event[0]
+        found.count += 1
+        return True
+
+    cdef bint note_said(self) noexcept:
+        """Find what the event says of its group among what others said, or add it. Returns whether there was room."""
+        cdef Said *said
+        cdef uint32_t number
+        for number in range(self.said_count):
+            said = &self.saids[number]
+            if said.kind != self.said.kind or said.group != self.said.group or said.block_size != self.said.block_size or said.window != self.said.window:
+                continue
+            if (said.word == NULL) != (self.said.word == NULL) or said.word_length != self.said.word_length:
+                continue
+            if said.word_length and memcmp(said.word, self.said.word, said.word_length) != 0:
+                continue
+            self.event.said = number
+            return True
+        if self.said_count == SAID_MAX:
+            return False
+        self.saids[self.said_count] = self.said
+        self.event.said = self.said_count
+        self.said_count += 1
+        return True

@@ -1,0 +1,151 @@
+"""Payloads of plain events are packed, and what a stream does with them is what it does with the same events one by one."""
+
+import random
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from indexer.core.events import Cleared, Event, Removed, Stored, Tier
+from indexer.limits import WireLimits
+from indexer.wire.decoder import WireDecoder
+from tests.indexer.compiled.test_blocks import history, random_events
+from tests.indexer.compiled.test_decoding import check_payload
+from tests.indexer.wire.test_golden_payloads import GOLDEN
+
+core = pytest.importorskip("indexer.compiled._core")
+pack = msgspec.msgpack.encode
+
+
+def is_packed(payload: bytes) -> bool:
+    return isinstance(WireDecoder(WireLimits()).decode(payload).events, core.PlainEvents)
+
+
+# What is plain
+
+HASHES = st.one_of(st.integers(-(2**63), 2**64 - 1), st.binary(min_size=7, max_size=33), st.integers(0, 3))
+OPTIONAL: dict[str, st.SearchStrategy[Any]] = {
+    "parent_block_hash": st.none() | HASHES,
+    "lora_id": st.none() | st.integers(0, 2),
+    "medium": st.sampled_from([None, "GPU", "gpu", "CPU", "G\u00fc"]),
+    "lora_name": st.sampled_from([None, "", "a"]),
+    "extra_keys": st.one_of(st.none(), st.lists(st.none(), max_size=4), st.just([["salt"], None])),
+    "group_idx": st.none() | st.integers(-1, 65_536),
+    "kv_cache_spec_kind": st.sampled_from([None, "full_attention", "sliding_window", "mamba", "\u00e9", "w" * 256]),
+    "kv_cache_spec_sliding_window": st.one_of(st.none(), st.integers(-1, 70_000), st.text(max_size=2)),
+    "locality": st.sampled_from([None, "LOCAL", "REMOTE"]),
+    "cache_salt": st.sampled_from([None, "", "s"]),
+    "ownership": st.sampled_from([None, {"a": 1}]),
+    "session_id": st.sampled_from([None, "s", 1]),
+    "lookahead_token_ids": st.sampled_from([None, [[1]], [[1], [2]]]),
+    "unknown": st.none(),
+}
+ARRAY_FIELDS = ("block_hashes", "parent_block_hash", "token_ids", "block_size", *list(OPTIONAL)[1:8])
+
+
+@st.composite
+def any_event(draw: st.DrawFn, *, as_array: bool) -> Any:
+    """Of fields that are mostly plain, in any order."""
+    kind = draw(st.sampled_from(["BlockStored"] * 4 + ["BlockRemoved", "AllBlocksCleared", "Other"]))
+    hashes = draw(st.lists(HASHES, max_size=3))
+    if kind == "AllBlocksCleared":
+        return [kind] if as_array else {"type": kind}
+    if kind == "BlockRemoved" and as_array:
+        return [kind, hashes, *draw(st.sampled_from([[], [None], ["GPU"], ["CPU"], ["GPU", 1], [None, None], ["GPU", 1, 2]]))]
+    size = draw(st.integers(0, 2))
+    tokens = draw(st.lists(st.integers(0, 2**32 - 1), min_size=size * len(hashes), max_size=size * len(hashes) + draw(st.integers(0, 1))))
+    odd = draw(st.lists(st.sampled_from(list(OPTIONAL)), max_size=3))
+    fields = {name: draw(value) if name in odd else None for name, value in OPTIONAL.items()}
+    if as_array:
+        values = fields | {"block_hashes": hashes, "token_ids": tokens, "block_size": size}
+        return [kind, *(values[name] for name in ARRAY_FIELDS)][: draw(st.integers(5, len(ARRAY_FIELDS) + 2))]
+    given = {name: value for name, value in fields.items() if name in odd}
+    body = (
+        {"type": kind, "block_hashes": hashes, "token_ids": tokens, "block_size": size}
+        if kind == "BlockStored"
+        else {"type": kind, "block_hashes": hashes}
+    )
+    return dict(draw(st.permutations(list((body | given).items()))))
+
+
+@given(st.booleans().flatmap(lambda as_array: st.lists(any_event(as_array=as_array), max_size=4)), st.sampled_from([None, 0, 70_000, -1]))
+def test_events_of_any_fields_become_the_same_batches(events: list[Any], rank: int | None) -> None:
+    check_payload(pack([1.5, events, rank]))
+
+
+@pytest.mark.parametrize("golden", GOLDEN, ids=lambda golden: f"{golden['engine']} {golden['version']}")
+def test_every_prefix_of_a_payload_is_refused_as_without_the_core(golden: dict[str, str]) -> None:
+    payload = bytes.fromhex(golden["hex"])
+    for length in range(len(payload)):
+        check_payload(payload[:length])
+
+
+def test_what_engines_publish_most_is_packed() -> None:
+    stored = {"type": "BlockStored", "block_hashes": [1, 2**64 - 1], "parent_block_hash": None, "token_ids": [1, 2**17, 3, 4], "block_size": 2}
+    newer = stored | {"medium": "GPU", "lora_id": None, "lora_name": None, "extra_keys": [None, None], "group_idx": 0}
+    removed = {"type": "BlockRemoved", "block_hashes": [1], "medium": "GPU"}
+    assert is_packed(pack([1.5, [stored, newer | {"kv_cache_spec_kind": "full_attention"}, removed, {"type": "AllBlocksCleared"}], 0]))
+    assert is_packed(pack([1.5, [["BlockStored", [b"h" * 32], None, [1, 2], 2, None, "GPU"], ["BlockRemoved", [b"h" * 32], "GPU"]]]))
+    assert not is_packed(pack([1.5, [stored | {"lora_name": "a"}], 0]))
+
+
+# What a stream does with them
+
+
+def wire(event: Event, *, as_array: bool) -> Any:
+    """As an engine sends it."""
+    match event:
+        case Cleared():
+            fields: dict[str, Any] = {}
+        case Removed():
+            fields = {"block_hashes": event.hashes, "medium": event.tier.name}
+        case Stored():
+            tokens = struct.unpack(f"<{len(event.tokens) // 4}I", event.tokens)
+            extra_keys = [["salt"] if event.extra_keys and position in event.extra_keys else None for position in range(len(event.hashes))]
+            fields = {"block_hashes": event.hashes, "parent_block_hash": event.parent, "token_ids": tokens, "block_size": event.block_size}
+            fields |= {"lora_id": None, "medium": event.tier.name, "lora_name": None}
+            fields |= {"extra_keys": extra_keys} if event.announces_extra_keys else {}
+    name = {Stored: "BlockStored", Removed: "BlockRemoved", Cleared: "AllBlocksCleared"}[type(event)]
+    return [name, *fields.values()] if as_array else {"type": name} | fields
+
+
+def batches(seed: int, *, announces: bool, as_array: bool) -> Iterator[bytes]:
+    rng = random.Random(seed)
+    events = (event for event in random_events(rng, announces=announces) if not (isinstance(event, Stored) and event.parent == 0))
+    for _ in range(25):
+        yield pack([1.5, [wire(next(events), as_array=as_array) for _ in range(rng.randint(1, 6))], 0])
+
+
+@pytest.mark.parametrize("announces", [True, False])
+@pytest.mark.parametrize("as_array", [True, False])
+def test_a_stream_does_the_same_with_packed_events(announces: bool, as_array: bool) -> None:
+    """Also where a key has several hashes, a hash another key or parent, and above the limits."""
+    packed = 0
+    for seed in range(12):
+        limits = {"removed_max": 50, "gpu_blocks_max": 300, "lower_tier_blocks_max": 40, "copies_max": 3}
+        found = [WireDecoder(WireLimits()).decode(payload).events for payload in batches(seed, announces=announces, as_array=as_array)]
+        packed += sum(isinstance(events, core.PlainEvents) for events in found)
+        one_by_one: list[list[Event]] = [list(events) for events in found]
+        for with_records in (False, True):
+            play: Any = history(found, "copies", are_packed=True, with_records=with_records, **limits)  # type: ignore[arg-type]
+            assert play == history(one_by_one, "copies", are_packed=False, with_records=with_records, **limits)
+    assert packed > 100
+
+
+def test_the_first_odd_event_and_what_follows_are_applied_in_order() -> None:
+    """The second event has a parent that nothing is known of, and the third stores it: so the second waits, and then has its key."""
+    known = Stored([1, 2], None, struct.pack("<2I", 5, 6), 1, Tier.GPU, None, None, True, 0, None, lists_extra_keys=True)
+    late = Stored([4], 3, struct.pack("<I", 8), 1, Tier.GPU, None, None, True, 0, None, lists_extra_keys=True)
+    before = Stored([3], 2, struct.pack("<I", 7), 1, Tier.GPU, None, None, True, 0, None, lists_extra_keys=True)
+    events: list[Event] = [known, late, before, Removed([1], Tier.GPU, None)]
+    payload = pack([1.5, [wire(known, as_array=False)], 0]), pack([1.5, [wire(event, as_array=False) for event in events], 0])
+    found = [WireDecoder(WireLimits()).decode(each).events for each in payload]
+    assert all(isinstance(each, core.PlainEvents) for each in found)
+    play: Any = history(found, "copies", are_packed=True, with_records=True)  # type: ignore[arg-type]
+    assert play == history([list(each) for each in found], "copies", are_packed=False, with_records=True)
+    _, held, *_ = play[1]
+    assert {number for number, _ in held[0]} == {1, 2, 3, 4}
