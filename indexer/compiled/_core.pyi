@@ -132,6 +132,7 @@ class BlockRuns:
         copies_max: int,
         removed_max: int,
         spare: int,
+        held_max: int,
     ) -> None: ...
     def add(
         self,
@@ -164,13 +165,11 @@ class BlockRuns:
         leads: int,
         root: int,
         stored_max: int,
-        held_max: int,
         announces: bool,
-        is_plain: bool,
         log: KeyLog | None,
         touched: dict[int, bool] | None,
         records: dict[int, Any] | None,
-        revived: list[int] | None,
-        gone: list[int] | None,
+        moved: list[int] | None,
+        is_plain: bool,
         /,
     ) -> tuple[int, int, int, int, int, list[int] | None]: ...

@@ -12,6 +12,7 @@ cdef class BlockRuns:
     cdef KeyClaims claims
     cdef uint32_t copies_max
     cdef size_t removed_max, spare
+    cdef Py_ssize_t held_max
     cdef Buffer hashes, keys  # of the event at hand
     cdef KeyLog log
     cdef dict touched, records
@@ -28,9 +29,11 @@ cdef class BlockRuns:
         uint32_t copies_max,
         size_t removed_max,
         size_t spare,
+        Py_ssize_t held_max,
     ):
         self.held, self.removed, self.more, self.large, self.gpu, self.claims = held, removed, more, large, gpu, claims
         self.copies_max, self.removed_max, self.spare = min(copies_max, <uint32_t>COPIES_MASK), removed_max, spare
+        self.held_max = held_max
         self.hashes, self.keys = Buffer(), Buffer()
 
     def add(self, Py_ssize_t start, list hashes not None, list keys not None, parent, dict touched not None, dict records, list revived, bint is_claimed):
@@ -56,27 +59,25 @@ cdef class BlockRuns:
         self,
         PlainEvents events not None,
         Py_ssize_t first,
-        leads,
-        root,
+        uint64_t leads,
+        uint64_t root,
         Py_ssize_t stored_max,
-        Py_ssize_t held_max,
         bint announces,
-        bint is_plain,
         KeyLog log,
         dict touched,
         dict records,
-        list revived,
-        list gone,
+        list moved,
+        bint is_plain,
     ):
-        cdef uint64_t lead_mask = leads, root_key = as_key(root), parent_key
+        cdef uint64_t parent_key
         cdef Py_ssize_t position = first, done = 0, stored = 0, added = 0, removed = 0
         cdef PlainEvent *event
         if log is None and touched is None:
             raise TypeError("a log or a dict is needed")
-        self.note_in(log, touched, records, revived, gone)
+        self.note_in(log, touched, records, moved, moved)
         while position < events.count:
             event = &events.events[position]
-            if event.kind == CLEARED_EVENT or not lead_mask >> event.said & 1:
+            if event.kind == CLEARED_EVENT or not leads >> event.said & 1:
                 break
             self.hashes.take(&events.hashes[event.first_hash], event.count)
             if event.kind == REMOVED_EVENT:
@@ -88,9 +89,9 @@ cdef class BlockRuns:
                     break
                 removed += event.count
             else:
-                if stored == stored_max or <Py_ssize_t>self.held.live + event.count > held_max or event.announces_extra_keys > announces:
+                if stored == stored_max or <Py_ssize_t>self.held.live + event.count > self.held_max or event.announces_extra_keys > announces:
                     break
-                parent_key = root_key
+                parent_key = root
                 if event.has_parent and not self.key_before(event.parent, &parent_key):
                     break
                 self.chain(events, event, parent_key)

@@ -35,6 +35,7 @@ cdef enum:
     NUMBER_MAX = 65_535
     # What events of one batch say of their groups.
     SAID_MAX = 16
+    WORD_MAX = 32
     # Fields of each kind of event, as bits.
     STORED_NEEDS = 1 << FIELD_HASHES | 1 << FIELD_TOKENS | 1 << FIELD_BLOCK_SIZE
     REMOVED_FIELDS = 1 << FIELD_TYPE | 1 << FIELD_HASHES | 1 << FIELD_MEDIUM | 1 << FIELD_GROUP | 1 << FIELD_LOCALITY | 1 << FIELD_OWNERSHIP
@@ -60,6 +61,14 @@ cdef struct Said:
     uint32_t group, block_size, window  # NO_NUMBER where it does not say so; a window of 0 is none
     const uint8_t *word  # in the payload; NULL where there is none
     uint32_t word_length
+
+
+cdef bint is_same(const Said *one, const Said *other) noexcept:
+    if one.kind != other.kind or one.group != other.group or one.block_size != other.block_size or one.window != other.window:
+        return False
+    if (one.word == NULL) != (other.word == NULL) or one.word_length != other.word_length:
+        return False
+    return one.word_length == 0 or memcmp(one.word, other.word, one.word_length) == 0
 
 
 cdef class PlainEvents:
@@ -137,6 +146,10 @@ cdef class PlainDecoder:
     cdef const uint8_t *end
     cdef Said[SAID_MAX] saids
     cdef uint32_t said_count
+    # Of the batch before.
+    cdef tuple last_said
+    cdef Said last
+    cdef uint8_t[WORD_MAX] last_word
     # Of the event at hand.
     cdef PlainEvent event
     cdef Said said
@@ -158,8 +171,19 @@ cdef class PlainDecoder:
         self.end = self.at + PyBytes_Size(payload)
         if not self.read_batch(found):
             return None
-        found.said = tuple([self.said_by(&self.saids[number]) for number in range(self.said_count)])
+        # An engine's batches nearly always say the same.
+        if self.last_said is None or self.said_count != 1 or not is_same(&self.last, &self.saids[0]):
+            self.remember(tuple([self.said_by(&self.saids[number]) for number in range(self.said_count)]))
+        found.said = self.last_said
         return found
+
+    cdef void remember(self, tuple said) noexcept:
+        self.last_said, self.last = said, self.saids[0]
+        if self.said_count != 1 or self.last.word_length > WORD_MAX:
+            self.last.kind = UNKNOWN_EVENT  # no batch says that
+        elif self.last.word != NULL:
+            memcpy(self.last_word, self.last.word, self.last.word_length)
+            self.last.word = self.last_word
 
     cdef said_by(self, Said *said):
         group = None if said.group == NO_NUMBER else said.group
@@ -391,18 +415,11 @@ cdef class PlainDecoder:
 
     cdef bint note_said(self) noexcept:
         """Find what the event says of its group among what others said, or add it. Returns whether there was room."""
-        cdef Said *said
         cdef uint32_t number
         for number in range(self.said_count):
-            said = &self.saids[number]
-            if said.kind != self.said.kind or said.group != self.said.group or said.block_size != self.said.block_size or said.window != self.said.window:
-                continue
-            if (said.word == NULL) != (self.said.word == NULL) or said.word_length != self.said.word_length:
-                continue
-            if said.word_length and memcmp(said.word, self.said.word, said.word_length) != 0:
-                continue
-            self.event.said = number
-            return True
+            if is_same(&self.saids[number], &self.said):
+                self.event.said = number
+                return True
         if self.said_count == SAID_MAX:
             return False
         self.saids[self.said_count] = self.said

@@ -1,7 +1,7 @@
 """What an event of the lead group does to many blocks on the gpu at once. What is not done here is done block by block: see `held_blocks`."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Protocol, cast
 
 from indexer.compiled import core
 from indexer.core.block_table import BlockTable, HashRecord
@@ -17,17 +17,9 @@ RUN_MIN = 4
 LeadRecords = dict[int, HashRecord | None]
 
 
-class Played(NamedTuple):
-    """How far the compiled core applied a batch: up to the event at `position`, and its first `blocks` blocks. `stored`, `added`, `removed`: of the
-    events before, how many stored blocks, how many blocks these were, and how many were removed. `keys`: of all blocks of a stored event that was
-    begun."""
-
-    position: int
-    blocks: int
-    stored: int
-    added: int
-    removed: int
-    keys: list[int] | None
+Played = tuple[int, int, int, int, int, list[int] | None]
+"""How far the compiled core applied a batch: the position of the first event that is left, and how many of its blocks are done; of the events before,
+how many stored blocks, how many blocks these were, and how many were removed; and the keys of all blocks of a stored event that was begun."""
 
 
 class BlockRuns(Protocol):
@@ -74,21 +66,19 @@ class BlockRuns(Protocol):
         leads: int,
         root: int,
         stored_max: int,
-        held_max: int,
         announces: bool,
-        is_plain: bool,
         log: Any,
-        touched: dict[int, bool],
+        touched: dict[int, bool] | None,
         records: LeadRecords | None,
-        revived: list[int] | None,
-        gone: list[int] | None,
+        moved: list[int] | None,
+        is_plain: bool,
         /,
-    ) -> tuple[int, int, int, int, int, list[int] | None]:
+    ) -> Played:
         """Apply packed events from the one at `first` on, as far as that is done here: see `Played`.
 
         `leads`: bits of what in `events.said` is said of the lead group. `root`: key before the first block of a prompt. `stored_max`: how many
-        events may store blocks; `held_max`: how many blocks may be held. `announces`: whether the engine announces extra keys. `log`: in place of
-        `touched`, or None.
+        events may store blocks. `announces`: whether the engine announces extra keys. `log`: in place of `touched`, or None. `moved`: where to note
+        the hashes that come to be among the removed ones or go from there.
         """
 
 
@@ -143,20 +133,20 @@ class BlockRunsInPython:
         """None."""
         return start
 
-    def play(self, _events: object, first: int, *_: Any) -> "Played":
+    def play(self, _events: object, first: int, *_: Any) -> Played:
         """None."""
-        return Played(first, 0, 0, 0, 0, None)
+        return first, 0, 0, 0, 0, None
 
 
-def packed(table: BlockTable, indexed: IndexedKeys, copies_max: int) -> BlockRuns:
-    """On packed tables."""
+def packed(table: BlockTable, indexed: IndexedKeys, copies_max: int, held_max: int) -> BlockRuns:
+    """On packed tables. `held_max`: where more than so many blocks are held, `play` leaves an event."""
     held, removed = cast(Any, table.held), cast(Any, table.removed)
     gpu, claims = cast(Any, indexed.held[Tier.GPU]), cast(Any, indexed.claims)
-    return core.BlockRuns(held, removed, table.more, table.large, gpu, claims, copies_max, *table.removed_limits)
+    return core.BlockRuns(held, removed, table.more, table.large, gpu, claims, copies_max, *table.removed_limits, held_max)
 
 
-def in_python(table: BlockTable, indexed: IndexedKeys, _copies_max: int) -> BlockRuns:
+def in_python(table: BlockTable, indexed: IndexedKeys, _copies_max: int, _held_max: int) -> BlockRuns:
     return BlockRunsInPython(table, indexed)
 
 
-make_block_runs: Callable[[BlockTable, IndexedKeys, int], BlockRuns] = in_python if core is None else packed
+make_block_runs: Callable[[BlockTable, IndexedKeys, int, int], BlockRuns] = in_python if core is None else packed

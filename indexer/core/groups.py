@@ -130,6 +130,9 @@ class Groups:
         """The same of other events."""
 
     def _set_shape(self, shape: CacheShape | None) -> None:
+        self._said: tuple[Any, ...] | None = None
+        """What `leads` was asked for last, while the answer is the same."""
+        self._leads = 0
         self.shape = shape
         self.key_size, self.lookahead, self.are_several = (0, 0, False) if shape is None else (*shape.cut, len(shape.groups) > 1)
 
@@ -142,6 +145,7 @@ class Groups:
         self._known = {group.number: group for group in (*sized, *unsized) if group.number != NO_GROUP}
         self._slots = {group.number: slot for slot, group in enumerate(sized)}
         self._seen.clear()
+        self._said = None
         self.undecided = _undecided(self._known.values())
 
     @property
@@ -187,12 +191,10 @@ class Groups:
 
     def leads(self, said: tuple[Any, ...]) -> int:
         """Bits of what of this, see `PlainEvents`, is said of the lead group and teaches nothing new."""
-        found = 0
-        for number, each in enumerate(said):
-            slot = self._seen.get(each) if type(each) is tuple else self.slot_of(each)
-            if slot == LEAD:
-                found |= 1 << number
-        return found
+        if said is not self._said:
+            slots = [self._seen.get(each) if type(each) is tuple else self.slot_of(each) for each in said]
+            self._said, self._leads = said, sum(1 << number for number, slot in enumerate(slots) if slot == LEAD)
+        return self._leads
 
     def has_heard(self, event: Stored) -> bool:
         """Whether an event that names blocks by their hashes teaches nothing new, as far as is remembered."""
@@ -246,6 +248,7 @@ class Groups:
     def _reshape(self) -> CacheShape | None:
         """Fit the shape to the groups. Returns the former one if its blocks are of other sizes."""
         self._seen.clear()
+        self._said = None
         before = self.shape
         sized = [group for group in self._known.values() if group.block_size]
         if not sized:
@@ -274,6 +277,7 @@ class Groups:
         offload = offload if offload and offload > base and offload % base == 0 else None
         self._set_shape(CacheShape(base, tuple(groups), offload, self._lookahead, self._reads_whole_prompts))
         self._slots = {group.number: slot for slot, group in enumerate(groups)}
+        self._said = None
 
     def settle(self, event: Stored) -> int:
         """The slot of an event that `learn` has seen. Raises Refused for a block that is none of its group's."""
@@ -284,6 +288,7 @@ class Groups:
             self.other_block_size = event.block_size
             raise Refused("partial_block" if event.block_size < (self.shape.groups[slot].block_size or 0) else "block_size")
         self._seen[event.group, event.kind, event.window, event.block_size, event.lookahead] = slot
+        self._said = None
         return slot
 
 

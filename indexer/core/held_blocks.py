@@ -41,7 +41,7 @@ class HeldBlocks:
 
     def _reset(self) -> None:
         self.keys = IndexedKeys()
-        self._runs = make_block_runs(self.table, self.keys, self._copies_max)
+        self._runs = make_block_runs(self.table, self.keys, self._copies_max, self._gpu_max)
         self.announces_extra_keys = False
         self.begin(self.keys.change)
 
@@ -90,25 +90,22 @@ class HeldBlocks:
         """Apply packed events from this one on, as far as the compiled core does. `leads`, `root`, `stored_max`: see `BlockRuns.play`."""
         change, table = self.keys.change, self.table
         log = change.make_log(core.KeyLog)
-        revived: list[int] | None = [] if table.offloads else None
-        played = Played(
-            *self._runs.play(
-                *(events, first, leads, root, stored_max, self._gpu_max, self.announces_extra_keys, table.has_plain_blocks),
-                *(log, change.touched[GPU] if log is None else {}, self._lead_records, revived, revived),
-            )
-        )
-        if revived:
-            table.touch_removed(revived)
-        if played.added:
-            self.stored[GPU] += played.added
+        touched = None if log is not None else change.touched[GPU]
+        moved: list[int] | None = [] if table.offloads else None
+        announces, records = self.announces_extra_keys, self._lead_records
+        played = self._runs.play(events, first, leads, root, stored_max, announces, log, touched, records, moved, table.has_plain_blocks)
+        if moved:
+            table.touch_removed(moved)
+        if played[3]:
+            self.stored[GPU] += played[3]
         return played
 
-    def finish(self, event: Event, played: Played) -> None:
-        """Apply the rest of an event that `play` has begun."""
-        if isinstance(event, Stored) and played.keys is not None:
-            self.add(event, played.keys, played.blocks)
+    def finish(self, event: Event, done: int, keys: list[int] | None) -> None:
+        """Apply the rest of an event that `play` has begun. `done`: how many of its blocks are; `keys`: of all of them, where it stores them."""
+        if isinstance(event, Stored) and keys is not None:
+            self.add(event, keys, done)
         elif isinstance(event, Removed):
-            self._remove_lead(event.hashes, self._lead_records, played.blocks, is_all=False)
+            self._remove_lead(event.hashes, self._lead_records, done, is_all=False)
 
     def add(self, event: Stored, keys: list[int], done: int = 0) -> None:
         """One more copy of each block of an event of the lead group on the gpu, whose keys are these. This and what it calls is the hot path of

@@ -154,9 +154,11 @@ class Applier:
             for event in events:
                 self._events[type(event)] += 1
         else:
-            for kind, count in ((Stored, events.stored), (Removed, events.removed), (Cleared, events.cleared)):
-                if count:
-                    self._events[kind] += count
+            if stored := events.stored:
+                self._events[Stored] += stored
+            if len(events) > stored:
+                self._events[Removed] += events.removed
+                self._events[Cleared] += events.cleared
 
     def _trace(self, batch: Batch, number: int, started_ns: int) -> None:
         """The way of a batch from its engine to here."""

@@ -104,10 +104,14 @@ class WireDecoder:
         self._encoded_second: Callable[[bytes], Any] = decode_array_batch_encoded
 
     def decode(self, payload: bytes) -> Batch:
-        """Raises Refused where the payload is no batch of events."""
+        """Raises Refused where the payload is no batch of events. Events that are all plain are packed by the compiled core."""
         if core is not None and len(payload) <= WHOLE_BYTES_MAX:
-            batch = self._decode_plain(payload) or self._decode_regular(payload)
-            if batch is not None:
+            packed = None if self._plain is None else self._plain.decode(payload)
+            if packed is not None:
+                if packed.is_simulator:
+                    self.dialect.is_simulator = True
+                return Batch(packed, packed.published_at_s, packed.rank)
+            if (batch := self._decode_regular(payload)) is not None:
                 return batch
         self._normaliser.begin_batch(len(payload))
         try:
@@ -127,14 +131,6 @@ class WireDecoder:
             self._normaliser.begin_batch(len(payload))
             return self._normalise_apart(known)
         return Batch(events, known.ts, known.data_parallel_rank)
-
-    def _decode_plain(self, payload: bytes) -> Batch | None:
-        """A batch of plain events, which the compiled core packs without an object for any of them; None for any other."""
-        events = None if self._plain is None else self._plain.decode(payload)
-        if events is None:
-            return None
-        self.dialect.is_simulator |= events.is_simulator
-        return Batch(events, events.published_at_s, events.rank)
 
     def _decode_regular(self, payload: bytes) -> Batch | None:
         """A batch in which every event has a known shape and is within the limits, else None: what is wrong is found without the compiled core.
