@@ -52,6 +52,10 @@ cdef class PrefixIndex:
         return not self.key_sets
 
     @property
+    def has_lower(self):
+        return bool(self.cpu.used or self.disk.used or self.other.used)
+
+    @property
     def mask(self):
         return sum([1 << holder for holder in self.key_sets])
 

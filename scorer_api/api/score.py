@@ -9,10 +9,13 @@ from indexer.core.events import Tier
 from indexer.http.negotiation import Encode, encoder
 from indexer.tracing.current import current_span
 from scorer_api.api.decode import decode_score_in_turns
+from scorer_api.api.plain_answer import has_form, plain_answer
 from scorer_api.api.resolve import RequestResolver, ResolvedRequest, unknown_model
 from scorer_api.api.schemas import PodAnswer, ScoreAnswer, ScoreRequest, ViewAnswer
 from scorer_api.index.lookup import PodScore, matched_by_rank
+from scorer_api.index.plain_pods import PlainScores
 from scorer_api.index.prefix_index import OWN_TIERS
+from scorer_api.index.prompt import Prompt
 from scorer_api.index.view import View
 from scorer_api.metrics import ScorerMetrics
 from scorer_api.routing.router import Router
@@ -54,23 +57,42 @@ class ScoreHandler:
     def encoded_answer(self, resolved: ResolvedRequest, encode: Encode) -> bytes:
         """Look up and encode. Raises Problem 404 for an unknown model."""
         started_s = time.perf_counter()
-        scores, speculative = self._look_up(resolved)
+        plain = self._plain_scores(resolved) if has_form(encode) else None
+        scores, speculative = self._look_up(resolved) if plain is None else ([], None)
         found_s = time.perf_counter()
-        answer = self._answer(resolved, scores, speculative)
-        content = encode(answer)
+        if plain is None:
+            answer = self._answer(resolved, scores, speculative)
+            content, best = encode(answer), answer.best
+            matched = answer.pods[0].matched_tokens if answer.pods else 0
+            announced = matched - _speculative_tokens(answer.pods[0]) if answer.pods else 0
+        else:
+            view = ViewAnswer(self._view.source, self._view.age_s)
+            content = plain_answer(resolved.request.model, resolved.tokens(None), plain, resolved.request.limit, view, encode)
+            best, matched = plain.best, plain.matched_blocks * plain.block_size
+            announced = matched
         encoded_s = time.perf_counter()
         span = current_span.get()
         exemplar = None if span is None else span.exemplar()
         self._metrics.seconds["look_up"].observe(found_s - started_s, exemplar)
         self._metrics.seconds["encode"].observe(encoded_s - found_s, exemplar)
+        tokens = resolved.tokens(scores[0].ranks[0].block_size if scores else None)
         if span is not None:
-            matched = answer.pods[0].matched_tokens if answer.pods else 0
-            span.note({"kv.model": answer.model, "kv.tokens": answer.tokens, "kv.matched_tokens": matched, "kv.pod": answer.best or ""})
-        self._metrics.requests["match" if answer.best is not None else "no_match"].inc()
-        self._metrics.prompt_tokens.inc(answer.tokens)
-        if answer.best is not None:
-            self._metrics.matched_tokens.inc(answer.pods[0].matched_tokens - _speculative_tokens(answer.pods[0]))
+            span.note({"kv.model": resolved.request.model, "kv.tokens": tokens, "kv.matched_tokens": matched, "kv.pod": best or ""})
+        self._metrics.requests["match" if best is not None else "no_match"].inc()
+        self._metrics.prompt_tokens.inc(tokens)
+        if best is not None:
+            self._metrics.matched_tokens.inc(announced)
         return content
+
+    def _plain_scores(self, resolved: ResolvedRequest) -> PlainScores | None:
+        """The scores where they need no object for each pod, as nearly always; None where they do."""
+        request, prompt = resolved.request, resolved.prompt
+        if not isinstance(prompt, Prompt) or request.pods is not None or request.include_speculative:
+            return None
+        try:
+            return self._view.score_plain(prompt)
+        except KeyError:
+            raise unknown_model(prompt.model) from None
 
     def _look_up(self, resolved: ResolvedRequest) -> tuple[list[PodScore], dict[Rank, int] | None]:
         """Every pod's score, best first, and how many blocks of each rank's match are speculative, None if the request does not count them."""

@@ -52,6 +52,10 @@ class PrefixIndex(Protocol):
         """Whether it has no holder at all."""
 
     @property
+    def has_lower(self) -> bool:
+        """Whether anything is held below the gpu, in a tier that continues a match."""
+
+    @property
     def mask(self) -> int:
         """All holders."""
 
@@ -179,6 +183,10 @@ class PrefixIndexInPython:
             masks[key] = rest
         else:
             del masks[key]
+
+    @property
+    def has_lower(self) -> bool:
+        return any(self._masks[1 : len(OWN_TIERS)])
 
     @property
     def mask(self) -> int:

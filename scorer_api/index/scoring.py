@@ -121,3 +121,8 @@ def score_of(match: Match, tokens: int, block_size: int, weights: Sequence[float
         return 0.0
     weighted: float = sum(map(mul, match.tiers, weights))
     return min(1.0, weighted * block_size / (tokens - 1))
+
+
+def gpu_score_of(matched_blocks: int, tokens: int, block_size: int, weight: float) -> float:
+    """The same of a match on the gpu alone, whose weight this is."""
+    return 0.0 if tokens <= 1 else min(1.0, matched_blocks * weight * block_size / (tokens - 1))

@@ -60,18 +60,24 @@ class IndexedModel:
         self.pods: dict[str, dict[int, IndexedStream]] = {}
         self.indexes: Indexes = {}
         self.prompts = self.unmatched = 0
+        self.plain: object = None
+        """What `plain_pods` found of the present pods, if it `knows_plain`."""
+        self.knows_plain = False
 
     def holders_for(self, stream: IndexedStream, shape: CacheShape) -> Holders:
         """The holders of a stream whose blocks are cut like this, which are made where it held nothing, or less."""
         holders = stream.holders
         if holders is None:
             holders = stream.holders = Holders(self.indexes, shape)
+            self.knows_plain = False
         elif holders.shape != shape:
             holders.follow(shape)
+            self.knows_plain = False
         return holders
 
     def empty(self, stream: IndexedStream) -> None:
         """Let the stream hold nothing."""
+        self.knows_plain = False
         if stream.holders is not None:
             stream.holders.release()
             stream.holders = None
@@ -79,6 +85,7 @@ class IndexedModel:
     def exchange(self, stream: IndexedStream, new: Holders | None) -> Holders | None:
         """Let the stream hold this, or nothing, and return what it held before."""
         before, stream.holders = stream.holders, new
+        self.knows_plain = False
         return before
 
     def count_held(self, stream: IndexedStream, keys: Iterable[int]) -> int:

@@ -21,6 +21,7 @@ from scorer_api.index.holders import Holders
 from scorer_api.index.holding import Holding
 from scorer_api.index.hot_prefixes import DEPTH_MAX, Cut, HotPrefixes
 from scorer_api.index.lookup import Lookup, PodScore, held_tokens
+from scorer_api.index.plain_pods import PlainScores, plain_pods, plain_scores
 from scorer_api.index.pod_loads import PodLoads
 from scorer_api.index.prefix_index import PrefixIndex
 from scorer_api.index.preparation import prepare_hashes, prepare_prompt
@@ -78,6 +79,7 @@ class View:
     def open(self, stream: StreamKey) -> None:
         self.close(stream)
         model = self._models.setdefault(stream.model, IndexedModel())
+        model.knows_plain = False
         model.pods.setdefault(stream.pod, {})[stream.rank] = IndexedStream(Removals(self._removals_max), self._new_hashes(stream))
 
     def append(self, stream: StreamKey, shape: CacheShape | None, change: Change, position: StreamPosition | None = None) -> None:
@@ -162,7 +164,8 @@ class View:
 
     def note_dropped(self, stream: StreamKey, blocks: int) -> None:
         """How many of the last matched blocks the stream's engine computes again."""
-        self._find(stream)[1].dropped_blocks = blocks
+        model, indexed = self._find(stream)
+        indexed.dropped_blocks, model.knows_plain = blocks, False
 
     def _find(self, stream: StreamKey) -> tuple[IndexedModel, IndexedStream]:
         model = self._models[stream.model]
@@ -211,12 +214,27 @@ class View:
         lookup = self.look_up(query, only)
         scores = lookup.scores()
         if lookup.prompt_keys is not None:
-            model = self._models[query.model]
-            model.prompts += 1
-            model.unmatched = 0 if scores and scores[0].ranks[0].match.matched_blocks else model.unmatched + 1
-            if self.hot is not None:
-                self._note_asked(self.hot, query.model, lookup.prompt_keys, model.indexes)
+            self._note_scored(query.model, lookup.prompt_keys, matched=bool(scores) and scores[0].ranks[0].match.matched_blocks > 0)
         return lookup, scores
+
+    def score_plain(self, prompt: Prompt) -> PlainScores | None:
+        """What `score` says of every pod; None where not all are plain. Raises KeyError for an unknown model."""
+        model = self._models[prompt.model]
+        pods = plain_pods(model)
+        if pods is None:
+            return None
+        keys = prompt.prepared or self.keys_of(prompt)
+        scores = plain_scores(pods, keys, self._weights[0], self._clock())
+        if scores is not None:
+            self._note_scored(prompt.model, keys, matched=scores.matched_blocks > 0)
+        return scores
+
+    def _note_scored(self, name: str, keys: PromptKeys, *, matched: bool) -> None:
+        model = self._models[name]
+        model.prompts += 1
+        model.unmatched = 0 if matched else model.unmatched + 1
+        if self.hot is not None:
+            self._note_asked(self.hot, name, keys, model.indexes)
 
     def _note_asked(self, hot: HotPrefixes, model: str, keys: PromptKeys, cuts: Iterable[Cut]) -> None:
         now_s = self._clock()
