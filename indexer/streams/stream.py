@@ -76,8 +76,7 @@ class Stream:
         `dropped_blocks`: how many of the last matched blocks the engine computes again. `shares_port`, `note_rank`, `observe`: see `Applier`.
         """
         self.key = key
-        self._events = events
-        self._topic = topic
+        self._events, self._topic = events, topic
         self._replay_endpoint = replay_endpoint
         self._settings = settings
         self._store = store
@@ -221,10 +220,13 @@ class Stream:
         # While a takeover is pending, nothing is taken out of the inbox.
         message = None if self._takeover.is_pending else self._peek()
         if message is not None and message[0] == progress.epoch:
-            return await self._apply_turn()
-        if is_new:
+            await self._apply_turn()
+            if self._peek() is not None or progress.is_replaced or not progress.is_current:
+                await asyncio.sleep(0)
+                return 0.0
+        elif is_new:
             return self._take_up_unasked(newest if message is None else message[0])
-        if not self.inbox.connected:
+        elif not self.inbox.connected:
             if message is not None and self._recovery is None:
                 self._take_up(message[0])
                 return 0.0
@@ -309,7 +311,7 @@ class Stream:
     def _can_ask(self) -> bool:
         return self._recovery is not None and self._progress.state.can_be_asked
 
-    async def _apply_turn(self) -> float:
+    async def _apply_turn(self) -> None:
         """Apply what the inbox holds of this connection, for one turn."""
         progress = self._progress
         if self._store.has_limits:
@@ -331,8 +333,6 @@ class Stream:
             await self._recovery.recover()
             if not self.inbox.connected:
                 self._discard_before(progress.epoch + 1)  # the next connection's replay answers for it
-        await asyncio.sleep(0)
-        return 0.0
 
     def _apply_frames(self, frames: list[bytes]) -> bool:
         """Apply one live message. False: not before a replay; leave it where it is."""

@@ -21,8 +21,11 @@ class Wakeup:
 
     async def wait(self, timeout_s: float) -> None:
         """Until something changes, or so long; `math.inf` for ever."""
+        if math.isinf(timeout_s):  # a timeout costs as much as some batches, also where it is none
+            await self._woken.wait()
+            return
         try:
-            async with asyncio.timeout(None if math.isinf(timeout_s) else timeout_s):
+            async with asyncio.timeout(timeout_s):
                 await self._woken.wait()
         except TimeoutError:
             pass
