@@ -173,5 +173,7 @@ class BlockRuns:
         records: dict[int, Any] | None,
         moved: list[int] | None,
         is_plain: bool,
+        parked: Collection[int],
+        awaited: Collection[int],
         /,
     ) -> tuple[int, int, int, int, int, list[int] | None]: ...

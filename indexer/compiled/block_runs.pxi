@@ -68,6 +68,8 @@ cdef class BlockRuns:
         dict records,
         list moved,
         bint is_plain,
+        parked,
+        awaited,
     ):
         cdef uint64_t parent_key
         cdef Py_ssize_t position = first, done = 0, stored = 0, added = 0, removed = 0
@@ -80,6 +82,8 @@ cdef class BlockRuns:
             if event.kind == CLEARED_EVENT or not leads >> event.said & 1:
                 break
             self.hashes.take(&events.hashes[event.first_hash], event.count)
+            if parked and (event.kind == REMOVED_EVENT or self.is_waited_for(event.count, parked, awaited)):
+                break
             if event.kind == REMOVED_EVENT:
                 if records is not None:
                     for done in range(event.count):
@@ -105,6 +109,15 @@ cdef class BlockRuns:
         self.note_in(None, None, None, None, None)
         keys = self.keys.listed(event.count) if done and event.kind == STORED_EVENT else None
         return position, done, stored, added, removed, keys
+
+    cdef bint is_waited_for(self, Py_ssize_t count, parked, awaited) except -1:
+        """Whether any of the hashes at hand waits for its key, or others wait for it."""
+        cdef Py_ssize_t at
+        for at in range(count):
+            engine_hash = PyLong_FromUnsignedLongLong(self.hashes.values[at])
+            if engine_hash in parked or engine_hash in awaited:
+                return True
+        return False
 
     cdef bint key_before(self, uint64_t parent, uint64_t *key) noexcept:
         """See `BlockTable.key_before`. Returns whether it is known."""

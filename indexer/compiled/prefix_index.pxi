@@ -230,7 +230,8 @@ cdef class Buffer:
 
     cdef int take(self, const uint64_t *values, Py_ssize_t count) except -1:
         self.reserve(count)
-        memcpy(self.values, values, count * sizeof(uint64_t))
+        if count:
+            memcpy(self.values, values, count * sizeof(uint64_t))
         return 0
 
     cdef list listed(self, Py_ssize_t count):

@@ -1,6 +1,6 @@
 """What an event of the lead group does to many blocks on the gpu at once. What is not done here is done block by block: see `held_blocks`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol, cast
 
 from indexer.compiled import core
@@ -72,13 +72,16 @@ class BlockRuns(Protocol):
         records: LeadRecords | None,
         moved: list[int] | None,
         is_plain: bool,
+        parked: Collection[int],
+        awaited: Collection[int],
         /,
     ) -> Played:
         """Apply packed events from the one at `first` on, as far as that is done here: see `Played`.
 
         `leads`: bits of what in `events.said` is said of the lead group. `root`: key before the first block of a prompt. `stored_max`: how many
         events may store blocks. `announces`: whether the engine announces extra keys. `log`: in place of `touched`, or None. `moved`: where to note
-        the hashes that come to be among the removed ones or go from there.
+        the hashes that come to be among the removed ones or go from there. `parked`, `awaited`: hashes that wait for their keys, and those they wait
+        for.
         """
 
 

@@ -1,7 +1,7 @@
 """The copies of blocks that one stream holds, and which block keys they make it hold."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 
 from indexer.compiled import core
@@ -21,6 +21,10 @@ GPU = Tier.GPU
 
 # Keys that the hashes of a batch may cover besides their own: where larger blocks do not overlap, it is no more than the keys that they are made of.
 COVERED_MAX = 262_144
+
+
+Roots = tuple[int, int, Collection[int], Collection[int]]
+"""`leads`, `root`, `parked` and `awaited` of `BlockRuns.play`."""
 
 
 class HeldBlocks:
@@ -86,14 +90,15 @@ class HeldBlocks:
 
     # Adding
 
-    def play(self, events: PlainEvents, first: int, leads: int, root: int, stored_max: int) -> Played:
-        """Apply packed events from this one on, as far as the compiled core does. `leads`, `root`, `stored_max`: see `BlockRuns.play`."""
+    def play(self, events: PlainEvents, first: int, roots: Roots, stored_max: int) -> Played:
+        """Apply packed events from this one on, as far as the compiled core does. `stored_max`: see `BlockRuns.play`."""
         change, table = self.keys.change, self.table
         log = change.make_log(core.KeyLog)
         touched = None if log is not None else change.touched[GPU]
         moved: list[int] | None = [] if table.offloads else None
-        announces, records = self.announces_extra_keys, self._lead_records
-        played = self._runs.play(events, first, leads, root, stored_max, announces, log, touched, records, moved, table.has_plain_blocks)
+        leads, root, parked, awaited = roots
+        announces, records, is_plain = self.announces_extra_keys, self._lead_records, table.has_plain_blocks
+        played = self._runs.play(events, first, leads, root, stored_max, announces, log, touched, records, moved, is_plain, parked, awaited)
         if moved:
             table.touch_removed(moved)
         if played[3]:

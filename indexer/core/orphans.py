@@ -64,7 +64,8 @@ class Orphans:
         self.touched = touched
         self._list: WaitingList[Parked] = WaitingList(limits.parked_max, limits.parked_bytes_max)
         self.parked = self._list.entries
-        self._children: dict[int, dict[int, None]] = {}
+        self.awaited: dict[int, dict[int, None]] = {}
+        """Parent → the hashes that wait for it; to read."""
         self._with_copies: dict[bool, dict[int, None]] = {True: {}, False: {}}
         """Whether on the gpu → the hashes that have copies there, so that clearing costs what was added."""
 
@@ -92,14 +93,14 @@ class Orphans:
 
     def children(self, parent: int) -> list[int]:
         """The hashes that wait for this parent."""
-        return list(self._children.get(parent, ()))
+        return list(self.awaited.get(parent, ()))
 
     def park(self, engine_hash: int, parent: int | None, tokens: bytes, extra: bytes, now_s: float) -> Parked:
         """Keep a block that is not parked yet; the caller adds its copies."""
         parked = Parked(parent, tokens, extra, now_s)
         self._list.add(engine_hash, parked)
         if parent is not None:
-            self._children.setdefault(parent, {})[engine_hash] = None
+            self.awaited.setdefault(parent, {})[engine_hash] = None
         self.touch(engine_hash)
         return parked
 
@@ -126,7 +127,7 @@ class Orphans:
         former_size = parked.size
         parked.parent, parked.tokens, parked.extra = parent, tokens, extra
         self._list.resized(former_size, parked.size)
-        self._children.setdefault(parent, {})[engine_hash] = None
+        self.awaited.setdefault(parent, {})[engine_hash] = None
         self.touch(engine_hash)
 
     def pop(self, engine_hash: int) -> Parked:
@@ -137,10 +138,10 @@ class Orphans:
             hashes.pop(engine_hash, None)
         self.touch(engine_hash)
         if parked.parent is not None:
-            siblings = self._children[parked.parent]
+            siblings = self.awaited[parked.parent]
             del siblings[engine_hash]
             if not siblings:
-                del self._children[parked.parent]
+                del self.awaited[parked.parent]
         return parked
 
     def drop_excess(self) -> int:

@@ -22,7 +22,7 @@ from indexer.core.change_records import ChangeRecords, records
 from indexer.core.events import Event, Removed, Stored, Tier
 from indexer.core.foreign_copies import ForeignCopies
 from indexer.core.groups import LEAD, CacheShape, Group, Groups
-from indexer.core.held_blocks import HeldBlocks
+from indexer.core.held_blocks import HeldBlocks, Roots
 from indexer.core.larger_blocks import split_told, told_covers
 from indexer.core.orphans import Orphans
 from indexer.core.places import FOREIGN, PARKED, place_of
@@ -179,11 +179,11 @@ class StreamState:
         self._records.describe(change, self.table, self.orphans, self.foreign, has_groups=self._groups.are_several)
         return change
 
-    def _plain_roots(self, said: tuple[Any, ...]) -> tuple[int, int] | None:
-        """See `odd_events`. Where blocks wait for others, or go by other hashes or more tokens than their own, every event is looked at here."""
-        if self.orphans.parked or self.table.salted.engine_hashes or self._groups.lookahead:
+    def _plain_roots(self, said: tuple[Any, ...]) -> Roots | None:
+        """See `odd_events`. Where blocks go by other hashes or more tokens than their own, every event is looked at here."""
+        if self.table.salted.engine_hashes or self._groups.lookahead:
             return None
-        return self._groups.leads(said), self._adapters.root(None)
+        return self._groups.leads(said), self._adapters.root(None), self.orphans.parked, self.orphans.awaited
 
     def _follow(self, change: Change, now_s: float) -> None:
         """After a batch: give keys to what waited for it, and drop what has waited for too long."""

@@ -108,6 +108,8 @@ class WaitingBlocks:
 
     def follow(self, change: Change) -> None:
         """Give keys to the blocks for which a batch announced the expected ones."""
+        if not self.expected:
+            return
         for tiers in (change.touched, *change.touched_in.values()):
             for key in self.expected.keys() & tiers[Tier.GPU]:
                 for engine_hash in self.expected.pop(key):

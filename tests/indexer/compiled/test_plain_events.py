@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from indexer.core.events import Cleared, Event, Removed, Stored, Tier
+from indexer.core.stream_state import StreamState
 from indexer.limits import WireLimits
 from indexer.wire.decoder import WireDecoder
 from tests.indexer.compiled.test_blocks import history, random_events
@@ -23,6 +24,12 @@ pack = msgspec.msgpack.encode
 
 def is_packed(payload: bytes) -> bool:
     return isinstance(WireDecoder(WireLimits()).decode(payload).events, core.PlainEvents)
+
+
+def packed(payload: bytes) -> Any:
+    events = WireDecoder(WireLimits()).decode(payload).events
+    assert isinstance(events, core.PlainEvents)
+    return events
 
 
 # What is plain
@@ -124,16 +131,16 @@ def batches(seed: int, *, announces: bool, as_array: bool) -> Iterator[bytes]:
 @pytest.mark.parametrize("as_array", [True, False])
 def test_a_stream_does_the_same_with_packed_events(announces: bool, as_array: bool) -> None:
     """Also where a key has several hashes, a hash another key or parent, and above the limits."""
-    packed = 0
+    count = 0
     for seed in range(12):
         limits = {"removed_max": 50, "gpu_blocks_max": 300, "lower_tier_blocks_max": 40, "copies_max": 3}
         found = [WireDecoder(WireLimits()).decode(payload).events for payload in batches(seed, announces=announces, as_array=as_array)]
-        packed += sum(isinstance(events, core.PlainEvents) for events in found)
+        count += sum(isinstance(events, core.PlainEvents) for events in found)
         one_by_one: list[list[Event]] = [list(events) for events in found]
         for with_records in (False, True):
             play: Any = history(found, "copies", are_packed=True, with_records=with_records, **limits)  # type: ignore[arg-type]
             assert play == history(one_by_one, "copies", are_packed=False, with_records=with_records, **limits)
-    assert packed > 100
+    assert count > 100
 
 
 def test_the_first_odd_event_and_what_follows_are_applied_in_order() -> None:
@@ -149,3 +156,28 @@ def test_the_first_odd_event_and_what_follows_are_applied_in_order() -> None:
     assert play == history([list(each) for each in found], "copies", are_packed=False, with_records=True)
     _, held, *_ = play[1]
     assert {number for number, _ in held[0]} == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("event", [Removed([], Tier.GPU, None), Removed([1], Tier.GPU, None), Cleared()])
+def test_a_stream_that_holds_nothing_takes_any_packed_event(event: Event) -> None:
+    state = StreamState("m", "")
+    assert not state.apply(packed(pack([1.5, [wire(event, as_array=False)], 0])), 0.0).touched[Tier.GPU]
+    assert state.count(Tier.GPU) == 0
+
+
+def test_beside_a_block_that_waits_the_others_stay_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokens of the first event are more than all of which are looked at for the highest."""
+    many = Stored(list(range(5_000)), None, struct.pack("<5000I", *range(5_000)), 1, Tier.GPU, None, None, True, None, None, lists_extra_keys=True)
+    waits = Stored([6_001], 6_000, struct.pack("<I", 1), 1, Tier.GPU, None, None, True, None, None, lists_extra_keys=True)
+    plain = Stored([7_000], None, struct.pack("<I", 7), 1, Tier.GPU, None, None, True, None, None, lists_extra_keys=True)
+    awaited = Stored([6_000], None, struct.pack("<I", 6), 1, Tier.GPU, None, None, True, None, None, lists_extra_keys=True)
+    state = StreamState("m", "")
+    state.apply([many, waits], 0.0)
+    assert state.parked == 1
+    one_by_one: list[Event] = []
+    store = StreamState._store
+    monkeypatch.setattr(StreamState, "_store", lambda self, event, now_s: (one_by_one.append(event), store(self, event, now_s)))
+    payload = pack([1.5, [wire(event, as_array=False) for event in (plain, awaited)], 0])
+    state.apply(packed(payload), 0.0)
+    assert one_by_one == [awaited]
+    assert (state.parked, state.count(Tier.GPU)) == (0, 5_003)
