@@ -222,12 +222,15 @@ class Fleet:
         """Pause, and wait until every scorer answers what the reference does. Fails with the differences."""
         self.pause()
         for number, client in enumerate(clients):
-            wrong: list[str] = []
+            prompts = list(self.prompts)
 
-            def is_equal(client: Client = client, wrong: list[str] = wrong) -> bool:
-                # One prompt that differs is enough to wait on; in the end all count.
-                wrong[:] = next(filter(None, (self.check(client, trust, [prompt]) for prompt in self.prompts)), [])
-                return not wrong
+            def is_equal(client: Client = client, prompts: list[Text] = prompts) -> bool:
+                # One prompt that differs is enough to wait on, and is asked about first the next time; in the end all count.
+                for place, prompt in enumerate(prompts):
+                    if self.check(client, trust, [prompt]):
+                        prompts.insert(0, prompts.pop(place))
+                        return False
+                return True
 
             try:
                 wait_until(is_equal, timeout_s)

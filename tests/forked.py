@@ -25,6 +25,8 @@ from typing import TextIO
 
 import coverage
 
+from indexer.engines.http_client import trusted_authorities
+
 ROOT = Path(__file__).parent.parent
 IS_AVAILABLE = sys.platform == "linux"
 PR_SET_CHILD_SUBREAPER = 36
@@ -149,6 +151,7 @@ def _serve(listening: socket.socket) -> None:
     """Fork what is asked for until nobody can ask any more."""
     for name in IMPORTED:
         import_module(name)
+    trusted_authorities()
     gc.collect()
     gc.freeze()
     while True:
