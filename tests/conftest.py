@@ -49,8 +49,8 @@ UNMEASURED = tuple(
 COVERAGE_CONFIG = os.environ.get(COVERAGE_VARIABLE)
 # Only the commands' own tests measure the hundreds of processes: all others start what those of this process run too.
 PROCESSES_MEASURED = (FOLDER / "scorer_api" / "cli",)
-# Tests of these wait most of their time and share nothing that is dear: each goes to the next worker that is free. All other files stay whole, for the
-# fixtures of modules.
+# Tests of these wait most of their time and share nothing that is dear: each goes to the next worker that is free.
+# All other files stay whole, for the fixtures of modules.
 WAITING = (
     *("tests/scenarios/redis/", "tests/scenarios/", "tests/scorer_api/following/", "tests/indexer/ownership/", "tests/indexer/store/client/"),
     *("tests/scorer_api/doctor/", "tests/scorer_api/cli/test_record_replay.py"),
