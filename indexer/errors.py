@@ -75,6 +75,7 @@ class Refused(IndexerError):
 REASONS = {
     "frame_count": "a message of not three frames, or a reply of not three or four",
     "frame_sequence": "a sequence number of not 8 bytes, or the end marker of a replay on the live stream",
+    "snapshot_size": "a snapshot of more than `snapshot_bytes_max` of the limits",
     "topic": "a message to --listen whose topic is not kv@pod@model, or beyond 4,096 pods at one port",
     "topic_claimed": "a message to --listen under the name of a pod that another connection or engine has, or of one beyond --streams-max",
     "batch_malformed": "a payload that is no batch of events",
@@ -105,7 +106,7 @@ REASONS = {
 }
 """Values of the `reason` label of `kv_indexer_refused_total`, with their meaning."""
 
-HARMLESS_REASONS = frozenset({"frame_count", "frame_sequence", "topic", "topic_claimed", "rank_mismatch"})
+HARMLESS_REASONS = frozenset({"frame_count", "frame_sequence", "snapshot_size", "topic", "topic_claimed", "rank_mismatch"})
 """Refusals after which nothing is missing: a lost batch shows as a gap, what is not a stream's is none of its content, and a batch of another rank is
 applied."""
 

@@ -37,6 +37,11 @@ class RecoveryLimits(Struct, frozen=True):
     replay_retry_s: Annotated[Seconds, Meta(description="First pause before an unanswered replay request is repeated; it doubles each time.")] = 0.25
     replay_retry_max_s: Annotated[Seconds, Meta(description="Longest such pause.")] = 5.0
     replay_give_up_s: Annotated[Seconds, Meta(description="After this long without an answer a stream continues without replay, as partial.")] = 30.0
+    snapshot_bytes_max: Annotated[Count, Meta(description="Largest snapshot of an engine; 1,000,000 blocks take about 50 MB.")] = 512 * 2**20
+    snapshot_retry_s: Annotated[Seconds, Meta(description="First pause before another snapshot of an engine is asked for; it doubles each time.")] = (
+        5.0
+    )
+    snapshot_retry_max_s: Annotated[Seconds, Meta(description="Longest such pause.")] = 600.0
 
 
 class WireLimits(Struct, frozen=True):

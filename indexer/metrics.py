@@ -147,6 +147,7 @@ class IndexerMetrics:
         self.unknown = Counter("kv_indexer_unknown", "Events of an unknown type or with an unknown field.", ["what"], registry=registry)
         self.gaps = Counter("kv_indexer_gaps", "Gaps detected in the sequence numbers of streams.", registry=registry)
         self.replays = Counter("kv_indexer_replays", "Replays requested from engines, by outcome.", ["outcome"], registry=registry)
+        self.snapshots = Counter("kv_indexer_snapshots", "Snapshots requested from engines, by outcome.", ["outcome"], registry=registry)
         self.replayed = Counter("kv_indexer_replayed_batches", "Batches applied from replays.", registry=registry)
         self.restarts = Counter("kv_indexer_restarts", "Engine restarts detected.", registry=registry)
         self.losses = Counter("kv_indexer_losses", "Times that missed batches could not be replayed and a stream was dropped.", registry=registry)
@@ -178,6 +179,8 @@ class IndexerMetrics:
             self.refused.labels(reason)
         for outcome in ("ended", "restarted", "hole", "cut", "unanswered", "abandoned", "missed"):
             self.replays.labels(outcome)
+        for outcome in ("loaded", "none", "refused", "hole", "cut", "unanswered", "abandoned"):
+            self.snapshots.labels(outcome)
         for fate in ("parked", "adopted", "dropped"):
             self.orphans.labels(fate)
         for what in ("event", "field"):

@@ -47,6 +47,9 @@ class Engine:
     `dials`: it connects its PUB to this port instead of binding one. `host`: its address, without brackets. Faults: `mute` leaves replay
     requests unanswered; `with_marker` off sends no end marker; `reply_count_max` cuts each reply short; `lost_replies` are numbers left out of
     the next answer, as by a high-water mark; `history_max` batches are retained.
+
+    `snapshot`: what a request for a snapshot is answered with, payloads; None for an engine that knows no such request. `snapshot_resume`: the number
+    that each part names in place of the next one. `with_snapshot_marker` off leaves out its end. `snapshots_asked`: how often one was asked for.
     """
 
     def __init__(
@@ -70,6 +73,10 @@ class Engine:
         self.reply_count_max: int | None = None
         self.lost_replies: set[int] = set()
         self.asked: list[int] = []
+        self.snapshot: list[bytes] | None = None
+        self.snapshot_resume: list[int] | None = None
+        self.with_snapshot_marker = True
+        self.snapshots_asked = 0
         self.events_port = self.replay_port = 0
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
 
@@ -153,10 +160,22 @@ class Engine:
             client, *frames = self._router.recv_multipart()
             if len(frames) != 2 or frames[0] or len(frames[1]) != 8:
                 continue  # logged and never answered
+            if frames[1] == b"snapshot":
+                self.snapshots_asked += 1
+                if self.snapshot is not None:
+                    self._answer_snapshot(client, self.snapshot)
+                    continue
             (start,) = struct.unpack(">Q", frames[1])
             self.asked.append(start)
             if not self.mute:
                 self._answer(client, start)
+
+    def _answer_snapshot(self, client: bytes, parts: list[bytes]) -> None:
+        resumes = self.snapshot_resume or [self.next_number] * len(parts)
+        for resume, payload in zip(resumes, parts, strict=True):
+            self._router.send_multipart([client, b"", self.topic, struct.pack(">Q", resume), payload])
+        if self.with_snapshot_marker:
+            self._router.send_multipart([client, b"", b"", END, b""])
 
     def _answer(self, client: bytes, start: int) -> None:
         middle = [b"", self.topic] if self.with_topic_in_replies else [b""]

@@ -164,6 +164,7 @@ class Fuzzer:
             "offload_block_size",
             "ranks_share_port",
             "prefill_tokens_per_s",
+            "snapshot",
             "pod",
             "other",
         ):

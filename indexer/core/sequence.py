@@ -60,6 +60,10 @@ class Sequence:
         self.last = number
         self.fingerprint = xxh3_128_digest(payload)
 
+    def adopt(self, payload: bytes) -> None:
+        """This is the payload of the last number, which was applied as a part of something else."""
+        self.fingerprint = xxh3_128_digest(payload)
+
     def resume(self, last: int | None, fingerprint: bytes | None) -> None:
         """Go on from what a former owner of the stream recorded."""
         self.last, self.fingerprint, self._last_live = last, fingerprint, None
@@ -93,13 +97,15 @@ class Step(Enum):
 class ReplayProgress:
     """Reads the replies to one replay request.
 
-    With `verify` the request is for the last applied number, to see whether the same process answers.
+    With `verify` the request is for the last applied number, to see whether the same process answers. So it is after a snapshot, which has no
+    payload of that number: then this process's is taken, and nothing is missing where the replies begin with the next one.
     """
 
     def __init__(self, sequence: Sequence, *, verify: bool) -> None:
         self._sequence = sequence
         self._verify = verify
-        self.start = sequence.last if verify and sequence.last is not None else sequence.expected
+        self._adopts = not verify and sequence.last is not None and sequence.fingerprint is None
+        self.start = sequence.last if (verify or self._adopts) and sequence.last is not None else sequence.expected
         self._expected = self.start
         self.replies = 0
 
@@ -114,6 +120,11 @@ class ReplayProgress:
                 return Step.RESTARTED
             self._expected += 1
             return Step.SKIP
+        if is_first and self._adopts:
+            self._expected += 1
+            if number == self.start:
+                self._sequence.adopt(payload)
+                return Step.SKIP
         if number > self._expected and not is_first:
             return Step.HOLE
         was_expected = number == self._expected

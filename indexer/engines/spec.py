@@ -27,6 +27,7 @@ ALIAS_SEPARATOR = "|"
 
 
 Role = Literal["both", "prefill", "decode"]
+SnapshotName = Literal["replay"]
 
 
 class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -38,6 +39,7 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     default. `drops_last_block`: how many of the last matched blocks the engine computes again, as with EAGLE and MTP drafters; true is one.
     `aliases`: more names that the engine serves the model by. `prefill_tokens_per_s`: how fast it computes prompts, in place of what is measured.
     `role`: what it does of a request where prompts and answers are computed by different pods; a pod for `prefill` is no destination of requests.
+    `snapshot`: how the engine is asked for all that it holds; `replay`: at its replay endpoint.
     """
 
     pod: Name
@@ -55,6 +57,7 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     ranks_share_port: bool = False
     prefill_tokens_per_s: Annotated[float, Meta(ge=1.0, le=PREFILL_TOKENS_PER_S_MAX)] | None = None
     role: Role = "both"
+    snapshot: SnapshotName | None = None
 
     @classmethod
     def from_text(cls, text: str, source: str = "--engine") -> Self:
@@ -85,6 +88,8 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
             raise SettingError(source, shown, f"counting should be {' or '.join(get_args(Counting))}, not {given['counting']!r}")
         if given.get("role", "both") not in get_args(Role):
             raise SettingError(source, shown, f"role should be {', '.join(get_args(Role))}, not {given['role']!r}")
+        if given.get("snapshot") not in (None, *get_args(SnapshotName)):
+            raise SettingError(source, shown, f"snapshot should be {' or '.join(get_args(SnapshotName))}, not {given['snapshot']!r}")
         if isinstance(aliases := given.get("aliases"), str):
             given = {**given, "aliases": [alias for each in aliases.split(ALIAS_SEPARATOR) if (alias := each.strip())]}
         try:
@@ -102,6 +107,8 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
             raise SettingError(source, shown, "either ranks (ranks 0 to N - 1) or rank (one stream of that rank), not both")
         if self.ranks_share_port and self.ranks is None:
             raise SettingError(source, shown, "ranks_share_port goes with ranks=N, the number of ranks at the port")
+        if self.snapshot is not None and (self.replay is None or self.ranks_share_port):
+            raise SettingError(source, shown, "snapshot goes with replay, the endpoint of one rank that is asked for it")
         for key, endpoint in (("events", self.events), ("replay", self.replay)):
             if endpoint is None:
                 continue

@@ -32,17 +32,17 @@ AHEAD_BYTES_MIN = 2**20
 
 
 class ReplayRequest:
-    """One request for all batches from number `start` on.
+    """One request: for all batches from a number on, or for something else that an engine answers in the same way.
 
     `async with ReplayRequest(…) as request: async for replies in request.replies(…)`. Replies come in chunks, as raw frames, in the order
     of their arrival; the end marker is among them. The iterator ends when nothing came for `replay_idle_s`, after `replay_total_s`, or when the
     caller's `is_wanted` says no. Raises OSError for an endpoint that cannot be used.
     """
 
-    def __init__(self, endpoint: str, start: int, limits: ReceiveLimits, room: Room | None = None) -> None:
-        """`room`: what the replies to all requests share."""
+    def __init__(self, endpoint: str, asked: int | bytes, limits: ReceiveLimits, room: Room | None = None) -> None:
+        """`asked`: the number of the first batch, or another content of the request. `room`: what the replies to all requests share."""
         self._endpoint = endpoint
-        self._start = start
+        self._content = asked if isinstance(asked, bytes) else asked.to_bytes(8)
         self._limits = limits
         self._room = room or Room(limits.inboxes_bytes_max)
         self._has_come = asyncio.Event()
@@ -133,7 +133,7 @@ class ReplayRequest:
 
     async def _connect(self, address: SocketAddress) -> None:
         """Raises OSError."""
-        line = _Line(self._start, self._limits.frame_bytes_max, self._note_come)
+        line = _Line(self._content, self._limits.frame_bytes_max, self._note_come)
         sock = socket.socket(address.family, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
@@ -155,9 +155,9 @@ class ReplayRequest:
 class _Line(asyncio.Protocol):
     """The connection of one request. `over` is set when it is lost; what came before can still be read."""
 
-    def __init__(self, start: int, frame_bytes_max: int, note_come: Callable[[], None]) -> None:
+    def __init__(self, content: bytes, frame_bytes_max: int, note_come: Callable[[], None]) -> None:
         self._zmtp = Zmtp(b"DEALER", ANSWERERS, frame_bytes_max)
-        self._start = start
+        self._content = content
         self._transport: asyncio.Transport | None = None
         self._first: deque[list[bytes]] = deque()
         """Replies that came with the end of the handshake."""
@@ -213,7 +213,7 @@ class _Line(asyncio.Protocol):
                 self._first.append(first)
             if not self._zmtp.is_ready:
                 return
-            self._transport_write(message(b"", self._start.to_bytes(8)))
+            self._transport_write(message(b"", self._content))
         if self._note_come is not None:
             self._note_come()
 

@@ -30,6 +30,8 @@ CHAT_TOKENS_MAX = 800
 HISTORY_BATCHES = 1_000
 # Requests served at the start, so that there is something to see at once.
 WARM_UP_REQUESTS = 24
+# Events in one part of a snapshot.
+SNAPSHOT_EVENTS = 64
 # A completion waits so long for the engine's event loop.
 COMPLETE_S = 10.0
 
@@ -41,7 +43,8 @@ class BlockCache:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._blocks: OrderedDict[int, None] = OrderedDict()
+        self._blocks: OrderedDict[int, Event] = OrderedDict()
+        """Engine hash → the event that would store this block alone."""
         self._requests = self._tokens = self._cached_tokens = 0
 
     def metrics(self) -> str:
@@ -71,11 +74,12 @@ class BlockCache:
         self._requests += 1
         self._tokens += len(prompt)
         self._cached_tokens += min(known, len(prompt) // BLOCK_SIZE) * BLOCK_SIZE
-        for engine_hash in reversed(hashes[:known]):
-            self._blocks.move_to_end(engine_hash)
+        self._use(hashes[:known])
         evicted = self._evict(len(self._blocks) + len(new) - self._capacity)
-        for engine_hash in reversed(new):
-            self._blocks[engine_hash] = None
+        for number in range(len(hashes) - 1, known - 1, -1):
+            of_block = tokens[number * BLOCK_SIZE : (number + 1) * BLOCK_SIZE]
+            self._blocks[hashes[number]] = _stored([hashes[number]], hashes[number - 1] if number else None, of_block)
+        self._use(hashes[:known])
         events: list[Event] = []
         if evicted:
             events.append({"type": "BlockRemoved", "block_hashes": evicted, "medium": "GPU", "group_idx": 0})
@@ -83,9 +87,18 @@ class BlockCache:
             events.append(_stored(new, hashes[known - 1] if known else None, tokens[known * BLOCK_SIZE : len(hashes) * BLOCK_SIZE]))
         return events
 
+    def snapshot(self) -> list[Event]:
+        """Events that make what is held out of anything. A block was never used later than its parent, which so comes first."""
+        return [{"type": "AllBlocksCleared"}, *reversed(self._blocks.values())]
+
     def _known(self, hashes: Sequence[int]) -> int:
         """How many of them are cached, from the first on."""
         return next((number for number, engine_hash in enumerate(hashes) if engine_hash not in self._blocks), len(hashes))
+
+    def _use(self, hashes: Sequence[int]) -> None:
+        """They were used last, the first of them after all others: a block goes before its parent."""
+        for engine_hash in reversed(hashes):
+            self._blocks.move_to_end(engine_hash)
 
     def _evict(self, count: int) -> list[int]:
         return [self._blocks.popitem(last=False)[0] for _ in range(max(0, count))]
@@ -164,6 +177,7 @@ class DemoEngine:
         self._topic = f"kv@{pod}@{model}".encode()
         self._next = 0
         self._loop = asyncio.get_running_loop()
+        publisher.snapshot = self._snapshot
 
     def metrics(self) -> str:
         """See `BlockCache`."""
@@ -181,15 +195,25 @@ class DemoEngine:
         await self.serve(prompt, tokenize(" ".join(answer)))
         return Completion(f"demo-{secrets.token_hex(8)}", self.model, kind, answer, len(answer) < len(words), len(prompt), cached)
 
+    def _snapshot(self) -> tuple[bytes, bytes, Sequence[bytes]]:
+        """See `Publisher.snapshot`."""
+        events = self._cache.snapshot()
+        parts = [_encoded(events[start : start + SNAPSHOT_EVENTS]) for start in range(0, len(events), SNAPSHOT_EVENTS)]
+        return self._topic, self._next.to_bytes(8, "big"), parts
+
     async def serve(self, prompt: list[int], answer: Sequence[int] = ()) -> None:
         """Serve one request, and announce what that changes."""
         if not (events := self._cache.serve(prompt, answer)):
             return
-        payload = msgspec.msgpack.encode([time.time(), events, 0])
+        payload = _encoded(events)
         number = self._next.to_bytes(8, "big")
         self._next += 1
         self._publisher.add_to_history(self._topic, number, payload)
         await self._publisher.publish([self._topic, number, payload])
+
+
+def _encoded(events: Sequence[Event]) -> bytes:
+    return msgspec.msgpack.encode([time.time(), events, 0])
 
 
 async def _serve_chats(engine: DemoEngine, chats: list[int], requests_per_s: float) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from socket import gethostname
 
 import zmq
@@ -13,6 +13,8 @@ LOOPBACK = "127.0.0.1"
 EVERY_ADDRESS = ("0.0.0.0", "*", "::")  # noqa: S104 - what a user may ask for, never a default
 END = b"\xff" * 8
 NUMBER_BYTES = 8
+# In place of a number: all that the engine holds now (github.com/vllm-project/vllm/pull/50134).
+SNAPSHOT = b"snapshot"
 # After a restart a port is free only when libzmq has closed the former socket, which it does in its own thread.
 REBIND_S = 5.0
 REBIND_POLL_S = 0.02
@@ -38,6 +40,8 @@ class Publisher:
         self.events_port = events_port
         self.replay_port = replay_port
         self.subscribed = asyncio.Event()
+        self.snapshot: Callable[[], tuple[bytes, bytes, Sequence[bytes]]] | None = None
+        """The topic, the next number, and payloads that make all that is held now; None for an engine that knows no snapshots."""
         self._history: deque[tuple[bytes, bytes, bytes]] = deque(maxlen=history_max)
 
     async def open(self, *, is_restart: bool = False) -> None:
@@ -79,9 +83,15 @@ class Publisher:
             frames = await self._router.recv_multipart()
             if len(frames) != 3 or len(frames[2]) != NUMBER_BYTES:
                 continue
-            for topic, number, payload in self._since(frames[2]):
+            for topic, number, payload in self._asked(frames[2]):
                 await self._router.send_multipart([frames[0], b"", topic, number, payload])
             await self._router.send_multipart([frames[0], b"", b"", END, b""])
+
+    def _asked(self, content: bytes) -> Iterable[tuple[bytes, bytes, bytes]]:
+        if content != SNAPSHOT or self.snapshot is None:
+            return self._since(content)
+        topic, number, payloads = self.snapshot()
+        return [(topic, number, payload) for payload in payloads]
 
     def _since(self, start: bytes) -> Iterable[tuple[bytes, bytes, bytes]]:
         return [item for item in self._history if item[1] >= start]

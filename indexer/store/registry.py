@@ -123,7 +123,7 @@ class Registry:
 def _plain(specs: tuple[EngineSpec, ...]) -> tuple[EngineSpec, ...]:
     """As all versions can read them."""
     newer = {"http": None, "drops_last_block": False, "aliases": (), "ranks_share_port": False, "prefill_tokens_per_s": None, "role": "both"}
-    return tuple(msgspec.structs.replace(spec, **newer) for spec in specs)
+    return tuple(msgspec.structs.replace(spec, **newer, snapshot=None) for spec in specs)
 
 
 class RegisteredPods:

@@ -74,6 +74,7 @@ class Source(Struct, frozen=True):
     is_looked_up: bool = False
     dropped_blocks: int = 0
     shares_port: bool = False
+    snapshot: str | None = None
 
 
 class Running(Struct):
@@ -246,6 +247,7 @@ class Streams:
             owner=self._owner,
             dropped_blocks=source.dropped_blocks,
             shares_port=source.shares_port,
+            snapshot=source.snapshot,
             note_rank=self.note_rank,
             observe=self.observe,
         )
@@ -364,7 +366,11 @@ def sources_of(specs: Iterable[EngineSpec], *, is_limited: bool = False) -> dict
             events, replay = spec.endpoints(rank)
             is_looked_up = is_limited and (has_name(events) or has_name(replay))
             found[key] = Source(
-                key, events, replay, spec.topic, spec.counting, spec.offload_block_size, is_looked_up, spec.dropped_blocks, spec.ranks_share_port
+                *(key, events, replay, spec.topic, spec.counting, spec.offload_block_size),
+                is_looked_up=is_looked_up,
+                dropped_blocks=spec.dropped_blocks,
+                shares_port=spec.ranks_share_port,
+                snapshot=spec.snapshot,
             )
     return found
 

@@ -120,6 +120,26 @@ class StreamProgress:
         self.replayed += 1
         self.metrics.replayed.inc()
 
+    # A snapshot
+
+    def begin_snapshot(self, resume: int) -> None:
+        """Hold nothing: what follows, up to `apply_snapshot`'s last, is all that the engine held when the next batch was `resume`."""
+        self.forget()
+        last = resume - 1 if resume else None
+        self.sequence.resume(last, None)
+        self.replayed_to = resume - 1
+        self.note(Signal.WHOLE)
+
+    def apply_snapshot(self, payload: bytes) -> None:
+        """Apply one part of it. That its first event clears the cache says nothing that is not known."""
+        applied = self.applier.apply(payload, self.sequence.last or 0, is_live=False)
+        if applied.is_refused_rank:
+            self.is_replaced = True
+            return
+        self.note_refused(applied.lossy)
+        self.store.append(self.key, self.applier.state.shape, applied.change, self._position() if self.store.needs_records else None)
+        self.last_batch_s = self.heard_s = time.monotonic()
+
     def refuse(self, reason: str) -> None:
         """Count a message that could not be read."""
         self.note_refused(self.applier.refuse(reason))

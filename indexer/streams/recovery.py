@@ -13,9 +13,11 @@ from indexer.errors import Refused
 from indexer.receiving.replay import ReplayRequest
 from indexer.receiving.room import Room
 from indexer.streams.progress import StreamProgress
+from indexer.streams.snapshots import Snapshots
 from indexer.streams.trust import Signal
 from indexer.streams.wakeup import Wakeup
 from indexer.wire.frames import split_reply
+from indexer.wire.snapshots import DIALECTS
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +51,13 @@ class Recovery:
         endpoint: str,
         room: Room,
         settings: Settings,
+        snapshot: str | None = None,
         *,
         turn: asyncio.Lock,
         wakeup: Wakeup,
         settled: asyncio.Event,
     ) -> None:
-        """`settled`: to be set once the first replay has ended or failed."""
+        """`settled`: to be set once the first replay has ended or failed. `snapshot`: how the engine is asked for one, None if it has none."""
         self.endpoint = endpoint
         self.address: str | None = endpoint
         self._settled = settled
@@ -63,6 +66,16 @@ class Recovery:
         self._settings = settings
         self._turn = turn
         self._wakeup = wakeup
+        self._snapshots = None if snapshot is None else Snapshots(progress, DIALECTS[snapshot], room, settings, turn)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the engine should be asked before anything is listened to."""
+        return not self._progress.state.is_confirmed or self._is_snapshot_due
+
+    @property
+    def _is_snapshot_due(self) -> bool:
+        return self._snapshots is not None and self.address is not None and self._snapshots.is_due
 
     async def recover(self) -> None:
         """Ask the engine until its history joins what was applied, it goes away, or it never answers."""
@@ -72,13 +85,16 @@ class Recovery:
         unanswered_since_s = clock()
         pause_s = self._settings.limits.recovery.replay_retry_s
         while progress.is_current:
+            await self._load_snapshot()
             outcome = await self.replay()
             self._settled.set()
             match outcome:
                 case ReplayOutcome.ENDED:
                     progress.note(Signal.REPLAYED_EMPTY if progress.sequence.last is None else Signal.REPLAYED)
                     progress.last_error = None
-                    return
+                    if not self._is_snapshot_due:
+                        return
+                    progress.note(Signal.RECOVERY_STARTED)
                 case ReplayOutcome.RESTARTED:
                     progress.restart()
                 case ReplayOutcome.ABANDONED:
@@ -92,6 +108,11 @@ class Recovery:
                         return
                     await self._wakeup.wait_while_connected(pause_s)
                     pause_s = min(2 * pause_s, self._settings.limits.recovery.replay_retry_max_s)
+
+    async def _load_snapshot(self) -> None:
+        """If one is due. The replay that follows closes the time between it and the connection."""
+        if self._snapshots is not None and self.address is not None and self._snapshots.is_due:
+            await self._snapshots.load(self.address)
 
     def note_unanswered(self) -> None:
         """Say so in the stream's status."""

@@ -66,6 +66,7 @@ class Stream:
         owner: str | None = None,
         dropped_blocks: int = 0,
         shares_port: bool = False,
+        snapshot: str | None = None,
         note_rank: Callable[[StreamKey, int], bool] | None = None,
         observe: Observe | None = None,
     ) -> None:
@@ -73,7 +74,8 @@ class Stream:
         of a pod that is not registered; the stream ends when the pod stays away.
 
         `limits`: of what waits until the stream runs, where these are not the settings'. `owner`: this indexer, where several share the streams.
-        `dropped_blocks`: how many of the last matched blocks the engine computes again. `shares_port`, `note_rank`, `observe`: see `Applier`.
+        `dropped_blocks`: how many of the last matched blocks the engine computes again. `snapshot`: how it is asked for all that it holds.
+        `shares_port`, `note_rank`, `observe`: see `Applier`.
         """
         self.key = key
         self._events, self._topic = events, topic
@@ -84,8 +86,7 @@ class Stream:
         self._turn = turn
         self._dials_us = dials_us
         self._is_dial_in = dial_in_inbox is not None
-        self.owner = owner
-        self._dropped_blocks = dropped_blocks
+        self.owner, self._dropped_blocks = owner, dropped_blocks
         self.inbox = Inbox(limits or settings.limits.receive, room=room) if dial_in_inbox is None else dial_in_inbox
         self.settled = asyncio.Event()
         """Set once the first replay has ended or failed, or the first connection is up where there is none to ask."""
@@ -97,13 +98,12 @@ class Stream:
         self._takeover = Takeover(self._progress)
         self._recovery: Recovery | None = None
         if replay_endpoint is not None:
-            self._recovery = Recovery(self._progress, replay_endpoint, room, settings, turn=turn, wakeup=self._wakeup, settled=self.settled)
+            where = (self._progress, replay_endpoint, room, settings, snapshot)
+            self._recovery = Recovery(*where, turn=turn, wakeup=self._wakeup, settled=self.settled)
         self._next: tuple[int, list[bytes]] | None = None
         """The oldest message that was taken out of the inbox and not applied yet, with the epoch it came in."""
-        self._has_ended = False
-        self._was_unreached = self._was_connected = False
-        self._down_since_s = time.monotonic()
-        self._silent_since_s = time.monotonic()
+        self._has_ended = self._was_unreached = self._was_connected = False
+        self._down_since_s = self._silent_since_s = time.monotonic()
         self._probe_after_s = settings.limits.recovery.silence_s
         self._dropped_seen = 0
 
@@ -231,7 +231,7 @@ class Stream:
                 self._take_up(message[0])
                 return 0.0
             return self._expire_if_away()
-        if self._recovery is not None and self._can_ask and not progress.state.is_confirmed:
+        if self._recovery is not None and self._can_ask and self._recovery.is_due:
             await self._recovery.recover()
             return 0.0
         return await self._listen()

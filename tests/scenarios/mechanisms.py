@@ -16,9 +16,11 @@ from indexer.receiving.inbox import Inbox
 from indexer.streams import recovery, stream
 from indexer.streams.progress import StreamProgress
 from indexer.streams.recovery import Recovery, ReplayOutcome
+from indexer.streams.snapshots import SnapshotOutcome, Snapshots
 from indexer.streams.stream import Stream
 from indexer.streams.trust import Phase, Signal, TrustState
 from indexer.wire.frames import split_reply
+from indexer.wire.snapshots import SnapshotReading
 
 Patch = pytest.MonkeyPatch
 
@@ -37,6 +39,33 @@ def no_first_replay(patch: Patch) -> None:
         return ReplayOutcome.ENDED if self._progress.sequence.last is None else await replay(self, is_probe=is_probe)
 
     patch.setattr(Recovery, "replay", skip)
+
+
+def no_snapshots(patch: Patch) -> None:
+    """What an engine holds is not asked for."""
+    patch.setattr(Snapshots, "is_due", False)
+
+
+def no_replay_after_snapshots(patch: Patch) -> None:
+    """What was published since a snapshot is not asked for."""
+    replay = Recovery.replay
+
+    async def skip(self: Recovery, *, is_probe: bool = False) -> ReplayOutcome:
+        sequence = self._progress.sequence
+        is_after = sequence.last is not None and sequence.fingerprint is None
+        return ReplayOutcome.ENDED if is_after else await replay(self, is_probe=is_probe)
+
+    patch.setattr(Recovery, "replay", skip)
+
+
+def no_end_of_snapshots(patch: Patch) -> None:
+    """A snapshot that breaks off counts as whole."""
+    apply = Snapshots._apply_in_turns
+
+    async def end(self: Snapshots, reading: SnapshotReading, replies: list[list[bytes]]) -> SnapshotOutcome:
+        return await apply(self, reading, replies) or SnapshotOutcome.LOADED
+
+    patch.setattr(Snapshots, "_apply_in_turns", end)
 
 
 def no_contiguity_check(patch: Patch) -> None:
@@ -197,6 +226,9 @@ MECHANISMS: dict[str, Callable[[Patch], None]] = {
     for switch_off in (
         no_replay_of_gaps,
         no_first_replay,
+        no_snapshots,
+        no_replay_after_snapshots,
+        no_end_of_snapshots,
         no_contiguity_check,
         no_asking_again,
         no_permanent_holes,

@@ -203,3 +203,42 @@ def test_a_sequence_goes_on_from_what_was_recorded() -> None:
     recorded = sequence(last=7)
     stream.resume(recorded.last, recorded.fingerprint)
     assert (stream.expected, stream.has_live_batch, stream.is_same(b"7"), stream.is_same(b"8")) == (8, False, True, False)
+
+
+def after_snapshot(resume: int = 8) -> Sequence:
+    """A stream that took a snapshot: what came before `resume` is in it, and no payload is known."""
+    made = Sequence()
+    made.resume(resume - 1, None)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ((7, 8), [Step.SKIP, Step.APPLY]),
+        ((8, 9), [Step.APPLY, Step.APPLY]),  # the engine retains nothing older, and nothing is missing
+        ((9,), [Step.LOST]),
+        ((7, 9), [Step.SKIP, Step.HOLE]),
+    ],
+)
+def test_after_a_snapshot_replies_begin_with_its_last_number_or_the_next(numbers: tuple[int, ...], expected: list[Step]) -> None:
+    progress = ReplayProgress(after_snapshot(), verify=False)
+    assert progress.start == 7
+    assert [progress.reply(number, b"%d" % number) for number in numbers] == expected
+
+
+def test_the_payload_of_its_last_number_is_remembered_to_know_the_process_again() -> None:
+    found = after_snapshot()
+    progress = ReplayProgress(found, verify=False)
+    progress.reply(7, b"7")
+    assert progress.ended() is Step.SKIP
+    assert found.is_same(b"7")
+    assert ReplayProgress(found, verify=True).reply(7, b"other") is Step.RESTARTED
+
+
+def test_an_end_alone_after_a_snapshot_is_no_restart() -> None:
+    assert ReplayProgress(after_snapshot(), verify=False).ended() is Step.SKIP
+
+
+def test_a_snapshot_of_before_a_reconnect_proves_nothing() -> None:
+    assert ReplayProgress(after_snapshot(), verify=True).reply(7, b"7") is Step.RESTARTED

@@ -206,6 +206,7 @@ def test_what_the_tests_of_bad_messages_expect_is_every_reason_that_the_wire_has
         "key_conflict",
         "ambiguous_key",
         "rank_mismatch",
+        "snapshot_size",
     }
     of_the_listener = {"topic", "topic_claimed"}
     expected = {reason for reason, *_ in BAD_EVENTS} | {reason for reason, _ in BAD_BATCHES} | {"frame_count", "frame_sequence"}
