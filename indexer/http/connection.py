@@ -5,6 +5,7 @@
 - A client that shuts down its writing side after its request still gets the response.
 - While the service stops, requests that have arrived are answered, the last one of each connection with `Connection: close`.
 - What is no HTTP is refused without a line in the log for each.
+- The head of a response and its body are written together, in one call of the system.
 """
 
 import asyncio
@@ -19,9 +20,12 @@ from indexer.limits import HttpLimits
 
 # A request's head. Chunks of a body may come with as many bytes of lengths, extensions and trailers, and eight for each byte of the body.
 HEAD_BYTES_MAX = 65_536
+HEAD_START = b"HTTP/"
 OVERHEAD_PER_BYTE = 8
 # A response that is read at this rate or faster is being read.
 READ_BYTES_MIN = 2**20
+# A longer piece of a body is not copied, to be written together with the head.
+JOINED_BYTES_MAX = 65_536
 # An idle connection is closed only if nothing came in this time either: what came while the event loop was busy is read first.
 LAST_LOOK_S = 0.02
 
@@ -50,6 +54,43 @@ class ConnectionGroup:
             waiting -= other.unread_bytes
             other.transport.abort()
             self.unread.pop(other, None)
+
+
+class JoinedWrites:
+    """A transport to which one response is written. A head waits for what is written next, but not for longer than a turn of the event loop."""
+
+    __slots__ = ("_held", "_loop", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held = b""
+
+    def write(self, data: bytes) -> None:
+        if self._held:
+            if len(data) <= JOINED_BYTES_MAX:
+                data, self._held = self._held + data, b""
+            else:
+                self.flush()
+            self._transport.write(data)
+        elif data.startswith(HEAD_START):
+            self._held = data
+            self._loop.call_soon(self.flush)
+        else:
+            self._transport.write(data)
+
+    def flush(self) -> None:
+        """Write what waits. Idempotent."""
+        if self._held:
+            held, self._held = self._held, b""
+            self._transport.write(held)
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
 
 
 class Connection(HttpToolsProtocol):
@@ -124,6 +165,8 @@ class Connection(HttpToolsProtocol):
         self._stop_head_timer()
         previous = self.cycle
         super().on_headers_complete()
+        if self.cycle is not previous:  # an upgrade has none
+            self.cycle.transport = JoinedWrites(self.transport, self.loop)  # type: ignore[assignment]  # as far as a cycle uses one
         if self.group.is_stopping:
             self.cycle.keep_alive = False
             if previous is not None and not previous.response_started:
@@ -147,6 +190,8 @@ class Connection(HttpToolsProtocol):
         """Answer with a problem, and close."""
         body = encoded_problem(status, detail)
         head = [STATUS_LINE[status], b"content-type: ", MEDIA_TYPE.encode(), b"\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)]
+        if self.cycle is not None and isinstance(self.cycle.transport, JoinedWrites):
+            self.cycle.transport.flush()
         if not self.transport.is_closing():
             self.transport.write(b"".join([*head, body]))
             self.transport.close()

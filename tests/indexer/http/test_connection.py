@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from indexer.http import server as http_server
-from indexer.http.connection import HEAD_BYTES_MAX, ConnectionGroup
+from indexer.http.connection import HEAD_BYTES_MAX, JOINED_BYTES_MAX, ConnectionGroup, JoinedWrites
 from indexer.http.server import Served, serve
 from tests.settings import settings_of
 from tests.waiting import wait_until_async
@@ -24,6 +24,9 @@ class Server:
         self.stop = asyncio.Event()
         self.answering = asyncio.Event()
         self.answering.set()
+        self.going_on = asyncio.Event()
+        """Between the head and the body of an answer."""
+        self.going_on.set()
         self.begun = 0
         self.ended = False
 
@@ -34,6 +37,7 @@ class Server:
         await self.answering.wait()
         body = b"x" * int(scope["path"][1:] or 0)
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(body)).encode())]})
+        await self.going_on.wait()
         await send({"type": "http.response.body", "body": body})
 
     async def open(self, buffer: int = 2**16) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -254,3 +258,68 @@ async def test_idle_connections_do_not_hold_the_end_up() -> None:
         for reader, writer in opened:
             assert await reader.read() == b""
             writer.close()
+
+
+# Head and body
+
+
+class Written(asyncio.Transport):
+    """Takes note of what is written to it, and whether it was closed."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.is_closed = False
+
+    def write(self, data: Any) -> None:
+        self.pieces.append(bytes(data))
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def is_closing(self) -> bool:
+        return self.is_closed
+
+
+HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
+
+
+async def test_a_head_is_written_with_what_follows_at_once() -> None:
+    transport, large = Written(), b"x" * (JOINED_BYTES_MAX + 1)
+    writes = JoinedWrites(transport, asyncio.get_running_loop())
+    for data in (HEAD, b"body", b"more", HEAD, b"", HEAD, large):
+        writes.write(data)
+    await asyncio.sleep(0)
+    assert transport.pieces == [HEAD + b"body", b"more", HEAD, HEAD, large]
+
+
+async def test_a_head_waits_one_turn_and_goes_before_the_end() -> None:
+    transport = Written()
+    writes = JoinedWrites(transport, asyncio.get_running_loop())
+    writes.write(HEAD)
+    assert transport.pieces == []
+    await asyncio.sleep(0)
+    assert transport.pieces == [HEAD]
+    writes.write(HEAD)
+    writes.close()
+    assert (transport.pieces, writes.is_closing()) == ([HEAD, HEAD], True)
+
+
+async def test_a_head_does_not_wait_for_its_body() -> None:
+    async with served() as server:
+        server.going_on.clear()
+        reader, writer = await server.open()
+        writer.write(get())
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
+        assert head.startswith(b"HTTP/1.1 200")
+        server.going_on.set()
+        assert await asyncio.wait_for(reader.readexactly(5), 30) == b"xxxxx"
+        writer.close()
+
+
+async def test_answers_without_a_body_keep_their_order() -> None:
+    async with served() as server:
+        reader, writer = await server.open()
+        writer.write(get("/3").replace(b"GET", b"HEAD") + get("/5") + get("/0"))
+        assert b"content-length: 3" in (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)).lower()
+        assert [(await answer(reader))[1].count(b"content-length: %d" % length) for length in (5, 0)] == [1, 1]
+        writer.close()
