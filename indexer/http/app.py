@@ -14,6 +14,9 @@ from indexer.http.access_log import AccessLog
 from indexer.http.bodies import BodyBound
 from indexer.http.direct import Direct
 
+# Since 0.165 FastAPI has traces, metrics and logs of its own: each request would pay for them beside those of `indexer.tracing`.
+NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False, "operation_spans": False, "auto_configure": False}
+
 
 def make_app(
     summary: str,
@@ -27,7 +30,7 @@ def make_app(
     """`summary`: what the role does. `components`: the JSON schemas of the types that its OpenAPI document names, see `schemas`. `pages`: paths
     without data, which need no token either. `direct`: paths of routes that are called past the framework, see `Direct`.
     """
-    app = FastAPIOffline(title="KV Event Indexer", summary=summary, version=__version__, redoc_url=None)
+    app = FastAPIOffline(title="KV Event Indexer", summary=summary, version=__version__, redoc_url=None, telemetry=NO_TELEMETRY)
     app.include_router(router)
     problems.install(app, router.routes)
     openapi.install(app, components, access)
