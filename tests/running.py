@@ -62,6 +62,11 @@ class Client:
                 total += float(found[2])
         return total
 
+    def late(self, *, seconds: float) -> float:
+        """How often the event loop was late by more: `seconds` is a bucket's bound."""
+        lag = "kv_indexer_event_loop_lag_seconds"
+        return self.metric(f"{lag}_count") - self.metric(f"{lag}_bucket", le=str(seconds))
+
     def assert_loop_in_time(self) -> None:
         """Nothing keeps the event loop busy: most of its turns are in time, also where tests share their machine."""
         lag = "kv_indexer_event_loop_lag_seconds"

@@ -3,11 +3,14 @@
 from collections import defaultdict
 from collections.abc import Iterable
 
-from indexer.core.block_table import BlockTable, HashRecord
+from indexer.core.block_table import BlockTable, HashRecord, Records
 from indexer.core.change import Change, HashMapping
+from indexer.core.event_pieces import Steps, result_of
 from indexer.core.foreign_copies import ForeignCopies
 from indexer.core.orphans import Orphans
 from indexer.core.places import FOREIGN, LEAD_GPU, PARKED, REMOVED, Touched, is_gpu, is_parked
+
+STEP_HASHES = 1_024
 
 
 class ChangeRecords:
@@ -48,22 +51,48 @@ class ChangeRecords:
 
     def describe(self, change: Change, table: BlockTable, orphans: Orphans, foreign: ForeignCopies, *, has_groups: bool) -> None:
         """Say in the change what became of the hashes that were touched elsewhere, and what those of all places stand for."""
-        if change.records is None or self.touched is None or not (self.touched or has_groups or table.offloads or table.salted.engine_hashes):
+        if self.touched or has_groups or table.offloads or table.salted.engine_hashes:
+            result_of(self.describe_in_steps(change, table, orphans, foreign, has_groups=has_groups))
+
+    def describe_in_steps(self, change: Change, table: BlockTable, orphans: Orphans, foreign: ForeignCopies, *, has_groups: bool) -> Steps[None]:
+        """The same in steps."""
+        if change.records is None or self.touched is None:
             return
         for place, hashes in self.touched.items():
-            if place == PARKED:
-                change.records[PARKED] = {engine_hash: orphans.get(engine_hash) for engine_hash in hashes}
-            elif place == FOREIGN:
-                change.records[FOREIGN] = {engine_hash: foreign.get(engine_hash) for engine_hash in hashes}
-            else:
-                change.records[place] = records(table, place, hashes)
+            described: dict[int, HashRecord | None] = {}
+            change.records[place] = described
+            for start in range(0, len(hashes), STEP_HASHES):
+                some = hashes[start : start + STEP_HASHES]
+                if place == PARKED:
+                    described.update((engine_hash, orphans.get(engine_hash)) for engine_hash in some)
+                elif place == FOREIGN:
+                    described.update((engine_hash, foreign.get(engine_hash)) for engine_hash in some)
+                else:
+                    described.update(records(table, place, some))
+                yield
         if not table.has_plain_blocks:
-            change.records[LEAD_GPU] = records(table, LEAD_GPU, change.records[LEAD_GPU])
+            hashes = list(change.records[LEAD_GPU])
+            for start in range(0, len(hashes), STEP_HASHES):
+                change.records[LEAD_GPU].update(records(table, LEAD_GPU, hashes[start : start + STEP_HASHES]))
+                yield
         if self._with_hash_mapping and (table.offloads or has_groups):
-            places = [held for place, held in change.records.items() if not is_parked(place)]
-            mapped = {engine_hash: table.mapped_key(engine_hash) for held in places for engine_hash in held}
-            keys = {engine_hash: key for engine_hash, key in mapped.items() if key is not None}
-            change.hash_mapping = HashMapping(keys, [engine_hash for engine_hash, key in mapped.items() if key is None])
+            yield from self._map(change, change.records, table)
+
+    def _map(self, change: Change, described: Records, table: BlockTable) -> Steps[None]:
+        keys: dict[int, int] = {}
+        removed_hashes: dict[int, None] = {}
+        for place, held in described.items():
+            if is_parked(place):
+                continue
+            for number, engine_hash in enumerate(held):
+                key = table.mapped_key(engine_hash)
+                if key is None:
+                    removed_hashes[engine_hash] = None
+                else:
+                    keys[engine_hash] = key
+                if number % STEP_HASHES == STEP_HASHES - 1:
+                    yield
+        change.hash_mapping = HashMapping(keys, list(removed_hashes))
 
 
 def records(table: BlockTable, place: int, hashes: Iterable[int]) -> dict[int, HashRecord | None]:

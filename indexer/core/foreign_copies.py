@@ -11,6 +11,7 @@ from itertools import islice
 from indexer.core.block_keys import TOKEN_BYTES, chain_keys
 from indexer.core.blocks import Block
 from indexer.core.change import Change
+from indexer.core.event_pieces import Steps
 from indexer.core.events import Stored, Tier
 from indexer.core.foreign_copy import ForeignCopy
 from indexer.core.groups import CacheShape
@@ -98,21 +99,22 @@ class ForeignCopies:
             self._touch(engine_hash)
             self._try(engine_hash, copy, copy.keys)
 
-    def follow(self, change: Change, shape: CacheShape | None) -> None:
+    def follow(self, change: Change, shape: CacheShape | None) -> Steps[None]:
         """Count the copies that a batch makes countable."""
         if shape is None:
             return
         self._find_keys(shape.block_size, list(islice(self._without_keys, LOOKED_AT_MAX)))
         for tiers in (change.touched, *change.touched_in.values()):
-            self.settle(tiers[Tier.GPU])
+            yield from self.settle(tiers[Tier.GPU])
 
-    def settle(self, announced: Iterable[int]) -> None:
+    def settle(self, announced: Iterable[int]) -> Steps[None]:
         """These block keys were announced on the gpu: count the copies that waited for them."""
         for key in self._missing.keys() & announced:
             for engine_hash in self._missing.pop(key):
                 copy = self.waiting[engine_hash]
                 if copy.keys is not None:
                     self._try(engine_hash, copy, copy.keys)
+                yield
 
     def _try(self, engine_hash: int, copy: ForeignCopy, keys: tuple[int, ...]) -> None:
         missing = next((key for key in keys if not self._blocks.keys.is_on_gpu(key)), None)
@@ -138,7 +140,7 @@ class ForeignCopies:
                     del self._missing[key]
         return True
 
-    def drop_before(self, since_s: float) -> int:
+    def drop_before(self, since_s: float) -> Steps[int]:
         """Drop what came before this time. Returns how many went."""
         return self._list.drop_before(since_s, self.remove)
 

@@ -9,6 +9,7 @@ from indexer.core.block_runs import LeadRecords, Played, make_block_runs
 from indexer.core.block_table import BlockRecord, BlockTable, Copies
 from indexer.core.blocks import Block
 from indexer.core.change import Change
+from indexer.core.event_pieces import Steps
 from indexer.core.events import Event, PlainEvents, Removed, Stored, Tier
 from indexer.core.groups import LEAD
 from indexer.core.indexed_keys import IndexedKeys
@@ -345,22 +346,30 @@ class HeldBlocks:
         if not in_place:
             del self.table.more[place]
 
-    def clear_gpu(self) -> None:
-        """No copy on the gpu is left, in any group."""
+    def clear_gpu(self, step_blocks: int) -> Steps[None]:
+        """No copy on the gpu is left, in any group. In steps of so many blocks."""
         if not self.keys.clear_gpu():
             return
         for place in [place for place in self.table.more if is_gpu(place)]:
             del self.table.more[place]
-        self._remove_lead(list(self.table.held), None, is_all=True)
+        hashes = list(self.table.held)
+        for start in range(0, len(hashes), step_blocks):
+            self._remove_lead(hashes[start : start + step_blocks], None, is_all=True)
+            yield
 
-    def clear_lower(self) -> None:
-        """No copy below the gpu is left."""
+    def clear_lower(self, step_blocks: int) -> Steps[None]:
+        """No copy below the gpu is left. In steps of so many blocks."""
         for place, in_place in list(self.table.more.items()):
-            if not is_gpu(place):
-                self.table.touch(place, in_place)
-                for engine_hash in list(in_place):
+            if is_gpu(place):
+                continue
+            hashes = list(in_place)
+            for start in range(0, len(hashes), step_blocks):
+                some = hashes[start : start + step_blocks]
+                self.table.touch(place, some)
+                for engine_hash in some:
                     self._drop(place, in_place, engine_hash)
                     self._retire(engine_hash, self.table.held[engine_hash])
+                yield
 
     def _retire(self, engine_hash: int, block: Block) -> None:
         if self.table.retire(engine_hash, block):

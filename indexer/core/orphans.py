@@ -8,6 +8,7 @@ They are kept one by one, oldest first, and found by their own hash or by their 
 
 from collections.abc import Iterable, Iterator
 
+from indexer.core.event_pieces import Steps
 from indexer.core.events import Tier
 from indexer.core.places import PARKED, Touched, place_of, slot_and_part
 from indexer.core.waiting_list import WaitingList
@@ -113,13 +114,14 @@ class Orphans:
         self._with_copies[_is_on_gpu(of)][engine_hash] = None
         self.touch(engine_hash)
 
-    def clear_copies(self, *, of_gpu: bool) -> None:
+    def clear_copies(self, *, of_gpu: bool) -> Steps[None]:
         """The copies on the gpu are gone, or those below it."""
         for engine_hash in self._with_copies[of_gpu]:
             copies = self.parked[engine_hash].copies
             for of in [of for of in copies if _is_on_gpu(of) is of_gpu]:
                 del copies[of]
             self.touch(engine_hash)
+            yield
         self._with_copies[of_gpu].clear()
 
     def announce(self, engine_hash: int, parked: Parked, parent: int, tokens: bytes, extra: bytes) -> None:
@@ -148,6 +150,6 @@ class Orphans:
         """Drop the oldest above the limits of their number and bytes. Returns how many."""
         return self._list.drop_excess(self.pop)
 
-    def drop_before(self, since_s: float) -> int:
+    def drop_before(self, since_s: float) -> Steps[int]:
         """Drop what was parked before this time. Returns how many went."""
         return self._list.drop_before(since_s, self.pop)

@@ -28,6 +28,11 @@ class Snapshot:
         """How the blocks are cut; None before any block."""
         return self._state.shape
 
+    @property
+    def is_amid_batch(self) -> bool:
+        """Whether a batch is applied in part: then all of it together is no state that the stream ever had."""
+        return self._state.is_amid_batch
+
     def traits(self) -> Traits:
         """What reading further events depends on, besides the blocks."""
         return self._state.traits()

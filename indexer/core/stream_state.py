@@ -7,10 +7,13 @@
 
 An engine announces each physical block, so the same hash can be stored twice and has to be removed twice ("copies"); where that does
 not hold (SGLang), one removal is enough ("set").
+
+It is long: what one event does needs all of these parts.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 from typing import Any, Literal
 
 from indexer.core.adapters import Adapters
@@ -19,6 +22,7 @@ from indexer.core.block_table import BlockRecord, HashRecord
 from indexer.core.blocks import Block
 from indexer.core.change import Change
 from indexer.core.change_records import ChangeRecords, records
+from indexer.core.event_pieces import Steps, pieces_of, result_of
 from indexer.core.events import Event, Removed, Stored, Tier
 from indexer.core.foreign_copies import ForeignCopies
 from indexer.core.groups import LEAD, CacheShape, Group, Groups
@@ -39,6 +43,10 @@ Counting = Literal["copies", "set"]
 GPU = Tier.GPU
 
 GROUPS_MAX = 255
+# A step of a batch that takes several has no more blocks: some milliseconds at worst.
+STEP_BLOCKS_MAX = 1_024
+# So many events of a large batch are looked at where the first one says something new of its group.
+LEARNED_FROM_MAX = 4_096
 
 
 class StreamState:
@@ -69,6 +77,9 @@ class StreamState:
         self.tally: Counter[str] = Counter()
         self.removed: defaultdict[Tier, int] = defaultdict(int)
         self._sample = TokenSample()
+        self.is_amid_batch = False
+        """Whether a batch that takes several steps is applied in part: what is held is then neither what it was before nor what it will be."""
+        self._adopting: Sequence[int] = ()
         self._records = ChangeRecords(is_wanted=with_records, with_hash_mapping=with_hash_mapping)
         self._blocks = HeldBlocks(self._limits, self._copies_max, self.tally, self._records.touched)
         self.table = self._blocks.table
@@ -146,6 +157,10 @@ class StreamState:
 
     def forget(self) -> None:
         """Start again from nothing: the engine was restarted."""
+        self.is_amid_batch, self._adopting = False, ()
+        self._forget()
+
+    def _forget(self) -> None:
         self._blocks.forget()
         self._reset()
 
@@ -159,23 +174,33 @@ class StreamState:
 
     def apply(self, events: Iterable[Event], now_s: float) -> Change:
         """Apply one batch. Never raises for what a network can send: what cannot be used is tallied."""
-        self._blocks.begin(self._records.begin())
-        self._batch, self.clears = events, 0
-        if type(events) is PACKED:
-            events = odd_events(events, self._blocks, self._sample, self.removed, self._plain_roots)
-        for event in events:
+        change = self.start(events, now_s)
+        return change if isinstance(change, Change) else result_of(change)
+
+    def start(self, events: Iterable[Event], now_s: float) -> Change | Steps[Change]:
+        """The same, or where it takes long the steps that are left. Until they are carried out nothing else may be done to the state."""
+        self._begin(events)
+        parked = self.orphans.parked
+        left = odd_events(events, self._blocks, self._sample, self.removed, self._plain_roots) if type(events) is PACKED else iter(events)
+        for event in left:
             try:
                 if type(event) is Stored:  # a pattern that does not match a Struct costs several look-ups
+                    if len(parked) > STEP_BLOCKS_MAX:
+                        return self._go_on(chain((event,), left), now_s)
                     self._store(event, now_s)
                 elif type(event) is Removed:
                     self._remove(event)
+                elif len(self.table.held) + sum(map(len, self.table.more.values())) > STEP_BLOCKS_MAX:
+                    return self._go_on(chain((event,), left), now_s)
                 else:
-                    self._clear()
+                    result_of(self._clear())
             except Refused as refused:
                 self.tally[refused.reason] += 1
         self._batch, change = (), self._blocks.keys.change
         if self._states or self._waiting.expected or self.orphans.parked or self.foreign.waiting:
-            self._follow(change, now_s)
+            if max(len(self._waiting.expected), len(self.orphans.parked), len(self.foreign.waiting)) > STEP_BLOCKS_MAX:
+                return self._go_on((), now_s)
+            result_of(self._follow(change, now_s))
         self._records.describe(change, self.table, self.orphans, self.foreign, has_groups=self._groups.are_several)
         return change
 
@@ -185,18 +210,62 @@ class StreamState:
             return None
         return self._groups.leads(said), self._adapters.root(None), self.orphans.parked, self.orphans.awaited
 
-    def _follow(self, change: Change, now_s: float) -> None:
+    def apply_in_steps(self, events: Iterable[Event], batch: Iterable[Event], now_s: float) -> Steps[Change]:
+        """The steps of a batch, whatever it takes. `events`: those of `batch`, with what they entail; asked for one by one."""
+        self._begin(islice(batch, LEARNED_FROM_MAX))
+        return self._go_on(events, now_s)
+
+    def _begin(self, batch: Iterable[Event]) -> None:
+        self._blocks.begin(self._records.begin())
+        self._batch, self.clears = batch, 0
+
+    def _go_on(self, events: Iterable[Event], now_s: float) -> Steps[Change]:
+        """The steps of these events, and of what follows a batch."""
+        self.is_amid_batch = True
+        return self._steps(events, now_s)
+
+    def _steps(self, events: Iterable[Event], now_s: float) -> Steps[Change]:
+        for event in events:
+            try:
+                for piece in pieces_of(event, STEP_BLOCKS_MAX, self._groups.key_size if self.shape else 0):
+                    if isinstance(piece, Stored):
+                        self._store(piece, now_s)
+                    elif isinstance(piece, Removed):
+                        self._remove(piece)
+                    else:
+                        yield from self._clear()
+                    yield
+                    if self._adopting:
+                        adopting, self._adopting = self._adopting, ()
+                        yield from self._waiting.adopt(adopting)
+            except Refused as refused:
+                self.tally[refused.reason] += 1
+        self._batch, change = (), self._blocks.keys.change
+        yield from self._follow(change, now_s)
+        yield from self._records.describe_in_steps(change, self.table, self.orphans, self.foreign, has_groups=self._groups.are_several)
+        self.is_amid_batch = False
+        return change
+
+    def _adopt(self, hashes: Sequence[int]) -> None:
+        """These hashes have keys now, at the end of an event: so have those that waited for them."""
+        if self.is_amid_batch:
+            self._adopting = hashes
+        else:
+            result_of(self._waiting.adopt(hashes))
+
+    def _follow(self, change: Change, now_s: float) -> Steps[None]:
         """After a batch: give keys to what waited for it, and drop what has waited for too long."""
         states, self._states = self._states, []
         for event in states:
             self._waiting.place_states(event, self._parent_key(event))
-        self._waiting.follow(change)
+            yield
+        yield from self._waiting.follow(change)
         oldest_s = now_s - self._limits.parked_max_s
         if self.foreign.waiting:
-            self.foreign.follow(change, self._groups.shape)
-            self.tally["orphan_dropped"] += self.foreign.drop_before(oldest_s)
+            yield from self.foreign.follow(change, self._groups.shape)
+            self.tally["orphan_dropped"] += yield from self.foreign.drop_before(oldest_s)
         if self.orphans.parked:
-            self.tally["orphan_dropped"] += self.orphans.drop_before(oldest_s)
+            self.tally["orphan_dropped"] += yield from self.orphans.drop_before(oldest_s)
 
     def slot_of(self, number: int) -> int | None:
         """The slot of a KV-cache group; None for one that holds nothing."""
@@ -237,7 +306,7 @@ class StreamState:
 
     def _learn(self, event: Stored) -> None:
         """This event says something new of its group. The whole batch is looked at, once: what comes later in it may say more."""
-        events, self._batch = self._batch or (event,), ()
+        events, self._batch = [*self._batch, event], ()
         former = self._groups.learn(events)
         if former is None:
             return
@@ -246,7 +315,7 @@ class StreamState:
             if self._blocks.keys.holds(slot):
                 self.tally["block_size_changed" if sizes.get(group.number) == group.block_size else "partial_block"] += 1
         shape, unsized, adapters, announces_extra_keys = self._groups.shape, self._groups.unsized, self._adapters, self._blocks.announces_extra_keys
-        self.forget()
+        self._forget()
         self._groups.restore(shape, unsized)
         self._adapters, self._blocks.announces_extra_keys = adapters, announces_extra_keys
         self._blocks.keys.change.reload = True
@@ -310,7 +379,7 @@ class StreamState:
         else:
             self._blocks.add_in(place_of(slot, GPU), event, keys, run, self._groups.width(slot))
         if self.orphans.parked:
-            self._waiting.adopt(event.hashes)
+            self._adopt(event.hashes)
 
     def _with_told_keys(self, event: Stored, now_s: float) -> Stored | None:
         """The blocks of an event whose keys it tells, with the extra keys of their parts. The others are stored by their hashes."""
@@ -369,7 +438,7 @@ class StreamState:
         elif (told := self._with_told_keys(event, now_s)) is not None:
             keys, width = chain_keys(parent_key, told.tokens, key_size, told.extra_keys), self._groups.width(slot, event.block_size)
             self._blocks.add_in(place_of(slot, event.tier), told, keys, run, width)
-            self._waiting.adopt(told.hashes)
+            self._adopt(told.hashes)
 
     # Removing
 
@@ -387,14 +456,14 @@ class StreamState:
         self.tiers |= {event.tier} - {GPU}
         self.removed[event.tier] += len(event.hashes)
 
-    def _clear(self) -> None:
+    def _clear(self) -> Steps[None]:
         """The gpu pool was reset. The lower tiers survive it; a second reset in the same batch is theirs."""
         self.clears += 1
         of_gpu = self.clears == 1
         if of_gpu:
-            self._blocks.clear_gpu()
+            yield from self._blocks.clear_gpu(STEP_BLOCKS_MAX)
             self._records.forget_gpu()
         else:
-            self._blocks.clear_lower()
+            yield from self._blocks.clear_lower(STEP_BLOCKS_MAX)
             self.foreign.clear()
-        self._waiting.clear(of_gpu=of_gpu)
+        yield from self._waiting.clear(of_gpu=of_gpu)

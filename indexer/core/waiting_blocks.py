@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from indexer.core.block_keys import TOKEN_BYTES, chain_keys
 from indexer.core.blocks import Block
 from indexer.core.change import Change
+from indexer.core.event_pieces import Steps
 from indexer.core.events import Stored, Tier
 from indexer.core.groups import Groups
 from indexer.core.held_blocks import HeldBlocks
@@ -82,11 +83,11 @@ class WaitingBlocks:
                 parked.copies[of] -= 1
                 self.orphans.touch(engine_hash)
 
-    def clear(self, *, of_gpu: bool) -> None:
+    def clear(self, *, of_gpu: bool) -> Steps[None]:
         """Their copies on the gpu are gone, or those below it."""
-        self.orphans.clear_copies(of_gpu=of_gpu)
+        return self.orphans.clear_copies(of_gpu=of_gpu)
 
-    def adopt(self, hashes: Iterable[int]) -> None:
+    def adopt(self, hashes: Iterable[int]) -> Steps[None]:
         """These hashes have keys now: give keys to everything that waited for them, and to what waited for that."""
         for engine_hash in hashes:
             if engine_hash in self.orphans:
@@ -96,6 +97,7 @@ class WaitingBlocks:
                 child = waiting.pop()
                 waiting.extend(self.orphans.children(child))
                 self._settle(child)
+                yield
 
     def expect(self, engine_hash: int, key: int) -> None:
         """A block that waits for its announcement has this key if the gpu announces it."""
@@ -106,7 +108,7 @@ class WaitingBlocks:
             self.expected.clear()
         self.expected.setdefault(key, {})[engine_hash] = None
 
-    def follow(self, change: Change) -> None:
+    def follow(self, change: Change) -> Steps[None]:
         """Give keys to the blocks for which a batch announced the expected ones."""
         if not self.expected:
             return
@@ -114,6 +116,7 @@ class WaitingBlocks:
             for key in self.expected.keys() & tiers[Tier.GPU]:
                 for engine_hash in self.expected.pop(key):
                     self._give_key(engine_hash, key)
+                    yield
 
     def _give_key(self, engine_hash: int, key: int) -> None:
         if engine_hash in self.orphans:

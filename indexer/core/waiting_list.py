@@ -4,6 +4,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
+from indexer.core.event_pieces import Steps
+
 
 class Waiting(Protocol):
     """`since_s`: when it came. `size`: bytes of tokens and keys that it holds."""
@@ -53,12 +55,13 @@ class WaitingList(Generic[T]):
             dropped += 1
         return dropped
 
-    def drop_before(self, since_s: float, remove: Callable[[int], object]) -> int:
+    def drop_before(self, since_s: float, remove: Callable[[int], object]) -> Steps[int]:
         """The same with those that came before this time."""
         dropped = 0
         while self.entries and self.entries[oldest := next(iter(self.entries))].since_s < since_s:
             remove(oldest)
             dropped += 1
+            yield
         return dropped
 
     def clear(self) -> None:

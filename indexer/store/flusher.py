@@ -31,6 +31,8 @@ RETRY_S = 0.1
 RETRY_MAX_S = 1.0
 ROOM_WAIT_S = 0.5
 FLUSH_S = 2.0
+# Between two looks whether a batch that is applied in steps is done with.
+BATCH_WAIT_S = 0.005
 # Number of streams of a slot that are written in full at a time.
 FULL_WRITES_MAX = 2
 
@@ -133,7 +135,14 @@ class Flusher:
         """Wait until all of it is written, if that can be done soon."""
         pending = self.streams.get(stream)
         until_s = time.monotonic() + FLUSH_S
-        while pending is not None and self.is_current(pending) and not pending.is_settled and self._is_well(pending) and time.monotonic() < until_s:
+        while (
+            pending is not None
+            and self.is_current(pending)
+            and not pending.is_settled
+            and not pending.is_amid_batch  # a stream that was stopped there never ends it: the next owner goes on from before
+            and self._is_well(pending)
+            and time.monotonic() < until_s
+        ):
             if not pending.is_writing_in_full:  # its end marks it: a round before that would end at once, again and again
                 self.mark(pending)
             await self._wait_for_progress(RETRY_S)
@@ -307,7 +316,7 @@ class Flusher:
     async def _write_generation(self, pending: PendingWrites) -> None:
         """Write all that the stream holds as a new generation, then make that the stream's. Raises RedisError, StoreError."""
         generation = await write_generation(self._session.client, pending, lambda: self.is_current(pending))
-        if generation is None:
+        if generation is None or not await self._wait_for_batch(pending):
             return
         switch = pending.switch(generation, self._session.member, f"{random_number():016x}")
         answer = await call(self._session.client, switch.script, switch.keys, *switch.words)
@@ -324,6 +333,15 @@ class Flusher:
         else:
             pending.switched(generation)
             self._session.metrics.appends.inc()
+
+    async def _wait_for_batch(self, pending: PendingWrites) -> bool:
+        """What a stream holds amid a batch is not to be found in Redis. Returns whether what was written still counts."""
+        while True:
+            if not self.is_current(pending) or pending.needs_full_write or pending.is_expired:
+                return False
+            if not pending.is_amid_batch:
+                return True
+            await asyncio.sleep(BATCH_WAIT_S)
 
     # Probing
 

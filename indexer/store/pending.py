@@ -120,6 +120,11 @@ class PendingWrites:
         return len(self.sealed) >= SEALED_MAX
 
     @property
+    def is_amid_batch(self) -> bool:
+        """Whether the stream has applied a batch in part: then neither it nor its head is to be read whole."""
+        return self.encoder.snapshot.is_amid_batch
+
+    @property
     def is_settled(self) -> bool:
         """Whether Redis has everything."""
         return self.is_expired or not (self.is_dirty or self.needs_full_write or self.is_writing_in_full or self.sealed or self.in_flight)
@@ -246,8 +251,8 @@ class PendingWrites:
         self.sealed.append(Sealed(call, records, mapping, change, number, growth > 0 and not change.cleared))
 
     def take_sealed(self) -> list[Sealed]:
-        """What to send now."""
-        if self.is_dirty:
+        """What to send now. What is pending waits for the end of a batch that is applied in part: the head is that of the stream as it is."""
+        if self.is_dirty and not self.is_amid_batch:
             self.seal()
         self.in_flight = list(self.sealed)
         self.sealed.clear()

@@ -18,7 +18,10 @@ Place = tuple[Tier, int | None]
 
 
 class AdapterBlocks:
-    """`copies_max`: as many copies as count of a block in one place."""
+    """`copies_max`: as many copies as count of a block in one place.
+
+    `adapter_of`: engine hash → its adapter; to read.
+    """
 
     def __init__(self, copies_max: int) -> None:
         self._copies_max = copies_max
@@ -26,32 +29,38 @@ class AdapterBlocks:
 
     def forget(self) -> None:
         """The stream holds nothing."""
-        self._adapter_of: dict[int, str] = {}
+        self.adapter_of: dict[int, str] = {}
         self._copies: dict[int, dict[Place, int]] = {}
         self._hashes: dict[str, set[int]] = {}
         self._first: dict[tuple[str, bytes], int] = {}
         self._content_of: dict[int, tuple[str, bytes]] = {}
+        self._on_gpu: dict[int, None] = {}
+        """The hashes that have copies there, in whichever group: clearing costs what was stored."""
 
     def follow(self, events: Events) -> Events:
         """The events of a batch, with removals where an adapter turns out to be reloaded."""
-        if not self._adapter_of:
+        if not self.adapter_of:
             for event in events if isinstance(events, list) else ():  # packed ones are of no adapter
                 if type(event) is Stored and event.lora_name is not None:
                     break
             else:
                 return events
-        return [followed for event in events for followed in self._follow(event)]
+        return list(self.follow_each(events))
 
-    def remove(self, adapter: str, but: int | None = None) -> list[Event]:
+    def follow_each(self, events: Iterable[Event]) -> Iterator[Event]:
+        """The same one by one, as they are asked for."""
+        return (followed for event in events for followed in self._follow(event))
+
+    def remove(self, adapter: str, but: int | None = None) -> Iterator[Event]:
         """The removals of all that is held of an adapter. `but`: a hash that stays."""
-        removals: list[Event] = []
         for engine_hash in self._hashes.pop(adapter, set()) - {but}:
+            self._on_gpu.pop(engine_hash, None)
             for (tier, group), copies in self._copies.pop(engine_hash).items():
-                removals += [Removed([engine_hash], tier, group)] * copies
+                for _ in range(copies):
+                    yield Removed([engine_hash], tier, group)
             self._drop(engine_hash)
-        if but in self._adapter_of:
+        if but in self.adapter_of:
             self._hashes[adapter] = {but}
-        return removals
 
     def _follow(self, event: Event) -> Iterator[Event]:
         match event:
@@ -94,19 +103,21 @@ class AdapterBlocks:
         place = event.tier, event.group
         held = self._hashes.setdefault(adapter, set())
         for engine_hash in event.hashes:
-            if self._adapter_of.setdefault(engine_hash, adapter) == adapter:
+            if self.adapter_of.setdefault(engine_hash, adapter) == adapter:
                 held.add(engine_hash)
                 self._add_copy(engine_hash, place)
 
     def _store_known(self, event: Stored) -> None:
         """A copy in a lower tier may name the blocks of an adapter without the adapter."""
         for engine_hash in event.hashes:
-            if engine_hash in self._adapter_of:
+            if engine_hash in self.adapter_of:
                 self._add_copy(engine_hash, (event.tier, event.group))
 
     def _add_copy(self, engine_hash: int, place: Place) -> None:
         copies = self._copies.setdefault(engine_hash, {})
         copies[place] = min(self._copies_max, copies.get(place, 0) + 1)
+        if place[0] is Tier.GPU:
+            self._on_gpu[engine_hash] = None
 
     def _remove_copy(self, engine_hash: int, place: Place) -> None:
         copies = self._copies.get(engine_hash)
@@ -118,24 +129,27 @@ class AdapterBlocks:
             self._drop_unless_held([engine_hash])
 
     def _clear(self) -> None:
-        for copies in self._copies.values():
+        cleared, self._on_gpu = self._on_gpu, {}
+        for engine_hash in cleared:
+            copies = self._copies[engine_hash]
             for place in [place for place in copies if place[0] is Tier.GPU]:
                 del copies[place]
-        self._drop_unless_held(list(self._copies))
+        self._drop_unless_held(cleared)
 
     def _drop_unless_held(self, hashes: Iterable[int]) -> None:
         for engine_hash in hashes:
             if self._copies[engine_hash]:
                 continue
             del self._copies[engine_hash]
-            adapter = self._adapter_of[engine_hash]
+            self._on_gpu.pop(engine_hash, None)
+            adapter = self.adapter_of[engine_hash]
             self._hashes[adapter].discard(engine_hash)
             if not self._hashes[adapter]:
                 del self._hashes[adapter]
             self._drop(engine_hash)
 
     def _drop(self, engine_hash: int) -> None:
-        self._adapter_of.pop(engine_hash, None)
+        self.adapter_of.pop(engine_hash, None)
         name = self._content_of.pop(engine_hash, None)
         if name is not None and self._first.get(name) == engine_hash:
             del self._first[name]

@@ -3,11 +3,14 @@
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from itertools import islice
+from typing import final
 
 from msgspec import Struct
 
 from indexer.config.settings import Settings
 from indexer.core.change import Change
+from indexer.core.event_pieces import Steps, result_of
 from indexer.core.events import Cleared, Event, Events, Removed, Stored, Tier
 from indexer.core.names import StreamKey
 from indexer.core.stream_state import Counting, StreamState
@@ -18,6 +21,11 @@ from indexer.streams.status import GroupStatus
 from indexer.tracing.current import Attributes, active_tracer
 from indexer.wire.decoder import Batch, WireDecoder
 
+# A larger payload is decoded and applied in steps, and one of odd events that is larger than the second is applied in steps. They take up to 10 ms.
+STEP_BYTES_MAX = 262_144
+ODD_STEP_BYTES_MAX = 65_536
+# So many events are observed in one step.
+OBSERVED_EVENTS_MAX = 64
 # An older time stamp is no time: one of them would make the sum of all ages useless for good.
 AGE_MAX_S = 10.0 * 365 * 86_400
 NS = 1_000_000_000
@@ -29,9 +37,10 @@ MIXED_RANKS = "batches of several ranks come by this port; give ranks=N,ranks_sh
 ORPHAN_FATES = {"orphan": "parked", "orphan_adopted": "adopted", "orphan_dropped": "dropped"}
 
 Observe = Callable[[StreamKey, Events, StreamState], None]
-"""Called with the events of each batch, once the state has applied them."""
+"""Called with the events of each batch, once the state has applied them; of a large batch with some of them at a time."""
 
 
+@final
 class Applied(Struct, frozen=True):
     """Result of applying one payload. `lossy`: the reason of a refusal after which something may be missing."""
 
@@ -116,14 +125,60 @@ class Applier:
 
     def apply(self, payload: bytes, number: int, *, is_live: bool) -> Applied:
         """Apply the payload of the batch with this number. One that cannot be read is counted and changes nothing."""
+        applied = self.start(payload, number, is_live=is_live)
+        return applied if type(applied) is Applied else result_of(applied)
+
+    def start(self, payload: bytes, number: int, *, is_live: bool) -> Applied | Steps[Applied]:
+        """The same, or where it takes long the steps that are left. Nothing else may be applied until they are carried out, or all is forgotten."""
         self._batches += 1
         started_ns = 0 if self._tracer is None else time.time_ns()
+        if len(payload) > STEP_BYTES_MAX or self._adapters.adapter_of:  # one event may remove all that is held of an adapter
+            return self._in_steps(payload, number, started_ns, is_live=is_live)
         try:
             batch = self._decoder.decode(payload)
         except Refused as refused:
-            change = Change()
-            change.sequence = number
-            return Applied(change, self.refuse(refused.reason))
+            return self._refused(number, refused.reason)
+        if (passed_over := self._passed_over(batch, number)) is not None:
+            return passed_over
+        if len(payload) > ODD_STEP_BYTES_MAX and isinstance(batch.events, list):
+            return self._go_on(batch, self._in_state(batch), number, started_ns, is_live=is_live)
+        change = self.state.start(self._adapters.follow(batch.events), time.monotonic())
+        if not isinstance(change, Change):
+            return self._go_on(batch, change, number, started_ns, is_live=is_live)
+        if self._observe is not None:
+            self._observe(self._key, batch.events, self.state)
+        return self._applied(batch, change, number, started_ns, is_live=is_live)
+
+    def _in_steps(self, payload: bytes, number: int, started_ns: int, *, is_live: bool) -> Steps[Applied]:
+        try:
+            batch = yield from self._decoder.decode_in_steps(payload)
+        except Refused as refused:
+            return self._refused(number, refused.reason)
+        if (passed_over := self._passed_over(batch, number)) is not None:
+            return passed_over
+        return (yield from self._go_on(batch, self._in_state(batch), number, started_ns, is_live=is_live))
+
+    def _in_state(self, batch: Batch) -> Steps[Change]:
+        """The steps of its events."""
+        return self.state.apply_in_steps(self._adapters.follow_each(batch.events), batch.events, time.monotonic())
+
+    def _go_on(self, batch: Batch, steps: Steps[Change], number: int, started_ns: int, *, is_live: bool) -> Steps[Applied]:
+        change = yield from steps
+        if self._observe is not None:
+            events = iter(batch.events)
+            while some := list(islice(events, OBSERVED_EVENTS_MAX)):
+                self._observe(self._key, some, self.state)
+                yield
+        return self._applied(batch, change, number, started_ns, is_live=is_live)
+
+    def _refused(self, number: int, reason: str) -> Applied:
+        """A payload that cannot be read."""
+        change = Change()
+        change.sequence = number
+        return Applied(change, self.refuse(reason))
+
+    def _passed_over(self, batch: Batch, number: int) -> Applied | None:
+        """Of a batch that is not applied, since it is of another rank."""
         rank = batch.rank
         if rank is not None and rank not in self._ranks and self._is_replaced_for(rank):
             return Applied(Change(), is_refused_rank=True)
@@ -133,10 +188,11 @@ class Applier:
             return Applied(change)
         if rank is not None and rank != self._key.rank:
             batch.refused["rank_mismatch"] += 1
-        change = self.state.apply(self._adapters.follow(batch.events), time.monotonic())
+        return None
+
+    def _applied(self, batch: Batch, change: Change, number: int, started_ns: int, *, is_live: bool) -> Applied:
+        """What was applied is counted."""
         change.sequence = number
-        if self._observe is not None:
-            self._observe(self._key, batch.events, self.state)
         if is_live and batch.published_at_s is not None and abs(age_s := time.time() - batch.published_at_s) < AGE_MAX_S:
             self._metrics.event_age.observe(max(0.0, age_s))
         if self._tracer is not None and is_live:
@@ -191,7 +247,7 @@ class Applier:
 
     def forget_adapter(self, name: str) -> Change:
         """Remove all blocks of a LoRA adapter."""
-        return self.state.apply(self._adapters.remove(name), time.monotonic())
+        return self.state.apply(list(self._adapters.remove(name)), time.monotonic())
 
     def _is_replaced_for(self, rank: int) -> bool:
         """A batch names this rank for the first time. One rank alone may be that of a spec that names another."""

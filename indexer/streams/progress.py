@@ -1,18 +1,23 @@
 """How far one stream was applied: its sequence, what it holds, how far that can be relied on, and what was counted on the way."""
 
+import asyncio
 import logging
 import time
 
+from indexer.core.event_pieces import Steps
 from indexer.core.names import StreamKey, Trust
 from indexer.core.sequence import Sequence
 from indexer.core.store import Store, StreamPosition
 from indexer.metrics import IndexerMetrics
 from indexer.receiving.inbox import Inbox
 from indexer.store.records import Head
-from indexer.streams.applier import Applier
+from indexer.streams.applier import Applied, Applier
 from indexer.streams.trust import CONFIRMED_PHASES, Phase, Signal, TrustState
 
 log = logging.getLogger(__name__)
+
+# A stream works so long at a stretch before others and requests have their turn.
+TURN_S = 0.002
 
 # Read for every batch, and an enum's member costs as much to name as several look-ups.
 _LIVE, _PARTIAL = Trust.LIVE, Trust.PARTIAL
@@ -46,6 +51,8 @@ class StreamProgress:
         self._lost_at: int | None = None
         self._is_whole_by_clear = False
         """Whether the content is complete since a clear, unless blocks lie below the gpu."""
+        self._steps: Steps[None] | None = None
+        self._adapters_to_forget: list[str] = []
 
     @property
     def log_names(self) -> dict[str, str | int]:
@@ -83,8 +90,45 @@ class StreamProgress:
     # Batches
 
     def apply(self, number: int, payload: bytes, *, is_live: bool) -> None:
-        """Apply one batch, readable or not: its number is done with either way."""
-        applied = self.applier.apply(payload, number, is_live=is_live)
+        """Apply one batch, readable or not: its number is done with either way. Where it takes long, it is applied by `go_on`."""
+        applied = self.applier.start(payload, number, is_live=is_live)
+        if type(applied) is Applied:
+            self._note_applied(number, payload, applied, is_live=is_live)
+        else:
+            self._steps = self._in_steps(applied, number, payload, is_live=is_live)
+
+    @property
+    def is_amid_batch(self) -> bool:
+        """Whether a batch is applied in part: nothing else may be applied before it is applied whole."""
+        return self._steps is not None
+
+    def go_on(self, until_s: float) -> bool:
+        """Apply more of a batch, until this time of the monotonic clock. Returns whether all of it is applied."""
+        steps = self._steps
+        while steps is not None:
+            try:
+                next(steps)
+            except StopIteration:
+                self._steps = steps = None
+                for name in self._adapters_to_forget:
+                    self.forget_adapter(name)
+                self._adapters_to_forget.clear()
+            else:
+                if time.monotonic() >= until_s:
+                    return False
+        return True
+
+    async def finish_batch(self, turn: asyncio.Lock) -> None:
+        """Apply the rest of a batch. Others, and requests, have their turn in between; until the end they see what was held before the batch."""
+        while self.is_amid_batch:
+            await asyncio.sleep(0)
+            async with turn:
+                self.go_on(time.monotonic() + TURN_S)
+
+    def _in_steps(self, steps: Steps[Applied], number: int, payload: bytes, *, is_live: bool) -> Steps[None]:
+        self._note_applied(number, payload, (yield from steps), is_live=is_live)
+
+    def _note_applied(self, number: int, payload: bytes, applied: Applied, *, is_live: bool) -> None:
         if applied.is_refused_rank:
             self.is_replaced = True
             return
@@ -93,7 +137,10 @@ class StreamProgress:
         elif self._is_whole_by_clear and self.applier.state.tiers:
             self.note(Signal.OFFLOADED)
         self.note_refused(applied.lossy)
+        is_first = self.sequence.last is None
         self.sequence.applied(number, payload)
+        if is_first and is_live and number == self.applier.first_number == 1:
+            self.note(Signal.WHOLE)
         position = self._position() if self.store.needs_records else None
         self.store.append(self.key, self.applier.state.shape, applied.change, position)
         self.batches += 1
@@ -132,7 +179,16 @@ class StreamProgress:
 
     def apply_snapshot(self, payload: bytes) -> None:
         """Apply one part of it. That its first event clears the cache says nothing that is not known."""
-        applied = self.applier.apply(payload, self.sequence.last or 0, is_live=False)
+        applied = self.applier.start(payload, self.sequence.last or 0, is_live=False)
+        if type(applied) is Applied:
+            self._note_snapshot(applied)
+        else:
+            self._steps = self._snapshot_in_steps(applied)
+
+    def _snapshot_in_steps(self, steps: Steps[Applied]) -> Steps[None]:
+        self._note_snapshot((yield from steps))
+
+    def _note_snapshot(self, applied: Applied) -> None:
         if applied.is_refused_rank:
             self.is_replaced = True
             return
@@ -190,6 +246,8 @@ class StreamProgress:
 
     def forget(self) -> None:
         """Hold nothing; nothing of what was applied counts any more."""
+        self._steps = None
+        self._adapters_to_forget.clear()
         self.applier.forget()
         self.sequence.forget()
         self.note(Signal.FORGOTTEN)
@@ -199,6 +257,9 @@ class StreamProgress:
 
     def forget_adapter(self, name: str) -> None:
         """Hold no block of this LoRA adapter any more: its weights are others now."""
+        if self.is_amid_batch:
+            self._adapters_to_forget.append(name)
+            return
         change = self.applier.forget_adapter(name)
         change.sequence = self.sequence.last
         self.store.append(self.key, self.applier.state.shape, change, self.position if self.store.needs_records else None)

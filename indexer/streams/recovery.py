@@ -12,7 +12,7 @@ from indexer.core.sequence import ReplayProgress, Step
 from indexer.errors import Refused
 from indexer.receiving.replay import ReplayRequest
 from indexer.receiving.room import Room
-from indexer.streams.progress import StreamProgress
+from indexer.streams.progress import TURN_S, StreamProgress
 from indexer.streams.snapshots import Snapshots
 from indexer.streams.trust import Signal
 from indexer.streams.wakeup import Wakeup
@@ -20,9 +20,6 @@ from indexer.wire.frames import split_reply
 from indexer.wire.snapshots import DIALECTS
 
 log = logging.getLogger(__name__)
-
-# A stream works so long at a stretch before others and requests have their turn.
-TURN_S = 0.002
 
 
 class ReplayOutcome(Enum):
@@ -162,42 +159,44 @@ class Recovery:
             async with self._turn:
                 until_s = time.monotonic() + TURN_S
                 while waiting and outcome is None and time.monotonic() < until_s:
-                    outcome = self._apply_replies(replies_read, [waiting.popleft()], is_probe=is_probe)
+                    outcome = self._apply_reply(replies_read, waiting.popleft(), is_probe=is_probe)
+                    if not self._progress.go_on(until_s):
+                        break
                 self._progress.applier.count_applied()
+            await self._progress.finish_batch(self._turn)
+            if self._progress.is_replaced:
+                outcome = ReplayOutcome.ABANDONED
             await asyncio.sleep(0)
         return outcome
 
-    def _apply_replies(self, replies_read: ReplayProgress, replies: list[list[bytes]], *, is_probe: bool) -> ReplayOutcome | None:
+    def _apply_reply(self, replies_read: ReplayProgress, frames: list[bytes], *, is_probe: bool) -> ReplayOutcome | None:
         """Returns how the replay went where it is over."""
         progress = self._progress
-        for frames in replies:
-            try:
-                reply = split_reply(frames)
-            except Refused as refused:
-                progress.refuse(refused.reason)
-                continue
-            if reply is None:
-                return ReplayOutcome.RESTARTED if replies_read.ended() is Step.RESTARTED else ReplayOutcome.ENDED
-            step = replies_read.reply(*reply)
-            if is_probe and step is not Step.SKIP:
-                return ReplayOutcome.MISSED
-            was_verified = progress.state.is_verified
-            if replies_read.replies > 0 and step is not Step.RESTARTED:
-                progress.note(Signal.VERIFIED)
-            match step:
-                case Step.RESTARTED:
-                    return ReplayOutcome.RESTARTED
-                case Step.HOLE:
-                    return ReplayOutcome.HOLE
-                case Step.SKIP:
-                    continue
-                case Step.LOST:
-                    progress.lose_history(is_same_process=was_verified)
-                case Step.APPLY if reply[0] == 0:
-                    progress.note(Signal.WHOLE)
-                case _:
-                    pass
-            progress.apply_replayed(*reply)
-            if progress.is_replaced:
-                return ReplayOutcome.ABANDONED
-        return None
+        try:
+            reply = split_reply(frames)
+        except Refused as refused:
+            progress.refuse(refused.reason)
+            return None
+        if reply is None:
+            return ReplayOutcome.RESTARTED if replies_read.ended() is Step.RESTARTED else ReplayOutcome.ENDED
+        step = replies_read.reply(*reply)
+        if is_probe and step is not Step.SKIP:
+            return ReplayOutcome.MISSED
+        was_verified = progress.state.is_verified
+        if replies_read.replies > 0 and step is not Step.RESTARTED:
+            progress.note(Signal.VERIFIED)
+        match step:
+            case Step.RESTARTED:
+                return ReplayOutcome.RESTARTED
+            case Step.HOLE:
+                return ReplayOutcome.HOLE
+            case Step.SKIP:
+                return None
+            case Step.LOST:
+                progress.lose_history(is_same_process=was_verified)
+            case Step.APPLY if reply[0] == 0:
+                progress.note(Signal.WHOLE)
+            case _:
+                pass
+        progress.apply_replayed(*reply)
+        return ReplayOutcome.ABANDONED if progress.is_replaced else None

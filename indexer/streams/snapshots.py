@@ -10,13 +10,10 @@ from indexer.config.settings import Settings
 from indexer.errors import Refused
 from indexer.receiving.replay import ReplayRequest
 from indexer.receiving.room import Room
-from indexer.streams.progress import StreamProgress
+from indexer.streams.progress import TURN_S, StreamProgress
 from indexer.wire.snapshots import SnapshotDialect, SnapshotReading
 
 log = logging.getLogger(__name__)
-
-# A stream works so long at a stretch before others and requests have their turn.
-TURN_S = 0.002
 
 
 class SnapshotOutcome(Enum):
@@ -115,8 +112,13 @@ class Snapshots:
                         at += 1
                         if ended is not None:
                             return ended
+                        if not self._progress.go_on(until_s):
+                            break
                 finally:
                     self._progress.applier.count_applied()
+            await self._progress.finish_batch(self._turn)
+            if self._progress.is_replaced:
+                return SnapshotOutcome.ABANDONED
             await asyncio.sleep(0)
         return None
 

@@ -27,8 +27,8 @@ from indexer.receiving.inbox import Inbox
 from indexer.receiving.room import Room
 from indexer.store.records import Head
 from indexer.streams.applier import MIXED_RANKS, Applier, Observe
-from indexer.streams.progress import StreamProgress
-from indexer.streams.recovery import TURN_S, Recovery, ReplayOutcome
+from indexer.streams.progress import TURN_S, StreamProgress
+from indexer.streams.recovery import Recovery, ReplayOutcome
 from indexer.streams.status import StreamStatus
 from indexer.streams.takeover import Takeover
 from indexer.streams.trust import Phase, Signal
@@ -323,9 +323,10 @@ class Stream:
                 if not self._apply_frames(message[1]):
                     self._next = message
                     break
-                if progress.is_replaced or time.monotonic() >= until_s:
+                if not progress.go_on(until_s) or progress.is_replaced or time.monotonic() >= until_s:
                     break
             self._applier.count_applied()
+        await progress.finish_batch(self._turn)
         if self.inbox.dropped != self._dropped_seen:
             dropped, self._dropped_seen = self.inbox.dropped - self._dropped_seen, self.inbox.dropped
             self._metrics.inbox_dropped.inc(dropped)
@@ -362,12 +363,9 @@ class Stream:
             case Verdict.GAP if sequence.last is not None:
                 progress.note_gap()
                 progress.lose_history(is_same_process=sequence.has_live_batch)
-        is_first = sequence.last is None
-        if is_first and number == 0:
+        if sequence.last is None and number == 0:
             progress.note(Signal.WHOLE)
         progress.apply_live(number, payload)
-        if is_first and number == self._applier.first_number == 1:
-            progress.note(Signal.WHOLE)
         return True
 
     async def _listen(self) -> float:

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from indexer.compiled import core
+from indexer.core.event_pieces import Steps, result_of
 from indexer.core.events import Cleared, Event, Events
 from indexer.errors import Refused
 from indexer.limits import WireLimits
@@ -47,6 +48,8 @@ from indexer.wire.types import (
 
 # A batch up to this size is decoded in one call: what that builds is at most 14 times as large. In a larger one each event is measured first.
 WHOLE_BYTES_MAX = 2**20
+# A batch of plain events up to this size is packed in one call: that is at most eight times as large.
+PLAIN_BYTES_MAX = 4 * 2**20
 # An event up to this size is decoded without measuring it first.
 UNMEASURED_BYTES_MAX = 65_536
 # A malformed event up to this size is decoded without types, to find the reason: what that builds is up to 80 times as large.
@@ -117,9 +120,9 @@ class WireDecoder:
         try:
             known = self._decode_whole(payload) if len(payload) <= WHOLE_BYTES_MAX else None
             if known is None:
-                return self._decode_apart(payload)
+                return result_of(self._decode_apart(payload))
         except RecursionError:
-            return self._decode_nested(payload)
+            return result_of(self._decode_nested(payload))
         if len(known.events) > self._limits.events_per_batch_max:
             raise Refused("batch_events")
         events: list[Event] = []
@@ -131,6 +134,28 @@ class WireDecoder:
             self._normaliser.begin_batch(len(payload))
             return self._normalise_apart(known)
         return Batch(events, known.ts, known.data_parallel_rank)
+
+    def decode_in_steps(self, payload: bytes) -> Steps[Batch]:
+        """The same of a large payload in steps, none of which takes longer than its largest event does. Raises Refused."""
+        if len(payload) <= PLAIN_BYTES_MAX and (batch := self._decode_plain(payload)) is not None:
+            return batch
+        yield
+        if core is not None and len(payload) <= WHOLE_BYTES_MAX and (batch := self._decode_regular(payload)) is not None:
+            return batch
+        yield
+        self._normaliser.begin_batch(len(payload))
+        try:
+            return (yield from self._decode_apart(payload))
+        except RecursionError:
+            return (yield from self._decode_nested(payload))
+
+    def _decode_plain(self, payload: bytes) -> Batch | None:
+        packed = None if self._plain is None else self._plain.decode(payload)
+        if packed is None:
+            return None
+        if packed.is_simulator:
+            self.dialect.is_simulator = True
+        return Batch(packed, packed.published_at_s, packed.rank)
 
     def _decode_regular(self, payload: bytes) -> Batch | None:
         """A batch in which every event has a known shape and is within the limits, else None: what is wrong is found without the compiled core.
@@ -173,7 +198,7 @@ class WireDecoder:
         self._decode_first, self._decode_second = self._decode_second, self._decode_first
         return known
 
-    def _decode_apart(self, payload: bytes) -> Batch:
+    def _decode_apart(self, payload: bytes) -> Steps[Batch]:
         """Decode event by event, so that a bad event does not cost the others."""
         raw, is_exact = _decode_raw(payload)
         count = array_length(raw.events)
@@ -189,9 +214,10 @@ class WireDecoder:
             batch.rank = rank
         for event in decode_raw_list(raw.events):
             self._add_raw(batch, event)
+            yield
         return batch
 
-    def _decode_nested(self, payload: bytes) -> Batch:
+    def _decode_nested(self, payload: bytes) -> Steps[Batch]:
         """Decode a batch in which something is nested too deeply for the decoder: only that event is refused."""
         try:
             events = split_events(payload)
@@ -205,6 +231,7 @@ class WireDecoder:
                 self._add_raw(batch, event)
             except RecursionError:
                 batch.refused["event_nested"] += 1
+            yield
         return batch
 
     def _add_raw(self, batch: Batch, raw: Raw | bytes) -> None:

@@ -195,6 +195,34 @@ def test_what_is_nested_too_deeply_costs_its_event_or_its_batch(pair: Pair, leve
     assert pair.growth() < GROWTH_MAX
 
 
+def chain(count: int, **more: Any) -> list[dict[str, Any]]:
+    """Events of one block each, one behind the other."""
+    return [stored([number], [number, 1, 2, 3], parent=number - 1 if number > FIRST else None, **more) for number in range(FIRST, FIRST + count)]
+
+
+FIRST = 1_000_000
+LARGE = {
+    "many events": (chain(60_000), []),
+    "clears": (chain(60_000), [{"type": "AllBlocksCleared"}] * 60_000),
+    "offloads": (chain(60_000), chain(60_000, medium="CPU")),
+    "children before their parents": (chain(60_000)[:0:-1], chain(1)),
+}
+
+
+@pytest.mark.parametrize("of", LARGE)
+def test_no_batch_keeps_others_waiting(pair: Pair, of: str) -> None:
+    """Each would take about a second in one step. The calm engine goes on meanwhile."""
+    for events in LARGE[of]:
+        if events:
+            number = pair.hostile.publish(*events)
+            pair.publish_good("calm")
+            pair.service.wait_for(pod="hostile", sequence=number, timeout_s=60)
+    late = pair.service.late(seconds=0.5)
+    assert late <= 1, "a machine that is busy with something else may be late once"
+    pair.publish_good("hostile")
+    assert pair.refused() == {}
+
+
 @pytest.mark.rule("E1")
 def test_messages_of_a_wrong_shape_are_counted_and_passed_over(pair: Pair) -> None:
     for frames in ([b""], [b"", bytes(8)], [b"", bytes(8), b"", b""], [b"x"] * 2000):

@@ -22,6 +22,8 @@ HYBRIDS = (
     (FULL, Layer("window", 2 * BLOCK_SIZE, BLOCK_SIZE + 1)),
 )
 HYBRID_SHARE = 0.35
+# Of so many schedules one applies batches in steps.
+IN_STEPS_EVERY = 3
 
 
 class Kind(Enum):
@@ -101,7 +103,8 @@ class EngineKind(Struct, frozen=True):
 
 
 class Schedule(Struct, frozen=True):
-    """`indexers`, `scorers`: how many there are at first. `slowness`: how many times longer than usual Redis takes."""
+    """`indexers`, `scorers`: how many there are at first. `slowness`: how many times longer than usual Redis takes. `in_steps`: whether each
+    batch is applied in steps, as otherwise only large ones are."""
 
     seed: int
     engines: tuple[EngineKind, ...]
@@ -110,6 +113,7 @@ class Schedule(Struct, frozen=True):
     scorers: int
     slowness: int
     steps: tuple[Step, ...]
+    in_steps: bool = False
 
     @classmethod
     def of(cls, seed: int) -> "Schedule":
@@ -118,7 +122,9 @@ class Schedule(Struct, frozen=True):
         random_of_layers = Random(f"{seed} layers")
         engines = tuple(_engine(random, _layers(random_of_layers)) for _ in range(random.choice((1, 1, 2))))
         steps = [_step(random) for _ in range(random.choice(STEPS))]
-        return cls(seed, engines, tuple(_texts(random)), random.choice((1, 1, 2)), 1, random.choice((1, 1, 4)), tuple(steps))
+        return cls(
+            seed, engines, tuple(_texts(random)), random.choice((1, 1, 2)), 1, random.choice((1, 1, 4)), tuple(steps), seed % IN_STEPS_EVERY == 0
+        )
 
 
 def _engine(random: Random, layers: tuple[Layer, ...]) -> EngineKind:

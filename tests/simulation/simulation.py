@@ -40,7 +40,7 @@ def simulate(schedule: Schedule) -> Outcome:
     loop, random = VirtualLoop.new(), Random(schedule.seed)
     network = EngineNetwork(loop, random)
     worlds: list[World] = []
-    with surroundings(loop, random, network, lambda url, timeout_s: worlds[0].connect(url, timeout_s)):
+    with surroundings(loop, random, network, lambda url, timeout_s: worlds[0].connect(url, timeout_s), in_steps=schedule.in_steps):
         try:
             loop.run(_Simulation(loop, random, network, schedule, worlds, outcome).run())
         except (Violation, SimulationError) as failure:

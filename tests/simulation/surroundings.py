@@ -1,6 +1,8 @@
 """What the product finds in place of clocks, random numbers, sockets and Redis while a simulation runs."""
 
+import asyncio
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +14,8 @@ from typing import Any, Self
 
 from indexer.ownership import replica
 from indexer.store import reader, session
-from indexer.streams import pool, recovery, stream
+from indexer.streams import applier, pool, recovery, stream
+from indexer.streams.progress import StreamProgress
 from scorer_api.following import follower, survey
 from tests.simulation.engine_network import EngineNetwork, SimulatedReplay, SimulatedSubscriber
 from tests.simulation.virtual_loop import VirtualLoop
@@ -22,6 +25,10 @@ UNIX_TIME_S = 1_700_000_000.0
 INTERVAL_S = 0.2
 # Messages are on their way for a few milliseconds.
 OVERTAKEN_S = 0.03
+
+
+# How long a batch that is applied in steps rests between two of them: mostly so short that it is done before an answer of Redis comes.
+RESTS_S = (0.0, 0.0, 0.0, 0.001, 0.01)
 
 
 class NoServedNames:
@@ -41,8 +48,21 @@ class NoServedNames:
 
 
 @contextmanager
-def surroundings(loop: VirtualLoop, random: Random, network: EngineNetwork, connect: Callable[[str, float], Any]) -> Iterator[None]:
-    """`connect`: makes the client of Redis for the process that runs."""
+def surroundings(
+    loop: VirtualLoop, random: Random, network: EngineNetwork, connect: Callable[[str, float], Any], *, in_steps: bool
+) -> Iterator[None]:
+    """`connect`: makes the client of Redis for the process that runs. `in_steps`: every batch is applied in steps, with rests in between."""
+
+    async def finish_batch(self: StreamProgress, turn: asyncio.Lock) -> None:
+        while self.is_amid_batch:
+            await asyncio.sleep(random.choice(RESTS_S))
+            async with turn:
+                self.go_on(0.0)
+
+    def one_step(self: StreamProgress, until_s: float) -> bool:
+        return go_on(self, -math.inf)
+
+    go_on = StreamProgress.go_on
     replaced: list[tuple[Any, str, Any]] = [
         (time, "monotonic", loop.time),
         (time, "time", lambda: UNIX_TIME_S + loop.time()),
@@ -59,6 +79,8 @@ def surroundings(loop: VirtualLoop, random: Random, network: EngineNetwork, conn
         (follower, "LOOK_S", INTERVAL_S),
         (stream, "OVERTAKEN_S", OVERTAKEN_S),
     ]
+    if in_steps:
+        replaced += [(applier, "STEP_BYTES_MAX", 0), (StreamProgress, "go_on", one_step), (StreamProgress, "finish_batch", finish_batch)]
     former = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
     was_disabled = logging.root.manager.disable
     try:

@@ -1,5 +1,6 @@
 """Parked blocks, by their own hash and by their parent's."""
 
+from indexer.core.event_pieces import result_of
 from indexer.core.events import Tier
 from indexer.core.orphans import PLACES_MAX, Orphans, group_and_tier
 from indexer.limits import StateLimits
@@ -64,10 +65,10 @@ def test_copies_are_counted_by_place_and_cleared_on_the_gpu_or_below_it() -> Non
     for engine_hash, of in ((2, on_gpu), (2, on_gpu), (2, on_gpu), (2, below), (3, below)):
         orphans.add_copies(engine_hash, of)
     assert orphans.parked[2].copies == {on_gpu: 2, below: 1}
-    orphans.clear_copies(of_gpu=True)
+    result_of(orphans.clear_copies(of_gpu=True))
     assert [block.copies for _, block in orphans.items()] == [{below: 1}, {below: 1}]
     orphans.pop(3)
-    orphans.clear_copies(of_gpu=False)
+    result_of(orphans.clear_copies(of_gpu=False))
     assert [block.copies for _, block in orphans.items()] == [{}]
 
 
@@ -80,8 +81,8 @@ def test_a_block_that_is_announced_in_every_group_takes_no_more_than_so_many_pla
 
 def test_what_was_parked_too_long_ago_goes() -> None:
     orphans = parked((2, 1, 0.0), (3, 1, 5.0), (4, 3, 9.0))
-    assert orphans.drop_before(0.0) == 0
-    assert orphans.drop_before(9.0) == 2
+    assert result_of(orphans.drop_before(0.0)) == 0
+    assert result_of(orphans.drop_before(9.0)) == 2
     assert (4 in orphans, len(orphans), orphans.children(1)) == (True, 1, [])
 
 

@@ -1,6 +1,7 @@
 from indexer.config.settings import Settings
 from indexer.core.blocks import Block
 from indexer.core.change import HashMapping
+from indexer.core.event_pieces import result_of
 from indexer.core.events import Cleared, Event, Tier
 from indexer.core.names import StreamKey, Trust
 from indexer.core.places import LEAD_GPU, place_of
@@ -135,3 +136,17 @@ def test_what_a_call_in_vain_said_of_a_group_is_said_again() -> None:
     assert sealed.records[place_of(1, Tier.GPU)].keys() == {A, B}
     assert sealed.records[place_of(1, Tier.GPU)][B] is None
     assert sealed.change.touched_in[1][Tier.GPU] == {KEYS[A]: True, KEYS[B]: False}
+
+
+def test_what_is_pending_waits_for_the_end_of_a_batch_that_is_applied_in_part() -> None:
+    """The head says how the stream's blocks are cut, which adapters it has, …: as it is, not as it was."""
+    written = Written()
+    written.apply(stored([A], [1]))
+    batch = [stored([B], [2], lora_name="ad")]
+    steps = written.state.apply_in_steps(batch, batch, 0.0)
+    next(steps)
+    assert written.pending.is_amid_batch
+    assert written.pending.take_sealed() == []
+    written.pending.append(result_of(steps), written.position)
+    (sealed,) = written.pending.take_sealed()
+    assert sealed.records[LEAD_GPU].keys() == {A, B}

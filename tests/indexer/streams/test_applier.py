@@ -2,6 +2,7 @@
 
 import math
 import time
+from typing import Any
 
 import msgspec
 import pytest
@@ -10,8 +11,9 @@ from prometheus_client import CollectorRegistry
 from indexer.config.settings import Settings
 from indexer.core.names import StreamKey
 from indexer.metrics import IndexerMetrics
-from indexer.streams.applier import Applier
-from tests.engine import stored
+from indexer.streams import applier as applier_module
+from indexer.streams.applier import Applied, Applier
+from tests.engine import removed, stored
 
 
 def applier(registry: CollectorRegistry) -> Applier:
@@ -29,3 +31,55 @@ def test_a_time_stamp_that_is_no_time_leaves_the_ages_of_events_alone(stamp: flo
     total = registry.get_sample_value("kv_indexer_event_age_seconds_sum")
     assert total is not None
     assert 3 <= total < 60
+
+
+def in_steps(ours: Applier, payload: bytes, number: int) -> tuple[Applied, int]:
+    """What the applier makes of a payload that takes steps, and how many."""
+    steps = ours.start(payload, number, is_live=True)
+    assert type(steps) is not Applied
+    taken = 0
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value, taken
+        taken += 1
+
+
+LARGE = [
+    [stored([number], [number, 1, 2, 3]) for number in range(3_000)],
+    [*[stored([number], [number, 1, 2, 3], lora_name="ad") for number in range(3_000)], removed([5, 6])],
+    [{"type": "BlockRemoved", "block_hashes": [number, None]} for number in range(8_000)],
+    [*[stored([number], [number, 1, 2, 3]) for number in range(3_000)], {"type": "Unheard"}, *[{"type": "AllBlocksCleared"}] * 3_000],
+]
+
+
+@pytest.mark.parametrize("events", LARGE)
+def test_a_large_payload_is_applied_in_steps_with_one_change(events: list[Any]) -> None:
+    payload, registries = msgspec.msgpack.encode([1.0, events, 0]), (CollectorRegistry(), CollectorRegistry())
+    first, second = map(applier, registries)
+    assert len(payload) > applier_module.STEP_BYTES_MAX
+    expected = first.apply(payload, 7, is_live=True)
+    found, steps = in_steps(second, payload, 7)
+    assert steps >= 3_000
+    assert (found.change.touched, found.change.cleared, found.change.sequence, found.lossy) == (
+        *(expected.change.touched, expected.change.cleared, 7, expected.lossy),
+    )
+    for each in (first, second):
+        each.count_applied()
+    assert first.refused == second.refused
+    shown = [
+        {(s.name, *s.labels.values()): s.value for m in registry.collect() for s in m.samples if "created" not in s.name} for registry in registries
+    ]
+    assert shown[0] == shown[1]
+
+
+def test_a_small_payload_takes_no_steps_unless_an_adapter_is_known() -> None:
+    ours = applier(CollectorRegistry())
+    payloads = [msgspec.msgpack.encode([1.0, [stored([number], [1, 2, 3, 4], lora_name=name)], 0]) for number, name in enumerate((None, "ad", None))]
+    assert [type(ours.start(payload, 0, is_live=True)) is Applied for payload in payloads] == [True, True, False]
+
+
+def test_a_large_payload_that_is_no_batch_is_refused() -> None:
+    found, _ = in_steps(applier(CollectorRegistry()), b"\xc1" * 300_000, 3)
+    assert (found.lossy, found.change.sequence) == ("batch_malformed", 3)
