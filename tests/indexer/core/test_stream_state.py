@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
 from indexer.core.adapters import ADAPTER_LENGTH_MAX, ADAPTERS_MAX
-from indexer.core.block_table import HashRecord
+from indexer.core.block_table import BlockRecord, HashRecord
 from indexer.core.blocks import Block
 from indexer.core.change import Change
 from indexer.core.events import Cleared, Event, Removed, Stored, Tier
@@ -902,8 +902,15 @@ class RecordCopy:
         return _without_none(self.places)
 
 
+def _as_record(record: HashRecord) -> HashRecord:
+    """A block is the record that says no more; a stream that comes to hold salted or large blocks reads it as that."""
+    return BlockRecord(record.copies, record.parent, (record.key,)) if isinstance(record, Block) else record
+
+
 def _without_none(places: Mapping[int, Mapping[int, HashRecord | None]]) -> dict[int, dict[int, HashRecord]]:
-    held = {place: {engine_hash: record for engine_hash, record in records.items() if record is not None} for place, records in places.items()}
+    held = {
+        place: {engine_hash: _as_record(record) for engine_hash, record in records.items() if record is not None} for place, records in places.items()
+    }
     return {place: records for place, records in held.items() if records}
 
 
