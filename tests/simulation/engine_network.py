@@ -256,7 +256,7 @@ class SimulatedReplay(ReplayRequest):
 
     def __init__(self, network: EngineNetwork, endpoint: str, start: int, limits: ReceiveLimits, room: Room | None = None) -> None:
         super().__init__(endpoint, start, limits, room)
-        self._network = network
+        self._network, self._start = network, start
 
     async def _dial(self) -> None:
         line = ReplayLine(self._network, self._endpoint, self._start, self._note_come)
