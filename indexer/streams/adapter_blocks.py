@@ -10,6 +10,7 @@ from hashlib import blake2b
 
 from indexer.core.block_keys import TOKEN_BYTES
 from indexer.core.events import Cleared, Event, Events, Removed, Stored, Tier
+from indexer.core.oldest import oldest_to_drop
 
 CONTENT_BYTES = 16
 
@@ -23,8 +24,10 @@ class AdapterBlocks:
     `adapter_of`: engine hash → its adapter; to read.
     """
 
-    def __init__(self, copies_max: int) -> None:
+    def __init__(self, copies_max: int, blocks_max: int = 2**40) -> None:
+        """`blocks_max`: how many are known at most; beyond that the oldest are forgotten, as the stream drops what it holds for too long."""
         self._copies_max = copies_max
+        self._blocks_max = blocks_max
         self.forget()
 
     def forget(self) -> None:
@@ -106,6 +109,9 @@ class AdapterBlocks:
             if self.adapter_of.setdefault(engine_hash, adapter) == adapter:
                 held.add(engine_hash)
                 self._add_copy(engine_hash, place)
+        for oldest in oldest_to_drop(self.adapter_of, self._blocks_max):
+            self._copies[oldest].clear()
+            self._drop_unless_held([oldest])
 
     def _store_known(self, event: Stored) -> None:
         """A copy in a lower tier may name the blocks of an adapter without the adapter."""

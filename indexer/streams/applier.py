@@ -94,7 +94,8 @@ class Applier:
         self._ranks: set[int] = set()
         self.has_mixed_ranks = False
         """Whether batches of several ranks were applied as if they were one rank's."""
-        self._adapters = AdapterBlocks(settings.limits.state.copies_max if counting == "copies" else 1)
+        limits = settings.limits.state
+        self._adapters = AdapterBlocks(limits.copies_max if counting == "copies" else 1, limits.gpu_blocks_max + limits.lower_tier_blocks_max)
         self._tracer = active_tracer()
         self._batches = 0
         self._events: defaultdict[type[Event], int] = defaultdict(int)

@@ -124,3 +124,14 @@ def test_a_clear_looks_at_what_is_on_the_gpu_only() -> None:
     removals(blocks, *[Cleared()] * 50, stored([1], "a"), Cleared())
     assert Counted.looks < 20
     assert len(list(blocks.remove("ad"))) == 198
+
+
+def test_the_blocks_of_an_engine_that_removes_none_are_forgotten_at_a_limit() -> None:
+    blocks = AdapterBlocks(255, blocks_max=32)
+    for number in range(1_000):
+        removals(blocks, stored([number], "a", f"ad{number % 7}"))
+        assert len(blocks.adapter_of) <= 32
+    left = [event for number in range(7) for event in blocks.remove(f"ad{number}")]
+    assert {event.hashes[0] for event in left if isinstance(event, Removed)} == set(range(969, 1_000)), "three went at a time"
+    for kept in (blocks.adapter_of, blocks._copies, blocks._hashes, blocks._first, blocks._content_of, blocks._on_gpu):
+        assert not kept
