@@ -194,8 +194,8 @@ class Browser:
         return str(self.js("return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]", css, name))
 
     def names(self, css: str) -> list[str]:
-        """What assistive technology calls these elements."""
-        return [element.accessible_name for element in self.driver.find_elements(self._css, css)]
+        """What assistive technology calls these elements. Browsers differ in the spaces around a label's text."""
+        return [element.accessible_name.strip() for element in self.driver.find_elements(self._css, css)]
 
     def roles(self, css: str) -> list[str]:
         """What assistive technology takes these elements for."""
