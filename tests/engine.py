@@ -113,6 +113,10 @@ class Engine:
         self._thread.start()
         return self
 
+    @property
+    def is_alive(self) -> bool:
+        return self._context is not None
+
     def kill(self) -> None:
         """The process is gone, its ports and history with it. Idempotent."""
         if self._context is None:

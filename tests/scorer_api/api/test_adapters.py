@@ -110,8 +110,8 @@ def test_an_engines_restart_forgets_them_and_a_reset_does_not() -> None:
         engine.kill()
         engine.start()
         engine.publish(stored([1], TOKENS[:4]))
-        wait_until(lambda: ask(service, "ad").status_code == 404)
-        assert matched(ask(service, "m")) == {"pod": 4}
+        wait_until(lambda: matched(ask(service, "m")) == {"pod": 4})
+        assert ask(service, "ad").status_code == 404
 
 
 def test_scorers_know_what_indexers_heard_also_after_a_takeover() -> None:

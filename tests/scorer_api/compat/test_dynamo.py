@@ -41,7 +41,10 @@ class Service(Running):
 
     def register(self, engine: Engine, instance: int = 7, expected: int = 201, **more: Any) -> Any:
         endpoint = f"tcp://127.0.0.1:{engine.events_port}"
-        return self.post("/register", expected, **{"instance_id": instance, "endpoint": endpoint, "model_name": "m", "block_size": 4, **more})
+        answer = self.post("/register", expected, **{"instance_id": instance, "endpoint": endpoint, "model_name": "m", "block_size": 4, **more})
+        if expected == 201 and engine.is_alive:
+            wait_until(engine.subscriptions)  # what it publishes before is lost: it has no replays
+        return answer
 
     def query(self, tokens: list[int] = TWELVE, **more: Any) -> Any:
         return self.post("/query", model_name="m", token_ids=tokens, **more)

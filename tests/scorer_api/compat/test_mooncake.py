@@ -9,6 +9,7 @@ import pytest
 
 from tests.engine import Engine, removed, stored
 from tests.running import Running
+from tests.waiting import wait_until
 
 TWELVE = list(range(1, 13))
 PROFILE = {"strategy": "vllm_v1", "algorithm": "sha256_cbor", "python_hash_seed": "0", "index_projection": "low64_be"}
@@ -34,7 +35,10 @@ class Service(Running):
         return answer
 
     def register(self, engine: Engine, expected: int = 200, **more: Any) -> Any:
-        return self.ask("/register", expected, **{**registration(engine), **more})
+        answer = self.ask("/register", expected, **{**registration(engine), **more})
+        if expected == 200 and engine.is_alive:
+            wait_until(engine.subscriptions)  # what it publishes before is lost: it has no replays
+        return answer
 
     def query(self, tokens: list[int] | bytes = TWELVE, **more: Any) -> Any:
         return self.ask("/query", **{"model": "m", "block_size": 4, "token_ids": tokens, **more})["instances"]
