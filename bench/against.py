@@ -10,6 +10,7 @@ import time
 from array import array
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -86,10 +87,14 @@ class Sides(Struct, frozen=True):
         for prompt in prompts:
             there = dict.fromkeys(PODS, 0) | self.other.look_up(prompt.tokens, prompt.blocks)
             with suppress(TimeoutError):
-                await direct.until(lambda prompt=prompt: scorer.look_up(prompt.tokens) == prompt.held)
+                await direct.until(partial(_answers, scorer, prompt))
             here = scorer.look_up(prompt.tokens)
             if not here == there == prompt.held:
                 raise RuntimeError(f"of {prompt.blocks} blocks {prompt.held} are held; answered here: {here}, there: {there}")
+
+
+def _answers(scorer: Scorer, prompt: "Held") -> bool:
+    return scorer.look_up(prompt.tokens) == prompt.held
 
 
 class Held(Struct):

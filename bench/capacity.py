@@ -86,11 +86,13 @@ def _shared(pods: int) -> Sequence[Capacity]:
 def _measured(role: str, pods: int, start_s: float, server: Server, redis_keys: int | None = None) -> Capacity:
     _wait(lambda: _is_idle(server))
     before = server.lags()
-    cpu_ms = [_cpu_ms(server, path) for path in ("/metrics", "/v1/pods", f"/v1/pods?limit={PAGE_PODS}", "/readyz")]
+    metrics, listed, page, ready = (_cpu_ms(server, path) for path in ("/metrics", "/v1/pods", f"/v1/pods?limit={PAGE_PODS}", "/readyz"))
     after = server.lags()
     lag_s = min(bound for bound, count in after.items() if count - before[bound] == after[math.inf] - before[math.inf])
     threads, descriptors = server.threads(), server.descriptors()
-    return Capacity(role, pods, round(start_s, 1), server.rss_bytes() // MIB, descriptors, threads, *cpu_ms, 1_000 * lag_s, redis_keys)
+    return Capacity(
+        role, pods, round(start_s, 1), server.rss_bytes() // MIB, descriptors, threads, metrics, listed, page, ready, 1_000 * lag_s, redis_keys
+    )
 
 
 def _is_idle(server: Server) -> bool:

@@ -24,7 +24,7 @@ from indexer.store.keyspace import Keyspace
 from indexer.store.leases import Claim
 from indexer.store.redis import RedisStore
 from indexer.streams.applier import Applier
-from indexer.streams.stream import TURN_S
+from indexer.streams.progress import TURN_S
 from scorer_api.following.follower import Follower
 from scorer_api.index.prompt import Prompt
 from scorer_api.index.view import View

@@ -14,6 +14,7 @@ pipeline, SCAN takes 1,000 names at a time, and pipelines are no transactions.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
 import redis
@@ -71,7 +72,7 @@ class LlmdIndex:
                     self._clear(pod)
 
     def _store(self, pod: str, event: Stored) -> None:
-        parent = self._root if event.parent is None else int(self._client.zrange(_engine(event.parent), -1, -1)[0])
+        parent = self._root if event.parent is None else int(_members(self._client.zrange(_engine(event.parent), -1, -1))[0])
         keys = chain_keys(parent, event.tokens, event.block_size, event.extra_keys)
         entry = _entry(pod)
         pipeline = self._client.pipeline(transaction=False)
@@ -84,7 +85,7 @@ class LlmdIndex:
         entry = _entry(pod)
         for engine_hash in hashes:
             engine = _engine(engine_hash)
-            keys = self._client.zrange(engine, 0, -1)
+            keys = _members(self._client.zrange(engine, 0, -1))
             pipeline = self._client.pipeline(transaction=False)
             for key in keys:
                 pipeline.execute_command("HDEL", key, entry)
@@ -96,7 +97,7 @@ class LlmdIndex:
         cursor = 0
         while True:
             cursor, names = self._client.scan(cursor, count=SCAN_COUNT)
-            keys = [name for name in names if not name.startswith(ENGINE)]
+            keys = [name for name in names if isinstance(name, bytes) and not name.startswith(ENGINE)]
             pipeline = self._client.pipeline(transaction=False)
             for key, fields in zip(keys, self._fields(keys), strict=True):
                 if own := [field for field in fields if _decode_entry(field).pod_identifier == pod]:
@@ -123,6 +124,11 @@ class LlmdIndex:
                 matched.update(dict.fromkeys(alive - held_by, number))
                 alive = alive & held_by
         return matched | dict.fromkeys(alive, blocks)
+
+
+def _members(answer: Any) -> list[bytes]:
+    """What ZRANGE answers without scores."""
+    return list(answer)
 
 
 def _engine(engine_hash: int) -> bytes:

@@ -89,7 +89,7 @@ def measure_copies() -> list[SharedCopies]:
         copies = sum(_publish(publisher, redis) for publisher in publishers)
         log = int(redis.client().memory_usage(Keyspace("kvi").model(MODEL).log, samples=0) or 0)
         stored = _used_bytes(redis) - before - log
-        with redis.watching(over_ms=0.2) as slow:
+        with _watched(redis, over_ms=0.2) as slow:
             started_s = time.monotonic()
             with Server([], "api", redis.url) as scorer:
                 while not scorer.is_ready() or scorer.blocks() != copies:
@@ -97,7 +97,7 @@ def measure_copies() -> list[SharedCopies]:
                         raise RuntimeError(f"the scorer holds {scorer.blocks()} of {copies} blocks")
                     time.sleep(POLL_S)
                 seconds = time.monotonic() - started_s
-        longest_ms = max((duration_ms for duration_ms, _ in slow), default=0.2)
+        longest_ms = max(slow, default=0.2)
         loaded = round(seconds, 2), round(copies / seconds), round(longest_ms, 2)
         return [SharedCopies(copies, PODS, round(stored / copies, 1), round(log / copies, 1), *loaded)]
 
@@ -139,20 +139,32 @@ def _publish(publisher: Publisher, redis: RedisServer) -> int:
     return published.blocks
 
 
+@contextmanager
+def _watched(redis: RedisServer, over_ms: float) -> Iterator[list[float]]:
+    """How long each command took that held Redis up for longer, in milliseconds; known at the end."""
+    slow: list[float] = []
+    client = redis.client()
+    client.config_set("slowlog-max-len", 10_000)
+    client.config_set("slowlog-log-slower-than", int(over_ms * 1_000))
+    client.slowlog_reset()
+    yield slow
+    slow += [entry["duration"] / 1_000 for entry in client.slowlog_get(10_000)]
+
+
 def _wait_written(redis: RedisServer, pod: str, published: Published) -> float:
     """Wait until Redis has all that was published. Returns when that was seen, by time.monotonic. Raises RuntimeError where anything differs."""
     key, client = StreamKey(MODEL, pod, 0), redis.client()
     names = Keyspace("kvi").model(MODEL)
     deadline_s = time.monotonic() + APPLIED_TIMEOUT_S
     while True:
-        generation, head = client.hmget(names.state(key), "gen", "head")
+        generation, head = (value if isinstance(value, bytes) else None for value in client.hmget(names.state(key), "gen", "head"))
         if head is not None and msgspec.msgpack.decode(head)[0] == published.sequence:
             break
         if time.monotonic() > deadline_s:
             raise RuntimeError(f"{published} was not written: {head!r}")
         time.sleep(POLL_S)
     seen_s = time.monotonic()
-    written = client.hlen(names.parts(key, int(generation))[0])
+    written = client.hlen(names.parts(key, int(generation or 0))[0])
     if written != published.blocks:
         raise RuntimeError(f"{published} was not written as published: {written} blocks")
     return seen_s

@@ -5,7 +5,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -26,9 +26,11 @@ POLL_S = 0.02
 class Side(Protocol):
     """One of the services, while it runs. `bodies`: the ways in which it takes tokens."""
 
-    bodies: Sequence[str]
     host: str
     port: int
+
+    @property
+    def bodies(self) -> Sequence[str]: ...
 
     def __enter__(self) -> Self: ...
 
@@ -152,7 +154,7 @@ def _send(side: Side, method: str, path: str, body: Any) -> int:
         return connection.getresponse().status
 
 
-SIDES: dict[str, type[Ours] | type[Dynamo]] = {"dynamo": Dynamo, "this service": Ours}
+SIDES: dict[str, Callable[[Sequence[int]], Side]] = {"dynamo": Dynamo, "this service": Ours}
 
 
 def version_of_peer() -> str:

@@ -7,8 +7,8 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self
 
-import grpc  # type: ignore[import-untyped]
-import grpc.aio  # type: ignore[import-untyped]
+import grpc
+import grpc.aio
 
 from indexer.config.settings import Settings
 from indexer.errors import SettingError
