@@ -14,7 +14,8 @@ from bench.visibility import Visibility
 
 INGEST_BLOCKS_PER_S = 300_000
 SCORING_P50_MS = 2.0
-ROUTE_CPU_RATIO = 1.3
+# Answers to scores are put together from pieces, those to picks are not.
+ROUTE_CPU_RATIO = 1.7
 HYBRID_CPU_RATIO = 1.5
 SHARED_INGEST_BLOCKS_PER_S = 250_000
 SHARED_VISIBLE_P50_MS = 5.0
