@@ -90,7 +90,7 @@ class AdapterBlocks:
             return None
         content = blake2b(event.tokens[: event.block_size * TOKEN_BYTES], digest_size=CONTENT_BYTES)
         content.update((event.extra_keys or {}).get(0, b""))
-        self._content_of[event.hashes[0]] = adapter, content.digest()
+        self._name(event.hashes[0], (adapter, content.digest()))
         return event.hashes[0] if len(event.hashes) > 1 else None
 
     def _is_reloaded(self, parent: int) -> bool:
@@ -104,11 +104,13 @@ class AdapterBlocks:
 
     def _store(self, event: Stored, adapter: str) -> None:
         place = event.tier, event.group
-        held = self._hashes.setdefault(adapter, set())
+        held = self._hashes.get(adapter, set())
         for engine_hash in event.hashes:
             if self.adapter_of.setdefault(engine_hash, adapter) == adapter:
                 held.add(engine_hash)
                 self._add_copy(engine_hash, place)
+        if held:
+            self._hashes[adapter] = held
         for oldest in oldest_to_drop(self.adapter_of, self._blocks_max):
             self._copies[oldest].clear()
             self._drop_unless_held([oldest])
@@ -156,6 +158,12 @@ class AdapterBlocks:
 
     def _drop(self, engine_hash: int) -> None:
         self.adapter_of.pop(engine_hash, None)
-        name = self._content_of.pop(engine_hash, None)
-        if name is not None and self._first.get(name) == engine_hash:
-            del self._first[name]
+        self._name(engine_hash, None)
+
+    def _name(self, engine_hash: int, content: tuple[str, bytes] | None) -> None:
+        """It stands for this first block of a prompt and for no other, or for none."""
+        former = self._content_of.pop(engine_hash, None)
+        if content is not None:
+            self._content_of[engine_hash] = content
+        if former is not None and former != content and self._first.get(former) == engine_hash:
+            del self._first[former]

@@ -135,3 +135,18 @@ def test_the_blocks_of_an_engine_that_removes_none_are_forgotten_at_a_limit() ->
     assert {event.hashes[0] for event in left if isinstance(event, Removed)} == set(range(969, 1_000)), "three went at a time"
     for kept in (blocks.adapter_of, blocks._copies, blocks._hashes, blocks._first, blocks._content_of, blocks._on_gpu):
         assert not kept
+
+
+@pytest.mark.parametrize("varied", ["adapter", "tokens"])
+def test_hashes_that_are_announced_again_as_something_else_take_no_more_memory(varied: str) -> None:
+    blocks = AdapterBlocks(255)
+    for number in range(100):
+        if varied == "adapter":
+            blocks.follow([stored([1, 2], "abcd", f"ad{number}")])
+        else:
+            blocks.follow([stored([1, 2], f"{chr(1_000 + number)}bcd")])
+    kept = [vars(blocks)[name] for name in ("adapter_of", "_copies", "_hashes", "_first", "_content_of", "_on_gpu")]
+    assert max(map(len, kept)) <= 2
+    # What was announced last counts: the same first block under another hash shows a reload.
+    tokens, name = ("abcd", "ad99") if varied == "adapter" else (f"{chr(1_099)}bcd", "ad")
+    assert {engine_hash for engine_hash, _, _ in removals(blocks, stored([3, 4], tokens, name))} == (set() if varied == "adapter" else {1, 2})
