@@ -56,7 +56,9 @@ class AdapterBlocks:
 
     def remove(self, adapter: str, but: int | None = None) -> Iterator[Event]:
         """The removals of all that is held of an adapter. `but`: a hash that stays."""
-        for engine_hash in self._hashes.pop(adapter, set()) - {but}:
+        for engine_hash in self._hashes.pop(adapter, ()):
+            if engine_hash == but:
+                continue
             self._on_gpu.pop(engine_hash, None)
             for (tier, group), copies in self._copies.pop(engine_hash).items():
                 for _ in range(copies):

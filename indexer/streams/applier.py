@@ -246,9 +246,9 @@ class Applier:
         self.state.drop_held()
         self._adapters.forget()
 
-    def forget_adapter(self, name: str) -> Change:
-        """Remove all blocks of a LoRA adapter."""
-        return self.state.apply(list(self._adapters.remove(name)), time.monotonic())
+    def forget_adapter(self, name: str) -> Steps[Change]:
+        """The steps that remove all blocks of a LoRA adapter."""
+        return self.state.apply_in_steps(self._adapters.remove(name), (), time.monotonic())
 
     def _is_replaced_for(self, rank: int) -> bool:
         """A batch names this rank for the first time. One rank alone may be that of a spec that names another."""

@@ -99,7 +99,7 @@ class StreamProgress:
 
     @property
     def is_amid_batch(self) -> bool:
-        """Whether a batch is applied in part: nothing else may be applied before it is applied whole."""
+        """Whether a batch is applied in part, or an adapter forgotten in part: nothing else may be applied before that is done."""
         return self._steps is not None
 
     def go_on(self, until_s: float) -> bool:
@@ -109,10 +109,7 @@ class StreamProgress:
             try:
                 next(steps)
             except StopIteration:
-                self._steps = steps = None
-                for name in self._adapters_to_forget:
-                    self.forget_adapter(name)
-                self._adapters_to_forget.clear()
+                self._steps = steps = self._forget_in_steps(self._adapters_to_forget.pop(0)) if self._adapters_to_forget else None
             else:
                 if time.monotonic() >= until_s:
                     return False
@@ -256,11 +253,16 @@ class StreamProgress:
         self.store.drop(self.key, self.position)
 
     def forget_adapter(self, name: str) -> None:
-        """Hold no block of this LoRA adapter any more: its weights are others now."""
+        """Hold no block of this LoRA adapter any more: its weights are others now. Where it takes long, or a batch is applied in part, `go_on` does
+        it."""
         if self.is_amid_batch:
             self._adapters_to_forget.append(name)
             return
-        change = self.applier.forget_adapter(name)
+        self._steps = self._forget_in_steps(name)
+        self.go_on(time.monotonic() + TURN_S)
+
+    def _forget_in_steps(self, name: str) -> Steps[None]:
+        change = yield from self.applier.forget_adapter(name)
         change.sequence = self.sequence.last
         self.store.append(self.key, self.applier.state.shape, change, self.position if self.store.needs_records else None)
         self.applier.count_applied()

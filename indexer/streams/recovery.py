@@ -82,6 +82,7 @@ class Recovery:
         unanswered_since_s = clock()
         pause_s = self._settings.limits.recovery.replay_retry_s
         while progress.is_current:
+            await progress.finish_batch(self._turn)
             await self._load_snapshot()
             outcome = await self.replay()
             self._settled.set()
@@ -153,18 +154,17 @@ class Recovery:
 
     async def _apply_in_turns(self, replies_read: ReplayProgress, replies: list[list[bytes]], *, is_probe: bool) -> ReplayOutcome | None:
         """Others, and requests, have their turn in between. Returns how the replay went where it is over."""
+        progress = self._progress
         waiting = deque(replies)
         outcome = None
         while waiting and outcome is None:
             async with self._turn:
                 until_s = time.monotonic() + TURN_S
-                while waiting and outcome is None and time.monotonic() < until_s:
+                while progress.go_on(until_s) and not progress.is_replaced and waiting and outcome is None and time.monotonic() < until_s:
                     outcome = self._apply_reply(replies_read, waiting.popleft(), is_probe=is_probe)
-                    if not self._progress.go_on(until_s):
-                        break
-                self._progress.applier.count_applied()
-            await self._progress.finish_batch(self._turn)
-            if self._progress.is_replaced:
+                progress.applier.count_applied()
+            await progress.finish_batch(self._turn)
+            if progress.is_replaced:
                 outcome = ReplayOutcome.ABANDONED
             await asyncio.sleep(0)
         return outcome

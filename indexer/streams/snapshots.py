@@ -102,22 +102,21 @@ class Snapshots:
 
     async def _apply_in_turns(self, reading: SnapshotReading, replies: list[list[bytes]]) -> SnapshotOutcome | None:
         """Others, and requests, have their turn in between. Returns how it went once it is over. Raises Refused."""
+        progress = self._progress
         at = 0
         while at < len(replies):
             async with self._turn:
                 until_s = time.monotonic() + TURN_S
                 try:
-                    while at < len(replies) and time.monotonic() < until_s:
+                    while progress.go_on(until_s) and not progress.is_replaced and at < len(replies) and time.monotonic() < until_s:
                         ended = self._apply(reading, replies[at])
                         at += 1
                         if ended is not None:
                             return ended
-                        if not self._progress.go_on(until_s):
-                            break
                 finally:
-                    self._progress.applier.count_applied()
-            await self._progress.finish_batch(self._turn)
-            if self._progress.is_replaced:
+                    progress.applier.count_applied()
+            await progress.finish_batch(self._turn)
+            if progress.is_replaced:
                 return SnapshotOutcome.ABANDONED
             await asyncio.sleep(0)
         return None

@@ -187,6 +187,7 @@ class Stream:
     def forget_adapter(self, name: str) -> None:
         """Hold no block of this LoRA adapter any more: its weights are others now."""
         self._progress.forget_adapter(name)
+        self._wakeup.wake()
 
     def fail(self) -> None:
         """After an error of ours: hold nothing, and begin again."""
@@ -212,6 +213,7 @@ class Stream:
         progress, newest = self._progress, self.inbox.epoch
         if progress.is_replaced:
             return math.inf
+        await progress.finish_batch(self._turn)
         is_new = newest != progress.epoch and self.inbox.connected
         if is_new and self._recovery is not None:
             return await self._take_up_and_recover(newest, self._recovery)
@@ -318,12 +320,12 @@ class Stream:
             await self._store.room(self.key)
         async with self._turn:
             until_s = time.monotonic() + TURN_S
-            while (message := self._peek()) is not None and message[0] == progress.epoch:
+            while progress.go_on(until_s) and not progress.is_replaced and (message := self._peek()) is not None and message[0] == progress.epoch:
                 self._next = None
                 if not self._apply_frames(message[1]):
                     self._next = message
                     break
-                if not progress.go_on(until_s) or progress.is_replaced or time.monotonic() >= until_s:
+                if time.monotonic() >= until_s:
                     break
             self._applier.count_applied()
         await progress.finish_batch(self._turn)

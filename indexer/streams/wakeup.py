@@ -19,6 +19,10 @@ class Wakeup:
         """What has changed so far is about to be looked at."""
         self._woken.clear()
 
+    def wake(self) -> None:
+        """There is something else to do."""
+        self._woken.set()
+
     async def wait(self, timeout_s: float) -> None:
         """Until something changes, or so long; `math.inf` for ever."""
         if math.isinf(timeout_s):  # a timeout costs as much as some batches, also where it is none

@@ -1,5 +1,6 @@
 """What applying payloads counts."""
 
+import itertools
 import math
 import time
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from indexer.config.settings import Settings
+from indexer.core.events import Tier
 from indexer.core.names import StreamKey
 from indexer.metrics import IndexerMetrics
 from indexer.streams import applier as applier_module
@@ -83,3 +85,13 @@ def test_a_small_payload_takes_no_steps_unless_an_adapter_is_known() -> None:
 def test_a_large_payload_that_is_no_batch_is_refused() -> None:
     found, _ = in_steps(applier(CollectorRegistry()), b"\xc1" * 300_000, 3)
     assert (found.lossy, found.change.sequence) == ("batch_malformed", 3)
+
+
+def test_a_large_adapter_is_forgotten_in_steps() -> None:
+    ours = applier(CollectorRegistry())
+    large = [stored([number], [number, 1, 2, 3], lora_name="ad") for number in range(2_000)]
+    ours.apply(msgspec.msgpack.encode([1.0, [*large, stored([9_999], [1, 2, 3, 4])], 0]), 0, is_live=True)
+    held = [ours.state.count(Tier.GPU) for _ in ours.forget_adapter("ad")]
+    assert len(held) >= 2_000
+    assert max(before - after for before, after in itertools.pairwise(held)) == 1
+    assert ours.state.count(Tier.GPU) == 1
