@@ -135,7 +135,7 @@ class Snapshots:
     def _end(self, reading: SnapshotReading) -> SnapshotOutcome:
         if reading.resume is None:
             return SnapshotOutcome.NONE
-        if self._progress.applier.state.parked:
+        if self._progress.applier.state.orphans.parked:  # copies under foreign hashes wait for the gpu, not for a part
             return SnapshotOutcome.HOLE
         log.info("snapshot loaded", extra={**self._progress.log_names, "sequence": self._progress.sequence.last})
         return SnapshotOutcome.LOADED

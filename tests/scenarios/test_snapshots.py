@@ -41,6 +41,17 @@ def test_who_joins_late_knows_all_at_once() -> None:
             assert service.matched(prompt(1, 4)) == 8
 
 
+def test_copies_of_a_cache_connector_that_wait_for_the_gpu_are_no_hole() -> None:
+    with Engine() as engine:
+        old_engine(engine)
+        foreign = stored([7_001], prompt(9, 1)[:4], medium="CPU", extra_keys=None, group_idx=None)
+        engine.snapshot = snapshot_of(blocks_of(1, 4), foreign)
+        with Running(engine.spec(snapshot="replay")) as service:
+            service.wait_for(sequence=2, trust="live")
+            assert service.metric("kv_indexer_snapshots_total", outcome="loaded") == 1
+            assert service.metric("kv_indexer_orphans_parked") == 1
+
+
 def test_without_it_the_same_engine_is_partial() -> None:
     with Engine() as engine:
         old_engine(engine)
