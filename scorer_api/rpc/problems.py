@@ -10,6 +10,9 @@ from scorer_api.rpc.writing import encode
 DETAILS = "grpc-status-details-bin"
 """Where a status has its details, as a `google.rpc.Status`."""
 _TYPES = "type.googleapis.com/"
+# A status travels in headers, of which clients take 8 KiB. It has the sentence three times, once with up to three bytes for each of its bytes.
+SENTENCE_BYTES_MAX = 1_000
+_END_BYTES = 400
 
 # Numbers of codes by their names (grpc.io/docs/guides/status-codes).
 CODES = {
@@ -49,11 +52,21 @@ class Refusal(Struct, frozen=True):
 def refusal_of(problem: Problem) -> Refusal:
     """What the client gets."""
     code = _CODE_OF_STATUS.get(problem.status, "INTERNAL")
-    details = _any(f"{SCHEMA.package}.Problem", encode("Problem", details_of(problem.status, problem.detail)))
+    sentence = _shortened(problem.detail)
+    details = _any(f"{SCHEMA.package}.Problem", encode("Problem", details_of(problem.status, sentence)))
     if problem.retry_after_s is not None:
         # RetryInfo has a Duration, which has seconds.
         details += _any("google.rpc.RetryInfo", bytes_field(1, varint_field(1, problem.retry_after_s)))
-    return Refusal(code, problem.detail, varint_field(1, CODES[code]) + bytes_field(2, problem.detail.encode()) + details)
+    return Refusal(code, sentence, varint_field(1, CODES[code]) + bytes_field(2, sentence.encode()) + details)
+
+
+def _shortened(sentence: str) -> str:
+    """Without its middle where it is long: that is what the client sent, and the ends say what is wrong."""
+    content = sentence.encode()
+    if len(content) <= SENTENCE_BYTES_MAX:
+        return sentence
+    begin, end = content[: SENTENCE_BYTES_MAX - _END_BYTES - len(" … ".encode())], content[-_END_BYTES:]
+    return f"{begin.decode(errors='ignore')} … {end.decode(errors='ignore')}"
 
 
 def _any(name: str, content: bytes) -> bytes:

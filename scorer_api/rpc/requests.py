@@ -1,12 +1,13 @@
 """From messages to requests: what is wrong with one is said by the same code as for bodies over HTTP, since the message becomes such a body.
 
-Only what is long and needs no checks is put into the request by itself: tokens, hashes and the prompt's text.
+Only what is long and needs no checks is put into the request by itself: tokens, hashes, and the texts of the prompt and of its template.
 """
 
 import asyncio
 import sys
 from array import array
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -14,16 +15,24 @@ from msgspec import Raw, structs
 
 from indexer.http.negotiation import JSON
 from indexer.http.problems import Problem
-from scorer_api.api.decode import decode_done, decode_route_in_turns, decode_score_in_turns
+from scorer_api.api.decode import FIELD_BYTES_MAX, decode_done, decode_route_in_turns, decode_score_in_turns
 from scorer_api.api.route_schemas import DoneRequest, RouteRequest
 from scorer_api.api.schemas import BLOCK_HASHES_MAX, ScoreRequest
+from scorer_api.api.steps import all_at_once, one_by_one
 from scorer_api.rpc.protobuf import MalformedError, read_fields
 from scorer_api.rpc.schema import SCHEMA
 
 R = TypeVar("R", bound=ScoreRequest)
 # Fields whose text is JSON, and goes into the body as it is.
 IN_JSON = frozenset({"messages", "tools", "chat_template_kwargs", "documents", "mm_processor_kwargs", "block_extra_keys"})
+# Texts that need no checks.
+TEXTS = frozenset({"prompt", "chat_template"})
+# Fields that have no limit of their own: those texts, and JSON of which most is text.
+LONG = TEXTS | {"messages", "documents"}
+TEXT_BYTES_MAX = 262_144
 HASH_BYTES = 8
+# So many fields are read in a millisecond or two.
+STEP_FIELDS = 2_048
 _WIRE_TYPES: Mapping[str, tuple[int, ...]] = {"string": (2,), "uint32": (0,), "bool": (0,), "fixed32": (2, 5), "fixed64": (2, 1)}
 _check_json = msgspec.json.Decoder(Raw).decode
 
@@ -41,16 +50,25 @@ _KEYS = {name: _keys(name) for name in ("ScoreRequest", "RouteRequest", "DoneReq
 
 
 def read_request(name: str, data: bytes) -> dict[str, Any]:
-    """The fields of a message: texts, numbers, bools, lists of texts, and of fixed numbers their packed bytes. Raises Problem 400."""
+    """The fields of a message: texts, numbers, bools, lists of texts, and of fixed numbers their packed bytes. Raises Problem 400, and 422 for a text
+    that is too long."""
+    return all_at_once(_read_in_steps(name, data))
+
+
+def _read_in_steps(name: str, data: bytes) -> Generator[None, None, dict[str, Any]]:
     keys = _KEYS[name]
     found: dict[str, Any] = {}
+    sizes: Counter[str] = Counter()
     try:
-        for key, value in read_fields(memoryview(data)):
+        for count, (key, value) in enumerate(read_fields(memoryview(data)), 1):
+            if not count % STEP_FIELDS:
+                yield
             if (known := keys.get(key)) is None:
                 continue
             field, kind, is_repeated = known
             if kind == "string":
-                text = _text_of(field, value)
+                sizes[field] += len(value)
+                text = _text_of(field, value, sizes[field])
                 if is_repeated:
                     found.setdefault(field, []).append(text)
                 else:
@@ -64,7 +82,11 @@ def read_request(name: str, data: bytes) -> dict[str, Any]:
     return found
 
 
-def _text_of(field: str, value: memoryview) -> str:
+def _text_of(field: str, value: memoryview, size: int) -> str:
+    """`size`: of all that the message has of the field so far."""
+    bytes_max = FIELD_BYTES_MAX.get(field, TEXT_BYTES_MAX)
+    if size > bytes_max and field not in LONG:  # in JSON it may be six times as long
+        raise Problem(422, f"{field}: {size} bytes; at most {bytes_max} are taken")
     try:
         return str(value, "utf-8")
     except UnicodeDecodeError:
@@ -87,14 +109,14 @@ def done_request_of(data: bytes) -> DoneRequest:
 
 
 async def _request_of(name: str, data: bytes, decode: Callable[[bytes, str, asyncio.Lock], Awaitable[R]], turn: asyncio.Lock) -> R:
-    fields = read_request(name, data)
+    fields = await one_by_one(_read_in_steps(name, data))
     apart: dict[str, Any] = {}
     if (pieces := fields.pop("token_ids", None)) is not None:
         apart["token_ids"] = _packed("token_ids", pieces, 4)
     if (pieces := fields.pop("block_hashes", None)) is not None:
         apart["block_hashes"] = _hashes(_packed("block_hashes", pieces, HASH_BYTES))
-    if (prompt := fields.pop("prompt", None)) is not None:
-        apart["prompt"] = prompt
+    for field in TEXTS & fields.keys():
+        apart[field] = fields.pop(field)
     for field in IN_JSON & fields.keys():
         fields[field] = _raw(field, fields[field])
     # Protobuf leaves out an empty text.

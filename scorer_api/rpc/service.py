@@ -26,6 +26,7 @@ Metadata = Sequence[tuple[str, str | bytes]]
 Answer = Callable[[bytes, Metadata], Awaitable[bytes]]
 Stream = Callable[[bytes, Metadata], AsyncGenerator[bytes, None]]
 RETRY_AFTER_S = 1
+WATCH_BYTES_MAX = 65_536
 
 
 class RefusedCallError(Exception):
@@ -77,8 +78,11 @@ class ScorerService:
     async def _watch(self, request: bytes, metadata: Metadata) -> AsyncGenerator[bytes, None]:
         with self._counted("Watch"):
             self._check_token(metadata)
+            if len(request) > WATCH_BYTES_MAX:  # kept as long as the watch
+                raise Problem(413, f"the message has {len(request)} bytes; at most {WATCH_BYTES_MAX} are taken")
             async with aclosing(self._changes.watch(read_request("WatchRequest", request).get("model"))) as messages:
                 async for message in messages:
+                    self._check_token(metadata)  # it may have been withdrawn
                     yield message
 
     async def _score(self, request: bytes) -> bytes:

@@ -76,7 +76,8 @@ def test_fields_of_newer_clients_are_passed_over() -> None:
         ({"model": "m", "tools": "[", "messages": "[]"}, 400, "tools: should be JSON"),
         ({"model": "m", "prompt": "p", "block_extra_keys": "[[-1, []]]"}, 422, "block_extra_keys"),
         ({"model": "m", "prompt": "p", "lora_name": "l" * 5_000}, 422, "lora_name: "),
-        ({"model": "m" * 300_000, "prompt": "p"}, 422, "model: 300002 bytes"),
+        ({"model": "m" * 300_000, "prompt": "p"}, 422, "model: 300000 bytes"),
+        ({"model": "m", "prompt": "p", "pods": ["a" * 150_000, "b" * 150_000]}, 422, "pods: 300000 bytes"),
         ({"model": "m", "block_hashes": [1] * (BLOCK_HASHES_MAX + 1)}, 422, f"block_hashes: there are {BLOCK_HASHES_MAX + 1}"),
     ],
 )
@@ -100,6 +101,19 @@ def test_what_is_no_message_is_refused(data: bytes, detail: str) -> None:
     with pytest.raises(Problem, match=detail) as caught:
         asyncio.run(score_request_of(data, asyncio.Lock()))
     assert caught.value.status == 400
+
+
+def test_others_have_their_turn_while_a_message_of_many_fields_is_read() -> None:
+    async def turns() -> int:
+        reading = asyncio.create_task(score_request_of(b"\x0a\x01m" + b"\x15\1\0\0\0" * 60_000, asyncio.Lock()))
+        count = 0
+        while not reading.done():
+            await asyncio.sleep(0)
+            count += 1
+        assert (await reading).token_ids == b"\1\0\0\0" * 60_000
+        return count
+
+    assert asyncio.run(turns()) >= 20
 
 
 def test_an_id_has_the_limit_that_it_has_in_a_body() -> None:

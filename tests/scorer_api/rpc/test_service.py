@@ -166,6 +166,30 @@ def test_so_it_is_of_who_watches(asked: Scorer) -> None:
     assert refusal(caught.value)[0] == WITHOUT_TOKEN
 
 
+@pytest.mark.rule("G4")
+def test_a_watch_ends_once_its_token_is_withdrawn(tmp_path: Path) -> None:
+    port, tokens = free_port(), tmp_path / "api"
+    tokens.write_text(f"{TOKEN}\nanother-token-of-clients")
+    with Gateway(port) as gateway, Running(gateway_listen=f"127.0.0.1:{port}", api_token_file=str(tokens), **FLAGS) as service:
+        service.http.headers["authorization"] = "Bearer another-token-of-clients"
+        metadata = (("authorization", f"Bearer {TOKEN}"),)
+        stream = stub_of(gateway.channel).Watch(messages.WatchRequest(), timeout=TIMEOUT_S, wait_for_ready=True, metadata=metadata)
+        assert next(stream).changes[0].WhichOneof("change") == "up_to_date"
+        tokens.write_text("another-token-of-clients")
+        wait_until(lambda: service.http.get(f"{service.url}/v1/pods", headers=dict(metadata)).status_code == 401)
+        service.http.put(f"{service.url}/v1/pods/third", json={"model": "m", "events": "tcp://127.0.0.1:9"}).raise_for_status()
+        with pytest.raises(grpc.RpcError) as caught:
+            next(stream)
+        assert refusal(caught.value)[0] == WITHOUT_TOKEN
+        wait_until(lambda: service.metric("kv_indexer_rpc_watches") == 0)
+
+
+def test_a_large_request_to_watch_is_refused(asked: Scorer) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        next(asked.ask("Watch", messages.WatchRequest(model="m" * 70_000)))
+    assert refusal(caught.value)[0] == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 def test_our_own_header_does(asked: Scorer) -> None:
     request = messages.ScoreRequest(model="m", token_ids=TOKENS)
     assert asked.ask("Score", request, ("authorization", "Bearer of-a-client"), ("x-kv-indexer-token", TOKEN)).best == "first"
