@@ -1,6 +1,6 @@
 """Batches that came packed: the compiled core applies what is plain in them, event by event, and the rest is left to the caller."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from indexer.compiled import core
@@ -19,17 +19,17 @@ FindRoots = Callable[[tuple[Any, ...]], Roots | None]
 """What `HeldBlocks.play` asks for, by `PlainEvents.said`; None while nothing in the stream is plain."""
 
 
-def odd_events(events: PlainEvents, blocks: HeldBlocks, sample: TokenSample, removed: dict[Tier, int], find_roots: FindRoots) -> Iterable[Event]:
+def odd_events(events: PlainEvents, blocks: HeldBlocks, sample: TokenSample, removed: dict[Tier, int], find_roots: FindRoots) -> Iterator[Event]:
     """Applies the events to `blocks`, and says which ones the caller has to apply, each in its turn. `sample`, `removed`: what else they change."""
     roots = find_roots(events.said)
     if roots is None:
-        return events
+        return iter(events)
     played = blocks.play(events, 0, roots, sample.until_next - 1)
     position, _, stored, _, count, _ = played
     sample.until_next -= stored
     if count:
         removed[GPU] += count
-    return () if position == len(events) else _rest(events, played, blocks, sample, removed, find_roots)
+    return iter(()) if position == len(events) else _rest(events, played, blocks, sample, removed, find_roots)
 
 
 def _rest(

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from indexer.core.events import Cleared, Event, Removed, Stored, Tier
 from indexer.core.stream_state import StreamState
@@ -156,6 +157,18 @@ def test_the_first_odd_event_and_what_follows_are_applied_in_order() -> None:
     assert play == history([list(each) for each in found], "copies", are_packed=False, with_records=True)
     _, held, *_ = play[1]
     assert {number for number, _ in held[0]} == {1, 2, 3, 4}
+
+
+def test_where_nothing_is_plain_a_clear_of_many_blocks_counts_once() -> None:
+    """A second clear in a batch would be that of the lower tiers."""
+    salted = Stored([1], None, struct.pack("<I", 1), 1, Tier.GPU, None, None, True, None, None, lists_extra_keys=True, salt="s")
+    many = Stored(list(range(2, 2_002)), None, struct.pack("<2000I", *range(2_000)), 1, Tier.GPU, None, None, True, None, None, lists_extra_keys=True)
+    state = StreamState("m", "")
+    state.apply([salted, many, replace(many, hashes=[2, 3], tokens=many.tokens[:8], tier=Tier.CPU)], 0.0)
+    plain = replace(many, hashes=[5_000], tokens=struct.pack("<I", 7))
+    payload = pack([1.5, [wire(event, as_array=False) for event in (plain, Cleared(), plain)], 0])
+    state.apply(packed(payload), 0.0)
+    assert (state.clears, state.count(Tier.GPU), state.count(Tier.CPU)) == (1, 1, 2)
 
 
 @pytest.mark.parametrize("event", [Removed([], Tier.GPU, None), Removed([1], Tier.GPU, None), Cleared()])
