@@ -30,7 +30,7 @@ OBSERVED_EVENTS_MAX = 64
 AGE_MAX_S = 10.0 * 365 * 86_400
 NS = 1_000_000_000
 # A trace of a batch that is older would show nothing.
-TRACED_AGE_MAX_NS = 3_600 * NS
+TRACED_AGE_MAX_S = 3_600.0
 # Ranks that may be found at one port without being given in a spec.
 SHARED_RANKS_MAX = 64
 MIXED_RANKS = "batches of several ranks come by this port; give ranks=N,ranks_share_port=true in the spec"
@@ -230,8 +230,8 @@ class Applier:
         }
         parts = [("kv_events.apply", started_ns)]
         # By the engine's clock, which may be another.
-        if published_at_s is not None and started_ns - TRACED_AGE_MAX_NS < (published_ns := int(published_at_s * NS)) <= started_ns:
-            parts.insert(0, ("kv_events.transport", published_ns))
+        if published_at_s is not None and 0 <= started_ns / NS - published_at_s < TRACED_AGE_MAX_S:
+            parts.insert(0, ("kv_events.transport", min(int(published_at_s * NS), started_ns)))
         self._tracer.past("kv_events.batch", attributes, *parts)
 
     def forget(self) -> None:

@@ -15,6 +15,7 @@ from indexer.core.names import StreamKey
 from indexer.metrics import IndexerMetrics
 from indexer.streams import applier as applier_module
 from indexer.streams.applier import Applied, Applier
+from indexer.tracing.current import Attributes
 from tests.engine import removed, stored
 
 
@@ -33,6 +34,26 @@ def test_a_time_stamp_that_is_no_time_leaves_the_ages_of_events_alone(stamp: flo
     total = registry.get_sample_value("kv_indexer_event_age_seconds_sum")
     assert total is not None
     assert 3 <= total < 60
+
+
+class Traced:
+    """A tracer that keeps the parts of what happened."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[str, ...]] = []
+
+    def past(self, _name: str, _attributes: Attributes, *parts: tuple[str, int]) -> None:
+        self.parts.append(tuple(name for name, _ in parts))
+
+
+@pytest.mark.parametrize("stamp", [-1.7e308, 1.7e308, math.nan, math.inf, -math.inf])
+def test_a_time_stamp_that_is_no_time_is_no_part_of_a_trace(monkeypatch: pytest.MonkeyPatch, stamp: float) -> None:
+    traced = Traced()
+    monkeypatch.setattr(applier_module, "active_tracer", lambda: traced)
+    ours = applier(CollectorRegistry())
+    for number, at_s in enumerate((time.time() - 2, stamp)):
+        ours.apply(msgspec.msgpack.encode([at_s, [stored([number], range(4))], 0]), number, is_live=True)
+    assert traced.parts == [("kv_events.transport", "kv_events.apply"), ("kv_events.apply",)]
 
 
 def in_steps(ours: Applier, payload: bytes, number: int) -> tuple[Applied, int]:
