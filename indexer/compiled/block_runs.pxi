@@ -107,8 +107,7 @@ cdef class BlockRuns:
             position += 1
             done = 0
         self.note_in(None, None, None, None, None)
-        keys = self.keys.listed(event.count) if done and event.kind == STORED_EVENT else None
-        return position, done, stored, added, removed, keys
+        return position, done, stored, added, removed
 
     cdef bint is_waited_for(self, Py_ssize_t count, parked, awaited) except -1:
         """Whether any of the hashes at hand waits for its key, or others wait for it."""

@@ -234,10 +234,6 @@ cdef class Buffer:
             memcpy(self.values, values, count * sizeof(uint64_t))
         return 0
 
-    cdef list listed(self, Py_ssize_t count):
-        cdef Py_ssize_t at
-        return [PyLong_FromUnsignedLongLong(self.values[at]) for at in range(count)]
-
     cdef Py_ssize_t fill(self, keys) except -1:
         """Take these keys: a sequence of integers, fastest as an array of type Q. Returns how many."""
         cdef Py_ssize_t count, at

@@ -17,9 +17,9 @@ RUN_MIN = 4
 LeadRecords = dict[int, HashRecord | None]
 
 
-Played = tuple[int, int, int, int, int, list[int] | None]
+Played = tuple[int, int, int, int, int]
 """How far the compiled core applied a batch: the position of the first event that is left, and how many of its blocks are done; of the events before,
-how many stored blocks, how many blocks these were, and how many were removed; and the keys of all blocks of a stored event that was begun."""
+how many stored blocks, how many blocks these were, and how many were removed."""
 
 
 class BlockRuns(Protocol):
@@ -138,7 +138,7 @@ class BlockRunsInPython:
 
     def play(self, _events: object, first: int, *_: Any) -> Played:
         """None."""
-        return first, 0, 0, 0, 0, None
+        return first, 0, 0, 0, 0
 
 
 def packed(table: BlockTable, indexed: IndexedKeys, copies_max: int, held_max: int) -> BlockRuns:

@@ -10,7 +10,7 @@ from indexer.core.block_table import BlockRecord, BlockTable, Copies
 from indexer.core.blocks import Block
 from indexer.core.change import Change
 from indexer.core.event_pieces import Steps
-from indexer.core.events import Event, PlainEvents, Removed, Stored, Tier
+from indexer.core.events import PlainEvents, Stored, Tier
 from indexer.core.groups import LEAD
 from indexer.core.indexed_keys import IndexedKeys
 from indexer.core.oldest import more_to_drop, oldest_to_drop
@@ -106,20 +106,13 @@ class HeldBlocks:
             self.stored[GPU] += played[3]
         return played
 
-    def finish(self, event: Event, done: int, keys: list[int] | None) -> None:
-        """Apply the rest of an event that `play` has begun. `done`: how many of its blocks are; `keys`: of all of them, where it stores them."""
-        if isinstance(event, Stored) and keys is not None:
-            self.add(event, keys, done)
-        elif isinstance(event, Removed):
-            self._remove_lead(event.hashes, self._lead_records, done, is_all=False)
-
-    def add(self, event: Stored, keys: list[int], done: int = 0) -> None:
+    def add(self, event: Stored, keys: list[int]) -> None:
         """One more copy of each block of an event of the lead group on the gpu, whose keys are these. This and what it calls is the hot path of
-        ingestion. `done`: so many blocks have it already."""
+        ingestion."""
         table, runs, hashes, parent = self.table, self._runs, event.hashes, event.parent
         touched, records, is_claimed = self.keys.change.touched[GPU], self._lead_records, not self.announces_extra_keys
         revived: list[int] | None = [] if table.offloads else None
-        done = done or runs.add(0, hashes, keys, parent, touched, records, revived, is_claimed)
+        done = runs.add(0, hashes, keys, parent, touched, records, revived, is_claimed)
         while done < len(keys):
             self._add_one(hashes[done], keys[done], hashes[done - 1] if done else parent)
             done += 1
@@ -297,14 +290,14 @@ class HeldBlocks:
                 self._remove_in(place, engine_hash, block)
         return not_held
 
-    def _remove_lead(self, hashes: list[int], records: LeadRecords | None, done: int = 0, *, is_all: bool) -> list[int]:
-        """One copy less of each on the gpu, or no copy there. `records`: where to note what is left of those that are held. `done`: of so many it is
-        gone already. Returns the hashes of which nothing is held anywhere."""
+    def _remove_lead(self, hashes: list[int], records: LeadRecords | None, *, is_all: bool) -> list[int]:
+        """One copy less of each on the gpu, or no copy there. `records`: where to note what is left of those that are held. Returns the hashes of
+        which nothing is held anywhere."""
         table, runs, touched = self.table, self._runs, self.keys.change.touched[GPU]
         not_held: list[int] = []
         gone: list[int] | None = [] if table.offloads else None
         is_plain = table.has_plain_blocks
-        done = done or runs.remove(0, hashes, not_held, touched, records, gone, is_plain, is_all)
+        done = runs.remove(0, hashes, not_held, touched, records, gone, is_plain, is_all)
         while done < len(hashes):
             self._remove_one(hashes[done], not_held, records, is_all=is_all)
             done += 1

@@ -3,7 +3,10 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from msgspec import structs
+
 from indexer.compiled import core
+from indexer.core.block_keys import TOKEN_BYTES
 from indexer.core.block_runs import Played
 from indexer.core.events import Event, PlainEvents, Removed, Stored, Tier
 from indexer.core.held_blocks import HeldBlocks, Roots
@@ -24,12 +27,17 @@ def odd_events(events: PlainEvents, blocks: HeldBlocks, sample: TokenSample, rem
     roots = find_roots(events.said)
     if roots is None:
         return iter(events)
-    played = blocks.play(events, 0, roots, sample.until_next - 1)
-    position, _, stored, _, count, _ = played
+    played = _play(events, 0, blocks, roots, sample, removed)
+    return iter(()) if played[0] == len(events) else _rest(events, played, blocks, sample, removed, find_roots)
+
+
+def _play(events: PlainEvents, first: int, blocks: HeldBlocks, roots: Roots, sample: TokenSample, removed: dict[Tier, int]) -> Played:
+    played = blocks.play(events, first, roots, sample.until_next - 1)
+    _, _, stored, _, count = played
     sample.until_next -= stored
     if count:
         removed[GPU] += count
-    return iter(()) if position == len(events) else _rest(events, played, blocks, sample, removed, find_roots)
+    return played
 
 
 def _rest(
@@ -37,21 +45,20 @@ def _rest(
 ) -> Iterator[Event]:
     """`played`: what is done."""
     while played[0] < len(events):
-        position, done, _, _, _, keys = played
+        position, done, *_ = played
         event = events[position]
-        if not done:
-            yield event
-        else:
-            blocks.finish(event, done, keys)
-            if isinstance(event, Stored):
-                sample.until_next -= 1
-            elif isinstance(event, Removed):
-                removed[GPU] += len(event.hashes)
+        if done:
+            (blocks.stored if isinstance(event, Stored) else removed)[GPU] += done
+            event = _without_first(event, done)
+        yield event
         roots = find_roots(events.said)
-        if roots is None:
-            played = position + 1, 0, 0, 0, 0, None
-            continue
-        played = blocks.play(events, position + 1, roots, sample.until_next - 1)
-        sample.until_next -= played[2]
-        if played[4]:
-            removed[GPU] += played[4]
+        played = (position + 1, 0, 0, 0, 0) if roots is None else _play(events, position + 1, blocks, roots, sample, removed)
+
+
+def _without_first(event: Event, done: int) -> Event:
+    """What is left of an event of which so many blocks are done. The last of these has the key that the event gives it, so the next chains from it."""
+    if isinstance(event, Stored):
+        tokens = event.tokens[done * event.block_size * TOKEN_BYTES :]
+        return structs.replace(event, hashes=event.hashes[done:], parent=event.hashes[done - 1], tokens=tokens)
+    assert isinstance(event, Removed), "a clear is not begun"
+    return structs.replace(event, hashes=event.hashes[done:])

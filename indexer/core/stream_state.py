@@ -23,7 +23,7 @@ from indexer.core.blocks import Block
 from indexer.core.change import Change
 from indexer.core.change_records import ChangeRecords, records
 from indexer.core.event_pieces import Steps, pieces_of, result_of
-from indexer.core.events import Event, Removed, Stored, Tier
+from indexer.core.events import Cleared, Event, Removed, Stored, Tier
 from indexer.core.foreign_copies import ForeignCopies
 from indexer.core.groups import LEAD, CacheShape, Group, Groups
 from indexer.core.held_blocks import HeldBlocks, Roots
@@ -45,6 +45,8 @@ GPU = Tier.GPU
 GROUPS_MAX = 255
 # A step of a batch that takes several has no more blocks: some milliseconds at worst.
 STEP_BLOCKS_MAX = 1_024
+# What an event costs besides its blocks, in blocks.
+EVENT_BLOCKS = 8
 # So many events of a large batch are looked at where the first one says something new of its group.
 LEARNED_FROM_MAX = 4_096
 
@@ -182,7 +184,11 @@ class StreamState:
         self._begin(events)
         parked = self.orphans.parked
         left = odd_events(events, self._blocks, self._sample, self.removed, self._plain_roots) if type(events) is PACKED else iter(events)
+        at_once = STEP_BLOCKS_MAX
         for event in left:
+            at_once -= EVENT_BLOCKS if isinstance(event, Cleared) else EVENT_BLOCKS + len(event.hashes)
+            if at_once < 0:
+                return self._go_on(chain((event,), left), now_s)
             try:
                 if type(event) is Stored:  # a pattern that does not match a Struct costs several look-ups
                     if len(parked) > STEP_BLOCKS_MAX:
@@ -212,7 +218,7 @@ class StreamState:
 
     def apply_in_steps(self, events: Iterable[Event], batch: Iterable[Event], now_s: float) -> Steps[Change]:
         """The steps of a batch, whatever it takes. `events`: those of `batch`, with what they entail; asked for one by one."""
-        self._begin(islice(batch, LEARNED_FROM_MAX))
+        self._begin(batch)
         return self._go_on(events, now_s)
 
     def _begin(self, batch: Iterable[Event]) -> None:
@@ -306,7 +312,7 @@ class StreamState:
 
     def _learn(self, event: Stored) -> None:
         """This event says something new of its group. The whole batch is looked at, once: what comes later in it may say more."""
-        events, self._batch = [*self._batch, event], ()
+        events, self._batch = [*islice(self._batch, LEARNED_FROM_MAX), event], ()
         former = self._groups.learn(events)
         if former is None:
             return

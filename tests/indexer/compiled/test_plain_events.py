@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from indexer.core.change import Change
 from indexer.core.events import Cleared, Event, Removed, Stored, Tier
 from indexer.core.stream_state import StreamState
 from indexer.limits import WireLimits
 from indexer.wire.decoder import WireDecoder
-from tests.indexer.compiled.test_blocks import history, random_events
+from tests.indexer.compiled.test_blocks import history, random_events, said
 from tests.indexer.compiled.test_decoding import check_payload
 from tests.indexer.wire.test_golden_payloads import GOLDEN
 
@@ -157,6 +158,42 @@ def test_the_first_odd_event_and_what_follows_are_applied_in_order() -> None:
     assert play == history([list(each) for each in found], "copies", are_packed=False, with_records=True)
     _, held, *_ = play[1]
     assert {number for number, _ in held[0]} == {1, 2, 3, 4}
+
+
+MANY = 5_000
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [Stored(list(range(MANY)), None, bytes(4 * MANY), 1, Tier.GPU, None, None, False, None, None)],
+        [Stored([number], None, bytes(4), 1, Tier.GPU, None, None, False, None, None) for number in range(MANY)],
+        [Stored([7], None, bytes(4 * size), size, Tier.GPU, None, None, False, None, None) for size in [1, 2] * 500],
+        [Removed([number], Tier.GPU, None) for number in range(MANY)],
+        [Removed(list(range(MANY)), Tier.GPU, None)],
+        [Cleared()] * MANY,
+    ],
+)
+def test_where_much_of_a_batch_is_odd_it_is_applied_in_steps(events: list[Event]) -> None:
+    """Each key has a second hash, or nothing is held."""
+    known = Stored(list(range(MANY, 2 * MANY)), None, bytes(4 * MANY), 1, Tier.GPU, None, None, False, None, None)
+    again = Stored(list(range(MANY)), None, bytes(4 * MANY), 1, Tier.GPU, None, None, False, None, None)
+    first, second = StreamState("m", ""), StreamState("m", "")
+    payload = pack([1.5, [wire(event, as_array=False) for event in events], 0])
+    found, applied = [], packed(payload)
+    for state in (first, second):
+        state.apply([known] if isinstance(events[0], Stored) else [known, again], 0.0)
+        state.tally.clear()
+        if state is first:
+            found.append(state.apply(events, 0.0))
+        else:
+            steps = state.start(applied, 0.0)
+            assert not isinstance(steps, Change)
+            assert sum(1 for _ in steps) >= 4
+            found.append(state._blocks.keys.change)
+    assert said(found[0]) == said(found[1])
+    assert (first.tally, first.stored, first.removed, first.clears) == (second.tally, second.stored, second.removed, second.clears)
+    assert (first.held(Tier.GPU), first.ambiguous) == (second.held(Tier.GPU), second.ambiguous)
 
 
 def test_where_nothing_is_plain_a_clear_of_many_blocks_counts_once() -> None:
