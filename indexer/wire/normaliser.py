@@ -123,11 +123,15 @@ class Normaliser:
 
     def _stored_array(self, event: StoredArray) -> Stored:
         parent = event.parent_block_hash
-        if type(parent) is int and parent == 0:
+        is_simulator = type(parent) is int and parent == 0
+        if is_simulator:
             parent = None  # the llm-d simulator's encoding of "none"
-            self.dialect.is_simulator = True
         lora_name, salt = _array_isolation(event.lora_name)
-        return self._stored(event, parent, _tier(event.medium, None), lora_name, salt, event.extra_keys is not UNSET, event.group_idx, UNSET)
+        tier, announces_extra_keys = _tier(event.medium, None), event.extra_keys is not UNSET
+        stored = self._stored(event, parent, tier, lora_name, salt, announces_extra_keys, event.group_idx, UNSET)
+        if is_simulator:  # an event that is refused says nothing
+            self.dialect.is_simulator = True
+        return stored
 
     def _stored(
         self,

@@ -71,6 +71,12 @@ def test_events_of_any_tokens_become_the_same_batches(tokens: list[Any], hashes:
     check_payload(pack([1.5, [removed, event, event]]))
 
 
+@pytest.mark.parametrize("tokens", [-8, [-8], [1, 2, 3]])
+def test_an_event_that_is_refused_says_nothing_of_its_engine(tokens: Any) -> None:
+    """The parent 0 is the simulator's. How far the event is read before it is refused is another thing with the core."""
+    check_payload(pack([1.5, [["BlockStored", [1], 0, tokens, 2, None]]]))
+
+
 # Requests
 
 
