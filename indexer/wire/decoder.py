@@ -48,7 +48,7 @@ from indexer.wire.types import (
 
 # A batch up to this size is decoded in one call: what that builds is at most 14 times as large. In a larger one each event is measured first.
 WHOLE_BYTES_MAX = 2**20
-# A batch of plain events up to this size is packed in one call: that is at most eight times as large.
+# A batch of plain events up to this size is packed in one call: what that reserves is at most 16 times as large.
 PLAIN_BYTES_MAX = 4 * 2**20
 # An event up to this size is decoded without measuring it first.
 UNMEASURED_BYTES_MAX = 65_536
@@ -109,12 +109,8 @@ class WireDecoder:
     def decode(self, payload: bytes) -> Batch:
         """Raises Refused where the payload is no batch of events. Events that are all plain are packed by the compiled core."""
         if core is not None and len(payload) <= WHOLE_BYTES_MAX:
-            packed = None if self._plain is None else self._plain.decode(payload)
-            if packed is not None:
-                if packed.is_simulator:
-                    self.dialect.is_simulator = True
-                return Batch(packed, packed.published_at_s, packed.rank)
-            if (batch := self._decode_regular(payload)) is not None:
+            batch = self._decode_plain(payload) or self._decode_regular(payload)
+            if batch is not None:
                 return batch
         self._normaliser.begin_batch(len(payload))
         try:
@@ -150,6 +146,7 @@ class WireDecoder:
             return (yield from self._decode_nested(payload))
 
     def _decode_plain(self, payload: bytes) -> Batch | None:
+        """A batch whose events are all plain, else None. The compiled core packs it."""
         packed = None if self._plain is None else self._plain.decode(payload)
         if packed is None:
             return None
