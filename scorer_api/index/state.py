@@ -64,20 +64,24 @@ class IndexedModel:
         """What `plain_pods` found of the present pods, if it `knows_plain`."""
         self.knows_plain = False
 
+    def forget_plain(self) -> None:
+        """The pods are others now, or hold something else: what was found of them goes, and the index with it where nobody else needs that."""
+        self.plain, self.knows_plain = None, False
+
     def holders_for(self, stream: IndexedStream, shape: CacheShape) -> Holders:
         """The holders of a stream whose blocks are cut like this, which are made where it held nothing, or less."""
         holders = stream.holders
         if holders is None:
             holders = stream.holders = Holders(self.indexes, shape)
-            self.knows_plain = False
+            self.forget_plain()
         elif holders.shape != shape:
             holders.follow(shape)
-            self.knows_plain = False
+            self.forget_plain()
         return holders
 
     def empty(self, stream: IndexedStream) -> None:
         """Let the stream hold nothing."""
-        self.knows_plain = False
+        self.forget_plain()
         if stream.holders is not None:
             stream.holders.release()
             stream.holders = None
@@ -85,7 +89,7 @@ class IndexedModel:
     def exchange(self, stream: IndexedStream, new: Holders | None) -> Holders | None:
         """Let the stream hold this, or nothing, and return what it held before."""
         before, stream.holders = stream.holders, new
-        self.knows_plain = False
+        self.forget_plain()
         return before
 
     def count_held(self, stream: IndexedStream, keys: Iterable[int]) -> int:

@@ -79,7 +79,7 @@ class View:
     def open(self, stream: StreamKey) -> None:
         self.close(stream)
         model = self._models.setdefault(stream.model, IndexedModel())
-        model.knows_plain = False
+        model.forget_plain()
         model.pods.setdefault(stream.pod, {})[stream.rank] = IndexedStream(Removals(self._removals_max), self._new_hashes(stream))
 
     def append(self, stream: StreamKey, shape: CacheShape | None, change: Change, position: StreamPosition | None = None) -> None:
@@ -165,7 +165,8 @@ class View:
     def note_dropped(self, stream: StreamKey, blocks: int) -> None:
         """How many of the last matched blocks the stream's engine computes again."""
         model, indexed = self._find(stream)
-        indexed.dropped_blocks, model.knows_plain = blocks, False
+        indexed.dropped_blocks = blocks
+        model.forget_plain()
 
     def _find(self, stream: StreamKey) -> tuple[IndexedModel, IndexedStream]:
         model = self._models[stream.model]

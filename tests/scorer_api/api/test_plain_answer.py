@@ -1,7 +1,9 @@
 """An answer that is put together from pieces is, byte for byte, the one that is encoded from objects."""
 
+import gc
 import random
 import struct
+import weakref
 from typing import Any, cast
 
 import msgspec
@@ -19,7 +21,9 @@ from scorer_api.api import score
 from scorer_api.api.resolve import ResolvedRequest
 from scorer_api.api.schemas import ScoreRequest
 from scorer_api.api.score import ScoreHandler
+from scorer_api.index import holders
 from scorer_api.index.plain_pods import plain_pods
+from scorer_api.index.prefix_index import PrefixIndexInPython
 from scorer_api.index.prompt import Prompt
 from scorer_api.index.view import View
 from scorer_api.metrics import ScorerMetrics
@@ -106,3 +110,17 @@ def test_answers_are_the_same_in_every_byte(monkeypatch: pytest.MonkeyPatch, is_
                     patch.setattr(score, "has_form", lambda _: False)
                     assert found == world.answer(*asked)
     assert put_together > (1_000 if is_plain else 20)
+
+
+def test_an_index_that_no_pod_is_in_any_more_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nobody asks for scores after that."""
+    monkeypatch.setattr(holders, "make_index", PrefixIndexInPython)
+    view, stream, change = View(Settings()), StreamKey("m", "a", 0), Change()
+    view.open(stream)
+    change.touched[Tier.GPU].update(dict.fromkeys(KEYS, True))
+    view.append(stream, PLAIN, change)
+    assert view.score_plain(Prompt("m", TOKENS)) is not None
+    (index,) = map(weakref.ref, view._models["m"].indexes.values())
+    view.append(stream, CacheShape(4, (Group(0, Kind.FULL, 4),)), change)
+    gc.collect()
+    assert index() is None
