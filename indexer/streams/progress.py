@@ -53,6 +53,8 @@ class StreamProgress:
         """Whether the content is complete since a clear, unless blocks lie below the gpu."""
         self._steps: Steps[None] | None = None
         self._adapters_to_forget: list[str] = []
+        self._adapters_before: frozenset[str] = frozenset()
+        """Those of which a former owner of the stream may have recorded blocks: the records do not say which."""
 
     @property
     def log_names(self) -> dict[str, str | int]:
@@ -85,6 +87,7 @@ class StreamProgress:
         """Go on from where a former owner was."""
         self.sequence.resume(head.sequence, head.fingerprint)
         self.state = TrustState(Phase.UNVERIFIED, head.complete)
+        self._adapters_before = frozenset(self.applier.state.adapters)
         self.applier.dialect.is_simulator = head.is_simulator
 
     # Batches
@@ -228,6 +231,7 @@ class StreamProgress:
             log.warning("history lost", extra={**self.log_names, "sequence": self.sequence.last})
         self.note(Signal.HISTORY_LOST)
         if self.sequence.last is not None:
+            self._adapters_before = frozenset()
             if is_same_process:
                 self.applier.drop_held()
             else:
@@ -245,6 +249,7 @@ class StreamProgress:
         """Hold nothing; nothing of what was applied counts any more."""
         self._steps = None
         self._adapters_to_forget.clear()
+        self._adapters_before = frozenset()
         self.applier.forget()
         self.sequence.forget()
         self.note(Signal.FORGOTTEN)
@@ -254,7 +259,7 @@ class StreamProgress:
 
     def forget_adapter(self, name: str) -> None:
         """Hold no block of this LoRA adapter any more: its weights are others now. Where it takes long, or a batch is applied in part, `go_on` does
-        it."""
+        it. Where a former owner recorded blocks of it nothing is held: they cannot be told from others."""
         if self.is_amid_batch:
             self._adapters_to_forget.append(name)
             return
@@ -262,6 +267,12 @@ class StreamProgress:
         self.go_on(time.monotonic() + TURN_S)
 
     def _forget_in_steps(self, name: str) -> Steps[None]:
+        if name in self._adapters_before:
+            self._adapters_before = frozenset()
+            self.note(Signal.HISTORY_LOST)
+            self.applier.drop_held()
+            self.store.drop(self.key, self.position)
+            return
         change = yield from self.applier.forget_adapter(name)
         change.sequence = self.sequence.last
         self.store.append(self.key, self.applier.state.shape, change, self.position if self.store.needs_records else None)

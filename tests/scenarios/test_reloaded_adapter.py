@@ -21,6 +21,10 @@ def matched(service: Client, name: str | None = "ad") -> int:
     return blocks
 
 
+def trusts(service: Client) -> list[str]:
+    return [stream["trust"] for pod in service.http.get(f"{service.url}/v1/pods").json()["pods"] for stream in pod["streams"]]
+
+
 def test_new_hashes_of_the_same_tokens_drop_the_former_blocks() -> None:
     with Engine() as engine, Running(engine.spec()) as service:
         engine.publish(of_adapter([1, 2, 3, 4], TOKENS), of_adapter([11, 12], TOKENS[:8], "other"), stored([21, 22, 23], TOKENS[:12]))
@@ -63,3 +67,25 @@ def test_with_redis_the_indexer_that_owns_the_pod_is_told() -> None:
         wait_until(lambda: matched(scorer) == 0)
         engine.publish(of_adapter([1], TOKENS[:4]))
         wait_until(lambda: matched(scorer) == 1)
+
+
+def test_who_took_the_pod_over_drops_all_that_was_recorded_before() -> None:
+    with Engine() as engine, RedisServer() as redis, api(redis.url) as scorer:
+        scorer.wait_url()
+        with ingest(redis.url, engine.spec()) as former:
+            former.wait_url()
+            engine.publish(of_adapter([1, 2, 3, 4], TOKENS), stored([21, 22, 23], TOKENS[:12]))
+            wait_until(lambda: scorer.http.get(f"{scorer.url}/v1/models").json()["models"])
+            wait_until(lambda: matched(scorer) == 4)
+        with ingest(redis.url, engine.spec()) as indexer:
+            indexer.wait_url()
+            wait_until(lambda: trusts(indexer) == ["live"])
+            assert matched(scorer) == 4
+            assert indexer.http.delete(f"{indexer.url}/v1/pods/pod?lora=ad").status_code == 204
+            wait_until(lambda: [matched(scorer, name) for name in ("ad", None)] == [0, 0])
+            assert trusts(indexer) == ["partial"]
+            # From now on it is known again which blocks are the adapter's.
+            engine.publish(of_adapter([31], TOKENS[:4]), stored([41], TOKENS[:4]))
+            wait_until(lambda: [matched(scorer, name) for name in ("ad", None)] == [1, 1])
+            assert indexer.http.delete(f"{indexer.url}/v1/pods/pod?lora=ad").status_code == 204
+            wait_until(lambda: [matched(scorer, name) for name in ("ad", None)] == [0, 1])
