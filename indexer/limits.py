@@ -129,7 +129,7 @@ class RoutingLimits(Struct, frozen=True):
 class GatewayLimits(Struct, frozen=True):
     """What gateways may ask for at once, and how they are told that the service ends."""
 
-    gateway_calls_max: Annotated[Count, Meta(description="Most calls of gateways at once over one connection, each of them a request of a client.")] = 16_384
+    gateway_calls_max: Annotated[Count, Meta(description="Most calls of gateways at once over one connection; each is a request.")] = 16_384
     gateway_notice_s: Annotated[
         Seconds,
         Meta(description="After SIGTERM new calls are taken for this long, while the health service says no, so that gateways notice."),
