@@ -139,7 +139,7 @@ class Listening:
             if len(self._topics) >= CONNECTIONS_MAX:
                 sock.close()
                 continue
-            connection = Connection(self._reactor, sock, b"", self._limits, self._room, began=self._begin, take=self._take, ended=self._part)
+            connection = Connection(self._reactor, sock, b"", self._limits, self._room, began=self._begin, take=self._take, ended=self._forget)
             self._topics[connection] = set()
 
     def _accept_again(self) -> None:
@@ -149,7 +149,7 @@ class Listening:
     def _begin(self, connection: Connection) -> None:
         """Who it is is known once it publishes."""
 
-    def _part(self, connection: Connection, reason: str) -> None:
+    def _forget(self, connection: Connection, reason: str) -> None:
         """A connection went down: its pods are not connected any more."""
         for topic in self._topics.pop(connection, ()):
             publisher = self._publishers.get(topic)
