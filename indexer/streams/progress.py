@@ -3,6 +3,9 @@
 import asyncio
 import logging
 import time
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
 
 from indexer.core.event_pieces import Steps
 from indexer.core.names import StreamKey, Trust
@@ -16,6 +19,7 @@ from indexer.streams.trust import CONFIRMED_PHASES, Phase, Signal, TrustState
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 # A stream works so long at a stretch before others and requests have their turn.
 TURN_S = 0.002
 
@@ -124,6 +128,29 @@ class StreamProgress:
             await asyncio.sleep(0)
             async with turn:
                 self.go_on(time.monotonic() + TURN_S)
+
+    async def apply_in_turns(
+        self, messages: list[list[bytes]], apply: Callable[[list[bytes]], T | None], turn: asyncio.Lock, replaced: T
+    ) -> T | None:
+        """Apply one message after another until `apply` says how that ended. Others, and requests, have their turn in between.
+
+        Returns what it said, None where all are applied, `replaced` where the stream is to be replaced. Raises what it raises.
+        """
+        waiting = deque(messages)
+        outcome = None
+        while waiting and outcome is None:
+            async with turn:
+                until_s = time.monotonic() + TURN_S
+                try:
+                    while self.go_on(until_s) and not self.is_replaced and waiting and outcome is None and time.monotonic() < until_s:
+                        outcome = apply(waiting.popleft())
+                finally:
+                    self.applier.count_applied()
+            await self.finish_batch(turn)
+            if self.is_replaced:
+                outcome = replaced
+            await asyncio.sleep(0)
+        return outcome
 
     def _in_steps(self, steps: Steps[Applied], number: int, payload: bytes, *, is_live: bool) -> Steps[None]:
         self._note_applied(number, payload, (yield from steps), is_live=is_live)

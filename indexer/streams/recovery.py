@@ -3,16 +3,16 @@
 import asyncio
 import logging
 import time
-from collections import deque
 from contextlib import aclosing
 from enum import Enum
+from functools import partial
 
 from indexer.config.settings import Settings
 from indexer.core.sequence import ReplayProgress, Step
 from indexer.errors import Refused
 from indexer.receiving.replay import ReplayRequest
 from indexer.receiving.room import Room
-from indexer.streams.progress import TURN_S, StreamProgress
+from indexer.streams.progress import StreamProgress
 from indexer.streams.snapshots import Snapshots
 from indexer.streams.trust import Signal
 from indexer.streams.wakeup import Wakeup
@@ -142,7 +142,8 @@ class Recovery:
                 async for replies in chunks:
                     if store.has_limits:
                         await store.room(progress.key)
-                    outcome = await self._apply_in_turns(replies_read, replies, is_probe=is_probe)
+                    apply = partial(self._apply_reply, replies_read, is_probe=is_probe)
+                    outcome = await progress.apply_in_turns(replies, apply, self._turn, ReplayOutcome.ABANDONED)
                     if outcome is not None:
                         return outcome
         except OSError as error:
@@ -151,23 +152,6 @@ class Recovery:
         if not is_wanted():
             return ReplayOutcome.ABANDONED
         return ReplayOutcome.CUT if replies_read.replies else ReplayOutcome.UNANSWERED
-
-    async def _apply_in_turns(self, replies_read: ReplayProgress, replies: list[list[bytes]], *, is_probe: bool) -> ReplayOutcome | None:
-        """Others, and requests, have their turn in between. Returns how the replay went where it is over."""
-        progress = self._progress
-        waiting = deque(replies)
-        outcome = None
-        while waiting and outcome is None:
-            async with self._turn:
-                until_s = time.monotonic() + TURN_S
-                while progress.go_on(until_s) and not progress.is_replaced and waiting and outcome is None and time.monotonic() < until_s:
-                    outcome = self._apply_reply(replies_read, waiting.popleft(), is_probe=is_probe)
-                progress.applier.count_applied()
-            await progress.finish_batch(self._turn)
-            if progress.is_replaced:
-                outcome = ReplayOutcome.ABANDONED
-            await asyncio.sleep(0)
-        return outcome
 
     def _apply_reply(self, replies_read: ReplayProgress, frames: list[bytes], *, is_probe: bool) -> ReplayOutcome | None:
         """Returns how the replay went where it is over."""

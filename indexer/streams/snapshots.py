@@ -5,12 +5,13 @@ import logging
 import time
 from contextlib import aclosing
 from enum import Enum
+from functools import partial
 
 from indexer.config.settings import Settings
 from indexer.errors import Refused
 from indexer.receiving.replay import ReplayRequest
 from indexer.receiving.room import Room
-from indexer.streams.progress import TURN_S, StreamProgress
+from indexer.streams.progress import StreamProgress
 from indexer.wire.snapshots import SnapshotDialect, SnapshotReading
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,8 @@ class Snapshots:
                     outcome = SnapshotOutcome.CUT
                     if progress.store.has_limits:
                         await progress.store.room(progress.key)
-                    if (ended := await self._apply_in_turns(reading, replies)) is not None:
+                    ended = await progress.apply_in_turns(replies, partial(self._apply, reading), self._turn, SnapshotOutcome.ABANDONED)
+                    if ended is not None:
                         outcome = ended
                         break
         except OSError as error:
@@ -100,28 +102,8 @@ class Snapshots:
             progress.forget()
         return outcome
 
-    async def _apply_in_turns(self, reading: SnapshotReading, replies: list[list[bytes]]) -> SnapshotOutcome | None:
-        """Others, and requests, have their turn in between. Returns how it went once it is over. Raises Refused."""
-        progress = self._progress
-        at = 0
-        while at < len(replies):
-            async with self._turn:
-                until_s = time.monotonic() + TURN_S
-                try:
-                    while progress.go_on(until_s) and not progress.is_replaced and at < len(replies) and time.monotonic() < until_s:
-                        ended = self._apply(reading, replies[at])
-                        at += 1
-                        if ended is not None:
-                            return ended
-                finally:
-                    progress.applier.count_applied()
-            await progress.finish_batch(self._turn)
-            if progress.is_replaced:
-                return SnapshotOutcome.ABANDONED
-            await asyncio.sleep(0)
-        return None
-
     def _apply(self, reading: SnapshotReading, frames: list[bytes]) -> SnapshotOutcome | None:
+        """Returns how the snapshot went where it is over. Raises Refused."""
         progress = self._progress
         is_first = reading.resume is None
         payload = reading.read(frames)

@@ -60,12 +60,12 @@ def no_replay_after_snapshots(patch: Patch) -> None:
 
 def no_end_of_snapshots(patch: Patch) -> None:
     """A snapshot that breaks off counts as whole."""
-    apply = Snapshots._apply_in_turns
+    apply = Snapshots._apply
 
-    async def end(self: Snapshots, reading: SnapshotReading, replies: list[list[bytes]]) -> SnapshotOutcome:
-        return await apply(self, reading, replies) or SnapshotOutcome.LOADED
+    def end(self: Snapshots, reading: SnapshotReading, frames: list[bytes]) -> SnapshotOutcome:
+        return apply(self, reading, frames) or SnapshotOutcome.LOADED
 
-    patch.setattr(Snapshots, "_apply_in_turns", end)
+    patch.setattr(Snapshots, "_apply", end)
 
 
 def no_contiguity_check(patch: Patch) -> None:
