@@ -62,12 +62,13 @@ class ScoreHandler:
         found_s = time.perf_counter()
         if plain is None:
             answer = self._answer(resolved, scores, speculative)
-            content, best = encode(answer), answer.best
+            content, best, tokens = encode(answer), answer.best, answer.tokens
             matched = answer.pods[0].matched_tokens if answer.pods else 0
             announced = matched - _speculative_tokens(answer.pods[0]) if answer.pods else 0
         else:
             view = ViewAnswer(self._view.source, self._view.age_s)
-            content = plain_answer(resolved.request.model, resolved.tokens(None), plain, resolved.request.limit, view, encode)
+            tokens = resolved.tokens(plain.block_size)
+            content = plain_answer(resolved.request.model, tokens, plain, resolved.request.limit, view, encode)
             best, matched = plain.best, plain.matched_blocks * plain.block_size
             announced = matched
         encoded_s = time.perf_counter()
@@ -75,7 +76,6 @@ class ScoreHandler:
         exemplar = None if span is None else span.exemplar()
         self._metrics.seconds["look_up"].observe(found_s - started_s, exemplar)
         self._metrics.seconds["encode"].observe(encoded_s - found_s, exemplar)
-        tokens = resolved.tokens(scores[0].ranks[0].block_size if scores else None)
         if span is not None:
             span.note({"kv.model": resolved.request.model, "kv.tokens": tokens, "kv.matched_tokens": matched, "kv.pod": best or ""})
         self._metrics.requests["match" if best is not None else "no_match"].inc()
