@@ -62,9 +62,7 @@ class Changes:
     async def watch(self, model: str | None) -> AsyncGenerator[bytes, None]:
         """Messages for one client, without end. `model`: of this one only. Raises Problem where there is no room, and where the service ends."""
         if self._watches >= self._watches_max:
-            raise Problem(
-                429, f"there are {self._watches_max} watches, which is the most (gateway_watches_max); try again", retry_after_s=RETRY_AFTER_S
-            )
+            raise Problem(429, f"there are {self._watches_max} watches, which is the most (watches_max); try again", retry_after_s=RETRY_AFTER_S)
         self._watches += 1
         self._metrics.watches.inc()
         try:
