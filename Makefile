@@ -104,7 +104,7 @@ test-fuzz: $(READY) ## a million requests made from the API's types, right ones 
 # Network bytes reach C: a copy of the sources with the core built for finding reads and writes out of bounds, overflows and memory used after it was freed.
 SANITIZED := build/sanitized
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -O1 -g
-SANITIZED_TESTS := tests/indexer/compiled tests/indexer/core tests/scorer_api/index tests/indexer/wire tests/scenarios/test_hostile_frames.py tests/scorer_api/api/test_hostile_requests.py
+SANITIZED_TESTS := tests/indexer/compiled tests/indexer/core tests/scorer_api/index tests/indexer/wire tests/indexer/receiving tests/indexer/streams/test_messages_together.py tests/scenarios/test_hostile_frames.py tests/scorer_api/api/test_hostile_requests.py
 # What a payload takes of memory is not to be seen with them: they add several times as much.
 SANITIZED_TESTS += --ignore tests/indexer/wire/test_memory.py --ignore tests/indexer/core/test_block_memory.py
 

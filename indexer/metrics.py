@@ -85,6 +85,16 @@ class EventAges:
         self._sum_s += age_s
         self._batches[bisect_left(AGE_BUCKETS_S, age_s)] += 1
 
+    def observe_all(self, ages_s: list[float]) -> None:
+        """So many batches were applied together."""
+        bucket = bisect_left(AGE_BUCKETS_S, min(ages_s))
+        if bucket == bisect_left(AGE_BUCKETS_S, max(ages_s)):  # as nearly always
+            self._sum_s += sum(ages_s)
+            self._batches[bucket] += len(ages_s)
+            return
+        for age_s in ages_s:
+            self.observe(age_s)
+
     def collect(self) -> Iterator[Metric]:
         bounds = map(floatToGoString, (*AGE_BUCKETS_S, math.inf))
         yield HistogramMetricFamily(

@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "indexer.core": {"indexer", "indexer.compiled"},
     "indexer.metrics": {"indexer", "indexer.core"},
     "indexer.wire": {"indexer", "indexer.compiled", "indexer.core"},
-    "indexer.receiving": {"indexer"},
+    "indexer.receiving": {"indexer", "indexer.compiled"},
     "indexer.engines": {"indexer", "indexer.core", "indexer.metrics", "indexer.receiving"},
     "indexer.config": {"indexer", "indexer.engines"},
     "indexer.discovery": {"indexer", "indexer.core", "indexer.metrics", "indexer.engines", "indexer.config"},

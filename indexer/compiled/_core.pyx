@@ -6,6 +6,7 @@
     prefix_index.pxi   who holds which blocks, on key_set.pxi, key_table.pxi and holder_sets.pxi
     walk.pxi           a walk along the keys of a prompt
     plain_events.pxi   payloads → events
+    messages.pxi       what a connection brings → messages
     block_runs.pxi     what events do to the blocks of a stream, on block_map.pxi, held_keys.pxi and key_claims.pxi, noted in key_log.pxi
 
 Tokens and keys stay arrays of 32- and 64-bit integers here: nothing becomes a Python object but what is returned. Every function checks what it is
@@ -40,6 +41,7 @@ include "holder_sets.pxi"
 include "prefix_index.pxi"
 include "walk.pxi"
 include "plain_events.pxi"
+include "messages.pxi"
 include "block_map.pxi"
 include "held_keys.pxi"
 include "key_claims.pxi"

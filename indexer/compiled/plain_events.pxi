@@ -71,14 +71,22 @@ cdef bint is_same(const Said *one, const Said *other) noexcept:
     return one.word_length == 0 or memcmp(one.word, other.word, one.word_length) == 0
 
 
-cdef class PlainEvents:
-    """The events of a batch, all of them on the gpu, to read as a sequence: each is made when it is asked for.
+cdef bint is_number(frame, uint64_t number) except -1:
+    """Whether this is the frame of a batch's number. The last one there is ends a replay."""
+    if type(frame) is not bytes or PyBytes_Size(frame) != 8 or number == 0xFFFFFFFFFFFFFFFF:
+        return False
+    return big_endian64(<const uint8_t *>PyBytes_AsString(frame)) == number
 
-    `said`: what the events say of their groups, each once: of stored ones what `Groups.seen` asks for, of removed ones the number of the group.
+
+cdef class PlainEvents:
+    """The events of a batch, or of several that follow each other, all of them on the gpu, to read as a sequence: each is made when it is asked for.
+
+    `stamps`: when each of several batches was published; None of one. `said`: what the events say of their groups, each once: of stored ones what `Groups.seen` asks for, of removed ones the number of the group.
     """
 
     cdef readonly tuple said
     cdef readonly double published_at_s
+    cdef readonly list stamps
     cdef readonly object rank
     cdef readonly bint is_simulator
     cdef readonly Py_ssize_t stored, removed, cleared  # events of each kind
@@ -165,17 +173,58 @@ cdef class PlainDecoder:
 
     def decode(self, bytes payload not None):
         """None where anything in the batch is not plain, or above a limit."""
+        cdef PlainEvents found = self.begin()
+        if not self.read_payload(found, payload):
+            return None
+        self.describe(found)
+        return found
+
+    def decode_some(self, list messages not None, uint64_t number, limit):
+        """Messages that continue a stream, as one batch: as many as are plain, clear nothing and name the same rank.
+
+        `number`: of the first one. `limit`: so many at most. None where that is not even two.
+        """
+        cdef PlainEvents found = self.begin()
+        cdef Py_ssize_t position = 0, count = 0, hash_count = 0, token_count = 0, stored = 0, removed = 0, most = min(len(messages), <Py_ssize_t>limit)
+        cdef bint is_simulator = False
+        rank = None
+        found.stamps = []
+        while position < most:
+            frames = messages[position]
+            if not isinstance(frames, list) or len(frames) != 3 or not is_number(frames[1], number + <uint64_t>position) or type(frames[2]) is not bytes:
+                break
+            if not self.read_payload(found, frames[2]) or found.cleared or (position and found.rank != rank):
+                break
+            rank = found.rank
+            found.stamps.append(found.published_at_s)
+            count, hash_count, token_count = found.count, found.hash_count, found.token_count
+            stored, removed, is_simulator = found.stored, found.removed, found.is_simulator
+            position += 1
+        if position < 2:
+            return None
+        found.count, found.hash_count, found.token_count, found.rank = count, hash_count, token_count, rank
+        found.stored, found.removed, found.cleared, found.is_simulator = stored, removed, 0, is_simulator
+        self.describe(found)
+        return found
+
+    cdef PlainEvents begin(self):
         cdef PlainEvents found = PlainEvents.__new__(PlainEvents)
         found.make_stored, found.make_removed, found.make_cleared = self.make_stored, self.make_removed, self.make_cleared
-        self.at = <const uint8_t *>PyBytes_AsString(payload)
-        self.end = self.at + PyBytes_Size(payload)
-        if not self.read_batch(found):
-            return None
+        self.said_count = 0
+        return found
+
+    cdef int describe(self, PlainEvents found) except -1:
+        """Say what the events say of their groups."""
         # An engine's batches nearly always say the same.
         if self.last_said is None or self.said_count != 1 or not is_same(&self.last, &self.saids[0]):
             self.remember(tuple([self.said_by(&self.saids[number]) for number in range(self.said_count)]))
         found.said = self.last_said
-        return found
+        return 0
+
+    cdef bint read_payload(self, PlainEvents found, bytes payload) except -1:
+        self.at = <const uint8_t *>PyBytes_AsString(payload)
+        self.end = self.at + PyBytes_Size(payload)
+        return self.read_batch(found)
 
     cdef void remember(self, tuple said) noexcept:
         self.last_said, self.last = said, self.saids[0]
@@ -238,6 +287,8 @@ cdef class PlainDecoder:
         cdef uint32_t length = 0, count = 0, number, rank = 0
         cdef bint are_maps = False, is_map
         cdef uint64_t stamp
+        cdef Py_ssize_t hashes_before = found.hash_count, tokens_before = found.token_count
+        found.rank = None
         if not self.read_array(&length) or not 2 <= length <= 3:
             return False
         if self.end - self.at < 9 or self.at[0] != FLOAT_BYTE:
@@ -247,7 +298,6 @@ cdef class PlainDecoder:
         self.at += 9
         if not self.read_array(&count) or count > self.events_max:
             return False
-        self.said_count = 0
         for number in range(count):
             is_map = self.at < self.end and (self.at[0] & 0xF0 == 0x80 or self.at[0] == 0xDE)
             if number and is_map != are_maps:
@@ -260,7 +310,9 @@ cdef class PlainDecoder:
             if not self.read_number(&rank):
                 return False
             found.rank = rank
-        return self.at == self.end and found.hash_count <= <Py_ssize_t>self.hashes_of_batch_max and found.token_count <= <Py_ssize_t>self.tokens_of_batch_max
+        if found.hash_count - hashes_before > <Py_ssize_t>self.hashes_of_batch_max:
+            return False
+        return self.at == self.end and found.token_count - tokens_before <= <Py_ssize_t>self.tokens_of_batch_max
 
     cdef void begin_event(self, PlainEvents found) noexcept:
         memset(&self.event, 0, sizeof(self.event))

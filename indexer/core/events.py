@@ -73,14 +73,18 @@ Event = Stored | Removed | Cleared
 
 
 class PlainEvents(Protocol):
-    """The events of one batch as the compiled core packs them, all of them on the gpu and without anything odd: each is made when it is asked for.
+    """The events of one batch, or of several, as the compiled core packs them, all of them on the gpu and without anything odd: each is made when it
+    is asked for.
 
     `said`: what they say of their KV-cache groups, each once: of stored ones a tuple (group, kind, window, block size, lookahead), of removed ones
-    the number of the group. `stored`, `removed`, `cleared`: how many events of each kind.
+    the number of the group. `stored`, `removed`, `cleared`: how many events of each kind. `stamps`: when each of several batches was published, None
+    of one.
     """
 
     @property
     def said(self) -> tuple[Any, ...]: ...
+    @property
+    def stamps(self) -> list[float] | None: ...
     @property
     def stored(self) -> int: ...
     @property

@@ -42,6 +42,11 @@ class Sequence:
         """Whether a live batch of the present connection was taken."""
         return self._last_live is not None
 
+    @property
+    def goes_on_live(self) -> bool:
+        """Whether the number that is expected is later than all live ones of the present connection."""
+        return self.last is not None and (self._last_live is None or self._last_live <= self.last)
+
     def judge(self, number: int) -> Verdict:
         """What to do with a live batch of this number."""
         if self._last_live is not None and number <= self._last_live:

@@ -210,6 +210,11 @@ class StreamState:
         self._records.describe(change, self.table, self.orphans, self.foreign, has_groups=self._groups.are_several)
         return change
 
+    def knows(self, said: tuple[Any, ...]) -> bool:
+        """Whether packed events that say this of their groups teach nothing new, and all are of the lead group."""
+        roots = self._plain_roots(said)
+        return roots is not None and roots[0] == (1 << len(said)) - 1
+
     def _plain_roots(self, said: tuple[Any, ...]) -> Roots | None:
         """See `odd_events`. Where blocks go by other hashes or more tokens than their own, every event is looked at here."""
         if self.table.salted.engine_hashes or self._groups.lookahead:

@@ -2,9 +2,10 @@
 
 from collections import deque
 from collections.abc import Callable
+from itertools import chain, repeat
 
 from indexer.limits import ReceiveLimits
-from indexer.receiving.room import Room, cost
+from indexer.receiving.room import Room, cost, costs_besides
 
 
 class Inbox:
@@ -39,11 +40,16 @@ class Inbox:
 
     def put(self, frames: list[bytes]) -> None:
         """Add one message of the present connection; the oldest go where there is no room."""
-        size, taken, room = sum(map(len, frames)), cost(frames), self._room
+        self.put_all([frames])
+
+    def put_all(self, messages: list[list[bytes]]) -> None:
+        """Add these messages of the present connection, at least one; the oldest go where there is no room."""
+        size, room = sum(map(len, chain.from_iterable(messages))), self._room
+        taken = size + costs_besides(len(messages), sum(map(len, messages)))
         with self._lock:
             if not self._frames:
                 room.enter(self)
-            self._frames.append((self.epoch, frames))
+            self._frames.extend(zip(repeat(self.epoch), messages))
             self.bytes += size
             self.cost += taken
             room.used += taken
@@ -84,6 +90,28 @@ class Inbox:
         """The oldest message with the epoch it came in."""
         with self._lock:
             return self._pop() if self._frames else None
+
+    def take_some(self, epoch: int, count_max: int, bytes_max: int) -> list[list[bytes]]:
+        """The oldest messages, as far as they came in this epoch: so many, and no more once they have so many bytes."""
+        taken: list[list[bytes]] = []
+        waiting = self._frames
+        with self._lock:
+            left = self.bytes - bytes_max
+            while waiting and waiting[0][0] == epoch and len(taken) < count_max and (self.bytes > left or not taken):
+                taken.append(self._pop()[1])
+        return taken
+
+    def put_back(self, epoch: int, messages: list[list[bytes]]) -> None:
+        """Messages that were taken and are not done with: they are the oldest again. Nothing goes to make room for them before the next one comes."""
+        with self._lock:
+            for frames in reversed(messages):
+                if not self._frames:
+                    self._room.enter(self)
+                taken = cost(frames)
+                self._frames.appendleft((epoch, frames))
+                self.bytes += sum(map(len, frames))
+                self.cost += taken
+                self._room.used += taken
 
     def clear(self) -> None:
         """Throw everything away."""

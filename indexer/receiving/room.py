@@ -14,7 +14,12 @@ KEPT_SHARE = 0.75
 
 def cost(frames: list[bytes]) -> int:
     """Bytes that a message takes in memory, about."""
-    return sum(map(len, frames)) + MESSAGE_OVERHEAD + FRAME_OVERHEAD * len(frames)
+    return sum(map(len, frames)) + costs_besides(1, len(frames))
+
+
+def costs_besides(messages: int, frames: int) -> int:
+    """Bytes that so many messages of so many frames take besides their bytes."""
+    return MESSAGE_OVERHEAD * messages + FRAME_OVERHEAD * frames
 
 
 class Trimmed(Protocol):

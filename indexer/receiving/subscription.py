@@ -186,9 +186,10 @@ class Subscription:
     def _take(self, _: Connection, messages: list[list[bytes]]) -> bool:
         inbox, topic = self.inbox, self._topic
         dropped = inbox.dropped
-        for frames in messages:
-            if frames[0].startswith(topic):
-                inbox.put(frames)
+        if topic:
+            messages = [frames for frames in messages if frames[0].startswith(topic)]
+        if messages:
+            inbox.put_all(messages)
         self._changed(inbox)
         return inbox.dropped > dropped
 

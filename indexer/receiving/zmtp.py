@@ -9,6 +9,8 @@ libzmq is not used for reading. It aborts the process where a receive queue that
 from collections import deque
 from collections.abc import Set as AbstractSet
 
+from indexer.compiled import core
+
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 MORE, LONG, COMMAND = 1, 2, 4
 PING, PONG, READY, ERROR = b"\x04PING", b"\x04PONG", b"\x05READY", b"\x05ERROR"
@@ -135,7 +137,14 @@ class Zmtp:
         """Read the frames in the buffer."""
         buffer, position, parts = self._buffer, self._position, self._parts
         size, frame_bytes_max, left, wanted = len(buffer), self._frame_bytes_max, self._left, 1
+        # The compiled core takes the messages that are whole, wherever one begins.
+        begins = core is not None
         while left:
+            if begins and not parts and self.is_ready:
+                taken, begins = len(found), False
+                position = core.take_messages(buffer, position, frame_bytes_max, frame_bytes_max + MESSAGE_OVERHEAD, left, found)
+                left -= len(found) - taken
+                continue
             if position + 2 > size:
                 wanted = 2
                 break
@@ -167,6 +176,7 @@ class Zmtp:
                     parts = self._parts = []
                     self._parts_bytes = 0
                     left -= 1
+                    begins = core is not None
             position = end
         self._buffer, self._position = (b"", 0) if position == size else (buffer, position)
         self._left, self.wanted_bytes = left, wanted

@@ -150,6 +150,29 @@ class Applier:
             self._observe(self._key, batch.events, self.state)
         return self._applied(batch, change, number, started_ns, is_live=is_live)
 
+    def start_some(self, messages: list[list[bytes]], number: int) -> tuple[int, Applied | Steps[Applied]] | None:
+        """Apply the first of these live messages as `start` does, as many as follow each other from this number on and can be applied as one batch.
+
+        Returns how many these are, with one change for all; None where they have to be applied one by one.
+        """
+        if self._tracer is not None or self._observe is not None or self._adapters.adapter_of:
+            return None
+        batch = self._decoder.decode_some(messages, number)
+        if batch is None or (batch.rank is not None and batch.rank not in self._ranks) or (self._shares_port and (batch.rank or 0) != self._key.rank):
+            return None
+        events = batch.events
+        if isinstance(events, list) or events.stamps is None or not self.state.knows(events.said):
+            return None
+        count = len(events.stamps)
+        if batch.rank is not None and batch.rank != self._key.rank:
+            batch.refused["rank_mismatch"] += count
+        self._batches += count
+        last = number + count - 1
+        change = self.state.start(events, time.monotonic())
+        if isinstance(change, Change):
+            return count, self._applied(batch, change, last, 0, is_live=True)
+        return count, self._go_on(batch, change, last, 0, is_live=True)
+
     def _in_steps(self, payload: bytes, number: int, started_ns: int, *, is_live: bool) -> Steps[Applied]:
         try:
             batch = yield from self._decoder.decode_in_steps(payload)
@@ -194,7 +217,9 @@ class Applier:
     def _applied(self, batch: Batch, change: Change, number: int, started_ns: int, *, is_live: bool) -> Applied:
         """What was applied is counted."""
         change.sequence = number
-        if is_live and batch.published_at_s is not None and abs(age_s := time.time() - batch.published_at_s) < AGE_MAX_S:
+        if is_live and not isinstance(batch.events, list) and batch.events.stamps is not None:
+            self._observe_ages(batch.events.stamps)
+        elif is_live and batch.published_at_s is not None and abs(age_s := time.time() - batch.published_at_s) < AGE_MAX_S:
             self._metrics.event_age.observe(max(0.0, age_s))
         if self._tracer is not None and is_live:
             self._trace(batch, number, started_ns)
@@ -205,6 +230,12 @@ class Applier:
             self._metrics.unknown.labels("field").inc(batch.unknown_fields)
         lossy = self._count_refused(batch) if batch.refused or self.state.tally else None
         return Applied(change, lossy)
+
+    def _observe_ages(self, stamps: list[float]) -> None:
+        now_s = time.time()
+        ages_s = [max(0.0, age_s) for stamp in stamps if abs(age_s := now_s - stamp) < AGE_MAX_S]
+        if ages_s:
+            self._metrics.event_age.observe_all(ages_s)
 
     def _count_events(self, events: Events) -> None:
         if isinstance(events, list):

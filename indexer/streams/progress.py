@@ -16,12 +16,16 @@ from indexer.receiving.inbox import Inbox
 from indexer.store.records import Head
 from indexer.streams.applier import Applied, Applier
 from indexer.streams.trust import CONFIRMED_PHASES, Phase, Signal, TrustState
+from indexer.wire.decoder import MESSAGES_MAX
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 # A stream works so long at a stretch before others and requests have their turn.
 TURN_S = 0.002
+# What is taken out of the inbox at a time: what is not applied in this turn is put back.
+TAKEN_BYTES_MAX = 65_536
+TAKEN_ONE_BY_ONE_MAX = 8
 
 # Read for every batch, and an enum's member costs as much to name as several look-ups.
 _LIVE, _PARTIAL = Trust.LIVE, Trust.PARTIAL
@@ -56,6 +60,7 @@ class StreamProgress:
         self._is_whole_by_clear = False
         """Whether the content is complete since a clear, unless blocks lie below the gpu."""
         self._steps: Steps[None] | None = None
+        self._takes_max = TAKEN_ONE_BY_ONE_MAX
         self._adapters_to_forget: list[str] = []
         self._adapters_before: frozenset[str] = frozenset()
         """Those of which a former owner of the stream may have recorded blocks: the records do not say which."""
@@ -152,10 +157,11 @@ class StreamProgress:
             await asyncio.sleep(0)
         return outcome
 
-    def _in_steps(self, steps: Steps[Applied], number: int, payload: bytes, *, is_live: bool) -> Steps[None]:
-        self._note_applied(number, payload, (yield from steps), is_live=is_live)
+    def _in_steps(self, steps: Steps[Applied], number: int, payload: bytes, *, is_live: bool, count: int = 1) -> Steps[None]:
+        self._note_applied(number, payload, (yield from steps), is_live=is_live, count=count)
 
-    def _note_applied(self, number: int, payload: bytes, applied: Applied, *, is_live: bool) -> None:
+    def _note_applied(self, number: int, payload: bytes, applied: Applied, *, is_live: bool, count: int = 1) -> None:
+        """`count`: of the batches applied together, of which this is the last one."""
         if applied.is_refused_rank:
             self.is_replaced = True
             return
@@ -170,7 +176,7 @@ class StreamProgress:
             self.note(Signal.WHOLE)
         position = self._position() if self.store.needs_records else None
         self.store.append(self.key, self.applier.state.shape, applied.change, position)
-        self.batches += 1
+        self.batches += count
         self.last_batch_s = self.heard_s = time.monotonic()
 
     def _note_cleared(self) -> None:
@@ -186,6 +192,44 @@ class StreamProgress:
             self.note(Signal.LIVE_BATCH)
         self.sequence.note_live(number)
         self.apply(number, payload, is_live=True)
+
+    def apply_waiting(self, apply: Callable[[list[bytes]], bool], until_s: float) -> bool:
+        """Apply the oldest messages that came over the connection that was taken up: plain ones together, others one by one by `apply`.
+
+        Returns whether it said that one has to wait, for a replay. A message for which it raises is done with.
+        """
+        messages = self.inbox.take_some(self.epoch, self._takes_max, TAKEN_BYTES_MAX)
+        done = self._apply_together(messages)
+        self._takes_max = MESSAGES_MAX if done else TAKEN_ONE_BY_ONE_MAX
+        waits = False
+        try:
+            while done < len(messages) and self.go_on(until_s) and not self.is_replaced and not waits:
+                done += 1
+                waits = not apply(messages[done - 1])
+                if time.monotonic() >= until_s:
+                    break
+        finally:
+            if waits or done < len(messages):
+                self.inbox.put_back(self.epoch, messages[done - waits :])
+        return waits
+
+    def _apply_together(self, messages: list[list[bytes]]) -> int:
+        """Apply the first of these live messages as one batch, as many as simply go on where the stream is. Returns how many these are, 0 where they
+        have to be looked at one by one."""
+        sequence = self.sequence
+        if len(messages) < 2 or sequence.last is None or self.state.phase not in CONFIRMED_PHASES or not sequence.goes_on_live:
+            return 0
+        started = self.applier.start_some(messages, sequence.last + 1)
+        if started is None:
+            return 0
+        count, applied = started
+        number, payload = sequence.last + count, messages[count - 1][2]
+        sequence.note_live(number)
+        if type(applied) is Applied:
+            self._note_applied(number, payload, applied, is_live=True, count=count)
+        else:
+            self._steps = self._in_steps(applied, number, payload, is_live=True, count=count)
+        return count
 
     def apply_replayed(self, number: int, payload: bytes) -> None:
         """Apply one batch that a replay brought."""

@@ -100,8 +100,6 @@ class Stream:
         if replay_endpoint is not None:
             where = (self._progress, replay_endpoint, room, settings, snapshot)
             self._recovery = Recovery(*where, turn=turn, wakeup=self._wakeup, settled=self.settled)
-        self._next: tuple[int, list[bytes]] | None = None
-        """The oldest message that was taken out of the inbox and not applied yet, with the epoch it came in."""
         self._has_ended = self._was_unreached = self._was_connected = False
         self._down_since_s = self._silent_since_s = time.monotonic()
         self._probe_after_s = settings.limits.recovery.silence_s
@@ -220,10 +218,10 @@ class Stream:
         if self._takeover.is_pending and self.inbox:
             return self._join()
         # While a takeover is pending, nothing is taken out of the inbox.
-        message = None if self._takeover.is_pending else self._peek()
+        message = None if self._takeover.is_pending else self.inbox.peek()
         if message is not None and message[0] == progress.epoch:
             await self._apply_turn()
-            if self._peek() is not None or progress.is_replaced or not progress.is_current:
+            if self.inbox or progress.is_replaced or not progress.is_current:
                 await asyncio.sleep(0)
                 return 0.0
         elif is_new:
@@ -242,7 +240,7 @@ class Stream:
 
     async def _take_up_and_recover(self, epoch: int, recovery: Recovery) -> float:
         """A new connection is up. The replay answers for everything that older ones brought."""
-        self._discard_before(epoch)
+        self.inbox.discard_before(epoch)
         self._take_up(epoch)
         await recovery.recover()
         return 0.0
@@ -258,17 +256,6 @@ class Stream:
         if not self._takeover.is_pending:
             self.settled.set()
         return wait_s
-
-    def _peek(self) -> tuple[int, list[bytes]] | None:
-        """The oldest message not yet applied, with the epoch it came in."""
-        if self._next is None:
-            self._next = self.inbox.take()
-        return self._next
-
-    def _discard_before(self, epoch: int) -> None:
-        self.inbox.discard_before(epoch)
-        if self._next is not None and self._next[0] < epoch:
-            self._next = None
 
     def _take_up(self, epoch: int) -> None:
         """Take up a new connection: nothing is confirmed on it yet."""
@@ -318,13 +305,13 @@ class Stream:
         progress = self._progress
         if self._store.has_limits:
             await self._store.room(self.key)
+        waits = False
         async with self._turn:
             until_s = time.monotonic() + TURN_S
-            while progress.go_on(until_s) and not progress.is_replaced and (message := self._peek()) is not None and message[0] == progress.epoch:
-                self._next = None
-                if not self._apply_frames(message[1]):
-                    self._next = message
-                    break
+            while (
+                not waits and progress.go_on(until_s) and not progress.is_replaced and (oldest := self.inbox.peek()) and oldest[0] == progress.epoch
+            ):
+                waits = progress.apply_waiting(self._apply_frames, until_s)
                 if time.monotonic() >= until_s:
                     break
             self._applier.count_applied()
@@ -332,10 +319,10 @@ class Stream:
         if self.inbox.dropped != self._dropped_seen:
             dropped, self._dropped_seen = self.inbox.dropped - self._dropped_seen, self.inbox.dropped
             self._metrics.inbox_dropped.inc(dropped)
-        if self._recovery is not None and self._next is not None and self._next[0] == progress.epoch and not progress.state.is_confirmed:
+        if self._recovery is not None and waits and not progress.state.is_confirmed:
             await self._recovery.recover()
             if not self.inbox.connected:
-                self._discard_before(progress.epoch + 1)  # the next connection's replay answers for it
+                self.inbox.discard_before(progress.epoch + 1)  # the next connection's replay answers for it
 
     def _apply_frames(self, frames: list[bytes]) -> bool:
         """Apply one live message. False: not before a replay; leave it where it is."""

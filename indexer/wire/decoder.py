@@ -50,6 +50,8 @@ from indexer.wire.types import (
 WHOLE_BYTES_MAX = 2**20
 # A batch of plain events up to this size is packed in one call: what that reserves is at most 16 times as large.
 PLAIN_BYTES_MAX = 4 * 2**20
+# So many messages are packed as one batch.
+MESSAGES_MAX = 256
 # An event up to this size is decoded without measuring it first.
 UNMEASURED_BYTES_MAX = 65_536
 # A malformed event up to this size is decoded without types, to find the reason: what that builds is up to 80 times as large.
@@ -148,6 +150,18 @@ class WireDecoder:
     def _decode_plain(self, payload: bytes) -> Batch | None:
         """A batch whose events are all plain, else None. The compiled core packs it."""
         packed = None if self._plain is None else self._plain.decode(payload)
+        if packed is None:
+            return None
+        if packed.is_simulator:
+            self.dialect.is_simulator = True
+        return Batch(packed, packed.published_at_s, packed.rank)
+
+    def decode_some(self, messages: list[list[bytes]], number: int) -> Batch | None:
+        """The first of these messages as one batch, as many as are plain and follow each other from this number on. None where that are not even two.
+
+        They clear nothing, and `stamps` of the events says how many they are.
+        """
+        packed = None if self._plain is None else self._plain.decode_some(messages, number, MESSAGES_MAX)
         if packed is None:
             return None
         if packed.is_simulator:

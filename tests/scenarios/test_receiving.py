@@ -27,13 +27,13 @@ def prompt(number: int) -> list[int]:
 def received(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The payloads that the receiving thread has taken so far."""
     payloads: list[bytes] = []
-    put = Inbox.put
+    put_all = Inbox.put_all
 
-    def put_and_note(self: Inbox, frames: list[bytes]) -> None:
-        put(self, frames)
-        payloads.append(frames[-1])
+    def put_and_note(self: Inbox, messages: list[list[bytes]]) -> None:
+        put_all(self, messages)
+        payloads.extend(frames[-1] for frames in messages)
 
-    monkeypatch.setattr(Inbox, "put", put_and_note)
+    monkeypatch.setattr(Inbox, "put_all", put_and_note)
     return payloads
 
 

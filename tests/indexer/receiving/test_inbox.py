@@ -88,6 +88,38 @@ def test_throwing_away_all_leaves_an_empty_inbox() -> None:
     box.discard_before(2)
 
 
+def test_messages_that_are_put_in_together_are_kept_as_those_that_come_alone() -> None:
+    together, alone = inbox(inbox_frames_max=3), inbox(inbox_frames_max=3)
+    messages = [[b"%d" % number, b"x" * number] for number in range(5)]
+    together.put_all(messages)
+    for frames in messages:
+        alone.put(frames)
+    assert (together.kept(), together.bytes, together.cost, together.dropped) == (alone.kept(), alone.bytes, alone.cost, alone.dropped)
+    assert together.kept() == [(0, messages[2]), (0, messages[3]), (0, messages[4])]
+
+
+def test_some_are_taken_by_number_bytes_and_epoch_and_may_be_put_back() -> None:
+    box = inbox()
+    messages = [[b"a" * 10], [b"b" * 10], [b"c" * 10], [b"d" * 10]]
+    box.put_all(messages[:3])
+    box.epoch = 1
+    box.put(messages[3])
+    before = box.kept(), box.bytes, box.cost
+    assert box.take_some(1, 9, 100) == []
+    assert box.take_some(0, 2, 100) == messages[:2]
+    assert (len(box), box.bytes) == (2, 20)
+    box.put_back(0, messages[:2])
+    assert (box.kept(), box.bytes, box.cost) == before
+    assert box.take_some(0, 9, 11) == messages[:2]
+    assert box.take_some(0, 9, 1) == messages[2:3]
+    box.put_back(0, messages[:3])
+    assert box.take_some(0, 9, 100) == messages[:3]
+    assert box.take_some(1, 9, 1) == messages[3:]
+    assert (box.take_some(1, 9, 1), box.bytes, box.cost) == ([], 0, 0)
+    box.put_back(1, messages[3:])
+    assert box.kept() == [(1, messages[3])]
+
+
 def test_waking_calls_the_stream() -> None:
     woken: list[bool] = []
     Inbox(ReceiveLimits(), lambda: woken.append(True)).wake()

@@ -1,9 +1,11 @@
 """The bytes of one connection in, messages out."""
 
 import random
+from typing import Any
 
 import pytest
 
+from indexer.receiving import zmtp as zmtp_module
 from indexer.receiving.zmtp import (
     COMMAND,
     COMMAND_BYTES_MAX,
@@ -80,6 +82,44 @@ def test_messages_are_the_same_however_they_are_cut() -> None:
         assert found == sent[: len(found)]
         assert most == 1 or len(found) == len(sent)
         assert most == 1 or zmtp.pending_bytes == 0
+
+
+@pytest.mark.skipif(zmtp_module.core is None, reason="there is no compiled core")
+@pytest.mark.parametrize("seed", range(30))
+def test_the_compiled_core_takes_the_same_messages(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Also where frames are too long, commands come in between and bytes mean nothing."""
+    rng = random.Random(seed)
+    sent = b""
+    for _ in range(rng.choice([3, 200])):
+        parts = [rng.randbytes(rng.choice([0, 1, 8, 255, 256, 3_000])) for _ in range(rng.choice([1, 3, 3, 3, 4, 5, 9]))]
+        sent += message(*parts)
+        if rng.random() < 0.05:
+            sent += frame(PING_SENT, COMMAND)
+        elif rng.random() < 0.02:
+            sent += rng.choice([bytes([LONG]) + rng.choice([0, 300, FRAME_BYTES_MAX + 1, 2**63, 2**64 - 1]).to_bytes(8), rng.randbytes(9)])
+    pieces, start = [], 0
+    while start < len(sent):
+        size = rng.choice([1, 7, 100, 5_000, len(sent)])
+        pieces.append(sent[start : start + size])
+        start += size
+    count_max = rng.choice([1, 5, 512])
+
+    def said(zmtp: Zmtp) -> Any:
+        found: list[Any] = []
+        try:
+            for piece in pieces:
+                zmtp.receive(piece)
+                while True:
+                    found.append((zmtp.messages(count_max), zmtp.is_cut, zmtp.pending_bytes, zmtp.wanted_bytes, bytes(zmtp.outgoing)))
+                    if not zmtp.is_cut:
+                        break
+        except ZmtpError as error:
+            found.append(str(error))
+        return found
+
+    taken = said(shaken())
+    monkeypatch.setattr(zmtp_module, "core", None)
+    assert taken == said(shaken())
 
 
 def test_the_handshake_may_come_in_single_bytes() -> None:
