@@ -134,8 +134,8 @@ test-integrations: $(ENVOY_READY) $(LITELLM_READY) ## gateways of deploy/example
 test-peers: $(READY) $(PEERS_READY) ## --compat beside Dynamo's own indexer on the same events: 75 MB on first use, then half a minute
 	$(BIN)/python -m pytest -m peers tests/peers --no-header
 
-test-failovers: $(READY) ## everything about Sentinel and Cluster, of which `make test` plays the half that matters most: seven minutes
-	$(BIN)/python -m pytest tests/scenarios/redis/test_cluster.py tests/scenarios/redis/test_sentinel.py -m "failovers or not failovers" -n 2 --no-loadscope-reorder --no-header
+test-failovers: $(READY) ## everything about Sentinel, Cluster and shards, of which `make test` plays the half that matters most: seven minutes
+	$(BIN)/python -m pytest tests/scenarios/redis/test_cluster.py tests/scenarios/redis/test_sentinel.py tests/scenarios/redis/test_shards.py -m "failovers or not failovers" -n 2 --no-loadscope-reorder --no-header
 
 test-scale: $(READY) ## a scorer that starts late against a million block copies, of which `make test` plays a fifth: two minutes
 	$(BIN)/python -m pytest tests/scenarios/redis/test_followers.py -m scale --no-header

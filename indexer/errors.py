@@ -5,6 +5,7 @@ IndexerError
 │   └── UnresolvedError the host of an endpoint has no address now: it is looked up again
 ├── NotFollowedError    another indexer follows the stream that is to be changed
 ├── StoreError          Redis is unreachable or refuses: the caller gets the error, streams continue in memory
+│   └── ShardsError     other indexers split models into another number of shards
 └── Refused             a frame, batch or event from the network cannot be used: it is counted and skipped
 """
 
@@ -52,6 +53,25 @@ class StoreError(IndexerError):
     def __init__(self, failure: str) -> None:
         super().__init__(f"Redis is {failure}" if failure != "refusing" else "Redis refuses")
         self.failure = failure
+
+
+class ShardsError(StoreError):
+    """Other indexers split models into another number of shards.
+
+    Attributes: `ours`, `in_redis`, the two numbers; `allowed`, what would be right, in words.
+    """
+
+    def __init__(self, ours: int, in_redis: int) -> None:
+        super().__init__("refusing")
+        self.ours = ours
+        self.in_redis = in_redis
+        self.allowed = (
+            f"models in Redis are split into {in_redis}: give all indexers the same number. "
+            "To change it, stop all of them for --pod-expiry-s, or give another --namespace"
+        )
+
+    def __str__(self) -> str:
+        return f"--shards={self.ours}: {self.allowed}"
 
 
 def field_first(error: str) -> str:

@@ -217,7 +217,7 @@ class Command(Client):
     def wait_url(self) -> Self:
         """Wait until it listens."""
         wait_until(lambda: any("listening" in line for line in self.lines) or self.process.poll() is not None)
-        found = re.search(r'url=(\S+)|"url":"([^"]+)"', "\n".join(self.lines))
+        found = re.search(r'url=(\S+)|"url":"([^"]+)"', "\n".join(line for line in self.lines if "listening" in line))
         assert found, f"it did not start: {self.lines}"
         self.url = found[1] or found[2]
         return self

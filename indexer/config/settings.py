@@ -42,7 +42,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         str, Meta(description="Networks, separated by commas, that pods registered over HTTP or discovered must be in; ipc allows ipc:// too.")
     ] = DEFAULT_NETWORKS
     engine_api_key_file: Annotated[str | None, Meta(description="File with the key for the engines' own API, a bearer token.")] = None
-    streams_max: Annotated[int, Meta(ge=1, le=10_000, description="Most streams followed; each rank of each pod is one.")] = 4_096
+    streams_max: Annotated[int, Meta(ge=1, le=10_000, description="Most streams; each rank of each pod is one.")] = 4_096
     pod_expiry_s: Annotated[Seconds, Meta(description="How long a disconnected pod keeps its blocks.")] = 300.0
     registration_expiry_s: Annotated[
         float, Meta(ge=0, le=10**6, description="How long a pod registered over HTTP may be away before it is forgotten; 0 for ever.")
@@ -95,6 +95,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         Meta(description="URL of the Redis that replicas share: redis://, rediss://, unix://, redis+sentinel://, redis+cluster://."),
     ] = None
     namespace: Annotated[str, Meta(description="Prefix of every key in Redis.")] = "kvi"
+    shards: Annotated[int, Meta(ge=1, le=64, description="Shards of a model in Redis, equal on all indexers.")] = 1
     lease_s: Annotated[Seconds, Meta(description="How long an indexer owns its streams without renewing the lease.")] = 3.0
     redis_timeout_s: Annotated[Seconds, Meta(description="Longest wait for a response of Redis.")] = 1.0
 

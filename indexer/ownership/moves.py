@@ -125,7 +125,7 @@ class Moves:
             if mode != "want":
                 return
             await asyncio.sleep(POLL_S)
-            if known.duty is not Duty.ASK or time.monotonic() - self._store.outage_ended_s(known.key.model) < self._settings.lease_s:
+            if known.duty is not Duty.ASK or time.monotonic() - self._store.outage_ended_s(known.key) < self._settings.lease_s:
                 return
 
     async def _claim(self, known: KnownStream, stream: Stream, mode: ClaimMode) -> bool:

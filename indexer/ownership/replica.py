@@ -26,7 +26,7 @@ from indexer.engines.discovered import DiscoveredPod, origin_of
 from indexer.engines.load_scraper import LoadScraper
 from indexer.engines.served_names import ServedNames
 from indexer.engines.spec import EngineSpec, aliases, check_together, http_base, http_base_of, prefill_rate, role_of
-from indexer.errors import NotFollowedError, StoreError
+from indexer.errors import NotFollowedError, SettingError, ShardsError, StoreError
 from indexer.metrics import IndexerMetrics
 from indexer.ownership.dead_registrations import DeadRegistrations
 from indexer.ownership.dial_in_pods import DialInPods
@@ -68,11 +68,12 @@ class ReplicaService:
         metrics.owned_streams.set_function(lambda: len(self._streams.running))
 
     async def __aenter__(self) -> Self:
-        """Raises SettingError for an engine that cannot be followed."""
+        """Raises SettingError for an engine that cannot be followed, and where other indexers split models into another number of shards."""
         named = len(sources_of(self._settings.engines))
         self._streams.check_count(named, named)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.store)
+            await self._check_shards()
             await stack.enter_async_context(self._streams)
             self._moves.update_streams()
             if self._settings.load_interval_s:
@@ -93,6 +94,15 @@ class ReplicaService:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self._stack.aclose()
+
+    async def _check_shards(self) -> None:
+        """Where Redis does not answer now, rounds find it out. Raises SettingError."""
+        try:
+            await self.store.check_shards()
+        except ShardsError as error:
+            raise SettingError("--shards", error.ours, error.allowed) from None
+        except StoreError:
+            pass  # logged where it was raised
 
     async def _leave(self) -> None:
         """Give everything back at once: the others need not wait for a lease to run out."""
@@ -196,7 +206,7 @@ class ReplicaService:
         if not others:
             return False
         async with aclosing(Reader(self._settings)) as reader:
-            surveys = await reader.survey(others[0].model, others)
+            surveys = await reader.survey(reader.keyspace.shard(others[0]), others)
         statuses = (state.status for survey in surveys for state in survey.states.values())
         return any(is_published_connected(status) for status in statuses)
 
@@ -280,6 +290,8 @@ class ReplicaService:
         known, is_in_touch = self._known.by_key, self._rounds.heartbeat_s is not None
         orphaned = [key for key, each in known.items() if not each.dials_us and not self._rounds.has_owner(key)]
         reasons = [] if self.store.failure is None else [str(StoreError(self.store.failure))]
+        if self._rounds.excluded is not None:
+            reasons.append(self._rounds.excluded)
         if not is_in_touch and not reasons:
             reasons.append("Redis has not answered so far")
         if is_in_touch:

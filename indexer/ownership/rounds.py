@@ -17,7 +17,7 @@ from indexer.config.settings import Settings
 from indexer.core.names import StreamKey
 from indexer.engines.discovered import origin_of
 from indexer.engines.spec import EngineSpec, http_base, role_of
-from indexer.errors import StoreError
+from indexer.errors import ShardsError, StoreError
 from indexer.ownership.assignment import Assignment, ObservedStream
 from indexer.ownership.known_streams import KnownStream, KnownStreams
 from indexer.ownership.moves import Moves
@@ -38,7 +38,7 @@ AFTER_FAILURE_S = 1.0
 
 class Rounds:
     """`run` them. `changing`: held while it is looked up or changed which pods there are. `members`: the living indexers. `heartbeat_s`: when Redis
-    answered the last heartbeat, by time.monotonic()."""
+    answered the last heartbeat, by time.monotonic(). `excluded`: why this indexer may take part in nothing, where that is so."""
 
     def __init__(
         self,
@@ -53,6 +53,7 @@ class Rounds:
         """`aliases_of`: the other names by which a pod with these specs serves its model."""
         self.members: tuple[str, ...] = ()
         self.heartbeat_s: float | None = None
+        self.excluded: str | None = None
         self.changing = asyncio.Lock()
         self._settings = settings
         self._store = store
@@ -108,11 +109,21 @@ class Rounds:
         try:
             await self._wait_for_renewals()
             await self._look_at_others()
+        except ShardsError as error:
+            self._exclude(str(error))
         except StoreError:
             pass  # the store logs it, once
         except Exception:
             log.exception("sharing failed")
             await asyncio.sleep(AFTER_FAILURE_S)
+
+    def _exclude(self, reason: str) -> None:
+        """Others lay out Redis otherwise, since it lost its data or answers only now: nobody reads what is written here."""
+        if self.excluded is None:
+            log.error("excluded from sharing", extra={"reason": reason})
+        self.excluded = reason
+        for key in list(self._streams.running):
+            self._moves.note_lost(key, Ownership.LOST)
 
     # Renewing what is ours
 
@@ -174,6 +185,7 @@ class Rounds:
         is_candidate = any(not known.dials_us for known in self._known.by_key.values())
         asked_s, node = time.monotonic(), registry.node
         answer = await self._store.heartbeat(models, is_candidate=is_candidate)
+        self.excluded = None
         registry.note_registered(answer.pods, node, asked_s)
         now_s = time.monotonic()
         is_other = self._incarnation not in (None, answer.incarnation)
@@ -220,6 +232,6 @@ class Rounds:
             stands_by=known.stream is not None,
             owner=self._owned_by.get(key),
             wanted_by=known.wanted_by,
-            outage_ended_s=self._store.outage_ended_s(key.model),
+            outage_ended_s=self._store.outage_ended_s(key),
             is_hidden=not runs_here and key not in self._owned_by,
         )

@@ -15,7 +15,7 @@ class RedisCondition(Struct, frozen=True):
     """`failure`: why nothing more is known: unreachable, loading, refusing; `error` in words. `ping_s`: the shortest of a few round trips.
 
     `skew_s`: its clock less ours. `members`: indexers that count as alive. `pods`: those registered over HTTP. `layouts`: versions of other layouts
-    of keys that are in use under the namespace. `is_empty`: nothing of the namespace is there.
+    of keys that are in use under the namespace. `shards`: into how many each model is split. `is_empty`: nothing of the namespace is there.
     """
 
     failure: str | None = None
@@ -34,4 +34,5 @@ class RedisCondition(Struct, frozen=True):
     pods: int = 0
     models: list[ModelCondition] = []
     layouts: list[int] = []
+    shards: int = 1
     is_empty: bool = False

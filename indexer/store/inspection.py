@@ -8,7 +8,7 @@ from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadin
 
 from indexer.store.client.connection import Client, answer_of, connect, is_away, said
 from indexer.store.condition import ModelCondition, RedisCondition
-from indexer.store.keyspace import LAYOUT, Keyspace, stream_of, text_of
+from indexer.store.keyspace import LAYOUT, Keyspace, shards_of, stream_of, text_of
 
 PINGS = 5
 MODELS_MAX = 64
@@ -48,7 +48,9 @@ async def _inspect(client: Client, keyspace: Keyspace) -> RedisCondition:
     pipeline.hlen(names.pods)
     pipeline.zrangebyscore(names.models, now_ms, "+inf", start=0, num=MODELS_MAX)
     pipeline.exists(names.incarnation)
-    members, pods, models, has_incarnation = await answer_of(pipeline.execute())
+    pipeline.get(names.shards)
+    members, pods, models, has_incarnation, shards = await answer_of(pipeline.execute())
+    keyspace.shards = shards_of(shards)
     return RedisCondition(
         version=str(info.get("valkey_version") or info.get("redis_version", "")),
         server="valkey" if "valkey_version" in info else "redis",
@@ -63,6 +65,7 @@ async def _inspect(client: Client, keyspace: Keyspace) -> RedisCondition:
         members=members,
         pods=pods,
         models=[await _model(client, keyspace, text_of(model), now_ms) for model in models],
+        shards=keyspace.shards,
         layouts=await _layouts(client, keyspace.namespace),
         is_empty=not (members or pods or models or has_incarnation),
     )
@@ -76,17 +79,20 @@ async def _ping_s(client: Client) -> float:
 
 async def _model(client: Client, keyspace: Keyspace, model: str, now_ms: int) -> ModelCondition:
     """Owners confirm their streams every second, and each has a lease in its owner's name."""
-    keys = keyspace.model(model)
-    trusted: Any = await answer_of(client.zrange(keys.streams, 0, STREAMS_MAX - 1, withscores=True))
+    trusted: list[Any] = []
+    for number in range(keyspace.shards):
+        trusted += await answer_of(client.zrange(keyspace.model(model, number).streams, 0, STREAMS_MAX - 1, withscores=True))
     pipeline = client.pipeline(transaction=False)
     streams = []
-    for name, until_ms in trusted:
+    for name, until_ms in trusted[:STREAMS_MAX]:
         try:
             streams.append((stream_of(model, name), until_ms))
         except ValueError:  # not written by an indexer
             continue
-        pipeline.hget(keys.lease(streams[-1][0]), "owner")
-        pipeline.exists(keys.state(streams[-1][0]))
+        stream = streams[-1][0]
+        keys = keyspace.of(stream)
+        pipeline.hget(keys.lease(stream), "owner")
+        pipeline.exists(keys.state(stream))
     answers = await answer_of(pipeline.execute()) if streams else []
     # One without a state has expired.
     known = [(*stream, owner) for stream, owner, has_state in zip(streams, answers[::2], answers[1::2], strict=True) if has_state]

@@ -7,28 +7,37 @@
     {namespace}:2:{directory}:members       ZSET    indexer → until when it counts as alive
     {namespace}:2:{directory}:models        ZSET    model → until when it is worth looking at
     {namespace}:2:{directory}:incarnation   STRING  distinguishes this data from that of a Redis that lost everything
-    {namespace}:2:{model}:log               STREAM  the ordered changes of one model; each entry has one field, `e`, see `records`
+    {namespace}:2:{directory}:shards        STRING  the number of shards of each model; missing for 1
+    {namespace}:2:{model}:log               STREAM  the ordered changes of one shard of a model; each entry has one field, `e`, see `records`
     {namespace}:2:{model}:streams           ZSET    stream → trusted until
-    {namespace}:2:{model}:incarnation       STRING  the same as above, for what a model's slot holds
+    {namespace}:2:{model}:incarnation       STRING  the same as above, for what the shard's slot holds
     {namespace}:2:{model}:lease:{stream}    HASH    owner, want: who has the stream, and who would like to
     {namespace}:2:{model}:state:{stream}    HASH    gen, fence, number, lengths, head, status: see `records`
     {namespace}:2:{model}:load:{pod}        STRING  when the pod's load was measured, and the load, see `published_loads`
     {namespace}:2:{model}:{part}:{stream}:{generation}  HASH  engine hash → block, for each of PARTS
 
-All times are Redis's own, in milliseconds. `{model}` is a digest of the model's name in braces, and `{directory}` is literal: whatever is
-changed by one script lies in one slot of a Cluster. `1` is the version of this layout.
+All times are Redis's own, in milliseconds. `{model}` stands for one shard of a model: a digest of the model's name in braces, and behind it, where
+there are several shards, their number, that of the shard and a further one, see `_tag`. `{directory}` is literal. So whatever is changed by one
+script lies in one slot of a Cluster. `2` is the version of this layout.
 """
 
 import re
+from binascii import crc_hqx
+from itertools import count
 
 from msgspec import Struct
-from xxhash import xxh3_128_hexdigest
+from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
 
 from indexer.core.events import Tier
 from indexer.core.names import StreamKey
 from indexer.errors import SettingError
 
 LAYOUT = 2
+SHARDS_MAX = 64
+# Slots of a Cluster.
+SLOTS = 16_384
+# A shard's slot lies at most so far behind the place that makes a model's shards equally far apart.
+SLOTS_APART_MAX = 64
 NAMESPACE = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 PARTS = (*(tier.word for tier in Tier), "parked", "removed")
@@ -53,13 +62,23 @@ def stream_of(model: str, name: str | bytes) -> StreamKey:
     return StreamKey(model, pod, int(rank))
 
 
+def shard_of(pod: str, shards: int) -> int:
+    """In which of so many shards the streams of a pod lie, all ranks together, and its load beside them."""
+    return xxh3_64_intdigest(pod.encode()) % shards
+
+
+def shards_of(text: bytes | None) -> int:
+    """What is written as the number of shards. What is no such number was not written by us, and counts as if it were missing."""
+    return int(text) if text is not None and text.isdigit() and 1 <= int(text) <= SHARDS_MAX else 1
+
+
 def text_of(name: bytes) -> str:
     """A name in Redis. What is no UTF-8 was not written by us, and fits nothing."""
     return name.decode(errors="replace")
 
 
 def incarnation_beside(key: str) -> str:
-    """The incarnation that lies in the same slot of a Cluster as one of these keys: that of the model, or of the directory."""
+    """The incarnation that lies in the same slot of a Cluster as one of these keys: that of the shard, or of the directory."""
     return key[: key.index("}") + 2] + "incarnation"
 
 
@@ -73,10 +92,11 @@ class Directory(Struct, frozen=True):
     members: str
     models: str
     incarnation: str
+    shards: str
 
 
 class ModelKeys(Struct, frozen=True):
-    """The keys of one model."""
+    """The keys of one shard of a model; of all of it where there is one shard."""
 
     prefix: str
     log: str
@@ -97,19 +117,57 @@ class ModelKeys(Struct, frozen=True):
         return [f"{self.prefix}{part}:{stream_id(stream)}:{generation:016x}" for part in PARTS]
 
 
-class Keyspace:
-    """`Keyspace("kvi").model("my/model").log`."""
+class Shard(Struct, frozen=True):
+    """A part of a model's data. Each lies in one slot of a Cluster, and has a log of its own."""
 
-    def __init__(self, namespace: str) -> None:
+    model: str
+    number: int = 0
+
+
+class Keyspace:
+    """`Keyspace("kvi").model("my/model").log`. `shards`: into how many each model is split."""
+
+    def __init__(self, namespace: str, shards: int = 1) -> None:
         prefix = f"{namespace}:{LAYOUT}:{{directory}}:"
         self.namespace = namespace
+        self.shards = shards
         self.directory = Directory(*(prefix + name for name in Directory.__struct_fields__))
-        self._models: dict[str, ModelKeys] = {}
+        self._keys: dict[tuple[str, int, int], ModelKeys] = {}
 
-    def model(self, model: str) -> ModelKeys:
-        """The keys of this model."""
-        keys = self._models.get(model)
+    def shard(self, stream: StreamKey) -> Shard:
+        """Where a stream lies."""
+        return Shard(stream.model, shard_of(stream.pod, self.shards))
+
+    def shards_of(self, model: str) -> list[Shard]:
+        """All of a model."""
+        return [Shard(model, number) for number in range(self.shards)]
+
+    def of(self, stream: StreamKey) -> ModelKeys:
+        """The keys of the shard in which a stream lies."""
+        return self.of_pod(stream.model, stream.pod)
+
+    def of_pod(self, model: str, pod: str) -> ModelKeys:
+        """The keys of the shard in which a pod's streams and its load lie."""
+        return self.model(model, shard_of(pod, self.shards))
+
+    def model(self, model: str, shard: int = 0) -> ModelKeys:
+        """The keys of one shard of this model."""
+        keys = self._keys.get((model, self.shards, shard))
         if keys is None:
-            prefix = f"{self.namespace}:{LAYOUT}:{{{xxh3_128_hexdigest(model.encode())}}}:"
-            keys = self._models[model] = ModelKeys(prefix, prefix + "log", prefix + "streams", prefix + "incarnation")
+            prefix = f"{self.namespace}:{LAYOUT}:{{{_tag(model, self.shards, shard)}}}:"
+            keys = self._keys[model, self.shards, shard] = ModelKeys(prefix, prefix + "log", prefix + "streams", prefix + "incarnation")
         return keys
+
+
+def _tag(model: str, shards: int, shard: int) -> str:
+    """The hash tag of a shard's keys, by which a Cluster chooses the slot.
+
+    Nodes have ranges of slots as a rule, so the slots of a model's shards lie nearly as far apart as that many can.
+    """
+    digest = xxh3_128_hexdigest(model.encode())
+    if shards == 1:
+        return digest
+    place = crc_hqx(digest.encode(), 0) + shard * SLOTS // shards
+    tag = f"{digest}:{shards}:{shard}:"
+    before = crc_hqx(tag.encode(), 0)
+    return tag + str(next(number for number in count() if (crc_hqx(b"%d" % number, before) - place) % SLOTS < SLOTS_APART_MAX))

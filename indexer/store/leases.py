@@ -42,7 +42,7 @@ class Leases:
     async def claim(self, stream: StreamKey, mode: ClaimMode) -> Claim | str:
         """Become the stream's owner. Returns its present owner where that is another indexer. Raises StoreError."""
         session, fence = self._session, random_number()
-        keys = session.keyspace.model(stream.model)
+        keys = session.keyspace.of(stream)
         words = (session.member, session.lease_ms, fence, session.expiry_ms, f"{random_number():016x}", mode)
         await session.learn_time(keys.incarnation)
         answer = await session.call("claim", [keys.lease(stream), keys.state(stream), keys.incarnation], *words)
@@ -55,7 +55,7 @@ class Leases:
 
     async def extend(self, stream: StreamKey) -> None:
         """Keep the lease of a stream that is being read and not owned yet. Cancel it."""
-        lease = self._session.keyspace.model(stream.model).lease(stream)
+        lease = self._session.keyspace.of(stream).lease(stream)
         while True:
             with suppress(RedisError):  # the next read notices
                 await answer_of(self._session.client.pexpire(lease, self._session.lease_ms))
@@ -64,14 +64,14 @@ class Leases:
     async def release(self, stream: StreamKey) -> None:
         """Give the lease back. Never raises StoreError."""
         try:
-            await self._session.call("release", [self._session.keyspace.model(stream.model).lease(stream)], self._session.member)
+            await self._session.call("release", [self._session.keyspace.of(stream).lease(stream)], self._session.member)
         except StoreError:
             log.info("lease not given back", extra={"pod": stream.pod, "rank": stream.rank})
 
     async def owners(self, streams: Sequence[StreamKey]) -> dict[StreamKey, str | None]:
         """Who has these streams; of a Cluster, those of the nodes that answer. Raises StoreError where none does."""
         pipeline = self._session.client.pipeline(transaction=False)
-        leases = [self._session.keyspace.model(stream.model).lease(stream) for stream in streams]
+        leases = [self._session.keyspace.of(stream).lease(stream) for stream in streams]
         for lease in leases:
             pipeline.hget(lease, "owner")
         try:

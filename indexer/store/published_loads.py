@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 
 from indexer.engines.load import Load
 from indexer.store.client.connection import Client, said
-from indexer.store.keyspace import Keyspace
+from indexer.store.keyspace import Keyspace, ModelKeys
 from indexer.store.scripts import Call, Word, call_all
 
 log = logging.getLogger(__name__)
@@ -46,12 +46,12 @@ class LoadWriter:
     def __init__(self, client: Client, keyspace: Keyspace) -> None:
         self._client = client
         self._keyspace = keyspace
-        self._pending: dict[str, dict[str, tuple[Load, float]]] = {}
+        self._pending: dict[ModelKeys, dict[str, tuple[Load, float]]] = {}
         self._woken = asyncio.Event()
 
     def note(self, model: str, pod: str, load: Load, at_s: float) -> None:
         """`at_s`: when it was measured, by the monotonic clock."""
-        self._pending.setdefault(model, {})[pod] = load, at_s
+        self._pending.setdefault(self._keyspace.of_pod(model, pod), {})[pod] = load, at_s
         self._woken.set()
 
     async def run(self) -> None:
@@ -61,11 +61,10 @@ class LoadWriter:
             await asyncio.sleep(GATHER_S)
             self._woken.clear()
             pending, self._pending = self._pending, {}
-            # A node of a Cluster that is away holds up its own models only.
-            await asyncio.gather(*(self._write(model, list(loads.items())) for model, loads in pending.items()))
+            # A node of a Cluster that is away holds up what it holds only.
+            await asyncio.gather(*(self._write(keys, list(loads.items())) for keys, loads in pending.items()))
 
-    async def _write(self, model: str, loads: Sequence[tuple[str, tuple[Load, float]]]) -> None:
-        keys = self._keyspace.model(model)
+    async def _write(self, keys: ModelKeys, loads: Sequence[tuple[str, tuple[Load, float]]]) -> None:
         for start in range(0, len(loads), PODS_MAX):
             piece = loads[start : start + PODS_MAX]
             words: list[Word] = [TTL_MS]
@@ -76,13 +75,13 @@ class LoadWriter:
                 if isinstance(answer, RedisError):
                     raise answer
             except RedisError as error:
-                log.debug("loads not written", extra={"model": model, "error": said(error)})
+                log.debug("loads not written", extra={"keys": keys.prefix, "error": said(error)})
 
 
 def calls(keyspace: Keyspace, model: str, pods: Sequence[str]) -> list[Call]:
-    """What to ask for the loads of these pods."""
-    keys = keyspace.model(model)
-    return [Call("read_loads", [keys.load(pod) for pod in pods[start : start + PODS_MAX]]) for start in range(0, len(pods), PODS_MAX)]
+    """What to ask for the loads of these pods, which lie in one shard."""
+    names = [keyspace.of_pod(model, pod).load(pod) for pod in pods]
+    return [Call("read_loads", names[start : start + PODS_MAX]) for start in range(0, len(names), PODS_MAX)]
 
 
 def decode(pods: Sequence[str], answers: Sequence[Sequence[bytes | None]]) -> tuple[int, dict[str, tuple[Load, int]]]:

@@ -17,7 +17,7 @@ from indexer.errors import StoreError
 from indexer.store import published_loads
 from indexer.store.client.connection import Client, answer_of, connect, is_cluster, node_of, server_epoch_of, slot_of, why
 from indexer.store.health import Failure, RedisHealth
-from indexer.store.keyspace import Keyspace, stream_id, text_of
+from indexer.store.keyspace import Keyspace, ModelKeys, Shard, shards_of, stream_id, text_of
 from indexer.store.log_reads import Entries, LogReads, entries_of
 from indexer.store.records import Head, decode_head
 from indexer.store.registry import RegisteredPods
@@ -73,10 +73,11 @@ class Survey(Struct, frozen=True):
 
 
 class Directory(Struct, frozen=True):
-    """What belongs to no model. `models`: those worth looking at."""
+    """What belongs to no model. `models`: those worth looking at. `shards`: into how many each is split, None where there is none."""
 
     pods: dict[str, tuple[EngineSpec, ...]]
     models: frozenset[str]
+    shards: int | None = None
 
 
 class Reader:
@@ -87,7 +88,7 @@ class Reader:
         self._url = settings.redis
         self._log_reads = LogReads(self._read_logs)
         self.client: Client = connect(settings.redis, settings.redis_timeout_s)
-        self.keyspace = Keyspace(settings.namespace)
+        self.keyspace = Keyspace(settings.namespace, settings.shards)
         self.health = RedisHealth(settings.redis, up, writes=False)
         self._pods = RegisteredPods()
         self._unreadable: set[StreamKey] = set()
@@ -103,15 +104,18 @@ class Reader:
         """The same of what belongs to no model."""
         return self.health.silence(SILENT_S) or self.health.failure_in(slot_of(self.client, self.keyspace.directory.pods))
 
-    def slot_of(self, model: str) -> int:
-        """The slot in which all of a model lies."""
-        return slot_of(self.client, self.keyspace.model(model).log)
+    def slot_of(self, shard: Shard) -> int:
+        """The slot in which all of a shard lies."""
+        return slot_of(self.client, self._keys(shard).log)
 
-    def forget(self, model: str, others: Iterable[str]) -> None:
-        """This model is no longer followed, but these others are."""
+    def _keys(self, shard: Shard) -> ModelKeys:
+        return self.keyspace.model(shard.model, shard.number)
+
+    def forget(self, shard: Shard, others: Iterable[Shard]) -> None:
+        """This shard is no longer followed, but these others are."""
         asked = {slot_of(self.client, self.keyspace.directory.pods), *map(self.slot_of, others)}
-        if self.slot_of(model) not in asked:
-            self.health.forget(self.slot_of(model))
+        if self.slot_of(shard) not in asked:
+            self.health.forget(self.slot_of(shard))
 
     @property
     def server_epoch(self) -> int:
@@ -151,13 +155,15 @@ class Reader:
         pipeline.hgetall(names.pods)
         pipeline.hgetall(names.specs)
         pipeline.zrange(names.models, 0, -1, withscores=True)
-        (seconds, microseconds), pods, specs, models = await self._ask(pipeline.execute(), names.pods)
+        pipeline.get(names.shards)
+        (seconds, microseconds), pods, specs, models, shards = await self._ask(pipeline.execute(), names.pods)
         now_ms = seconds * 1000 + microseconds // 1000
-        return Directory(self._pods.read(pods.items(), specs.items()), frozenset(text_of(model) for model, until_ms in models if until_ms >= now_ms))
+        living = frozenset(text_of(model) for model, until_ms in models if until_ms >= now_ms)
+        return Directory(self._pods.read(pods.items(), specs.items()), living, shards_of(shards) if living else None)
 
     async def snapshot(self, stream: StreamKey) -> StateSnapshot:
         """One stream's state."""
-        keys = self.keyspace.model(stream.model)
+        keys = self.keyspace.of(stream)
         ((offset, *version, head),) = await self._call([Call("peek", [keys.state(stream), keys.log])])
         found = _version_of(version)
         try:
@@ -168,9 +174,9 @@ class Reader:
             self._unreadable.add(stream)
             return StateSnapshot(offset_of(offset), found)
 
-    async def survey(self, model: str, streams: Sequence[StreamKey]) -> list[Survey]:
-        """Until when each stream is trusted, and these streams' states; several surveys where there are many of them."""
-        keys = self.keyspace.model(model)
+    async def survey(self, shard: Shard, streams: Sequence[StreamKey]) -> list[Survey]:
+        """Until when each stream of a shard is trusted, and these streams' states; several surveys where there are many of them."""
+        keys = self._keys(shard)
         pieces = [streams[start : start + SURVEY_STATES] for start in range(0, len(streams), SURVEY_STATES)] or [[]]
         found = []
         for piece in pieces:
@@ -181,9 +187,9 @@ class Reader:
             found.append(Survey(int(now_ms), offset_of(offset), incarnation, until, seen, node_of(self.client, keys.log)))
         return found
 
-    async def entries(self, model: str, after: LogOffset, count: int, wait_ms: int) -> list[tuple[LogOffset, bytes | None]]:
-        """At most `count` entries of the model's log; waits up to `wait_ms` for the first, 0 for not at all. None: an entry of an unknown format."""
-        name, begin = self.keyspace.model(model).log, f"{after[0]}-{after[1]}"
+    async def entries(self, shard: Shard, after: LogOffset, count: int, wait_ms: int) -> list[tuple[LogOffset, bytes | None]]:
+        """At most `count` entries of the shard's log; waits up to `wait_ms` for the first, 0 for not at all. None: an entry of an unknown format."""
+        name, begin = self._keys(shard).log, f"{after[0]}-{after[1]}"
         if is_cluster(self._url):
             entries = (await self._read_logs({name: begin}, count, wait_ms or None)).get(name, [])
         else:
@@ -194,7 +200,7 @@ class Reader:
         return entries_of(await self._ask(self.client.xread(dict[Any, Any](logs), count=count, block=wait_ms), next(iter(logs))))
 
     async def loads(self, model: str, pods: Sequence[str]) -> tuple[int, dict[str, tuple[Load, int]]]:
-        """Redis's time, and pod → its load, and when it was measured by that clock, in ms; pods without a load are left out."""
+        """Of pods of one shard: Redis's time, and pod → its load, and when it was measured by that clock, in ms; pods without a load are left out."""
         asked = published_loads.calls(self.keyspace, model, pods)
         return published_loads.decode(pods, await self._call(asked)) if asked else (0, {})
 

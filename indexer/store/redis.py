@@ -7,8 +7,8 @@
     pending, flusher  what is not written yet, and the task that writes it
     takeover          reading what a former owner wrote
 
-Nothing that streams call waits for Redis. While it is away they go on in memory and changes gather, bounded by what the streams hold. All of a model
-lies in one slot of a Cluster; a Redis that is no Cluster is one slot. The health of Redis is known per slot.
+Nothing that streams call waits for Redis. While it is away they go on in memory and changes gather, bounded by what the streams hold. Each shard of a
+model lies in one slot of a Cluster; a Redis that is no Cluster is one slot. The health of Redis is known per slot.
 """
 
 import asyncio
@@ -89,19 +89,19 @@ class RedisStore:
         """Whether Redis accepts writes there, as far as is known."""
         return self._session.health.failure_in(slot) is None
 
-    def outage_ended_s(self, model: str | None = None) -> float:
-        """When Redis was last away, by time.monotonic(): the slot of the members, and the one that holds this model."""
+    def outage_ended_s(self, stream: StreamKey | None = None) -> float:
+        """When Redis was last away, by time.monotonic(): the slot of the members, and the one that holds this stream."""
         session = self._session
         ended_s = session.health.outage_ended_s(session.slot(session.keyspace.directory.incarnation).number)
-        return ended_s if model is None else max(ended_s, session.health.outage_ended_s(self.slot_of(model)))
+        return ended_s if stream is None else max(ended_s, session.health.outage_ended_s(self.slot_of(stream)))
 
     def note_data_loss(self) -> None:
         """Redis has other data than before: as after an outage."""
         self._session.health.note_data_loss()
 
-    def slot_of(self, model: str) -> int:
-        """The number of the slot in which all of a model lies."""
-        return self._session.slot_of(model)
+    def slot_of(self, stream: StreamKey) -> int:
+        """The number of the slot in which all of a stream lies."""
+        return self._session.slot_of(stream)
 
     # What streams call: the protocol of indexer.core.store
 
@@ -151,7 +151,7 @@ class RedisStore:
     def own(self, stream: StreamKey, claim: Claim, snapshot: Snapshot, position: StreamPosition, *, is_loaded: bool) -> None:
         """From now on what the stream holds is written. `snapshot`: to write it in full. `is_loaded`: it holds what Redis has; else that does not
         count."""
-        session, keys = self._session, self._session.keyspace.model(stream.model)
+        session, keys = self._session, self._session.keyspace.of(stream)
         pending = PendingWrites(stream, snapshot, position, keys, session.settings, claim.fence, partial(session.trusted_until_ms, keys.streams))
         if claim.generation is not None:
             pending.continue_from(claim.generation, claim.fence_before, claim.number)
@@ -183,7 +183,7 @@ class RedisStore:
     @property
     def owned_slots(self) -> frozenset[int]:
         """Those in which something is ours. What lies in one is renewed by one call of `renew`, whatever becomes of the others."""
-        return frozenset(self.slot_of(stream.model) for stream in self._flusher.streams)
+        return frozenset(self.slot_of(stream) for stream in self._flusher.streams)
 
     async def renew(self, statuses: Mapping[StreamKey, OwnedStatus], slot: int | None = None) -> dict[StreamKey, Renewed]:
         """Renew what is ours, in one slot or in all, and see whether it still is. Raises StoreError."""
@@ -199,6 +199,10 @@ class RedisStore:
         heartbeat = await self._members.heartbeat(models, is_candidate=is_candidate)
         await self._flusher.probe()
         return heartbeat
+
+    async def check_shards(self) -> None:
+        """Raises ShardsError where other indexers split their models otherwise; StoreError where Redis does not answer."""
+        await self._members.check_shards()
 
     async def leave(self) -> None:
         """This indexer ends: the others need not wait for its membership to run out. Never raises StoreError."""

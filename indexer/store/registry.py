@@ -106,7 +106,7 @@ class Registry:
         self._unconfirmed.note_deleted(stream)
 
     async def _delete(self, stream: StreamKey) -> None:
-        keys, name = self._keyspace.model(stream.model), stream_id(stream)
+        keys, name = self._keyspace.of(stream), stream_id(stream)
         generation: int | None = None
         while True:
             entry = encode_entry(Entry(name, Kind.GONE, generation or 0, 0, 0, 0, 0, Trust.EXPIRED, None))

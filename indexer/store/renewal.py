@@ -51,29 +51,30 @@ class Renewal:
     async def renew(self, statuses: Mapping[StreamKey, OwnedStatus], slot: int | None = None) -> dict[StreamKey, Renewed]:
         """Renew what is ours, in one slot or in all, and see whether it still is. Raises StoreError."""
         renewed: dict[StreamKey, Renewed] = {}
-        by_model: dict[str, list[PendingWrites]] = {}
+        by_shard: dict[str, list[PendingWrites]] = {}
         for pending in self._flusher.streams.values():
-            if slot is None or self._session.slot_of(pending.key.model) == slot:
-                by_model.setdefault(pending.key.model, []).append(pending)
-        for model, streams in by_model.items():
+            if slot is None or self._session.slot_of(pending.key) == slot:
+                by_shard.setdefault(pending.keys.incarnation, []).append(pending)
+        for key, streams in by_shard.items():
             for start in range(0, len(streams), STREAMS_MAX):
-                renewed |= await self._renew(model, streams[start : start + STREAMS_MAX], statuses)
-            self._session.note_answer(self._session.keyspace.model(model).incarnation)
+                renewed |= await self._renew(streams[start : start + STREAMS_MAX], statuses)
+            self._session.note_answer(key)
         return renewed
 
-    async def _renew(self, model: str, streams: list[PendingWrites], statuses: Mapping[StreamKey, OwnedStatus]) -> dict[StreamKey, Renewed]:
-        key = self._session.keyspace.model(model).streams
+    async def _renew(self, streams: list[PendingWrites], statuses: Mapping[StreamKey, OwnedStatus]) -> dict[StreamKey, Renewed]:
+        """`streams`: of one shard."""
+        key = streams[0].keys.streams
         await self._session.learn_time(key)
         node = node_of(self._session.client, key)
-        renewed = await self._renew_once(model, streams, statuses)
+        renewed = await self._renew_once(streams, statuses)
         if node_of(self._session.client, key) != node:
             # Another node answered than the one by whose clock it was said until when the content counts.
             await self._session.learn_time(key)
-            renewed = await self._renew_once(model, streams, statuses)
+            renewed = await self._renew_once(streams, statuses)
         return renewed
 
-    async def _renew_once(self, model: str, streams: list[PendingWrites], statuses: Mapping[StreamKey, OwnedStatus]) -> dict[StreamKey, Renewed]:
-        session, keys = self._session, self._session.keyspace.model(model)
+    async def _renew_once(self, streams: list[PendingWrites], statuses: Mapping[StreamKey, OwnedStatus]) -> dict[StreamKey, Renewed]:
+        session, keys = self._session, streams[0].keys
         names = [keys.streams, keys.log, keys.incarnation]
         words: list[Any] = [session.member, session.lease_ms, *streams[0].ttl_ms]
         written = [_Written(pending.generation, pending.number, pending.is_writing_in_full) for pending in streams]

@@ -8,6 +8,7 @@ from msgspec import Struct
 from redis.exceptions import RedisError
 
 from indexer.config.settings import Settings
+from indexer.core.names import StreamKey
 from indexer.errors import StoreError
 from indexer.metrics import IndexerMetrics
 from indexer.store.client.connection import Client, connect, node_of, server_epoch_of, slot_of, why
@@ -33,7 +34,7 @@ class StoreSession:
         self.settings = settings
         self.metrics = metrics.redis
         self.member = member
-        self.keyspace = Keyspace(settings.namespace)
+        self.keyspace = Keyspace(settings.namespace, settings.shards)
         self.client: Client = connect(settings.redis, settings.redis_timeout_s)
         self.health = RedisHealth(settings.redis, self.metrics.up, writes=True)
         self.slots: dict[int, Slot] = {}
@@ -56,9 +57,9 @@ class StoreSession:
             slot = self.slots[number] = Slot(number, incarnation_beside(key), NodeClock())
         return slot
 
-    def slot_of(self, model: str) -> int:
-        """The number of the slot in which all of a model lies."""
-        return self.slot(self.keyspace.model(model).incarnation).number
+    def slot_of(self, stream: StreamKey) -> int:
+        """The number of the slot in which all of a stream lies."""
+        return self.slot(self.keyspace.of(stream).incarnation).number
 
     def note_error(self, error: RedisError, key: str) -> None:
         """A command for this key failed."""

@@ -36,7 +36,7 @@ async def load(session: StoreSession, leases: Leases, claim: Claim, stream: Stre
     head = claim.head
     if claim.generation is None or head is None or (head.counting, head.hash_seed) != (state.counting, session.settings.hash_seed):
         return None
-    parts, epoch = session.keyspace.model(stream.model).parts(stream, claim.generation), server_epoch_of(session.client)
+    parts, epoch = session.keyspace.of(stream).parts(stream, claim.generation), server_epoch_of(session.client)
     renewing = asyncio.create_task(leases.extend(stream), name=f"renew {stream.pod} {stream.rank}")
     try:
         fields = [await _read_hash(session.client, part) for part in parts]

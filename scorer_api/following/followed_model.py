@@ -1,4 +1,4 @@
-"""What is known of one model that is followed: its streams, and the log offset that was reached.
+"""What is known of one shard of a model that is followed: its streams, and the log offset that was reached.
 
 The log reader, the surveyor and the reloader work on it; it changes the view with them.
 """
@@ -10,7 +10,7 @@ from typing import Protocol
 
 from indexer.config.settings import Settings
 from indexer.core.names import StreamKey, Trust
-from indexer.store.keyspace import stream_id
+from indexer.store.keyspace import Shard, stream_id
 from indexer.store.reader import LOG_START, LogOffset, Reader, StateVersion
 from scorer_api.following.followed_stream import FollowedStream
 from scorer_api.index.holding import Holding
@@ -26,7 +26,7 @@ class FollowerContext(Protocol):
     settings: Settings
     metrics: FollowerMetrics
 
-    def loads_of(self, model: str) -> asyncio.Semaphore:
+    def loads_of(self, shard: Shard) -> asyncio.Semaphore:
         """How many streams may be loaded at a time."""
 
     def give_back(self, holding: Holding | None) -> None:
@@ -40,8 +40,9 @@ class FollowedModel:
     another one, `server_epoch` is the reader's of that moment. `clock_s`: what to add to a time of Redis to have one of the monotonic clock.
     """
 
-    def __init__(self, name: str, context: FollowerContext) -> None:
-        self.name = name
+    def __init__(self, shard: Shard, context: FollowerContext) -> None:
+        self.shard = shard
+        self.name = shard.model
         self.streams: dict[str, FollowedStream] = {}
         self.loads: dict[str, asyncio.Task[None]] = {}
         self.offset: LogOffset = LOG_START

@@ -1,4 +1,4 @@
-"""Following all that indexers write to Redis: a task per model, and one that frees in pieces what streams no longer hold."""
+"""Following all that indexers write to Redis: a task per shard of each model, and one that frees in pieces what streams no longer hold."""
 
 import asyncio
 import logging
@@ -15,6 +15,7 @@ from indexer.config.settings import Settings
 from indexer.core.names import StreamKey
 from indexer.engines.spec import EngineSpec
 from indexer.errors import StoreError
+from indexer.store.keyspace import Shard
 from indexer.store.reader import Directory, Reader
 from indexer.store.registry import Registry
 from scorer_api.following.followed_stream import FollowedStream
@@ -56,8 +57,8 @@ class Follower:
         """The registered ones."""
         self._looking = asyncio.Lock()
         self._to_give_back: asyncio.Queue[Holding] = asyncio.Queue()
-        self._running: dict[str, _Running] = {}
-        self._first_models: list[ModelFollower] = []
+        self._running: dict[Shard, _Running] = {}
+        self._first: list[ModelFollower] = []
         self._has_looked = False
         self._is_settled = False
 
@@ -81,9 +82,9 @@ class Follower:
         for task in (*self._own, *(running.task for running in self._running.values())):
             task.cancel()
 
-    def loads_of(self, model: str) -> asyncio.Semaphore:
-        """How many streams may be loaded at a time from what holds this model: loads wait for no others than those."""
-        return self._loads.setdefault(self.reader.slot_of(model), asyncio.Semaphore(LOADS_MAX))
+    def loads_of(self, shard: Shard) -> asyncio.Semaphore:
+        """How many streams may be loaded at a time from what holds this shard: loads wait for no others than those."""
+        return self._loads.setdefault(self.reader.slot_of(shard), asyncio.Semaphore(LOADS_MAX))
 
     # What is known
 
@@ -95,7 +96,9 @@ class Follower:
 
     def _note_settled(self) -> None:
         """Once true it stays true."""
-        self._is_settled = self._is_settled or (bool(self._first_models) and all(model.is_settled and model.streams for model in self._first_models))
+        if not self._is_settled and self._first:
+            with_streams = {follower.shard.model for follower in self._first if follower.streams}
+            self._is_settled = all(follower.is_settled and follower.shard.model in with_streams for follower in self._first)
 
     @property
     def is_empty(self) -> bool:
@@ -109,8 +112,9 @@ class Follower:
 
     def streams_of(self, model: str) -> Iterator[FollowedStream]:
         """Every stream of one model that is followed."""
-        if model in self._running:
-            yield from self._running[model].follower.streams.values()
+        for number in range(self.reader.keyspace.shards):
+            if (running := self._running.get(Shard(model, number))) is not None:
+                yield from running.follower.streams.values()
 
     # The directory
 
@@ -135,52 +139,65 @@ class Follower:
 
     async def _follow(self, directory: Directory) -> None:
         self.pods = directory.pods
-        expected: dict[str, list[StreamKey]] = {model: [] for model in directory.models}
+        if directory.shards not in (None, self.reader.keyspace.shards):
+            await self._split(directory.shards)
+        expected: dict[Shard, list[StreamKey]] = {shard: [] for model in directory.models for shard in self.reader.keyspace.shards_of(model)}
         for pod, specs in directory.pods.items():
             for spec in specs:
-                expected.setdefault(spec.model, []).extend(StreamKey(spec.model, pod, rank) for rank in spec.stream_ranks)
+                for shard in self.reader.keyspace.shards_of(spec.model):
+                    expected.setdefault(shard, [])
+                streams = [StreamKey(spec.model, pod, rank) for rank in spec.stream_ranks]
+                expected[self.reader.keyspace.shard(streams[0])] += streams
         now_s = time.monotonic()
-        for model in self._running.keys() - expected.keys():
-            await self._note_missing(model, now_s)
-        for model, streams in expected.items():
-            if model not in self._running:
-                self._start(model)
-            follower = self._running[model].follower
+        for shard in self._running.keys() - expected.keys():
+            await self._note_missing(shard, now_s)
+        for shard, streams in expected.items():
+            if shard not in self._running:
+                self._start(shard)
+            follower = self._running[shard].follower
             follower.missing_since_s = None
             follower.expect(streams)
-        if not self._first_models:
-            self._first_models = [running.follower for running in self._running.values()]
+        if not self._first:
+            self._first = [running.follower for running in self._running.values()]
         self._has_looked = True
 
-    async def _note_missing(self, model: str, now_s: float) -> None:
+    async def _split(self, shards: int) -> None:
+        """Indexers split models into this number of shards: what was followed is there no more, or never was."""
+        log.info("models in redis split into another number of shards", extra={"shards": shards})
+        for shard in list(self._running):
+            await self._stop(shard)
+        self.reader.keyspace.shards = shards
+        self._first = []
+
+    async def _note_missing(self, shard: Shard, now_s: float) -> None:
         """No indexer has the model any more; or Redis lost it, and its indexers will write it again."""
-        follower = self._running[model].follower
+        follower = self._running[shard].follower
         follower.expect(())
         if follower.missing_since_s is None:
             follower.missing_since_s = now_s
         if now_s - follower.missing_since_s > self.settings.pod_expiry_s:
-            await self._stop(model)
+            await self._stop(shard)
 
-    def _start(self, model: str) -> None:
-        follower = ModelFollower(model, self)
-        self._running[model] = _Running(follower, self._tasks.create_task(self._run(follower), name=f"follow {model}"))
+    def _start(self, shard: Shard) -> None:
+        follower = ModelFollower(shard, self)
+        self._running[shard] = _Running(follower, self._tasks.create_task(self._run(follower), name=f"follow {shard.model} {shard.number}"))
 
-    async def _stop(self, model: str) -> None:
-        running = self._running[model]
+    async def _stop(self, shard: Shard) -> None:
+        running = self._running[shard]
         running.task.cancel()
         await asyncio.wait([running.task])
-        del self._running[model]
+        del self._running[shard]
         running.follower.close()
-        self.reader.forget(model, self._running)
+        self.reader.forget(shard, self._running)
 
     async def _run(self, follower: ModelFollower) -> None:
         try:
             await follower.run()
         except Exception:
-            log.exception("following failed", extra={"model": follower.model})
+            log.exception("following failed", extra={"model": follower.shard.model, "shard": follower.shard.number})
             await asyncio.sleep(AFTER_FAILURE_S)
             follower.close()
-            del self._running[follower.model]  # the next round starts it again
+            del self._running[follower.shard]  # the next round starts it again
 
     # Giving back
 

@@ -69,7 +69,7 @@ class Loading:
 
     async def _read_blocks(self, holding: Holding, shape: CacheShape, generation: int, *, may_be_ambiguous: bool) -> None:
         key = self._stream.key
-        names = self._reader.keyspace.model(key.model).parts(key, generation)
+        names = self._reader.keyspace.of(key).parts(key, generation)
         claims = make_key_claims()
         for tier, name in zip(Tier, names, strict=False):
             cursor = 0

@@ -1,4 +1,4 @@
-"""Reads the log of one model into the view: judges each entry, and applies it, empties or closes its stream, or has the stream loaded."""
+"""Reads the log of one shard of a model into the view: judges each entry, and applies it, empties or closes its stream, or has the stream loaded."""
 
 import asyncio
 import time
@@ -46,7 +46,7 @@ class LogReader:
                 await asyncio.sleep(RETRY_S)
                 continue
             try:
-                entries = await self._reader.entries(model.name, model.offset, ENTRIES_MAX, 0 if survey is not None else self._wait_ms)
+                entries = await self._reader.entries(model.shard, model.offset, ENTRIES_MAX, 0 if survey is not None else self._wait_ms)
             except StoreError:
                 was_away = True
                 await asyncio.sleep(RETRY_S)

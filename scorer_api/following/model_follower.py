@@ -1,4 +1,4 @@
-"""Following one model: three kinds of tasks work on what is known of it.
+"""Following one shard of a model, which is all of it where there is one shard: three kinds of tasks work on what is known of it.
 
 log      XREAD at a steady pace ──▶ judge ──▶ apply, or empty, or close, or load                                            log_reader
 survey   every second: until when streams are trusted; states compared with what is held                               survey
@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Iterable
 
 from indexer.core.names import StreamKey
+from indexer.store.keyspace import Shard
 from scorer_api.following.followed_model import FollowedModel, FollowerContext
 from scorer_api.following.followed_stream import FollowedStream
 from scorer_api.following.log_reader import LogReader
@@ -19,12 +20,12 @@ from scorer_api.following.survey import Surveyor
 class ModelFollower:
     """`run` ends with its cancellation; `close` forgets all streams then."""
 
-    def __init__(self, model: str, context: FollowerContext) -> None:
-        self.model = model
+    def __init__(self, shard: Shard, context: FollowerContext) -> None:
+        self.shard = shard
         self.missing_since_s: float | None = None
         """Since when no indexer has the model, by the monotonic clock."""
         self._tasks = asyncio.TaskGroup()
-        self._known = FollowedModel(model, context)
+        self._known = FollowedModel(shard, context)
         reloader = Reloader(self._known, context, self._tasks)
         self._surveyor = Surveyor(self._known, context, reloader)
         self._log_reader = LogReader(self._known, context, reloader, self._surveyor)
@@ -45,8 +46,8 @@ class ModelFollower:
     async def run(self) -> None:
         """Follow for good."""
         async with self._tasks as tasks:
-            tasks.create_task(self._surveyor.run(), name=f"survey {self.model}")
-            tasks.create_task(self._log_reader.run(), name=f"log {self.model}")
+            tasks.create_task(self._surveyor.run(), name=f"survey {self.shard.model} {self.shard.number}")
+            tasks.create_task(self._log_reader.run(), name=f"log {self.shard.model} {self.shard.number}")
 
     def expect(self, registered: Iterable[StreamKey]) -> None:
         """These streams are registered: they are shown even while nothing is known of them."""

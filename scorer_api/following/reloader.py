@@ -1,4 +1,4 @@
-"""Loads streams of one model from Redis, each in its own task, until a load is complete."""
+"""Loads streams of one shard of a model from Redis, each in its own task, until a load is complete."""
 
 import asyncio
 
@@ -47,7 +47,7 @@ class Reloader:
 
     async def _load_once(self, stream: FollowedStream) -> bool:
         """Returns whether the load was whole; if not, something came in between."""
-        async with self._context.loads_of(self._model.name):
+        async with self._context.loads_of(self._model.shard):
             loading = Loading(stream, self._context)
             try:
                 await loading.read()

@@ -1,4 +1,4 @@
-"""Surveys of one model: every second, the states of all its streams, and until when their owners confirm them.
+"""Surveys of one shard of a model: every second, the states of all its streams, and until when their owners confirm them.
 
 An idle stream never shows that its last entry was lost: only its state does. So states are compared with what is held, once the log has been read up
 to the survey's offset. Only then does the trust of that survey take effect: what is held is then what the owner confirmed.
@@ -77,10 +77,10 @@ class Surveyor:
     async def _survey(self) -> None:
         model, reader = self._model, self._reader
         offset, asked_s, server_epoch = model.offset, time.monotonic(), reader.server_epoch
-        surveys = await reader.survey(model.name, [stream.key for stream in model.streams.values()])
+        surveys = await reader.survey(model.shard, [stream.key for stream in model.streams.values()])
         new = _streams_of(model.name, surveys[-1].trusted.keys() - model.streams.keys())
         if new:
-            surveys += await reader.survey(model.name, new)
+            surveys += await reader.survey(model.shard, new)
         if server_epoch != reader.server_epoch:
             raise StoreError(UNREACHABLE)  # of two servers, which have two clocks
         if any(survey.node != surveys[0].node for survey in surveys):

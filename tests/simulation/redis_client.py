@@ -78,6 +78,9 @@ class SimulatedPipeline:
     def time(self) -> None:
         self._commands.append(("TIME",))
 
+    def get(self, key: str) -> None:
+        self._commands.append(("GET", key))
+
     def hget(self, key: str, field: str) -> None:
         self._commands.append(("HGET", key, field))
 

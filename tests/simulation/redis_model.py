@@ -212,6 +212,8 @@ class RedisModel:
                 return self.hset(key, *pairs)
             case "HDEL", (key, *fields):
                 return self.hdel(key, *fields)
+            case "GET", (key,):
+                return self.get(key)
             case "HGET", (key, field):
                 return self.hash(key).get(packed(field))
             case "HGETALL", (key,):

@@ -155,9 +155,16 @@ def _delete(redis: RedisModel, keys: list[str], words: list[Word]) -> Any:
 
 
 def _heartbeat(redis: RedisModel, keys: list[str], words: list[Word]) -> Any:
-    members, models, pods, forgotten, incarnation, specs = keys
-    member, alive_ms, ttl_ms, new_incarnation, *named = words
+    members, models, pods, forgotten, incarnation, specs, shards = keys
+    member, alive_ms, ttl_ms, new_incarnation, own_shards, *named = words
     now_ms = redis.clock()
+    redis.zremrangebyscore(models, float("-inf"), now_ms)
+    written = redis.get(shards) or (b"1" if redis.exists(models) else None)
+    if written not in (None, packed(own_shards)):
+        return [written]
+    if packed(own_shards) != b"1":
+        redis.set(shards, own_shards)
+        redis.pexpire(shards, ttl_ms)
     redis.pexpire(members, ttl_ms)
     redis.zremrangebyscore(members, float("-inf"), now_ms)
     redis.zremrangebyscore(members, now_ms + int(alive_ms) + int(ttl_ms), float("inf"))
@@ -166,7 +173,6 @@ def _heartbeat(redis: RedisModel, keys: list[str], words: list[Word]) -> Any:
     else:
         redis.zadd(members, now_ms + int(alive_ms), member)
         redis.pexpire(members, alive_ms)
-    redis.zremrangebyscore(models, float("-inf"), now_ms)
     for model in named:
         redis.zadd(models, now_ms + int(ttl_ms), model)
     redis.pexpire(models, ttl_ms)

@@ -22,6 +22,8 @@ HYBRIDS = (
     (FULL, Layer("window", 2 * BLOCK_SIZE, BLOCK_SIZE + 1)),
 )
 HYBRID_SHARE = 0.35
+# Of schedules that have their model in two shards.
+SHARDED_SHARE = 0.25
 # Of so many schedules one applies batches in steps.
 IN_STEPS_EVERY = 3
 
@@ -104,7 +106,7 @@ class EngineKind(Struct, frozen=True):
 
 class Schedule(Struct, frozen=True):
     """`indexers`, `scorers`: how many there are at first. `slowness`: how many times longer than usual Redis takes. `in_steps`: whether each
-    batch is applied in steps, as otherwise only large ones are."""
+    batch is applied in steps, as otherwise only large ones are. `shards`: into how many the model is split in Redis."""
 
     seed: int
     engines: tuple[EngineKind, ...]
@@ -114,6 +116,7 @@ class Schedule(Struct, frozen=True):
     slowness: int
     steps: tuple[Step, ...]
     in_steps: bool = False
+    shards: int = 1
 
     @classmethod
     def of(cls, seed: int) -> "Schedule":
@@ -122,9 +125,9 @@ class Schedule(Struct, frozen=True):
         random_of_layers = Random(f"{seed} layers")
         engines = tuple(_engine(random, _layers(random_of_layers)) for _ in range(random.choice((1, 1, 2))))
         steps = [_step(random) for _ in range(random.choice(STEPS))]
-        return cls(
-            seed, engines, tuple(_texts(random)), random.choice((1, 1, 2)), 1, random.choice((1, 1, 4)), tuple(steps), seed % IN_STEPS_EVERY == 0
-        )
+        texts, indexers, slowness = tuple(_texts(random)), random.choice((1, 1, 2)), random.choice((1, 1, 4))
+        shards = 2 if Random(f"{seed} shards").random() < SHARDED_SHARE else 1
+        return cls(seed, engines, texts, indexers, 1, slowness, tuple(steps), seed % IN_STEPS_EVERY == 0, shards)
 
 
 def _engine(random: Random, layers: tuple[Layer, ...]) -> EngineKind:

@@ -115,7 +115,7 @@ class _Simulation:
             case Kind.EMPTY_REDIS:
                 world.redis.become(({}, {}))
             case Kind.TRIM_LOG:
-                world.redis.model.xtrim(world.log_key, step.count - 1)
+                world.redis.model.xtrim(world.log_keys[step.which % len(world.log_keys)], step.count - 1)
             case Kind.JUMP_CLOCK:
                 world.redis.shift_clock(JUMP_MS if step.which % 2 else -JUMP_MS)
             case Kind.ADD_INDEXER:

@@ -86,9 +86,9 @@ class Calls:
 
     def _heartbeat(self, pod: str) -> tuple[list[str], list[Word]]:
         names = DIRECTORY
-        keys = [names.members, names.models, names.pods, names.forgotten, names.incarnation, names.specs]
+        keys = [names.members, names.models, names.pods, names.forgotten, names.incarnation, names.specs, names.shards]
         words = [self._one("x", "y"), self._one(0, TTL_MS), self._one(2 * TTL_MS, LEASE_MS)]
-        return keys, [*words, "incarnation", *self._one([], ["m"], ["m", "n"])]
+        return keys, [*words, "incarnation", self._one(1, 1, 1, 2), *self._one([], ["m"], ["m", "n"])]
 
     def _peek(self, pod: str) -> tuple[list[str], list[Word]]:
         return [f"{KEYS.prefix}state:0:{pod}", KEYS.log], []

@@ -112,9 +112,11 @@ class World:
             redis_timeout_s=TIMEOUT_S,
             pod_expiry_s=30.0,
             load_interval_s=0.0,
+            shards=schedule.shards,
             limits=LIMITS,
         )
-        self.log_key = Keyspace(self.settings.namespace).model(MODEL).log
+        keyspace = Keyspace(self.settings.namespace, schedule.shards)
+        self.log_keys = [keyspace.model(MODEL, shard).log for shard in range(schedule.shards)]
         self.member_of: dict[Process, Member] = {}
         self.indexers: list[Member] = []
         self.scorers: list[Member] = []

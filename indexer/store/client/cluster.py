@@ -31,7 +31,7 @@ REDIRECTIONS_MAX = 5
 # Which slots lie where is asked no more often than this.
 REFRESH_PAUSE_S = 0.1
 KEYED = frozenset(
-    {"EXISTS", "HDEL", "HGET", "HGETALL", "HLEN", "HSCAN", "HSET", "PEXPIRE", "SET", "ZCOUNT", "ZRANGE", "ZRANGEBYSCORE", "ZREM", "ZSCORE"}
+    {"EXISTS", "GET", "HDEL", "HGET", "HGETALL", "HLEN", "HSCAN", "HSET", "PEXPIRE", "SET", "ZCOUNT", "ZRANGE", "ZRANGEBYSCORE", "ZREM", "ZSCORE"}
 )
 """Commands whose first argument is a key, …"""
 KEYLESS = frozenset({"INFO", "PING", "TIME"})

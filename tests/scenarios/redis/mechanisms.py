@@ -256,7 +256,7 @@ def registrations_stay_local(patch: Patch) -> None:
 def one_namespace(patch: Patch) -> None:
     """All services have the same names."""
     begin = Keyspace.__init__
-    patch.setattr(Keyspace, "__init__", lambda self, namespace: begin(self, "kvi"))
+    patch.setattr(Keyspace, "__init__", lambda self, namespace, shards=1: begin(self, "kvi", shards))
 
 
 def one_model(patch: Patch) -> None:
