@@ -93,7 +93,7 @@ cdef class BlockRuns:
                     break
                 removed += event.count
             else:
-                if stored == stored_max or <Py_ssize_t>self.held.live + event.count > self.held_max or event.announces_extra_keys > announces:
+                if stored == stored_max or <Py_ssize_t>self.held.live + event.count > self.held_max or event.announces_extra_keys > announces or event.adapter:
                     break
                 parent_key = root
                 if event.has_parent and not self.key_before(event.parent, &parent_key):
@@ -135,6 +135,11 @@ cdef class BlockRuns:
         cdef size_t width = <size_t>event.block_size * TOKEN_BYTES, at
         cdef const uint8_t *tokens = <const uint8_t *>&events.tokens[event.first_token]
         self.keys.reserve(event.count)
+        if event.extra_keys:
+            block_tokens = PyBytes_FromStringAndSize(<const char *>tokens, <Py_ssize_t>(event.count * width))
+            chained = chain_packed(key, block_tokens, event.block_size, events.extra_keys[event.extra_keys - 1])
+            memcpy(self.keys.values, PyBytes_AsString(chained), event.count * sizeof(uint64_t))
+            return 0
         for at in range(event.count):
             key = xxh3_64(tokens + at * width, width, key)
             self.keys.values[at] = key

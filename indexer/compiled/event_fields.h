@@ -90,6 +90,43 @@ static inline const uint8_t *read_msgpack_integer(const uint8_t *p, const uint8_
     return p + (*p == 0xD0 ? 2 : *p == 0xD1 ? 3 : *p == 0xD2 ? 5 : 9);
 }
 
+/* Behind one value of any type, however nested; NULL where it is cut off or has a type that there is not. Each value takes a byte at least. */
+static inline const uint8_t *skip_msgpack(const uint8_t *p, const uint8_t *end) {
+    uint64_t values = 1, bytes;
+    while (values) {
+        ptrdiff_t left = end - p;
+        if (left < 1 || values > (uint64_t)left) return NULL;
+        values--;
+        if (*p < 0x80 || *p >= 0xE0 || *p == 0xC0 || *p == 0xC2 || *p == 0xC3) { p++; continue; }
+        if (*p < 0xA0) {
+            values += (uint64_t)(*p & 0x0F) << (*p < 0x90);
+            p++;
+            continue;
+        }
+        if (*p < 0xC0) {
+            bytes = 1 + (*p & 0x1F);
+        } else {
+            switch (*p) {
+                case 0xC4: case 0xD9: if (left < 2) return NULL; bytes = 2 + (uint64_t)p[1]; break;
+                case 0xC5: case 0xDA: if (left < 3) return NULL; bytes = 3 + (uint64_t)big_endian16(p + 1); break;
+                case 0xC6: case 0xDB: if (left < 5) return NULL; bytes = 5 + (uint64_t)big_endian32(p + 1); break;
+                case 0xCA: case 0xCE: case 0xD2: bytes = 5; break;
+                case 0xCB: case 0xCF: case 0xD3: bytes = 9; break;
+                case 0xCC: case 0xD0: bytes = 2; break;
+                case 0xCD: case 0xD1: bytes = 3; break;
+                case 0xDC: if (left < 3) return NULL; values += big_endian16(p + 1); bytes = 3; break;
+                case 0xDD: if (left < 5) return NULL; values += big_endian32(p + 1); bytes = 5; break;
+                case 0xDE: if (left < 3) return NULL; values += 2 * (uint64_t)big_endian16(p + 1); bytes = 3; break;
+                case 0xDF: if (left < 5) return NULL; values += 2 * (uint64_t)big_endian32(p + 1); bytes = 5; break;
+                default: return NULL; /* extensions, and what there is not */
+            }
+        }
+        if (bytes > (uint64_t)left) return NULL;
+        p += bytes;
+    }
+    return p;
+}
+
 /* An engine hash: an integer, or the last eight of at least as many bytes. Returns the position behind it, NULL for anything else. */
 static inline const uint8_t *read_msgpack_hash(const uint8_t *p, const uint8_t *end, uint64_t *value) {
     int is_negative;

@@ -24,6 +24,7 @@ cdef extern from "event_fields.h":
     const uint8_t *read_msgpack_map(const uint8_t *first, const uint8_t *end, uint32_t *count) nogil
     const uint8_t *read_msgpack_text(const uint8_t *first, const uint8_t *end, const uint8_t **text, uint32_t *length) nogil
     const uint8_t *read_msgpack_integer(const uint8_t *first, const uint8_t *end, uint64_t *value, int *is_negative) nogil
+    const uint8_t *skip_msgpack(const uint8_t *first, const uint8_t *end) nogil
     const uint8_t *read_msgpack_hash(const uint8_t *first, const uint8_t *end, uint64_t *value) nogil
 
 cdef enum:
@@ -33,6 +34,10 @@ cdef enum:
     NO_NUMBER = 0xFFFFFFFF
     # Ranks, group numbers and windows are far below; a decoder of whole values takes what is not.
     NUMBER_MAX = 65_535
+    # Limit for the extra keys of a batch, as a multiple of those of one block.
+    EXTRA_KEYS_OF_A_BATCH = 128
+    # So many different extra keys are folded at a stretch.
+    FOLDED_MAX = 4_096
     # What events of one batch say of their groups.
     SAID_MAX = 16
     WORD_MAX = 32
@@ -52,6 +57,8 @@ cdef struct PlainEvent:
     Py_ssize_t first_hash, first_token
     uint32_t count  # blocks
     uint32_t block_size
+    # Positions in `adapters` and `extra_keys`, counted from 1; 0 where there are none.
+    Py_ssize_t adapter, extra_keys
     uint64_t parent
     bint has_parent, announces_extra_keys, lists_extra_keys
 
@@ -90,11 +97,16 @@ cdef class PlainEvents:
     cdef readonly object rank
     cdef readonly bint is_simulator
     cdef readonly Py_ssize_t stored, removed, cleared  # events of each kind
+    # The names of LoRA adapters, and of blocks with extra keys: position in the event → folded extra keys.
+    cdef readonly list adapters, extra_keys
     cdef PlainEvent *events
     cdef uint64_t *hashes
     cdef uint32_t *tokens
     cdef Py_ssize_t count, events_room, hash_count, hashes_room, token_count, tokens_room
     cdef object make_stored, make_removed, make_cleared
+
+    def __cinit__(self):
+        self.adapters, self.extra_keys = [], []
 
     def __dealloc__(self):
         free(self.events)
@@ -123,7 +135,10 @@ cdef class PlainEvents:
             <const char *>&self.tokens[event.first_token], <Py_ssize_t>event.count * event.block_size * TOKEN_BYTES
         )
         parent = PyLong_FromUnsignedLongLong(event.parent) if event.has_parent else None
-        return self.make_stored(hashes, parent, tokens, self.said[event.said], bool(event.announces_extra_keys), bool(event.lists_extra_keys))
+        adapter = self.adapters[event.adapter - 1] if event.adapter else None
+        extra_keys = self.extra_keys[event.extra_keys - 1] if event.extra_keys else None
+        announces, lists = bool(event.announces_extra_keys), bool(event.lists_extra_keys)
+        return self.make_stored(hashes, parent, tokens, self.said[event.said], announces, lists, adapter, extra_keys)
 
     cdef int reserve_event(self) except -1:
         if self.count == self.events_room:
@@ -145,9 +160,11 @@ cdef class PlainEvents:
 
 
 cdef class PlainDecoder:
-    """Of one stream. `make_stored`, `make_removed`, `make_cleared`: make an event of what `PlainEvents` keeps."""
+    """Of one stream. `make_stored`, `make_removed`, `make_cleared`: make an event of what `PlainEvents` keeps. `fold`: encoded extra keys of a block, its
+    adapter, and whether it is a prompt's first one → folded extra keys, None where anything is odd."""
 
-    cdef object make_stored, make_removed, make_cleared
+    cdef object make_stored, make_removed, make_cleared, fold
+    cdef Py_ssize_t extra_keys_bytes_max, text_length_max
     cdef size_t events_max, hashes_max, tokens_max, hashes_of_batch_max, tokens_of_batch_max, block_size_max
     # Of the batch at hand.
     cdef const uint8_t *at
@@ -162,9 +179,17 @@ cdef class PlainDecoder:
     cdef PlainEvent event
     cdef Said said
     cdef uint32_t fields, token_count, extra_keys_count
-    cdef bint is_parent_number
+    cdef bint is_parent_number, has_adapter_number
+    cdef const uint8_t *adapter  # its name; NULL where there is none
+    cdef uint32_t adapter_length, adapter_number
+    cdef const uint8_t *extra_keys  # the first block's; NULL where no block has any
+    # Of the batch at hand.
+    cdef Py_ssize_t extra_keys_bytes
+    cdef uint32_t folded_count
 
-    def __cinit__(self, limits not None, make_stored not None, make_removed not None, make_cleared not None):
+    def __cinit__(self, limits not None, make_stored not None, make_removed not None, make_cleared not None, fold not None):
+        self.fold = fold
+        self.extra_keys_bytes_max, self.text_length_max = limits.extra_keys_bytes_max, limits.text_length_max
         self.make_stored, self.make_removed, self.make_cleared = make_stored, make_removed, make_cleared
         self.events_max = limits.events_per_batch_max
         self.hashes_max, self.tokens_max = limits.hashes_per_event_max, limits.tokens_per_event_max
@@ -179,19 +204,21 @@ cdef class PlainDecoder:
         self.describe(found)
         return found
 
-    def decode_some(self, list messages not None, uint64_t number, limit):
+    def decode_some(self, list messages not None, uint64_t number, Py_ssize_t count_max, Py_ssize_t bytes_max):
         """Messages that continue a stream, as one batch: as many as are plain, clear nothing and name the same rank.
 
-        `number`: of the first one. `limit`: so many at most. None where that is not even two.
+        `number`: of the first one. `count_max`: so many at most. `bytes_max`: of each. None where that are not even two.
         """
         cdef PlainEvents found = self.begin()
-        cdef Py_ssize_t position = 0, count = 0, hash_count = 0, token_count = 0, stored = 0, removed = 0, most = min(len(messages), <Py_ssize_t>limit)
+        cdef Py_ssize_t position = 0, count = 0, hash_count = 0, token_count = 0, stored = 0, removed = 0, most = min(len(messages), count_max)
         cdef bint is_simulator = False
         rank = None
         found.stamps = []
         while position < most:
             frames = messages[position]
             if not isinstance(frames, list) or len(frames) != 3 or not is_number(frames[1], number + <uint64_t>position) or type(frames[2]) is not bytes:
+                break
+            if len(frames[2]) > bytes_max:
                 break
             if not self.read_payload(found, frames[2]) or found.cleared or (position and found.rank != rank):
                 break
@@ -210,7 +237,7 @@ cdef class PlainDecoder:
     cdef PlainEvents begin(self):
         cdef PlainEvents found = PlainEvents.__new__(PlainEvents)
         found.make_stored, found.make_removed, found.make_cleared = self.make_stored, self.make_removed, self.make_cleared
-        self.said_count = 0
+        self.said_count = self.folded_count = 0
         return found
 
     cdef int describe(self, PlainEvents found) except -1:
@@ -288,6 +315,7 @@ cdef class PlainDecoder:
         cdef bint are_maps = False, is_map
         cdef uint64_t stamp
         cdef Py_ssize_t hashes_before = found.hash_count, tokens_before = found.token_count
+        self.extra_keys_bytes = 0
         found.rank = None
         if not self.read_array(&length) or not 2 <= length <= 3:
             return False
@@ -320,7 +348,9 @@ cdef class PlainDecoder:
         self.event.first_hash, self.event.first_token = found.hash_count, found.token_count
         self.said.group = NO_NUMBER
         self.fields = self.token_count = self.extra_keys_count = 0
-        self.is_parent_number = False
+        self.is_parent_number = self.has_adapter_number = False
+        self.adapter = self.extra_keys = NULL
+        self.adapter_length = 0
 
     cdef bint read_map_event(self, PlainEvents found) except -1:
         cdef uint32_t count = 0, length = 0, number
@@ -393,7 +423,12 @@ cdef class PlainDecoder:
         if field == FIELD_MEDIUM:
             return self.read_text(&text, &length) and is_text(text, length, "GPU")
         if field == FIELD_EXTRA_KEYS:
-            return self.read_no_extra_keys()
+            return self.read_extra_keys()
+        if field == FIELD_LORA_NAME:
+            return self.read_text(&self.adapter, &self.adapter_length)
+        if field == FIELD_LORA_ID:
+            self.has_adapter_number = True
+            return self.read_number(&self.adapter_number)
         if field == FIELD_GROUP:
             return self.read_number(&self.said.group)
         if field == FIELD_KIND:
@@ -426,18 +461,74 @@ cdef class PlainDecoder:
         self.token_count = count
         return True
 
-    cdef bint read_no_extra_keys(self) noexcept:
-        """A list that has no extra keys for any block."""
+    cdef bint read_extra_keys(self) noexcept:
+        """A list with a list of extra keys for a block, or nil. They are folded when the rest of the event is known."""
         cdef uint32_t number
+        cdef const uint8_t *first = self.at
+        cdef const uint8_t *behind
         self.event.lists_extra_keys = True
         if not self.read_array(&self.extra_keys_count):
             return False
+        first, behind = self.at, first
         for number in range(self.extra_keys_count):
             if not self.take_nil():
-                return False
+                self.extra_keys = first
+                first = skip_msgpack(self.at, self.end)
+                if first == NULL or first - self.at > self.extra_keys_bytes_max:
+                    return False
+                self.at, first = first, self.extra_keys
+        if self.extra_keys != NULL:
+            self.extra_keys_bytes += self.at - behind
+        return self.extra_keys_bytes <= EXTRA_KEYS_OF_A_BATCH * self.extra_keys_bytes_max
+
+    cdef bint fold_extra_keys(self, PlainEvents found, adapter) except -1:
+        """Those of the event at hand."""
+        cdef uint32_t number
+        cdef const uint8_t *at = self.extra_keys
+        cdef const uint8_t *behind
+        cdef const uint8_t *last = NULL
+        cdef Py_ssize_t length = 0
+        cdef dict folded = {}
+        cdef bint is_first
+        extra = None
+        for number in range(self.extra_keys_count):
+            if at[0] == NIL_BYTE:
+                at += 1
+                continue
+            behind = skip_msgpack(at, self.end)
+            is_first = number == 0 and not self.event.has_parent
+            # Blocks of one image, or of one adapter, often have the same.
+            if last == NULL or behind - at != length or memcmp(last, at, length):
+                extra = self.fold(PyBytes_FromStringAndSize(<const char *>at, behind - at), adapter, bool(is_first))
+                self.folded_count += 1
+                if extra is None or self.folded_count > FOLDED_MAX or len(extra) > self.extra_keys_bytes_max:
+                    return False
+                last, length = NULL if is_first else at, behind - at
+            if extra:
+                folded[number] = extra
+            at = behind
+        if folded:
+            found.extra_keys.append(folded)
+            self.event.extra_keys = len(found.extra_keys)
         return True
 
-    cdef bint keep(self, PlainEvents found) noexcept:
+    cdef bint add_isolation(self, PlainEvents found) except -1:
+        """The adapter of the event at hand, and its extra keys."""
+        adapter = None
+        if self.adapter != NULL:
+            adapter = PyBytes_FromStringAndSize(<const char *>self.adapter, self.adapter_length).decode("ascii")
+        elif self.has_adapter_number:
+            adapter = f"#{self.adapter_number}"
+        if adapter is not None and len(adapter) > self.text_length_max:
+            return False
+        if self.extra_keys != NULL and not self.fold_extra_keys(found, adapter):
+            return False
+        if adapter:
+            found.adapters.append(adapter)
+            self.event.adapter = len(found.adapters)
+        return True
+
+    cdef bint keep(self, PlainEvents found) except -1:
         """Add the event at hand, if its fields fit each other."""
         cdef PlainEvent *event = &self.event
         if event.kind == STORED_EVENT:
@@ -448,6 +539,8 @@ cdef class PlainDecoder:
             if self.extra_keys_count > event.count:
                 return False
             event.block_size = self.said.block_size
+            if (self.adapter != NULL or self.has_adapter_number or self.extra_keys != NULL) and not self.add_isolation(found):
+                return False
             found.stored += 1
         elif event.kind == REMOVED_EVENT:
             if self.fields & ~<uint32_t>REMOVED_FIELDS or not self.fields >> FIELD_HASHES & 1:

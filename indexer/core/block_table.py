@@ -119,10 +119,11 @@ class BlockTable:
         keys = [block.key]
         while len(keys) < count:
             keys += self.large.get(engine_hash, ())[1:]
-            before = None if block.parent is None else self.known(block.parent)
-            if block.parent is None or before is None or before is block:
+            parent = block.parent
+            before = None if parent is None or parent == engine_hash else self.known(parent)
+            if parent is None or before is None:
                 break
-            engine_hash, block = block.parent, before
+            engine_hash, block = parent, before
             keys.append(block.key)
         return tuple(keys[:count])
 

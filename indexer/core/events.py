@@ -78,13 +78,15 @@ class PlainEvents(Protocol):
 
     `said`: what they say of their KV-cache groups, each once: of stored ones a tuple (group, kind, window, block size, lookahead), of removed ones
     the number of the group. `stored`, `removed`, `cleared`: how many events of each kind. `stamps`: when each of several batches was published, None
-    of one.
+    of one. `adapters`: the LoRA adapters that events name.
     """
 
     @property
     def said(self) -> tuple[Any, ...]: ...
     @property
     def stamps(self) -> list[float] | None: ...
+    @property
+    def adapters(self) -> list[str]: ...
     @property
     def stored(self) -> int: ...
     @property

@@ -59,6 +59,7 @@ def _without_first(event: Event, done: int) -> Event:
     """What is left of an event of which so many blocks are done. The last of these has the key that the event gives it: the next chains from it."""
     if isinstance(event, Stored):
         tokens = event.tokens[done * event.block_size * TOKEN_BYTES :]
-        return structs.replace(event, hashes=event.hashes[done:], parent=event.hashes[done - 1], tokens=tokens)
+        extra_keys = {position - done: extra for position, extra in (event.extra_keys or {}).items() if position >= done}
+        return structs.replace(event, hashes=event.hashes[done:], parent=event.hashes[done - 1], tokens=tokens, extra_keys=extra_keys or None)
     assert isinstance(event, Removed), "a clear is not begun"
     return structs.replace(event, hashes=event.hashes[done:])

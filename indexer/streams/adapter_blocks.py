@@ -43,10 +43,10 @@ class AdapterBlocks:
     def follow(self, events: Events) -> Events:
         """The events of a batch, with removals where an adapter turns out to be reloaded."""
         if not self.adapter_of:
-            for event in events if isinstance(events, list) else ():  # packed ones are of no adapter
-                if type(event) is Stored and event.lora_name is not None:
-                    break
-            else:
+            if not isinstance(events, list):
+                if not events.adapters:
+                    return events
+            elif not any(type(event) is Stored and event.lora_name is not None for event in events):
                 return events
         return list(self.follow_each(events))
 

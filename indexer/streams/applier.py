@@ -161,7 +161,7 @@ class Applier:
         if batch is None or (batch.rank is not None and batch.rank not in self._ranks) or (self._shares_port and (batch.rank or 0) != self._key.rank):
             return None
         events = batch.events
-        if isinstance(events, list) or events.stamps is None or not self.state.knows(events.said):
+        if isinstance(events, list) or events.stamps is None or events.adapters or not self.state.knows(events.said):
             return None
         count = len(events.stamps)
         if batch.rank is not None and batch.rank != self._key.rank:

@@ -16,7 +16,7 @@ from indexer.core.event_pieces import Steps, result_of
 from indexer.core.events import Cleared, Event, Events
 from indexer.errors import Refused
 from indexer.limits import WireLimits
-from indexer.wire.normaliser import Normaliser, plain_removed, plain_stored
+from indexer.wire.normaliser import Normaliser, plain_extra_keys, plain_removed, plain_stored
 from indexer.wire.odd_tokens import cut_to_good_blocks, read_good_part, read_pairs
 from indexer.wire.outline import Outline, array_length, is_array, kind_of, list_lengths, longest_plain_field, outline_of
 from indexer.wire.splitter import split_events
@@ -50,8 +50,9 @@ from indexer.wire.types import (
 WHOLE_BYTES_MAX = 2**20
 # A batch of plain events up to this size is packed in one call: what that reserves is at most 16 times as large.
 PLAIN_BYTES_MAX = 4 * 2**20
-# So many messages are packed as one batch.
+# So many messages of so many bytes are packed as one batch.
 MESSAGES_MAX = 256
+MESSAGE_BYTES_MAX = 65_536
 # An event up to this size is decoded without measuring it first.
 UNMEASURED_BYTES_MAX = 65_536
 # A malformed event up to this size is decoded without types, to find the reason: what that builds is up to 80 times as large.
@@ -104,7 +105,7 @@ class WireDecoder:
         self.dialect = self._normaliser.dialect
         self._decode_first: Callable[[bytes], Any] = decode_map_batch
         self._decode_second: Callable[[bytes], Any] = decode_array_batch
-        self._plain = None if core is None else core.PlainDecoder(limits, plain_stored, plain_removed, Cleared)
+        self._plain = None if core is None else core.PlainDecoder(limits, plain_stored, plain_removed, Cleared, plain_extra_keys)
         self._encoded_first: Callable[[bytes], Any] = decode_map_batch_encoded
         self._encoded_second: Callable[[bytes], Any] = decode_array_batch_encoded
 
@@ -161,7 +162,7 @@ class WireDecoder:
 
         They clear nothing, and `stamps` of the events says how many they are.
         """
-        packed = None if self._plain is None else self._plain.decode_some(messages, number, MESSAGES_MAX)
+        packed = None if self._plain is None else self._plain.decode_some(messages, number, MESSAGES_MAX, MESSAGE_BYTES_MAX)
         if packed is None:
             return None
         if packed.is_simulator:

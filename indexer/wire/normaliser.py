@@ -212,12 +212,7 @@ class Normaliser:
             return None
         folded: dict[int, bytes] = {}
         for position, entry in entries or ():
-            own_and_salt = read_anything(entry)
-            if not isinstance(own_and_salt, list):
-                raise Refused("extra_keys")
-            first = first_of_prompt and position == 0
-            own, announced_salt = read_extra_keys(own_and_salt, lora_name, first=first)
-            extra = _folded(own, (salt or announced_salt) if first else None)
+            extra = _folded_entry(entry, lora_name, salt, is_first=first_of_prompt and position == 0)
             if len(extra) > self._limits.extra_keys_bytes_max:
                 raise Refused("event_limit")
             if extra:
@@ -247,13 +242,27 @@ class Normaliser:
 
 
 def plain_stored(
-    hashes: list[int], parent: int | None, tokens: bytes, said: tuple[Any, ...], announces_extra_keys: bool, lists_extra_keys: bool
+    hashes: list[int],
+    parent: int | None,
+    tokens: bytes,
+    said: tuple[Any, ...],
+    announces_extra_keys: bool,
+    lists_extra_keys: bool,
+    lora_name: str | None,
+    extra_keys: dict[int, bytes] | None,
 ) -> Stored:
     """An event of `PlainEvents`."""
     group, kind, window, block_size, _lookahead = said
-    return Stored(
-        hashes, parent, tokens, block_size, Tier.GPU, None, None, announces_extra_keys, group, kind, window, lists_extra_keys=lists_extra_keys
-    )
+    told = (block_size, Tier.GPU, lora_name, extra_keys, announces_extra_keys, group, kind, window)
+    return Stored(hashes, parent, tokens, *told, lists_extra_keys=lists_extra_keys)
+
+
+def plain_extra_keys(entry: bytes, lora_name: str | None, is_first: bool) -> bytes | None:
+    """The folded extra keys of one block, None where the entry cannot be used. `is_first`: of a prompt."""
+    try:
+        return _folded_entry(entry, lora_name, None, is_first=is_first)
+    except (Refused, RecursionError):
+        return None
 
 
 def plain_removed(hashes: list[int], group: int | None) -> Removed:
@@ -274,6 +283,15 @@ def _sparse_tokens(tokens: int, hashes: int, size: int) -> int:
     if tokens and (not size or tokens < hashes * size or tokens % size):
         raise Refused("unaligned")
     return tokens
+
+
+def _folded_entry(entry: bytes | Raw, lora_name: str | None, salt: str | None, *, is_first: bool) -> bytes:
+    """The folded extra keys of one block. `salt`: of the event, which counts for the first block of a prompt. Raises Refused."""
+    own_and_salt = read_anything(entry)
+    if not isinstance(own_and_salt, list):
+        raise Refused("extra_keys")
+    own, announced_salt = read_extra_keys(own_and_salt, lora_name, first=is_first)
+    return _folded(own, (salt or announced_salt) if is_first else None)
 
 
 def _folded(own: list[Any], salt: str | None) -> bytes:

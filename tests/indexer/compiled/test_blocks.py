@@ -185,6 +185,15 @@ def check_history(batches: list[list[Event]], counting: Counting = "copies", **l
         assert packed_history == history(batches, counting, are_packed=False, with_records=with_records, **limits)
 
 
+@pytest.mark.parametrize("are_packed", [True, False])
+def test_a_block_that_is_its_own_parent_covers_one_key(are_packed: bool) -> None:
+    with tables_of(are_packed=are_packed):
+        table = StreamState("m", "").table
+        table.held[1], table.held[2] = Block(7, 1, 1), Block(8, 1, 1)
+        assert table.covered(1, table.held[1], 3) == (7,)
+        assert table.covered(2, table.held[2], 3) == (8, 7)
+
+
 @given(any_batches(), st.sampled_from(["copies", "set"]))
 def test_streams_of_any_events_are_the_same(batches: list[list[Event]], counting: Counting) -> None:
     check_history(batches, counting, removed_max=3, parked_max=3)
@@ -209,9 +218,11 @@ def random_events(rng: random.Random, *, announces: bool) -> Iterator[Event]:
             count = rng.choice([1, 1, 2, 5, 70])
             hashes = [rng.choice(known) if rng.random() < 0.03 else rng.getrandbits(64) for _ in range(count)]
             tokens = pack_tokens([rng.randrange(2) if rng.random() < 0.3 else rng.getrandbits(32) for _ in hashes])
-            extra_keys = {0: b"\x92\x91\x01\xc0"} if announces and rng.random() < 0.2 else None
+            with_extra = rng.sample(range(count), rng.randint(1, count)) if announces and rng.random() < 0.2 else ()
+            extra_keys = dict.fromkeys(with_extra, b"\x92\x91\x01\xc0") or None
+            adapter = "a" if rng.random() < 0.05 else None
             parent = rng.choice([None, None, known[-1], rng.choice(known)])
-            yield Stored(hashes, parent, tokens, 1, tier, None, extra_keys, announces, 0, None, lists_extra_keys=announces)
+            yield Stored(hashes, parent, tokens, 1, tier, adapter, extra_keys, announces, 0, None, lists_extra_keys=announces)
             known = (known + hashes)[-400:]
         elif kind < 0.98:
             yield Removed(rng.sample(known, min(len(known), rng.choice([1, 3, 40]))), tier, 0)

@@ -37,12 +37,24 @@ def packed(payload: bytes) -> Any:
 # What is plain
 
 HASHES = st.one_of(st.integers(-(2**63), 2**64 - 1), st.binary(min_size=7, max_size=33), st.integers(0, 3))
+KEYS = st.one_of(
+    st.none(), st.sampled_from(["a", "s", "", "\u00e9", "#1"]), st.integers(-(2**63), 2**64 - 1), st.floats(allow_nan=False), st.binary(max_size=2)
+)
+EXTRA_KEYS = st.one_of(
+    st.lists(st.none(), max_size=4),
+    st.lists(
+        st.none() | st.lists(st.recursive(KEYS, lambda keys: st.lists(keys, max_size=2) | st.dictionaries(st.text(max_size=1), keys)), max_size=2),
+        max_size=4,
+    ),
+    st.lists(st.sampled_from([None, [], ["a"], ["a", "s"], ["#1"], [["f" * 64, 3]]]), max_size=4),
+    st.just([1, "s"]),
+)
 OPTIONAL: dict[str, st.SearchStrategy[Any]] = {
     "parent_block_hash": st.none() | HASHES,
-    "lora_id": st.none() | st.integers(0, 2),
+    "lora_id": st.none() | st.integers(-1, 70_000) | st.just("1"),
     "medium": st.sampled_from([None, "GPU", "gpu", "CPU", "G\u00fc"]),
-    "lora_name": st.sampled_from([None, "", "a"]),
-    "extra_keys": st.one_of(st.none(), st.lists(st.none(), max_size=4), st.just([["salt"], None])),
+    "lora_name": st.sampled_from([None, "", "a", "\u00e9", {"cache_salt": "s"}, 1]),
+    "extra_keys": st.none() | EXTRA_KEYS,
     "group_idx": st.none() | st.integers(-1, 65_536),
     "kv_cache_spec_kind": st.sampled_from([None, "full_attention", "sliding_window", "mamba", "\u00e9", "w" * 256]),
     "kv_cache_spec_sliding_window": st.one_of(st.none(), st.integers(-1, 70_000), st.text(max_size=2)),
@@ -99,7 +111,37 @@ def test_what_engines_publish_most_is_packed() -> None:
     removed = {"type": "BlockRemoved", "block_hashes": [1], "medium": "GPU"}
     assert is_packed(pack([1.5, [stored, newer | {"kv_cache_spec_kind": "full_attention"}, removed, {"type": "AllBlocksCleared"}], 0]))
     assert is_packed(pack([1.5, [["BlockStored", [b"h" * 32], None, [1, 2], 2, None, "GPU"], ["BlockRemoved", [b"h" * 32], "GPU"]]]))
-    assert not is_packed(pack([1.5, [stored | {"lora_name": "a"}], 0]))
+    assert is_packed(pack([1.5, [newer | {"lora_name": "a", "extra_keys": [["a"], ["a", ["f00d", 3]]]}], 0]))
+    assert is_packed(pack([1.5, [["BlockStored", [1, 2], None, [1, 2], 1, 3, "GPU", None, [["salt"], None]]]]))
+    assert not is_packed(pack([1.5, [stored | {"medium": "CPU"}], 0]))
+
+
+@pytest.mark.parametrize(("count", "is_many"), [(4_096, False), (4_097, True)])
+def test_very_many_different_extra_keys_are_not_folded_at_a_stretch(count: int, is_many: bool) -> None:
+    stored = {"type": "BlockStored", "block_hashes": list(range(count)), "parent_block_hash": 1, "token_ids": [1] * count, "block_size": 1}
+    payload = pack([1.5, [stored | {"extra_keys": [[number] for number in range(count)]}], 0])
+    assert is_packed(payload) != is_many
+    check_payload(payload)
+
+
+@pytest.mark.parametrize("entry", [[[[]] * 3] * 3, [{"a": [1, {"b": None}]}, b"x" * 300, "y" * 70_000, 1.5, -1, 2**40, True]])
+def test_extra_keys_of_any_form_are_read_to_their_end(entry: list[Any]) -> None:
+    stored = {"type": "BlockStored", "block_hashes": [1, 2], "parent_block_hash": 1, "token_ids": [1, 2], "block_size": 1}
+    payload = pack([1.5, [stored | {"extra_keys": [None, entry]}, stored | {"extra_keys": [entry, entry]}], 0])
+    check_payload(payload)
+    for length in range(0, len(payload), max(1, len(payload) // 200)):
+        check_payload(payload[:length])
+
+
+def deep(levels: int) -> bytes:
+    return pack([1.5, [{"type": "BlockStored", "block_hashes": [1], "token_ids": [1], "block_size": 1, "extra_keys": 0}], 0]).replace(
+        b"\xaaextra_keys\x00", b"\xaaextra_keys" + b"\x91" * levels + b"\xc0"
+    )
+
+
+def test_extra_keys_that_are_nested_deeply_are_refused_as_without_the_core() -> None:
+    for levels in (1, 2, 3, 900, 60_000):
+        check_payload(deep(levels))
 
 
 # What a stream does with them
@@ -114,9 +156,9 @@ def wire(event: Event, *, as_array: bool) -> Any:
             fields = {"block_hashes": event.hashes, "medium": event.tier.name}
         case Stored():
             tokens = struct.unpack(f"<{len(event.tokens) // 4}I", event.tokens)
-            extra_keys = [["salt"] if event.extra_keys and position in event.extra_keys else None for position in range(len(event.hashes))]
+            extra_keys = [[f"x{position % 3}"] if position in (event.extra_keys or {}) else None for position in range(len(event.hashes))]
             fields = {"block_hashes": event.hashes, "parent_block_hash": event.parent, "token_ids": tokens, "block_size": event.block_size}
-            fields |= {"lora_id": None, "medium": event.tier.name, "lora_name": None}
+            fields |= {"lora_id": None, "medium": event.tier.name, "lora_name": event.lora_name}
             fields |= {"extra_keys": extra_keys} if event.announces_extra_keys else {}
     name = {Stored: "BlockStored", Removed: "BlockRemoved", Cleared: "AllBlocksCleared"}[type(event)]
     return [name, *fields.values()] if as_array else {"type": name} | fields

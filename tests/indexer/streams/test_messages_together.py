@@ -97,7 +97,9 @@ def plain(rng: random.Random, known: list[int], time_s: float) -> bytes:
             continue
         parent = rng.choice(known) if known and rng.random() < 0.6 else None if rng.random() < 0.9 else rng.getrandbits(64)
         tokens = [rng.randrange(3) for _ in range(2 * len(hashes))]
-        events.append({"type": "BlockStored", "block_hashes": hashes, "parent_block_hash": parent, "token_ids": tokens, "block_size": 2})
+        stored = {"type": "BlockStored", "block_hashes": hashes, "parent_block_hash": parent, "token_ids": tokens, "block_size": 2}
+        extra_keys = [rng.choice([None, None, ["image"], [["image", 7]]]) for _ in hashes]
+        events.append(stored | {"extra_keys": extra_keys} if rng.random() < 0.9 else stored)
         known += hashes
     return pack([time_s, events, 0])
 
@@ -164,6 +166,24 @@ def test_plain_messages_that_wait_are_one_change(monkeypatch: pytest.MonkeyPatch
     assert changes == [8, 100]
     assert followed.registry.get_sample_value("kv_indexer_batches_total") == 101
     assert followed.registry.get_sample_value("kv_indexer_event_age_seconds_count") == 101
+
+
+@pytest.mark.skipif(core is None, reason="the compiled core packs them")
+def test_a_large_message_is_no_part_of_what_is_applied_together() -> None:
+    """It takes steps by itself."""
+    followed = Followed()
+
+    def sent(number: int, blocks: int) -> list[bytes]:
+        hashes = list(range(number << 32, (number << 32) + blocks))
+        event = {"type": "BlockStored", "block_hashes": hashes, "parent_block_hash": None, "token_ids": [1] * blocks, "block_size": 1}
+        return [b"", struct.pack(">Q", number), pack([time.time(), [event], 0])]
+
+    followed.apply_waiting([sent(0, 1)])
+    inbox, progress = followed.stream.inbox, followed.stream._progress
+    inbox.put_all([sent(1, 1), sent(2, 1), sent(3, 40_000), sent(4, 1)])
+    progress._takes_max = 4
+    assert not progress.apply_waiting(followed.stream._apply_frames, time.monotonic() - TURN_S)
+    assert (progress.sequence.last, progress.is_amid_batch, len(inbox)) == (2, True, 1)
 
 
 def test_what_is_not_applied_in_a_turn_waits_in_its_place() -> None:
