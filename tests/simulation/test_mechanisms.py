@@ -34,7 +34,7 @@ FOUND_BY = {
     "no_forgetting": 3,
     "no_clearing": 1,
     "no_recorded_sequence": 0,
-    "no_buffering": 135,
+    "no_buffering": 209,
     "no_full_write": 3,
     "one_removal_is_enough": 25,
     "trusted_for_ever": 261,
