@@ -33,6 +33,7 @@ class Destinations:
     def __init__(self, networks: EngineNetworks) -> None:
         self._networks = networks
         self._known: dict[EngineApi, _Known] = {}
+        self._literal: dict[EngineApi, str | None] = {}
 
     async def of(self, api: EngineApi) -> str | None:
         """`address:port` of the API, an IPv6 address in brackets; None where its name has no address, or one outside of the networks."""
@@ -43,10 +44,16 @@ class Destinations:
 
     def known(self, api: EngineApi) -> str | None:
         """The same, as far as it is known; what is not is looked up for the next call."""
+        # Each pick asks this, so addresses that need no look-up are read once.
+        if api in self._literal:
+            return self._literal[api]
         networks = self._networks if api.is_limited else _ANYWHERE
         address = literal(host_of(api.base) or "")
         if address is not None:
-            return _netloc(api.base) if not api.is_limited or networks.admits(address) else None
+            if len(self._literal) >= NAMES_MAX:
+                self._literal.clear()
+            self._literal[api] = found = _netloc(api.base) if not api.is_limited or networks.admits(address) else None
+            return found
         if api not in self._known and len(self._known) >= NAMES_MAX:
             self._known.clear()
         known = self._known.setdefault(api, _Known())
