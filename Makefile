@@ -1,7 +1,7 @@
 # Everything runs in an environment of its own, made on first use.
 PYTHON ?= python3
 PORT ?= 8080
-SEEDS ?= 0-150000
+SEEDS ?= 0-1000000
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready

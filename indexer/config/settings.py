@@ -6,6 +6,7 @@ Every field but `engines` and `limits` is a flag `--its-name`, a variable `KV_IN
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -131,12 +132,18 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     @property
     def engine_networks(self) -> EngineNetworks:
-        return EngineNetworks.from_text(self.allowed_engine_networks)
+        return _networks_of(self.allowed_engine_networks)
 
     @property
     def tier_weights(self) -> tuple[float, float, float, float]:
         """In the order of the tiers; remote belongs to no pod and has none."""
         return self.weight_gpu, self.weight_cpu, self.weight_disk, self.weight_other
+
+
+@cache
+def _networks_of(text: str) -> EngineNetworks:
+    """Each part of a service asks for them."""
+    return EngineNetworks.from_text(text)
 
 
 GROUPS = {

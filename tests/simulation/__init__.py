@@ -8,6 +8,7 @@
     engine          an engine that publishes and answers replays
     engine_network  the sockets between engines and indexers
     world           processes of the product in this surrounding
+    watched_view    a scorer's view that counts the changes in it
     checks          answers compared with the reference
     simulation      one schedule, from its beginning to the verdict
     shrink          the smallest part of a schedule that still fails

@@ -4,11 +4,14 @@ A range goes to several processes. What is done is recorded in a file, by pieces
 """
 
 import argparse
+import gc
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from tests.simulation.schedule import Schedule
@@ -16,6 +19,7 @@ from tests.simulation.shrink import shrink
 from tests.simulation.simulation import simulate
 
 PIECE = 500
+GARBAGE_EVERY = 100
 RECORD = Path("build/simulation.txt")
 
 
@@ -23,7 +27,7 @@ def main() -> int:
     """Returns how many schedules failed, at most 1."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seed", type=int, help="carry out this schedule, show its steps and the product's log, and shrink it if it fails")
-    parser.add_argument("--seeds", default="0-150000", help="carry out all of FIRST to LAST - 1; by default %(default)s")
+    parser.add_argument("--seeds", default="0-1000000", help="carry out all of FIRST to LAST - 1; by default %(default)s")
     parser.add_argument("--processes", type=int, default=2, help="number of processes; by default %(default)s")
     parser.add_argument("--record", type=Path, default=RECORD, help="which pieces are done; by default %(default)s")
     given = parser.parse_args()
@@ -79,7 +83,26 @@ def _pieces(seeds: range) -> Iterator[range]:
 
 def failures(seeds: range) -> list[tuple[int, str]]:
     """Seeds whose schedules fail, and how."""
-    return [(seed, failure) for seed in seeds if (failure := simulate(Schedule.of(seed)).failure) is not None]
+    found = []
+    with _garbage_in_pieces() as look_for_garbage:
+        for seed in seeds:
+            if (failure := simulate(Schedule.of(seed)).failure) is not None:
+                found.append((seed, failure))
+            if seed % GARBAGE_EVERY == 0:
+                look_for_garbage()
+    return found
+
+
+@contextmanager
+def _garbage_in_pieces() -> Iterator[Callable[[], object]]:
+    """Look for garbage where asked, in what is new. Each schedule leaves cycles, and else all that the process has is searched for them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield partial(gc.collect, 1)
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 if __name__ == "__main__":

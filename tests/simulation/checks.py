@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from indexer.core.names import Trust
 from scorer_api.index.prompt import Prompt
-from scorer_api.index.view import View
 from tests.reference import Rank, Text
-from tests.simulation.errors import Violation
+from tests.simulation.errors import SimulationError, Violation
+from tests.simulation.watched_view import WatchedView
 from tests.simulation.world import MODEL, Member, World
 from tests.test_reference import folded, packed
 from tests.workload import Publisher
@@ -15,6 +15,7 @@ from tests.workload import Publisher
 LIVE_S = 1.0
 
 Tiers = list[int]
+Answers = dict[str, tuple[Trust, list[Tiers]]]
 
 
 class Checks:
@@ -25,6 +26,9 @@ class Checks:
         self._texts = texts
         self._prompts = [Prompt(MODEL, packed(text.tokens), text.lora, folded(text, 0, len(text.tokens) // 4)) for text in texts]
         self._publishers = {publisher.pod: publisher for publisher in world.publishers}
+        self._keys = {publisher.pod: world.key_of(publisher) for publisher in world.publishers}
+        self._held: dict[WatchedView, tuple[int, dict[str, list[Tiers]]]] = {}
+        """View → after how many changes what its streams hold was looked up, and what that was."""
         self._known: dict[tuple[Rank, int], Tiers] = {}
         self._gpu_alone: dict[Rank, Rank] = {}
         self.compared = 0
@@ -47,14 +51,21 @@ class Checks:
             alone.copies = [copy for copy in rank.copies if copy.tier == "gpu"]
         return [rank, self._gpu_alone[rank]]
 
-    def answers(self, view: View) -> dict[str, tuple[Trust, list[Tiers]]]:
-        """Pod → how far its stream can be relied on, and what it holds of each text."""
-        found: dict[str, tuple[Trust, list[Tiers]]] = {}
+    def answers(self, view: WatchedView) -> Answers:
+        """Pod → how far its stream can be relied on, and what it holds of each text. What it holds is looked up again where something changed."""
+        changes, held = self._held.get(view, (-1, {}))
+        if changes != view.changes:
+            held = self._look_up(view)
+            self._held[view] = view.changes, held
+        return {pod: (view.trust(self._keys[pod]), tiers) for pod, tiers in held.items()}
+
+    def _look_up(self, view: WatchedView) -> dict[str, list[Tiers]]:
+        found: dict[str, list[Tiers]] = {}
         if view.has_model(MODEL):
             for prompt in self._prompts:
                 for score in view.score(prompt):
                     for rank in score.ranks:
-                        found.setdefault(score.pod, (rank.trust, []))[1].append(list(rank.match.tiers))
+                        found.setdefault(score.pod, []).append(list(rank.match.tiers))
         return found
 
     def check_live(self) -> None:
@@ -83,18 +94,26 @@ class Checks:
             if len(owners) != 1:
                 return f"{publisher.pod} is followed by {', '.join(owners) or 'nobody'}"
         for scorer in self._world.scorers:
-            answers = {} if scorer.view is None else self.answers(scorer.view)
+            if scorer.view is None:
+                return f"{scorer.process.name} has not begun"
+            answers = self.answers(scorer.view)
             for publisher in self._world.publishers:
-                trust, tiers = answers.get(publisher.pod, (Trust.STALE, []))
-                name = f"{publisher.pod} in {scorer.process.name}"
-                if trust is not Trust.LIVE and (is_whole or trust is not Trust.PARTIAL):
-                    return f"{name} is {trust}"
-                held = publisher.moments[-1].rank
-                wanted, *others = [[self.expected(rank, number) for number in range(len(self._texts))] for rank in self.possible(publisher, held)]
-                if trust is Trust.LIVE and tiers not in (wanted, *others):
-                    return f"{name} is live with {tiers}, not {wanted}"
-                if any(sum(found) > sum(right) for found, right in zip(tiers, wanted, strict=True)):
-                    return f"{name} is partial with {tiers}, more than {wanted}"
+                if reason := self._wrong(publisher, *answers.get(publisher.pod, (Trust.STALE, [])), is_whole=is_whole):
+                    return f"{publisher.pod} in {scorer.process.name} is {reason}"
+            if {pod: tiers for pod, (_, tiers) in answers.items()} != self._look_up(scorer.view):
+                raise SimulationError("the view holds something else, and counted no change")
+        return None
+
+    def _wrong(self, publisher: Publisher, trust: Trust, tiers: list[Tiers], *, is_whole: bool) -> str | None:
+        """What is not as it has to be in one answer."""
+        if trust is not Trust.LIVE and (is_whole or trust is not Trust.PARTIAL):
+            return trust
+        held = publisher.moments[-1].rank
+        wanted, *others = [[self.expected(rank, number) for number in range(len(self._texts))] for rank in self.possible(publisher, held)]
+        if trust is Trust.LIVE and tiers not in (wanted, *others):
+            return f"live with {tiers}, not {wanted}"
+        if any(sum(found) > sum(right) for found, right in zip(tiers, wanted, strict=True)):
+            return f"partial with {tiers}, more than {wanted}"
         return None
 
     def partial(self) -> list[Publisher]:

@@ -70,3 +70,8 @@ DIALECTS = (
     Dialect("SGLang", STORED_MEDIUM, REMOVED[:2], _signed, counts_copies=False, without=NOT_TOLD, is_plain=True),
     Dialect("llm-d simulator", STORED_MEDIUM, REMOVED[:2], root=0, first_number=1, without=NOT_TOLD, is_plain=True),
 )
+
+
+def dialect(name: str) -> Dialect:
+    """The one with this name."""
+    return next(known for known in DIALECTS if known.name == name)

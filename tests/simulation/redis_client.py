@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextvars import copy_context
 from random import Random
 from typing import Any
 
@@ -39,6 +40,8 @@ class RedisLink:
         loop = self.loop
         answered: asyncio.Future[list[Any]] = loop.create_future()
 
+        due_s, context = loop.time() + self.timeout_s, copy_context()
+
         def receive(answer: list[Any] | RedisError) -> None:
             if answered.done():
                 return
@@ -47,18 +50,21 @@ class RedisLink:
             else:
                 answered.set_result(answer)
 
+        def note_late() -> None:
+            loop.call_at(due_s, lambda: receive(RedisTimeoutError("Timeout reading from socket")), context=context)
+
         def answer(found: list[Any] | RedisError) -> None:
-            if not (self.is_cut or self.loses_answers):
+            if self.is_cut or self.loses_answers:
+                note_late()
+            else:
                 loop.later(self.latency_s(), receive, found)
 
-        request = Request(commands, answer, None if wait_s is None else loop.time() + wait_s)
-        if not self.is_cut:
+        if self.is_cut:
+            note_late()
+        else:
+            request = Request(commands, answer, note_late, None if wait_s is None else loop.time() + wait_s)
             loop.later(self.latency_s(), self.server.arrive, request)
-        timeout = loop.call_later(self.timeout_s, receive, RedisTimeoutError("Timeout reading from socket"))
-        try:
-            return await answered
-        finally:
-            timeout.cancel()
+        return await answered
 
 
 class SimulatedPipeline:

@@ -19,10 +19,12 @@ Command = Sequence[Any]
 
 
 class Request(Struct, eq=False):
-    """Commands that one client sent in one piece. `answer` is called once, with their answers, or with the error of the connection."""
+    """Commands that one client sent in one piece. `answer` is called once, with their answers, or with the error of the connection. `note_late` is
+    called where the answer may come too late: a clock for each would cost more than most requests."""
 
     commands: Sequence[Command]
     answer: Any
+    note_late: Any
     waits_until_s: float | None = None
     """Of a read that waits for something new."""
 
@@ -51,6 +53,7 @@ class RedisServer:
             request.answer(RedisConnectionError(REFUSED))
         elif self.is_hanging:
             self._arrived.append(request)
+            request.note_late()
         else:
             self._carry_out(request)
 

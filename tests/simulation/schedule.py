@@ -4,13 +4,19 @@ from collections.abc import Sequence
 from enum import Enum, auto
 from random import Random
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from tests.reference import Layer, Text
 from tests.simulation.dialects import DIALECTS, Dialect
 
 BLOCK_SIZE = 4
-STEPS = range(3, 12)
+# One schedule in so many is long. Most faults show after few steps, and in the same time many short ones try more of them than few long ones.
+LONG_EVERY = 25
+STEPS, SHORT_STEPS = range(3, 12), range(1, 4)
+# After one of so many short ones nothing happens for so long that an answer that was right becomes too old.
+REST_EVERY, REST_S = 50, 1.2
+# One of so many short ones is thorough, which takes longer than all the rest.
+THOROUGH_EVERY = 5
 PAUSES_S = (0.0, 0.002, 0.01, 0.03, 0.1, 0.3)
 LENGTHS_S = (0.01, 0.05, 0.2, 0.5, 0.9, 1.4)
 FULL, WINDOW = Layer("full", BLOCK_SIZE), Layer("window", BLOCK_SIZE, 2 * BLOCK_SIZE)
@@ -106,7 +112,9 @@ class EngineKind(Struct, frozen=True):
 
 class Schedule(Struct, frozen=True):
     """`indexers`, `scorers`: how many there are at first. `slowness`: how many times longer than usual Redis takes. `in_steps`: whether each
-    batch is applied in steps, as otherwise only large ones are. `shards`: into how many the model is split in Redis."""
+    batch is applied in steps, as otherwise only large ones are. `shards`: into how many the model is split in Redis. `is_thorough`: whether, once
+    nothing happens any more, a scorer comes late, and engines begin anew of which something is missing. `rest_s`: how long faults go on after the
+    last step."""
 
     seed: int
     engines: tuple[EngineKind, ...]
@@ -117,17 +125,32 @@ class Schedule(Struct, frozen=True):
     steps: tuple[Step, ...]
     in_steps: bool = False
     shards: int = 1
+    is_thorough: bool = True
+    rest_s: float = 0.0
 
     @classmethod
     def of(cls, seed: int) -> "Schedule":
         """The schedule of a seed."""
         random = Random(seed)
         random_of_layers = Random(f"{seed} layers")
-        engines = tuple(_engine(random, _layers(random_of_layers)) for _ in range(random.choice((1, 1, 2))))
-        steps = [_step(random) for _ in range(random.choice(STEPS))]
-        texts, indexers, slowness = tuple(_texts(random)), random.choice((1, 1, 2)), random.choice((1, 1, 4))
-        shards = 2 if Random(f"{seed} shards").random() < SHARDED_SHARE else 1
-        return cls(seed, engines, texts, indexers, 1, slowness, tuple(steps), seed % IN_STEPS_EVERY == 0, shards)
+        is_long = seed % LONG_EVERY == 0
+        engines = tuple(_engine(random, _layers(random_of_layers)) for _ in range(random.choice((1, 1, 2) if is_long else (1, 1, 1, 1, 1, 2))))
+        steps = [_step(random) for _ in range(random.choice(STEPS if is_long else SHORT_STEPS))]
+        if not is_long:
+            steps.insert(0, structs.replace(_step(random), kind=Kind.PUBLISH))  # else there is little that could go wrong
+        return cls(
+            seed,
+            engines,
+            tuple(_texts(random)),
+            random.choice((1, 1, 2) if is_long else (1, 1, 1, 1, 2)),
+            1,
+            random.choice((1, 1, 4)),
+            tuple(steps),
+            random.randrange(IN_STEPS_EVERY) == 0,
+            2 if Random(f"{seed} shards").random() < SHARDED_SHARE else 1,
+            is_long or random.randrange(THOROUGH_EVERY) == 0,
+            0.0 if is_long or random.randrange(REST_EVERY) else REST_S,
+        )
 
 
 def _engine(random: Random, layers: tuple[Layer, ...]) -> EngineKind:

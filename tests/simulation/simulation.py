@@ -70,6 +70,7 @@ class _Simulation:
             for step in self._schedule.steps:
                 await self._wait(step.pause_s)
                 await self._carry_out(step)
+            await self._wait(self._schedule.rest_s)
             await self._settle()
         finally:
             self._outcome.compared = self._checks.compared
@@ -225,9 +226,10 @@ class _Simulation:
             if engine.replay is None:
                 await self._publish(publisher, 1)  # else nobody could know what was lost last
         self._have_an_indexer()
-        world.start_scorer()
+        if self._schedule.is_thorough or not world.scorers:
+            world.start_scorer()
         await self._wait_until_settled()
-        partial = self._checks.partial()
+        partial = self._checks.partial() if self._schedule.is_thorough else []
         for publisher in partial:
             if "offload" in self._world.engine_of(publisher).dialect.without:
                 publisher.publish(publisher.clear())

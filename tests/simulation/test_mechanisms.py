@@ -9,35 +9,35 @@ import os
 import pytest
 from msgspec import structs
 
-from tests.simulation.dialects import DIALECTS
+from tests.simulation.dialects import dialect
 from tests.simulation.mechanisms import SIMULATED, no_generation_check, no_last_look_at_what_was_loaded
 from tests.simulation.schedule import EngineKind, Kind, Schedule, Step
 from tests.simulation.simulation import simulate
 
 LOOKS_FOR_OTHERS = os.environ.get("TEST_MECHANISMS_OFF") == "1"
-SEEDS_MAX = 600
+SEEDS_MAX = 2000
 
 FOUND_BY = {
-    "no_fence": 57,
-    "no_numbers": 27,
-    "no_catching_up": 26,
+    "no_fence": 1328,
+    "no_numbers": 853,
+    "no_catching_up": 25,
     "no_comparing_by_owners": 27,
-    "no_replay_of_gaps": 4,
-    "no_first_replay": 6,
-    "no_contiguity_check": 15,
-    "no_purge_of_lost_history": 15,
-    "no_probe_of_silence": 207,
-    "no_fingerprint": 3,
-    "no_regress": 19,
-    "no_doubt_of_reconnects": 3,
-    "no_parking": 99,
-    "no_forgetting": 3,
-    "no_clearing": 1,
+    "no_replay_of_gaps": 47,
+    "no_first_replay": 4,
+    "no_contiguity_check": 105,
+    "no_purge_of_lost_history": 105,
+    "no_probe_of_silence": 32,
+    "no_fingerprint": 46,
+    "no_regress": 52,
+    "no_doubt_of_reconnects": 46,
+    "no_parking": 6,
+    "no_forgetting": 46,
+    "no_clearing": 32,
     "no_recorded_sequence": 0,
-    "no_buffering": 209,
-    "no_full_write": 3,
-    "one_removal_is_enough": 25,
-    "trusted_for_ever": 261,
+    "no_buffering": 92,
+    "no_full_write": 25,
+    "one_removal_is_enough": 6,
+    "trusted_for_ever": 526,
 }
 """Mechanism → a seed whose schedule shows that it is missing."""
 
@@ -74,18 +74,35 @@ def test_a_missing_check_of_generations_is_found(seed: int, monkeypatch: pytest.
         Step(Kind.TRIM_LOG, 0.1, 0, 1),
         Step(Kind.PUBLISH, 0.1, 0, 2),
     )
-    schedule = structs.replace(Schedule.of(seed), engines=(EngineKind(DIALECTS[0], True, 100),), indexers=1, slowness=1, steps=steps, shards=1)
+    engines = (EngineKind(dialect("vLLM 0.26, maps"), True, 100),)
+    schedule = structs.replace(Schedule.of(seed), engines=engines, indexers=1, slowness=1, steps=steps, shards=1, is_thorough=True)
     assert simulate(schedule).failure is None
     no_generation_check(monkeypatch)
     assert simulate(schedule).failure is not None
 
 
 def test_a_load_from_two_servers_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Redis is what it was a while ago, since when a scorer had read half of a stream."""
-    schedule = Schedule.of(7865)
-    assert simulate(schedule).failure is None
+    """Redis is what it was a while ago, since when a scorer had read half of a stream: so it comes in some of these runs."""
+    steps = (
+        Step(Kind.ADD_SCORER, 0.002),
+        Step(Kind.FAIL_OVER, 0.3, length_s=1.4),
+        Step(Kind.PUBLISH, 0.03, 1, 4),
+        Step(Kind.PUBLISH, 0.03, 0),
+        Step(Kind.FAIL_OVER, 0.1, length_s=0.05),
+        Step(Kind.PUBLISH, 0.01, 1, 4),
+        Step(Kind.PUBLISH, 0.1, 1, 2),
+        Step(Kind.JUMP_CLOCK, 0.03),
+    )
+    engines = (EngineKind(dialect("vLLM 0.9"), True, 100), EngineKind(dialect("vLLM 0.26, maps"), True, 3))
+    schedules = [
+        structs.replace(
+            Schedule.of(seed), engines=engines, indexers=2, slowness=1, steps=steps, in_steps=False, shards=1, is_thorough=True, rest_s=0.0
+        )
+        for seed in range(25)
+    ]
+    assert all(simulate(schedule).failure is None for schedule in schedules)
     no_last_look_at_what_was_loaded(monkeypatch)
-    assert simulate(schedule).failure is not None
+    assert any(simulate(schedule).failure is not None for schedule in schedules)
 
 
 def test_each_mechanism_has_its_schedule() -> None:

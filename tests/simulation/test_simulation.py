@@ -8,13 +8,15 @@ import pytest
 from msgspec import structs
 
 from tests.simulation.__main__ import failures
-from tests.simulation.dialects import DIALECTS, Dialect
+from tests.simulation.dialects import DIALECTS, dialect
 from tests.simulation.schedule import EngineKind, Kind, Schedule, Step
 from tests.simulation.shrink import shrink
 from tests.simulation.simulation import simulate
 
 # In pieces, so that several workers share them.
-SEEDS, PIECE = 500, 50
+SEEDS, PIECE = 10_000, 500
+# So many show what kinds of schedules there are.
+SHOWN = 500
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, PIECE))
@@ -22,13 +24,9 @@ def test_schedules_from_seeds(first: int) -> None:
     assert failures(range(first, first + PIECE)) == [], "python -m tests.simulation --seed N shows more"
 
 
-def dialect(name: str) -> Dialect:
-    return next(dialect for dialect in DIALECTS if dialect.name == name)
-
-
 def failure_of(schedule: Schedule, *steps: Step, engine: EngineKind) -> str | None:
     """What is not right after these steps."""
-    return simulate(structs.replace(schedule, engines=(engine,), steps=steps)).failure
+    return simulate(structs.replace(schedule, engines=(engine,), steps=steps, is_thorough=True)).failure
 
 
 # What the simulation found, shrunk
@@ -82,13 +80,15 @@ def test_a_schedule_follows_from_its_seed() -> None:
 
 
 def test_every_kind_of_step_and_engine_is_played() -> None:
-    schedules = [Schedule.of(seed) for seed in range(SEEDS)]
+    schedules = [Schedule.of(seed) for seed in range(SHOWN)]
     assert {step.kind for schedule in schedules for step in schedule.steps} == set(Kind)
     assert {engine.dialect for schedule in schedules for engine in schedule.engines} == set(DIALECTS)
+    assert {schedule.in_steps for schedule in schedules} == {schedule.is_thorough for schedule in schedules} == {True, False}
+    assert len({schedule.rest_s for schedule in schedules}) == 2
 
 
 def test_many_live_answers_are_compared() -> None:
-    assert sum(simulate(Schedule.of(seed)).compared for seed in range(20)) > 500
+    assert sum(simulate(Schedule.of(seed)).compared for seed in range(50)) > 500
 
 
 def test_a_failing_schedule_is_shrunk_to_what_makes_it_fail() -> None:

@@ -29,7 +29,22 @@ class Process:
     def __init__(self, name: str) -> None:
         self.name = name
         self.is_dead = False
-        self.held: list[asyncio.Handle] | None = None
+        self.held: list[Handle] | None = None
+
+
+class Handle(asyncio.TimerHandle):
+    """A callback that waits. asyncio's own asks its loop several things that are always the same here."""
+
+    __slots__ = ()
+
+    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None) -> None:
+        self._callback = callback
+        self._args = args
+        self._context = copy_context() if context is None else context
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        self._cancelled = True
 
 
 PROCESS: ContextVar[Process | None] = ContextVar("PROCESS", default=None)
@@ -41,8 +56,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def __init__(self) -> None:
         self._now_s = START_S
-        self._ready: deque[asyncio.Handle] = deque()
-        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._ready: deque[Handle] = deque()
+        self._timers: list[tuple[float, int, Handle]] = []
         self._numbers = count()
         self._failure: BaseException | None = None
         self._world = copy_context()
@@ -66,24 +81,23 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def is_closed(self) -> bool:
         return False
 
-    def call_soon(self, callback: Callable[[*Args], object], *args: *Args, context: Context | None = None) -> asyncio.Handle:
-        handle = asyncio.Handle(callback, args, self, context)
+    def call_soon(self, callback: Callable[[*Args], object], *args: *Args, context: Context | None = None) -> Handle:
+        handle = Handle(callback, args, context)
         self._ready.append(handle)
         return handle
 
-    def call_soon_threadsafe(self, callback: Callable[[*Args], object], *args: *Args, context: Context | None = None) -> asyncio.Handle:
+    def call_soon_threadsafe(self, callback: Callable[[*Args], object], *args: *Args, context: Context | None = None) -> Handle:
         return self.call_soon(callback, *args, context=context)
 
-    def call_later(self, delay: float, callback: Callable[[*Args], object], *args: *Args, context: Context | None = None) -> asyncio.TimerHandle:
-        return self.call_at(self._now_s + delay, callback, *args, context=context)
-
-    def call_at(self, when: float, callback: Callable[[*Args], object], *args: *Args, context: Context | None = None) -> asyncio.TimerHandle:
-        handle = asyncio.TimerHandle(when, callback, args, self, context)
-        heapq.heappush(self._timers, (when, next(self._numbers), handle))
+    def call_later(self, delay: float, callback: Callable[[*Args], object], *args: *Args, context: Context | None = None) -> Handle:
+        handle = Handle(callback, args, context)
+        heapq.heappush(self._timers, (self._now_s + delay, next(self._numbers), handle))
         return handle
 
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """It is passed over when its time comes."""
+    def call_at(self, when: float, callback: Callable[[*Args], object], *args: *Args, context: Context | None = None) -> Handle:
+        handle = Handle(callback, args, context)
+        heapq.heappush(self._timers, (when, next(self._numbers), handle))
+        return handle
 
     def create_future(self) -> "asyncio.Future[Any]":
         return asyncio.Future(loop=self)
@@ -102,7 +116,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     # What the simulation asks of it
 
-    def later(self, delay: float, callback: Callable[[*Args], object], *args: *Args) -> asyncio.TimerHandle:
+    def later(self, delay: float, callback: Callable[[*Args], object], *args: *Args) -> Handle:
         """Call it in the surrounding of all processes: it happens whether who asks for it is frozen or not."""
         return self.call_later(delay, callback, *args, context=self._world)
 
@@ -145,11 +159,14 @@ class VirtualLoop(asyncio.AbstractEventLoop):
                 handle = ready.popleft()
                 if handle._cancelled:
                     continue
-                process = handle._context.get(PROCESS)  # type: ignore[attr-defined]
+                process = handle._context.get(PROCESS)
                 if process is not None and process.held is not None:
                     process.held.append(handle)
-                else:
-                    handle._run()
+                    continue
+                try:
+                    handle._context.run(handle._callback, *handle._args)
+                except Exception as error:  # noqa: BLE001 - as asyncio's loops do
+                    self.call_exception_handler({"exception": error})
             steps += 1
             if steps > STEPS_MAX:
                 raise SimulationError("an endless loop without any progress of time")

@@ -26,6 +26,7 @@ from tests.simulation.redis_server import RedisServer
 from tests.simulation.schedule import BLOCK_SIZE, EngineKind, Schedule
 from tests.simulation.surroundings import UNIX_TIME_S
 from tests.simulation.virtual_loop import PROCESS, Process, VirtualLoop
+from tests.simulation.watched_view import WatchedView
 from tests.workload import Publisher
 
 MODEL = "m"
@@ -56,7 +57,7 @@ class Member:
         self.process = Process(name)
         self.stopping = asyncio.Event()
         self.links: list[RedisLink] = []
-        self.view: View | None = None
+        self.view: WatchedView | None = None
         self.service: ReplicaService | None = None
         self._world = world
         world.member_of[self.process] = self
@@ -184,7 +185,7 @@ class World:
 
     def start_scorer(self) -> Member:
         async def run(member: Member) -> None:
-            member.view = View(self.settings, "redis")
+            member.view = WatchedView(self.settings, "redis")
             async with Follower(self.settings, member.view, follower_metrics()):
                 await member.stopping.wait()
 

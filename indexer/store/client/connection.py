@@ -77,22 +77,25 @@ def is_cluster(url: str) -> bool:
     return urlsplit(url).scheme in cluster.SCHEMES
 
 
+# The library's clients are protocols, which `isinstance` takes microseconds for, several times in each call.
+
+
 def slot_of(client: Client, key: str) -> int:
     """The slot of a Cluster in which a key lies. A Redis that is no Cluster is one slot: it answers as a whole, or not at all."""
-    return cluster.slot_of_key(key) if isinstance(client, Cluster) else 0
+    return cluster.slot_of_key(key) if type(client) is Cluster else 0
 
 
 def node_of(client: Client, key: str) -> str:
     """The node of a Cluster that answers for a key, or the master that Sentinels name: its clock counts. Empty where none is known, and where there
     is one Redis only."""
-    if isinstance(client, sentinel.SentinelClient):
+    if type(client) is sentinel.SentinelClient:
         return f"master {client.server_epoch}"
-    return client.node_of(key) if isinstance(client, Cluster) else ""
+    return client.node_of(key) if type(client) is Cluster else ""
 
 
 def server_epoch_of(client: Client) -> int:
     """Counts how often the client's Redis became another server as a whole, whose log goes its own way."""
-    return client.server_epoch if isinstance(client, sentinel.SentinelClient) else 0
+    return client.server_epoch if type(client) is sentinel.SentinelClient else 0
 
 
 async def answer_of(asking: Awaitable[T]) -> T:
