@@ -9,6 +9,7 @@ from msgspec import Struct
 from bench import (
     against,
     capacity,
+    cells,
     floors,
     grpc_scoring,
     hybrid,
@@ -39,6 +40,7 @@ MEASUREMENTS: dict[str, tuple[str, Callable[[], Sequence[Struct]]]] = {
     "shared-visibility": ("From publish to an answer of a scorer in another process, through Redis", shared.measure_visibility),
     "shared-copies": ("1,000,000 block copies in Redis, and a scorer that starts against them", shared.measure_copies),
     "shards": ("A model in one shard and in three, in a Cluster of three masters", shards.measure),
+    "cells": ("2,000 pods in one scorer, and in four cells behind another one", cells.measure),
     "workers": ("Scores with one worker and with two, 8 pods, 8 connections", workers.measure),
     "tokenizing": ("Texts and chats by a local tokenizer, in process", tokenizing.measure),
     "against-llmd": ("Against llm-d's index in Redis, both with the same events and answers", against.measure),

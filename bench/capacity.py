@@ -57,34 +57,34 @@ def measure_shared() -> list[Capacity]:
 
 def _embedded(pods: int) -> Capacity:
     with ExitStack() as stack:
-        engine = _Engine()
+        engine = Engines()
         stack.callback(engine.close)
         began_s = time.monotonic()
         server = stack.enter_context(Server(engine.specs(pods), start_timeout_s=START_TIMEOUT_S, env=SETTINGS))
-        _wait(lambda: server.series("kv_indexer_streams", trust="stale") == 0)
+        wait_for(lambda: server.series("kv_indexer_streams", trust="stale") == 0)
         engine.publish(pods)
-        _wait(lambda: server.series("kv_indexer_blocks_stored_total", tier="gpu") == pods * BLOCKS)
+        wait_for(lambda: server.series("kv_indexer_blocks_stored_total", tier="gpu") == pods * BLOCKS)
         return _measured("serve", pods, time.monotonic() - began_s, server)
 
 
 def _shared(pods: int) -> Sequence[Capacity]:
     with ExitStack() as stack:
-        engine = _Engine()
+        engine = Engines()
         stack.callback(engine.close)
         redis = stack.enter_context(RedisServer())
         began_s = time.monotonic()
         indexer = stack.enter_context(Server(engine.specs(pods), "ingest", redis.url, start_timeout_s=START_TIMEOUT_S, env=SETTINGS))
         scorer = stack.enter_context(Server([], "api", redis.url, start_timeout_s=START_TIMEOUT_S, env=SETTINGS))
-        _wait(lambda: indexer.series("kv_indexer_owned_streams") == pods and indexer.series("kv_indexer_streams", trust="stale") == 0)
+        wait_for(lambda: indexer.series("kv_indexer_owned_streams") == pods and indexer.series("kv_indexer_streams", trust="stale") == 0)
         engine.publish(pods)
-        _wait(lambda: indexer.series("kv_indexer_blocks_stored_total", tier="gpu") == pods * BLOCKS)
-        _wait(lambda: scorer.series("kv_indexer_follower_streams", trust="live") == pods)
+        wait_for(lambda: indexer.series("kv_indexer_blocks_stored_total", tier="gpu") == pods * BLOCKS)
+        wait_for(lambda: scorer.series("kv_indexer_follower_streams", trust="live") == pods)
         start_s, keys = time.monotonic() - began_s, int(redis.client().dbsize())
         return [_measured(role, pods, start_s, server, keys) for role, server in (("ingest", indexer), ("api", scorer))]
 
 
 def _measured(role: str, pods: int, start_s: float, server: Server, redis_keys: int | None = None) -> Capacity:
-    _wait(lambda: _is_idle(server))
+    wait_for(lambda: _is_idle(server))
     before = server.lags()
     metrics, listed, page, ready = (_cpu_ms(server, path) for path in ("/metrics", "/v1/pods", f"/v1/pods?limit={PAGE_PODS}", "/readyz"))
     after = server.lags()
@@ -109,7 +109,7 @@ def _cpu_ms(server: Server, path: str) -> float:
     return round((server.cpu_ns() - began_ns) / ASKED / 1e6, 1)
 
 
-def _wait(is_so: Callable[[], bool]) -> None:
+def wait_for(is_so: Callable[[], bool]) -> None:
     """Raises TimeoutError."""
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while not is_so():
@@ -118,7 +118,7 @@ def _wait(is_so: Callable[[], bool]) -> None:
         time.sleep(LOOK_S)
 
 
-class _Engine:
+class Engines:
     """One publishing socket that all pods are connected to: each holds the same blocks."""
 
     def __init__(self) -> None:
@@ -129,9 +129,9 @@ class _Engine:
     def specs(self, pods: int) -> list[str]:
         return [f"{spec(f'pod-{number}', self._socket.port)},http={self._api.url}" for number in range(pods)]
 
-    def publish(self, pods: int) -> None:
+    def publish(self, pods: int, plan: Plan = Plan(seed=7, blocks=BLOCKS)) -> None:  # noqa: B008 - frozen
         self._socket.wait_subscribed(pods)
-        for payload in payloads(Plan(seed=7, blocks=BLOCKS)):
+        for payload in payloads(plan):
             self._socket.publish(payload)
 
     def close(self) -> None:

@@ -120,6 +120,7 @@ class RoutingLimits(Struct, frozen=True):
         Seconds, Meta(description="The policy session leaves a pod whose queue is longer than the shortest by this many seconds.")
     ] = 2.0
     route_forget_s: Annotated[Seconds, Meta(description="How long a routed request counts if it is never reported as done.")] = 10.0
+    cell_timeout_s: Annotated[Seconds, Meta(description="Longest wait for the part of a cell; then requests are answered without it.")] = 0.5
     route_speculative_s: Annotated[
         float, Meta(ge=0, le=3600, description="How long the blocks of a routed prompt count as held before they are announced; 0 for not at all.")
     ] = 2.0

@@ -7,6 +7,7 @@ from msgspec import structs
 from prometheus_client import CollectorRegistry
 
 from indexer.config.settings import Settings, read_pairs
+from indexer.errors import SettingError
 from indexer.extras import import_extra
 from indexer.http.access import Access
 from indexer.http.app import make_app
@@ -22,6 +23,7 @@ from scorer_api.api.components import components
 from scorer_api.api.handlers import Handlers, make_handlers
 from scorer_api.api.picking import Picking, make_picking
 from scorer_api.api.routes import DIRECT, make_router
+from scorer_api.cells.app import make_front
 from scorer_api.compat.mount import Streams, add_compat, direct_paths, open_paths
 from scorer_api.following.follower import Follower
 from scorer_api.following.shared_pods import SharedPods
@@ -39,7 +41,9 @@ SUMMARY = "Tells any LLM router which pod already holds the longest prefix of a 
 
 
 def make_serve(settings: Settings) -> Served:
-    """The `serve` role: indexer and scorer in one process; with Redis they share what they know with others."""
+    """The `serve` role: indexer and scorer in one process; with Redis they share what they know with others. Raises SettingError."""
+    if settings.cells:
+        raise SettingError("--cells", settings.cells[0], "is for kv-indexer api only")
     if settings.redis is not None:
         return _make_shared(settings, with_indexer=True)
     registry = CollectorRegistry()
@@ -54,8 +58,8 @@ def make_serve(settings: Settings) -> Served:
 
 
 def make_api(settings: Settings, worker: Worker | None = None) -> Served:
-    """The `api` role: a scorer that follows what indexers write to Redis. `worker`: this one, where scorers share the port."""
-    return _make_shared(settings, with_indexer=False, worker=worker)
+    """The `api` role: a scorer that follows what indexers write to Redis, or answers for cells. `worker`: this one, where scorers share the port."""
+    return make_front(settings) if settings.cells else _make_shared(settings, with_indexer=False, worker=worker)
 
 
 def _make_shared(settings: Settings, *, with_indexer: bool, worker: Worker | None = None) -> Served:

@@ -72,6 +72,7 @@ def served_metrics() -> set[str]:
         (make_serve, Settings(gateway_listen="127.0.0.1:9002", discover=("pods:models?selector=app=vllm",), kube_api="http://127.0.0.1:1")),
         (make_serve, Settings(redis=redis)),
         (make_api, Settings(redis=redis)),
+        (make_api, Settings(cells=("http://127.0.0.1:1",))),
     ):
         app = make(settings).app
         # Without its lifespan: nothing is started, and /metrics answers all the same.

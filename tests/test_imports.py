@@ -80,10 +80,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("indexer", "indexer.core", "indexer.engines", "indexer.config", "indexer.streams", "indexer.http"),
         *("scorer_api.index", "scorer_api.tokens", "scorer_api.api"),
     },
+    "scorer_api.cells": {
+        *("indexer", "indexer.engines", "indexer.config", "indexer.http", "indexer.metrics", "indexer.streams"),
+        *("scorer_api.api", "scorer_api.routing"),
+    },
     "scorer_api.app": {
         *("indexer", "indexer.metrics", "indexer.config", "indexer.ownership", "indexer.workers", "indexer.http"),
         *("scorer_api.index", "scorer_api.metrics", "scorer_api.tokens", "scorer_api.following", "scorer_api.api", "scorer_api.gateway"),
-        *("scorer_api.compat", "scorer_api.rpc"),
+        *("scorer_api.cells", "scorer_api.compat", "scorer_api.rpc"),
     },
     "scorer_api.doctor.checks": {"indexer", "indexer.core", "indexer.store"},
     "scorer_api.doctor.probes": {"indexer", "indexer.wire", "indexer.receiving", "indexer.engines", "scorer_api.doctor.checks"},
@@ -145,7 +149,7 @@ GRPC = {"scorer_api.gateway.server"}
 CRYPTOGRAPHY = {"scorer_api.gateway.self_signed"}
 # What needs the extra `dns`.
 DNS = {"indexer.discovery.dns_source", "indexer.discovery.dns_sockets"}
-WEB = {"indexer.http", "indexer.main.app", "scorer_api.api", "scorer_api.compat"}
+WEB = {"indexer.http", "indexer.main.app", "scorer_api.api", "scorer_api.cells", "scorer_api.compat"}
 # The core is chosen when it is imported.
 ENVIRONMENT = {"indexer.compiled", *(f"indexer.main.{name}" for name in ("command", "serving", "supervisor", "workers"))}
 

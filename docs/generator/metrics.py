@@ -12,6 +12,7 @@ from indexer.http.worker_metrics import WorkerStates
 from indexer.metrics import DiscoveryMetrics, HttpMetrics, IndexerMetrics
 from indexer.workers.board import WorkerBoard
 from scorer_api.api.pick_metrics import PickMetrics
+from scorer_api.cells.metrics import CellMetrics
 from scorer_api.gateway.metrics import GatewayMetrics
 from scorer_api.index.view import View
 from scorer_api.metrics import FollowerMetrics, ScorerMetrics, TokenMetrics
@@ -27,6 +28,7 @@ GROUPS: dict[str, Callable[[CollectorRegistry], object]] = {
     "Picks for gateways": PickMetrics,
     "The endpoint picker, with `--gateway-listen`": GatewayMetrics,
     "The scorer over gRPC, with `--gateway-listen`": RpcMetrics,
+    "Answers for cells, with `--cells`": CellMetrics,
     "Tokens of prompts and chats": TokenMetrics,
     "Access": HttpMetrics,
     "The process": LoopLag,

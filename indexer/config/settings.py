@@ -89,6 +89,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     gateway_drain_s: Annotated[
         Seconds, Meta(description="How long calls of gateways may go on after SIGTERM: longer than the longest answer where answers pass through.")
     ] = 120.0
+    cells: Annotated[Words, Meta(description="Answer for these scorers, each of some pods; may be repeated.")] = ()
 
     # Redis
     redis: Annotated[
@@ -97,7 +98,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = None
     namespace: Annotated[str, Meta(description="Prefix of every key in Redis.")] = "kvi"
     shards: Annotated[int, Meta(ge=1, le=64, description="Shards of a model in Redis, equal on all indexers.")] = 1
-    lease_s: Annotated[Seconds, Meta(description="How long an indexer owns its streams without renewing the lease.")] = 3.0
+    lease_s: Annotated[Seconds, Meta(description="How long a stream's lease lasts unless renewed.")] = 3.0
     redis_timeout_s: Annotated[Seconds, Meta(description="Longest wait for a response of Redis.")] = 1.0
 
     # Scoring and routing

@@ -1,6 +1,6 @@
 """The routes of all roles: pods, health, readiness and metrics."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import msgspec
@@ -83,8 +83,8 @@ def add_routes(router: APIRouter, settings: Settings, pods: Pods, registry: Coll
     processes share the port.
     """
     _add_pods(router, settings, pods, access)
-    _add_health(router, pods)
-    _add_metrics(router, registry, worker)
+    add_health(router, pods.readiness)
+    add_metrics(router, registry, worker)
 
 
 def add_root(router: APIRouter, page: str) -> None:
@@ -136,7 +136,9 @@ def _add_pods(router: APIRouter, settings: Settings, pods: Pods, access: Access)
         return Response(status_code=204)
 
 
-def _add_health(router: APIRouter, pods: Pods) -> None:
+def add_health(router: APIRouter, readiness_of: Callable[[], Readiness]) -> None:
+    """Whether the process lives, and whether its answers can be relied on."""
+
     @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz", **openapi.HEALTH)
     async def healthz() -> Response:
@@ -147,11 +149,12 @@ def _add_health(router: APIRouter, pods: Pods) -> None:
     @router.get("/readyz", **openapi.READY)
     async def readyz() -> Response:
         """Whether answers can be relied on, and what is not as it should be."""
-        readiness = pods.readiness()
+        readiness = readiness_of()
         return respond(readiness.shortened(), status=200 if readiness.is_ready else 503)
 
 
-def _add_metrics(router: APIRouter, registry: CollectorRegistry, worker: Worker | None) -> None:
+def add_metrics(router: APIRouter, registry: CollectorRegistry, worker: Worker | None = None) -> None:
+    """The metrics of the registry; of all workers, where processes share the port."""
     of_all = None if worker is None else WorkerMetrics(registry, worker)
 
     @router.get("/metrics", **openapi.METRICS)

@@ -20,7 +20,7 @@ def serve_with_workers(parsed: argparse.Namespace, make: Callable[[Settings, Wor
     """Serve what `make` makes, from Redis, in as many processes as the settings say, until SIGTERM or SIGINT. Returns the exit code."""
     config = config_of(parsed)
     settings = settings_of(parsed, parsed.engine, config, allows_workers=True)
-    if settings.redis is None:
+    if settings.redis is None and not settings.cells:
         raise SettingError("--redis", None, NO_REDIS)
     if settings.workers == 1:
         return serve_until_stopped(parsed, lambda settings: make(settings, None))

@@ -5,7 +5,7 @@ from typing import Any
 from indexer.core.block_keys import TOKEN_MAX
 from indexer.http import schemas
 from scorer_api.api.pick_schemas import PickError
-from scorer_api.api.route_schemas import DoneAnswer, DoneRequest, RouteAnswer, RouteRequest
+from scorer_api.api.route_schemas import CandidatesAnswer, DoneAnswer, DoneRequest, RouteAnswer, RouteRequest
 from scorer_api.api.schemas import BATCH_REQUESTS_MAX, SOURCES, BatchProblem, ExplainAnswer, HotAnswer, ModelsAnswer, ScoreAnswer, ScoreRequest
 
 HASH = {"type": "integer", "minimum": 0, "maximum": 2**64 - 1}
@@ -26,13 +26,13 @@ EXTRA_KEY = [{"type": "string"}, {"type": "integer", "minimum": -(2**63), "maxim
 
 TYPES: tuple[Any, ...] = (
     *(ScoreRequest, ScoreAnswer, BatchProblem, ExplainAnswer, ModelsAnswer, HotAnswer),
-    *(RouteRequest, RouteAnswer, DoneRequest, DoneAnswer, PickError),
+    *(RouteRequest, RouteAnswer, CandidatesAnswer, DoneRequest, DoneAnswer, PickError),
 )
 
 
-def components(*, allows_ipc: bool) -> dict[str, Any]:
-    """The JSON schema of each type of this API and of the common ones, by name. `allows_ipc`: whether a pod may be at ipc://."""
-    found = schemas.components(*TYPES, allows_ipc=allows_ipc)
+def components(*more: Any, allows_ipc: bool) -> dict[str, Any]:
+    """The JSON schema of each type of this API, of the common ones and of `more`, by name. `allows_ipc`: whether a pod may be at ipc://."""
+    found = schemas.components(*TYPES, *more, allows_ipc=allows_ipc)
     for name in ("ScoreRequest", "RouteRequest"):
         _describe_request(found[name])
         found[f"{name}Msgpack"] = _in_msgpack(found[name])

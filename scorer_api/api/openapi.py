@@ -36,6 +36,12 @@ ROUTE: dict[str, Any] = {
     },
     "openapi_extra": body({**content("RouteRequest", JSON), **content("RouteRequestMsgpack", MSGPACK)}, EXAMPLE),
 }
+CANDIDATES: dict[str, Any] = {
+    "responses": responses(
+        "What a pick would be made from.", "CandidatesAnswer", 400, 404, 408, 413, 415, 422, 429, 501, 502, media_types=(JSON, MSGPACK)
+    ),
+    "openapi_extra": ROUTE["openapi_extra"],
+}
 DONE: dict[str, Any] = {
     "responses": responses("Nothing counts of the request any more.", "DoneAnswer", 400, 408, 413, 415, 422, 429, media_types=(JSON, MSGPACK)),
     "openapi_extra": body(content("DoneRequest", JSON, MSGPACK), {"id": "0123456789abcdef"}),

@@ -21,6 +21,21 @@ from scorer_api.routing.router import Router
 RETRY_AFTER_S = 1
 
 
+def pick_request_of(request: RouteRequest, model: str, apis: PodApis) -> PickRequest:
+    """What the router is asked for. Raises Problem for a policy that lacks what it needs."""
+    if request.policy == "session" and request.session_id is None:
+        raise Problem(422, "session_id: the policy session needs one")
+    return PickRequest(
+        None if request.pods is None else frozenset(request.pods),
+        frozenset(request.exclude or ()),
+        request.policy,
+        request.session_id,
+        request.output_tokens_expected,
+        request.include_speculative,
+        prefill=() if request.pods is not None else apis.prefill_pods(model),
+    )
+
+
 class RouteHandler:
     """Answers `POST /v1/route` and `POST /v1/route/done` with the router's picks."""
 
@@ -60,17 +75,8 @@ class RouteHandler:
         return content
 
     def _pick(self, resolved: ResolvedRequest, request: RouteRequest) -> Pick:
-        pick_request = PickRequest(
-            None if request.pods is None else frozenset(request.pods),
-            frozenset(request.exclude or ()),
-            request.policy,
-            request.session_id,
-            request.output_tokens_expected,
-            request.include_speculative,
-            prefill=() if request.pods is not None else self._apis.prefill_pods(resolved.prompt.model),
-        )
         try:
-            return self._router.pick(resolved.prompt, pick_request, time.monotonic())
+            return self._router.pick(resolved.prompt, pick_request_of(request, resolved.prompt.model, self._apis), time.monotonic())
         except UnknownModelError:
             raise unknown_model(resolved.prompt.model) from None
         except NoPodError as error:

@@ -6,7 +6,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from scorer_api.api.schemas import ScoreRequest, Text, ViewAnswer
 from scorer_api.routing.pick import PodReason
-from scorer_api.routing.policies import PickReason, PolicyName
+from scorer_api.routing.policies import Candidate, PickReason, PolicyName
 
 OUTPUT_TOKENS_MAX = 10**7
 
@@ -42,6 +42,19 @@ class RouteAnswer(Struct, frozen=True):
     picked_for: Annotated[PickReason | Literal["stale"], Meta(description="Why this pod is the first.")]
     reason: Annotated[dict[str, PodReason], Meta(description="What was known of each pod at the pick.")]
     http: Annotated[dict[str, str], Meta(description="The base URL of the API of the pod and of each fallback.")]
+    view: ViewAnswer
+    unknown_pods: list[str] | UnsetType = UNSET
+
+
+class CandidatesAnswer(Struct, frozen=True):
+    """What a pick would be made from."""
+
+    model: str
+    tokens: int
+    fresh: Annotated[list[Candidate], Meta(description="Pods that may be picked.")]
+    stale: Annotated[list[Candidate], Meta(description="Pods that may be picked if no other is left.")]
+    reason: Annotated[dict[str, PodReason], Meta(description="What is known of every pod.")]
+    http: Annotated[dict[str, str], Meta(description="The base URL of the API of each pod that may be picked.")]
     view: ViewAnswer
     unknown_pods: list[str] | UnsetType = UNSET
 

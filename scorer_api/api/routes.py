@@ -11,6 +11,7 @@ from indexer.http.routes import Pods, add_routes
 from indexer.workers.worker import Worker
 from scorer_api.api import openapi
 from scorer_api.api.batch import BatchHandler
+from scorer_api.api.candidates import CandidatesHandler
 from scorer_api.api.handlers import Handlers
 from scorer_api.api.hot import encoded_hot
 from scorer_api.api.outcomes import count_failures
@@ -20,7 +21,7 @@ from scorer_api.api.picking import Picking
 from scorer_api.api.schemas import ModelAnswer, ModelsAnswer
 from scorer_api.index.view import View
 
-DIRECT = frozenset({"/v1/score", "/v1/score/batch", "/v1/route", "/v1/route/done", "/v1/pick", f"/v1/pick{REST}"})
+DIRECT = frozenset({"/v1/score", "/v1/score/batch", "/v1/route", "/v1/route/done", "/v1/candidates", "/v1/pick", f"/v1/pick{REST}"})
 """Routes that are called for each request of a router or a gateway."""
 
 
@@ -38,6 +39,7 @@ def make_router(
     router = APIRouter()
     scores, picks, explanations = handlers.scores, handlers.picks, handlers.explanations
     metrics, route_metrics = handlers.metrics, handlers.route_metrics
+    candidates = CandidatesHandler(view, handlers.resolver, picking.router, picking.apis)
     batches = BatchHandler(scores, handlers.resolver, metrics)
 
     async def read(request: Request) -> tuple[bytes, str, str]:
@@ -64,6 +66,12 @@ def make_router(
         with count_failures(route_metrics.requests):
             body, media_type, accepted = await read(request)
             return Response(await picks.answer(body, media_type, accepted), media_type=accepted)
+
+    @router.post("/v1/candidates", **openapi.CANDIDATES)
+    async def candidate_pods(request: Request) -> Response:
+        """What would `/v1/route` pick from? For who picks from the pods of several scorers."""
+        body, media_type, accepted = await read(request)
+        return Response(await candidates.answer(body, media_type, accepted), media_type=accepted)
 
     @router.post("/v1/route/done", **openapi.DONE)
     async def done(request: Request) -> Response:

@@ -53,12 +53,14 @@ class _BestRank(Struct, frozen=True, gc=False):
     speculative_tokens: int
 
 
-class _Candidates(Struct, frozen=True):
-    """`fresh`: pods that may be picked. `stale`: pods that may be picked if no other is left. `reasons`: what is known of every pod."""
+class Candidates(Struct, frozen=True):
+    """`fresh`: pods that may be picked. `stale`: pods that may be picked if no other is left. `reasons`: what is known of every pod.
+    `block_size`: the first pod's."""
 
     fresh: list[Candidate]
     stale: list[Candidate]
     reasons: dict[str, PodReason]
+    block_size: int | None = None
 
 
 class _ModelState:
@@ -130,6 +132,16 @@ class Router:
         self._speculative.note_pick(name, lookup, picked.pod, rank, now_s)
         return Pick(name, picked.rank, rank.block_size, [candidate.pod for candidate in order], policy, picked_for, reasons)
 
+    def candidates(self, prompt: Query, request: PickRequest, now_s: float) -> Candidates:
+        """What each pod would cost. Nothing is picked, and nothing counts. Raises UnknownModelError."""
+        self.expire(now_s)
+        try:
+            lookup = self._view.look_up(prompt, request.only)
+        except KeyError:
+            raise UnknownModelError(prompt.model) from None
+        scores = lookup.scores()
+        return self._candidates(prompt, scores, self._best_ranks(lookup, scores, request), request, now_s)
+
     def done(self, name: str) -> bool:
         """Forget a request, by its id. Returns whether it counted."""
         self.prefilled(name)
@@ -176,7 +188,7 @@ class Router:
             ),
         )
 
-    def _candidates(self, prompt: Query, scores: Sequence[PodScore], bests: Sequence[_BestRank], request: PickRequest, now_s: float) -> _Candidates:
+    def _candidates(self, prompt: Query, scores: Sequence[PodScore], bests: Sequence[_BestRank], request: PickRequest, now_s: float) -> Candidates:
         """What each pod would cost. One long loop: it runs for every pod of every pick."""
         fresh: list[Candidate] = []
         stale: list[Candidate] = []
@@ -231,7 +243,7 @@ class Router:
                 trust,
                 why,
             )
-        return _Candidates(fresh, stale, reasons)
+        return Candidates(fresh, stale, reasons, bests[0].rank.block_size if bests else None)
 
     def _estimates(self, model: str, loads: list[Load | None]) -> list[LoadEstimate]:
         """The load of each pod without gaps; computed again only if a load changed."""
@@ -252,7 +264,7 @@ class Router:
         limits = self._settings.limits.routing
         return PolicyInput(request.session_id, state.turn, limits.route_min_match_blocks, limits.route_overload_s)
 
-    def _order(self, policy: PolicyName, policy_input: PolicyInput, candidates: _Candidates) -> tuple[list[Candidate], PickReason | Literal["stale"]]:
+    def _order(self, policy: PolicyName, policy_input: PolicyInput, candidates: Candidates) -> tuple[list[Candidate], PickReason | Literal["stale"]]:
         """All candidates, best first and stale ones last; and why the first one is first."""
         order = POLICIES[policy](candidates.fresh, policy_input) if candidates.fresh else []
         picked_for: PickReason | Literal["stale"] = reason_of(policy, order, policy_input) if order else "stale"

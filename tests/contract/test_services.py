@@ -10,7 +10,7 @@ from tests.contract.answers import ASKED, LONG, Asked, as_embedded, ask, describ
 from tests.contract.redis_content import Content
 from tests.contract.snapshots import check
 from tests.contract.world import ADMIN_TOKEN, API_TOKEN, MODEL, ROLES, TIMEOUT_S, World, scenario
-from tests.running import Client
+from tests.running import Client, Command
 from tests.waiting import wait_until
 
 # The first test starts everything, which takes a busy machine minutes.
@@ -45,19 +45,31 @@ def test_what_tokens_and_allowed_networks_add_to_the_openapi_document(roles: dic
     check("openapi-tokens", without_same(document_of(roles["serve-redis"]), document_of(roles["serve"])))
 
 
+def test_what_answers_for_cells() -> None:
+    """Its document and its metrics. Its only cell does not answer."""
+    with Command("api", "--port", "0", "--cells", "http://127.0.0.1:1") as front:
+        front.wait_url()
+        check("openapi-cells", document_of(front))
+        check("metrics-cells", metrics_of(front))
+
+
 # Metrics
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_the_metrics(roles: dict[str, Client], role: str) -> None:
-    text = roles[role].http.get(f"{roles[role].url}/metrics").text
+    check(f"metrics-{role}", metrics_of(roles[role]))
+
+
+def metrics_of(client: Client) -> dict[str, Any]:
+    text = client.http.get(f"{client.url}/metrics").text
     families = sorted(text_string_to_metric_families(text), key=lambda family: family.name)
     found: dict[str, Any] = {}
     for family in families:
         assert family.documentation.endswith("."), f"{family.name}: {family.documentation}"
         assert family.samples, f"{family.name} has no series, so its labels are unknown"
         found[family.name] = {"type": family.type, **series(family.samples)}
-    check(f"metrics-{role}", found)
+    return found
 
 
 # Answers

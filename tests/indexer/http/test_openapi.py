@@ -18,7 +18,7 @@ COMMON = {
     "/readyz": {"get"},
     "/metrics": {"get"},
 }
-ASKED = ("/v1/score", "/v1/score/batch", "/v1/explain", "/v1/route", "/v1/route/done")
+ASKED = ("/v1/score", "/v1/score/batch", "/v1/explain", "/v1/route", "/v1/candidates", "/v1/route/done")
 PICKS = {"/v1/pick": {"get", "post"}, "/v1/pick/{path}": {"get", "post", "delete"}}
 ROUTES = {"serve": {**COMMON, **PICKS, **{path: {"post"} for path in ASKED}, "/v1/models": {"get"}, "/v1/hot": {"get"}}, "ingest": COMMON}
 JSON = {"Content-Type": "application/json"}

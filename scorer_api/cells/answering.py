@@ -1,0 +1,227 @@
+"""Answers requests for scores and picks by what the cells answer."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from random import Random
+from typing import TypeVar
+
+import msgspec
+from msgspec import Raw, Struct, structs
+
+from indexer.config.settings import Settings
+from indexer.http.negotiation import JSON, MSGPACK, encode
+from indexer.http.problems import Problem, ProblemDetails
+from scorer_api.api.resolve import unknown_model
+from scorer_api.api.route_schemas import CandidatesAnswer, DoneAnswer, DoneRequest, RouteAnswer
+from scorer_api.api.schemas import ModelAnswer, ModelsAnswer, ScoreAnswer, ViewAnswer
+from scorer_api.cells.cell import Cell, Part
+from scorer_api.cells.fan_out import FanOut, Parts
+from scorer_api.cells.merging import MergedPick, merge_scores, pick, unknown_pods
+from scorer_api.cells.metrics import CellMetrics
+from scorer_api.cells.schemas import CellAnswer, CellsRouteAnswer, CellsScoreAnswer
+from scorer_api.routing.policies import PolicyInput, PolicyName
+
+T = TypeVar("T")
+
+RETRY_AFTER_S = 1
+# Turns of the policy round-robin are counted for so many models; then they start anew.
+MODELS_MAX = 4_096
+TURN_MAX = 2**32
+# To decode so much takes about half a millisecond.
+LARGE_BYTES = 65_536
+
+_decode_score = msgspec.msgpack.Decoder(ScoreAnswer).decode
+_decode_candidates = msgspec.msgpack.Decoder(CandidatesAnswer).decode
+_decode_route = msgspec.msgpack.Decoder(RouteAnswer).decode
+_decode_done = msgspec.msgpack.Decoder(DoneAnswer).decode
+_decode_models = msgspec.json.Decoder(ModelsAnswer).decode
+_decode_problem = msgspec.json.Decoder(ProblemDetails).decode
+
+
+class _Head(Struct, frozen=True):
+    """What the front has to know of a request that cells take for right; all else is theirs."""
+
+    model: str
+    limit: int | None = None
+    policy: PolicyName | None = None
+    session_id: str | None = None
+
+
+_HEADS = {JSON: msgspec.json.Decoder(_Head).decode, MSGPACK: msgspec.msgpack.Decoder(_Head).decode}
+_FIELDS = {JSON: msgspec.json.Decoder(dict[str, Raw]).decode, MSGPACK: msgspec.msgpack.Decoder(dict[str, Raw]).decode}
+
+
+class Answering:
+    """Each method takes a request's body and the headers to pass on, and raises Problem."""
+
+    def __init__(self, settings: Settings, cells: FanOut, metrics: CellMetrics) -> None:
+        self._settings = settings
+        self._cells = cells
+        self._metrics = metrics
+        self._random = Random(settings.limits.routing.route_seed)
+        self._turns: dict[str, int] = {}
+
+    async def score(self, body: bytes, media_type: str, accepted: str, headers: Mapping[str, str]) -> bytes:
+        """The pods of all cells, best first."""
+        parts = await self._ask("score", "/v1/score", body, headers)
+        answers = await _decoded(parts, _decode_score)
+        head = _head_of(body, media_type)
+        if not answers:
+            raise _nothing(parts, head.model)
+        merged = merge_scores(list(answers.values()), head.limit)
+        cells = _cells_of(parts, {cell: answer.view for cell, answer in answers.items()})
+        return encode(CellsScoreAnswer(**structs.asdict(merged), cells=cells), accepted)
+
+    async def route(self, body: bytes, media_type: str, accepted: str, headers: Mapping[str, str]) -> bytes:
+        """Pick of the candidates of all cells, and have the picked one's cell count the request."""
+        parts = await self._ask("route", "/v1/candidates", body, headers)
+        answers = await _decoded(parts, _decode_candidates)
+        head = _head_of(body, media_type)
+        if not answers:
+            raise _nothing(parts, head.model)
+        policy, policy_input = self._policy(head)
+        cells = list(answers)
+        left = dict(enumerate(answers.values()))
+        while (picked := pick(left, policy, policy_input)) is not None:
+            place = picked.cell_of[picked.order[0].pod]
+            routed = await self._count(cells[place], picked, body, media_type, headers)
+            if routed is not None:
+                found = _cells_of(parts, {cell: answer.view for cell, answer in answers.items()})
+                return encode(_answer(list(answers.values()), left, picked, policy, head, f"{cells[place].name}-{routed.id}", found), accepted)
+            del left[place]  # it has failed since
+        raise Problem(503, "no pod can be picked: no cell that answers has one that may be", retry_after_s=RETRY_AFTER_S)
+
+    def _policy(self, head: _Head) -> tuple[PolicyName, PolicyInput]:
+        policy = head.policy or self._settings.route_policy
+        if policy == "session" and head.session_id is None:
+            policy = "cost"
+        if head.model not in self._turns:
+            if len(self._turns) >= MODELS_MAX:
+                self._turns.clear()
+            self._turns[head.model] = self._random.randrange(TURN_MAX)
+        self._turns[head.model] += 1
+        limits = self._settings.limits.routing
+        return policy, PolicyInput(head.session_id, self._turns[head.model], limits.route_min_match_blocks, limits.route_overload_s)
+
+    @staticmethod
+    async def _count(cell: Cell, picked: MergedPick, body: bytes, media_type: str, headers: Mapping[str, str]) -> RouteAnswer | None:
+        """Have the cell pick this pod, the only one it may: then the request counts there. None where it does not."""
+        fields = _FIELDS[media_type](body)
+        fields.pop("exclude", None)
+        for name, value in (("pods", [picked.order[0].pod]), ("limit", 1)):
+            fields[name] = Raw(encode(value, media_type))
+        part = await cell.ask("/v1/route", encode(fields, media_type), headers)
+        if part.state != "answered" or part.status != 200:
+            return None
+        try:
+            return _decode_route(part.body)
+        except msgspec.MsgspecError:
+            return None
+
+    async def done(self, request: DoneRequest, headers: Mapping[str, str]) -> DoneAnswer:
+        """Tell the cell that counts the request."""
+        name, _, identifier = request.id.partition("-")
+        cell = self._cells.named(name)
+        if cell is None or not identifier:
+            return DoneAnswer(request.id, known=False)
+        part = await cell.ask("/v1/route/done", encode(DoneRequest(identifier), MSGPACK), {**headers, "Content-Type": MSGPACK})
+        if part.state != "answered":
+            raise Problem(503, f"cell {cell.url} does not answer", retry_after_s=RETRY_AFTER_S)
+        _check(part)
+        try:
+            return DoneAnswer(request.id, _decode_done(part.body).known)
+        except msgspec.MsgspecError:
+            raise Problem(503, f"cell {cell.url} answers nothing that can be read") from None
+
+    async def models(self, headers: Mapping[str, str]) -> ModelsAnswer:
+        """Those of all cells, by name."""
+        parts = await self._cells.ask("/v1/models", None, headers)
+        if parts.refusal is not None:
+            _check(parts.refusal)
+        found: dict[str, set[str]] = {}
+        for answer in (await _decoded(parts, _decode_models)).values():
+            for model in answer.models:
+                found.setdefault(model.model, set()).update(model.pods)
+        return ModelsAnswer([ModelAnswer(name, sorted(pods)) for name, pods in sorted(found.items())])
+
+    async def _ask(self, route: str, path: str, body: bytes, headers: Mapping[str, str]) -> Parts:
+        began_s = time.perf_counter()
+        parts = await self._cells.ask(path, body, headers)
+        self._metrics.seconds[route].observe(time.perf_counter() - began_s)
+        if parts.refusal is not None:
+            _check(parts.refusal)
+        return parts
+
+
+async def _decoded(parts: Parts, decode: Callable[[bytes], T]) -> dict[Cell, T]:
+    """The answers by cell. One that cannot be read is no answer. Other requests have their turn between large ones."""
+    found = {}
+    for cell, body in parts.answers.items():
+        if len(body) > LARGE_BYTES:
+            await asyncio.sleep(0)
+        try:
+            found[cell] = decode(body)
+        except msgspec.MsgspecError:
+            parts.of[cell] = Part("failed")
+    return found
+
+
+def _check(part: Part) -> None:
+    """Raises Problem for what a cell says that is wrong with the request."""
+    if part.status == 200:
+        return
+    try:
+        detail = _decode_problem(part.body).detail
+    except msgspec.MsgspecError:
+        detail = "a cell refuses the request, and does not say why"
+    raise Problem(part.status, detail)
+
+
+def _head_of(body: bytes, media_type: str) -> _Head:
+    """Cells may be lenient in what the front is not. Raises Problem."""
+    try:
+        return _HEADS[media_type](body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Problem(422, f"the body is not a request: {error}") from None
+
+
+def _nothing(parts: Parts, model: str) -> Problem:
+    """No cell has a pod of the model, or none that answers."""
+    if all(part.state == "unknown_model" for part in parts.of.values()):
+        return unknown_model(model)
+    silent = ", ".join(f"{cell.url} is {part.state}" for cell, part in parts.of.items() if part.state != "unknown_model")
+    return Problem(503, f"no cell that answers knows model {model!r}: {silent}", retry_after_s=RETRY_AFTER_S)
+
+
+def _cells_of(parts: Parts, views: Mapping[Cell, ViewAnswer]) -> list[CellAnswer]:
+    return [CellAnswer(cell.url, part.state, views[cell].age_s if cell in views else None) for cell, part in parts.of.items()]
+
+
+def _answer(
+    asked: list[CandidatesAnswer],
+    left: Mapping[int, CandidatesAnswer],
+    picked: MergedPick,
+    policy: PolicyName,
+    head: _Head,
+    identifier: str,
+    cells: list[CellAnswer],
+) -> CellsRouteAnswer:
+    order = [candidate.pod for candidate in picked.order][: head.limit]
+    reasons = picked.reasons if head.limit is None else {pod: picked.reasons[pod] for pod in order}
+    first = asked[0]
+    return CellsRouteAnswer(
+        model=head.model,
+        tokens=max(answer.tokens for answer in left.values()),
+        id=identifier,
+        pod=order[0],
+        rank=picked.order[0].rank,
+        fallbacks=order[1:],
+        policy=policy,
+        picked_for=picked.picked_for,
+        reason=reasons,
+        http={pod: picked.http[pod] for pod in order if pod in picked.http},
+        view=structs.replace(first.view, source="cells", age_s=max(answer.view.age_s for answer in left.values())),
+        unknown_pods=unknown_pods(asked),
+        cells=cells,
+    )
