@@ -24,7 +24,10 @@ class Tier(IntEnum):
     @property
     def word(self) -> str:
         """The tier's name in answers and metrics, e.g. `gpu`."""
-        return self.name.lower()
+        return _WORDS[self]
+
+
+_WORDS = tuple(tier.name.lower() for tier in Tier)
 
 
 class Stored(Struct, frozen=True, gc=False):

@@ -22,10 +22,13 @@ class IndexedKeys:
         """How many keys are shown in a tier: of the group in this slot, or of that which has most."""
         if slot is not None:
             return self._count(self._held_in[slot][tier].keys) if slot in self._held_in else 0
+        if len(self._held_in) == 1:
+            return self._count(self.held[tier].keys)
         return max(self._count(held[tier].keys) for held in self._held_in.values())
 
     def _count(self, held: Collection[int]) -> int:
-        return len(held) - sum(key in held for key in self.claims.ambiguous)
+        ambiguous = self.claims.ambiguous
+        return len(held) - sum(key in held for key in ambiguous) if ambiguous else len(held)
 
     def shown(self, tier: Tier, slot: int = LEAD) -> set[int]:
         """The keys of a slot that are shown in a tier."""
