@@ -7,10 +7,12 @@ large     engine hash → the keys from its own back to the one behind its paren
 """
 
 from collections.abc import Iterable
+from itertools import chain, islice
 
 from msgspec import Struct
 
 from indexer.core.blocks import Block, Blocks, make_blocks
+from indexer.core.event_pieces import Steps
 from indexer.core.foreign_copy import ForeignCopy
 from indexer.core.oldest import more_to_drop, oldest_to_drop
 from indexer.core.orphans import Parked
@@ -19,6 +21,8 @@ from indexer.core.salted_hashes import SaltedHashes
 
 # A block that covers more keys has no link to its parent.
 SPAN_MAX = 63
+# So many held blocks are counted among the removed ones in one step.
+RETIRED_MAX = 1_024
 
 
 class Copies(Struct, gc=False):
@@ -163,6 +167,25 @@ class BlockTable:
                 self.revive(oldest)
                 self.salted.forget(oldest)
                 self.large.pop(oldest, None)
+
+    def retire_all(self) -> Steps[None]:
+        """Count all held blocks among the removed ones, whatever tiers hold them: of more than are remembered, the newest."""
+        kept, lost = make_blocks(), len(self.removed) + len(self.held) - self._removed_max
+        hashes = chain(self.removed, self.held)
+        while piece := list(islice(hashes, RETIRED_MAX)):
+            self.touch_removed(piece)
+            for engine_hash in piece[max(0, lost) :]:
+                block = self.known(engine_hash)
+                assert block is not None, "nothing changes meanwhile"
+                kept[engine_hash] = Block(block.key, block.parent, 0)
+            if not self.has_plain_blocks:
+                for engine_hash in piece[: max(0, lost)]:
+                    self.salted.forget(engine_hash)
+                    self.large.pop(engine_hash, None)
+            lost -= len(piece)
+            yield
+        self.removed = kept
+        self.reset()
 
     def revive(self, engine_hash: int) -> None:
         """Count it no longer among the removed ones, if it is there."""

@@ -62,12 +62,9 @@ class HeldBlocks:
         self.table.forget()
         self._reset()
 
-    def drop_held(self) -> None:
+    def drop_held(self) -> Steps[None]:
         """Drop all blocks, but remember which hash had which key."""
-        for engine_hash, block in self.table.held.items():
-            block.copies = 0
-            self.table.remember(engine_hash, block)
-        self.table.reset()
+        yield from self.table.retire_all()
         announces_extra_keys = self.announces_extra_keys
         self._reset()
         self.announces_extra_keys = announces_extra_keys

@@ -166,13 +166,19 @@ class StreamState:
         self._blocks.forget()
         self._reset()
 
-    def drop_held(self) -> None:
-        """Drop all blocks, but remember which hash had which key: the same engine goes on, but its removals were missed."""
+    def drop_held(self) -> Steps[None]:
+        """Drop all blocks, but remember which hash had which key: the same engine goes on, but its removals were missed. Nothing else may be done to
+        the state until that is done, or all is forgotten."""
+        self.is_amid_batch = True
+        return self._drop_held()
+
+    def _drop_held(self) -> Steps[None]:
         shape, unsized, adapters, tiers = self._groups.shape, self._groups.unsized, self._adapters, self.tiers
-        self._blocks.drop_held()
+        yield from self._blocks.drop_held()
         self._reset()
         self._groups.restore(shape, unsized)
         self._adapters, self.tiers = adapters, tiers
+        self.is_amid_batch = False
 
     def apply(self, events: Iterable[Event], now_s: float) -> Change:
         """Apply one batch. Never raises for what a network can send: what cannot be used is tallied."""

@@ -272,10 +272,10 @@ class Applier:
         self._ranks.clear()
         self.has_mixed_ranks = False
 
-    def drop_held(self) -> None:
-        """Hold nothing, but remember what engine hashes stand for."""
-        self.state.drop_held()
+    def drop_held(self) -> Steps[None]:
+        """The steps after which nothing is held, and what engine hashes stand for is remembered."""
         self._adapters.forget()
+        return self.state.drop_held()
 
     def forget_adapter(self, name: str) -> Steps[Change]:
         """The steps that remove all blocks of a LoRA adapter."""

@@ -1,4 +1,7 @@
-"""How far one stream was applied: its sequence, what it holds, how far that can be relied on, and what was counted on the way."""
+"""How far one stream was applied: its sequence, what it holds, how far that can be relied on, and what was counted on the way.
+
+More than 400 lines: each part of it reads what the others change.
+"""
 
 import asyncio
 import logging
@@ -60,6 +63,7 @@ class StreamProgress:
         self._is_whole_by_clear = False
         """Whether the content is complete since a clear, unless blocks lie below the gpu."""
         self._steps: Steps[None] | None = None
+        self._dropping: Steps[None] | None = None
         self._takes_max = TAKEN_ONE_BY_ONE_MAX
         self._adapters_to_forget: list[str] = []
         self._adapters_before: frozenset[str] = frozenset()
@@ -103,11 +107,20 @@ class StreamProgress:
 
     def apply(self, number: int, payload: bytes, *, is_live: bool) -> None:
         """Apply one batch, readable or not: its number is done with either way. Where it takes long, it is applied by `go_on`."""
+        if self._dropping is not None:
+            self._steps, self._dropping = self._after(self._dropping, number, payload, is_live=is_live), None
+            self.go_on(time.monotonic() + TURN_S)
+            return
         applied = self.applier.start(payload, number, is_live=is_live)
         if type(applied) is Applied:
             self._note_applied(number, payload, applied, is_live=is_live)
         else:
             self._steps = self._in_steps(applied, number, payload, is_live=is_live)
+
+    def _after(self, dropping: Steps[None], number: int, payload: bytes, *, is_live: bool) -> Steps[None]:
+        yield from dropping
+        applied = self.applier.start(payload, number, is_live=is_live)
+        self._note_applied(number, payload, applied if type(applied) is Applied else (yield from applied), is_live=is_live)
 
     @property
     def is_amid_batch(self) -> bool:
@@ -296,7 +309,8 @@ class StreamProgress:
         return False
 
     def lose_history(self, *, is_same_process: bool) -> None:
-        """Missed batches cannot be replayed: some of what is held is gone at the engine, and it is unknown which."""
+        """Missed batches cannot be replayed: some of what is held is gone at the engine, and it is unknown which. The index has none of it at once;
+        `apply` does the rest before the batch that comes next."""
         if self.sequence.last is not None:
             self.metrics.losses.inc()
             log.warning("history lost", extra={**self.log_names, "sequence": self.sequence.last})
@@ -304,7 +318,7 @@ class StreamProgress:
         if self.sequence.last is not None:
             self._adapters_before = frozenset()
             if is_same_process:
-                self.applier.drop_held()
+                self._dropping = self.applier.drop_held()
             else:
                 self.applier.forget()
             self.store.drop(self.key, self.position)
@@ -318,7 +332,7 @@ class StreamProgress:
 
     def forget(self) -> None:
         """Hold nothing; nothing of what was applied counts any more."""
-        self._steps = None
+        self._steps = self._dropping = None
         self._adapters_to_forget.clear()
         self._adapters_before = frozenset()
         self.applier.forget()
@@ -341,8 +355,8 @@ class StreamProgress:
         if name in self._adapters_before:
             self._adapters_before = frozenset()
             self.note(Signal.HISTORY_LOST)
-            self.applier.drop_held()
             self.store.drop(self.key, self.position)
+            yield from self.applier.drop_held()
             return
         change = yield from self.applier.forget_adapter(name)
         change.sequence = self.sequence.last

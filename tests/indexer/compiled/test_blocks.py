@@ -14,6 +14,7 @@ from indexer.core.block_keys import pack_tokens
 from indexer.core.block_table import HashRecord
 from indexer.core.blocks import Block, Blocks, BlocksInPython
 from indexer.core.change import Change
+from indexer.core.event_pieces import result_of
 from indexer.core.events import Cleared, Event, Removed, Stored, Tier
 from indexer.core.held_keys import HeldKeys, HeldKeysInPython
 from indexer.core.key_claims import KeyClaims, KeyClaimsInPython
@@ -174,7 +175,7 @@ def history(batches: list[list[Event]], counting: Counting, *, are_packed: bool,
             shown = {(slot, tier): state.held(tier, slot) for slot in slots for tier in Tier}
             removed = str(list(state.table.removed.items()))
             found.append((said(change), held, shown, removed, dict(state.tally), state.ambiguous, dict(state.stored), dict(state.removed)))
-        state.drop_held()
+        result_of(state.drop_held())
         found.append((len(state.table.held), str(list(state.table.removed.items()))))
     return found
 

@@ -17,6 +17,7 @@ from indexer.core.adapters import ADAPTER_LENGTH_MAX, ADAPTERS_MAX
 from indexer.core.block_table import BlockRecord, HashRecord
 from indexer.core.blocks import Block
 from indexer.core.change import Change
+from indexer.core.event_pieces import result_of
 from indexer.core.events import Cleared, Event, Removed, Stored, Tier
 from indexer.core.places import LEAD_GPU, PARKED, REMOVED, is_gpu
 from indexer.core.snapshot import Snapshot
@@ -560,12 +561,32 @@ def test_blocks_of_one_group_that_are_lost_to_another_ones_block_size_are_tallie
 def test_groups_survive_a_loss_and_go_with_a_restart() -> None:
     state = after(full([1], "A"), windowed([1], "A"))
     shape = state.shape
-    state.drop_held()
+    result_of(state.drop_held())
     assert (state.shape, held_by_group(state)) == (shape, {0: set(), 1: set()})
     after(sparse([1], 1, group=0), state=state)
     assert held_by_group(state) == {0: keys("A"), 1: set()}
     state.forget()
     assert (state.shape, state.groups) == (None, [])
+
+
+def test_many_blocks_are_dropped_in_steps_and_the_newest_are_remembered() -> None:
+    state = new_state(removed_max=2_000)
+    after(*(stored(range(first, first + 10)) for first in range(0, 3_000, 10)), Removed([0, 1, 2], Tier.GPU, None), state=state)
+    steps = sum(1 for _ in state.drop_held())
+    assert steps >= 3_000 // 1_024
+    assert (state.count(Tier.GPU), len(state.table.held), state.is_amid_batch) == (0, 0, False)
+    assert list(state.table.removed) == list(range(1_000, 3_000))
+    after(stored([5_000], parent=2_999), stored([5_001], parent=999), state=state)
+    assert (state.count(Tier.GPU), state.parked) == (1, 1)
+
+
+def test_a_state_is_forgotten_though_its_blocks_are_dropped_in_part() -> None:
+    state = after(*(stored([number]) for number in range(3_000)))
+    steps = state.drop_held()
+    next(steps)
+    state.forget()
+    assert (len(state.table.removed), len(state.table.held), state.is_amid_batch) == (0, 0, False)
+    assert after(stored([1], "A"), state=state).held(GPU) == keys("A")
 
 
 # Two hashes, one key
@@ -750,7 +771,7 @@ def test_a_restarted_engine_starts_from_nothing() -> None:
 
 def test_a_stream_that_lost_its_content_remembers_its_hashes() -> None:
     state = after(stored([1, 2], "AB"), offloaded([1]), stored([9], "X", parent=8))
-    state.drop_held()
+    result_of(state.drop_held())
     assert [state.held(tier) for tier in Tier] == [set()] * 5
     assert (block_size_of(state), state.parked) == (2, 0)
     change = state.apply([offloaded([1]), stored([3], "C", parent=2)], 0.0)
@@ -759,14 +780,14 @@ def test_a_stream_that_lost_its_content_remembers_its_hashes() -> None:
 
 def test_copies_do_not_survive_a_loss() -> None:
     state = after(stored([1], "A"), stored([1], "A"), offloaded([1]), offloaded([1]))
-    state.drop_held()
+    result_of(state.drop_held())
     after(stored([1], "A"), offloaded([1]), removed([1]), removed([1], tier=CPU), state=state)
     assert (state.held(GPU), state.held(CPU)) == (set(), set())
 
 
 def test_a_stream_that_lost_its_content_still_knows_that_extra_keys_are_announced() -> None:
     state = after(stored([1], "A"), removed([1]))
-    state.drop_held()
+    result_of(state.drop_held())
     after(stored([1], "A", announces_extra_keys=False), stored([2], "A", announces_extra_keys=False), state=state)
     assert (state.held(GPU), state.ambiguous) == (keys("A"), 0)
 
@@ -931,7 +952,7 @@ def test_the_adapters_that_were_announced_are_remembered_until_the_engine_restar
     state = after(stored([1], "a"), stored([2], "a", lora_name="ad"), stored([3], "c", lora_name="other"), stored([4], "e", lora_name="ad"))
     assert list(state.adapters) == ["other", "ad"]
     after(Cleared(), state=state)
-    state.drop_held()
+    result_of(state.drop_held())
     assert list(state.adapters) == ["other", "ad"]
     state.forget()
     assert list(state.adapters) == []

@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry
 
 from indexer.config.settings import Settings
 from indexer.core.change import Change
+from indexer.core.event_pieces import result_of
 from indexer.core.events import Cleared, Event, Stored, Tier
 from indexer.core.groups import CacheShape
 from indexer.core.names import StreamKey
@@ -48,7 +49,7 @@ class BothModes:
 
     async def drop_held(self) -> None:
         """History was lost: the same engine goes on."""
-        self.stream.state.drop_held()
+        result_of(self.stream.state.drop_held())
         self.embedded.drop(KEY)
         self.stream._owner.store.drop(KEY, self.stream.position)
         await self.stream.flushed()
