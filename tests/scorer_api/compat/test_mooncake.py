@@ -121,6 +121,40 @@ def test_ranks_and_tenants(service: Service) -> None:
         assert service.query() == {"engine-a": hit(0)}
 
 
+def test_mooncakes_own_router_gets_what_it_relies_on() -> None:
+    """Its example proxy, mooncake-conductor/example/cache_aware_disagg_proxy.py: what it sends, and what it takes of the answers.
+
+    It names neither a replay endpoint nor a cache group, packs its tokens, sends an id, and picks the instance with the largest whole number.
+    """
+    shared = {"type": "vLLM", "modelname": "m", "block_size": 4, "tenant_id": "tenant-a", "lora_name": "", "hash_profile": PROFILE}
+    headers = {"Content-Type": "application/msgpack", "X-Request-Id": "request-1"}
+    with Service() as service, Engine() as first, Engine() as second, Engine() as other:
+        for instance, rank, engine in (("prefill-a", 0, first), ("prefill-a", 1, second), ("prefill-b", 0, other)):
+            endpoint = f"tcp://127.0.0.1:{engine.events_port}"
+            body = msgspec.msgpack.encode({"endpoint": endpoint, "instance_id": instance, "dp_rank": rank, **shared})
+            response = service.http.post(f"{service.url}/register", content=body, headers=headers)
+            assert response.status_code == 200
+            assert msgspec.msgpack.decode(response.content) == {"status": "registered successfully", "instance_id": instance}
+            wait_until(engine.subscriptions)
+        second.publish(stored([1, 2], TWELVE[:8]))
+        other.publish(stored([1], TWELVE[:4]))
+        service.wait_for(pod="prefill-a", rank=1, sequence=0)
+        service.wait_for(pod="prefill-b", sequence=0)
+        tokens = struct.pack("<12i", *TWELVE)
+        body = msgspec.msgpack.encode({"model": "m", "block_size": 4, "token_ids": tokens, "tenant_id": "tenant-a", "lora_name": ""})
+        response = service.http.post(f"{service.url}/query", content=body, headers=headers)
+        assert response.status_code == 200
+        assert response.headers["content-type"] == "application/msgpack"
+        instances = msgspec.msgpack.decode(response.content)["instances"]
+        longest = {name: found["longest_matched"] for name, found in instances.items()}
+        assert longest == {"prefill-a": 8, "prefill-b": 4}
+        assert all(type(length) is int for length in longest.values())
+        # As its reference of the API has it.
+        fields = {"longest_matched", "dp", "rank_matches", "gpu", "cpu", "disk"}
+        assert all(found.keys() == fields for found in instances.values())
+        assert instances["prefill-a"]["rank_matches"].keys() == instances["prefill-a"]["dp"].keys() == {"0", "1"}
+
+
 def test_services_show_what_was_registered(engine: Engine) -> None:
     with Service() as service:
         service.register(engine)
