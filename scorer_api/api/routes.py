@@ -13,7 +13,7 @@ from scorer_api.api import openapi
 from scorer_api.api.batch import BatchHandler
 from scorer_api.api.candidates import CandidatesHandler
 from scorer_api.api.handlers import Handlers
-from scorer_api.api.hot import encoded_hot
+from scorer_api.api.hot import HotHandler
 from scorer_api.api.outcomes import count_failures
 from scorer_api.api.page import add_page
 from scorer_api.api.pick_http import add_pick
@@ -40,6 +40,7 @@ def make_router(
     scores, picks, explanations = handlers.scores, handlers.picks, handlers.explanations
     metrics, route_metrics = handlers.metrics, handlers.route_metrics
     candidates = CandidatesHandler(view, handlers.resolver, picking.router, picking.apis)
+    hottest = HotHandler(view, settings.hot_prefixes, worker)
     batches = BatchHandler(scores, handlers.resolver, metrics)
 
     async def read(request: Request) -> tuple[bytes, str, str]:
@@ -94,7 +95,7 @@ def make_router(
     @router.get("/v1/hot", **openapi.HOT)
     async def hot(request: Request) -> Response:
         """Which prefixes are asked for most, how often, and which pods hold them? Known by their block keys, never by their tokens."""
-        return await respond_in_pieces(encoded_hot(view, request.query_params), JSON)
+        return await respond_in_pieces(hottest.encoded(request.query_params), JSON)
 
     add_pick(router, settings, picking.picker, picking.routed, picking.pick_metrics)
     add_page(router)

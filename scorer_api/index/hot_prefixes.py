@@ -11,7 +11,7 @@ have a key in common at the same depth are the same up to there: where they part
 import heapq
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
 
 from msgspec import Struct
@@ -39,6 +39,19 @@ class HotPrefix(Struct, frozen=True):
     cut: Cut
     keys: "array[int]"
     parent: int | None
+    requests: float
+    asked_s: float
+
+
+class HotNode(Struct, frozen=True, array_like=True):
+    """A node as another process can add it to a tree of its own. `above`: the place of the node above, by the order in which they are told, None for
+    a root. `run`: its keys behind those, 64 bits each in the order of this machine. `requests`: decayed count of prompts that go no further.
+    """
+
+    model: str
+    cut: Cut
+    above: int | None
+    run: bytes
     requests: float
     asked_s: float
 
@@ -83,19 +96,21 @@ class HotPrefixes:
 
     def note(self, model: str, cut: Cut, keys: "array[int]", now_s: float) -> None:
         """A prompt with these block keys was asked for."""
-        if not keys:
-            return
-        unit = self._unit(now_s)
+        if keys:
+            self._note(model, cut, keys, self._unit(now_s), now_s)
+
+    def _note(self, model: str, cut: Cut, keys: "array[int]", weight: float, now_s: float) -> None:
+        """`now_s`: when it was asked for."""
         node = self._roots.get((model, cut)) or self._roots.setdefault((model, cut), _Node(None, array("Q"), 0.0, now_s))
         at = 0
         while True:
-            node.weight += unit
-            node.asked_s = now_s
+            node.weight += weight
+            node.asked_s = max(node.asked_s, now_s)
             if at == len(keys):
                 break
             child = node.children.get(keys[at])
             if child is None:
-                node.children[keys[at]] = self._added(_Node(node, keys[at:], unit, now_s), len(keys) - at)
+                node.children[keys[at]] = self._added(_Node(node, keys[at:], weight, now_s), len(keys) - at)
                 break
             common = _common(child.run, keys, at)
             node = child if common == len(child.run) else self._split(child, common)
@@ -120,6 +135,32 @@ class HotPrefixes:
         """The decayed count of all prompts of this model, whatever they begin with."""
         root = self._roots.get((model, cut))
         return 0.0 if root is None else root.weight / self._unit(now_s)
+
+    def told(self, now_s: float) -> Iterator[HotNode]:
+        """All that is counted, for `add` of another one. A node comes before those that continue it."""
+        unit, at = self._unit(now_s), 0
+        for (model, cut), root in list(self._roots.items()):
+            waiting: list[tuple[_Node, int | None]] = [(root, None)]
+            while waiting:
+                node, above = waiting.pop()
+                own = node.weight - sum(child.weight for child in node.children.values())
+                waiting += [(child, at) for child in node.children.values()]
+                yield HotNode(model, cut, above, node.run.tobytes(), max(0.0, own / unit), node.asked_s)
+                at += 1
+
+    def add(self, nodes: Iterable[HotNode], now_s: float) -> Iterator[None]:
+        """Count what another one has counted, on the same clock, a node at each step. Raises ValueError for what none has told."""
+        paths: list[array[int]] = []
+        for node in nodes:
+            path = array("Q")
+            if node.above is not None:
+                if not 0 <= node.above < len(paths):
+                    raise ValueError("a node comes before the one above")
+                path += paths[node.above]
+            path.frombytes(node.run)
+            paths.append(path)
+            self._note(node.model, node.cut, path, node.requests * self._unit(now_s), node.asked_s)
+            yield
 
     def _unit(self, now_s: float) -> float:
         """What one prompt weighs that is asked for now: the later, the more, instead of letting all others lose weight."""

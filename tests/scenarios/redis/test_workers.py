@@ -105,12 +105,12 @@ class Asking:
 
 
 def test_two_workers_answer_as_one_and_one_that_is_killed_comes_back_alone(world: World) -> None:
-    """Both workers give the same answers at one port; a request's end reaches the one that routed it; the metrics are those of both. When one is
-    killed, requests on other connections and on new ones go on without a failure, and it accepts again once it has loaded everything."""
+    """Both workers answer the same at one port; a request's end reaches the one that routed it; metrics and hot prefixes are those of both. When
+    one is killed, requests on other connections and on new ones go on without a failure, and it accepts again once it has loaded everything."""
     fleet = world.fleet(streams=4)
     world.indexers(1, fleet)
     fleet.play(60)
-    (service,) = world.scorers(1, workers="2")
+    (service,) = world.scorers(1, workers="2", hot_prefixes="200")
     wait_ready(service)
     fleet.settle(service)
     prompt = fleet.texts[0]
@@ -127,6 +127,13 @@ def test_two_workers_answer_as_one_and_one_that_is_killed_comes_back_alone(world
         assert connections[other].post("/v1/route/done", {"id": picks[number]})["known"] is True
         assert connections[other].post("/v1/route/done", {"id": picks[number]})["known"] is False
     assert service.metric("kv_indexer_route_open") == 0
+    for number, connection in connections.items():
+        for _ in range(number + 1):
+            connection.post("/v1/score", {"model": fleet.model, "token_ids": [*range(90_000, 90_016), 1]})
+    hot = service.http.get(f"{service.url}/v1/hot?limit=200").json()["prefixes"]
+    asked_for_thrice = [prefix for prefix in hot if prefix["tokens"] == 16 and round(prefix["requests"], 1) == 3]
+    assert asked_for_thrice, "both workers' prompts are counted, whichever answers"
+    assert all(prefix["held"] == {} for prefix in asked_for_thrice)
 
     def ask_anew() -> None:
         with closing(Connection(service)) as connection:

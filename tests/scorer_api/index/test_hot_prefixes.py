@@ -145,3 +145,48 @@ def test_of_a_long_prompt_so_many_blocks_count() -> None:
 
 def test_nothing_is_counted_unless_it_is_asked_for() -> None:
     assert new_view(A).hot is None
+
+
+# Several processes
+
+
+def merged(*trees: HotPrefixes, now_s: float = 0.0) -> HotPrefixes:
+    """What all of these count, as one that was told by them."""
+    found = HotPrefixes(1_000, HALF_LIFE_S)
+    for tree in trees:
+        for _ in found.add(list(tree.told(now_s)), now_s):
+            pass
+    return found
+
+
+def test_what_two_count_is_what_one_would_that_was_asked_for_all() -> None:
+    """Also where prompts part that came to different ones: SS is no node of either."""
+    one, two = hot_of("SSABC", "SSABC"), hot_of("SSADE", "X")
+    both = merged(one, two)
+    assert shown(both.hottest(10, 0.0), "SSABC", "SSADE", "X") == {"SSA": 3, "SSABC": 2, "SSADE": 1, "X": 1}
+    assert both.requests("m", CUT, 0.0) == 4
+    assert shown(one.hottest(10, 0.0), "SSABC") == {"SSABC": 2}, "what told it stays as it is"
+
+
+def test_any_prompts_at_any_times_count_the_same_wherever_they_were_asked_for() -> None:
+    rng = random.Random(5)
+    for _ in range(50):
+        whole, parts = HotPrefixes(1_000, HALF_LIFE_S), [HotPrefixes(1_000, HALF_LIFE_S) for _ in range(3)]
+        for number in range(20):
+            letters, model = "".join(rng.choice("AB") for _ in range(rng.randint(1, 6))), rng.choice("mn")
+            for tree in (whole, rng.choice(parts)):
+                tree.note(model, CUT, path(letters), 10.0 * number)
+        both = merged(*parts, now_s=300.0)
+        found, expected = ({(each.model, each.keys.tobytes()): each for each in tree.hottest(100, 300.0)} for tree in (both, whole))
+        assert found.keys() == expected.keys()
+        for name, prefix in expected.items():
+            assert found[name].requests == pytest.approx(prefix.requests)
+            assert (found[name].parent, found[name].asked_s) == (prefix.parent, prefix.asked_s)
+        for model in "mn":
+            assert both.requests(model, CUT, 300.0) == pytest.approx(whole.requests(model, CUT, 300.0))
+
+
+def test_what_no_other_one_has_told_is_refused() -> None:
+    nodes = list(hot_of("AB", "AC").told(0.0))
+    with pytest.raises(ValueError, match="before the one above"):
+        list(HotPrefixes(10).add(nodes[1:], 0.0))
