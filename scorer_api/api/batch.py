@@ -4,8 +4,10 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import aclosing
 from itertools import islice
+from typing import Any, TypeVar
 
 from indexer.http.negotiation import JSON, encode, encoder
 from indexer.http.problems import Problem, details_of
@@ -17,12 +19,33 @@ from scorer_api.api.score import ScoreHandler
 from scorer_api.metrics import ScorerMetrics
 from scorer_api.tokens.token_lists import LIST_BYTES_MIN
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
 # Requests of one batch that are in progress at the same time, so that those whose tokens an engine has to find wait for them together.
 CONCURRENT_MAX = 8
 # An answer is sent in pieces of about so many bytes. A smaller one is sent as a whole, with its length.
 PIECE_BYTES = 65_536
+
+
+async def in_order(requests: Sequence[T], answer: Callable[[T], Coroutine[Any, Any, bytes]]) -> AsyncGenerator[bytes, None]:
+    """The answers to these requests, some of which are in progress at the same time."""
+    remaining = iter(enumerate(requests))
+    working: deque[asyncio.Task[bytes]] = deque()
+    try:
+        while True:
+            for number, request in islice(remaining, CONCURRENT_MAX - len(working)):
+                working.append(asyncio.create_task(answer(request), name=f"batch {number}"))
+            if not working:
+                break
+            found = await working[0]
+            working.popleft()
+            yield found
+    finally:
+        for task in working:
+            task.cancel()
+        await asyncio.gather(*working, return_exceptions=True)
 
 
 class BatchHandler:
@@ -44,26 +67,14 @@ class BatchHandler:
     async def _pieces(self, requests: Sequence[bytes], media_type: str, accepted: str) -> AsyncGenerator[bytes, None]:
         begin, between, end = _framing(len(requests), accepted)
         piece = bytearray(begin)
-        remaining = iter(enumerate(requests))
-        working: deque[asyncio.Task[bytes]] = deque()
         is_first = True
-        try:
-            while True:
-                for number, request in islice(remaining, CONCURRENT_MAX - len(working)):
-                    working.append(asyncio.create_task(self._answer_in_turn(request, media_type, accepted), name=f"batch {number}"))
-                if not working:
-                    break
-                answer = await working[0]
-                working.popleft()
+        async with aclosing(in_order(requests, lambda request: self._answer_in_turn(request, media_type, accepted))) as answers:
+            async for answer in answers:
                 piece += answer if is_first else between + answer
                 is_first = False
                 if len(piece) >= PIECE_BYTES:
                     yield bytes(piece)
                     piece.clear()
-        finally:
-            for task in working:
-                task.cancel()
-            await asyncio.gather(*working, return_exceptions=True)
         yield bytes(piece + end)
 
     async def _answer_in_turn(self, body: bytes, media_type: str, accepted: str) -> bytes:

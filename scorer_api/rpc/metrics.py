@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-METHODS = ("Score", "Route", "Done", "Explain", "Watch")
+METHODS = ("Score", "ScoreBatch", "Route", "Done", "Explain", "Watch")
 
 
 class RpcMetrics:

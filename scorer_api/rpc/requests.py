@@ -17,7 +17,7 @@ from indexer.http.negotiation import JSON
 from indexer.http.problems import Problem
 from scorer_api.api.decode import FIELD_BYTES_MAX, decode_done, decode_route_in_turns, decode_score_in_turns
 from scorer_api.api.route_schemas import DoneRequest, RouteRequest
-from scorer_api.api.schemas import BLOCK_HASHES_MAX, ScoreRequest
+from scorer_api.api.schemas import BATCH_REQUESTS_MAX, BLOCK_HASHES_MAX, ScoreRequest
 from scorer_api.api.steps import all_at_once, one_by_one
 from scorer_api.rpc.protobuf import MalformedError, read_fields
 from scorer_api.rpc.schema import SCHEMA
@@ -47,6 +47,10 @@ def _keys(message: str) -> dict[int, tuple[str, str, bool]]:
 
 
 _KEYS = {name: _keys(name) for name in ("ScoreRequest", "RouteRequest", "DoneRequest", "WatchRequest")}
+
+
+(_REQUESTS,) = SCHEMA.messages["ScoreBatchRequest"]
+_REQUESTS_KEY = _REQUESTS.number << 3 | 2
 
 
 def read_request(name: str, data: bytes) -> dict[str, Any]:
@@ -101,6 +105,17 @@ async def score_request_of(data: bytes, turn: asyncio.Lock) -> ScoreRequest:
 async def route_request_of(data: bytes, turn: asyncio.Lock) -> RouteRequest:
     """The same of a request for a pick."""
     return await _request_of("RouteRequest", data, decode_route_in_turns, turn)
+
+
+def split_batch(data: bytes) -> list[memoryview]:
+    """The messages of the requests of a batch. Raises Problem 400 for what is no such message, 422 for too many."""
+    try:
+        requests = [value for key, value in read_fields(memoryview(data)) if key == _REQUESTS_KEY and isinstance(value, memoryview)]
+    except MalformedError as error:
+        raise Problem(400, f"the message is not a valid ScoreBatchRequest: {error}") from None
+    if len(requests) > BATCH_REQUESTS_MAX:
+        raise Problem(422, f"requests: there are {len(requests)}; at most {BATCH_REQUESTS_MAX} are taken")
+    return requests
 
 
 def done_request_of(data: bytes) -> DoneRequest:

@@ -8,15 +8,17 @@ from functools import partial
 
 from indexer.config.settings import Settings
 from indexer.http.access import Access
-from indexer.http.problems import Problem
+from indexer.http.problems import Problem, details_of
 from indexer.http.routes import Pods
 from indexer.tracing.current import active_tracer
+from scorer_api.api.batch import in_order
 from scorer_api.api.handlers import Handlers
 from scorer_api.api.outcomes import count_failures
 from scorer_api.rpc.changes import Changes
 from scorer_api.rpc.metrics import RpcMetrics
 from scorer_api.rpc.problems import Refusal, refusal_of
-from scorer_api.rpc.requests import done_request_of, read_request, route_request_of, score_request_of
+from scorer_api.rpc.protobuf import bytes_field
+from scorer_api.rpc.requests import done_request_of, read_request, route_request_of, score_request_of, split_batch
 from scorer_api.rpc.schema import SCHEMA
 from scorer_api.rpc.writing import encode
 
@@ -27,6 +29,7 @@ Answer = Callable[[bytes, Metadata], Awaitable[bytes]]
 Stream = Callable[[bytes, Metadata], AsyncGenerator[bytes, None]]
 RETRY_AFTER_S = 1
 WATCH_BYTES_MAX = 65_536
+INTERNAL = "an internal error; the service's log says more"
 
 
 class RefusedCallError(Exception):
@@ -57,7 +60,7 @@ class ScorerService:
             "Explain": handlers.metrics.explanations,
         }
         self.total = 0
-        answers = {"Score": self._score, "Route": self._route, "Done": self._done, "Explain": self._explain}
+        answers = {"Score": self._score, "ScoreBatch": self._score_batch, "Route": self._route, "Done": self._done, "Explain": self._explain}
         self.methods: dict[str, Answer] = {SCHEMA.path(name): partial(self._call, name, answer) for name, answer in answers.items()}
         self.streams: dict[str, Stream] = {SCHEMA.path("Watch"): self._watch}
 
@@ -89,6 +92,22 @@ class ScorerService:
         with count_failures(self._handlers.metrics.requests):
             decoding = score_request_of(request, self._handlers.resolver.turn)
             return await self._handlers.scores.answer_decoded(decoding, partial(encode, "ScoreAnswer"))
+
+    async def _score_batch(self, request: bytes) -> bytes:
+        async with aclosing(in_order(split_batch(request), self._score_one)) as answers:
+            return b"".join([bytes_field(1, answer) async for answer in answers])
+
+    async def _score_one(self, request: memoryview) -> bytes:
+        """A `ScoreBatchItem`. Other requests have their turn between two of a batch."""
+        try:
+            answer = await self._score(bytes(request))
+            await asyncio.sleep(0)
+        except Problem as problem:
+            return bytes_field(2, encode("Problem", details_of(problem.status, problem.detail)))
+        except Exception:
+            log.exception("request of a batch failed")
+            return bytes_field(2, encode("Problem", details_of(500, INTERNAL)))
+        return bytes_field(1, answer)
 
     async def _route(self, request: bytes) -> bytes:
         with count_failures(self._handlers.route_metrics.requests):
@@ -145,6 +164,6 @@ class ScorerService:
         except Exception:
             log.exception("call failed")
             code = "INTERNAL"
-            raise RefusedCallError(refusal_of(Problem(500, "an internal error; the service's log says more"))) from None
+            raise RefusedCallError(refusal_of(Problem(500, INTERNAL))) from None
         finally:
             self._metrics.note_call(method, code)

@@ -7,17 +7,21 @@ import re
 import signal
 import threading
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from types import TracebackType
 from typing import Any, Self
 
+import grpc
 import httpx
 
+from tests.ports import free_port
 from tests.running import NO_AUTHORITIES, Command
 from tests.scenarios.redis.world import World, readiness, wait_ready
+from tests.scorer_stub import messages, stub_of
 from tests.waiting import wait_until
 
 MANY = 40
+GRPC_S = 30.0
 
 
 class Connection:
@@ -77,6 +81,24 @@ def by_worker(service: Command, question: Any, count: int) -> dict[int, Connecti
     return found
 
 
+def stubs_by_worker(service: Command, port: int, channels: ExitStack, model: str, tokens: Any) -> dict[int, Any]:
+    """Who asks each worker over gRPC: the kernel spreads connections over them by chance."""
+    found: dict[int, Any] = {}
+
+    def calls() -> dict[int, float]:
+        return {number: service.metric("kv_indexer_rpc_calls_total", worker=str(number), method="Score", code="OK") for number in (0, 1)}
+
+    for _ in range(MANY):
+        channel = channels.enter_context(grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)]))
+        stub, before = stub_of(channel), calls()
+        stub.Score(messages.ScoreRequest(model=model, token_ids=tokens), timeout=GRPC_S, wait_for_ready=True)
+        (number,) = (number for number, count in calls().items() if count > before[number])
+        found.setdefault(number, stub)
+        if len(found) == 2:
+            return found
+    raise AssertionError(f"of {MANY} connections all were taken by {found.keys()}")
+
+
 class Asking:
     """`with Asking(ask) as asking:` asks again and again, in a thread. `failures`: of requests that had no right answer."""
 
@@ -110,7 +132,8 @@ def test_two_workers_answer_as_one_and_one_that_is_killed_comes_back_alone(world
     fleet = world.fleet(streams=4)
     world.indexers(1, fleet)
     fleet.play(60)
-    (service,) = world.scorers(1, workers="2", hot_prefixes="200")
+    port = free_port()
+    (service,) = world.scorers(1, workers="2", hot_prefixes="200", gateway_listen=f"127.0.0.1:{port}", gateway_notice_s="0.001")
     wait_ready(service)
     fleet.settle(service)
     prompt = fleet.texts[0]
@@ -134,6 +157,17 @@ def test_two_workers_answer_as_one_and_one_that_is_killed_comes_back_alone(world
     asked_for_thrice = [prefix for prefix in hot if prefix["tokens"] == 16 and round(prefix["requests"], 1) == 3]
     assert asked_for_thrice, "both workers' prompts are counted, whichever answers"
     assert all(prefix["held"] == {} for prefix in asked_for_thrice)
+
+    with ExitStack() as channels:
+        stubs = stubs_by_worker(service, port, channels, fleet.model, prompt.tokens)
+        scores = [stub.Score(messages.ScoreRequest(**question), timeout=GRPC_S) for stub in stubs.values()]
+        assert list(scores[0].pods) == list(scores[1].pods)
+        assert [pod.pod for pod in scores[0].pods] == [pod["pod"] for pod in answers[0]["pods"]]
+        for number, other in ((0, 1), (1, 0)):
+            name = stubs[number].Route(messages.RouteRequest(**question), timeout=GRPC_S).id
+            assert service.metric("kv_indexer_route_open", worker=str(number)) == 1
+            assert stubs[other].Done(messages.DoneRequest(id=name), timeout=GRPC_S).known
+            assert not stubs[number].Done(messages.DoneRequest(id=name), timeout=GRPC_S).known
 
     def ask_anew() -> None:
         with closing(Connection(service)) as connection:

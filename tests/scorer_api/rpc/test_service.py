@@ -96,6 +96,41 @@ def test_a_score_says_what_it_says_over_http(asked: Scorer) -> None:
     assert alike(found, expected)
 
 
+def test_a_batch_says_what_it_says_over_http(asked: Scorer) -> None:
+    """In its order, with a problem in place of an answer that there is not."""
+    requests = [
+        *({"model": "m", "token_ids": TOKENS[:size]} for size in (17, 9, 5)),
+        {"model": "ghost", "token_ids": [1]},
+        {"model": "m", "token_ids": TOKENS, "limit": 0},
+        {"model": "m", "token_ids": TOKENS, "limit": 1},
+    ]
+    before = asked.service.metric("kv_indexer_score_requests_total", outcome="unknown_model")
+    answer = asked.ask("ScoreBatch", messages.ScoreBatchRequest(requests=[messages.ScoreRequest(**fields) for fields in requests]))
+    expected = over_http(asked, "/v1/score/batch", requests=requests)["answers"]
+    assert [item.WhichOneof("item") for item in answer.answers] == ["answer", "answer", "answer", "problem", "problem", "answer"]
+    for item, over in zip(answer.answers, expected, strict=True):
+        found = plain(item)
+        if "problem" in over:
+            assert found["problem"] == over["problem"]
+        else:
+            assert found["answer"].pop("unknown_pods") == []
+            assert alike(found["answer"], over)
+    assert asked.service.metric("kv_indexer_score_requests_total", outcome="unknown_model") == before + 2
+    assert plain(asked.ask("ScoreBatch", messages.ScoreBatchRequest())) == {"answers": []}
+
+
+def test_a_batch_has_so_many_requests_at_most(asked: Scorer) -> None:
+    request = messages.ScoreBatchRequest(requests=[messages.ScoreRequest(model="m", token_ids=[1])] * 257)
+    code, problem, _ = asked.refused("ScoreBatch", request)
+    assert (code, problem.status, problem.detail) == (grpc.StatusCode.INVALID_ARGUMENT, 422, "requests: there are 257; at most 256 are taken")
+    assert len(asked.ask("ScoreBatch", messages.ScoreBatchRequest(requests=list(request.requests)[:256])).answers) == 256
+    with pytest.raises(grpc.RpcError) as caught:
+        asked.gateway.channel.unary_unary("/kv_indexer.v1.Scorer/ScoreBatch")(
+            b"\x0a\x7f", timeout=TIMEOUT_S, metadata=(("authorization", f"Bearer {TOKEN}"),)
+        )
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
 def test_so_does_an_explanation(asked: Scorer) -> None:
     answer = asked.ask("Explain", messages.ScoreRequest(model="m", token_ids=[*TOKENS[:8], *range(50, 60)]))
     assert [run.blocks for run in answer.pods[0].ranks[0].runs] == [2]
