@@ -93,7 +93,8 @@ class HttpLimits(Struct, frozen=True):
         Count, Meta(description="Bytes of responses that wait to be read, of all connections; beyond that those that wait longest are closed.")
     ] = 64 * 2**20
     bodies_bytes_max: Annotated[
-        Count, Meta(description="Bytes of the bodies of all requests that arrive or are not answered yet; beyond that requests get 429.")
+        Count,
+        Meta(description="Bytes of all requests, over HTTP and gRPC, that arrive or are not answered yet; beyond that requests get 429."),
     ] = 256 * 2**20
 
 

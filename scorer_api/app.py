@@ -111,7 +111,7 @@ def _with_gateway(
     certificate: Certified | None = files
     if settings.gateway_self_signed:
         certificate = import_extra("scorer_api.gateway.self_signed", "cryptography", "gateway", "--gateway-self-signed").make_certificate()
-    calls = Calls(settings, picking.picker, picking.pick_metrics, GatewayMetrics(registry))
+    calls = Calls(settings, picking.picker, picking.pick_metrics, GatewayMetrics(registry), access.room)
     scorer = ScorerService(settings, handlers, pods, access, RpcMetrics(registry))
     server = module.GatewayServer(settings, calls, lambda: pods.readiness().is_ready, certificate, scorer)
     reloadables = served.reloadables if files is None else [*served.reloadables, files]

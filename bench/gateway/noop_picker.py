@@ -8,6 +8,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from indexer.config.settings import Settings
+from indexer.http.body_room import BodyRoom
 from scorer_api.api.pick import Picked
 from scorer_api.gateway.calls import Calls
 from scorer_api.gateway.exchange import Question
@@ -20,7 +21,7 @@ class FixedCalls(Calls):
     """Calls whose pick is this destination."""
 
     def __init__(self, settings: Settings, destination: str) -> None:
-        super().__init__(settings, None, None, GatewayMetrics(CollectorRegistry()))  # type: ignore[arg-type]  # nothing is asked
+        super().__init__(settings, None, None, GatewayMetrics(CollectorRegistry()), BodyRoom(2**30))  # type: ignore[arg-type]  # nothing is asked
         self._fixed = Picked("id", "pod", destination, [], "only_one", None, 0, None), Mutation(destination), None
 
     async def pick(self, question: Question) -> tuple[Picked, Mutation, bytes | None]:

@@ -19,6 +19,7 @@ from indexer.config.auth_tokens import TokenFile
 from indexer.config.reload import WatchedFiles
 from indexer.config.settings import Settings
 from indexer.errors import SettingError
+from indexer.http.body_room import BodyRoom
 from indexer.http.problems import Problem, response_of
 from indexer.metrics import HttpMetrics
 
@@ -42,6 +43,8 @@ class Access:
 
     def __init__(self, settings: Settings, metrics: HttpMetrics) -> None:
         self.metrics = metrics
+        self.room = BodyRoom(settings.limits.http.bodies_bytes_max)
+        """For the bodies of all requests of the process."""
         given = {"--api-token-file": settings.api_token_file, "--admin-token-file": settings.admin_token_file}
         paths = {source: path for source, path in given.items() if path is not None}
         self.files = WatchedFiles(*paths.values())

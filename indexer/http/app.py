@@ -35,7 +35,7 @@ def make_app(
     problems.install(app, router.routes)
     openapi.install(app, components, access)
     app.add_middleware(Direct, routes=router.routes, paths=direct)
-    app.add_middleware(BodyBound, bytes_max=settings.limits.http.bodies_bytes_max, refused=access.metrics.no_room)
+    app.add_middleware(BodyBound, room=access.room, refused=access.metrics.no_room)
     if access.needs_token:
         app.add_middleware(Gate, access=access, open_paths=OPEN_PATHS | pages, body_bytes_max=settings.body_bytes_max)
     if settings.access_log:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from msgspec import structs
 
 from indexer.config.settings import Settings
+from indexer.http.body_room import BodyRoom
 from indexer.http.negotiation import JSON
 from indexer.http.problems import Problem
 from indexer.tracing.current import active_tracer
@@ -16,7 +17,7 @@ from scorer_api.api.outcomes import count_failures
 from scorer_api.api.pick import Picked, Picker
 from scorer_api.api.pick_metrics import PickMetrics
 from scorer_api.api.pick_schemas import ERROR_TYPES, encoded_error
-from scorer_api.gateway.exchange import Exchange, Question, RefusedError, Room
+from scorer_api.gateway.exchange import Exchange, Question, RefusedError
 from scorer_api.gateway.messages import HOPS, MODEL_REWRITE, PREFILLER, Mutation
 from scorer_api.gateway.metrics import CallOutcome, GatewayMetrics, ServedBy
 from scorer_api.rpc.protobuf import MalformedError
@@ -29,12 +30,13 @@ Write = Callable[[bytes], Awaitable[None]]
 class Calls:
     """Answers calls. `count`: how many there are now; `total`: how many there were."""
 
-    def __init__(self, settings: Settings, picker: Picker, pick_metrics: PickMetrics, metrics: GatewayMetrics) -> None:
+    def __init__(self, settings: Settings, picker: Picker, pick_metrics: PickMetrics, metrics: GatewayMetrics, room: BodyRoom) -> None:
+        """`room`: for the bodies of all requests of the process."""
         self._settings = settings
         self._picker = picker
         self._pick_metrics = pick_metrics
         self._metrics = metrics
-        self._room = Room(settings.limits.http.bodies_bytes_max)
+        self._room = room
         self._tracer = active_tracer()
         self.total = 0
         self.count = 0

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from indexer.http.body_room import BodyRoom
 from scorer_api.gateway import messages
 from scorer_api.gateway.messages import (
     BodyMode,
@@ -53,13 +54,6 @@ class RefusedError(Exception):
         self.retry_after_s = retry_after_s
 
 
-class Room:
-    """How many bytes of bodies all calls may still collect together."""
-
-    def __init__(self, bytes_max: int) -> None:
-        self.bytes_left = bytes_max
-
-
 class _Phase(Enum):
     HEADERS = "nothing came yet"
     COLLECTING = "the body is collected"
@@ -72,7 +66,7 @@ class _Phase(Enum):
 class Exchange:
     """`is_over`: the response has ended, or it has begun and no more of it will be shown. `served`, `status`: of the response, None if unknown."""
 
-    def __init__(self, room: Room, body_bytes_max: int) -> None:
+    def __init__(self, room: BodyRoom, body_bytes_max: int) -> None:
         self._room = room
         self._body_bytes_max = body_bytes_max
         self._phase = _Phase.HEADERS

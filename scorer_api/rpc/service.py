@@ -52,7 +52,7 @@ class ScorerService:
         self._metrics = metrics
         self._tracer = active_tracer()
         self._body_bytes_max = settings.body_bytes_max
-        self._bytes_left = settings.limits.http.bodies_bytes_max
+        self._room = access.room
         self._changes = Changes(pods.pods, settings.limits.gateway.watch_interval_s, settings.limits.gateway.watches_max, metrics)
         self._counters = {
             "Score": handlers.metrics.requests,
@@ -76,7 +76,7 @@ class ScorerService:
             try:
                 return await answer(request)
             finally:
-                self._bytes_left += len(request)
+                self._room.bytes_left += len(request)
 
     async def _watch(self, request: bytes, metadata: Metadata) -> AsyncGenerator[bytes, None]:
         with self._counted("Watch"):
@@ -133,9 +133,9 @@ class ScorerService:
         """Raises Problem: 413 for a request that is too large, 429 where all that are answered now leave no room for it."""
         if size > self._body_bytes_max:
             raise Problem(413, f"the message has {size} bytes; at most {self._body_bytes_max} are taken")
-        if size > self._bytes_left:
+        if size > self._room.bytes_left:
             raise Problem(429, "the requests that are answered now leave no room (bodies_bytes_max); try again", retry_after_s=RETRY_AFTER_S)
-        self._bytes_left -= size
+        self._room.bytes_left -= size
 
     def _counted_failures(self, method: str) -> AbstractContextManager[None]:
         counters = self._counters.get(method)

@@ -11,6 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from indexer.http.bodies import BodyBound
+from indexer.http.body_room import BodyRoom
 from indexer.http.problems import Problem
 from indexer.metrics import HttpMetrics
 from tests.running import Running
@@ -85,7 +86,7 @@ async def test_a_body_counts_no_more_once_its_request_is_over_however_it_ends(en
         (raised,) = await asyncio.gather(ask(bound, *sizes), return_exceptions=True)
         return raised
 
-    bound = BodyBound(app, 10, refused)
+    bound = BodyBound(app, BodyRoom(10), refused)
     assert [await outcome(4, 6) for _ in range(3)] == [ends] * 3
     with pytest.raises(Problem, match="more than 10 bytes"):
         await ask(bound, 5, 6)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from scorer_api.gateway.exchange import PIECE_BYTES, Exchange, Question, RefusedError, Room
+from indexer.http.body_room import BodyRoom
+from scorer_api.gateway.exchange import PIECE_BYTES, Exchange, Question, RefusedError
 from scorer_api.gateway.messages import Mutation
 from tests import ext_proc
 from tests.ext_proc import BUFFERED, DESTINATION, FULL_DUPLEX, NONE, REQUEST_BODY, REQUEST_HEADERS, RESPONSE_BODY, RESPONSE_HEADERS, Reply, read_reply
@@ -16,7 +17,7 @@ class Call:
     """A gateway's view of an exchange."""
 
     def __init__(self, limit: int = LIMIT, room: int = 10 * LIMIT) -> None:
-        self.room = Room(room)
+        self.room = BodyRoom(room)
         self.exchange = Exchange(self.room, limit)
 
     def send(self, *messages: bytes) -> list[Reply]:

@@ -1,6 +1,7 @@
 """The scorer over real gRPC, beside the same over HTTP."""
 
 import itertools
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -129,6 +130,33 @@ def test_a_batch_has_so_many_requests_at_most(asked: Scorer) -> None:
             b"\x0a\x7f", timeout=TIMEOUT_S, metadata=(("authorization", f"Bearer {TOKEN}"),)
         )
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_bodies_over_http_and_messages_share_one_room() -> None:
+    """What arrives over HTTP leaves no room for a message, until it is gone."""
+    port, tokens = free_port(), list(range(5_000))
+    with (
+        Engine() as engine,
+        Running(engine.spec("first"), gateway_listen=f"127.0.0.1:{port}", bodies_bytes_max="50000") as service,
+        Gateway(port) as gateway,
+    ):
+        service.wait_for(pod="first", sequence=engine.publish(stored([1], [1, 2, 3, 4])))
+        stub, request = stub_of(gateway.channel), messages.ScoreRequest(model="m", token_ids=tokens)
+        assert stub.Score(request, timeout=TIMEOUT_S, wait_for_ready=True).pods[0].pod == "first"
+        host, http_port = service.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(http_port)), timeout=TIMEOUT_S) as half:
+            head = b"POST /v1/score HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: 45000\r\n\r\n"
+            half.sendall(head + b" " * 44_000)
+
+            def is_refused() -> bool:
+                try:
+                    stub.Score(request, timeout=TIMEOUT_S)
+                except grpc.RpcError as error:
+                    return bool(error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED)
+                return False
+
+            wait_until(is_refused)
+        wait_until(lambda: not is_refused())
 
 
 def test_so_does_an_explanation(asked: Scorer) -> None:
