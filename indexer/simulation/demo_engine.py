@@ -157,7 +157,7 @@ async def run(
         await publisher.open()
         dial_at = dial_host(host)
         spec = f"pod={pod},model={model},events=tcp://{dial_at}:{publisher.events_port},replay=tcp://{dial_at}:{publisher.replay_port}"
-        print(f"{spec},http=http://{dial_at}:{http_port}", flush=True)  # noqa: T201 - the command's output: what to give to --engine
+        print(f"{spec},http=http://{dial_at}:{http_port},snapshot=replay", flush=True)  # noqa: T201 - the command's output: what to give to --engine
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(publisher.serve(), name="publisher")

@@ -360,7 +360,9 @@ def test_a_demo_engine_prints_its_spec_and_stops_on_sigterm() -> None:
     spec = process.stdout.readline().strip()
     process.terminate()
     _, err = process.communicate(timeout=20)
-    assert re.fullmatch(r"pod=p/1,model=x/y,events=tcp://127\.0\.0\.1:\d+,replay=tcp://127\.0\.0\.1:\d+,http=http://127\.0\.0\.1:\d+", spec)
+    assert re.fullmatch(
+        r"pod=p/1,model=x/y,events=tcp://127\.0\.0\.1:\d+,replay=tcp://127\.0\.0\.1:\d+,http=http://127\.0\.0\.1:\d+,snapshot=replay", spec
+    )
     assert (process.returncode, err) == (0, "")
 
 
