@@ -1,6 +1,7 @@
 """The indexer's metrics."""
 
 import math
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
@@ -9,6 +10,7 @@ from typing import ClassVar
 from msgspec import Struct
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
 from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
 from indexer.core.events import Cleared, Removed, Stored, Tier
@@ -79,6 +81,12 @@ class EventAges:
         self._sum_s = 0.0
         self._batches = [0] * (len(AGE_BUCKETS_S) + 1)
         """How many fall into each bucket, and above all of them."""
+        self._exemplars: dict[int, Exemplar] = {}
+        """The last one of each bucket that has any."""
+
+    def lead_to(self, age_s: float, exemplar: dict[str, str]) -> None:
+        """A batch of about this age has a trace."""
+        self._exemplars[bisect_left(AGE_BUCKETS_S, age_s)] = Exemplar(exemplar, age_s, time.time())
 
     def observe(self, age_s: float) -> None:
         """A batch was applied so long after its engine published it."""
@@ -97,10 +105,12 @@ class EventAges:
 
     def collect(self) -> Iterator[Metric]:
         bounds = map(floatToGoString, (*AGE_BUCKETS_S, math.inf))
+        counts = zip(bounds, accumulate(self._batches), strict=True)
+        buckets = [(*each, self._exemplars[number]) if number in self._exemplars else each for number, each in enumerate(counts)]
         yield HistogramMetricFamily(
             "kv_indexer_event_age_seconds",
             "Time from the engine's timestamp of a live batch to its application, by the clocks of the two machines.",
-            buckets=list(zip(bounds, accumulate(self._batches), strict=True)),
+            buckets=buckets,
             sum_value=self._sum_s,
         )
 

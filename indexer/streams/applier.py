@@ -263,7 +263,9 @@ class Applier:
         # By the engine's clock, which may be another.
         if published_at_s is not None and 0 <= started_ns / NS - published_at_s < TRACED_AGE_MAX_S:
             parts.insert(0, ("kv_events.transport", min(int(published_at_s * NS), started_ns)))
-        self._tracer.past("kv_events.batch", attributes, *parts)
+        exemplar = self._tracer.past("kv_events.batch", attributes, *parts)
+        if exemplar is not None and len(parts) > 1:
+            self._metrics.event_age.lead_to((time.time_ns() - parts[0][1]) / NS, exemplar)
 
     def forget(self) -> None:
         """Hold nothing and remember nothing."""

@@ -32,10 +32,10 @@ class Tracer(Protocol):
     def call(self, name: str, attributes: Attributes) -> AbstractContextManager[Span]:
         """A request of this service to another one, as a part of the current span."""
 
-    def past(self, name: str, attributes: Attributes, *parts: tuple[str, int]) -> None:
+    def past(self, name: str, attributes: Attributes, *parts: tuple[str, int]) -> dict[str, str] | None:
         """What has happened by now, in a trace of its own. `parts`: name of each part and when it began, in nanoseconds since the epoch.
 
-        A part ends where the next one begins, and the last one now.
+        A part ends where the next one begins, and the last one now. Returns what `Span.exemplar` does of it.
         """
 
     def shutdown(self) -> None:

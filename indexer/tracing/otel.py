@@ -90,7 +90,7 @@ class OtelTracer:
             current_span.reset(token)
             span.span.end()
 
-    def past(self, name: str, attributes: Attributes, *parts: tuple[str, int]) -> None:
+    def past(self, name: str, attributes: Attributes, *parts: tuple[str, int]) -> dict[str, str] | None:
         ended_ns = time.time_ns()
         kind, root = trace.SpanKind.CONSUMER, contexts.Context()
         whole = self._tracer.start_span(name, context=root, kind=kind, attributes=dict(attributes), start_time=parts[0][1])
@@ -100,6 +100,7 @@ class OtelTracer:
             for (part, start_ns), end_ns in zip(parts, ends, strict=True):
                 self._tracer.start_span(part, context=parent, start_time=start_ns).end(end_ns)
         whole.end(ended_ns)
+        return _exemplar(whole)
 
     def shutdown(self) -> None:
         self._provider.shutdown()

@@ -119,6 +119,10 @@ def test_histograms_lead_to_traces(world: World) -> None:
     text = service.http.get(f"{service.url}/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"}).text
     found = re.findall(r'^kv_indexer_score_seconds_bucket\{.*phase="look_up".*\} \S+ # \{(.*?)\}', text, re.MULTILINE)
     assert any(f'trace_id="{TRACE}"' in labels for labels in found)
+    batches = {span.trace for span in world.receiver.wait_for("kv_events.batch")}
+    ages = re.findall(r'^kv_indexer_event_age_seconds_bucket\{.*\} \S+ # \{.*trace_id="(\w+)"', text, re.MULTILINE)
+    assert ages
+    assert set(ages) <= batches
     assert text.endswith("# EOF\n")
     assert "# {" not in service.http.get(f"{service.url}/metrics").text, "the older format has none"
 
