@@ -40,12 +40,15 @@ from scorer_api.tokens.resolver import Tokenizer, TokenResolver
 SUMMARY = "Tells any LLM router which pod already holds the longest prefix of a prompt."
 
 
-def make_serve(settings: Settings) -> Served:
-    """The `serve` role: indexer and scorer in one process; with Redis they share what they know with others. Raises SettingError."""
+def make_serve(settings: Settings, worker: Worker | None = None) -> Served:
+    """The `serve` role: indexer and scorer in one process; with Redis they share what they know with others. `worker`: as for `make_api`.
+
+    Raises SettingError.
+    """
     if settings.cells:
         raise SettingError("--cells", settings.cells[0], "is for kv-indexer api only")
     if settings.redis is not None:
-        return _make_shared(settings, with_indexer=True)
+        return _make_shared(settings, with_indexer=True, worker=worker)
     registry = CollectorRegistry()
     view = View(settings)
     streams = Streams(view) if settings.compat == "dynamo" else None
@@ -69,11 +72,14 @@ def _make_shared(settings: Settings, *, with_indexer: bool, worker: Worker | Non
     if with_indexer:
         service = ReplicaService(settings, IndexerMetrics(registry))
         follower = Follower(settings, view, metrics)
-        pods = SharedPods(settings, follower, service)
-        return _served(settings, view, pods, registry, [service, follower], service)
-    follower = Follower(settings, view, metrics, RedisMetrics(registry).up)
-    pods = SharedPods(settings, follower, worker=worker)
-    served = _served(settings, view, pods, registry, [follower], worker=worker)
+        pods = SharedPods(settings, follower, service, worker)
+        served = _served(settings, view, pods, registry, [service, follower], service, worker=worker)
+        if worker is None:
+            return served
+    else:
+        follower = Follower(settings, view, metrics, RedisMetrics(registry).up)
+        pods = SharedPods(settings, follower, worker=worker)
+        served = _served(settings, view, pods, registry, [follower], worker=worker)
     takes_over = worker is not None and worker.is_restarted
     return structs.replace(served, is_ready=pods.is_caught_up if takes_over else pods.is_loaded)
 

@@ -151,7 +151,7 @@ CRYPTOGRAPHY = {"scorer_api.gateway.self_signed"}
 DNS = {"indexer.discovery.dns_source", "indexer.discovery.dns_sockets"}
 WEB = {"indexer.http", "indexer.main.app", "scorer_api.api", "scorer_api.cells", "scorer_api.compat"}
 # The core is chosen when it is imported.
-ENVIRONMENT = {"indexer.compiled", *(f"indexer.main.{name}" for name in ("command", "serving", "supervisor", "workers"))}
+ENVIRONMENT = {"indexer.compiled", *(f"indexer.main.{name}" for name in ("command", "own_redis", "serving", "supervisor", "workers"))}
 
 
 def tree(module: str) -> ast.Module:

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -18,9 +19,11 @@ from bench.publisher import spec
 from bench.server import ROOT, START_TIMEOUT_S, Server
 from bench.workload import BLOCK_SIZE, MODEL
 from tests.ports import free_port
+from tests.redis_server import find_server
 
 PEER_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 POLL_S = 0.02
+WORKERS = 2
 
 
 class Side(Protocol):
@@ -85,6 +88,36 @@ class Ours:
 
     def rss_bytes(self) -> int:
         return self._server.rss_bytes()
+
+
+class OursWithWorkers(Ours):
+    """The service in two processes that share a redis-server of their own."""
+
+    def __init__(self, ports: Sequence[int]) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        (Path(self._folder.name) / "redis-server").symlink_to(find_server())
+        path = f"{self._folder.name}:{os.environ['PATH']}"
+        engines = [spec(str(number), port) for number, port in enumerate(ports)]
+        self._server = Server(engines, env={"PATH": path}, flags=("--workers", str(WORKERS)))
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while not (self._server.is_ready() and self._is_spread()):
+            if time.monotonic() > deadline_s:
+                raise RuntimeError(f"the service with workers does not become ready: {self._server.log()}")
+            time.sleep(POLL_S)
+        return self
+
+    def _is_spread(self) -> bool:
+        """Whether the workers have shared the engines. One that moves while it says nothing is stale until it says something."""
+        pods = msgspec.json.decode(self._server.asked("/v1/pods"))["pods"]
+        owners = {stream["owner"] if stream["connected"] else None for pod in pods for stream in pod["streams"]}
+        return len(owners) == WORKERS and None not in owners
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        super().__exit__(kind, error, trace)
+        self._folder.cleanup()
 
 
 class Dynamo:
@@ -155,6 +188,10 @@ def _send(side: Side, method: str, path: str, body: Any) -> int:
 
 
 SIDES: dict[str, Callable[[Sequence[int]], Side]] = {"dynamo": Dynamo, "this service": Ours}
+
+
+SIDES_BESIDE = {**SIDES, "this service, 2 workers": OursWithWorkers}
+"""Those of which requests a second are counted, and not CPU of one process."""
 
 
 def version_of_peer() -> str:

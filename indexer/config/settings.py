@@ -59,7 +59,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     # HTTP
     host: Annotated[str, Meta(description="Address that the HTTP service listens on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Port of the HTTP service; 0 for a free one.")] = 8080
-    workers: Annotated[int, Meta(ge=1, le=64, description="Processes of kv-indexer api that share the port.")] = 1
+    workers: Annotated[int, Meta(ge=1, le=64, description="Processes that share the port.")] = 1
     api_token_file: Annotated[str | None, Meta(description="File of bearer tokens, one per line; every request but health checks needs one.")] = None
     admin_token_file: Annotated[
         str | None, Meta(description="File of bearer tokens for changing pods; tokens of --api-token-file do not suffice for that then.")

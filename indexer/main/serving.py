@@ -28,7 +28,7 @@ def settings_of(parsed: argparse.Namespace, engines: Sequence[str], config: str 
     flags = {field.name: getattr(parsed, field.name) for field in fields() if hasattr(parsed, field.name)}
     settings = read_settings(flags, engines, os.environ, read_file(config) if config else None)
     if settings.workers > 1 and not allows_workers:
-        raise SettingError("--workers", settings.workers, "is for kv-indexer api only")
+        raise SettingError("--workers", settings.workers, "is for kv-indexer serve and api")
     logs.configure(settings.log_format, settings.log_level)
     return settings
 

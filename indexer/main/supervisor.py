@@ -39,9 +39,17 @@ class Supervisor:
     """`run` returns in the parent and in each worker: the exit code of the process that it returns in.
 
     `work`: runs a worker to its end and returns its exit code. `passes_on`: the signals, besides those that stop the service, that all workers get.
+    `check`: called whenever a process has ended, until the service stops.
     """
 
-    def __init__(self, group: WorkerGroup, work: Callable[[Worker], int], passes_on: tuple[signal.Signals, ...] = ()) -> None:
+    def __init__(
+        self,
+        group: WorkerGroup,
+        work: Callable[[Worker], int],
+        passes_on: tuple[signal.Signals, ...] = (),
+        check: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._check = check
         self._group = group
         self._work = work
         self._passes_on = passes_on
@@ -121,6 +129,8 @@ class Supervisor:
             if number in came:
                 self._send(number)
         self._reap()
+        if signal.SIGCHLD in came and not self._is_stopping:
+            self._check()
 
     def _stop(self) -> None:
         """Workers answer what has arrived, and end. What the parent still held open would take connections that nobody accepts."""

@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 
 # A stream that its owner was asked for is claimed so often.
 POLL_S = 0.1
+# Messages that wait in a stream's inbox are applied for so long before it is handed over.
+BACKLOG_S = 5.0
+BACKLOG_POLL_S = 0.01
 # Streams that are read from Redis at a time: the others wait for their turn, and not for connections.
 TAKEOVERS_MAX = 32
 
@@ -150,12 +153,22 @@ class Moves:
 
     async def _hand_over(self, known: KnownStream) -> None:
         stream = known.stream
+        if stream is not None and known.source.replay is None:
+            await self._apply_backlog(stream)
+            if known.key not in self._streams.running:
+                return
         running = self._streams.detach(known.key)
         await asyncio.wait([running.task])
         await self._store.release(known.key)
         log.info("stream handed over", extra={"pod": known.key.pod, "rank": known.key.rank, "to": known.wanted_by})
         assert stream is running.stream, "what runs is what is known"
         await self._unsubscribe(known)
+
+    async def _apply_backlog(self, stream: Stream) -> None:
+        """What waits may have been published before the other indexer listened: nobody could ask the engine for it again."""
+        until_s = time.monotonic() + BACKLOG_S
+        while stream.inbox and time.monotonic() < until_s:  # noqa: ASYNC110 - it is applied by another task, in turns
+            await asyncio.sleep(BACKLOG_POLL_S)
 
     # Release
 

@@ -10,16 +10,22 @@ from tests import command
 API = ("api", "--port", "0", "--redis", "redis://127.0.0.1:1/0", "--workers", "2")
 
 
-@pytest.mark.parametrize("words", [("serve",), ("ingest", "--redis", "redis://127.0.0.1:1/0"), ("demo",)])
-def test_only_api_has_workers(words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("words", [("ingest", "--redis", "redis://127.0.0.1:1/0"), ("demo",)])
+def test_only_what_scores_has_workers(words: tuple[str, ...]) -> None:
     code, _, error = command.run(*words, "--port", "0", "--workers", "2")
-    assert (code, error) == (2, "kv-indexer: --workers=2: is for kv-indexer api only\n")
+    assert (code, error) == (2, "kv-indexer: --workers=2: is for kv-indexer serve and api\n")
 
 
 def test_workers_need_redis() -> None:
     code, _, error = command.run("api", "--workers", "2")
     assert code == 2
     assert error.startswith("kv-indexer: --redis=None: is required: ")
+
+
+def test_workers_take_no_engines_that_dial_in() -> None:
+    code, _, error = command.run("serve", "--port", "0", "--workers", "2", "--listen", "tcp://127.0.0.1:5557")
+    expected = "does not go with --workers: one process has the port at which engines dial in"
+    assert (code, error) == (2, f"kv-indexer: --listen='tcp://127.0.0.1:5557': {expected}\n")
 
 
 def test_a_file_that_is_missing_is_told_once(tmp_path: Path) -> None:
