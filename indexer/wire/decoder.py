@@ -212,7 +212,8 @@ class WireDecoder:
 
     def _decode_apart(self, payload: bytes) -> Steps[Batch]:
         """Decode event by event, so that a bad event does not cost the others."""
-        raw, is_exact = _decode_raw(payload)
+        raw, is_exact = yield from _decode_raw(payload)
+        yield
         count = array_length(raw.events)
         if count is None:
             raise Refused("batch_malformed")
@@ -225,14 +226,14 @@ class WireDecoder:
         if isinstance(rank, int):
             batch.rank = rank
         for event in decode_raw_list(raw.events):
-            self._add_raw(batch, event)
             yield
+            yield from self._add_raw(batch, event)
         return batch
 
     def _decode_nested(self, payload: bytes) -> Steps[Batch]:
         """Decode a batch in which something is nested too deeply for the decoder: only that event is refused."""
         try:
-            events = split_events(payload)
+            events = yield from split_events(payload)
         except ValueError:
             raise Refused("batch_nested") from None
         if len(events) > self._limits.events_per_batch_max:
@@ -240,15 +241,15 @@ class WireDecoder:
         batch = Batch([])
         for event in events:
             try:
-                self._add_raw(batch, event)
+                yield from self._add_raw(batch, event)
             except RecursionError:
                 batch.refused["event_nested"] += 1
             yield
         return batch
 
-    def _add_raw(self, batch: Batch, raw: Raw | bytes) -> None:
+    def _add_raw(self, batch: Batch, raw: Raw | bytes) -> Steps[None]:
         try:
-            event = self._read(batch, raw)
+            event = yield from self._read(batch, raw)
         except Refused as refused:
             batch.refused[refused.reason] += 1
         else:
@@ -257,8 +258,9 @@ class WireDecoder:
             else:
                 self._add(batch, event)
 
-    def _read(self, batch: Batch, raw: Raw | bytes) -> WireEvent | None:
-        """The event, None if its type is unknown. A large event is measured before anything is built from it. Raises Refused."""
+    def _read(self, batch: Batch, raw: Raw | bytes) -> Steps[WireEvent | None]:
+        """The event, None if its type is unknown. A large event is measured before anything is built from it, and each time that it is gone through
+        is a step. Raises Refused."""
         exact, lenient = DECODERS_OF_ARRAYS if is_array(raw) else DECODERS_OF_MAPS
         is_large = len(raw) > UNMEASURED_BYTES_MAX
         try:
@@ -267,6 +269,8 @@ class WireDecoder:
         except UNREADABLE:
             pass
         outline = _outline_of(raw)
+        if is_large:
+            yield
         kind = kind_of(outline)
         if kind is None:
             raise Refused("event_malformed")
@@ -275,12 +279,15 @@ class WireDecoder:
         try:
             if is_large:
                 self._measure(outline)
-                return exact(raw)
+                event = exact(raw)
+                yield
+                return event
         except UNREADABLE:
-            pass
+            yield
         try:
             event = lenient(raw)
         except UNREADABLE:
+            yield
             return self._read_part(batch, raw)
         batch.unknown_fields += 1
         return event
@@ -320,14 +327,14 @@ class WireDecoder:
             batch.refused["event_nested"] += 1
 
 
-def _decode_raw(payload: bytes) -> tuple[RawBatch | RawBatchAsMap, bool]:
+def _decode_raw(payload: bytes) -> Steps[tuple[RawBatch | RawBatchAsMap, bool]]:
     """A batch with its events still encoded, and whether it has no unknown field. Raises Refused, RecursionError."""
     is_map = bool(payload) and (payload[0] >> 4 == 0x8 or payload[0] in (0xDE, 0xDF))
     exact, lenient = (decode_raw_batch_as_map_exact, decode_raw_batch_as_map) if is_map else (decode_raw_batch_exact, decode_raw_batch)
     try:
         return exact(payload), True
     except UNREADABLE:
-        pass
+        yield
     try:
         return lenient(payload), False
     except UNREADABLE:

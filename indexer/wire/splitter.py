@@ -4,8 +4,12 @@ The decoder gives up on a whole batch when one event in it is nested too deeply,
 event ends by counting the items that are still to come, so depth costs nothing.
 """
 
+from indexer.core.event_pieces import Steps, result_of
+
 # Number of items that are examined; a hostile payload of millions costs no more than that (some tenths of a second).
 ITEMS_MAX = 500_000
+# So many of them are examined in one step.
+STEP_ITEMS_MAX = 8_192
 
 # First byte → bytes that follow it, for types without a length field.
 _FIXED = {0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
@@ -16,16 +20,16 @@ _SIZED = {0xC4: (1, 0), 0xC5: (2, 0), 0xC6: (4, 0), 0xD9: (1, 0), 0xDA: (2, 0), 
 _NESTING = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
 
 
-def split_events(payload: bytes) -> list[bytes]:
+def split_events(payload: bytes) -> Steps[list[bytes]]:
     """The events of a batch in array form, `[time stamp, [event, …], …]`, still encoded. Raises ValueError for anything else."""
     splitter = _Splitter(payload)
     if splitter.array() < 2:
         raise ValueError("a batch has a time stamp and events")
-    splitter.skip()
+    yield from splitter.skip()
     events = []
     for _ in range(splitter.array()):
         start = splitter.at
-        splitter.skip()
+        yield from splitter.skip()
         events.append(payload[start : splitter.at])
     return events
 
@@ -41,7 +45,7 @@ def split_list(content: bytes) -> tuple[list[bytes], int]:
     items: list[bytes] = []
     while (start := splitter.at) < len(content):
         try:
-            splitter.skip()
+            result_of(splitter.skip())
         except ValueError:
             return items, len(content) - start
         items.append(content[start : splitter.at])
@@ -65,7 +69,7 @@ class _Splitter:
             return self._number(_NESTING[first][0])
         raise ValueError("not an array")
 
-    def skip(self) -> None:
+    def skip(self) -> Steps[None]:
         """Step over one item, with all that is in it."""
         pending = 1
         while pending:
@@ -73,6 +77,8 @@ class _Splitter:
             if self._left < 0:
                 raise ValueError("too many items")
             pending += self._step() - 1
+            if self._left % STEP_ITEMS_MAX == 0:
+                yield
 
     def _step(self) -> int:
         """Step over one item's own bytes. Returns how many items are in it."""

@@ -8,7 +8,7 @@ import pytest
 from indexer.core.events import Cleared, Stored, Tier
 from indexer.errors import REASONS, Refused
 from indexer.limits import WireLimits
-from indexer.wire.decoder import Batch, WireDecoder
+from indexer.wire.decoder import WHOLE_BYTES_MAX, Batch, WireDecoder
 from tests.indexer.wire.payloads import decode, decode_events, only, pack, plain, stored_array, stored_map
 
 GPU = Tier.GPU
@@ -361,3 +361,9 @@ def test_what_is_as_large_as_allowed_is_read() -> None:
     assert (len(batch.events), batch.refused.total()) == (5, 0)
     batch = decode_events(stored_map(parent_block_hash=1, extra_keys=[["x" * 13]]), **TIGHT)
     assert batch.refused == {"event_limit": 1}
+
+
+def test_a_large_event_is_measured_built_and_normalised_in_steps_of_their_own() -> None:
+    event = ["BlockStored", [1], None, [1] * 4, 4, None, "GPU", None, [[0] * (WHOLE_BYTES_MAX + 1)]]
+    payload = msgspec.msgpack.encode([1.0, [event], 0])
+    assert sum(1 for _ in WireDecoder(WireLimits()).decode_in_steps(payload)) >= 6
