@@ -24,7 +24,8 @@ def check_redis(seen: RedisCondition, namespace: str) -> list[Finding]:
     if found:
         return found
     streams = sum(model.streams for model in seen.models)
-    holds = f"{seen.members} indexers, {streams} streams, {seen.used_bytes / 2**20:.0f} MiB"
+    split = f", {seen.shards} shards a model" if seen.shards > 1 else ""
+    holds = f"{seen.members} indexers, {streams} streams{split}, {seen.used_bytes / 2**20:.0f} MiB"
     return [finding("redis_well", REDIS, f"{seen.server} {seen.version}, {holds}, PING {seen.ping_s * 1000:.1f} ms")]
 
 

@@ -4,7 +4,10 @@ import time
 
 from indexer.core.names import StreamKey, Trust
 from indexer.engines.load import Load
+from indexer.store.condition import RedisCondition
+from indexer.store.inspection import inspect
 from indexer.store.keyspace import Keyspace
+from scorer_api.doctor.checks.redis import check_redis
 from tests.events import offloaded, removed, stored
 from tests.owner import Owner, owner_of, settings_of
 from tests.redis_server import RedisServer
@@ -44,6 +47,10 @@ async def test_what_is_written_to_shards_is_answered_as_without_them(server: Red
             for scorer in (reference, early, late):
                 await wait_until_async(lambda scorer=scorer: answers(scorer) == EXPECTED, what=lambda scorer=scorer: str(answers(scorer)))  # type: ignore[misc]
             assert late.follower.is_settled
+            seen = await inspect(server.url, "kvi", 1.0)
+            assert [(model.model, model.streams, model.unowned) for model in seen.models] == [(MODEL, len(STREAMS), [])]
+            (well,) = check_redis(RedisCondition(version="7.0.0", members=1, models=seen.models, shards=seen.shards), "kvi")
+            assert "10 streams, 3 shards a model" in well.detail
             owner.store.loads.note(MODEL, "pod-1", Load(3, 4), time.monotonic())
             await wait_until_async(lambda: late.view.loads.get(MODEL, "pod-1") is not None)
             await owner.store.registry.delete(STREAMS[3])
