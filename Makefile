@@ -98,7 +98,7 @@ test-hostile: $(READY) ## hostile frames, requests and a flood of ten seconds, w
 test-hang-ups: $(READY) ## a thousand publishers that dial us, and a thousand that we dial, flood and hang up: twelve minutes on two cores
 	TEST_FLOOD_ROUNDS=334 $(BIN)/python -m pytest tests/scenarios/test_hang_up.py -k flood_and -n 2 --no-header -q
 
-test-fuzz: $(READY) ## a million requests made from the API's types, right ones and wrong ones, of which `make test` plays 2,000: an hour on two cores
+test-fuzz: $(READY) ## a million requests made from the API's types, right ones and wrong ones, of which `make test` plays 2,000: half an hour on two cores
 	TEST_FUZZ_REQUESTS=1000000 $(BIN)/python -m pytest tests/test_fuzzing.py -n 2 --no-header -q
 
 # Network bytes reach C: a copy of the sources with the core built for finding reads and writes out of bounds, overflows and memory used after it was freed.

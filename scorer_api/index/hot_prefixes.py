@@ -9,10 +9,10 @@ have a key in common at the same depth are the same up to there: where they part
 """
 
 import heapq
+import itertools
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import takewhile
 
 from msgspec import Struct
 
@@ -191,16 +191,20 @@ class HotPrefixes:
         return upper
 
     def _make_room(self) -> None:
-        """Drop those that are asked for least, ends of paths first."""
+        """Drop those that are asked for least, ends of paths first. All are gone through once, also where each is behind the one before."""
         nodes, keys = self._nodes_max * KEPT, self._keys_max * KEPT
+        order = itertools.count()
+        ends = [(node.weight, node.asked_s, next(order), node) for root in self._roots.values() for node, _ in _below(root) if not node.children]
+        heapq.heapify(ends)
         while self.nodes > nodes or self.keys > keys:
-            ends = [node for root in self._roots.values() for node, _ in _below(root) if not node.children]
-            ends.sort(key=lambda node: (node.weight, node.asked_s))
-            for node in takewhile(lambda _: self.nodes > nodes or self.keys > keys, ends):
-                assert node.parent is not None, "a root is no end"
-                del node.parent.children[node.run[0]]
-                self.nodes -= 1
-                self.keys -= len(node.run)
+            node = heapq.heappop(ends)[-1]
+            above = node.parent
+            assert above is not None, "a root is no end"
+            del above.children[node.run[0]]
+            self.nodes -= 1
+            self.keys -= len(node.run)
+            if not above.children and above.parent is not None:
+                heapq.heappush(ends, (above.weight, above.asked_s, next(order), above))
         for name in [name for name, root in self._roots.items() if not root.children]:
             del self._roots[name]
 

@@ -3,10 +3,12 @@
 import random
 import time
 from array import array
+from typing import Any
 
 import pytest
 
 from indexer.core.groups import CacheShape
+from scorer_api.index import hot_prefixes
 from scorer_api.index.hot_prefixes import DEPTH_MAX, KEYS_PER_NODE, HotPrefix, HotPrefixes
 from tests.scorer_api.index.contents import A, B, asked, holds, keys, new_view
 
@@ -110,6 +112,24 @@ def test_long_prompts_make_room_by_their_keys() -> None:
         hot.note("m", CUT, array("Q", range(number * 10_000 + 1, number * 10_000 + DEPTH_MAX + 1)), float(number))
         assert hot.keys <= 2 * DEPTH_MAX
     assert [prefix.asked_s for prefix in hot.hottest(10, 20.0)] == [19.0, 18.0]
+
+
+def test_a_long_chain_of_prefixes_makes_room_in_one_walk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each prompt goes on where the one before it ends, so only one prefix at a time is an end."""
+    walks, below = [], hot_prefixes._below
+
+    def counted(root: Any) -> Any:
+        walks.append(root)
+        return below(root)
+
+    monkeypatch.setattr(hot_prefixes, "_below", counted)
+    hot = HotPrefixes(40, HALF_LIFE_S)
+    chain = array("Q", range(1, 101))
+    for length in range(1, 101):
+        hot.note("m", CUT, chain[:length], 0.0)
+    assert len(walks) == 6  # 41 become 30 each time, after 41, 52, 63, 74, 85 and 96 prompts
+    assert hot.nodes == 34
+    assert (hot.hottest(1, 0.0)[0].keys, hot.hottest(1, 0.0)[0].requests) == (chain[:1], 100.0)
 
 
 def test_a_prefix_that_comes_back_is_never_counted_too_often() -> None:
