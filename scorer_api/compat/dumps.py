@@ -7,7 +7,7 @@ import msgspec
 from indexer.core.block_table import BlockTable
 from indexer.core.events import Tier
 from indexer.core.names import StreamKey
-from indexer.core.places import slot_and_part
+from indexer.core.places import LEAD_GPU, slot_and_part
 
 BlockTables = Callable[[StreamKey], BlockTable | None]
 """The blocks of a stream, None where it does not run here."""
@@ -41,8 +41,8 @@ def stored_events(instance: int, rank: int, table: BlockTable, local_hash: Calla
 
 
 def _parents_first(table: BlockTable, place: int) -> Iterator[list[int]]:
-    """The engine hashes of a place, in pieces."""
-    hashes = table.hashes(place)
+    """The engine hashes of a place, in pieces; empty ones come while a long chain is followed to its beginning."""
+    hashes = list(table.held if place == LEAD_GPU else table.more.get(place, ()))  # `table.record` knows which of them have copies
     left = set(hashes)
     piece: list[int] = []
     for first in hashes:
@@ -53,10 +53,13 @@ def _parents_first(table: BlockTable, place: int) -> Iterator[list[int]]:
         while (block := table.known(chain[-1])) is not None and block.parent in left:
             chain.append(block.parent)
             left.discard(block.parent)
-        piece += reversed(chain)
-        if len(piece) >= PIECE_BLOCKS:
-            yield piece
-            piece = []
+            if len(chain) % PIECE_BLOCKS == 0:
+                yield []
+        while chain:
+            piece.append(chain.pop())
+            if len(piece) >= PIECE_BLOCKS:
+                yield piece
+                piece = []
     yield piece
 
 
