@@ -205,9 +205,18 @@ class BlockTable:
 
     def hashes(self, place: int) -> list[int]:
         """The engine hashes that are held in a place."""
-        if place == LEAD_GPU:
-            return [engine_hash for engine_hash, block in self.held.items() if block.copies]
-        return list(self.more.get(place, ()))
+        if place != LEAD_GPU:
+            return list(self.more.get(place, ()))
+        elsewhere = self._held_elsewhere()
+        return [engine_hash for engine_hash in self.held if engine_hash not in elsewhere] if elsewhere else list(self.held)
+
+    def count(self, place: int) -> int:
+        """How many these are."""
+        return len(self.held) - len(self._held_elsewhere()) if place == LEAD_GPU else len(self.more.get(place, ()))
+
+    def _held_elsewhere(self) -> set[int]:
+        """The engine hashes that are held, and not at LEAD_GPU."""
+        return {engine_hash for copies in self.more.values() for engine_hash in copies if (block := self.held.get(engine_hash)) and not block.copies}
 
     def record(self, place: int, engine_hash: int) -> BlockRecord | None:
         """What is held for an engine hash in a place."""

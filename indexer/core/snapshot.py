@@ -49,6 +49,10 @@ class Snapshot:
             return list(self._state.foreign)
         return self._state.table.removed_hashes() if place == REMOVED else self._state.table.hashes(place)
 
+    def count(self, place: int) -> int:
+        """How many these are."""
+        return len(self.hashes(place)) if place in (PARKED, FOREIGN, REMOVED) else self._state.table.count(place)
+
     def records(self, place: int, hashes: Iterable[int]) -> dict[int, HashRecord | None]:
         """What a place holds for these engine hashes; None where it holds nothing."""
         return self._state.records(place, hashes)

@@ -317,7 +317,7 @@ class PendingWrites:
         block_words, _ = words(self.take_records())
         self.expected_lengths = [0] * len(PARTS)
         for place in self.encoder.snapshot.places():
-            self.expected_lengths[slot_and_part(place)[1]] += len(self.encoder.snapshot.hashes(place))
+            self.expected_lengths[slot_and_part(place)[1]] += self.encoder.snapshot.count(place)
         # Hashes of removed blocks are part of the mapping: a follower that just dropped everything would not have them.
         maps_removed = self._settings.engine_hashes and self.expected_lengths[REMOVED] > 0
         is_empty = not maps_removed and not any(self.expected_lengths[tier] for tier in Tier)

@@ -19,6 +19,7 @@ from indexer.core.events import Cleared, Event, Removed, Stored, Tier
 from indexer.core.held_keys import HeldKeys, HeldKeysInPython
 from indexer.core.key_claims import KeyClaims, KeyClaimsInPython
 from indexer.core.orphans import Parked
+from indexer.core.places import LEAD_GPU
 from indexer.core.snapshot import Snapshot
 from indexer.core.stream_state import Counting, StreamState
 from indexer.limits import StateLimits
@@ -170,6 +171,7 @@ def history(batches: list[list[Event]], counting: Counting, *, are_packed: bool,
         for batch in batches:
             change, snapshot = state.apply(batch, 0.0), Snapshot(state)
             records = {place: snapshot.records(place, snapshot.hashes(place)) for place in snapshot.places()}
+            assert snapshot.count(LEAD_GPU) == sum(block.copies > 0 for _, block in state.table.held.items())
             held = {place: [(number, value_of(record)) for number, record in of_place.items()] for place, of_place in records.items()}
             slots = range(1 if state.shape is None else len(state.shape.groups))
             shown = {(slot, tier): state.held(tier, slot) for slot in slots for tier in Tier}

@@ -915,6 +915,8 @@ class RecordCopy:
     def read(self) -> dict[int, dict[int, HashRecord]]:
         """All that the stream holds, by place."""
         snapshot = Snapshot(self._state)
+        assert all(snapshot.count(place) == len(snapshot.hashes(place)) for place in snapshot.places())
+        assert snapshot.count(LEAD_GPU) == sum(block.copies > 0 for _, block in self._state.table.held.items())
         return _without_none({place: snapshot.records(place, snapshot.hashes(place)) for place in snapshot.places()})
 
     @property
