@@ -10,7 +10,7 @@ from tests.reference import Layer, Text
 from tests.simulation.dialects import DIALECTS, Dialect
 
 BLOCK_SIZE = 4
-# One schedule in so many is long. Most faults show after few steps, and in the same time many short ones try more of them than few long ones.
+# One schedule in so many is long. Most faults show after few steps; those that need more are found less often in the same time.
 LONG_EVERY = 25
 STEPS, SHORT_STEPS = range(3, 12), range(1, 4)
 # After one of so many short ones nothing happens for so long that an answer that was right becomes too old.
