@@ -1,17 +1,18 @@
 """The cost of sending a prompt to a pod: the time to its first token, and the time that others wait for it.
 
-    cost_s = (1 + OTHERS_SHARE + QUEUE_SHARE * delayed) * uncached tokens / rate + load_s
+    cost_s = (1 + OTHERS_SHARE + QUEUE_SHARE * delayed + SLOWED_SHARE * slowed) * uncached tokens / rate
+           + SLOWED_SHARE * slowed * queued tokens / rate + load_s
            + SPREAD_S * min(SPREAD_MAX, running / (mean + SPREAD_RUNNING))
     load_s = queued tokens / rate                                  prefill work ahead of this prompt
            + KV_PRESSURE_S * ((usage - KV_FREE) / (1 - KV_FREE))²  eviction and preemption to make room
            + DECODE_STEP_S * running * (1 + output tokens)         slower steps, which running requests share
 
-queued tokens: what was sent there and the pod cannot have computed since; or, if that is more, those of the prompts in its queue that are not in its
-cache, with what was sent there since the measurement. `rate`: the pod's prefill rate in tokens/s. `delayed`: prompts in its queue; or in the
-shortest queue of all pods, or in the mean queue if requests use more than KV_BUSY of all caches, where that is longer: what is computed twice takes
-time, or room, from all. `usage`: the part of its cache that requests use, 0 to 1, plus what was sent there since the measurement; in cost_s also plus
-this request's uncached tokens and its answer. Tokens count towards the usage only if the engine says how many its cache holds. `mean`: running
-requests per pod, or infinite if no engine reports them.
+queued tokens: of what was sent there, what the pod has not announced and cannot have computed since; and what others' prompts in its queue have
+that is not in its cache, see `Queues.queued`. `slowed`: running requests, of which those that were sent there and are not announced count a quarter.
+`rate`: the pod's prefill rate in tokens/s. `delayed`: prompts in its queue, or in the shortest queue of all pods where that is longer: what is
+computed twice takes time from all. `usage`: the part of its cache that requests use, 0 to 1, plus what was sent there since the measurement; in
+cost_s also plus this request's uncached tokens and its answer. Tokens count towards the usage only if the engine says how many its cache holds.
+`mean`: running requests per pod, or infinite if no engine reports them.
 A figure that a pod's engine does not report is the mean of the other pods', so that the pod gets neither all requests nor none. If no engine reports
 it, all pods get the same prior.
 """
@@ -29,6 +30,10 @@ from indexer.engines.load import Load
 OTHERS_SHARE = 2.0
 # The same for each request that is delayed: those that wait, and about twice as many that come before the queue is empty.
 QUEUE_SHARE = 3.0
+# A running request's next tokens wait while prompts are computed: those that are queued, and this one.
+SLOWED_SHARE = 0.2
+# One whose own prompt is still to be computed counts for a part of one that generates: those that wait for the same prefix gain by it.
+PENDING_SHARE = 0.25
 # Length of a waiting prompt if no engine reports the mean: a chat with a system prompt.
 PROMPT_TOKENS_PRIOR = 1_024
 # Tokens of an answer if the request does not say: short, so that running requests count, but a long prompt counts for more.
@@ -37,15 +42,13 @@ OUTPUT_TOKENS_PRIOR = 128
 DECODE_STEP_S = 0.0001
 # A prompt brings others: the next turns of its chat, and those with the same prefix, which will go where it goes. So a pod with more running requests
 # than others costs more than this prompt takes there. Without it, all chats that begin with one system prompt go to the first pods that have it.
-SPREAD_S = 1.6
+SPREAD_S = 1.0
 # A few running requests make little difference. Where no engine says how many there are, none do: they are not counted as done before they expire.
 SPREAD_RUNNING = 4.0
 # A pod with more than this many times the mean costs no more: a burst of one new prefix is to be computed once.
 SPREAD_MAX = 1.1
 # Above this usage a cache evicts blocks of others; near 1 it preempts running requests, which are computed again.
 KV_FREE = 0.8
-# If requests use more than this of all caches, what is computed twice takes room that others will need.
-KV_BUSY = 0.5
 # About the cost of a preemption: the whole prompt again, and the wait for room.
 KV_PRESSURE_S = 2.0
 # Reported rates outside of this range are ignored.
@@ -57,7 +60,7 @@ KV_TOKENS_MAX = 1e12
 class LoadEstimate(Struct, frozen=True, gc=False):
     """A pod's load without gaps. `waiting`: prompts in its queue; `waiting_tokens`: those of their tokens that are not in the cache.
 
-    `kv_tokens`, `running_mean`: infinite if no engine reports it. `delayed`: see the module. `is_measured`: whether this pod's load is known.
+    `kv_tokens`, `running_mean`: infinite if no engine reports it. `delayed`: see the module.
     """
 
     waiting_tokens: float
@@ -68,7 +71,6 @@ class LoadEstimate(Struct, frozen=True, gc=False):
     waiting: float = 0.0
     delayed: float = 0.0
     running_mean: float = math.inf
-    is_measured: bool = True
 
     def pressure_s(self, more_tokens: float) -> float:
         """The cost of making room for `more_tokens` tokens in the cache."""
@@ -78,22 +80,20 @@ class LoadEstimate(Struct, frozen=True, gc=False):
         pressure = (min(1.0, usage) - KV_FREE) / (1 - KV_FREE)
         return KV_PRESSURE_S * pressure * pressure
 
-    def queued_tokens(self, own_tokens: float, backlog: float) -> float:
-        """Tokens to compute before a prompt that comes now, see `costs_s`."""
-        # What was sent since the measurement is behind those that waited then. If none did, it is computed by now, up to the backlog.
-        return max(backlog, self.waiting_tokens + own_tokens) if self.waiting or not self.is_measured else backlog
-
     def costs_s(
-        self, uncached_tokens: float, output_tokens: int | None, own_tokens: float, own_count: int, backlog: float = 0.0
+        self, uncached_tokens: float, output_tokens: int | None, own_tokens: float, own_count: int, queued_tokens: float = 0.0, pending: int = 0
     ) -> tuple[float, float]:
         """cost_s and load_s, see the module. `own_tokens`, `own_count`: what was sent there since the engine's figures were measured, see `Queues`.
 
-        `backlog`: tokens of what was sent there that it cannot have computed yet.
+        `queued_tokens`, `pending`: see `Queues.queued`.
         """
         output = OUTPUT_TOKENS_PRIOR if output_tokens is None else output_tokens
         running = max(0.0, self.running + own_count)
-        wait_s = self.queued_tokens(own_tokens, backlog) / self.rate + DECODE_STEP_S * running * (1 + output)
-        cost_s = (1 + OTHERS_SHARE + QUEUE_SHARE * self.delayed) * uncached_tokens / self.rate + wait_s
+        # Where no engine says what runs, nothing is known to: what was sent there may be done.
+        slowed = 0.0 if self.running_mean == math.inf else SLOWED_SHARE * max(0.0, running - (1 - PENDING_SHARE) * pending)
+        queued_s, uncached_s = queued_tokens / self.rate, uncached_tokens / self.rate
+        wait_s = queued_s + DECODE_STEP_S * running * (1 + output)
+        cost_s = (1 + OTHERS_SHARE + QUEUE_SHARE * self.delayed + slowed) * uncached_s + slowed * queued_s + wait_s
         cost_s += SPREAD_S * min(SPREAD_MAX, running / (self.running_mean + SPREAD_RUNNING))
         needed = own_tokens + uncached_tokens + output
         if self.kv_usage + needed / self.kv_tokens <= KV_FREE:
@@ -105,7 +105,7 @@ def estimate_loads(loads: Sequence[Load | None], rate: float) -> list[LoadEstima
     """A load without gaps for each pod. None: nothing is known of the pod. `rate`: the prior in tokens/s."""
     known = [load for load in loads if load is not None]
     if not known:
-        return [LoadEstimate(0.0, 0.0, 0.0, rate, is_measured=False)] * len(loads)
+        return [LoadEstimate(0.0, 0.0, 0.0, rate)] * len(loads)
     means = [load.prompt_tokens_mean if load.uncached_tokens_mean is None else load.uncached_tokens_mean for load in known]
     prompt_tokens, _ = _fill_gaps(means, 0.0, RATE_MAX, PROMPT_TOKENS_PRIOR)
     kv_usages, kv_usage = _fill_gaps([load.kv_usage for load in known], 0.0, 1.0, 0.0)
@@ -115,10 +115,10 @@ def estimate_loads(loads: Sequence[Load | None], rate: float) -> list[LoadEstima
     waiting_tokens = [count * tokens for count, tokens in zip(waiting, prompt_tokens, strict=True)]
     running = [max(0, load.running) for load in known]
     running_mean, waiting_mean = _mean(running), _mean(waiting)
-    everywhere = waiting_mean if _mean(kv_usages) > KV_BUSY else min(waiting)
-    delayed = [max(count, everywhere) for count in waiting]
+    shortest = min(waiting)
+    delayed = [max(count, shortest) for count in waiting]
     estimates = map(LoadEstimate, waiting_tokens, running, kv_usages, rates, rooms, waiting, delayed, itertools.repeat(running_mean))
-    unknown = LoadEstimate(_mean(waiting_tokens), running_mean, kv_usage, rate, room, waiting_mean, waiting_mean, running_mean, is_measured=False)
+    unknown = LoadEstimate(_mean(waiting_tokens), running_mean, kv_usage, rate, room, waiting_mean, waiting_mean, running_mean)
     return [unknown if load is None else next(estimates) for load in loads]
 
 

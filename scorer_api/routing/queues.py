@@ -9,6 +9,8 @@ from collections import OrderedDict
 
 from msgspec import Struct, structs
 
+from scorer_api.routing.costs import LoadEstimate
+
 # A request picked less than this before a measurement had not reached the engine by then.
 UNDER_WAY_S = 0.1
 # Above this number the oldest requests are forgotten.
@@ -26,20 +28,48 @@ class QueuedRequest(Struct, frozen=True, gc=False):
 
 
 class _Pod:
-    """Totals of one pod: of all requests, by rank; of the ones (`new`) since the last measurement, and how many others `ended` since; and tokens that
-    were to compute at `drained_s`."""
+    """Totals of one pod: of all requests, by rank; of the ones (`new`) since the last measurement, and how many others `ended` since.
 
-    __slots__ = ("backlog", "drained_s", "ended", "measured_at_s", "new", "new_tokens", "ranks", "tokens")
+    `pending`: tokens of requests that the pod has yet to announce, in the order of their picks; `pending_tokens`: their sum; `backlog`: those of them
+    that were to compute at `drained_s`, which is infinite where that is to be the next look at them. `others`: the share of what waited at the
+    measurement of `others_at_s` that others sent.
+    """
+
+    __slots__ = (
+        *(
+            "backlog",
+            "drained_s",
+            "ended",
+            "has_announced",
+            "measured_at_s",
+            "new",
+            "new_tokens",
+            "others",
+            "others_at_s",
+            "pending",
+            "pending_tokens",
+        ),
+        *("ranks", "tokens"),
+    )
 
     def __init__(self, now_s: float) -> None:
         self.backlog = 0.0
         self.drained_s = now_s
+        self.pending: OrderedDict[str, int] = OrderedDict()
+        self.pending_tokens = 0
+        self.has_announced = False
+        self.others = 0.0
+        self.others_at_s = -math.inf
         self.tokens = 0
         self.ranks: dict[int, int] = {}
         self.new: OrderedDict[str, QueuedRequest] = OrderedDict()
         self.new_tokens = 0
         self.ended = 0
         self.measured_at_s = -math.inf
+
+    def count_seen(self) -> int:
+        """How many of the pending requests came before the last measurement."""
+        return sum(1 for name in self.pending if name not in self.new)
 
 
 class Queues:
@@ -65,6 +95,33 @@ class Queues:
         pod.new_tokens += request.tokens
         pod.backlog += request.tokens
 
+    def await_announcement(self, name: str) -> None:
+        """The pod will announce the request's last block once it has computed its prompt."""
+        request = self._sent[name]
+        pod = self._pods[request.model, request.pod]
+        pod.pending[name] = request.tokens
+        pod.pending_tokens += request.tokens
+
+    def computed(self, name: str) -> None:
+        """The pod has announced the request's last block: it has computed its prompt, and those that were sent there before.
+
+        So the backlog is known again, whatever the rate made of it. One that does not count is no mistake.
+        """
+        request = self._sent.get(name)
+        if request is None:
+            return
+        pod = self._pods[request.model, request.pod]
+        if name not in pod.pending:
+            return
+        while True:
+            first, tokens = pod.pending.popitem(last=False)
+            pod.pending_tokens -= tokens
+            if first == name:
+                break
+        pod.has_announced = True
+        pod.backlog = pod.pending_tokens
+        pod.drained_s = math.inf
+
     def done(self, name: str) -> bool:
         """Stop counting the request. Returns whether it counted."""
         return self._remove(name, has_ended=True)
@@ -77,6 +134,7 @@ class Queues:
         self._sent[name] = relieved = structs.replace(request, tokens=0)
         pod = self._pods[request.model, request.pod]
         pod.tokens -= request.tokens
+        pod.pending_tokens -= pod.pending.pop(name, 0)
         pod.backlog = max(0.0, pod.backlog - request.tokens)
         if name in pod.new:
             pod.new[name] = relieved
@@ -88,6 +146,7 @@ class Queues:
             return False
         pod = self._pods[request.model, request.pod]
         pod.tokens -= request.tokens
+        pod.pending_tokens -= pod.pending.pop(name, 0)
         pod.ranks[request.rank] -= 1
         if not pod.ranks[request.rank]:
             del pod.ranks[request.rank]
@@ -131,14 +190,31 @@ class Queues:
                 found.new_tokens -= found.new.popitem(last=False)[1].tokens
         return found.new_tokens, len(found.new) - found.ended
 
-    def backlog(self, model: str, pod: str, rate: float, now_s: float) -> float:
-        """Tokens of what was sent there that the pod cannot have computed yet, if it computes `rate` of them per second."""
+    def queued(self, model: str, pod: str, now_s: float, load: LoadEstimate, measured_at_s: float | None) -> tuple[float, int]:
+        """Tokens that the pod has to compute before a prompt that comes now, and how many requests from here it has not announced.
+
+        Call it after `ahead`.
+
+        Of requests from here, these are those of the prompts that it has not announced, less what it can have computed of them; of others', what
+        waited when its load was measured, at `measured_at_s`, beyond the requests from here. Where nothing was measured, its load is a guess. A pod
+        that announces nothing has what waited and what was sent since.
+        """
         found = self._pods.get((model, pod))
         if found is None:
-            return 0.0
-        found.backlog = min(found.tokens, max(0.0, found.backlog - rate * (now_s - found.drained_s)))
+            return load.waiting_tokens, 0
+        found.backlog = min(found.tokens, max(0.0, found.backlog - load.rate * max(0.0, now_s - found.drained_s)))
         found.drained_s = now_s
-        return found.backlog
+        queued = found.backlog
+        if measured_at_s is None:
+            queued = max(queued, load.waiting_tokens + found.tokens)
+        elif load.waiting and not found.has_announced:
+            queued = max(queued, load.waiting_tokens + found.new_tokens)
+        elif load.waiting:
+            if measured_at_s != found.others_at_s:
+                found.others_at_s = measured_at_s
+                found.others = max(0.0, 1 - found.count_seen() / load.waiting)
+            queued += found.others * load.waiting_tokens
+        return queued, len(found.pending)
 
     def at_rank(self, model: str, pod: str, rank: int) -> int:
         """How many requests count at one rank of a pod."""

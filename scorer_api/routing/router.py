@@ -85,6 +85,7 @@ class Router:
         self._queues = Queues(settings.limits.routing.route_forget_s)
         self._models: dict[str, _ModelState] = {}
         self._speculative = SpeculativeScores(settings, view, counters)
+        self.speculation.announced = self._queues.computed
 
     @property
     def speculation(self) -> Speculation:
@@ -129,7 +130,8 @@ class Router:
         picked, reasons = order[0], candidates.reasons
         self._queues.add(name, QueuedRequest(prompt.model, picked.pod, picked.rank, reasons[picked.pod].uncached_tokens, now_s))
         (rank,) = (best.rank for score, best in zip(scores, bests, strict=True) if score.pod == picked.pod)
-        self._speculative.note_pick(name, lookup, picked.pod, rank, now_s)
+        if self._speculative.note_pick(name, lookup, picked.pod, rank, now_s):
+            self._queues.await_announcement(name)
         return Pick(name, picked.rank, rank.block_size, [candidate.pod for candidate in order], policy, picked_for, reasons)
 
     def candidates(self, prompt: Query, request: PickRequest, now_s: float) -> Candidates:
@@ -194,7 +196,7 @@ class Router:
         stale: list[Candidate] = []
         reasons: dict[str, PodReason] = {}
         model, exclude, prefill, output_tokens = prompt.model, request.exclude, request.prefill, request.output_tokens
-        ahead, backlog_of, draw = self._queues.ahead, self._queues.backlog, self._random.random
+        ahead, queued_at, draw = self._queues.ahead, self._queues.queued, self._random.random
         tokens = prompt.length if isinstance(prompt, Prompt) else request.tokens_estimate
         oldest_s = now_s - self._settings.limits.routing.load_max_age_s
         measured = [self._view.loads.get(model, score.pod) for score in scores]
@@ -205,13 +207,14 @@ class Router:
             trust, block_size = rank.trust, rank.block_size or BLOCK_SIZE_PRIOR
             length = tokens if tokens is not None else length_in_tokens(prompt, block_size)
             matched = rank.match.matched_blocks * block_size + speculative
-            own_tokens, own_count = ahead(model, pod, None if load is None or known is None else known[1])
+            measured_at_s = None if load is None or known is None else known[1]
+            own_tokens, own_count = ahead(model, pod, measured_at_s)
             # The score weighs tiers: a block on a slower one costs a part of computing it.
             uncached = length - rank.score * (length - 1) - speculative
             if uncached < 0.0:
                 uncached = 0.0
-            backlog = backlog_of(model, pod, estimate.rate, now_s)
-            cost_s, load_s = estimate.costs_s(uncached, output_tokens, own_tokens, own_count, backlog)
+            queued, pending = queued_at(model, pod, now_s, estimate, measured_at_s)
+            cost_s, load_s = estimate.costs_s(uncached, output_tokens, own_tokens, own_count, queued, pending)
             why: Exclusion | None = None
             if pod in exclude:
                 why = "excluded"
@@ -234,7 +237,7 @@ class Router:
                 matched,
                 speculative,
                 length - matched,
-                int(estimate.queued_tokens(own_tokens, backlog) + 0.5),
+                int(queued + 0.5),
                 None if load is None else load.running,
                 None if load is None else load.waiting,
                 None if load is None else load.kv_usage,

@@ -54,6 +54,8 @@ class Speculation:
         self._trees: dict[tuple[str, Cut], PromptTree[Rank]] = {}
         self._awaited: dict[StreamKey, dict[int, dict[str, None]]] = {}
         self._added = 0
+        self.announced: Callable[[str], None] | None = None
+        """Called with the name of each prompt whose last block its rank announces."""
         self.blocks = 0
         """The number of speculative blocks; those that prompts share count once."""
 
@@ -114,6 +116,8 @@ class Speculation:
     def _arrive(self, awaited: dict[int, dict[str, None]], keys: Sequence[int]) -> None:
         for key in keys:
             for name in list(awaited[key]):
+                if self.announced is not None:
+                    self.announced(name)
                 self._end(name)
 
     def on_drop(self, stream: StreamKey) -> None:

@@ -86,11 +86,14 @@ class SpeculativeScores:
                     expected[pod, number] = tokens - tokens % shape.alignment
         return expected
 
-    def note_pick(self, request: str, lookup: Lookup, pod: str, rank: RankScore, now_s: float) -> None:
-        """From now on the picked rank is expected to hold this prompt's blocks, unless it already holds the last one. `request`: its id."""
+    def note_pick(self, request: str, lookup: Lookup, pod: str, rank: RankScore, now_s: float) -> bool:
+        """From now on the picked rank is expected to hold this prompt's blocks, unless it already holds the last one. `request`: its id.
+
+        Returns whether it is.
+        """
         prompt_keys = lookup.prompt_keys
         if not self._is_enabled or prompt_keys is None:
-            return
+            return False
         stream = StreamKey(lookup.query.model, pod, rank.rank)
         shape = self._view.shape(stream) or CacheShape(prompt_keys.longest or BLOCK_SIZE_PRIOR)
         keys = prompt_keys.all(*shape.cut)
@@ -98,8 +101,10 @@ class SpeculativeScores:
         if unused := len(keys) % keys_of_hit:
             # No hit ends with these, and not every group has a block that does.
             keys = keys[:-unused]
-        if keys and not self._view.held(stream, keys[-1:]):
-            self.speculation.add(request, stream, shape.cut, keys, rank.match.matched_blocks * keys_of_hit, now_s)
+        if not keys or self._view.held(stream, keys[-1:]):
+            return False
+        self.speculation.add(request, stream, shape.cut, keys, rank.match.matched_blocks * keys_of_hit, now_s)
+        return True
 
     def _count_outcomes(self, expected: SpeculativePrompt, keys: Sequence[int]) -> None:
         """Compare what a pick assumed of a prompt's blocks with what the rank holds now."""

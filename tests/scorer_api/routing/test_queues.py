@@ -1,5 +1,8 @@
 """What counts of the requests that a scorer sent, and how long."""
 
+import pytest
+
+from scorer_api.routing.costs import LoadEstimate
 from scorer_api.routing.queues import QueuedRequest, Queues
 
 
@@ -86,7 +89,7 @@ def test_a_request_whose_prompt_another_pod_computes_counts_without_its_tokens()
     queues.relieve("unknown")
     assert queues.ahead("m", "pod", None) == (10, 2)
     assert queues.ahead("m", "pod", 0.5) == (10, 2)
-    assert queues.backlog("m", "pod", 1.0, 1.0) == 10
+    assert queues.queued("m", "pod", 1.0, LoadEstimate(0, 0, 0.0, 1.0), 0.5) == (10, 0)
     assert queues.done("a")
     assert queues.ahead("m", "pod", 0.5) == (10, 1)
     assert queues.done("b")
@@ -109,3 +112,77 @@ def test_nothing_is_kept_of_what_is_over() -> None:
     assert queues.expire(20.0) == (1000, 0)
     assert len(queues) == 0
     assert queues._pods == {}
+
+
+def queued(queues: Queues, now_s: float, waiting: int = 0, waiting_tokens: float = 0.0, measured_at_s: float | None = 0.0) -> float:
+    """What is queued at the pod a, which computes 100 tokens a second."""
+    queues.ahead("m", "a", measured_at_s)
+    return queues.queued("m", "a", now_s, LoadEstimate(waiting_tokens, 0, 0.0, 100.0, waiting=waiting), measured_at_s)[0]
+
+
+def awaited(*requests: tuple[str, int, float]) -> Queues:
+    """Requests to the pod a that it is to announce: name, tokens, time of the pick."""
+    queues = Queues(100.0)
+    for name, tokens, at_s in requests:
+        queues.add(name, sent(tokens, at_s))
+        queues.await_announcement(name)
+    return queues
+
+
+def test_what_was_sent_is_queued_until_the_pod_can_have_computed_it() -> None:
+    queues = Queues(100.0)
+    queues.add("1", sent(300, 1.0))
+    queues.add("2", sent(200, 2.0))
+    assert queued(queues, 2.0) == 400
+    assert queued(queues, 4.0) == 200
+    assert queued(queues, 9.0) == 0
+
+
+def test_what_a_pod_announces_corrects_what_it_was_thought_to_have_computed() -> None:
+    """By its rate it would have 100 tokens left at 5.0, but it has just computed the first prompt; and it is faster with the second one."""
+    queues = awaited(("1", 200, 0.0), ("2", 300, 0.0), ("3", 50, 0.0))
+    assert queued(queues, 4.5) == 100
+    queues.computed("1")
+    assert queued(queues, 5.0) == 350
+    assert queued(queues, 6.0) == 250
+    queues.computed("2")
+    assert queued(queues, 6.1) == 50
+    queues.computed("1")
+    queues.computed("unknown")
+    assert queued(queues, 6.1) == 50, "told twice"
+
+
+def test_an_announced_prompt_was_computed_with_those_before_it() -> None:
+    queues = awaited(*((str(number), 100, 0.0) for number in range(4)))
+    queues.add("held", sent(7, 0.0))
+    load = LoadEstimate(0, 0, 0.0, 100.0)
+    assert queues.queued("m", "a", 0.0, load, 0.0) == (407, 4), "what the pod holds all blocks of is not announced"
+    queues.computed("2")
+    assert queues.queued("m", "a", 0.0, load, 0.0) == (100, 1)
+    queues.done("3")
+    assert queues.queued("m", "a", 0.0, load, 0.0) == (100, 0), "who is done may have been computed elsewhere"
+
+
+@pytest.mark.parametrize(("waiting", "waiting_tokens", "more"), [(1, 500, 0), (2, 1000, 0), (4, 2000, 1000), (0, 0, 0)])
+def test_of_what_waits_at_a_pod_that_which_others_sent_is_queued_besides(waiting: int, waiting_tokens: float, more: float) -> None:
+    """Two of its requests from here were pending when its load was measured at 3.0; what came later waits behind all."""
+    queues = awaited(("1", 100, 0.0), ("2", 100, 1.0), ("3", 100, 2.0), ("4", 100, 3.5))
+    queues.computed("1")
+    assert queued(queues, 3.5, waiting, waiting_tokens, measured_at_s=3.0) == 300 + more
+
+
+def test_at_a_pod_that_announces_nothing_all_that_waited_is_queued_and_what_was_sent_since() -> None:
+    queues = Queues(100.0)
+    queues.add("1", sent(100, 0.0))
+    queues.add("2", sent(50, 3.5))
+    assert queued(queues, 3.5, 2, 700.0, measured_at_s=3.0) == 750
+
+
+def test_where_nothing_was_sent_what_waits_is_all_of_others() -> None:
+    assert queued(Queues(100.0), 1.0, 2, 700.0) == 700
+
+
+def test_where_no_load_is_known_a_guess_and_what_was_sent_are_queued() -> None:
+    queues = Queues(100.0)
+    queues.add("1", sent(100, 0.0))
+    assert queued(queues, 0.5, 3, 40.0, measured_at_s=None) == 140

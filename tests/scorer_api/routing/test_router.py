@@ -97,9 +97,10 @@ def test_every_figure_of_a_pick() -> None:
     picked = world.pick("xyz", PickRequest(output_tokens=9))
     a, b = picked.reasons["a"], picked.reasons["b"]
     # 32 of 49 tokens are held; 2 x 400 wait, and delay six; half-way from 80 % to full costs a quarter of 2 s; 3 running, 10 steps, twice the mean.
+    # Each of the three is slowed by a fifth of what is computed meanwhile.
     assert (a.matched_tokens, a.speculative_tokens, a.uncached_tokens, a.queued_tokens) == (32, 0, 17, 800)
     assert (a.running, a.waiting, a.kv_usage, a.load_age_s, a.trust, a.why, a.rank) == (3, 2, 0.9, 1.5, Trust.LIVE, None, 0)
-    assert a.cost_s == pytest.approx((3 + 2 * 3) * 17 / 2000 + 800 / 2000 + 0.5 + 3 * 10 * 0.0001 + 1.6 * 3 / 5.5, abs=1e-6)
+    assert a.cost_s == pytest.approx((3 + 2 * 3 + 0.6) * 17 / 2000 + 1.6 * 800 / 2000 + 0.5 + 3 * 10 * 0.0001 + 3 / 5.5, abs=1e-6)
     assert b.cost_s == pytest.approx(3 * 49 / 500)
     assert (picked.order, picked.rank, picked.policy, picked.picked_for) == (["b", "a"], 0, "cost", "load")
 
@@ -265,6 +266,20 @@ def test_what_was_sent_counts_until_the_pod_can_have_computed_it_though_its_figu
     assert world.pick("").reasons["a"].queued_tokens == 1601 - 950
     world.now_s += 0.7
     assert world.pick("").reasons["a"].queued_tokens == 0, "that of the last pick too"
+
+
+def test_a_prompt_that_its_pod_announces_is_computed_whatever_its_rate_says() -> None:
+    """1,601 tokens take a pod 1.6 s at its rate, but its events are there after 0.2 s."""
+    world = World("a")
+    world.load("a", idle())
+    world.pick("x" * 100)
+    world.pick([*"x" * 99, "y"])
+    world.now_s += 0.2
+    assert world.pick("").reasons["a"].queued_tokens == 1601 + 17 - 200
+    world.store("a", "x" * 100)
+    assert world.pick("").reasons["a"].queued_tokens == 17, "that of the second prompt, whose prefix is expected"
+    world.store("a", [*"x" * 99, "y"])
+    assert world.pick("").reasons["a"].queued_tokens == 0
 
 
 def test_requests_that_nothing_is_computed_for_spread_too() -> None:

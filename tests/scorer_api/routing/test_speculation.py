@@ -93,6 +93,19 @@ def test_the_last_block_that_its_pod_announces_ends_it() -> None:
     assert told.ended == [("a", 1, [1, 2, 3])]
 
 
+def test_it_says_which_prompts_are_announced_and_of_none_that_end_otherwise() -> None:
+    found, _ = speculation()
+    names: list[str] = []
+    found.announced = names.append
+    for number in range(4):
+        found.add(str(number), A, CUT, [1, 2 + number], 0, now_s=float(number))
+    found.on_change(A, announced(1, 2))
+    found.on_load(A, lambda key: key == 3)
+    found.take_back("2")
+    found.expire(10.0)
+    assert names == ["0", "1"]
+
+
 def test_the_last_block_counts_in_any_tier_of_the_pods_own() -> None:
     for tier in Tier:
         found, _ = speculation()
