@@ -81,15 +81,17 @@ class Answering:
         if not answers:
             raise _nothing(parts, head.model)
         policy, policy_input = self._policy(head)
+        fields = _fields_of(body, media_type)
         cells = list(answers)
         left = dict(enumerate(answers.values()))
         while (picked := pick(left, policy, policy_input)) is not None:
             place = picked.cell_of[picked.order[0].pod]
-            routed = await self._count(cells[place], picked, body, media_type, headers)
-            if routed is not None:
-                found = _cells_of(parts, {cell: answer.view for cell, answer in answers.items()})
+            routed = await self._count(cells[place], picked, fields, media_type, headers)
+            if isinstance(routed, RouteAnswer):
+                found = _cells_of(parts, {cells[number]: answer.view for number, answer in left.items()})
                 return encode(_answer(list(answers.values()), left, picked, policy, head, f"{cells[place].name}-{routed.id}", found), accepted)
-            del left[place]  # it has failed since
+            del left[place]
+            parts.of[cells[place]] = routed
         raise Problem(503, "no pod can be picked: no cell that answers has one that may be", retry_after_s=RETRY_AFTER_S)
 
     def _policy(self, head: _Head) -> tuple[PolicyName, PolicyInput]:
@@ -105,19 +107,18 @@ class Answering:
         return policy, PolicyInput(head.session_id, self._turns[head.model], limits.route_min_match_blocks, limits.route_overload_s)
 
     @staticmethod
-    async def _count(cell: Cell, picked: MergedPick, body: bytes, media_type: str, headers: Mapping[str, str]) -> RouteAnswer | None:
-        """Have the cell pick this pod, the only one it may: then the request counts there. None where it does not."""
-        fields = _FIELDS[media_type](body)
-        fields.pop("exclude", None)
+    async def _count(cell: Cell, picked: MergedPick, fields: Mapping[str, Raw], media_type: str, headers: Mapping[str, str]) -> RouteAnswer | Part:
+        """Have the cell pick this pod, the only one it may: then the request counts there. Where it does not: what became of the cell's part."""
+        narrowed = {name: value for name, value in fields.items() if name != "exclude"}
         for name, value in (("pods", [picked.order[0].pod]), ("limit", 1)):
-            fields[name] = Raw(encode(value, media_type))
-        part = await cell.ask("/v1/route", encode(fields, media_type), headers)
-        if part.state != "answered" or part.status != 200:
-            return None
+            narrowed[name] = Raw(encode(value, media_type))
+        part = await cell.ask("/v1/route", encode(narrowed, media_type), headers)
+        if part.state != "answered":
+            return part
         try:
-            return _decode_route(part.body)
+            return _decode_route(part.body) if part.status == 200 else Part("failed")
         except msgspec.MsgspecError:
-            return None
+            return Part("failed")
 
     async def done(self, request: DoneRequest, headers: Mapping[str, str]) -> DoneAnswer:
         """Tell the cell that counts the request."""
@@ -179,9 +180,19 @@ def _check(part: Part) -> None:
 
 
 def _head_of(body: bytes, media_type: str) -> _Head:
+    """Raises Problem."""
+    return _read(_HEADS[media_type], body)
+
+
+def _fields_of(body: bytes, media_type: str) -> dict[str, Raw]:
+    """All fields as they are written. Raises Problem."""
+    return _read(_FIELDS[media_type], body)
+
+
+def _read(decode: Callable[[bytes], T], body: bytes) -> T:
     """Cells may be lenient in what the front is not. Raises Problem."""
     try:
-        return _HEADS[media_type](body)
+        return decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Problem(422, f"the body is not a request: {error}") from None
 

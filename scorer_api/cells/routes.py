@@ -75,5 +75,6 @@ def make_router(settings: Settings, cells: FanOut, registry: CollectorRegistry, 
 
 
 def _passed_on(request: Request, media_type: str | None) -> dict[str, str]:
-    headers = {name: value for name in PASSED_ON if (value := request.headers.get(name)) is not None}
+    """Without values that no token and no trace has: a request with one could not be sent to any cell."""
+    headers = {name: value for name in PASSED_ON if (value := request.headers.get(name)) is not None and value.isascii() and value.isprintable()}
     return headers if media_type is None else {**headers, "Content-Type": media_type}

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 
@@ -165,6 +166,29 @@ def test_a_cell_that_answers_nonsense_costs_its_part_only(cells: Cells) -> None:
         for path in ("/v1/score", "/v1/route"):
             response = front.http.post(f"{front.url}{path}", json={"model": "m", "token_ids": PROMPT})
             assert (response.status_code, response.json()["detail"]) == (422, "a cell refuses the request, and does not say why")
+
+
+def test_a_cell_that_does_not_count_a_pick_loses_it_to_the_others(cells: Cells) -> None:
+    """It said that its pod "b" holds most of the prompt."""
+    body = msgspec.json.encode({"model": "m", "token_ids": PROMPT})
+    told = httpx.post(f"{cells.urls[0]}/v1/candidates", content=body, headers={"Content-Type": "application/json", "Accept": "application/msgpack"})
+    routes = {"/readyz": lambda _: (200, b"{}"), "/v1/candidates": lambda _: (200, told.content), "/v1/route": lambda _: (500, b"")}
+    with EngineServer(routes=routes) as odd, front_of(odd.url, cells.urls[1]) as front:
+        front.wait_url()
+        answer = ask(front, "/v1/route", {"model": "m", "token_ids": PROMPT, "policy": "prefix"})
+        assert (answer["pod"], answer["reason"].keys(), answer["http"].keys()) == ("c", {"c", "d"}, {"c", "d"})
+        assert [(cell["state"], "age_s" in cell and cell["age_s"] is not None) for cell in answer["cells"]] == [("failed", False), ("answered", True)]
+        ask(front, "/v1/route/done", {"id": answer["id"]})
+
+
+def test_what_no_cell_can_be_sent_is_left_out_of_its_requests(cells: Cells) -> None:
+    """Who sends such a header keeps nobody's requests from the cells."""
+    for value in (b"\xff", "é".encode()):
+        sent = {"traceparent": value, "tracestate": value, "Content-Type": "application/json"}
+        for path in ("/v1/score", "/v1/route"):
+            body = msgspec.json.encode({"model": "m", "token_ids": PROMPT})
+            response = cells.front.http.post(f"{cells.front.url}{path}", content=body, headers=sent)
+            assert [cell["state"] for cell in response.json()["cells"]] == ["answered", "answered"]
 
 
 def test_a_cell_that_hangs_is_not_waited_for(cells: Cells) -> None:
