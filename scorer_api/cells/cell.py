@@ -99,8 +99,9 @@ class Cell:
         )
 
     def _note_up(self) -> None:
-        self._late = 0
+        """That it is ready does not make its late answers early ones."""
         if not self.is_up:
+            self._late = 0
             log.info("cell up", extra={"url": self.url})
         self.is_up = True
         self._metrics.up[self.url].set(1)

@@ -13,8 +13,8 @@ from scorer_api.cells.cell import Cell, Part
 from scorer_api.cells.metrics import CellMetrics
 
 LOOK_S = 1.0
-# To all cells together. A request that finds none waits for one, no longer than for an answer.
-CONNECTIONS_MAX = 512
+# To each cell, so that one that hangs takes none from the others. A request that finds none waits for one, no longer than for an answer.
+CONNECTIONS_MAX = 128
 
 
 class Parts(Struct, frozen=True):
@@ -37,11 +37,12 @@ class FanOut:
     """`async with FanOut(urls, metrics, timeout_s) as cells:` each was looked at once."""
 
     def __init__(self, urls: Sequence[str], metrics: CellMetrics, timeout_s: float) -> None:
-        self._http = HttpClient(connections_max=CONNECTIONS_MAX)
-        self.cells = [Cell(url, self._http, metrics, timeout_s) for url in urls]
+        self._clients = [HttpClient(connections_max=CONNECTIONS_MAX) for _ in urls]
+        self.cells = [Cell(url, client, metrics, timeout_s) for url, client in zip(urls, self._clients, strict=True)]
 
     async def __aenter__(self) -> Self:
-        await self._http.__aenter__()
+        for client in self._clients:
+            await client.__aenter__()
         await asyncio.gather(*(cell.look() for cell in self.cells))
         self._looking = [asyncio.create_task(self._look_again(cell), name=f"cell {cell.url}") for cell in self.cells]
         return self
@@ -50,7 +51,8 @@ class FanOut:
         for task in self._looking:
             task.cancel()
         await asyncio.gather(*self._looking, return_exceptions=True)
-        await self._http.__aexit__(kind, error, trace)
+        for client in self._clients:
+            await client.__aexit__(kind, error, trace)
 
     @staticmethod
     async def _look_again(cell: Cell) -> None:
