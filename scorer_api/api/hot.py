@@ -12,6 +12,7 @@ from indexer.http.turns import Turns
 from indexer.workers.worker import Worker
 from scorer_api.api.openapi import HOT_LIMIT, HOT_LIMIT_MAX
 from scorer_api.api.schemas import HotPrefixAnswer
+from scorer_api.api.steps import all_at_once, one_by_one
 from scorer_api.index.hot_prefixes import HALF_LIFE_S, HotNode, HotPrefix, HotPrefixes
 from scorer_api.index.view import View
 
@@ -37,11 +38,14 @@ class HotHandler:
         limit = read_limit(query.get("limit"), HOT_LIMIT_MAX, HOT_LIMIT)
         if self._view.hot is None:
             raise Problem(501, OFF)
+        # What this process counts grows meanwhile, and is small enough for one step.
         hot = self._view.hot if self._worker is None else await self._of_all(self._worker)
         now_s = time.monotonic()
+        steps = hot.hottest_in_steps(limit, now_s, query.get("model"))
+        hottest = all_at_once(steps) if self._worker is None else await one_by_one(steps)
         piece = bytearray(b'{"half_life_s":' + encode(HALF_LIFE_S, JSON) + b',"prefixes":[')
         turns = Turns()
-        for number, prefix in enumerate(hot.hottest(limit, now_s, query.get("model"))):
+        for number, prefix in enumerate(hottest):
             piece += (b"," if number else b"") + encode(self._answer(hot, prefix, now_s), JSON)
             await turns.give()
         yield bytes(piece + b"]}")
@@ -62,9 +66,13 @@ class HotHandler:
 
     async def _of_all(self, worker: Worker) -> HotPrefixes:
         """What all workers count, in one tree: where prompts part that came to different ones, it has a node too."""
-        merged = HotPrefixes(self._hot_prefixes * worker.group.count)
+        # Each node that is added may part another one, so this many are enough for all.
+        merged = HotPrefixes(2 * self._hot_prefixes * worker.group.count)
         turns = Turns()
-        for nodes in (await self._own(), *map(_decode, (await worker.ask(TOPIC)).values())):
+        told = await worker.ask(TOPIC)
+        for number in (worker.number, *told):
+            nodes = await self._own() if number == worker.number else _decode(told.pop(number))
+            await turns.give()
             for _ in merged.add(nodes, time.monotonic()):
                 await turns.give()
         return merged

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from msgspec import Struct
 
+from indexer.core.event_pieces import Steps, result_of
+
 HALF_LIFE_S = 600.0
 # Of a longer prompt the first so many blocks count. It bounds the work for one prompt: 16,384 tokens where a block has 16.
 DEPTH_MAX = 1_024
@@ -25,6 +27,8 @@ KEYS_PER_NODE = 128
 KEPT = 0.75
 # Weights grow by so many doublings before all are divided, far from the end of a float.
 DOUBLINGS_MAX = 500.0
+# To look at so many takes a millisecond or two.
+STEP_NODES = 1_024
 
 Cut = tuple[int, int]
 
@@ -120,12 +124,18 @@ class HotPrefixes:
 
     def hottest(self, count: int, now_s: float, model: str | None = None) -> list[HotPrefix]:
         """The prefixes that are asked for most, of this model or of all; one is never before the one that it continues."""
+        return result_of(self.hottest_in_steps(count, now_s, model))
+
+    def hottest_in_steps(self, count: int, now_s: float, model: str | None = None) -> Steps[list[HotPrefix]]:
+        """The same, in steps between which nothing may be counted."""
         unit = self._unit(now_s)
-        found: list[tuple[float, int, int, str, Cut, _Node]] = []
+        hottest: list[tuple[float, int, int, str, Cut, _Node]] = []
         for (name, cut), root in self._roots.items():
             if model in (None, name):
-                found += [(-node.weight, depth, order, name, cut, node) for order, (node, depth) in enumerate(_below(root))]
-        hottest = heapq.nsmallest(count, found, key=lambda item: (item[0], item[1], item[3], item[2]))
+                found = ((-node.weight, depth, order, name, cut, node) for order, (node, depth) in enumerate(_below(root)))
+                while piece := list(itertools.islice(found, STEP_NODES)):
+                    hottest = heapq.nsmallest(count, hottest + piece, key=lambda item: (item[0], item[1], item[3], item[2]))
+                    yield
         return [
             HotPrefix(name, cut, node.path(), node.parent.run[-1] if node.parent and node.parent.run else None, node.weight / unit, node.asked_s)
             for _, _, _, name, cut, node in hottest

@@ -206,6 +206,24 @@ def test_any_prompts_at_any_times_count_the_same_wherever_they_were_asked_for() 
             assert both.requests(model, CUT, 300.0) == pytest.approx(whole.requests(model, CUT, 300.0))
 
 
+def test_the_hottest_of_many_are_found_in_steps() -> None:
+    hot = HotPrefixes(10_000, HALF_LIFE_S)
+    for number in range(3_000):
+        for _ in range(3 if number in (5, 2_500) else 1):
+            hot.note("m", CUT, array("Q", [number + 1]), float(number == 2_500))
+    steps = hot.hottest_in_steps(2, 1.0)
+    count = 0
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found = end.value
+            break
+        count += 1
+    assert count == 3
+    assert [prefix.keys[0] for prefix in found] == [2_501, 6]
+
+
 def test_what_no_other_one_has_told_is_refused() -> None:
     nodes = list(hot_of("AB", "AC").told(0.0))
     with pytest.raises(ValueError, match="before the one above"):
