@@ -8,6 +8,7 @@ import sys
 from array import array
 from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from itertools import islice
 from typing import Any, TypeVar
 
 import msgspec
@@ -110,11 +111,12 @@ async def route_request_of(data: bytes, turn: asyncio.Lock) -> RouteRequest:
 def split_batch(data: bytes) -> list[memoryview]:
     """The messages of the requests of a batch. Raises Problem 400 for what is no such message, 422 for too many."""
     try:
-        requests = [value for key, value in read_fields(memoryview(data)) if key == _REQUESTS_KEY and isinstance(value, memoryview)]
+        found = (value for key, value in read_fields(memoryview(data)) if key == _REQUESTS_KEY)
+        requests = list(islice(found, BATCH_REQUESTS_MAX + 1))
     except MalformedError as error:
         raise Problem(400, f"the message is not a valid ScoreBatchRequest: {error}") from None
     if len(requests) > BATCH_REQUESTS_MAX:
-        raise Problem(422, f"requests: there are {len(requests)}; at most {BATCH_REQUESTS_MAX} are taken")
+        raise Problem(422, f"requests: there are more than {BATCH_REQUESTS_MAX}; send at most so many at once")
     return requests
 
 

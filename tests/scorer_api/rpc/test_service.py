@@ -123,7 +123,11 @@ def test_a_batch_says_what_it_says_over_http(asked: Scorer) -> None:
 def test_a_batch_has_so_many_requests_at_most(asked: Scorer) -> None:
     request = messages.ScoreBatchRequest(requests=[messages.ScoreRequest(model="m", token_ids=[1])] * 257)
     code, problem, _ = asked.refused("ScoreBatch", request)
-    assert (code, problem.status, problem.detail) == (grpc.StatusCode.INVALID_ARGUMENT, 422, "requests: there are 257; at most 256 are taken")
+    assert (code, problem.status, problem.detail) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        422,
+        "requests: there are more than 256; send at most so many at once",
+    )
     assert len(asked.ask("ScoreBatch", messages.ScoreBatchRequest(requests=list(request.requests)[:256])).answers) == 256
     with pytest.raises(grpc.RpcError) as caught:
         asked.gateway.channel.unary_unary("/kv_indexer.v1.Scorer/ScoreBatch")(
