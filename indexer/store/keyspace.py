@@ -34,6 +34,7 @@ from indexer.errors import SettingError
 
 LAYOUT = 2
 SHARDS_MAX = 64
+SHARDS = re.compile(rb"[0-9]{1,2}")
 # Slots of a Cluster.
 SLOTS = 16_384
 # A shard's slot lies at most so far behind the place that makes a model's shards equally far apart.
@@ -69,7 +70,7 @@ def shard_of(pod: str, shards: int) -> int:
 
 def shards_of(text: bytes | None) -> int:
     """What is written as the number of shards. What is no such number was not written by us, and counts as if it were missing."""
-    return int(text) if text is not None and text.isdigit() and 1 <= int(text) <= SHARDS_MAX else 1
+    return int(text) if text is not None and SHARDS.fullmatch(text) and 1 <= int(text) <= SHARDS_MAX else 1
 
 
 def text_of(name: bytes) -> str:

@@ -121,6 +121,8 @@ def test_pods_spread_over_shards_and_stay_where_they_are() -> None:
     assert all(850 < count < 1_150 for count in counts.values())
 
 
-@pytest.mark.parametrize(("text", "shards"), [(None, 1), (b"1", 1), (b"12", 12), (b"64", 64), (b"65", 1), (b"0", 1), (b"-2", 1), (b"x", 1), (b"", 1)])
+@pytest.mark.parametrize(
+    ("text", "shards"), [(None, 1), (b"1", 1), (b"12", 12), (b"64", 64), (b"65", 1), (b"0", 1), (b"-2", 1), (b"x", 1), (b"", 1), (b"9" * 5_000, 1)]
+)
 def test_what_is_written_as_the_number_of_shards(text: bytes | None, shards: int) -> None:
     assert shards_of(text) == shards
