@@ -74,7 +74,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("indexer", "indexer.compiled", "indexer.core", "indexer.engines", "indexer.config", "indexer.streams", "indexer.workers", "indexer.http"),
         *("scorer_api.index", "scorer_api.metrics", "scorer_api.explain", "scorer_api.routing", "scorer_api.tokens"),
     },
-    "scorer_api.rpc": {"indexer.config", "indexer.http", "indexer.streams", "indexer.tracing", "scorer_api.client", "scorer_api.api"},
+    "scorer_api.rpc": {"indexer.core", "indexer.config", "indexer.http", "indexer.streams", "indexer.tracing", "scorer_api.client", "scorer_api.api"},
     "scorer_api.gateway": {"indexer", "indexer.config", "indexer.http", "scorer_api.api", "indexer.tracing", "scorer_api.rpc"},
     "scorer_api.compat": {
         *("indexer", "indexer.core", "indexer.engines", "indexer.config", "indexer.streams", "indexer.http"),

@@ -12,6 +12,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType, defstruct
 
 from indexer.compiled import core
 from indexer.core.block_keys import pack_tokens
+from indexer.core.event_pieces import result_of
 from indexer.errors import field_first
 from indexer.http.negotiation import JSON, MSGPACK, join
 from indexer.http.problems import Problem
@@ -22,7 +23,7 @@ from scorer_api.api.msgpack_values import has_more_values
 from scorer_api.api.prompt import out_of_range
 from scorer_api.api.route_schemas import DoneRequest, RouteRequest, RouteRequestMsgpack
 from scorer_api.api.schemas import BATCH_REQUESTS_MAX, ScoreRequest, ScoreRequestMsgpack
-from scorer_api.api.steps import all_at_once, one_by_one
+from scorer_api.api.steps import one_by_one
 from scorer_api.api.unknown_fields import misspelled
 from scorer_api.routing.policies import POLICY_NAMES
 from scorer_api.tokens.token_lists import LIST_BYTES_MIN, Taken, first_out_of_range, moved_bytes, take_list, take_tokens
@@ -128,12 +129,12 @@ _OUTLINE = _decoders(Outline, Outline)
 
 def decode_score(body: bytes, media_type: str) -> ScoreRequest:
     """A request for scores, or for an explanation of them. Raises Problem 400 for what is not JSON or msgpack, 422 for another shape."""
-    return _regular(body, media_type, _SCORE) or all_at_once(_steps(body, media_type, _SCORE))
+    return _regular(body, media_type, _SCORE) or result_of(_steps(body, media_type, _SCORE))
 
 
 def decode_route(body: bytes, media_type: str) -> RouteRequest:
     """A request for a pick. Raises Problem 400 for what is not JSON or msgpack, 422 for another shape."""
-    return _regular(body, media_type, _ROUTE) or all_at_once(_steps(body, media_type, _ROUTE))
+    return _regular(body, media_type, _ROUTE) or result_of(_steps(body, media_type, _ROUTE))
 
 
 async def decode_score_in_turns(body: bytes, media_type: str, turn: asyncio.Lock) -> ScoreRequest:
@@ -151,7 +152,7 @@ async def _in_turns(body: bytes, media_type: str, kind: _Kind[R], turn: asyncio.
     if (regular := _regular(body, media_type, kind)) is not None:
         return regular
     if len(body) < LIST_BYTES_MIN:
-        return all_at_once(_steps(body, media_type, kind))
+        return result_of(_steps(body, media_type, kind))
     async with turn:
         await asyncio.sleep(0)
         for field in TOKEN_LISTS:
@@ -186,7 +187,7 @@ def _regular(body: bytes, media_type: str, kind: _Kind[R]) -> R | None:
             return None
         rest = b"%b[]%b" % (body[:first], body[end:])
         try:
-            request = all_at_once(_steps(rest, media_type, kind, packs=False, is_scanned=len(body) > UNSCANNED_BYTES_MAX))
+            request = result_of(_steps(rest, media_type, kind, packs=False, is_scanned=len(body) > UNSCANNED_BYTES_MAX))
         except Problem:
             return None
         other = request.prompt if field == "token_ids" else request.token_ids

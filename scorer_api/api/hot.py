@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Mapping
 
 import msgspec
 
+from indexer.core.event_pieces import result_of
 from indexer.http.negotiation import JSON, encode
 from indexer.http.pods_page import read_limit
 from indexer.http.problems import Problem
@@ -12,7 +13,7 @@ from indexer.http.turns import Turns
 from indexer.workers.worker import Worker
 from scorer_api.api.openapi import HOT_LIMIT, HOT_LIMIT_MAX
 from scorer_api.api.schemas import HotPrefixAnswer
-from scorer_api.api.steps import all_at_once, one_by_one
+from scorer_api.api.steps import one_by_one
 from scorer_api.index.hot_prefixes import HALF_LIFE_S, HotNode, HotPrefix, HotPrefixes
 from scorer_api.index.view import View
 
@@ -42,7 +43,7 @@ class HotHandler:
         hot = self._view.hot if self._worker is None else await self._of_all(self._worker)
         now_s = time.monotonic()
         steps = hot.hottest_in_steps(limit, now_s, query.get("model"))
-        hottest = all_at_once(steps) if self._worker is None else await one_by_one(steps)
+        hottest = result_of(steps) if self._worker is None else await one_by_one(steps)
         piece = bytearray(b'{"half_life_s":' + encode(HALF_LIFE_S, JSON) + b',"prefixes":[')
         turns = Turns()
         for number, prefix in enumerate(hottest):

@@ -7,9 +7,9 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from indexer.core.block_keys import TOKEN_BYTES, TOKEN_MAX, fold_extra_keys, pack_tokens, read_extra_keys
+from indexer.core.event_pieces import result_of
 from indexer.http.problems import Problem
 from scorer_api.api.schemas import ScoreRequest
-from scorer_api.api.steps import all_at_once
 from scorer_api.index.prompt import Prompt
 from scorer_api.tokens.token_lists import first_out_of_range
 from scorer_api.tokens.tokenize_input import TokenizedInput, TokenizeInput
@@ -52,7 +52,7 @@ def prompt_of(request: ScoreRequest, tokenized: TokenizedInput | None = None) ->
 
     Extra keys that the request gives count, not what an engine said of its media.
     """
-    return all_at_once(prompt_in_steps(request, tokenized))
+    return result_of(prompt_in_steps(request, tokenized))
 
 
 def prompt_in_steps(request: ScoreRequest, tokenized: TokenizedInput | None = None) -> Generator[None, None, Prompt]:

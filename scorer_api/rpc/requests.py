@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Raw, structs
 
+from indexer.core.event_pieces import result_of
 from indexer.http.negotiation import JSON
 from indexer.http.problems import Problem
 from scorer_api.api.decode import FIELD_BYTES_MAX, decode_done, decode_route_in_turns, decode_score_in_turns
 from scorer_api.api.route_schemas import DoneRequest, RouteRequest
 from scorer_api.api.schemas import BATCH_REQUESTS_MAX, BLOCK_HASHES_MAX, ScoreRequest
-from scorer_api.api.steps import all_at_once, one_by_one
+from scorer_api.api.steps import one_by_one
 from scorer_api.rpc.protobuf import MalformedError, read_fields
 from scorer_api.rpc.schema import SCHEMA
 
@@ -57,7 +58,7 @@ _REQUESTS_KEY = _REQUESTS.number << 3 | 2
 def read_request(name: str, data: bytes) -> dict[str, Any]:
     """The fields of a message: texts, numbers, bools, lists of texts, and of fixed numbers their packed bytes. Raises Problem 400, and 422 for a text
     that is too long."""
-    return all_at_once(_read_in_steps(name, data))
+    return result_of(_read_in_steps(name, data))
 
 
 def _read_in_steps(name: str, data: bytes) -> Generator[None, None, dict[str, Any]]:
