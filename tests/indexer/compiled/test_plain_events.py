@@ -124,6 +124,16 @@ def test_very_many_different_extra_keys_are_not_folded_at_a_stretch(count: int, 
     check_payload(payload)
 
 
+@pytest.mark.parametrize(("lists", "is_large"), [(32_757, False), (32_758, True)])
+def test_large_extra_keys_that_differ_are_not_folded_at_a_stretch(lists: int, is_large: bool) -> None:
+    """Two that differ, of 3 bytes of a header, a byte for each empty list, and 8 bytes of a text: 65,536 bytes together."""
+    stored = {"type": "BlockStored", "block_hashes": [1, 2, 3], "parent_block_hash": 1, "token_ids": [1, 2, 3], "block_size": 1}
+    one, other = ([*[[]] * lists, f"image {number}"] for number in range(2))
+    payload = pack([1.5, [stored | {"extra_keys": [one, one, other]}], 0])
+    assert is_packed(payload) != is_large
+    check_payload(payload)
+
+
 @pytest.mark.parametrize("entry", [[[[]] * 3] * 3, [{"a": [1, {"b": None}]}, b"x" * 300, "y" * 70_000, 1.5, -1, 2**40, True]])
 def test_extra_keys_of_any_form_are_read_to_their_end(entry: list[Any]) -> None:
     stored = {"type": "BlockStored", "block_hashes": [1, 2], "parent_block_hash": 1, "token_ids": [1, 2], "block_size": 1}
