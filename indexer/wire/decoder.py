@@ -112,7 +112,7 @@ class WireDecoder:
     def decode(self, payload: bytes) -> Batch:
         """Raises Refused where the payload is no batch of events. Events that are all plain are packed by the compiled core."""
         if core is not None and len(payload) <= WHOLE_BYTES_MAX:
-            batch = self._decode_plain(payload) or self._decode_regular(payload)
+            batch = self._decode_plain(payload) or result_of(self._decode_regular(payload))
             if batch is not None:
                 return batch
         self._normaliser.begin_batch(len(payload))
@@ -139,7 +139,7 @@ class WireDecoder:
         if len(payload) <= PLAIN_BYTES_MAX and (batch := self._decode_plain(payload)) is not None:
             return batch
         yield
-        if core is not None and len(payload) <= WHOLE_BYTES_MAX and (batch := self._decode_regular(payload)) is not None:
+        if core is not None and len(payload) <= WHOLE_BYTES_MAX and (batch := (yield from self._decode_regular(payload))) is not None:
             return batch
         yield
         self._normaliser.begin_batch(len(payload))
@@ -169,7 +169,7 @@ class WireDecoder:
             self.dialect.is_simulator = True
         return Batch(packed, packed.published_at_s, packed.rank)
 
-    def _decode_regular(self, payload: bytes) -> Batch | None:
+    def _decode_regular(self, payload: bytes) -> Steps[Batch | None]:
         """A batch in which every event has a known shape and is within the limits, else None: what is wrong is found without the compiled core.
 
         The core packs the tokens without an object for each.
@@ -185,10 +185,18 @@ class WireDecoder:
             self._encoded_first, self._encoded_second = self._encoded_second, self._encoded_first
         if len(known.events) > self._limits.events_per_batch_max:
             return None
+        events: list[Event] = []
+        normalise, fold_ahead = self._normaliser.normalise, self._normaliser.fold_ahead
         try:
-            return Batch(list(map(self._normaliser.normalise, known.events)), known.ts, known.data_parallel_rank)
+            for event in known.events:
+                if len(payload) > UNMEASURED_BYTES_MAX:
+                    yield from fold_ahead(event)
+                events.append(normalise(event))
         except (Refused, RecursionError):
             return None
+        finally:
+            self._normaliser.forget_folded()
+        return Batch(events, known.ts, known.data_parallel_rank)
 
     def _normalise_apart(self, known: ArrayBatch | MapBatch) -> Batch:
         """Normalise event by event, so that a refused event does not cost the others."""
@@ -256,7 +264,9 @@ class WireDecoder:
             if event is None:
                 batch.unknown_events += 1
             else:
+                yield from self._normaliser.fold_ahead(event)
                 self._add(batch, event)
+                self._normaliser.forget_folded()
 
     def _read(self, batch: Batch, raw: Raw | bytes) -> Steps[WireEvent | None]:
         """The event, None if its type is unknown. A large event is measured before anything is built from it, and each time that it is gone through

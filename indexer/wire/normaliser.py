@@ -7,6 +7,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from indexer.compiled import core
 from indexer.core.block_keys import TOKEN_BYTES, fold_extra_keys, pack_tokens, read_extra_keys
+from indexer.core.event_pieces import Steps
 from indexer.core.events import HASH_MASK, Cleared, Event, Removed, Stored, Tier
 from indexer.errors import Refused
 from indexer.limits import WireLimits
@@ -46,6 +47,8 @@ STATE_KIND = "mamba"
 WINDOW_BYTES_MAX = 9
 # Limit for a batch, as a multiple of the extra keys of one block.
 EXTRA_KEYS_OF_A_BATCH = 128
+# So many bytes of extra keys are folded in one step: a byte takes up to 150 ns.
+STEP_EXTRA_KEYS_BYTES_MAX = 65_536
 
 # The engine's name for where a block lies, in upper case; no name means GPU, an unknown one a lower tier.
 TIER_OF_MEDIUM: dict[str | None, Tier] = {
@@ -77,6 +80,8 @@ class Normaliser:
         # A hash, a token and a byte of extra keys take at least a byte: a smaller payload cannot exceed the limits.
         self._uncounted_bytes_max = min(limits.hashes_per_batch_max, limits.tokens_per_batch_max, self._extra_keys_bytes_max)
         self._is_counted = True
+        self._folded_ahead: dict[tuple[bytes, str | None, str | None, bool], bytes] = {}
+        """Encoded extra keys of a block, adapter, salt of the event and whether the block is a prompt's first one → folded extra keys."""
         # By exact type: isinstance of a Struct costs four times as much.
         self._normalise: dict[type, Callable[[Any], Event]] = {
             **dict.fromkeys((StoredMap, StoredMapExact, StoredMapEncoded, StoredMapOfPairs, StoredMapOfAnything), self._stored_map),
@@ -90,6 +95,35 @@ class Normaliser:
         if self._is_counted:
             self._hashes_left, self._tokens_left = self._limits.hashes_per_batch_max, self._limits.tokens_per_batch_max
             self._extra_keys_bytes_left = self._extra_keys_bytes_max
+
+    def fold_ahead(self, event: WireEvent) -> Steps[None]:
+        """The steps that fold the extra keys of an event that has many: `normalise` finds them then. What cannot be used is left to it."""
+        self._folded_ahead.clear()
+        if not isinstance(event, StoredArray | StoredMap) or event.extra_keys is UNSET or len(event.extra_keys) <= STEP_EXTRA_KEYS_BYTES_MAX:
+            return
+        if self._is_counted and len(event.extra_keys) > self._extra_keys_bytes_left:
+            return
+        if isinstance(event, StoredMap):
+            lora_name, salt, first_of_prompt = event.lora_name, event.cache_salt, event.parent_block_hash is None
+        else:
+            (lora_name, salt), first_of_prompt = _array_isolation(event.lora_name), event.parent_block_hash in (None, 0)
+        if lora_name is None and event.lora_id is not None:
+            lora_name = f"#{event.lora_id}"
+        bytes_left = STEP_EXTRA_KEYS_BYTES_MAX
+        try:
+            for position, entry in self._extra_key_entries(bytes(event.extra_keys), len(event.block_hashes)):
+                bytes_left -= len(entry)
+                if bytes_left < 0:
+                    yield
+                    bytes_left = STEP_EXTRA_KEYS_BYTES_MAX - len(entry)
+                is_first = first_of_prompt and position == 0
+                self._folded_ahead[bytes(entry), lora_name, salt, is_first] = _folded_entry(entry, lora_name, salt, is_first=is_first)
+        except (Refused, RecursionError):
+            return
+
+    def forget_folded(self) -> None:
+        """What was folded ahead is not needed any more."""
+        self._folded_ahead.clear()
 
     def normalise(self, event: WireEvent) -> Event:
         """Raises Refused for an event that cannot be used or exceeds a limit."""
@@ -211,8 +245,15 @@ class Normaliser:
         if not entries and not salt:
             return None
         folded: dict[int, bytes] = {}
+        if entries and self._is_counted:
+            self._extra_keys_bytes_left -= len(encoded)
+            if self._extra_keys_bytes_left < 0:
+                raise Refused("batch_limit")
         for position, entry in entries or ():
-            extra = _folded_entry(entry, lora_name, salt, is_first=first_of_prompt and position == 0)
+            is_first = first_of_prompt and position == 0
+            extra = self._folded_ahead.get((bytes(entry), lora_name, salt, is_first)) if self._folded_ahead else None
+            if extra is None:
+                extra = _folded_entry(entry, lora_name, salt, is_first=is_first)
             if len(extra) > self._limits.extra_keys_bytes_max:
                 raise Refused("event_limit")
             if extra:
@@ -234,10 +275,6 @@ class Normaliser:
         entries = [(position, entry) for position, entry in enumerate(decode_raw_list(encoded)) if bytes(entry) != NIL]
         if max(len(entry) for _, entry in entries) > self._limits.extra_keys_bytes_max:
             raise Refused("event_limit")
-        if self._is_counted:
-            self._extra_keys_bytes_left -= len(encoded)
-            if self._extra_keys_bytes_left < 0:
-                raise Refused("batch_limit")
         return entries
 
 

@@ -367,3 +367,28 @@ def test_a_large_event_is_measured_built_and_normalised_in_steps_of_their_own() 
     event = ["BlockStored", [1], None, [1] * 4, 4, None, "GPU", None, [[0] * (WHOLE_BYTES_MAX + 1)]]
     payload = msgspec.msgpack.encode([1.0, [event], 0])
     assert sum(1 for _ in WireDecoder(WireLimits()).decode_in_steps(payload)) >= 6
+
+
+@pytest.mark.parametrize("parent", [None, 7])
+@pytest.mark.parametrize("blocks", [8, 20])
+@pytest.mark.parametrize("isolation", [{}, {"lora_name": "a"}, {"lora_id": 3}, {"cache_salt": "s"}])
+def test_many_extra_keys_are_folded_in_steps_and_mean_what_few_mean(parent: int | None, blocks: int, isolation: dict[str, Any]) -> None:
+    """Blocks with 60,000 bytes each take a step each, whose extra keys are what events of a single block say. 20 of them are not decoded whole."""
+    hashes, entries = [*range(blocks)], [["a", "s", [[0] * 60_000, number]] for number in range(blocks)]
+    whole = stored_map(block_hashes=hashes, parent_block_hash=parent, token_ids=[1] * blocks, block_size=1, extra_keys=entries, **isolation)
+    decoding = WireDecoder(WireLimits()).decode_in_steps(pack([1.5, [whole], 0]))
+    steps, batch = 0, None
+    while batch is None:
+        try:
+            next(decoding)
+        except StopIteration as ended:
+            batch = ended.value
+        steps += 1
+    (stored,) = batch.events
+    assert isinstance(stored, Stored)
+    alone = [
+        stored_map(block_hashes=[number], parent_block_hash=number or parent, token_ids=[1], block_size=1, extra_keys=[entry], **isolation)
+        for number, entry in enumerate(entries)
+    ]
+    assert stored.extra_keys == {number: (only(event).extra_keys or {})[0] for number, event in enumerate(alone)}
+    assert steps >= blocks
