@@ -46,15 +46,16 @@ PR_SET_PDEATHSIG = 1
 
 
 class OwnRedis:
-    """`with OwnRedis() as redis:` it answers at `redis.url`. Made, checked and ended by one process; others, that it forks, use the URL.
+    """`with OwnRedis(workers) as redis:` it answers at `redis.url`. Made, checked and ended by one process; the workers, that it forks, use the URL.
 
     Raises SettingError where there is no program for it, or it does not start.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
         program = next(filter(None, map(shutil.which, PROGRAMS)), None)
         if program is None:
-            raise SettingError("--workers", None, "needs a Redis that the workers share: give --redis, or install redis-server or valkey-server")
+            raise SettingError("--workers", workers, "needs a Redis that the workers share: give --redis, or install redis-server or valkey-server")
         self._pid = os.getpid()
         self._folder = Path(tempfile.mkdtemp(prefix="kv-indexer-"))
         self._socket = self._folder / "redis.sock"
@@ -113,7 +114,7 @@ class OwnRedis:
                 probe.connect(str(self._socket))
                 return
             time.sleep(POLL_S)
-        raise SettingError("--workers", None, f"{self._command[0]} does not start; its log is above")
+        raise SettingError("--workers", self._workers, f"{self._command[0]} does not start; its log is above")
 
 
 def _end_with_parent() -> None:

@@ -34,7 +34,7 @@ def serve_with_workers(parsed: argparse.Namespace, make: Callable[[Settings, Wor
     with ExitStack() as stack:
         check: Callable[[], object] = _nothing
         if settings.redis is None and follows_engines and not settings.cells:
-            redis = stack.enter_context(OwnRedis())
+            redis = stack.enter_context(OwnRedis(settings.workers))
             parsed.redis, check = redis.url, redis.check  # as the flag would say it
         listener = stack.enter_context(closing(listen(settings)))
         group = WorkerGroup(settings.workers, listener)

@@ -73,4 +73,4 @@ def test_workers_share_engines_and_a_redis_that_comes_and_goes_with_them(tmp_pat
 def test_without_a_redis_server_there_is_one_error(tmp_path: Path) -> None:
     code, _, error = run_command("serve", "--port", "0", "--workers", "2", env=environment(PATH=str(tmp_path)))
     expected = "needs a Redis that the workers share: give --redis, or install redis-server or valkey-server"
-    assert (code, error) == (2, f"kv-indexer: --workers=None: {expected}\n")
+    assert (code, error) == (2, f"kv-indexer: --workers=2: {expected}\n")
