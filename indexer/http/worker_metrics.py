@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Struct
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.samples import Sample
+from prometheus_client.samples import Exemplar, Sample
 
 from indexer.http.turns import Turns
 from indexer.workers.board import WorkerBoard
@@ -16,14 +16,26 @@ TOPIC = "metrics"
 LABEL = "worker"
 
 
+class _Exemplar(Struct, frozen=True, array_like=True):
+    """What leads to a trace of one of those that a sample counts. `at_s`: the time of day."""
+
+    labels: dict[str, str]
+    value: float
+    at_s: float | None
+
+    def as_told(self) -> Exemplar:
+        """The same as the library has it."""
+        return Exemplar(self.labels, self.value, self.at_s)
+
+
 class _Family(Struct, frozen=True, array_like=True):
-    """One metric of one worker. `samples`: name, labels, value."""
+    """One metric of one worker. `samples`: name, labels, value, exemplar."""
 
     name: str
     documentation: str
     kind: str
     unit: str
-    samples: list[tuple[str, dict[str, str], float]]
+    samples: list[tuple[str, dict[str, str], float, _Exemplar | None]]
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -63,7 +75,10 @@ class WorkerMetrics:
         for number, families in sorted(told.items()):
             for family in families:
                 metric = metrics.setdefault(family.name, Metric(family.name, family.documentation, family.kind, family.unit))
-                metric.samples += [Sample(name, {**labels, LABEL: str(number)}, value) for name, labels, value in family.samples]
+                metric.samples += [
+                    Sample(name, {**labels, LABEL: str(number)}, value, None, None if exemplar is None else exemplar.as_told())
+                    for name, labels, value, exemplar in family.samples
+                ]
                 await turns.give()
         return [*metrics.values(), *WorkerStates(self._worker.group.board, told).collect()]
 
@@ -74,7 +89,11 @@ class WorkerMetrics:
         families = []
         turns = Turns()
         for metric in self._registry.collect():
-            samples = [(sample.name, sample.labels, sample.value) for sample in metric.samples]
+            samples = [(sample.name, sample.labels, sample.value, _told(sample.exemplar)) for sample in metric.samples]
             families.append(_Family(metric.name, metric.documentation, metric.type, metric.unit, samples))
             await turns.give()
         return families
+
+
+def _told(exemplar: Exemplar | None) -> _Exemplar | None:
+    return None if exemplar is None else _Exemplar(exemplar.labels, exemplar.value, None if exemplar.timestamp is None else float(exemplar.timestamp))

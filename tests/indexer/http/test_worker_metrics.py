@@ -17,7 +17,7 @@ def registry_of(number: int) -> CollectorRegistry:
     registry = CollectorRegistry()
     Counter("asked", "Questions.", ["outcome"], registry=registry).labels("good").inc(number)
     Gauge("level", "A gauge that is a function.", registry=registry).set_function(lambda: number / 2)
-    Histogram("took_seconds", "A histogram.", buckets=[1.0], registry=registry).observe(number)
+    Histogram("took_seconds", "A histogram.", buckets=[1.0], registry=registry).observe(number, {"trace_id": f"{number}{number}"})
     if number == 2:
         Gauge("only_one_has_it", "A gauge.", registry=registry).set(5)
     return registry
@@ -41,6 +41,11 @@ async def test_each_series_is_there_for_each_worker_with_its_own_value(accepted:
         assert found["level", (worker,)] == number / 2
         assert found["took_seconds_bucket", (("le", "1.0"), worker)] == (number <= 1)
         assert found["took_seconds_sum", (worker,)] == number
+    buckets = [line for line in text.splitlines() if line.startswith("took_seconds_bucket") and " # " in line]
+    assert len(buckets) == (3 if accepted else 0)
+    for number, line in enumerate(buckets):
+        assert f'worker="{number}"' in line
+        assert f' # {{trace_id="{number}{number}"}} {float(number)} ' in line
     assert found["only_one_has_it", (("worker", "2"),)] == 5
     assert [found["kv_indexer_worker_up", (("worker", str(number)),)] for number in range(4)] == [1, 1, 1, 0]
     assert [found["kv_indexer_worker_restarts_total", (("worker", str(number)),)] for number in range(4)] == [0, 0, 0, 1]
