@@ -20,7 +20,7 @@ from indexer.core.block_table import BlockRecord, HashRecord
 from indexer.core.blocks import Block
 from indexer.core.change import Change, HashMapping
 from indexer.core.events import Tier
-from indexer.core.names import StreamKey
+from indexer.core.names import StreamKey, Trust
 from indexer.core.places import LEAD_GPU, REMOVED, is_gpu, is_parked, slot_and_part
 from indexer.core.snapshot import Snapshot
 from indexer.core.store import StreamPosition
@@ -157,7 +157,8 @@ class PendingWrites:
             self._unwritten_since_s = None
         return self._unwritten_since_s
 
-    def _note_unwritten(self) -> None:
+    def note_unwritten(self) -> None:
+        """Redis lacks something from now on: of the content, or how far it can be relied on."""
         self.is_dirty = True
         if self._unwritten_since_s is None:
             self._unwritten_since_s = time.monotonic()
@@ -168,7 +169,7 @@ class PendingWrites:
         """One batch was applied, whether it changed anything or not."""
         self.position = position
         self._add(change)
-        self._note_unwritten()
+        self.note_unwritten()
         if self.needs_full_write or self.is_writing_in_full:
             return
         operations = self.operations
@@ -176,6 +177,14 @@ class PendingWrites:
             self.seal()
         elif operations > APPEND_OPERATIONS_MAX:
             self.require_full_write()
+
+    def set_trust(self, trust: Trust, position: StreamPosition) -> None:
+        """The content can be relied on otherwise than Redis says."""
+        self.position = position
+        self.is_expired = trust is Trust.EXPIRED
+        if not self.is_expired and self.generation is None:
+            self.needs_full_write = True
+        self.note_unwritten()
 
     def _add(self, change: Change) -> None:
         if change.reload or (change.cleared and self.is_writing_in_full):
@@ -209,7 +218,7 @@ class PendingWrites:
     def require_full_write(self) -> None:
         """Nothing of what Redis has of the stream counts any more: write it all."""
         self.needs_full_write = True
-        self._note_unwritten()
+        self.note_unwritten()
         self.sealed.clear()
         self._change, self._records, self._mapping = Change(), {}, {}
 

@@ -125,11 +125,7 @@ class RedisStore:
     def set_trust(self, stream: StreamKey, trust: Trust, position: StreamPosition) -> None:
         pending = self._flusher.streams.get(stream)
         if pending is not None:
-            pending.position = position
-            pending.is_expired = trust is Trust.EXPIRED
-            if not pending.is_expired and pending.generation is None:
-                pending.needs_full_write = True
-            pending.is_dirty = True
+            pending.set_trust(trust, position)
             self._flusher.mark(pending)
 
     def close(self, stream: StreamKey) -> None:
@@ -156,7 +152,7 @@ class RedisStore:
         if claim.generation is not None:
             pending.continue_from(claim.generation, claim.fence_before, claim.number)
         if is_loaded:
-            pending.is_dirty = True
+            pending.note_unwritten()
         else:
             pending.require_full_write()
         self._flusher.add(pending)

@@ -64,6 +64,15 @@ def test_an_indexer_that_stops_while_it_writes_all_of_a_stream_waits_without_a_b
     assert failure_of(schedule, *steps, engine=EngineKind(dialect("vLLM 0.26, arrays"), False, 100)) is None
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_an_engine_that_went_away_while_redis_did_is_not_trusted_longer_than_what_redis_knew(seed: int) -> None:
+    """Its owner could not write that it is gone. What the owner renews first afterwards must not vouch for the time since."""
+    engine = EngineKind(dialect("vLLM 0.26, maps"), True, 100)
+    steps = (Step(Kind.PUBLISH, 0.002), Step(Kind.CUT_REDIS, 0.3, length_s=0.9), Step(Kind.RESTART_ENGINE, 0.03, length_s=0.5))
+    schedule = structs.replace(Schedule.of(seed), indexers=1, scorers=1, slowness=4, shards=1, in_steps=False, rest_s=1.2)
+    assert failure_of(schedule, *steps, engine=engine) is None
+
+
 # The simulation itself
 
 

@@ -102,6 +102,20 @@ def test_everything_pending_becomes_one_call_and_a_confirmed_one_settles_it() ->
     assert written.pending.unwritten_since_s is None
 
 
+def test_redis_lacks_something_from_when_the_trust_changed_until_that_is_written() -> None:
+    """Else a renewal would go on saying of the content what was true before."""
+    written = Written()
+    assert written.pending.unwritten_since_s is None
+    written.pending.set_trust(Trust.STALE, written.position)
+    since_s = written.pending.unwritten_since_s
+    assert since_s is not None
+    written.apply(stored([A], [1]))
+    assert written.pending.unwritten_since_s == since_s, "since the oldest of what it lacks"
+    (sealed,) = written.pending.take_sealed()
+    written.pending.confirm(sealed)
+    assert written.pending.unwritten_since_s is None
+
+
 def test_of_several_groups_the_mapping_is_told_beside_the_records() -> None:
     """A record of one group does not say whether another group holds the hash."""
     written = Written()
