@@ -48,6 +48,10 @@ class SimulatedEngine:
         self.faults: deque[PlannedFault] = deque()
         self.history: deque[tuple[int, bytes]] = deque(maxlen=history_max)
         self.next_number = 0
+        self.is_taken_for_former = False
+        """Whether a subscriber heard of this life first the number after one that it may have heard of a former life."""
+        self._heard: set[int] = set()
+        self._heard_before: set[int] = set()
         self.on_publish: Callable[[Frames], None] = lambda frames: None
         self.on_change: Callable[[], None] = lambda: None
 
@@ -57,12 +61,20 @@ class SimulatedEngine:
         self.life += 1
         self.history.clear()
         self.next_number = self.dialect.first_number
+        self.is_taken_for_former = False
+        self._heard_before |= self._heard
+        self._heard.clear()
         self.on_change()
 
     def kill(self) -> None:
         if self.is_alive:
             self.is_alive = False
             self.on_change()
+
+    def note_heard(self, number: int, *, is_first: bool) -> None:
+        """A batch of this life arrived. `is_first`: at who had heard none of it."""
+        self.is_taken_for_former |= is_first and number - 1 in self._heard_before
+        self._heard.add(number)
 
     def publish(self, *events: Any) -> int:
         """One batch. Returns its number."""

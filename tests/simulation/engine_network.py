@@ -44,6 +44,7 @@ class Subscription:
         self._loop = network.loop
         self._context = copy_context()
         self._connection = Connection(is_closed=True)
+        self._life_heard = 0
 
     @property
     def is_cut(self) -> bool:
@@ -81,6 +82,8 @@ class Subscription:
 
     def _deliver(self, connection: Connection, frames: Frames) -> None:
         if connection is self._connection and connection.is_up:
+            self.engine.note_heard(int.from_bytes(frames[1], "big"), is_first=self._life_heard != self.engine.life)
+            self._life_heard = self.engine.life
             self.inbox.put(frames)
             self.inbox.wake()
 

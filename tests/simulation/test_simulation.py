@@ -73,6 +73,14 @@ def test_an_engine_that_went_away_while_redis_did_is_not_trusted_longer_than_wha
     assert failure_of(schedule, *steps, engine=engine) is None
 
 
+@pytest.mark.parametrize(("seed", "name", "pause_s"), [(319226, "vLLM 0.17, sha256", 0.002), (333692, "vLLM 0.26, maps", 0.0)])
+def test_without_replay_a_restart_that_seems_to_go_on_is_partial(seed: int, name: str, pause_s: float) -> None:
+    """The new process's first batch is lost, and its second has the number that was expected of the former: nothing tells them apart."""
+    schedule = structs.replace(Schedule.of(seed), indexers=1, scorers=1)
+    steps = (Step(Kind.PUBLISH, 0.3), Step(Kind.RESTART_ENGINE, pause_s))
+    assert failure_of(schedule, *steps, engine=EngineKind(dialect(name), False, 100)) is None
+
+
 # The simulation itself
 
 
