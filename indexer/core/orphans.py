@@ -110,7 +110,8 @@ class Orphans:
         copies = self.parked[engine_hash].copies
         if of not in copies and len(copies) >= PLACES_MAX:
             return
-        copies[of] = min(copies.get(of, 0) + count, self._copies_max)
+        # Below the gpu a block is there or not, as where its key is known: one removal ends it.
+        copies[of] = min(copies.get(of, 0) + count, self._copies_max if _is_on_gpu(of) else 1)
         self._with_copies[_is_on_gpu(of)][engine_hash] = None
         self.touch(engine_hash)
 

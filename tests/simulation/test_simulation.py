@@ -81,6 +81,12 @@ def test_without_replay_a_restart_that_seems_to_go_on_is_partial(seed: int, name
     assert failure_of(schedule, *steps, engine=EngineKind(dialect(name), False, 100)) is None
 
 
+def test_a_block_that_waits_for_its_parent_is_below_the_gpu_once_however_often_it_is_announced_there() -> None:
+    """Two copies on the gpu go at once, and their placeholder names the block twice. One removal ends it."""
+    schedule = structs.replace(Schedule.of(1050307), indexers=1, scorers=1)
+    assert failure_of(schedule, Step(Kind.PUBLISH), Step(Kind.PUBLISH, count=3), engine=EngineKind(dialect("vLLM 0.26, arrays"), True, 100)) is None
+
+
 # The simulation itself
 
 
