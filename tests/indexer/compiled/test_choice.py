@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -35,3 +36,10 @@ def test_what_was_built_is_used() -> None:
     pytest.importorskip("indexer.compiled._core")
     for choice in (None, "auto", "compiled"):
         assert chosen(choice) == ["compiled", "True", "None"]
+
+
+def test_a_source_distribution_has_every_file_that_the_core_is_compiled_from() -> None:
+    """Setuptools takes only those that `depends` names along; without one of them a wheel that is built from it has no core."""
+    (extension,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["ext-modules"]
+    files = (ROOT / "indexer/compiled").iterdir()
+    assert extension["depends"] == sorted(str(file.relative_to(ROOT)) for file in files if file.suffix in (".pxi", ".h"))
