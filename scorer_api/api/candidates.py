@@ -6,7 +6,7 @@ from indexer.http.negotiation import encode
 from scorer_api.api.decode import decode_route_in_turns
 from scorer_api.api.pod_apis import PodApis
 from scorer_api.api.resolve import RequestResolver, unknown_model
-from scorer_api.api.route import pick_request_of
+from scorer_api.api.route import check_session, pick_request_of
 from scorer_api.api.route_schemas import CandidatesAnswer
 from scorer_api.api.schemas import ViewAnswer
 from scorer_api.index.view import View
@@ -26,6 +26,7 @@ class CandidatesHandler:
     async def answer(self, body: bytes, media_type: str, accepted: str) -> bytes:
         """The encoded answer to one request. Raises Problem."""
         request = await decode_route_in_turns(body, media_type, self._resolver.turn)
+        check_session(request)
         resolved = await self._resolver.resolve(request)
         model = resolved.prompt.model
         pick_request = pick_request_of(request, model, self._apis)

@@ -21,10 +21,14 @@ from scorer_api.routing.router import Router
 RETRY_AFTER_S = 1
 
 
-def pick_request_of(request: RouteRequest, model: str, apis: PodApis) -> PickRequest:
-    """What the router is asked for. Raises Problem for a policy that lacks what it needs."""
+def check_session(request: RouteRequest) -> None:
+    """Raises Problem for a policy that lacks what it needs."""
     if request.policy == "session" and request.session_id is None:
         raise Problem(422, "session_id: the policy session needs one")
+
+
+def pick_request_of(request: RouteRequest, model: str, apis: PodApis) -> PickRequest:
+    """What the router is asked for."""
     return PickRequest(
         None if request.pods is None else frozenset(request.pods),
         frozenset(request.exclude or ()),
@@ -55,8 +59,7 @@ class RouteHandler:
         """The same of a request in whichever form. `decoding`: gives it."""
         started_s = time.perf_counter()
         request = await decoding
-        if request.policy == "session" and request.session_id is None:
-            raise Problem(422, "session_id: the policy session needs one")
+        check_session(request)
         resolved = await self._resolver.resolve(request)
         decoded_s = time.perf_counter()
         pick = self._pick(resolved, request)

@@ -20,14 +20,12 @@ from scorer_api.cells.fan_out import FanOut, Parts
 from scorer_api.cells.merging import MergedPick, merge_scores, pick, unknown_pods
 from scorer_api.cells.metrics import CellMetrics
 from scorer_api.cells.schemas import CellAnswer, CellsRouteAnswer, CellsScoreAnswer
-from scorer_api.routing.policies import PolicyInput, PolicyName
+from scorer_api.routing.policies import PolicyInput, PolicyName, policy_for
+from scorer_api.routing.router import MODELS_MAX, TURN_MAX
 
 T = TypeVar("T")
 
 RETRY_AFTER_S = 1
-# Turns of the policy round-robin are counted for so many models; then they start anew.
-MODELS_MAX = 4_096
-TURN_MAX = 2**32
 # To decode so much takes about half a millisecond.
 LARGE_BYTES = 65_536
 
@@ -64,22 +62,14 @@ class Answering:
 
     async def score(self, body: bytes, media_type: str, accepted: str, headers: Mapping[str, str]) -> bytes:
         """The pods of all cells, best first."""
-        parts = await self._ask("score", "/v1/score", body, headers)
-        answers = await _decoded(parts, _decode_score)
-        head = _head_of(body, media_type)
-        if not answers:
-            raise _nothing(parts, head.model)
+        parts, answers, head = await self._ask("score", "/v1/score", body, media_type, headers, _decode_score)
         merged = merge_scores(list(answers.values()), head.limit)
         cells = _cells_of(parts, {cell: answer.view for cell, answer in answers.items()})
         return encode(CellsScoreAnswer(**structs.asdict(merged), cells=cells), accepted)
 
     async def route(self, body: bytes, media_type: str, accepted: str, headers: Mapping[str, str]) -> bytes:
         """Pick of the candidates of all cells, and have the picked one's cell count the request."""
-        parts = await self._ask("route", "/v1/candidates", body, headers)
-        answers = await _decoded(parts, _decode_candidates)
-        head = _head_of(body, media_type)
-        if not answers:
-            raise _nothing(parts, head.model)
+        parts, answers, head = await self._ask("route", "/v1/candidates", body, media_type, headers, _decode_candidates)
         policy, policy_input = self._policy(head)
         fields = _fields_of(body, media_type)
         cells = list(answers)
@@ -95,9 +85,7 @@ class Answering:
         raise Problem(503, "no pod can be picked: no cell that answers has one that may be", retry_after_s=RETRY_AFTER_S)
 
     def _policy(self, head: _Head) -> tuple[PolicyName, PolicyInput]:
-        policy = head.policy or self._settings.route_policy
-        if policy == "session" and head.session_id is None:
-            policy = "cost"
+        policy = policy_for(head.policy, self._settings.route_policy, head.session_id)
         if head.model not in self._turns:
             if len(self._turns) >= MODELS_MAX:
                 self._turns.clear()
@@ -146,13 +134,20 @@ class Answering:
                 found.setdefault(model.model, set()).update(model.pods)
         return ModelsAnswer([ModelAnswer(name, sorted(pods)) for name, pods in sorted(found.items())])
 
-    async def _ask(self, route: str, path: str, body: bytes, headers: Mapping[str, str]) -> Parts:
+    async def _ask(
+        self, route: str, path: str, body: bytes, media_type: str, headers: Mapping[str, str], decode: Callable[[bytes], T]
+    ) -> tuple[Parts, dict[Cell, T], _Head]:
+        """What became of each cell's part, the answers of which there is at least one, and what the front has to know of the request."""
         began_s = time.perf_counter()
         parts = await self._cells.ask(path, body, headers)
         self._metrics.seconds[route].observe(time.perf_counter() - began_s)
         if parts.refusal is not None:
             _check(parts.refusal)
-        return parts
+        answers = await _decoded(parts, decode)
+        head = _head_of(body, media_type)
+        if not answers:
+            raise _nothing(parts, head.model)
+        return parts, answers, head
 
 
 async def _decoded(parts: Parts, decode: Callable[[bytes], T]) -> dict[Cell, T]:

@@ -12,7 +12,7 @@ from msgspec import UNSET, Struct, UnsetType, structs
 from scorer_api.api.route_schemas import CandidatesAnswer
 from scorer_api.api.schemas import PodAnswer, ScoreAnswer
 from scorer_api.routing.pick import PodReason
-from scorer_api.routing.policies import POLICIES, Candidate, PickReason, PolicyInput, PolicyName, reason_of
+from scorer_api.routing.policies import Candidate, PickReason, PolicyInput, PolicyName, ordered
 
 K = TypeVar("K")
 
@@ -40,22 +40,18 @@ def merge_scores(answers: Sequence[ScoreAnswer], limit: int | None) -> ScoreAnsw
         best=ordered[0].pod if ordered and ordered[0].matched_blocks else None,
         pods=ordered,
         view=structs.replace(answers[0].view, source="cells", age_s=max(answer.view.age_s for answer in answers)),
-        unknown_pods=_unknown([answer.unknown_pods for answer in answers]),
+        unknown_pods=unknown_pods(answers),
     )
 
 
-def _unknown(of_each: Iterable[list[str] | UnsetType]) -> list[str] | UnsetType:
-    """The pods that no cell knows."""
+def unknown_pods(answers: Iterable[ScoreAnswer | CandidatesAnswer]) -> list[str] | UnsetType:
+    """The pods that the request names and no cell knows; UNSET if it names none."""
     left: list[str] | UnsetType = UNSET
-    for unknown in of_each:
+    for answer in answers:
+        unknown = answer.unknown_pods
         if not isinstance(unknown, UnsetType):
             left = unknown if isinstance(left, UnsetType) else [pod for pod in left if pod in unknown]
     return left
-
-
-def unknown_pods(answers: Iterable[CandidatesAnswer]) -> list[str] | UnsetType:
-    """The pods that the request names and no cell knows; UNSET if it names none."""
-    return _unknown(answer.unknown_pods for answer in answers)
 
 
 def pick(answers: Mapping[int, CandidatesAnswer], policy: PolicyName, policy_input: PolicyInput) -> MergedPick | None:
@@ -72,8 +68,4 @@ def pick(answers: Mapping[int, CandidatesAnswer], policy: PolicyName, policy_inp
         http |= {pod: base for pod, base in answer.http.items() if cell_of.get(pod) == place}
     if not fresh and not stale:
         return None
-    order = POLICIES[policy](fresh, policy_input) if fresh else []
-    picked_for: PickReason | Literal["stale"] = reason_of(policy, order, policy_input) if order else "stale"
-    if stale:
-        order = order + POLICIES[policy](stale, policy_input)
-    return MergedPick(order, picked_for, cell_of, reasons, http)
+    return MergedPick(*ordered(policy, fresh, stale, policy_input), cell_of, reasons, http)

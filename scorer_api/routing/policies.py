@@ -84,6 +84,23 @@ POLICIES: dict[PolicyName, Policy] = {
 }
 
 
+def policy_for(asked: PolicyName | None, default: PolicyName, session_id: str | None) -> PolicyName:
+    """The policy of a request that asks for this one, or for none: without a session there is none to go by."""
+    policy = asked or default
+    return "cost" if policy == "session" and session_id is None else policy
+
+
+def ordered(
+    name: PolicyName, fresh: Sequence[Candidate], stale: Sequence[Candidate], policy_input: PolicyInput
+) -> tuple[list[Candidate], PickReason | Literal["stale"]]:
+    """All candidates, at least one, best first and stale ones last; and why the first one is first."""
+    order = POLICIES[name](fresh, policy_input) if fresh else []
+    picked_for: PickReason | Literal["stale"] = reason_of(name, order, policy_input) if order else "stale"
+    if stale:
+        order += POLICIES[name](stale, policy_input)
+    return order, picked_for
+
+
 def reason_of(name: PolicyName, order: Sequence[Candidate], policy_input: PolicyInput) -> PickReason:
     """Why this policy put the first candidate of `order` first."""
     picked = order[0]

@@ -21,7 +21,7 @@ from scorer_api.index.prompt import Prompt, Query, length_in_tokens
 from scorer_api.index.view import View
 from scorer_api.routing.costs import LoadEstimate, estimate_loads
 from scorer_api.routing.pick import Exclusion, NoPodError, Pick, PickRequest, PodReason, UnknownModelError
-from scorer_api.routing.policies import POLICIES, Candidate, PickReason, PolicyInput, PolicyName, reason_of
+from scorer_api.routing.policies import Candidate, PolicyInput, ordered, policy_for
 from scorer_api.routing.queues import QueuedRequest, Queues
 from scorer_api.routing.speculation import Rank, Speculation
 from scorer_api.routing.speculative_scores import BLOCK_SIZE_PRIOR, BlockCounters, ExpectedTokens, SpeculativeScores, speculative_tokens
@@ -125,8 +125,8 @@ class Router:
         candidates = self._candidates(prompt, scores, bests, request, now_s)
         if not candidates.fresh and not candidates.stale:
             raise NoPodError(Counter(str(reason.why) for reason in candidates.reasons.values()))
-        policy = self._policy(request)
-        order, picked_for = self._order(policy, self._policy_input(prompt.model, request), candidates)
+        policy = policy_for(request.policy, self._settings.route_policy, request.session_id)
+        order, picked_for = ordered(policy, candidates.fresh, candidates.stale, self._policy_input(prompt.model, request))
         picked, reasons = order[0], candidates.reasons
         self._queues.add(name, QueuedRequest(prompt.model, picked.pod, picked.rank, reasons[picked.pod].uncached_tokens, now_s))
         (rank,) = (best.rank for score, best in zip(scores, bests, strict=True) if score.pod == picked.pod)
@@ -257,23 +257,11 @@ class Router:
 
     # Policies
 
-    def _policy(self, request: PickRequest) -> PolicyName:
-        policy = request.policy or self._settings.route_policy
-        return "cost" if policy == "session" and request.session_id is None else policy
-
     def _policy_input(self, model: str, request: PickRequest) -> PolicyInput:
         state = self._model(model)
         state.turn += 1
         limits = self._settings.limits.routing
         return PolicyInput(request.session_id, state.turn, limits.route_min_match_blocks, limits.route_overload_s)
-
-    def _order(self, policy: PolicyName, policy_input: PolicyInput, candidates: Candidates) -> tuple[list[Candidate], PickReason | Literal["stale"]]:
-        """All candidates, best first and stale ones last; and why the first one is first."""
-        order = POLICIES[policy](candidates.fresh, policy_input) if candidates.fresh else []
-        picked_for: PickReason | Literal["stale"] = reason_of(policy, order, policy_input) if order else "stale"
-        if candidates.stale:
-            order += POLICIES[policy](candidates.stale, policy_input)
-        return order, picked_for
 
     def _model(self, name: str) -> _ModelState:
         state = self._models.get(name)
