@@ -16,7 +16,10 @@ PATH = "/v1/traces"
 
 
 class SpanSeen(NamedTuple):
-    """Ids as hexadecimal digits. `parent`: empty for the first span of a trace. `service`: of its resource. Times are nanoseconds since the epoch."""
+    """Ids as hexadecimal digits. `parent`: empty for the first span of a trace. `service`: of its resource. Times are nanoseconds since the epoch.
+
+    `links`: of trace and span.
+    """
 
     name: str
     trace: str
@@ -28,6 +31,7 @@ class SpanSeen(NamedTuple):
     end_ns: int
     attributes: dict[str, Any]
     service: str
+    links: tuple[tuple[str, str], ...]
 
 
 class OtlpReceiver:
@@ -109,4 +113,5 @@ class _Service(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no typ
 def _seen(span: Any, service: str) -> SpanSeen:
     values = {each.key: getattr(each.value, each.value.WhichOneof("value")) for each in span.attributes}
     ids = (span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex())
-    return SpanSeen(span.name, *ids, span.kind, span.status.code == 2, span.start_time_unix_nano, span.end_time_unix_nano, values, service)
+    links = tuple((link.trace_id.hex(), link.span_id.hex()) for link in span.links)
+    return SpanSeen(span.name, *ids, span.kind, span.status.code == 2, span.start_time_unix_nano, span.end_time_unix_nano, values, service, links)

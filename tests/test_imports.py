@@ -30,7 +30,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "indexer.config": {"indexer", "indexer.engines"},
     "indexer.discovery": {"indexer", "indexer.core", "indexer.metrics", "indexer.engines", "indexer.config"},
     "indexer.store.client": {"indexer"},
-    "indexer.store": {"indexer", "indexer.core", "indexer.metrics", "indexer.engines", "indexer.config", "indexer.store.client"},
+    "indexer.store": {
+        "indexer.tracing",
+        *("indexer", "indexer.core", "indexer.metrics", "indexer.engines", "indexer.config", "indexer.store.client"),
+    },
     "indexer.streams": {
         "indexer.tracing",
         *("indexer", "indexer.compiled", "indexer.core", "indexer.metrics", "indexer.wire", "indexer.receiving", "indexer.engines"),

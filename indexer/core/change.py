@@ -43,9 +43,10 @@ class Change:
     the blocks of the lead group, and `touched_in`, the same of each other slot. `sequence`: of the engine's batch, if known. `records`: None
     where the store does not need them, and with `reload`. `hash_mapping`: None where the owner does not hand it on; beside `records` also where
     there is one group and no block is offloaded: an engine hash then stands for the key of the block that its gpu record holds, or for none.
+    `spans`: those of the batches in traces, packed as `indexer.tracing.current` says; empty where none is kept.
     """
 
-    __slots__ = ("_touched", "cleared", "hash_mapping", "log", "records", "reload", "sequence", "touched_in")
+    __slots__ = ("_touched", "cleared", "hash_mapping", "log", "records", "reload", "sequence", "spans", "touched_in")
 
     def __init__(self) -> None:
         self.reload = False
@@ -53,6 +54,7 @@ class Change:
         self.sequence: int | None = None
         self.hash_mapping: HashMapping | None = None
         self.records: Records | None = None
+        self.spans = b""
         self._touched: Touched = ({}, {}, {}, {}, {})  # one per tier, written out: made for every batch
         self.touched_in: dict[int, Touched] = {}
         self.log: KeyLog | None = None

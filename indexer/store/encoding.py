@@ -22,6 +22,7 @@ from indexer.store.records import (
     Head,
     Kind,
     ParkedRecord,
+    TracedEntry,
     encode_entry,
     encode_field,
     encode_foreign,
@@ -127,6 +128,7 @@ class StreamEncoder:
         tiers_in = {} if change is None else {slot: pack_tiers(touched) for slot, touched in change.touched_in.items()}
         cleared = change is not None and change.cleared
         mapping, removed_hashes = (None, None) if change is None or change.hash_mapping is None else pack_mapping(change.hash_mapping)
-        sequence = None if change is None else change.sequence
-        at = (self.name, kind, generation, *version, *follows, trust)
-        return encode_entry(Entry(*at, self.snapshot.shape, cleared, tiers, tiers_in, mapping, removed_hashes, sequence))
+        sequence, spans = (None, b"") if change is None else (change.sequence, change.spans)
+        at = (self.name, kind, generation, *version, *follows, trust, self.snapshot.shape)
+        content = (cleared, tiers, tiers_in, mapping, removed_hashes, sequence)
+        return encode_entry(TracedEntry(*at, *content, spans) if spans else Entry(*at, *content))

@@ -28,6 +28,7 @@ from indexer.store.encoding import StreamEncoder, words
 from indexer.store.keyspace import PARTS, ModelKeys
 from indexer.store.records import ENTRY_BLOCKS_MAX, Kind
 from indexer.store.scripts import Call, Word
+from indexer.tracing.current import PACKED_SPANS_BYTES_MAX
 
 # A call is sealed from this number of touched hashes on: one script takes Redis some milliseconds at the most, and its entry fits into the log …
 SEAL_OPERATIONS = 768
@@ -203,7 +204,7 @@ class PendingWrites:
         if change.hash_mapping is not None:
             self._mapping.update(change.hash_mapping.keys)
             self._mapping.update(dict.fromkeys(change.hash_mapping.removed_hashes))
-        if change:
+        if change or change.spans:
             merge(self._change, change)
 
     def _clear_gpu(self) -> None:
@@ -385,6 +386,8 @@ def merge(older: Change, newer: Change) -> None:
         older.clear_gpu()
     if newer.sequence is not None:
         older.sequence = newer.sequence
+    if newer.spans:
+        older.spans = (older.spans + newer.spans)[:PACKED_SPANS_BYTES_MAX]
     for before, after in zip(older.touched, newer.touched, strict=True):
         if after:
             before.update(after)

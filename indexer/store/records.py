@@ -12,7 +12,7 @@ parked block        msgpack of `ParkedRecord`, or of `ForeignRecord`
 removed block       as a block, with 0 copies
 state hash          gen, fence, number: decimal texts, for scripts to compare; lengths: fields per part, decimal, joined by commas;
                     head: msgpack of `Head`; status: JSON of the stream's status
-entry of the log    field e: msgpack of `Entry`
+entry of the log    field e: msgpack of `Entry`, or of `TracedEntry`
 """
 
 import sys
@@ -188,6 +188,12 @@ class Entry(Struct, frozen=True, array_like=True):
     sequence: int | None = None
 
 
+class TracedEntry(Entry, frozen=True, array_like=True):
+    """One with batches that are kept in traces: `spans` of these, packed as `indexer.tracing.current` says. Else the field is not there."""
+
+    spans: bytes = b""
+
+
 def pack_mapping(mapping: HashMapping) -> tuple[bytes, bytes]:
     """As `hash_mapping` and `removed_hashes` of an entry."""
     return pack_keys((*mapping.keys, *mapping.keys.values())), pack_keys(mapping.removed_hashes)
@@ -230,6 +236,6 @@ def change_of(entry: Entry) -> Change:
 
 encode_head = encode_entry = encode_parked = encode_foreign = msgspec.msgpack.Encoder().encode
 decode_head = msgspec.msgpack.Decoder(Head).decode
-decode_entry = msgspec.msgpack.Decoder(Entry).decode
+decode_entry = msgspec.msgpack.Decoder(TracedEntry).decode
 decode_parked = msgspec.msgpack.Decoder(ParkedRecord).decode
 decode_foreign = msgspec.msgpack.Decoder(ForeignRecord).decode

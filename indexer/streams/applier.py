@@ -18,7 +18,7 @@ from indexer.errors import LOSSY_REASONS, Refused
 from indexer.metrics import IndexerMetrics
 from indexer.streams.adapter_blocks import AdapterBlocks
 from indexer.streams.status import GroupStatus
-from indexer.tracing.current import Attributes, active_tracer
+from indexer.tracing.current import Attributes, active_tracer, pack_span
 from indexer.wire.decoder import Batch, WireDecoder
 
 # A larger payload is decoded and applied in steps, and one of odd events that is larger than the second is applied in steps. They take up to 10 ms.
@@ -222,7 +222,7 @@ class Applier:
         elif is_live and batch.published_at_s is not None and abs(age_s := time.time() - batch.published_at_s) < AGE_MAX_S:
             self._metrics.event_age.observe(max(0.0, age_s))
         if self._tracer is not None and is_live:
-            self._trace(batch, number, started_ns)
+            change.spans = self._trace(batch, number, started_ns)
         self._count_events(batch.events)
         if batch.unknown_events:
             self._metrics.unknown.labels("event").inc(batch.unknown_events)
@@ -248,8 +248,8 @@ class Applier:
                 self._events[Removed] += events.removed
                 self._events[Cleared] += events.cleared
 
-    def _trace(self, batch: Batch, number: int, started_ns: int) -> None:
-        """The way of a batch from its engine to here."""
+    def _trace(self, batch: Batch, number: int, started_ns: int) -> bytes:
+        """The way of a batch from its engine to here. Returns its span, packed; empty where it is not kept."""
         assert self._tracer is not None, "asked for by the caller"
         key, published_at_s = self._key, batch.published_at_s
         attributes: Attributes = {
@@ -264,8 +264,11 @@ class Applier:
         if published_at_s is not None and 0 <= started_ns / NS - published_at_s < TRACED_AGE_MAX_S:
             parts.insert(0, ("kv_events.transport", min(int(published_at_s * NS), started_ns)))
         exemplar = self._tracer.past("kv_events.batch", attributes, *parts)
-        if exemplar is not None and len(parts) > 1:
+        if exemplar is None:
+            return b""
+        if len(parts) > 1:
             self._metrics.event_age.lead_to((time.time_ns() - parts[0][1]) / NS, exemplar)
+        return pack_span(exemplar)
 
     def forget(self) -> None:
         """Hold nothing and remember nothing."""

@@ -1,4 +1,7 @@
-"""The tracer of this process and the span of the running task; both are None unless traces are wanted, and asking for them costs next to nothing."""
+"""The tracer of this process and the span of the running task; both are None unless traces are wanted, and asking for them costs next to nothing.
+
+A span is passed on in Redis as 24 bytes: the id of its trace, 16 bytes, and its own, 8, as W3C's Trace Context has them.
+"""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -6,6 +9,11 @@ from contextvars import ContextVar
 from typing import Protocol
 
 Attributes = Mapping[str, str | int | float | bool]
+TRACE_ID_BYTES = 16
+PACKED_SPAN_BYTES = 24
+# So many spans are what one span follows from, at most.
+FOLLOWED_SPANS_MAX = 16
+PACKED_SPANS_BYTES_MAX = PACKED_SPAN_BYTES * FOLLOWED_SPANS_MAX
 
 
 class Span(Protocol):
@@ -32,10 +40,11 @@ class Tracer(Protocol):
     def call(self, name: str, attributes: Attributes) -> AbstractContextManager[Span]:
         """A request of this service to another one, as a part of the current span."""
 
-    def past(self, name: str, attributes: Attributes, *parts: tuple[str, int]) -> dict[str, str] | None:
-        """What has happened by now, in a trace of its own. `parts`: name of each part and when it began, in nanoseconds since the epoch.
+    def past(self, name: str, attributes: Attributes, *parts: tuple[str, int], follows: bytes = b"") -> dict[str, str] | None:
+        """What has happened by now. `parts`: name of each part and when it began, in nanoseconds since the epoch.
 
-        A part ends where the next one begins, and the last one now. Returns what `Span.exemplar` does of it.
+        A part ends where the next one begins, and the last one now. `follows`: packed spans of other processes; it is a part of the first one's
+        trace and has links to the others. Without any it begins a trace. Returns what `Span.exemplar` does of it.
         """
 
     def shutdown(self) -> None:
@@ -55,6 +64,24 @@ def use(tracer: Tracer | None) -> None:
     """Make this the process's tracer: before the parts of a service are made."""
     global _tracer  # one for the process, like its logging
     _tracer = tracer
+
+
+def pack_span(exemplar: Mapping[str, str]) -> bytes:
+    """The span of an exemplar, packed."""
+    return bytes.fromhex(exemplar["trace_id"] + exemplar["span_id"])
+
+
+def unpack_spans(packed: bytes) -> list[tuple[int, int]]:
+    """Ids of trace and span of each, as many as may be, without those that are no ids. None of what ends amid a span."""
+    if len(packed) % PACKED_SPAN_BYTES:
+        return []
+    found = []
+    for start in range(0, min(len(packed), PACKED_SPANS_BYTES_MAX), PACKED_SPAN_BYTES):
+        trace_end, end = start + TRACE_ID_BYTES, start + PACKED_SPAN_BYTES
+        ids = int.from_bytes(packed[start:trace_end], "big"), int.from_bytes(packed[trace_end:end], "big")
+        if all(ids):
+            found.append(ids)
+    return found
 
 
 def exemplar() -> dict[str, str] | None:

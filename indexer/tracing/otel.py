@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from indexer import __version__
-from indexer.tracing.current import Attributes, Span, current_span
+from indexer.tracing.current import Attributes, Span, current_span, unpack_spans
 
 SERVICE = "kv-indexer"
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
@@ -90,10 +90,11 @@ class OtelTracer:
             current_span.reset(token)
             span.span.end()
 
-    def past(self, name: str, attributes: Attributes, *parts: tuple[str, int]) -> dict[str, str] | None:
+    def past(self, name: str, attributes: Attributes, *parts: tuple[str, int], follows: bytes = b"") -> dict[str, str] | None:
         ended_ns = time.time_ns()
-        kind, root = trace.SpanKind.CONSUMER, contexts.Context()
-        whole = self._tracer.start_span(name, context=root, kind=kind, attributes=dict(attributes), start_time=parts[0][1])
+        kind = trace.SpanKind.CONSUMER
+        root, links = _after(follows) if follows else (contexts.Context(), ())
+        whole = self._tracer.start_span(name, context=root, kind=kind, attributes=dict(attributes), links=links, start_time=parts[0][1])
         if whole.is_recording():
             parent = trace.set_span_in_context(whole, root)
             ends = [*(start_ns for _, start_ns in parts[1:]), ended_ns]
@@ -104,6 +105,13 @@ class OtelTracer:
 
     def shutdown(self) -> None:
         self._provider.shutdown()
+
+
+def _after(packed: bytes) -> tuple[contexts.Context, tuple[trace.Link, ...]]:
+    """The context of what follows from these spans, and its links. They were sampled: only such are passed on."""
+    sampled = trace.TraceFlags(trace.TraceFlags.SAMPLED)
+    first, *others = [trace.SpanContext(*ids, is_remote=True, trace_flags=sampled) for ids in unpack_spans(packed)] or [trace.INVALID_SPAN_CONTEXT]
+    return trace.set_span_in_context(trace.NonRecordingSpan(first), contexts.Context()), tuple(map(trace.Link, others))
 
 
 def _exemplar(span: trace.Span) -> dict[str, str] | None:

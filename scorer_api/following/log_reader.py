@@ -8,7 +8,7 @@ import msgspec
 from indexer.errors import StoreError
 from indexer.store.keyspace import stream_of
 from indexer.store.reader import LogOffset
-from indexer.store.records import Entry, change_of, decode_entry
+from indexer.store.records import TracedEntry, change_of, decode_entry
 from indexer.tracing.current import Attributes, active_tracer
 from scorer_api.following.followed_model import FollowedModel, FollowerContext
 from scorer_api.following.followed_stream import FollowedStream, Verdict, judge, version_after
@@ -96,7 +96,7 @@ class LogReader:
             return
         self._carry_out(stream, offset, entry)
 
-    def _carry_out(self, stream: FollowedStream, offset: LogOffset, entry: Entry) -> None:
+    def _carry_out(self, stream: FollowedStream, offset: LogOffset, entry: TracedEntry) -> None:
         outcomes = self._metrics.entries
         verdict = judge(stream.version, entry)
         if verdict is Verdict.CLOSE:
@@ -118,7 +118,7 @@ class LogReader:
             outcomes["lost"].inc()
             self._reloader.mark_lost(stream, "lost")
 
-    def _apply(self, stream: FollowedStream, offset: LogOffset, entry: Entry) -> None:
+    def _apply(self, stream: FollowedStream, offset: LogOffset, entry: TracedEntry) -> None:
         try:
             change = change_of(entry)
         except ValueError:
@@ -131,7 +131,7 @@ class LogReader:
             # By Redis's clock, which may be another.
             appended_ns = min(offset[0] * 1_000_000, time.time_ns())
             attributes: Attributes = {"kv.model": stream.key.model, "kv.pod": stream.key.pod, "kv.rank": stream.key.rank}
-            self._tracer.past("kv_events.log", attributes, ("kv_events.follow", appended_ns))
+            self._tracer.past("kv_events.log", attributes, ("kv_events.follow", appended_ns), follows=entry.spans)
         stream.version, stream.offset = version_after(entry), offset
         if entry.trust is not stream.trust:
             stream.trust = entry.trust

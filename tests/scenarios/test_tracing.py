@@ -137,10 +137,11 @@ def test_replicas_trace_the_way_through_redis_too_and_speak_grpc() -> None:
         indexer.wait_url(), scorer.wait_url()
         wait_until(lambda: all(client.http.get(f"{client.url}/readyz").json()["status"] == "ready" for client in (indexer, scorer)), 40)
         engine.publish(stored([1], range(1, 5)))
-        receiver.wait_for("kv_events.batch")
+        batch = receiver.wait_for("kv_events.batch")[-1]
         log = receiver.wait_for("kv_events.log")[-1]
+        assert (log.trace, log.parent, batch.parent) == (batch.trace, batch.span, ""), "one trace from the engine to the scorer"
         assert (log.attributes["kv.pod"], log.service) == ("pod", "mine")
-        (part,) = [span for span in receiver.wait_for("kv_events.follow") if span.trace == log.trace]
+        (part,) = receiver.wait_for("kv_events.follow")
         assert (part.parent, part.start_ns, part.end_ns) == (log.span, log.start_ns, log.end_ns)
 
 

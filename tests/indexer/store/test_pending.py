@@ -1,3 +1,5 @@
+import msgspec
+
 from indexer.config.settings import Settings
 from indexer.core.blocks import Block
 from indexer.core.change import HashMapping
@@ -9,7 +11,8 @@ from indexer.core.snapshot import Snapshot
 from indexer.core.store import StreamPosition
 from indexer.core.stream_state import StreamState
 from indexer.store.keyspace import Keyspace
-from indexer.store.pending import PendingRecords, PendingWrites, hash_mapping
+from indexer.store.pending import PendingRecords, PendingWrites, Sealed, hash_mapping
+from indexer.store.records import Entry, decode_entry
 from tests.events import removed, stored
 from tests.owner import keys_of
 
@@ -100,6 +103,48 @@ def test_everything_pending_becomes_one_call_and_a_confirmed_one_settles_it() ->
     assert written.pending.is_settled
     assert written.pending.number == sealed.number
     assert written.pending.unwritten_since_s is None
+
+
+def entry_of(sealed: Sealed) -> bytes:
+    """The entry of the log that a call adds."""
+    (entry,) = [word for word in sealed.call.words if isinstance(word, bytes) and KEY.pod.encode() in word]
+    return entry
+
+
+def test_an_entry_names_the_spans_of_its_batches_as_many_as_it_may() -> None:
+    written = Written()
+    spans = [bytes([number]) * 24 for number in range(1, 20)]
+    for number, span in enumerate(spans):
+        change = written.state.apply([stored([number], [number])], 0.0)
+        change.spans = span
+        written.pending.append(change, written.position)
+    written.pending.take_sealed()
+    written.pending.take_back(is_unsure=True)
+    (sealed,) = written.pending.take_sealed()
+    assert decode_entry(entry_of(sealed)).spans == b"".join(spans[:16])
+
+
+def test_an_entry_of_a_batch_that_changed_nothing_names_its_span() -> None:
+    written = Written()
+    change = written.state.apply([], 0.0)
+    change.spans = b"s" * 24
+    written.pending.append(change, written.position)
+    (sealed,) = written.pending.take_sealed()
+    assert decode_entry(entry_of(sealed)).spans == b"s" * 24
+
+
+def test_entries_with_and_without_spans_are_read_by_those_that_know_none() -> None:
+    """The field is absent where there is none, so that scorers of the previous release and of this one read the same."""
+    for spans in (b"", b"s" * 24):
+        written = Written()
+        change = written.state.apply([stored([A], [1])], 0.0)
+        change.spans = spans
+        written.pending.append(change, written.position)
+        (sealed,) = written.pending.take_sealed()
+        fields = msgspec.msgpack.decode(entry_of(sealed))
+        assert (len(fields), fields[15:]) == (16 if spans else 15, [spans] if spans else [])
+        known = msgspec.msgpack.decode(entry_of(sealed), type=Entry)
+        assert known == Entry(*(getattr(decode_entry(entry_of(sealed)), name) for name in Entry.__struct_fields__))
 
 
 def test_redis_lacks_something_from_when_the_trust_changed_until_that_is_written() -> None:
