@@ -11,6 +11,7 @@ from indexer.errors import SettingError
 from indexer.extras import import_extra
 from indexer.http.access import Access
 from indexer.http.app import make_app
+from indexer.http.at_once import AtOnce
 from indexer.http.loop_lag import LoopLag
 from indexer.http.routes import Pods
 from indexer.http.server import Part, Reconfigurable, Served
@@ -104,7 +105,11 @@ def _served(
     add_compat(router, settings, view, pods, picking.resolver, access, streams)
     described = components(allows_ipc=settings.engine_networks.allows_ipc)
     app = make_app(SUMMARY, router, described, settings, access, page.PATHS | open_paths(settings), DIRECT | direct_paths(settings))
-    served = Served(app, [LoopLag(registry), *parts, token_resolver], [access], service)
+    at_once = None  # the app logs each request
+    if not settings.access_log:
+        answers = {"/v1/score": handlers.scores.answer_at_once, "/v1/route": handlers.picks.answer_at_once}
+        at_once = AtOnce(answers, access, settings.body_bytes_max)
+    served = Served(app, [LoopLag(registry), *parts, token_resolver], [access], service, at_once=at_once)
     return served if settings.gateway_listen is None else _with_gateway(served, settings, pods, picking, handlers, access, registry)
 
 

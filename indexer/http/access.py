@@ -69,15 +69,17 @@ class Access:
         """Whether changing pods needs an admin token."""
         return self._admin is not None
 
-    def refusal(self, headers: Headers) -> str | None:
-        """Why a request with these headers is refused; None if it is not."""
+    def admits(self, headers: Headers) -> bool:
+        """Whether a request with these headers is let in, where every one needs a token."""
         assert self._api is not None, "called only if every request needs a token"
         token = _token(headers)
-        if token is None:
-            return self._deny("no_token", WITHOUT)
-        if self._api.admits(token) or (self._admin is not None and self._admin.admits(token)):
+        return token is not None and (self._api.admits(token) or (self._admin is not None and self._admin.admits(token)))
+
+    def refusal(self, headers: Headers) -> str | None:
+        """Why a request with these headers is refused; None if it is not."""
+        if self.admits(headers):
             return None
-        return self._deny("wrong_token", UNKNOWN)
+        return self._deny("no_token", WITHOUT) if _token(headers) is None else self._deny("wrong_token", UNKNOWN)
 
     def check_change(self, request: Request) -> None:
         """Check that a request may change pods. Raises Problem."""

@@ -6,17 +6,22 @@
 - While the service stops, requests that have arrived are answered, the last one of each connection with `Connection: close`.
 - What is no HTTP is refused without a line in the log for each.
 - The head of a response and its body are written together, in one call of the system.
+- Plain requests to the busiest routes are answered at once (`indexer.http.at_once`), one for each piece that is read: others have their turn.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from indexer.http.at_once import AtOnce, Plain
 from indexer.http.problems import MEDIA_TYPE, encoded_problem
 from indexer.limits import HttpLimits
+
+log = logging.getLogger(__name__)
 
 # A request's head. Chunks of a body may come with as many bytes of lengths, extensions and trailers, and eight for each byte of the body.
 HEAD_BYTES_MAX = 65_536
@@ -28,16 +33,19 @@ READ_BYTES_MIN = 2**20
 JOINED_BYTES_MAX = 65_536
 # An idle connection is closed only if nothing came in this time either: what came while the event loop was busy is read first.
 LAST_LOOK_S = 0.02
+# A body that takes longer is read by the app, which limits its time.
+WHOLE_S = 0.05
 
 
 class ConnectionGroup:
     """The connections of one server. `is_stopping`: no connection is kept alive any more. `unread`: those whose responses are not read, the one that
     has waited longest first."""
 
-    def __init__(self, limits: HttpLimits, drain_s: float, note_change: Callable[[int], None] | None = None) -> None:
+    def __init__(self, limits: HttpLimits, drain_s: float, note_change: Callable[[int], None] | None = None, at_once: AtOnce | None = None) -> None:
         """`drain_s`: how long an idle connection may still send a request once the server stops. `note_change`: called with 1 and -1 as connections
-        come and go.
+        come and go. `at_once`: answers to plain requests, if any.
         """
+        self.at_once = at_once
         self.limits = limits
         self.drain_s = drain_s
         self.note_change = note_change
@@ -112,6 +120,13 @@ class Connection(HttpToolsProtocol):
         """What may come before the head is complete, or before more of the body comes."""
         self._counted = 0
         """Bytes of the piece that is being parsed, as far as no earlier request has them."""
+        self._plain: Plain | None = None
+        """The request that is being read, if it may be answered at once."""
+        self._plain_timer: asyncio.TimerHandle | None = None
+        self._may_answer = True
+        """Whether no request of the piece that is being parsed was answered at once."""
+        self._head: tuple[object, bytes] = (None, b"")
+        """uvicorn's headers of every response, and the beginning of one with them."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn: it is a Transport
         super().connection_made(transport)
@@ -122,6 +137,7 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self.group.note_change is not None:
             self.group.note_change(-1)
+        self._hand_over()
         self._stop_head_timer()
         self._stop_unread_timer()
         super().connection_lost(exc)
@@ -132,6 +148,7 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._bytes_left -= len(data)
         self._counted = len(data)
+        self._may_answer = True
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -144,9 +161,12 @@ class Connection(HttpToolsProtocol):
         # Nearly always a head arrives in one piece, and costs no timer.
         elif self._is_in_head and self._head_timer is None:
             self._start_head_timer()
+        elif self._plain is not None and self._plain_timer is None:
+            self._plain_timer = self.loop.call_later(WHOLE_S, self._hand_over)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio looks at what is returned
         """The client sends no more. True: the connection stays open for the responses that it waits for."""
+        self._hand_over()
         newest = self.cycle
         if self.scheme == "https":
             return False  # TLS cannot close one direction only
@@ -156,13 +176,36 @@ class Connection(HttpToolsProtocol):
         return True
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
+        """What else uvicorn makes here is for ASGI."""
+        self.url, self.headers, self.expect_100_continue = b"", [], False
         self._is_in_head = True
         self._bytes_left = HEAD_BYTES_MAX - self._counted
 
     def on_headers_complete(self) -> None:
         self._is_in_head = False
         self._stop_head_timer()
+        self._plain = self._plain_request()
+        if self._plain is None:
+            self._start_cycle()
+
+    def on_body(self, body: bytes) -> None:
+        self._bytes_left = min(self._bytes_left + (1 + OVERHEAD_PER_BYTE) * len(body), HEAD_BYTES_MAX + OVERHEAD_PER_BYTE * len(body))
+        if self._plain is None:
+            super().on_body(body)
+        elif not self._plain.add(body):
+            self._hand_over()
+
+    def on_message_complete(self) -> None:
+        self._bytes_left, self._counted = HEAD_BYTES_MAX, 0
+        if self._plain is None or not self._answer_at_once(self._plain):
+            super().on_message_complete()
+
+    def _start_cycle(self) -> None:
+        """Call the app with the request whose head was read."""
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.headers += headers
+        self.url, self.expect_100_continue = url, expects
         previous = self.cycle
         super().on_headers_complete()
         if self.cycle is not previous:  # an upgrade has none
@@ -172,13 +215,51 @@ class Connection(HttpToolsProtocol):
             if previous is not None and not previous.response_started:
                 previous.keep_alive = True  # the connection is closed after the last response
 
-    def on_body(self, body: bytes) -> None:
-        self._bytes_left = min(self._bytes_left + (1 + OVERHEAD_PER_BYTE) * len(body), HEAD_BYTES_MAX + OVERHEAD_PER_BYTE * len(body))
-        super().on_body(body)
+    # Answers at once
 
-    def on_message_complete(self) -> None:
-        self._bytes_left, self._counted = HEAD_BYTES_MAX, 0
-        super().on_message_complete()
+    def _plain_request(self) -> Plain | None:
+        """The request whose head was read, if nothing about it or the connection is special."""
+        at_once, parser = self.group.at_once, self.parser
+        if at_once is None or not self._may_answer or self.group.is_stopping or self.flow.write_paused:
+            return None
+        if (self.cycle is not None and not self.cycle.response_complete) or parser.get_method() != b"POST" or not parser.should_keep_alive():
+            return None
+        return at_once.plain(self.url, self.headers) if parser.get_http_version() == "1.1" and not parser.should_upgrade() else None
+
+    def _answer_at_once(self, plain: Plain) -> bool:
+        """Answer the request that was read. False if the app has it now."""
+        try:
+            body = plain.answer()
+        except Exception:
+            log.debug("not answered at once", exc_info=True)  # the app fails too, and its failures are counted
+            body = None
+        if body is None:
+            self._hand_over()
+            return False
+        self._may_answer = False
+        self._close_plain()
+        headers = self.server_state.default_headers
+        if self._head[0] is not headers:
+            self._head = headers, b"".join([STATUS_LINE[200], *(b"%b: %b\r\n" % header for header in headers), b"content-length: "])
+        self.transport.write(b"%b%d%b%b" % (self._head[1], len(body), plain.tail, body))
+        super().on_response_complete()
+        return True
+
+    def _hand_over(self) -> None:
+        """Let the app have the request that is being read. Idempotent."""
+        if (plain := self._plain) is not None:
+            self._close_plain()
+            self._start_cycle()
+            for piece in plain.pieces:
+                super().on_body(piece)
+
+    def _close_plain(self) -> None:
+        if self._plain is not None:
+            self._plain.close()
+            self._plain = None
+        if self._plain_timer is not None:
+            self._plain_timer.cancel()
+            self._plain_timer = None
 
     def on_response_complete(self) -> None:
         """The unread part of a body and the next head have to arrive in time too."""
@@ -246,6 +327,7 @@ class Connection(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """The server stops. An idle connection may have a request under way."""
+        self._hand_over()
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.keep_alive = False
         else:

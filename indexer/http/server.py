@@ -19,6 +19,7 @@ from indexer.config.reload import Reloadable, keep_reloading
 from indexer.config.settings import Settings
 from indexer.errors import SettingError
 from indexer.http.acceptor import Acceptor
+from indexer.http.at_once import AtOnce
 from indexer.http.connection import Connection, ConnectionGroup
 from indexer.http.tls import Certificate
 from indexer.http.traced import Traced
@@ -47,7 +48,7 @@ class Served(Struct, frozen=True):
 
     `parts`: what runs while it is served, in the order of the start. `reloadables`: what is read again when its files change. `service`: what
     follows engines, if anything does. `on_stop`: called once it is to stop, while everything still runs. `is_ready`: whether all that there was at
-    the start is loaded.
+    the start is loaded. `at_once`: answers to plain requests that need no app, where there are any.
     """
 
     app: Any
@@ -56,6 +57,7 @@ class Served(Struct, frozen=True):
     service: Reconfigurable | None = None
     on_stop: Sequence[Callable[[], None]] = ()
     is_ready: Callable[[], bool] = lambda: True
+    at_once: AtOnce | None = None
 
 
 class _Server(uvicorn.Server):
@@ -132,7 +134,8 @@ async def serve(
             if worker is not None and not await _may_accept(stack, worker, served, stop):
                 return
             note_change = None if worker is None else worker.note_connections
-            connections = ConnectionGroup(settings.limits.http, min(DRAIN_S, settings.shutdown_s / 2), note_change)
+            at_once = served.at_once if tracer is None else None  # spans are made around the app
+            connections = ConnectionGroup(settings.limits.http, min(DRAIN_S, settings.shutdown_s / 2), note_change, at_once)
             server = _Server(_config(app, settings, certificate, connections), connections, worker)
             serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
             host, port = listener.getsockname()[:2]

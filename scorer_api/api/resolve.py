@@ -67,6 +67,15 @@ class RequestResolver:
         prompt = await self._prompt_of(of_base, await self._tokens.resolve(of_base.model, tokenize_input))
         return ResolvedRequest(request, source, await self.prepared(prompt))
 
+    def resolve_at_once(self, request: ScoreRequest) -> ResolvedRequest | None:
+        """The same of a request of a known model with its tokens, where these are few; None for others. Raises Problem."""
+        if source_of(request) != "token_ids" or not self._view.has_model(request.model) or len(request.block_extra_keys or ()) >= STEP_BLOCKS:
+            return None
+        of_base = self._adapters.with_adapter(request)
+        tokenize_input_of(of_base)
+        prompt = prompt_of(of_base)
+        return ResolvedRequest(request, "token_ids", prompt) if prompt.length < LONG_PROMPT_TOKENS else None
+
     def base_model(self, name: str) -> str | None:
         """The model that pods serve by this name, by this alias, or with this adapter; None where there is none, or more than one."""
         if self._view.has_model(name):

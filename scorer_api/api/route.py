@@ -6,7 +6,7 @@ from collections.abc import Awaitable
 from indexer.http.negotiation import Encode, encode, encoder
 from indexer.http.problems import Problem
 from indexer.tracing.current import current_span
-from scorer_api.api.decode import decode_done, decode_route_in_turns
+from scorer_api.api.decode import decode_done, decode_route_at_once, decode_route_in_turns
 from scorer_api.api.pod_apis import PodApis
 from scorer_api.api.resolve import RequestResolver, ResolvedRequest, unknown_model
 from scorer_api.api.route_schemas import DoneAnswer, DoneRequest, RouteAnswer, RouteRequest
@@ -60,7 +60,20 @@ class RouteHandler:
         started_s = time.perf_counter()
         request = await decoding
         check_session(request)
-        resolved = await self._resolver.resolve(request)
+        return self._encoded_answer(request, await self._resolver.resolve(request), encode, started_s)
+
+    def answer_at_once(self, body: bytes, media_type: str, accepted: str) -> bytes | None:
+        """The same, for `indexer.http.at_once`."""
+        started_s = time.perf_counter()
+        request = decode_route_at_once(body, media_type)
+        if request is None:
+            return None
+        check_session(request)
+        resolved = self._resolver.resolve_at_once(request)
+        return None if resolved is None else self._encoded_answer(request, resolved, encoder(accepted), started_s)
+
+    def _encoded_answer(self, request: RouteRequest, resolved: ResolvedRequest, encode: Encode, started_s: float) -> bytes:
+        """Pick and encode. `started_s`: when decoding began, by the performance counter. Raises Problem."""
         decoded_s = time.perf_counter()
         pick = self._pick(resolved, request)
         picked_s = time.perf_counter()

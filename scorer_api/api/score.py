@@ -8,7 +8,7 @@ from msgspec import UNSET
 from indexer.core.events import Tier
 from indexer.http.negotiation import Encode, encoder
 from indexer.tracing.current import current_span
-from scorer_api.api.decode import decode_score_in_turns
+from scorer_api.api.decode import decode_score_at_once, decode_score_in_turns
 from scorer_api.api.plain_answer import has_form, plain_answer
 from scorer_api.api.resolve import RequestResolver, ResolvedRequest, unknown_model
 from scorer_api.api.schemas import PodAnswer, ScoreAnswer, ScoreRequest, ViewAnswer
@@ -36,6 +36,17 @@ class ScoreHandler:
     async def answer(self, body: bytes, media_type: str, accepted: str) -> bytes:
         """The encoded answer to one request. Raises Problem."""
         return await self.answer_decoded(decode_score_in_turns(body, media_type, self._resolver.turn), encoder(accepted))
+
+    def answer_at_once(self, body: bytes, media_type: str, accepted: str) -> bytes | None:
+        """The same, for `indexer.http.at_once`."""
+        started_s = time.perf_counter()
+        request = decode_score_at_once(body, media_type)
+        decoded_s = time.perf_counter()
+        resolved = None if request is None else self._resolver.resolve_at_once(request)
+        if resolved is None:
+            return None
+        self.observe_decode(resolved, decoded_s - started_s, decoded_s)
+        return self.encoded_answer(resolved, encoder(accepted))
 
     async def answer_decoded(self, decoding: Awaitable[ScoreRequest], encode: Encode) -> bytes:
         """The same of a request in whichever form. `decoding`: gives it."""
