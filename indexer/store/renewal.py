@@ -1,5 +1,6 @@
 """Renewing what is owned: leases, times to live, and until when content counts; and seeing whether Redis still has it as it was written."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,14 +67,15 @@ class Renewal:
         key = streams[0].keys.streams
         await self._session.learn_time(key)
         node = node_of(self._session.client, key)
-        renewed = await self._renew_once(streams, statuses)
-        if node_of(self._session.client, key) != node:
-            # Another node answered than the one by whose clock it was said until when the content counts.
+        renewed, was_set_back = await self._renew_once(streams, statuses)
+        if was_set_back or node_of(self._session.client, key) != node:
+            # Another clock answered than the one by which it was said until when the content counts.
             await self._session.learn_time(key)
-            renewed = await self._renew_once(streams, statuses)
+            renewed, _ = await self._renew_once(streams, statuses)
         return renewed
 
-    async def _renew_once(self, streams: list[PendingWrites], statuses: Mapping[StreamKey, OwnedStatus]) -> dict[StreamKey, Renewed]:
+    async def _renew_once(self, streams: list[PendingWrites], statuses: Mapping[StreamKey, OwnedStatus]) -> tuple[dict[StreamKey, Renewed], bool]:
+        """Returns what became of each, and whether the clock was set back since it was looked at last."""
         session, keys = self._session, streams[0].keys
         names = [keys.streams, keys.log, keys.incarnation]
         words: list[Any] = [session.member, session.lease_ms, *streams[0].ttl_ms]
@@ -84,16 +86,16 @@ class Renewal:
             owned = statuses.get(pending.key, ENDING)
             words += [pending.name, pending.fence, owned.status, int(owned.is_connected), until_ms]
             words += ["" if pending.generation is None else pending.generation, pending.number]
-        epoch = session.note_server_epoch()
+        epoch, asked_s = session.note_server_epoch(), time.monotonic()
         now_ms, _, *answers = await session.call("renew", names, *words)
-        session.note_time(keys.streams, now_ms, epoch)
+        was_set_back = session.note_time(keys.streams, now_ms, epoch, asked_s)
         renewed = {}
         for pending, before, answer in zip(streams, written, answers, strict=True):
             if self._flusher.is_current(pending):
                 ownership = await self._check(pending, before, answer)
                 wanted_by = str(answer[4], "utf-8") if answer[0] == 1 and answer[4] else None
                 renewed[pending.key] = Renewed(ownership, wanted_by)
-        return renewed
+        return renewed, was_set_back
 
     async def _check(self, pending: PendingWrites, written: _Written, answer: Any) -> Ownership:
         """Have written again what Redis does not have as it should. Raises StoreError."""

@@ -91,10 +91,15 @@ class StoreSession:
 
     # Time
 
-    def note_time(self, key: str, now_ms: bytes, epoch: int) -> None:
-        """The clock of the node that holds this key showed this a moment ago, to who asked in this epoch."""
-        if epoch == server_epoch_of(self.client):
-            self.slot(key).clock.note(node_of(self.client, key), int(now_ms), time.monotonic())
+    def note_time(self, key: str, now_ms: bytes, epoch: int, asked_s: float | None = None) -> bool:
+        """The clock of the node that holds this key showed this a moment ago, to who asked in this epoch. Returns whether it was set back before,
+        as far as who asked then can tell."""
+        if epoch != server_epoch_of(self.client):
+            return False
+        clock, node, shown_ms = self.slot(key).clock, node_of(self.client, key), int(now_ms)
+        was_set_back = asked_s is not None and shown_ms < clock.at_ms(node, asked_s)
+        clock.note(node, shown_ms, time.monotonic())
+        return was_set_back
 
     async def learn_time(self, key: str) -> None:
         """Ask the node that holds this key for its time, unless that is known. Raises StoreError."""

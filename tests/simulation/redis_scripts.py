@@ -54,13 +54,15 @@ def _lengths(redis: RedisModel, keys: Sequence[str]) -> bytes:
     return b",".join(b"%d" % len(redis.hash(key)) for key in keys)
 
 
-def _record(redis: RedisModel, keys: Sequence[str], fields: Sequence[Word], entry: Word, state_ttl: Word, stream: Word, trusted: Word) -> None:
-    state, log, streams = keys
+def _record(
+    redis: RedisModel, keys: Sequence[str], fields: Sequence[Word], entry: Word, ttls: tuple[Word, Word], stream: Word, trusted: Word
+) -> None:
+    (state, log, streams), (state_ttl, blocks_ttl) = keys, ttls
     redis.hset(state, *fields)
     redis.pexpire(state, state_ttl)
     redis.xadd(log, entry)
     redis.pexpire(log, state_ttl)
-    if packed(trusted) != b"0":
+    if packed(trusted) != b"0" and int(trusted) - int(blocks_ttl) <= redis.clock():
         redis.zadd(streams, trusted, stream)
         redis.pexpire(streams, state_ttl)
 
@@ -89,7 +91,7 @@ def _append(redis: RedisModel, keys: list[str], words: list[Word]) -> Any:
         if sets:
             redis.pexpire(key, blocks_ttl)
     fields = ("number", after, "head", head, "lengths", _lengths(redis, hashes))
-    _record(redis, keys[:3], fields, entry, state_ttl, stream, trusted)
+    _record(redis, keys[:3], fields, entry, (state_ttl, blocks_ttl), stream, trusted)
     return [1]
 
 
@@ -110,7 +112,7 @@ def _switch(redis: RedisModel, keys: list[str], words: list[Word]) -> Any:
     _delete_parts(redis, parts, new)
     redis.set(keys[3], incarnation, only_new=True, ttl_ms=blocks_ttl)
     fields = ("gen", generation, "fence", fence, "number", after, "head", head, "lengths", _lengths(redis, new))
-    _record(redis, keys[:3], fields, entry, state_ttl, stream, trusted)
+    _record(redis, keys[:3], fields, entry, (state_ttl, blocks_ttl), stream, trusted)
     for key in new:
         redis.pexpire(key, blocks_ttl)
     return [1, *(len(redis.hash(key)) for key in new)]
@@ -275,7 +277,8 @@ def _renew_one(
         for key in hashes:
             redis.pexpire(key, blocks_ttl)
     is_whole = _lengths(redis, hashes) == held[3]
-    if is_whole and held[0] == packed(generation) and int(held[2] or 0) >= int(number):
+    is_by_this_clock = int(trusted) - int(lease_ms) <= redis.clock()
+    if is_whole and is_by_this_clock and held[0] == packed(generation) and int(held[2] or 0) >= int(number):
         redis.zadd(streams, trusted, stream)
     return [1, held[0], held[2], int(is_whole), wanted_by]
 

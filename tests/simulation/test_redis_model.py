@@ -29,6 +29,8 @@ TOLERANCE_MS = 20_000
 # Times in milliseconds of the present, which two servers never agree on.
 NOW = re.compile(rb"1[0-9]{12}(-[0-9]+)?")
 CALLS = 150
+# Later than any clock.
+FAR_MS = 9_000_000_000_000
 
 
 class Calls:
@@ -63,14 +65,14 @@ class Calls:
         generation = self._one(*GENERATIONS)
         keys = [f"{KEYS.prefix}state:0:{pod}", KEYS.log, KEYS.streams, *self._parts(pod, generation)]
         words = [self._one(*FENCES), self._one(*NUMBERS), generation, self._one(*NUMBERS), b"head", b"entry", 1000, TTL_MS, 2 * TTL_MS]
-        return keys, [*words, self._one(0, 5_000), f"0:{pod}", self._one(0, 1), self._one(0, 0, 1), *self._block_words()]
+        return keys, [*words, self._one(0, 5_000, FAR_MS), f"0:{pod}", self._one(0, 1), self._one(0, 0, 1), *self._block_words()]
 
     def _switch(self, pod: str) -> tuple[list[str], list[Word]]:
         generation = self._one(*GENERATIONS)
         keys = [f"{KEYS.prefix}state:0:{pod}", KEYS.log, KEYS.streams, KEYS.incarnation, f"{KEYS.prefix}lease:0:{pod}"]
         keys += [*self._parts(pod, generation), *self._one([], self._parts(pod, 3 - generation))]
         words = [self._one(*FENCES), self._one("x", "y"), generation, self._one(*NUMBERS), b"head", b"entry", 1000, TTL_MS, 2 * TTL_MS]
-        return keys, [*words, self._one(0, 6_000), f"0:{pod}", "incarnation", *self._block_words()]
+        return keys, [*words, self._one(0, 6_000, FAR_MS), f"0:{pod}", "incarnation", *self._block_words()]
 
     def _claim(self, pod: str) -> tuple[list[str], list[Word]]:
         keys = [f"{KEYS.prefix}lease:0:{pod}", f"{KEYS.prefix}state:0:{pod}", KEYS.incarnation]
@@ -117,7 +119,7 @@ class Calls:
         for each in self._one(PODS, (pod,), ()):
             generation = self._one(*GENERATIONS)
             keys += [f"{KEYS.prefix}lease:0:{each}", f"{KEYS.prefix}state:0:{each}", *self._parts(each, generation)]
-            words += [f"0:{each}", self._one(*FENCES), b"status", self._one(0, 1), self._one(7_000, 8_000), generation, self._one(*NUMBERS)]
+            words += [f"0:{each}", self._one(*FENCES), b"status", self._one(0, 1), self._one(7_000, 8_000, FAR_MS), generation, self._one(*NUMBERS)]
         return keys, words
 
     def _survey(self, pod: str) -> tuple[list[str], list[Word]]:

@@ -73,6 +73,14 @@ def test_an_engine_that_went_away_while_redis_did_is_not_trusted_longer_than_wha
     assert failure_of(schedule, *steps, engine=engine) is None
 
 
+@pytest.mark.parametrize("seed", [1022099, *range(4)])
+def test_what_an_owner_renews_first_after_the_clock_was_set_back_does_not_count_for_an_hour(seed: int) -> None:
+    """Redis is away meanwhile, and what changed is written later than it is renewed."""
+    steps = (Step(Kind.PUBLISH, 0.1, 8, 1), Step(Kind.STOP_REDIS, 0.01, 1, 1, 0.9), Step(Kind.PUBLISH, 0.0, 7, 2), Step(Kind.JUMP_CLOCK, which=6))
+    schedule = structs.replace(Schedule.of(seed), indexers=2, scorers=1)
+    assert failure_of(schedule, *steps, engine=EngineKind(dialect("vLLM 0.26, maps"), True, 100)) is None
+
+
 @pytest.mark.parametrize(("seed", "name", "pause_s"), [(319226, "vLLM 0.17, sha256", 0.002), (333692, "vLLM 0.26, maps", 0.0)])
 def test_without_replay_a_restart_that_seems_to_go_on_is_partial(seed: int, name: str, pause_s: float) -> None:
     """The new process's first batch is lost, and its second has the number that was expected of the former: nothing tells them apart."""

@@ -38,5 +38,5 @@ for part, words in ipairs(parts) do
   end
 end
 record(KEYS[1], KEYS[2], KEYS[3], {'number', ARGV[4], 'head', ARGV[5], 'lengths', lengths(4)}, ARGV[6], ARGV[7], ARGV[8],
-  ARGV[11], ARGV[10])
+  ARGV[9], ARGV[11], ARGV[10])
 return {1}

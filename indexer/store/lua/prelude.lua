@@ -74,12 +74,13 @@ local function lengths(first_key)
 end
 
 -- Everything that a change writes besides blocks: the state, the log entry, and their TTL.
-local function record(state, log, streams, fields, entry, log_max, state_ttl, stream, trusted)
+local function record(state, log, streams, fields, entry, log_max, state_ttl, blocks_ttl, stream, trusted)
   redis.call('HSET', state, unpack(fields))
   redis.call('PEXPIRE', state, state_ttl)
   redis.call('XADD', log, 'MAXLEN', '~', log_max, '*', 'e', entry)
   redis.call('PEXPIRE', log, state_ttl)
-  if trusted ~= '0' then
+  -- Blocks outlive a lease: who says that they are trusted for longer knew the clock before it was set back.
+  if trusted ~= '0' and trusted - blocks_ttl <= now_ms() then
     redis.call('ZADD', streams, trusted, stream)
     redis.call('PEXPIRE', streams, state_ttl)
   end

@@ -3,7 +3,8 @@
 -- KEYS  1 streams  2 log  3 incarnation, then for each stream: lease, state, the generation's hash of each part (7)
 -- ARGV  1 owner  2 lease, ms  3 TTL of the state and 4 of the blocks, ms, then for each stream: name, fence, status,
 --       1 if its engine is connected (else its TTL runs on), until when it is trusted, generation and number as written.
---       A stream is trusted only if its state has this generation, at least this number, and all of its blocks.
+--       A stream is trusted only if its state has this generation, at least this number, and all of its blocks, and for a lease at most:
+--       its owner's estimate of this clock is never ahead of it, so one that is further ahead was made before the clock was set back.
 --
 -- Returns {time in ms, incarnation or false, result of each stream …}; a result is {1, generation, number, 1 if all of its blocks are there else 0,
 --         member that asks for it or false}, {0} another owner has it, or {-1} there is no state.
@@ -38,7 +39,7 @@ for number = 1, count do
         end
       end
       local is_whole = lengths(key + 2) == state[4]
-      if is_whole and state[1] == ARGV[at + 5] and tonumber(state[3]) >= tonumber(ARGV[at + 6]) then
+      if is_whole and state[1] == ARGV[at + 5] and tonumber(state[3]) >= tonumber(ARGV[at + 6]) and ARGV[at + 4] - ARGV[2] <= now then
         redis.call('ZADD', KEYS[1], ARGV[at + 4], ARGV[at])
       end
       result[number + 2] = {1, state[1], state[3], is_whole and 1 or 0, lease[2]}

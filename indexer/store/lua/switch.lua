@@ -25,7 +25,7 @@ set_parts(parts, 6)
 delete_parts(parts, 6)
 redis.call('SET', KEYS[4], ARGV[12], 'NX', 'PX', ARGV[9])
 local fields = {'gen', ARGV[3], 'fence', ARGV[1], 'number', ARGV[4], 'head', ARGV[5], 'lengths', lengths(6)}
-record(KEYS[1], KEYS[2], KEYS[3], fields, ARGV[6], ARGV[7], ARGV[8], ARGV[11], ARGV[10])
+record(KEYS[1], KEYS[2], KEYS[3], fields, ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[11], ARGV[10])
 local result = {1}
 for part = 6, 5 + PARTS do
   redis.call('PEXPIRE', KEYS[part], ARGV[9])

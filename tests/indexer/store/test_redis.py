@@ -422,6 +422,29 @@ async def test_a_state_that_is_older_than_what_was_written_is_not_trusted(server
         assert client.exists(keys.streams) == 1
 
 
+@pytest.mark.parametrize("jump_ms", [3_600_000, 1_000])
+async def test_nothing_is_trusted_by_a_clock_that_was_set_back(server: RedisServer, jump_ms: int) -> None:
+    """The owner's estimate of the clock is as far ahead as the clock was set back."""
+    async with opened(settings_of(server)) as store:
+        stream = await owned(store)
+        stream.apply(stored([1]))
+        await settled(store)
+        keys, client, session = store._session.keyspace.model(KEY.model), server.client(), store._session
+        await store.renew({KEY: OwnedStatus(b"null", is_connected=True)})
+
+        def trusted_for_ms() -> float:
+            (_, until_ms), (seconds, microseconds) = client.zrange(keys.streams, 0, -1, withscores=True)[0], client.time()
+            return float(until_ms) - seconds * 1000 - microseconds / 1000
+
+        session.slot(keys.streams).clock._ahead_ms += jump_ms
+        if jump_ms > sum(store._flusher.streams[KEY].ttl_ms):
+            stream.apply(stored([2], parent=1))
+            await settled(store)
+            assert trusted_for_ms() <= session.lease_ms, "a change says it, too"
+        await store.renew({KEY: OwnedStatus(b"null", is_connected=True)})
+        assert trusted_for_ms() <= session.lease_ms
+
+
 async def test_a_full_redis_refuses_and_takes_everything_later(server: RedisServer) -> None:
     async with opened(settings_of(server)) as store:
         stream = await owned(store)
