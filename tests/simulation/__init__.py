@@ -6,7 +6,8 @@
     redis_client    a client of it: latency, lost answers, outages
     dialects        how engines encode what they say
     engine          an engine that publishes and answers replays
-    engine_network  the sockets between engines and indexers
+    engine_lines    a line between an engine and an indexer, whoever dials
+    engine_network  all of them, and replays
     world           processes of the product in this surrounding
     watched_view    a scorer's view that counts the changes in it
     checks          answers compared with the reference

@@ -53,7 +53,8 @@ def _show(schedule: Schedule) -> int:
 def describe(schedule: Schedule) -> str:
     """A schedule, as it can be written into a test."""
     engines = "".join(
-        f"    EngineKind({engine.dialect.name!r}, {engine.has_replay}, {engine.history_max}, {engine.layers}),\n" for engine in schedule.engines
+        f"    EngineKind({engine.dialect.name!r}, {engine.has_replay}, {engine.history_max}, {engine.layers}, {engine.dials}),\n"
+        for engine in schedule.engines
     )
     steps = "".join(f"    Step({step.kind}, {step.pause_s}, {step.which}, {step.count}, {step.length_s}),\n" for step in schedule.steps)
     return f"seed {schedule.seed}, {schedule.indexers} indexers, {schedule.scorers} scorers\n{engines}{steps}"

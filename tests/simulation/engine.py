@@ -11,6 +11,7 @@ from msgspec import Struct
 from tests.simulation.dialects import Dialect
 
 END = b"\xff" * 8
+TOPIC = b"kv@pod"
 
 Frames = list[bytes]
 
@@ -38,10 +39,14 @@ class PlannedFault(Struct, frozen=True):
 class SimulatedEngine:
     """What `tests.workload.Publisher` drives. `on_publish` and `on_change` tell the network of a message, and that it lives or died."""
 
-    def __init__(self, dialect: Dialect, events: str, replay: str | None, history_max: int) -> None:
+    def __init__(self, dialect: Dialect, events: str, replay: str | None, history_max: int, topic: bytes = TOPIC, *, dials: bool = False) -> None:
+        """`dials`: it connects to one of the indexers, which listen, and none of them to it."""
         self.dialect = dialect
+        self.topic = topic
+        self.dials = dials
         self.events = events
         self.replay = replay
+        self.host = events.removeprefix("tcp://").partition(":")[0]
         self.history_max = history_max
         self.is_alive = False
         self.life = 0
@@ -54,6 +59,11 @@ class SimulatedEngine:
         self._heard_before: set[int] = set()
         self.on_publish: Callable[[Frames], None] = lambda frames: None
         self.on_change: Callable[[], None] = lambda: None
+
+    @property
+    def is_heard_by_batches(self) -> bool:
+        """Whether nobody can know of a connection to it before its first batch."""
+        return self.replay is None or self.dials
 
     def start(self) -> None:
         """A new life, without any history."""
@@ -81,12 +91,12 @@ class SimulatedEngine:
         number, payload = self.next_number, self.dialect.payload(events)
         self.next_number += 1
         self.history.append((number, payload))
-        self.on_publish([b"kv@pod", struct.pack(">Q", number), payload])
+        self.on_publish([self.topic, struct.pack(">Q", number), payload])
         return number
 
     def answer(self, start: int) -> list[Frames]:
         """The replies to one request."""
-        middle = [b"", b"kv@pod"] if self.dialect.with_topic else [b""]
+        middle = [b"", self.topic] if self.dialect.with_topic else [b""]
         replies = [[*middle, struct.pack(">Q", number), payload] for number, payload in self.history if number >= start]
         end = [*([b"", b""] if self.dialect.with_topic else [b""]), END, b""]
         if not self.faults:

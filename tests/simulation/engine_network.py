@@ -1,140 +1,24 @@
-"""The sockets between engines and indexers: what is published arrives in its order, late, twice connected, or not at all."""
+"""The network between engines and indexers: which of them are connected, and how requests for replays are answered."""
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from random import Random
 from types import TracebackType
-from typing import Any, Self
-
-from msgspec import Struct
+from typing import Self
 
 from indexer.limits import ReceiveLimits
 from indexer.receiving.inbox import Inbox
+from indexer.receiving.listening import Announced
+from indexer.receiving.reactor import Reactor
 from indexer.receiving.replay import ReplayRequest
 from indexer.receiving.room import Room
 from tests.simulation.engine import Frames, SimulatedEngine
+from tests.simulation.engine_lines import RECONNECT_S, DialledPort, Line, SimulatedPort, Subscription
 from tests.simulation.virtual_loop import PROCESS, Process, VirtualLoop
 
 LATENCY_S = (0.0001, 0.004)
-RECONNECT_S = 0.03
-# A connection over which nothing comes any more is noticed after so long.
-HEARTBEAT_TIMEOUT_S = 0.25
-
-
-class Connection(Struct, eq=False):
-    """One connection of a subscription. `due_s`: when its last message arrives. `delayed`: what waits for a cut to end."""
-
-    is_up: bool = False
-    is_closed: bool = False
-    due_s: float = 0.0
-    delayed: list[Frames] = []
-
-
-class Subscription:
-    """What one indexer has subscribed to. `losses`: so many of the next messages are lost."""
-
-    def __init__(self, network: "EngineNetwork", engine: SimulatedEngine, inbox: Inbox) -> None:
-        self.engine = engine
-        self.inbox = inbox
-        self.process = PROCESS.get()
-        self.losses = 0
-        self._network = network
-        self._loop = network.loop
-        self._context = copy_context()
-        self._connection = Connection(is_closed=True)
-        self._life_heard = 0
-
-    @property
-    def is_cut(self) -> bool:
-        return (self.process, self.engine) in self._network.cuts
-
-    def connect(self) -> None:
-        """Connect once the engine accepts it."""
-        if not self.engine.is_alive or self.is_cut or not self._connection.is_closed:
-            return
-        connection = self._connection = Connection(delayed=[])
-        self._at(connection, self._network.latency_s(), self._begin, connection)
-
-    def _at(self, connection: Connection, delay_s: float, callback: Any, *args: Any) -> None:
-        """Later than all that is on its way already, and when the indexer runs."""
-        connection.due_s = max(connection.due_s, self._loop.time() + delay_s)
-        self._loop.call_at(connection.due_s, callback, *args, context=self._context)
-
-    def _begin(self, connection: Connection) -> None:
-        if connection is self._connection and not connection.is_closed:
-            connection.is_up = True
-            self.inbox.begin()
-            self.inbox.wake()
-
-    def send(self, frames: Frames) -> None:
-        """The engine published this. A message to who has not connected yet is lost."""
-        connection = self._connection
-        if connection.is_closed or not connection.is_up:
-            return
-        if self.losses:
-            self.losses -= 1
-        elif self.is_cut:
-            connection.delayed.append(frames)
-        else:
-            self._at(connection, self._network.latency_s(), self._deliver, connection, frames)
-
-    def _deliver(self, connection: Connection, frames: Frames) -> None:
-        if connection is self._connection and connection.is_up:
-            self.engine.note_heard(int.from_bytes(frames[1], "big"), is_first=self._life_heard != self.engine.life)
-            self._life_heard = self.engine.life
-            self.inbox.put(frames)
-            self.inbox.wake()
-
-    def note_change(self) -> None:
-        """The engine's process ended, or began."""
-        if not self.engine.is_alive:
-            if self._network.random.random() < 0.5:
-                self._end(self._connection)  # what is on its way is lost with it
-            else:
-                self._at(self._connection, self._network.latency_s(), self._end, self._connection)
-        else:
-            self._end(self._connection)
-            self.connect_soon()
-
-    def note_cut(self) -> None:
-        """Nothing gets through from now on."""
-        self._loop.later(HEARTBEAT_TIMEOUT_S, self._time_out, self._connection)
-
-    def _time_out(self, connection: Connection) -> None:
-        if self.is_cut:
-            self._loop.call_soon(self._replace, connection, context=self._context)
-
-    def _replace(self, connection: Connection) -> None:
-        """A frozen indexer may notice only after the cut that the connection is dead."""
-        self._end(connection)
-        self.connect_soon()
-
-    def note_healed(self) -> None:
-        """Messages get through again, and what was sent meanwhile comes late."""
-        delayed, self._connection.delayed = self._connection.delayed, []
-        for frames in delayed:
-            self.send(frames)
-        self.connect_soon()
-
-    def connect_soon(self) -> None:
-        self._loop.later(RECONNECT_S, self.connect)
-
-    def _end(self, connection: Connection) -> None:
-        was_up, connection.is_closed, connection.is_up = connection.is_up, True, False
-        if connection is self._connection and was_up:
-            self.inbox.connected = False
-            self.inbox.wake()
-
-    def drop(self) -> None:
-        """The connection breaks, and is made again."""
-        self._end(self._connection)
-        self.connect_soon()
-
-    def close(self) -> None:
-        self._connection.is_closed = True
-        self._connection.is_up = False
 
 
 class EngineNetwork:
@@ -145,7 +29,7 @@ class EngineNetwork:
         self.random = random
         self.engines: dict[str, SimulatedEngine] = {}
         self.cuts: set[tuple[Process | None, SimulatedEngine]] = set()
-        self.subscriptions: list[Subscription] = []
+        self.lines: list[Line] = []
         self._unanswered: list[tuple[SimulatedEngine, ReplayLine, int]] = []
 
     def latency_s(self) -> float:
@@ -157,46 +41,72 @@ class EngineNetwork:
             self.engines[engine.replay] = engine
 
         def publish(frames: Frames) -> None:
-            for subscription in self.of(engine):
-                subscription.send(frames)
+            for line in self.of(engine):
+                line.send(frames)
 
         def change() -> None:
-            for subscription in self.of(engine):
-                subscription.note_change()
+            for line in self.of(engine):
+                line.note_change()
             waiting, self._unanswered = self._unanswered, []
             for asked in waiting:
                 self._carry(*asked)
 
         engine.on_publish, engine.on_change = publish, change
 
-    def of(self, engine: SimulatedEngine, process: Process | None = None) -> list[Subscription]:
-        """The subscriptions to an engine, of all processes or of one."""
-        return [one for one in self.subscriptions if one.engine is engine and process in (None, one.process)]
+    def of(self, engine: SimulatedEngine, process: Process | None = None) -> list[Line]:
+        """The lines to an engine, of all processes or of one."""
+        return [one for one in self.lines if one.engine is engine and process in (None, one.process)]
 
     def cut(self, process: Process, engine: SimulatedEngine) -> None:
         self.cuts.add((process, engine))
-        for subscription in self.of(engine, process):
-            subscription.note_cut()
+        for line in self.of(engine, process):
+            line.note_cut()
 
     def heal(self, process: Process, engine: SimulatedEngine) -> None:
         self.cuts.discard((process, engine))
-        for subscription in self.of(engine, process):
-            subscription.note_healed()
+        for line in self.of(engine, process):
+            line.note_healed()
 
     def subscribe(self, endpoint: str, inbox: Inbox) -> None:
         subscription = Subscription(self, self.engines[endpoint], inbox)
-        self.subscriptions.append(subscription)
+        self.lines.append(subscription)
         subscription.connect_soon()
 
     def unsubscribe(self, inbox: Inbox) -> None:
-        for subscription in [one for one in self.subscriptions if one.inbox is inbox]:
-            subscription.close()
-            self.subscriptions.remove(subscription)
+        self._close([line for line in self.lines if isinstance(line, Subscription) and line.inbox is inbox])
+
+    def _close(self, lines: Iterable[Line]) -> None:
+        for line in lines:
+            line.close()
+            self.lines.remove(line)
 
     def forget(self, process: Process) -> None:
         """A process ended: so did its connections."""
-        for subscription in [one for one in self.subscriptions if one.process is process]:
-            self.unsubscribe(subscription.inbox)
+        gone = [line for line in self.lines if line.process is process]
+        self._close(gone)
+        for line in gone:
+            if isinstance(line, DialledPort):
+                line.connect_soon()
+
+    # Engines that dial
+
+    def listen(self, port: SimulatedPort) -> None:
+        """The process that runs listens."""
+        for engine in dict.fromkeys(self.engines.values()):
+            if engine.dials:
+                line = DialledPort(self, engine, port)
+                self.lines.append(line)
+                line.connect_soon()
+
+    def dial_soon(self, engine: SimulatedEngine) -> None:
+        """Have an engine that is not connected connect to one of those that listen."""
+        self.loop.later(RECONNECT_S, self._dial, engine)
+
+    def _dial(self, engine: SimulatedEngine) -> None:
+        lines = self.of(engine)
+        reachable = [line for line in lines if not line.is_cut]
+        if reachable and not any(line.is_open for line in lines):
+            self.random.choice(reachable).connect()
 
     # Replays
 
@@ -270,17 +180,48 @@ class SimulatedReplay(ReplayRequest):
 class SimulatedSubscriber:
     """In place of the receiving thread."""
 
-    def __init__(self, network: EngineNetwork) -> None:
+    def __init__(self, network: EngineNetwork, room: Room) -> None:
         self._network = network
+        self._room = room
+        self._process = PROCESS.get()
+        self._ports: list[SimulatedPort] = []
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Streams have unsubscribed."""
+        """Streams have unsubscribed; engines that dialled us may dial others."""
+        assert self._process is not None, "only processes of the product listen"
+        self._network.forget(self._process)
 
     async def add(self, endpoint: str, topic: bytes, inbox: Inbox, limits: ReceiveLimits) -> None:
         self._network.subscribe(endpoint, inbox)
 
     async def remove(self, inbox: Inbox) -> None:
+        for port in self._ports:
+            port.remove(inbox)
+            port.unblock()
         self._network.unsubscribe(inbox)
+
+    async def listen(
+        self, endpoint: str, rank: int, limits: ReceiveLimits, adopt: Callable[[Announced], None], refuse: Callable[[str, int], None]
+    ) -> None:
+        loop = self._network.loop
+        port = SimulatedPort(
+            *(Reactor.__new__(Reactor), endpoint, rank, limits),
+            room=self._room,
+            announce=lambda announced: loop.call_soon(adopt, announced),
+            refuse=refuse,
+            changed=lambda inbox: loop.call_soon(inbox.wake),
+        )
+        self._ports.append(port)
+        self._network.listen(port)
+
+    async def expect(self, pod: str, model: str, rank: int, inbox: Inbox) -> None:
+        for port in self._ports:
+            if port.rank == rank:
+                port.expect(pod, model, inbox)
+
+    async def block(self, inbox: Inbox) -> None:
+        for port in self._ports:
+            port.block(inbox)

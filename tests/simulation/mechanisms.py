@@ -5,6 +5,9 @@ from typing import Any
 
 import pytest
 
+from indexer.ownership.moves import Moves
+from indexer.receiving.inbox import Inbox
+from indexer.receiving.listening import Listening
 from indexer.store.flusher import Ownership
 from indexer.store.renewal import Renewal
 from scorer_api.following import followed_stream, log_reader
@@ -80,6 +83,26 @@ def no_comparing_by_owners(patch: Patch) -> None:
     patch.setattr(Renewal, "_check", ours)
 
 
+def no_notice_of_hang_ups(patch: Patch) -> None:
+    """An engine that dialled us seems to be connected for good."""
+    patch.setattr(Listening, "_forget", lambda self, connection, reason: self._topics.pop(connection, None))
+
+
+def no_claim_by_dialling(patch: Patch) -> None:
+    """An engine that dials another indexer stays with the one that it dialled before."""
+    take = Moves._take
+    patch.setattr(Moves, "_take", lambda self, known, how: take(self, known, "free" if how == "force" else how))
+
+
+def no_new_epoch(patch: Patch) -> None:
+    """An engine that dials us again seems to go on where it was."""
+
+    def begin(self: Inbox) -> None:
+        self.epoch, self.connected = self.epoch or 1, True
+
+    patch.setattr(Inbox, "begin", begin)
+
+
 def _before(patch: Patch, script: str, change: Callable[[RedisModel, list[str], list[Word]], list[Word]]) -> None:
     carried_out = redis_scripts.SCRIPTS[script]
     patch.setitem(redis_scripts.SCRIPTS, script, lambda redis, keys, words: carried_out(redis, keys, change(redis, keys, words)))
@@ -92,6 +115,9 @@ SIMULATED: dict[str, Callable[[Patch], None]] = {
         no_numbers,
         no_catching_up,
         no_comparing_by_owners,
+        no_notice_of_hang_ups,
+        no_claim_by_dialling,
+        no_new_epoch,
         mechanisms.no_replay_of_gaps,
         mechanisms.no_first_replay,
         mechanisms.no_contiguity_check,

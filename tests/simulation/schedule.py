@@ -1,6 +1,6 @@
 """What happens in one simulation, all of it from a seed: which processes there are, and a list of steps, each of which can be left out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum, auto
 from random import Random
 
@@ -30,6 +30,8 @@ HYBRIDS = (
 HYBRID_SHARE = 0.35
 # Of schedules that have their model in two shards.
 SHARDED_SHARE = 0.25
+# Of engines that may dial the indexers.
+DIALS_SHARE = 0.25
 # Of so many schedules one applies batches in steps.
 IN_STEPS_EVERY = 3
 
@@ -102,12 +104,14 @@ class Step(Struct, frozen=True):
 
 
 class EngineKind(Struct, frozen=True):
-    """`history_max`: how many batches it can replay. `layers`: the KV-cache groups of a hybrid model, none for another."""
+    """`history_max`: how many batches it can replay. `layers`: the KV-cache groups of a hybrid model, none for another. `dials`: whether it dials an
+    indexer, and none dials it."""
 
     dialect: Dialect
     has_replay: bool
     history_max: int
     layers: tuple[Layer, ...] = ()
+    dials: bool = False
 
 
 class Schedule(Struct, frozen=True):
@@ -135,6 +139,7 @@ class Schedule(Struct, frozen=True):
         random_of_layers = Random(f"{seed} layers")
         is_long = seed % LONG_EVERY == 0
         engines = tuple(_engine(random, _layers(random_of_layers)) for _ in range(random.choice((1, 1, 2) if is_long else (1, 1, 1, 1, 1, 2))))
+        engines = tuple(_dialling(engines, Random(f"{seed} dials")))
         steps = [_step(random) for _ in range(random.choice(STEPS if is_long else SHORT_STEPS))]
         if not is_long:
             steps.insert(0, structs.replace(_step(random), kind=Kind.PUBLISH))  # else there is little that could go wrong
@@ -156,6 +161,14 @@ class Schedule(Struct, frozen=True):
 def _engine(random: Random, layers: tuple[Layer, ...]) -> EngineKind:
     dialect, has_replay, history_max = random.choice(DIALECTS), random.random() < 0.75, random.choice((3, 8, 100, 100))
     return EngineKind(dialect, has_replay, history_max, layers if dialect.has_groups else ())
+
+
+def _dialling(engines: Sequence[EngineKind], random: Random) -> Iterator[EngineKind]:
+    """Some of them dial. Of these, all or none answer replays, as one setting says it of them; they count as the default has it."""
+    dial = [engine.dialect.counts_copies and random.random() < DIALS_SHARE for engine in engines]
+    has_replay = next((engine.has_replay for engine, dials in zip(engines, dial, strict=True) if dials), False)
+    for engine, dials in zip(engines, dial, strict=True):
+        yield structs.replace(engine, dials=True, has_replay=has_replay) if dials else engine
 
 
 def _layers(random: Random) -> tuple[Layer, ...]:

@@ -97,8 +97,8 @@ class _Simulation:
             case Kind.LOSE:
                 await self._lose(publisher, step)
             case Kind.RECONNECT:
-                for subscription in world.network.of(world.engine_of(publisher)):
-                    subscription.drop()
+                for line in world.network.of(world.engine_of(publisher)):
+                    line.drop()
             case Kind.SPOIL_REPLAYS:
                 faults = list(ReplayFault)
                 world.engine_of(publisher).faults.extend(PlannedFault(faults[(step.which + n) % len(faults)], step.count) for n in range(step.count))
@@ -159,11 +159,11 @@ class _Simulation:
     async def _lose(self, publisher: Publisher, step: Step) -> None:
         """Without replays nobody can know that a message was the last one: another follows."""
         engine = self._world.engine_of(publisher)
-        for subscription in self._world.network.of(engine):
-            subscription.losses = step.count
+        for line in self._world.network.of(engine):
+            line.losses = step.count
         await self._publish(publisher, step.count)
-        for subscription in self._world.network.of(engine):
-            subscription.losses = 0
+        for line in self._world.network.of(engine):
+            line.losses = 0
         if engine.replay is None or step.which % 2:
             await self._publish(publisher, 1)
 
@@ -223,7 +223,7 @@ class _Simulation:
         for publisher in world.publishers:
             engine = world.engine_of(publisher)
             engine.faults.clear()
-            if engine.replay is None:
+            if engine.is_heard_by_batches:
                 await self._publish(publisher, 1)  # else nobody could know what was lost last
         self._have_an_indexer()
         if self._schedule.is_thorough or not world.scorers:
@@ -250,5 +250,5 @@ class _Simulation:
             looks += 1
             if looks % LOOKS_BETWEEN_BATCHES == 0:
                 for publisher in self._world.publishers:
-                    if self._world.engine_of(publisher).replay is None:
+                    if self._world.engine_of(publisher).is_heard_by_batches:
                         await self._publish(publisher, 1)  # nothing is known of a new connection before its first batch

@@ -68,7 +68,7 @@ def surroundings(
         (time, "time", lambda: UNIX_TIME_S + loop.time()),
         (secrets, "randbits", random.getrandbits),
         (secrets, "token_hex", lambda size: f"{random.getrandbits(8 * size):0{2 * size}x}"),
-        (pool, "Subscriber", lambda room: SimulatedSubscriber(network)),
+        (pool, "Subscriber", partial(SimulatedSubscriber, network)),
         (recovery, "ReplayRequest", partial(SimulatedReplay, network)),
         (replica, "ServedNames", NoServedNames),
         (replica, "platform", SimpleNamespace(node=lambda: "node")),

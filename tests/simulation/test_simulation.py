@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from itertools import product
 
 import pytest
 from msgspec import structs
@@ -115,11 +116,21 @@ def test_every_kind_of_step_and_engine_is_played() -> None:
     assert {step.kind for schedule in schedules for step in schedule.steps} == set(Kind)
     assert {engine.dialect for schedule in schedules for engine in schedule.engines} == set(DIALECTS)
     assert {schedule.in_steps for schedule in schedules} == {schedule.is_thorough for schedule in schedules} == {True, False}
+    assert {(engine.dials, engine.has_replay) for schedule in schedules for engine in schedule.engines} == set(product((False, True), repeat=2))
     assert len({schedule.rest_s for schedule in schedules}) == 2
 
 
 def test_many_live_answers_are_compared() -> None:
     assert sum(simulate(Schedule.of(seed)).compared for seed in range(50)) > 500
+
+
+@pytest.mark.parametrize("has_replay", [False, True])
+def test_engines_that_dial_are_followed(has_replay: bool) -> None:
+    engine = EngineKind(dialect("vLLM 0.26, maps"), has_replay, 100, dials=True)
+    schedule = structs.replace(Schedule.of(0), engines=(engine, engine), steps=(Step(Kind.PUBLISH, 0.3, 0, 3), Step(Kind.PUBLISH, 0.3, 1, 3)))
+    outcome = simulate(schedule)
+    assert outcome.failure is None
+    assert outcome.compared > 2 * len(schedule.texts)
 
 
 def test_a_failing_schedule_is_shrunk_to_what_makes_it_fail() -> None:

@@ -106,8 +106,11 @@ class World:
         self.network = network
         self._slowness = schedule.slowness
         self.publishers = [self._publisher(number, kind, schedule) for number, kind in enumerate(schedule.engines)]
+        dialling = [engine for engine in map(self.engine_of, self.publishers) if engine.dials]
         self.settings = Settings(
-            engines=tuple(self._spec(publisher) for publisher in self.publishers),
+            engines=tuple(self._spec(publisher) for publisher in self.publishers if not self.engine_of(publisher).dials),
+            listen="tcp://*:5557" if dialling else None,
+            listen_replay="tcp://{host}:5558" if any(engine.replay for engine in dialling) else None,
             redis="redis://redis",
             lease_s=LEASE_S,
             redis_timeout_s=TIMEOUT_S,
@@ -125,7 +128,9 @@ class World:
 
     def _publisher(self, number: int, kind: EngineKind, schedule: Schedule) -> Publisher:
         host, dialect = f"tcp://10.0.0.{number + 1}", kind.dialect
-        engine = SimulatedEngine(dialect, f"{host}:5557", f"{host}:5558" if kind.has_replay else None, kind.history_max)
+        topic = f"kv@pod{number}@{MODEL}".encode()
+        replay = f"{host}:5558" if kind.has_replay else None
+        engine = SimulatedEngine(dialect, f"{host}:5557", replay, kind.history_max, topic, dials=kind.dials)
         self.network.add(engine)
         is_plain = dialect.is_plain or any(layer.size != BLOCK_SIZE for layer in kind.layers)  # what images a larger block has is not told
         plain = [text for text in schedule.texts if not (text.lora or text.salt or text.images)]
