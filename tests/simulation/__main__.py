@@ -17,6 +17,7 @@ from pathlib import Path
 from tests.simulation.schedule import Schedule
 from tests.simulation.shrink import shrink
 from tests.simulation.simulation import simulate
+from tests.simulation.surroundings import no_log
 
 PIECE = 500
 GARBAGE_EVERY = 100
@@ -85,7 +86,7 @@ def _pieces(seeds: range) -> Iterator[range]:
 def failures(seeds: range) -> list[tuple[int, str]]:
     """Seeds whose schedules fail, and how."""
     found = []
-    with _garbage_in_pieces() as look_for_garbage:
+    with _garbage_in_pieces() as look_for_garbage, no_log():
         for seed in seeds:
             if (failure := simulate(Schedule.of(seed)).failure) is not None:
                 found.append((seed, failure))

@@ -48,6 +48,20 @@ class NoServedNames:
 
 
 @contextmanager
+def no_log() -> Iterator[None]:
+    """Nobody reads it, unless it is shown. Switched off once for many schedules: each time all loggers are gone through."""
+    was_disabled = logging.root.manager.disable
+    if was_disabled >= logging.CRITICAL or logging.root.isEnabledFor(logging.DEBUG):
+        yield
+        return
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(was_disabled)
+
+
+@contextmanager
 def surroundings(
     loop: VirtualLoop, random: Random, network: EngineNetwork, connect: Callable[[str, float], Any], *, in_steps: bool
 ) -> Iterator[None]:
@@ -68,6 +82,7 @@ def surroundings(
         (time, "time", lambda: UNIX_TIME_S + loop.time()),
         (secrets, "randbits", random.getrandbits),
         (secrets, "token_hex", lambda size: f"{random.getrandbits(8 * size):0{2 * size}x}"),
+        (pool, "check_endpoints", lambda spec: None),  # it has the system look at each address
         (pool, "Subscriber", partial(SimulatedSubscriber, network)),
         (recovery, "ReplayRequest", partial(SimulatedReplay, network)),
         (replica, "ServedNames", NoServedNames),
@@ -82,14 +97,11 @@ def surroundings(
     if in_steps:
         replaced += [(applier, "STEP_BYTES_MAX", 0), (StreamProgress, "go_on", one_step), (StreamProgress, "finish_batch", finish_batch)]
     former = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
-    was_disabled = logging.root.manager.disable
     try:
         for owner, name, value in replaced:
             setattr(owner, name, value)
-        if not logging.root.isEnabledFor(logging.DEBUG):
-            logging.disable(logging.CRITICAL)
-        yield
+        with no_log():
+            yield
     finally:
-        logging.disable(was_disabled)
         for owner, name, value in former:
             setattr(owner, name, value)
