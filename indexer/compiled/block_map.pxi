@@ -79,6 +79,19 @@ cdef class BlockMap:
         cdef Py_ssize_t number = self.find(as_key(engine_hash))
         return None if number < 0 else PyLong_FromUnsignedLongLong(self.blocks[number].key)
 
+    def hashes_with_copies(self):
+        packed = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>(self.with_copies() * sizeof(uint64_t)))
+        cdef char *to = PyBytes_AsString(packed)
+        cdef size_t at
+        for at in range(self.first, self.count):
+            if self.blocks[at].state & COPIES_MASK:
+                memcpy(to, &self.blocks[at].engine_hash, sizeof(uint64_t))
+                to += sizeof(uint64_t)
+        return memoryview(packed).cast("Q")
+
+    def count_with_copies(self):
+        return self.with_copies()
+
     def __getitem__(self, engine_hash):
         cdef Py_ssize_t number = self.find(as_key(engine_hash))
         if number < 0:
@@ -125,6 +138,12 @@ cdef class BlockMap:
         cdef PackedBlock *block = &self.blocks[number]
         parent = PyLong_FromUnsignedLongLong(block.parent) if block.state & HAS_PARENT else None
         return self.make(PyLong_FromUnsignedLongLong(block.key), parent, block.state & COPIES_MASK)
+
+    cdef size_t with_copies(self) noexcept:
+        cdef size_t at, found = 0
+        for at in range(self.first, self.count):
+            found += (self.blocks[at].state & COPIES_MASK) != 0
+        return found
 
     cdef inline void prefetch(self, uint64_t engine_hash) noexcept:
         if self.live:

@@ -6,7 +6,7 @@ removed   engine hash → Block                                                 
 large     engine hash → the keys from its own back to the one behind its parent's   known blocks that are longer than the distance of the keys
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 
 from msgspec import Struct
@@ -203,20 +203,13 @@ class BlockTable:
         """Where anything is held."""
         return [LEAD_GPU, *self.more]
 
-    def hashes(self, place: int) -> list[int]:
-        """The engine hashes that are held in a place."""
-        if place != LEAD_GPU:
-            return list(self.more.get(place, ()))
-        elsewhere = self._held_elsewhere()
-        return [engine_hash for engine_hash in self.held if engine_hash not in elsewhere] if elsewhere else list(self.held)
+    def hashes(self, place: int) -> Sequence[int]:
+        """The engine hashes that are held in a place, as they are now."""
+        return self.held.hashes_with_copies() if place == LEAD_GPU else list(self.more.get(place, ()))
 
     def count(self, place: int) -> int:
         """How many these are."""
-        return len(self.held) - len(self._held_elsewhere()) if place == LEAD_GPU else len(self.more.get(place, ()))
-
-    def _held_elsewhere(self) -> set[int]:
-        """The engine hashes that are held, and not at LEAD_GPU."""
-        return {engine_hash for copies in self.more.values() for engine_hash in copies if (block := self.held.get(engine_hash)) and not block.copies}
+        return self.held.count_with_copies() if place == LEAD_GPU else len(self.more.get(place, ()))
 
     def record(self, place: int, engine_hash: int) -> BlockRecord | None:
         """What is held for an engine hash in a place."""

@@ -1,6 +1,6 @@
 """Blocks by engine hash, in the order in which they came."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from msgspec import Struct
@@ -32,12 +32,24 @@ class Blocks(Protocol):
     def items(self) -> Iterable[tuple[int, Block]]: ...
     def clear(self) -> None: ...
 
+    def hashes_with_copies(self) -> Sequence[int]:
+        """The engine hashes of blocks that have copies, as they are now."""
+
+    def count_with_copies(self) -> int:
+        """How many these are."""
+
     def key_of(self, engine_hash: int) -> int | None:
         """The block key of an engine hash."""
 
 
 class BlocksInPython(dict[int, Block]):
     """See `Blocks`."""
+
+    def hashes_with_copies(self) -> Sequence[int]:
+        return [engine_hash for engine_hash, block in self.items() if block.copies]
+
+    def count_with_copies(self) -> int:
+        return sum(block.copies > 0 for block in self.values())
 
     def key_of(self, engine_hash: int) -> int | None:
         block = self.get(engine_hash)

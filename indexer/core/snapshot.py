@@ -3,7 +3,7 @@
 Each piece is as it is when it is read; what changes meanwhile is in the `Change` of each batch.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from indexer.core.block_table import HashRecord
 from indexer.core.groups import CacheShape
@@ -41,7 +41,7 @@ class Snapshot:
         """Where anything is held, PARKED, FOREIGN and REMOVED among them."""
         return [*self._state.table.places(), PARKED, FOREIGN, REMOVED]
 
-    def hashes(self, place: int) -> list[int]:
+    def hashes(self, place: int) -> Sequence[int]:
         """The engine hashes that a place holds."""
         if place == PARKED:
             return list(self._state.orphans)

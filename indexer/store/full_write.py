@@ -1,6 +1,6 @@
 """Full write: all that a stream holds goes, piece by piece, into hashes of a new generation that is not read yet."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from indexer.core.places import slot_and_part
@@ -36,7 +36,7 @@ async def write_generation(client: Client, pending: PendingWrites, is_wanted: Ca
     return generation
 
 
-def _in_pieces(items: list[T], size: int) -> Iterator[list[T]]:
+def _in_pieces(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 

@@ -7,7 +7,7 @@ import msgspec
 from indexer.core.block_table import BlockTable
 from indexer.core.events import Tier
 from indexer.core.names import StreamKey
-from indexer.core.places import LEAD_GPU, slot_and_part
+from indexer.core.places import slot_and_part
 
 BlockTables = Callable[[StreamKey], BlockTable | None]
 """The blocks of a stream, None where it does not run here."""
@@ -44,7 +44,7 @@ def stored_events(instance: int, rank: int, table: BlockTable, local_hash: Calla
 
 def _parents_first(table: BlockTable, place: int) -> Iterator[list[int]]:
     """The engine hashes of a place, in pieces; empty ones come while a long chain is followed to its beginning."""
-    hashes = list(table.held if place == LEAD_GPU else table.more.get(place, ()))  # `table.record` knows which of them have copies
+    hashes = table.hashes(place)
     left: set[int] = set()
     for start in range(0, len(hashes), LOOKED_AT):
         left.update(hashes[start : start + LOOKED_AT])

@@ -59,7 +59,10 @@ def step_of_blocks(name: str, engine_hash: int, block: Block) -> Callable[[Block
 
 @given(st.lists(st.builds(step_of_blocks, st.sampled_from(["put", "put", "pop", "delete", "clear"]), NUMBERS, BLOCK), max_size=60))
 def test_blocks_are_a_dict_in_its_order(steps: list[Callable[[Blocks], Any]]) -> None:
-    both(steps, BlocksInPython(), core.BlockMap(Block), lambda blocks: list(blocks.items()))
+    def read(blocks: Blocks) -> Any:
+        return list(blocks.items()), list(blocks.hashes_with_copies()), blocks.count_with_copies()
+
+    both(steps, BlocksInPython(), core.BlockMap(Block), read)
 
 
 def test_very_many_blocks_come_and_go() -> None:

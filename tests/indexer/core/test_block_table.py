@@ -84,7 +84,7 @@ def test_a_record_says_what_a_place_holds() -> None:
     assert table.record(OTHER_GROUP, 1) == BlockRecord(3, None, (10,))
     assert table.record(OTHER_GROUP, 2) is None
     assert table.places() == [LEAD_GPU, CPU, OTHER_GROUP]
-    assert [table.hashes(place) for place in (*table.places(), place_of(2, Tier.GPU))] == [[1], [2], [1], []]
+    assert [list(table.hashes(place)) for place in (*table.places(), place_of(2, Tier.GPU))] == [[1], [2], [1], []]
 
 
 def test_a_place_is_a_slot_and_a_tier() -> None:
