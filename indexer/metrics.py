@@ -199,7 +199,7 @@ class IndexerMetrics:
             self.refused.labels(reason)
         for outcome in ("ended", "restarted", "hole", "cut", "unanswered", "abandoned", "missed"):
             self.replays.labels(outcome)
-        for outcome in ("loaded", "none", "refused", "hole", "cut", "unanswered", "abandoned"):
+        for outcome in ("loaded", "none", "unavailable", "refused", "hole", "cut", "unanswered", "abandoned"):
             self.snapshots.labels(outcome)
         for fate in ("parked", "adopted", "dropped"):
             self.orphans.labels(fate)

@@ -6,6 +6,7 @@ It shares no code with the product: what it sends is written here from docs/expl
 import struct
 import threading
 import time
+import uuid
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -50,6 +51,9 @@ class Engine:
 
     `snapshot`: what a request for a snapshot is answered with, payloads; None for an engine that knows no such request. `snapshot_resume`: the number
     that each part names in place of the next one. `with_snapshot_marker` off leaves out its end. `snapshots_asked`: how often one was asked for.
+
+    `with_snapshot_port`: there is another socket that is asked for snapshots, which answers `whole_snapshot`, payloads, in one message; None where
+    there is none at present. Each batch then ends with what identifies the process.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Engine:
         topic: bytes = b"",
         dials: int | None = None,
         host: str = "127.0.0.1",
+        with_snapshot_port: bool = False,
     ) -> None:
         self.with_replay = with_replay
         self.with_topic_in_replies = with_topic_in_replies
@@ -77,7 +82,10 @@ class Engine:
         self.snapshot_resume: list[int] | None = None
         self.with_snapshot_marker = True
         self.snapshots_asked = 0
-        self.events_port = self.replay_port = 0
+        self.with_snapshot_port = with_snapshot_port
+        self.whole_snapshot: list[bytes] | None = None
+        self.publisher_id = b""
+        self.events_port = self.replay_port = self.snapshot_port = 0
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
 
     def __enter__(self) -> Self:
@@ -109,6 +117,11 @@ class Engine:
         self._router.ipv6 = ":" in self.host
         if self.with_replay:
             self.replay_port = _bind(self._router, self.host, self.replay_port)
+        self._snapshots = self._context.socket(zmq.ROUTER)
+        self._snapshots.linger = 0
+        if self.with_snapshot_port:
+            self.publisher_id = uuid.uuid4().bytes
+            self.snapshot_port = _bind(self._snapshots, self.host, self.snapshot_port)
         self._thread = threading.Thread(target=self._serve_replays, name="test engine", daemon=True)
         self._thread.start()
         return self
@@ -135,7 +148,10 @@ class Engine:
 
     def publish(self, *events: Any, is_lost: bool = False, is_forgotten: bool = False) -> int:
         """Publish one batch. `is_lost`: it never reaches a subscriber; `is_forgotten`: it is not in the history either."""
-        return self.publish_payload(batch(events), is_lost=is_lost, is_forgotten=is_forgotten)
+        payload = batch(events)
+        if self.with_snapshot_port:
+            payload = msgspec.msgpack.encode([*msgspec.msgpack.decode(payload), self.publisher_id])
+        return self.publish_payload(payload, is_lost=is_lost, is_forgotten=is_forgotten)
 
     def publish_payload(self, payload: bytes, *, is_lost: bool = False, is_forgotten: bool = False) -> int:
         number = self.next_number
@@ -159,6 +175,7 @@ class Engine:
 
     def _serve_replays(self) -> None:
         while not self._stopping.is_set():
+            self._serve_snapshots()
             if not self._router.poll(20):
                 continue
             client, *frames = self._router.recv_multipart()
@@ -173,6 +190,16 @@ class Engine:
             self.asked.append(start)
             if not self.mute:
                 self._answer(client, start)
+
+    def _serve_snapshots(self) -> None:
+        while self.with_snapshot_port and self._snapshots.poll(0):
+            client, *frames = self._snapshots.recv_multipart()
+            if frames != [b"", b"snapshot"]:
+                continue
+            self.snapshots_asked += 1
+            last = -2 if self.whole_snapshot is None else self.next_number - 1
+            head = [client, b"", struct.pack(">q", last), self.publisher_id]
+            self._snapshots.send_multipart([*head, *(self.whole_snapshot or [])])
 
     def _answer_snapshot(self, client: bytes, parts: list[bytes]) -> None:
         resumes = self.snapshot_resume or [self.next_number] * len(parts)

@@ -123,8 +123,13 @@ def of_a_pod(body: dict[str, Any]) -> dict[str, Any]:
         body["ranks"] = RANKS_MAX
     if body.get("ranks_share_port") is True and not isinstance(body.get("ranks"), int):
         body["ranks"] = 2  # the one goes with the other
-    if body.get("snapshot") == "replay":  # asked for at the replay endpoint of one rank
-        body |= {"replay": f"tcp://{NOWHERE}:3000", "ranks_share_port": False}
+    if (snapshot := body.get("snapshot")) == "replay" or (isinstance(snapshot, str) and re.fullmatch(ENDPOINT["pattern"], snapshot)):
+        # Asked for at the replay endpoint of one rank, or at the same host.
+        body |= {
+            "replay": f"tcp://{NOWHERE}:3000",
+            "ranks_share_port": False,
+            "snapshot": snapshot if snapshot == "replay" else f"tcp://{NOWHERE}:5000",
+        }
     if isinstance(body.get("pod"), str):
         del body["pod"]  # it would have to be the name in the path
     for key, port in (("events", 2000), ("replay", 3000)):

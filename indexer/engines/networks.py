@@ -8,7 +8,7 @@ from typing import Self, TypeAlias
 
 from msgspec import Struct
 
-from indexer.engines.spec import EngineSpec, host_of
+from indexer.engines.spec import AT_REPLAY, EngineSpec, host_of
 from indexer.errors import SettingError
 
 Address: TypeAlias = IPv4Address | IPv6Address
@@ -74,8 +74,9 @@ class EngineNetworks(Struct, frozen=True):
 
 
 def sockets_of(spec: EngineSpec) -> list[tuple[str, str]]:
-    """(key, endpoint) of the spec's events and replay endpoints; rank r is at port + r."""
-    return [(key, endpoint) for key, endpoint in (("events", spec.events), ("replay", spec.replay)) if endpoint is not None]
+    """(key, endpoint) of the spec's events, replay and snapshot endpoints; rank r is at port + r."""
+    snapshot = None if spec.snapshot == AT_REPLAY else spec.snapshot
+    return [(key, endpoint) for key, endpoint in (("events", spec.events), ("replay", spec.replay), ("snapshot", snapshot)) if endpoint is not None]
 
 
 def endpoints_of(spec: EngineSpec) -> list[tuple[str, str]]:

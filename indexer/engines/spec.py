@@ -27,7 +27,8 @@ ALIAS_SEPARATOR = "|"
 
 
 Role = Literal["both", "prefill", "decode"]
-SnapshotName = Literal["replay"]
+# How a snapshot is asked for at the replay endpoint.
+AT_REPLAY = "replay"
 
 
 class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -39,7 +40,8 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     default. `drops_last_block`: how many of the last matched blocks the engine computes again, as with EAGLE and MTP drafters; true is one.
     `aliases`: more names that the engine serves the model by. `prefill_tokens_per_s`: how fast it computes prompts, in place of what is measured.
     `role`: what it does of a request where prompts and answers are computed by different pods; a pod for `prefill` is no destination of requests.
-    `snapshot`: how the engine is asked for all that it holds; `replay`: at its replay endpoint.
+    `snapshot`: where the engine is asked for all that it holds: `replay`, at its replay endpoint, or the endpoint for it, `tcp://host:port`, which is
+    at the host of `replay`; rank r at port + r.
     """
 
     pod: Name
@@ -57,7 +59,7 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     ranks_share_port: bool = False
     prefill_tokens_per_s: Annotated[float, Meta(ge=1.0, le=PREFILL_TOKENS_PER_S_MAX)] | None = None
     role: Role = "both"
-    snapshot: SnapshotName | None = None
+    snapshot: Annotated[str, Meta(max_length=HTTP_LENGTH_MAX)] | None = None
 
     @classmethod
     def from_text(cls, text: str, source: str = "--engine") -> Self:
@@ -88,8 +90,6 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
             raise SettingError(source, shown, f"counting should be {' or '.join(get_args(Counting))}, not {given['counting']!r}")
         if given.get("role", "both") not in get_args(Role):
             raise SettingError(source, shown, f"role should be {', '.join(get_args(Role))}, not {given['role']!r}")
-        if given.get("snapshot") not in (None, *get_args(SnapshotName)):
-            raise SettingError(source, shown, f"snapshot should be {' or '.join(get_args(SnapshotName))}, not {given['snapshot']!r}")
         if isinstance(aliases := given.get("aliases"), str):
             given = {**given, "aliases": [alias for each in aliases.split(ALIAS_SEPARATOR) if (alias := each.strip())]}
         try:
@@ -108,8 +108,13 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
         if self.ranks_share_port and self.ranks is None:
             raise SettingError(source, shown, "ranks_share_port goes with ranks=N, the number of ranks at the port")
         if self.snapshot is not None and (self.replay is None or self.ranks_share_port):
-            raise SettingError(source, shown, "snapshot goes with replay, the endpoint of one rank that is asked for it")
-        for key, endpoint in (("events", self.events), ("replay", self.replay)):
+            raise SettingError(source, shown, "snapshot goes with replay, the endpoint of one rank")
+        at_own = None if self.snapshot == AT_REPLAY else self.snapshot
+        if at_own is not None and _TCP.fullmatch(at_own) is None:
+            raise SettingError(source, shown, f"snapshot should be {AT_REPLAY} or tcp://host:port, not {at_own!r}")
+        if at_own is not None and host_of(at_own) != host_of(self.replay or ""):
+            raise SettingError(source, shown, "snapshot should be at the host of replay: one process of the engine answers both")
+        for key, endpoint in (("events", self.events), ("replay", self.replay), ("snapshot", at_own)):
             if endpoint is None:
                 continue
             tcp = _TCP.fullmatch(endpoint)
@@ -127,6 +132,8 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
         replays = {self.endpoints(rank)[1] for rank in self.stream_ranks}
         if both := (events & replays) - {None}:
             raise SettingError(source, shown, f"{both.pop()} cannot be for events and for replays; rank r is at both ports + r")
+        if both := {self.snapshot_at(rank) for rank in self.stream_ranks} & (events | replays) - {None}:
+            raise SettingError(source, shown, f"{both.pop()} cannot be for snapshots and for something else; rank r is at port + r")
 
     @property
     def dropped_blocks(self) -> int:
@@ -145,8 +152,16 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
 
     def endpoints(self, rank: int) -> tuple[str | None, str | None]:
         """The events endpoint and the replay endpoint of this rank."""
-        offset = 0 if self.rank is not None or self.ranks_share_port else rank
+        offset = self._offset(rank)
         return shifted(self.events, offset), shifted(self.replay, offset)
+
+    def snapshot_at(self, rank: int) -> str | None:
+        """`replay`, or the endpoint of this rank's snapshots; None where it is not asked for any."""
+        return shifted(self.snapshot, self._offset(rank))
+
+    def _offset(self, rank: int) -> int:
+        """How far this rank's ports are behind those that the spec names."""
+        return 0 if self.rank is not None or self.ranks_share_port else rank
 
 
 class ListenSpec(Struct, frozen=True):
@@ -209,6 +224,13 @@ def at_address(endpoint: str, address: str) -> str:
     assert found is not None, "only tcp and http have a host"
     start, end = found.span("host")
     return f"{endpoint[:start]}{f'[{address}]' if ':' in address else address}{endpoint[end:]}"
+
+
+def at_port_of(endpoint: str, other: str) -> str:
+    """The tcp endpoint with the port of another one in place of its own."""
+    found = _TCP.fullmatch(endpoint)
+    assert found is not None, "only tcp has a port"
+    return f"tcp://{found['host']}:{port_of(other)}"
 
 
 def is_http_base(text: str) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from indexer.engines.spec import EngineSpec
+from indexer.engines.spec import AT_REPLAY, EngineSpec
 from indexer.http.problems import ProblemDetails
 from indexer.streams.pool import PodStatus
 from indexer.streams.readiness import Readiness
@@ -54,5 +54,6 @@ def components(*more: Any, allows_ipc: bool = False) -> dict[str, Any]:
     schemas["PodSpec"]["allOf"] = [{"anyOf": [{"properties": {key: {"type": "null"}}} for key in ("ranks", "rank")]}]
     for key in ("events", "replay"):
         schemas["PodSpec"]["properties"][key]["anyOf"] = [endpoint, {"type": "null"}]
+    schemas["PodSpec"]["properties"]["snapshot"]["anyOf"] = [{"enum": [AT_REPLAY]}, ENDPOINT, {"type": "null"}]
     schemas["PodSpec"]["properties"]["http"]["anyOf"] = [HTTP_BASE, {"type": "null"}]
     return schemas

@@ -39,11 +39,15 @@ class ReplayRequest:
     caller's `is_wanted` says no. Raises OSError for an endpoint that cannot be used.
     """
 
-    def __init__(self, endpoint: str, asked: int | bytes, limits: ReceiveLimits, room: Room | None = None) -> None:
-        """`asked`: the number of the first batch, or another content of the request. `room`: what the replies to all requests share."""
+    def __init__(self, endpoint: str, asked: int | bytes, limits: ReceiveLimits, room: Room | None = None, answer_s: float = 0.0) -> None:
+        """`asked`: the number of the first batch, or another content of the request. `room`: what the replies to all requests share.
+
+        `answer_s`: how long the first reply may take once the request was sent, where that is longer than `replay_idle_s`.
+        """
         self._endpoint = endpoint
         self._content = asked if isinstance(asked, bytes) else asked.to_bytes(8)
         self._limits = limits
+        self._answer_s = answer_s
         self._room = room or Room(limits.inboxes_bytes_max)
         self._has_come = asyncio.Event()
         self._line: _Line | None = None
@@ -66,6 +70,7 @@ class ReplayRequest:
         clock = self._loop.time
         deadline = clock() + self._limits.replay_total_s
         silent_until = clock() + self._limits.replay_idle_s
+        was_sent = False
         while is_wanted() and clock() < min(deadline, silent_until):
             await asyncio.sleep(0)  # others have their turn between two chunks
             self._has_come.clear()
@@ -74,6 +79,9 @@ class ReplayRequest:
                 silent_until = clock() + self._limits.replay_idle_s
             else:
                 await self._wait()
+            if not was_sent and self._line is not None and self._line.is_ready:
+                was_sent = True
+                silent_until = max(silent_until, clock() + self._answer_s)
 
     async def _wait(self) -> None:
         # Not asyncio.wait_for, which up to Python 3.11 may swallow a cancellation.
@@ -184,14 +192,15 @@ class _Line(asyncio.Protocol):
         return self._first.popleft() if self._first else self._read()
 
     def read_on(self, bytes_max: int) -> None:
-        """Read no further ahead than this, but at least the next frame."""
-        transport, pending, wanted = self._transport, self.pending_bytes, self._zmtp.wanted_bytes
+        """Read no further ahead than this, but at least the next frame, and the message that it belongs to."""
+        transport, pending = self._transport, self.pending_bytes
         if transport is None or self.is_lost:
             return
-        if not self._is_paused and pending > bytes_max and pending >= wanted:
+        is_amid = self._zmtp.is_amid_message or pending < self._zmtp.wanted_bytes
+        if not self._is_paused and pending > bytes_max and not is_amid:
             self._is_paused = True
             transport.pause_reading()
-        elif self._is_paused and (pending <= bytes_max // 2 or pending < wanted):
+        elif self._is_paused and (pending <= bytes_max // 2 or is_amid):
             self._is_paused = False
             transport.resume_reading()
 

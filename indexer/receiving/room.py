@@ -1,5 +1,6 @@
 """The room that everything received has together until it is applied: the messages in all inboxes, parts of messages, and replies to replays."""
 
+import asyncio
 import threading
 from typing import Protocol
 
@@ -10,6 +11,9 @@ FRAME_OVERHEAD = 48
 PENDING_SHARE = REPLIES_SHARE = 0.25
 # Where there is no room left, each inbox keeps at most so much of what its equal share would be.
 KEPT_SHARE = 0.75
+
+# So many snapshots that come as one message each are received at a time.
+WHOLE_SNAPSHOTS_MAX = 4
 
 
 def cost(frames: list[bytes]) -> int:
@@ -50,6 +54,8 @@ class Room:
         self._pending_bytes = 0
         self.replies_bytes = 0
         """Of replies to replays; used by the event loop only."""
+        self.whole_snapshots = asyncio.Semaphore(WHOLE_SNAPSHOTS_MAX)
+        """Held while a snapshot is received that is of no use before its last byte."""
 
     @property
     def replies_bytes_max(self) -> int:

@@ -64,6 +64,11 @@ class Zmtp:
         """Bytes that have come and make no message yet, or were not looked at."""
         return len(self._buffer) - self._position + self._tail_bytes + self._parts_bytes
 
+    @property
+    def is_amid_message(self) -> bool:
+        """Whether some frames of a message have come, and not its last one."""
+        return bool(self._parts)
+
     def receive(self, data: bytes) -> None:
         """Bytes have come."""
         if not self._tail and self._position == len(self._buffer):

@@ -32,6 +32,8 @@ HISTORY_BATCHES = 1_000
 WARM_UP_REQUESTS = 24
 # Events in one part of a snapshot.
 SNAPSHOT_EVENTS = 64
+# Blocks that one event of it names by their hashes.
+NAMED_BLOCKS = 1_024
 # A completion waits so long for the engine's event loop.
 COMPLETE_S = 10.0
 
@@ -82,7 +84,7 @@ class BlockCache:
         self._use(hashes[:known])
         events: list[Event] = []
         if evicted:
-            events.append({"type": "BlockRemoved", "block_hashes": evicted, "medium": "GPU", "group_idx": 0})
+            events.append(_removed(evicted))
         if new:
             events.append(_stored(new, hashes[known - 1] if known else None, tokens[known * BLOCK_SIZE : len(hashes) * BLOCK_SIZE]))
         return events
@@ -90,6 +92,13 @@ class BlockCache:
     def snapshot(self) -> list[Event]:
         """Events that make what is held out of anything. A block was never used later than its parent, which so comes first."""
         return [{"type": "AllBlocksCleared"}, *reversed(self._blocks.values())]
+
+    def whole_snapshot(self) -> list[Event]:
+        """The same as an endpoint for snapshots alone has it: each block with its tokens, the copy that there is of it, and a removal."""
+        hashes = list(reversed(self._blocks))
+        pieces = [hashes[start : start + NAMED_BLOCKS] for start in range(0, len(hashes), NAMED_BLOCKS)]
+        copies = [{**_stored(piece, None, []), "block_size": 0, "extra_keys": None, "kv_cache_spec_kind": None} for piece in pieces]
+        return [*reversed(self._blocks.values()), *copies, *map(_removed, pieces)]
 
     def _known(self, hashes: Sequence[int]) -> int:
         """How many of them are cached, from the first on."""
@@ -120,6 +129,10 @@ def _stored(hashes: list[int], parent: int | None, tokens: list[int]) -> Event:
     }
 
 
+def _removed(hashes: list[int]) -> Event:
+    return {"type": "BlockRemoved", "block_hashes": hashes, "medium": "GPU", "group_idx": 0}
+
+
 def _engine_hashes(tokens: Sequence[int]) -> Iterator[int]:
     digest = b""
     for start in range(0, len(tokens) - BLOCK_SIZE + 1, BLOCK_SIZE):
@@ -146,18 +159,23 @@ async def run(
     events_port: int = 0,
     replay_port: int = 0,
     http_port: int = 0,
+    snapshot_port: int | None = None,
 ) -> None:
-    """Print the engine's spec, then serve until cancelled. Raises zmq.ZMQError or OSError if it cannot listen."""
+    """Print the engine's spec, then serve until cancelled. `snapshot_port`: of an endpoint for snapshots alone; else the replay endpoint has them.
+
+    Raises zmq.ZMQError or OSError if it cannot listen.
+    """
     listen_at = "" if host in EVERY_ADDRESS and ":" not in host else host
     with zmq.asyncio.Context() as context, ExitStack() as stack:
         context.linger = 0
-        publisher = Publisher(context, host, events_port, replay_port, history_max=HISTORY_BATCHES)
+        publisher = Publisher(context, host, events_port, replay_port, history_max=HISTORY_BATCHES, snapshot_port=snapshot_port)
         engine = DemoEngine(pod, model, capacity, publisher)
         http_port = stack.enter_context(demo_api.serving(listen_at, http_port, engine))
         await publisher.open()
         dial_at = dial_host(host)
         spec = f"pod={pod},model={model},events=tcp://{dial_at}:{publisher.events_port},replay=tcp://{dial_at}:{publisher.replay_port}"
-        print(f"{spec},http=http://{dial_at}:{http_port},snapshot=replay", flush=True)  # noqa: T201 - the command's output: what to give to --engine
+        snapshot = "replay" if publisher.snapshot_port is None else f"tcp://{dial_at}:{publisher.snapshot_port}"
+        print(f"{spec},http=http://{dial_at}:{http_port},snapshot={snapshot}", flush=True)  # noqa: T201 - the command's output: what to give to --engine
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(publisher.serve(), name="publisher")
@@ -197,7 +215,7 @@ class DemoEngine:
 
     def _snapshot(self) -> tuple[bytes, bytes, Sequence[bytes]]:
         """See `Publisher.snapshot`."""
-        events = self._cache.snapshot()
+        events = self._cache.snapshot() if self._publisher.snapshot_port is None else self._cache.whole_snapshot()
         parts = [_encoded(events[start : start + SNAPSHOT_EVENTS]) for start in range(0, len(events), SNAPSHOT_EVENTS)]
         return self._topic, self._next.to_bytes(8, "big"), parts
 
@@ -205,15 +223,16 @@ class DemoEngine:
         """Serve one request, and announce what that changes."""
         if not (events := self._cache.serve(prompt, answer)):
             return
-        payload = _encoded(events)
+        identity = [] if self._publisher.snapshot_port is None else [self._publisher.publisher_id]
+        payload = _encoded(events, *identity)
         number = self._next.to_bytes(8, "big")
         self._next += 1
         self._publisher.add_to_history(self._topic, number, payload)
         await self._publisher.publish([self._topic, number, payload])
 
 
-def _encoded(events: Sequence[Event]) -> bytes:
-    return msgspec.msgpack.encode([time.time(), events, 0])
+def _encoded(events: Sequence[Event], *identity: bytes) -> bytes:
+    return msgspec.msgpack.encode([time.time(), events, 0, *identity])
 
 
 async def _serve_chats(engine: DemoEngine, chats: list[int], requests_per_s: float) -> None:

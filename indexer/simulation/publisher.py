@@ -1,6 +1,7 @@
 """An engine's two sockets, for engines without a model: PUB for its events, ROUTER for replays."""
 
 import asyncio
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +15,9 @@ EVERY_ADDRESS = ("0.0.0.0", "*", "::")  # noqa: S104 - what a user may ask for, 
 END = b"\xff" * 8
 NUMBER_BYTES = 8
 # In place of a number: all that the engine holds now (github.com/vllm-project/vllm/pull/50134).
+# The same asks an endpoint for snapshots alone (57789).
 SNAPSHOT = b"snapshot"
+PUBLISHER_ID_BYTES = 16
 # After a restart a port is free only when libzmq has closed the former socket, which it does in its own thread.
 REBIND_S = 5.0
 REBIND_POLL_S = 0.02
@@ -23,12 +26,20 @@ REBIND_POLL_S = 0.02
 class Publisher:
     """PUB and ROUTER on ports of one address, free ones where 0 is given, with a bounded history for replays.
 
-    `with_replay`: whether replays are answered. `await open()`, then `serve()` in a task. `open` raises zmq.ZMQError for an address that is not this
-    machine's, or a port that is taken.
+    `with_replay`: whether replays are answered. `snapshot_port`: of another ROUTER, for snapshots alone; None for none. `await open()`, then
+    `serve()` in a task. `open` raises zmq.ZMQError for an address that is not this machine's, or a port that is taken.
     """
 
     def __init__(
-        self, context: zmq.asyncio.Context, host: str, events_port: int, replay_port: int, *, history_max: int, with_replay: bool = True
+        self,
+        context: zmq.asyncio.Context,
+        host: str,
+        events_port: int,
+        replay_port: int,
+        *,
+        history_max: int,
+        with_replay: bool = True,
+        snapshot_port: int | None = None,
     ) -> None:
         self._host = host
         # It sends what a PUB sends, and reports subscriptions.
@@ -37,11 +48,16 @@ class Publisher:
         self._pub.sndhwm = 0
         self._router.sndhwm = 0
         self._with_replay = with_replay
+        self._snapshots = context.socket(zmq.ROUTER)
+        self.snapshot_port = snapshot_port
+        self.publisher_id = secrets.token_bytes(PUBLISHER_ID_BYTES)
+        """What the snapshots at an endpoint of their own, and the batches beside them, say of this process."""
         self.events_port = events_port
         self.replay_port = replay_port
         self.subscribed = asyncio.Event()
         self.snapshot: Callable[[], tuple[bytes, bytes, Sequence[bytes]]] | None = None
-        """The topic, the next number, and payloads that make all that is held now; None for an engine that knows no snapshots."""
+        """The topic, the next number, and payloads that make all that is held now, as the endpoint that is asked sends them; None for an engine that
+        knows no snapshots."""
         self._history: deque[tuple[bytes, bytes, bytes]] = deque(maxlen=history_max)
 
     async def open(self, *, is_restart: bool = False) -> None:
@@ -50,11 +66,14 @@ class Publisher:
         self.events_port = await _bind(self._pub, self._host, self.events_port, wait_s)
         if self._with_replay:
             self.replay_port = await _bind(self._router, self._host, self.replay_port, wait_s)
+        if self.snapshot_port is not None:
+            self.snapshot_port = await _bind(self._snapshots, self._host, self.snapshot_port, wait_s)
 
     def close(self) -> None:
         """Idempotent."""
         self._pub.close()
         self._router.close()
+        self._snapshots.close()
 
     def add_to_history(self, topic: bytes, number: bytes, payload: bytes) -> None:
         """Keep a batch for replays."""
@@ -70,6 +89,8 @@ class Publisher:
             tasks.create_task(self._notice_subscriptions(), name="subscriptions")
             if self._with_replay:
                 tasks.create_task(self._serve_replays(), name="replays")
+            if self.snapshot_port is not None:
+                tasks.create_task(self._serve_snapshots(), name="snapshots")
 
     async def _notice_subscriptions(self) -> None:
         while True:
@@ -87,8 +108,17 @@ class Publisher:
                 await self._router.send_multipart([frames[0], b"", topic, number, payload])
             await self._router.send_multipart([frames[0], b"", b"", END, b""])
 
+    async def _serve_snapshots(self) -> None:
+        while True:
+            client, *frames = await self._snapshots.recv_multipart()
+            if frames != [b"", SNAPSHOT] or self.snapshot is None:
+                continue
+            _, number, payloads = self.snapshot()
+            last = int.from_bytes(number, "big") - 1
+            await self._snapshots.send_multipart([client, b"", last.to_bytes(NUMBER_BYTES, "big", signed=True), self.publisher_id, *payloads])
+
     def _asked(self, content: bytes) -> Iterable[tuple[bytes, bytes, bytes]]:
-        if content != SNAPSHOT or self.snapshot is None:
+        if content != SNAPSHOT or self.snapshot is None or self.snapshot_port is not None:
             return self._since(content)
         topic, number, payloads = self.snapshot()
         return [(topic, number, payload) for payload in payloads]

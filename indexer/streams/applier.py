@@ -150,6 +150,19 @@ class Applier:
             self._observe(self._key, batch.events, self.state)
         return self._applied(batch, change, number, started_ns, is_live=is_live)
 
+    def start_snapshot(self, payload: bytes, number: int, keeps: Callable[[Event], bool]) -> Steps[Applied]:
+        """Apply a part of a snapshot, without the events that `keeps` says are nothing to us: the same in steps, however large it is."""
+        self._batches += 1
+        try:
+            batch = yield from self._decoder.decode_in_steps(payload)
+        except Refused as refused:
+            return self._refused(number, refused.reason)
+        if (passed_over := self._passed_over(batch, number)) is not None:
+            return passed_over
+        yield
+        batch.events = [event for event in batch.events if keeps(event)]
+        return (yield from self._go_on(batch, self._in_state(batch), number, 0, is_live=False))
+
     def start_some(self, messages: list[list[bytes]], number: int) -> tuple[int, Applied | Steps[Applied]] | None:
         """Apply the first of these live messages as `start` does, as many as follow each other from this number on and can be applied as one batch.
 

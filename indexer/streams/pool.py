@@ -370,7 +370,7 @@ def sources_of(specs: Iterable[EngineSpec], *, is_limited: bool = False) -> dict
                 is_looked_up=is_looked_up,
                 dropped_blocks=spec.dropped_blocks,
                 shares_port=spec.ranks_share_port,
-                snapshot=spec.snapshot,
+                snapshot=spec.snapshot_at(rank),
             )
     return found
 

@@ -7,10 +7,11 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from indexer.core.event_pieces import Steps
+from indexer.core.events import Event
 from indexer.core.names import StreamKey, Trust
 from indexer.core.sequence import Sequence
 from indexer.core.store import Store, StreamPosition
@@ -23,6 +24,7 @@ from indexer.wire.decoder import MESSAGES_MAX
 
 log = logging.getLogger(__name__)
 
+M = TypeVar("M")
 T = TypeVar("T")
 # A stream works so long at a stretch before others and requests have their turn.
 TURN_S = 0.002
@@ -147,9 +149,7 @@ class StreamProgress:
             async with turn:
                 self.go_on(time.monotonic() + TURN_S)
 
-    async def apply_in_turns(
-        self, messages: list[list[bytes]], apply: Callable[[list[bytes]], T | None], turn: asyncio.Lock, replaced: T
-    ) -> T | None:
+    async def apply_in_turns(self, messages: Iterable[M], apply: Callable[[M], T | None], turn: asyncio.Lock, replaced: T) -> T | None:
         """Apply one message after another until `apply` says how that ended. Others, and requests, have their turn in between.
 
         Returns what it said, None where all are applied, `replaced` where the stream is to be replaced. Raises what it raises.
@@ -261,8 +261,11 @@ class StreamProgress:
         self.replayed_to = resume - 1
         self.note(Signal.WHOLE)
 
-    def apply_snapshot(self, payload: bytes) -> None:
-        """Apply one part of it. That its first event clears the cache says nothing that is not known."""
+    def apply_snapshot(self, payload: bytes, keeps: Callable[[Event], bool] | None) -> None:
+        """Apply one part of it. That its first event clears the cache says nothing that is not known. `keeps`: whether an event counts."""
+        if keeps is not None:
+            self._steps = self._snapshot_in_steps(self.applier.start_snapshot(payload, self.sequence.last or 0, keeps))
+            return
         applied = self.applier.start(payload, self.sequence.last or 0, is_live=False)
         if type(applied) is Applied:
             self._note_snapshot(applied)

@@ -9,6 +9,7 @@ from functools import partial
 
 from indexer.config.settings import Settings
 from indexer.core.sequence import ReplayProgress, Step
+from indexer.engines.spec import AT_REPLAY, at_port_of, port_of
 from indexer.errors import Refused
 from indexer.receiving.replay import ReplayRequest
 from indexer.receiving.room import Room
@@ -17,7 +18,7 @@ from indexer.streams.snapshots import Snapshots
 from indexer.streams.trust import Signal
 from indexer.streams.wakeup import Wakeup
 from indexer.wire.frames import split_reply
-from indexer.wire.snapshots import DIALECTS
+from indexer.wire.snapshots import AT_OWN_ENDPOINT, ON_REPLAY_SOCKET
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,9 @@ class Recovery:
         wakeup: Wakeup,
         settled: asyncio.Event,
     ) -> None:
-        """`settled`: to be set once the first replay has ended or failed. `snapshot`: how the engine is asked for one, None if it has none."""
+        """`settled`: to be set once the first replay has ended or failed. `snapshot`: where the engine is asked for one, `replay` or an endpoint;
+        None if it has none.
+        """
         self.endpoint = endpoint
         self.address: str | None = endpoint
         self._settled = settled
@@ -63,7 +66,11 @@ class Recovery:
         self._settings = settings
         self._turn = turn
         self._wakeup = wakeup
-        self._snapshots = None if snapshot is None else Snapshots(progress, DIALECTS[snapshot], room, settings, turn)
+        self._snapshot_at = None if snapshot == AT_REPLAY else snapshot
+        dialect = ON_REPLAY_SOCKET if self._snapshot_at is None else AT_OWN_ENDPOINT
+        # What was registered in Redis is not checked as specs are.
+        is_odd = self._snapshot_at is not None and None in (port_of(endpoint), port_of(self._snapshot_at))
+        self._snapshots = None if snapshot is None or is_odd else Snapshots(progress, dialect, room, settings, turn)
 
     @property
     def is_due(self) -> bool:
@@ -110,7 +117,7 @@ class Recovery:
     async def _load_snapshot(self) -> None:
         """If one is due. The replay that follows closes the time between it and the connection."""
         if self._snapshots is not None and self.address is not None and self._snapshots.is_due:
-            await self._snapshots.load(self.address)
+            await self._snapshots.load(self.address if self._snapshot_at is None else at_port_of(self.address, self._snapshot_at))
 
     def note_unanswered(self) -> None:
         """Say so in the stream's status."""

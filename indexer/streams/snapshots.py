@@ -3,18 +3,23 @@
 import asyncio
 import logging
 import time
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from enum import Enum
 from functools import partial
 
+import msgspec
+
 from indexer.config.settings import Settings
 from indexer.errors import Refused
-from indexer.receiving.replay import ReplayRequest
+from indexer.receiving.replay import AHEAD_BYTES_MAX, ReplayRequest
 from indexer.receiving.room import Room
 from indexer.streams.progress import StreamProgress
-from indexer.wire.snapshots import SnapshotDialect, SnapshotReading
+from indexer.wire.snapshots import SnapshotBatch, SnapshotDialect, SnapshotReading, UnavailableError
 
 log = logging.getLogger(__name__)
+
+# A snapshot that comes as one message has to be in memory as a whole.
+WHOLE_BYTES_MAX = AHEAD_BYTES_MAX
 
 
 class SnapshotOutcome(Enum):
@@ -23,6 +28,8 @@ class SnapshotOutcome(Enum):
     LOADED = "loaded"
     NONE = "none"
     """The engine has none: it does not know the request, or cannot make one."""
+    UNAVAILABLE = "unavailable"
+    """It has none at present."""
     REFUSED = "refused"
     """A part could not be read, or all of it was too large."""
     HOLE = "hole"
@@ -70,25 +77,28 @@ class Snapshots:
     async def _request(self, address: str) -> SnapshotOutcome:
         progress, limits = self._progress, self._settings.limits
         epoch, inbox = progress.epoch, progress.inbox
-        reading = SnapshotReading(self._dialect, limits.recovery.snapshot_bytes_max)
-        request = ReplayRequest(address, self._dialect.request, limits.receive, self._room)
+        reading = SnapshotReading(self._dialect, limits.recovery.snapshot_bytes_max, counts_copies=progress.applier.state.counting == "copies")
+        request = self._request_at(address)
 
         def is_wanted() -> bool:
             return inbox.connected and inbox.epoch == epoch
 
         outcome = SnapshotOutcome.UNANSWERED
         try:
-            async with request, aclosing(request.replies(is_wanted)) as chunks:
+            async with self._alone, request, aclosing(request.replies(is_wanted)) as chunks:
                 async for replies in chunks:
                     outcome = SnapshotOutcome.CUT
                     if progress.store.has_limits:
                         await progress.store.room(progress.key)
-                    ended = await progress.apply_in_turns(replies, partial(self._apply, reading), self._turn, SnapshotOutcome.ABANDONED)
+                    parts = [part for frames in replies for part in reading.parts(frames)]
+                    ended = await progress.apply_in_turns(parts, partial(self._apply, reading), self._turn, SnapshotOutcome.ABANDONED)
                     if ended is not None:
                         outcome = ended
                         break
         except OSError as error:
             log.warning("snapshot failed", extra={**progress.log_names, "error": str(error)})
+        except UnavailableError:
+            return SnapshotOutcome.UNAVAILABLE
         except Refused as refused:
             progress.metrics.refused.labels(refused.reason).inc()
             progress.last_error = f"snapshot refused: {refused.reason}"
@@ -102,16 +112,29 @@ class Snapshots:
             progress.forget()
         return outcome
 
-    def _apply(self, reading: SnapshotReading, frames: list[bytes]) -> SnapshotOutcome | None:
+    def _request_at(self, address: str) -> ReplayRequest:
+        limits = self._settings.limits
+        if not self._dialect.is_one_message:
+            return ReplayRequest(address, self._dialect.request, limits.receive, self._room)
+        size = min(limits.recovery.snapshot_bytes_max, WHOLE_BYTES_MAX)
+        receive = msgspec.structs.replace(limits.receive, frame_bytes_max=size)
+        return ReplayRequest(address, self._dialect.request, receive, self._room, limits.recovery.replay_give_up_s)
+
+    @property
+    def _alone(self) -> AbstractAsyncContextManager[None]:
+        """What is waited for where too many are received as one message."""
+        return self._room.whole_snapshots if self._dialect.is_one_message else nullcontext()
+
+    def _apply(self, reading: SnapshotReading, part: SnapshotBatch | None) -> SnapshotOutcome | None:
         """Returns how the snapshot went where it is over. Raises Refused."""
         progress = self._progress
-        is_first = reading.resume is None
-        payload = reading.read(frames)
-        if payload is None:
+        if part is None:
             return self._end(reading)
-        if is_first and reading.resume is not None:
-            progress.begin_snapshot(reading.resume)
-        progress.apply_snapshot(payload)
+        is_first = reading.resume is None
+        payload = reading.read(part)
+        if is_first:
+            progress.begin_snapshot(part.resume)
+        progress.apply_snapshot(payload, reading.keeps)
         return SnapshotOutcome.ABANDONED if progress.is_replaced else None
 
     def _end(self, reading: SnapshotReading) -> SnapshotOutcome:

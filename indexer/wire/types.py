@@ -129,40 +129,50 @@ ArrayEvent = StoredArrayExact | RemovedArrayExact | ClearedArrayExact
 MapEvent = StoredMapExact | RemovedMapExact | ClearedMapExact
 
 
+# `publisher_id` is not read: vLLM's proposal for snapshots (github.com/vllm-project/vllm/pull/57789) ends each batch with it.
+NIL = Raw(b"\xc0")
+
+
 class ArrayBatch(Struct, array_like=True, forbid_unknown_fields=True):
     ts: float
     events: list[ArrayEvent]
     data_parallel_rank: int | None = None
+    publisher_id: Raw = NIL
 
 
 class MapBatch(Struct, array_like=True, forbid_unknown_fields=True):
     ts: float
     events: list[MapEvent]
     data_parallel_rank: int | None = None
+    publisher_id: Raw = NIL
 
 
 class ArrayBatchEncoded(Struct, array_like=True, forbid_unknown_fields=True):
     ts: float
     events: list[StoredArrayEncoded | RemovedArrayExact | ClearedArrayExact]
     data_parallel_rank: int | None = None
+    publisher_id: Raw = NIL
 
 
 class MapBatchEncoded(Struct, array_like=True, forbid_unknown_fields=True):
     ts: float
     events: list[StoredMapEncoded | RemovedMapExact | ClearedMapExact]
     data_parallel_rank: int | None = None
+    publisher_id: Raw = NIL
 
 
 class RawBatch(Struct, array_like=True):
     ts: Raw
     events: Raw
-    data_parallel_rank: Raw = Raw(b"\xc0")
+    data_parallel_rank: Raw = NIL
+    publisher_id: Raw = NIL
 
 
 class RawBatchAsMap(Struct):
     ts: Raw
     events: Raw
-    data_parallel_rank: Raw = Raw(b"\xc0")
+    data_parallel_rank: Raw = NIL
+    publisher_id: Raw = NIL
 
 
 class RawBatchExact(RawBatch, array_like=True, forbid_unknown_fields=True):

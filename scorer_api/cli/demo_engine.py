@@ -25,6 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default=LOOPBACK, help="address that it listens on; 0.0.0.0 for every one of this machine's")
     parser.add_argument("--events-port", default=0, type=port, help="default: a free one")
     parser.add_argument("--replay-port", default=0, type=port, help="default: a free one")
+    parser.add_argument(
+        "--snapshot-port",
+        type=port,
+        help="where it answers requests for snapshots, as vLLM's proposal 57789 has it; 0: a free one; default: the replay port, as 50134 has it",
+    )
     parser.add_argument("--http-port", default=0, type=port, help="where it completes and tokenizes prompts; default: a free one")
     parser.add_argument("--with-parent", action="store_true", help="stop when standard input ends, as it does when the parent dies")
     parser.add_argument("--requests-per-s", default=4.0, type=positive(float), help="how many chat turns it serves a second")
@@ -33,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Returns the exit code. Raises SettingError for an address that cannot be used."""
-    address = parsed.host, parsed.events_port, parsed.replay_port, parsed.http_port
+    address = parsed.host, parsed.events_port, parsed.replay_port, parsed.http_port, parsed.snapshot_port
 
     async def serve(stop: asyncio.Event) -> None:
         if parsed.with_parent:
@@ -41,7 +46,7 @@ def run(parsed: argparse.Namespace) -> int:
         try:
             await unless_stopped(stop, demo_engine.run(parsed.pod, parsed.model, parsed.chats, parsed.blocks, parsed.requests_per_s, *address))
         except (zmq.ZMQError, OSError) as error:
-            where = "--host, --events-port, --replay-port and --http-port"
+            where = "--host, --events-port, --replay-port, --snapshot-port and --http-port"
             raise SettingError(where, address, f"cannot listen there: {error.strerror}") from None
 
     return run_until_stopped(serve)

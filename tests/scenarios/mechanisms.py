@@ -20,7 +20,7 @@ from indexer.streams.snapshots import SnapshotOutcome, Snapshots
 from indexer.streams.stream import Stream
 from indexer.streams.trust import Phase, Signal, TrustState
 from indexer.wire.frames import split_reply
-from indexer.wire.snapshots import SnapshotReading
+from indexer.wire.snapshots import SnapshotBatch, SnapshotReading
 
 Patch = pytest.MonkeyPatch
 
@@ -62,8 +62,8 @@ def no_end_of_snapshots(patch: Patch) -> None:
     """A snapshot that breaks off counts as whole."""
     apply = Snapshots._apply
 
-    def end(self: Snapshots, reading: SnapshotReading, frames: list[bytes]) -> SnapshotOutcome:
-        return apply(self, reading, frames) or SnapshotOutcome.LOADED
+    def end(self: Snapshots, reading: SnapshotReading, part: SnapshotBatch | None) -> SnapshotOutcome:
+        return apply(self, reading, part) or SnapshotOutcome.LOADED
 
     patch.setattr(Snapshots, "_apply", end)
 

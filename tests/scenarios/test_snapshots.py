@@ -235,3 +235,80 @@ def test_a_large_one_keeps_nobody_waiting() -> None:
             service.wait_for(timeout_s=60, sequence=1, trust="live")
             assert service.stream()["blocks"]["gpu"] == 200_000
             service.assert_loop_in_time()
+
+
+def with_own_port(pod_snapshot: list[bytes] | None) -> Engine:
+    """An engine that is asked at an endpoint for snapshots alone, as vLLM's other proposal has it."""
+    engine = Engine(with_snapshot_port=True)
+    engine.whole_snapshot = pod_snapshot
+    return engine
+
+
+def spec_of(engine: Engine) -> str:
+    return engine.spec(snapshot=f"tcp://{engine.host}:{engine.snapshot_port}")
+
+
+def named(numbers: list[int], medium: str = "GPU") -> dict[str, object]:
+    """A copy of each of these blocks, by hash alone."""
+    return {"type": "BlockStored", "block_hashes": numbers, "parent_block_hash": None, "token_ids": [], "block_size": 0, "lora_id": None} | {
+        "medium": medium,
+        "lora_name": None,
+        "extra_keys": None,
+        "group_idx": 0,
+    }
+
+
+def test_at_an_endpoint_of_its_own_it_comes_in_one_message() -> None:
+    """Prompt 1 is held twice on the gpu, prompt 2 on the cpu only, and of prompt 3 nothing any more."""
+    on_cpu = {**blocks_of(2, 4), "medium": "CPU"}
+    ones, twos, threes = (hashes(number, 4) for number in (1, 2, 3))
+    parts = [
+        [blocks_of(1, 4), on_cpu, blocks_of(3, 4)],
+        [removed(threes), named(ones), named(ones)],
+        [named(twos, "CPU"), removed(ones), removed(twos, medium="CPU")],
+    ]
+    with with_own_port([batch(events) for events in parts]) as engine:
+        for number in (1, 2, 3):
+            engine.publish(blocks_of(number, 4))
+        engine.history_max = 1
+        engine.publish()
+        with Running(spec_of(engine)) as service:
+            status = service.wait_for(sequence=3, trust="live")
+            assert (status["gaps"], status["restarts"], status["last_error"], status["refused"]) == (0, 0, None, {})
+            assert [service.matched(prompt(number, 4)) for number in (1, 2, 3)] == [16, 16, 0]
+            assert service.metric("kv_indexer_snapshots_total", outcome="loaded") == 1
+            engine.publish(removed(ones))
+            service.wait_for(sequence=4)
+            assert service.matched(prompt(1, 4)) == 16, "there were two copies"
+            engine.publish(removed(ones), removed(twos, medium="CPU"))
+            service.wait_for(sequence=5, trust="live")
+            assert [service.matched(prompt(number, 4)) for number in (1, 2)] == [0, 0]
+            assert service.metric("kv_indexer_unknown_total", what="field") == 0
+
+
+def test_an_engine_that_has_none_at_present_is_asked_again() -> None:
+    with with_own_port(None) as engine:
+        old_engine(engine)
+        with Running(spec_of(engine), snapshot_retry_s="0.01", snapshot_retry_max_s="0.01") as service:
+            service.wait_for(sequence=2)
+            wait_until(lambda: service.metric("kv_indexer_snapshots_total", outcome="unavailable") >= 2)
+            assert service.stream()["trust"] != "live"
+            assert service.matched(prompt(3, 4)) == 16, "what could be replayed counts"
+            engine.whole_snapshot = [batch([blocks_of(number, 4) for number in (1, 2, 3)])]
+            service.wait_for(sequence=2, trust="live")
+            assert [service.matched(prompt(number, 4)) for number in (1, 2, 3)] == [16, 16, 16]
+
+
+@pytest.mark.rule("E1")
+def test_one_message_may_be_larger_than_others_and_keeps_nobody_waiting() -> None:
+    """200,000 blocks: 40 MB in one message, of which no frame is too large."""
+    events = [stored(range(start, start + 64), [100_000 + start + i // 16 for i in range(1024)], block_size=16) for start in range(0, 200_000, 64)]
+    parts = [batch(events[start : start + 256]) for start in range(0, len(events), 256)]
+    with with_own_port(parts) as engine:
+        engine.publish(blocks_of(9, 1))
+        engine.history_max = 1
+        engine.publish()
+        with Running(spec_of(engine), frame_bytes_max="1000000") as service:
+            service.wait_for(timeout_s=60, sequence=1, trust="live")
+            assert service.stream()["blocks"]["gpu"] == 200_000
+            service.assert_loop_in_time()

@@ -49,6 +49,11 @@ def test_the_aliases_of_a_pod_are_those_of_all_its_specs() -> None:
     assert EngineSpec.from_mapping(given, "spec") == EngineSpec("p", "m", "tcp://h:1", aliases=("a", "b"), drops_last_block=True)
 
 
+def test_each_rank_has_a_port_for_snapshots() -> None:
+    spec = EngineSpec.from_text(f"{HEAD}events=tcp://h:100,replay=tcp://h:200,snapshot=tcp://h:300,ranks=2")
+    assert [spec.snapshot_at(rank) for rank in (0, 1)] == ["tcp://h:300", "tcp://h:301"]
+
+
 def test_ranks_that_share_a_port() -> None:
     spec = EngineSpec.from_text(f"{HEAD}events=tcp://h:65535,replay=tcp://h:2,ranks=3,ranks_share_port=true")
     assert [spec.endpoints(rank) for rank in spec.stream_ranks] == [("tcp://h:65535", "tcp://h:2")] * 3
@@ -156,6 +161,11 @@ def test_without_ranks_it_is_rank_0() -> None:
         ("pod=a,model=m,events=tcp://h:1,counting=sets", ["counting", "copies"]),
         ("pod=a,model=m,events=tcp://h:1,offload_block_size=0", ["offload_block_size", ">= 1"]),
         ("pod=a,model=m,events=tcp://h:1,ranks_share_port=true", ["ranks_share_port", "ranks=N"]),
+        ("pod=a,model=m,events=tcp://h:1,snapshot=replay", ["snapshot", "replay"]),
+        ("pod=a,model=m,events=tcp://h:1,replay=tcp://h:2,snapshot=5559", ["snapshot", "replay or tcp://host:port", "5559"]),
+        ("pod=a,model=m,events=tcp://h:1,replay=tcp://h:2,snapshot=tcp://other:3", ["snapshot", "host of replay"]),
+        ("pod=a,model=m,events=tcp://h:1,replay=tcp://h:2,snapshot=tcp://h:2", ["tcp://h:2", "for snapshots and for something else"]),
+        ("pod=a,model=m,events=tcp://h:10,replay=tcp://h:20,snapshot=tcp://h:65535,ranks=2", ["snapshot", "65535"]),
         ("pod=a,model=m,events=tcp://h:1,drops_last_block=65", ["drops_last_block", "<= 64"]),
         ("pod=a,model=m,events=tcp://h:1,drops_last_block=few", ["drops_last_block", "bool"]),
         ("pod=a,model=m,events=tcp://h:1,prefill_tokens_per_s=0", ["prefill_tokens_per_s", ">= 1"]),

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pytest
 import zmq.asyncio
 
 from indexer.simulation.demo_engine import BLOCK_SIZE, BlockCache, DemoEngine
@@ -27,10 +28,12 @@ def test_parents_come_first_and_nothing_that_was_evicted() -> None:
         seen.update(event["block_hashes"])  # type: ignore[call-overload]  # a list of the demo's own
 
 
-async def test_a_service_that_joins_late_knows_all_of_it() -> None:
+@pytest.mark.parametrize("snapshot_port", [None, 0])
+async def test_a_service_that_joins_late_knows_all_of_it(snapshot_port: int | None) -> None:
+    """At the replay endpoint, and at one for snapshots alone."""
     with zmq.asyncio.Context() as context:
         context.linger = 0
-        publisher = Publisher(context, LOOPBACK, 0, 0, history_max=1)
+        publisher = Publisher(context, LOOPBACK, 0, 0, history_max=1, snapshot_port=snapshot_port)
         engine = DemoEngine("pod", "m", 100, publisher)
         await publisher.open()
         serving = asyncio.create_task(publisher.serve())
@@ -38,8 +41,10 @@ async def test_a_service_that_joins_late_knows_all_of_it() -> None:
             await engine.serve([*prompt(1, 2), *prompt(first, 3)])
         ports = f"events=tcp://{LOOPBACK}:{publisher.events_port},replay=tcp://{LOOPBACK}:{publisher.replay_port}"
 
+        snapshot = "replay" if snapshot_port is None else f"tcp://{LOOPBACK}:{publisher.snapshot_port}"
+
         def matched() -> list[int]:
-            with Running(f"pod=pod,model=m,{ports},snapshot=replay") as service:
+            with Running(f"pod=pod,model=m,{ports},snapshot={snapshot}") as service:
                 service.wait_for(sequence=2, trust="live")
                 return [service.matched([*prompt(1, 2), *prompt(first, 3), 0]) for first in (1, 1000, 2000)]
 

@@ -287,7 +287,7 @@ def test_an_unknown_field_of_a_cleared_event_is_passed_over_and_counted(event: A
 
 
 @pytest.mark.parametrize(
-    "payload", [pack([1.5, [stored_map()], 0, "red"]), pack({"ts": 1.5, "events": [stored_map()], "colour": "red"})], ids=["array", "map"]
+    "payload", [pack([1.5, [stored_map()], 0, None, "red"]), pack({"ts": 1.5, "events": [stored_map()], "colour": "red"})], ids=["array", "map"]
 )
 def test_an_unknown_field_of_a_batch_is_passed_over_and_counted(payload: bytes) -> None:
     batch = decode(payload)
