@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from random import Random
 from typing import TypeVar
@@ -17,7 +18,7 @@ from scorer_api.api.route_schemas import CandidatesAnswer, DoneAnswer, DoneReque
 from scorer_api.api.schemas import ModelAnswer, ModelsAnswer, ScoreAnswer, ViewAnswer
 from scorer_api.cells.cell import Cell, Part
 from scorer_api.cells.fan_out import FanOut, Parts
-from scorer_api.cells.merging import MergedPick, merge_scores, pick, unknown_pods
+from scorer_api.cells.merging import Candidates, MergedPick, merge_scores, unknown_pods
 from scorer_api.cells.metrics import CellMetrics
 from scorer_api.cells.schemas import CellAnswer, CellsRouteAnswer, CellsScoreAnswer
 from scorer_api.routing.policies import PolicyInput, PolicyName, policy_for
@@ -28,6 +29,10 @@ T = TypeVar("T")
 RETRY_AFTER_S = 1
 # To decode so much takes about half a millisecond.
 LARGE_BYTES = 65_536
+# To merge so many takes about as long.
+LARGE_PODS = 500
+# A cell that says so often of a pod that it cannot be picked any more has none for this request.
+GONE_PODS_MAX = 3
 
 _decode_score = msgspec.msgpack.Decoder(ScoreAnswer).decode
 _decode_candidates = msgspec.msgpack.Decoder(CandidatesAnswer).decode
@@ -74,13 +79,20 @@ class Answering:
         fields = _fields_of(body, media_type)
         cells = list(answers)
         left = dict(enumerate(answers.values()))
-        while (picked := pick(left, policy, policy_input)) is not None:
+        gone: Counter[int] = Counter()
+        candidates = await _merged(left)
+        while (picked := candidates.pick(policy, policy_input)) is not None:
             place = picked.cell_of[picked.order[0].pod]
             routed = await self._count(cells[place], picked, fields, media_type, headers)
             if isinstance(routed, RouteAnswer):
                 found = _cells_of(parts, {cells[number]: answer.view for number, answer in left.items()})
                 return encode(_answer(list(answers.values()), left, picked, policy, head, f"{cells[place].name}-{routed.id}", found), accepted)
+            gone[place] += 1
+            if routed.status == 503 and gone[place] < GONE_PODS_MAX:
+                candidates.drop(picked.order[0].pod)
+                continue
             del left[place]
+            candidates = await _merged(left)
             parts.of[cells[place]] = routed
         raise Problem(503, "no pod can be picked: no cell that answers has one that may be", retry_after_s=RETRY_AFTER_S)
 
@@ -96,7 +108,8 @@ class Answering:
 
     @staticmethod
     async def _count(cell: Cell, picked: MergedPick, fields: Mapping[str, Raw], media_type: str, headers: Mapping[str, str]) -> RouteAnswer | Part:
-        """Have the cell pick this pod, the only one it may: then the request counts there. Where it does not: what became of the cell's part."""
+        """Have the cell pick this pod, the only one it may: then the request counts there. Where it does not: what became of the cell's part, with
+        status 503 where that pod cannot be picked any more."""
         narrowed = {name: value for name, value in fields.items() if name != "exclude"}
         for name, value in (("pods", [picked.order[0].pod]), ("limit", 1)):
             narrowed[name] = Raw(encode(value, media_type))
@@ -161,6 +174,16 @@ async def _decoded(parts: Parts, decode: Callable[[bytes], T]) -> dict[Cell, T]:
         except msgspec.MsgspecError:
             parts.of[cell] = Part("failed")
     return found
+
+
+async def _merged(answers: Mapping[int, CandidatesAnswer]) -> Candidates:
+    """Other requests have their turn between large ones."""
+    candidates = Candidates()
+    for place, answer in answers.items():
+        candidates.add(place, answer)
+        if len(answer.reason) > LARGE_PODS:
+            await asyncio.sleep(0)
+    return candidates
 
 
 def _check(part: Part) -> None:

@@ -4,11 +4,13 @@ import logging
 from collections.abc import Mapping
 from typing import Literal
 
+import msgspec
 from msgspec import Struct
 from xxhash import xxh3_64_hexdigest
 
 from indexer.engines.http_client import Answer, FetchError, HttpClient, Target
 from indexer.http.negotiation import MSGPACK
+from indexer.http.problems import ProblemDetails
 from scorer_api.cells.metrics import CellMetrics
 
 log = logging.getLogger(__name__)
@@ -21,13 +23,20 @@ ANSWER_BYTES_MAX = 32 * 2**20
 ERROR_BYTES_MAX = 65_536
 # What lies in the request, or in who asks.
 REFUSALS = (400, 401, 403, 413, 415, 422, 501)
+# How the problem begins that a scorer has with a model that it does not know.
+UNKNOWN_MODEL = "model: "
 # After so many late answers in a row a cell is not asked until the next look finds it ready.
 LATE_MAX = 3
 NAME_DIGITS = 8
 
 
+_decode_problem = msgspec.json.Decoder(ProblemDetails).decode
+
+
 class Part(Struct, frozen=True):
-    """A cell's part of a request. `body`: its answer in msgpack; with `status`, where it is a problem that lies in the request, in JSON."""
+    """A cell's part of a request. `body`: its answer in msgpack; with `status`, where it is a problem that lies in the request, in JSON.
+    `status` alone where the cell cannot answer.
+    """
 
     state: State
     body: bytes = b""
@@ -82,10 +91,10 @@ class Cell:
             self._note_down(error.why)
             return Part("failed")
         self._late = 0
-        if answer.status == 404:
+        if answer.status == 404 and _is_of_a_model(answer.body):
             return Part("unknown_model")
         if answer.is_cut or answer.status not in (200, *REFUSALS):
-            return Part("failed")
+            return Part("failed", status=answer.status)
         return Part("answered", answer.body, answer.status)
 
     async def _fetch(self, path: str, headers: Mapping[str, str] | None = None, content: bytes | None = None) -> Answer:
@@ -111,3 +120,11 @@ class Cell:
             log.warning("cell down", extra={"url": self.url, "error": why})
         self.is_up, self.why = False, why
         self._metrics.up[self.url].set(0)
+
+
+def _is_of_a_model(body: bytes) -> bool:
+    """Whether a 404 says that the model is unknown, and not that the route is: that would be no scorer, or one that is too old."""
+    try:
+        return _decode_problem(body).detail.startswith(UNKNOWN_MODEL)
+    except msgspec.MsgspecError:
+        return False

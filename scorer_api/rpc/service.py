@@ -29,7 +29,19 @@ Answer = Callable[[bytes, Metadata], Awaitable[bytes]]
 Stream = Callable[[bytes, Metadata], AsyncGenerator[bytes, None]]
 RETRY_AFTER_S = 1
 WATCH_BYTES_MAX = 65_536
+# All answers to a batch are one message, which is put together in memory.
+BATCH_ANSWER_BYTES_MAX = 32 * 2**20
 INTERNAL = "an internal error; the service's log says more"
+
+
+# In place of each answer that there is no room for.
+TOO_MUCH = bytes_field(
+    2,
+    encode(
+        "Problem",
+        details_of(413, f"the answers to the batch have more than {BATCH_ANSWER_BYTES_MAX} bytes before this one; give limit, or ask for fewer"),
+    ),
+)
 
 
 class RefusedCallError(Exception):
@@ -94,7 +106,15 @@ class ScorerService:
             return await self._handlers.scores.answer_decoded(decoding, partial(encode, "ScoreAnswer"))
 
     async def _score_batch(self, request: bytes) -> bytes:
-        async with aclosing(in_order(split_batch(request), self._score_one)) as answers:
+        bytes_left = BATCH_ANSWER_BYTES_MAX
+
+        async def score_one(part: memoryview) -> bytes:
+            nonlocal bytes_left
+            item = await self._score_one(part) if bytes_left > 0 else TOO_MUCH
+            bytes_left -= len(item)
+            return item
+
+        async with aclosing(in_order(split_batch(request), score_one)) as answers:
             return b"".join([bytes_field(1, answer) async for answer in answers])
 
     async def _score_one(self, request: memoryview) -> bytes:

@@ -151,17 +151,35 @@ def test_an_id_of_nobody_is_not_known(cells: Cells) -> None:
         assert ask(cells.front, "/v1/route/done", {"id": identifier}) == {"id": identifier, "known": False}
 
 
+def ask_for_nobody(cells: Cells) -> bytes:
+    """What a scorer says of a model that it does not know."""
+    answer = httpx.post(f"{cells.urls[0]}/v1/score", json={"model": "nobody", "token_ids": [1]})
+    assert answer.status_code == 404
+    return answer.content
+
+
 def test_a_cell_that_answers_nonsense_costs_its_part_only(cells: Cells) -> None:
     """What says that the request is wrong is told, whatever it looks like."""
     reply: list[tuple[int, bytes]] = [(200, b"{}")]
     routes = {"/readyz": lambda _: (200, b"{}"), "/v1/score": lambda _: reply[0], "/v1/candidates": lambda _: reply[0]}
     with EngineServer(routes=routes) as odd, front_of(cells.urls[0], odd.url) as front:
         front.wait_url()
-        for reply[0] in [(200, b"\x93\x01"), (200, b"{}"), (200, b"\x81\xa5model\x01"), (500, b"oops"), (302, b""), (429, b""), (404, b"?")]:
+        no_route, no_model = b'{"type":"t","title":"t","status":404,"detail":"Not Found"}', ask_for_nobody(cells)
+        nonsense = [
+            (200, b"\x93\x01"),
+            (200, b"{}"),
+            (200, b"\x81\xa5model\x01"),
+            (500, b"oops"),
+            (302, b""),
+            (429, b""),
+            (404, b"?"),
+            (404, no_route),
+        ]
+        for reply[0] in [*nonsense, (404, no_model)]:
             for path in ("/v1/score", "/v1/route"):
                 answer = ask(front, path, {"model": "m", "token_ids": PROMPT})
                 states = [cell["state"] for cell in answer["cells"]]
-                assert states == ["answered", "unknown_model" if reply[0][0] == 404 else "failed"]
+                assert states == ["answered", "unknown_model" if reply[0][1] == no_model else "failed"]
         reply[0] = 422, b"no problem at all"
         for path in ("/v1/score", "/v1/route"):
             response = front.http.post(f"{front.url}{path}", json={"model": "m", "token_ids": PROMPT})
@@ -179,6 +197,28 @@ def test_a_cell_that_does_not_count_a_pick_loses_it_to_the_others(cells: Cells) 
         assert (answer["pod"], answer["reason"].keys(), answer["http"].keys()) == ("c", {"c", "d"}, {"c", "d"})
         assert [(cell["state"], "age_s" in cell and cell["age_s"] is not None) for cell in answer["cells"]] == [("failed", False), ("answered", True)]
         ask(front, "/v1/route/done", {"id": answer["id"]})
+
+
+def test_a_pod_that_cannot_be_picked_any_more_costs_the_others_of_its_cell_nothing(cells: Cells) -> None:
+    """The cell said of two that they can be, and the first one is gone when it is picked."""
+    body = msgspec.json.encode({"model": "m", "token_ids": PROMPT})
+    told = httpx.post(f"{cells.urls[0]}/v1/candidates", content=body, headers={"Content-Type": "application/json", "Accept": "application/msgpack"})
+    asked: list[list[str]] = []
+
+    def routed(request: dict[str, Any]) -> tuple[int, bytes]:
+        asked.append(request["pods"])
+        if len(asked) == 1:
+            return 503, b"{}"
+        answer = httpx.post(f"{cells.urls[0]}/v1/route", json=request, headers={"Accept": "application/msgpack"})
+        return answer.status_code, answer.content
+
+    routes = {"/readyz": lambda _: (200, b"{}"), "/v1/candidates": lambda _: (200, told.content), "/v1/route": routed}
+    with EngineServer(routes=routes) as odd, front_of(odd.url) as front:
+        front.wait_url()
+        answer = ask(front, "/v1/route", {"model": "m", "token_ids": PROMPT, "policy": "prefix"})
+        assert sorted(asked) == [["a"], ["b"]]
+        assert (answer["pod"], answer["fallbacks"]) == (asked[1][0], [])
+        assert [cell["state"] for cell in answer["cells"]] == ["answered"]
 
 
 def test_what_no_cell_can_be_sent_is_left_out_of_its_requests(cells: Cells) -> None:

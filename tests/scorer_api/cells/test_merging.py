@@ -5,7 +5,7 @@ from msgspec import UNSET
 from indexer.core.names import Trust
 from scorer_api.api.route_schemas import CandidatesAnswer
 from scorer_api.api.schemas import PodAnswer, ScoreAnswer, ViewAnswer
-from scorer_api.cells.merging import MergedPick, merge_scores, pick, unknown_pods
+from scorer_api.cells.merging import Candidates, MergedPick, merge_scores, unknown_pods
 from scorer_api.routing.pick import PodReason
 from scorer_api.routing.policies import Candidate, PolicyInput, PolicyName
 
@@ -46,6 +46,14 @@ def test_a_pod_is_unknown_that_no_cell_knows() -> None:
 
 
 # Picks
+
+
+def pick(answers: dict[int, CandidatesAnswer], policy: PolicyName, policy_input: PolicyInput) -> MergedPick | None:
+    """Of the answers of cells, by their places."""
+    merged = Candidates()
+    for place, each in answers.items():
+        merged.add(place, each)
+    return merged.pick(policy, policy_input)
 
 
 def reason(matched: int) -> PodReason:
@@ -109,3 +117,15 @@ def test_stale_pods_are_picked_where_nothing_else_is_left() -> None:
     assert (found.order[0].pod, found.picked_for, found.cell_of) == ("e", "stale", {"e": 3})
     assert pick({0: candidates(), 1: candidates()}, "cost", PolicyInput()) is None
     assert pick({}, "cost", PolicyInput()) is None
+
+
+def test_a_pod_that_cannot_be_picked_any_more_is_left_out() -> None:
+    merged = Candidates()
+    merged.add(0, ONE)
+    merged.add(1, TWO)
+    first = merged.pick("cost", PolicyInput())
+    assert first is not None
+    merged.drop(first.order[0].pod)
+    second = merged.pick("cost", PolicyInput())
+    assert second is not None
+    assert second.order == first.order[1:]

@@ -120,6 +120,16 @@ def test_a_batch_says_what_it_says_over_http(asked: Scorer) -> None:
     assert plain(asked.ask("ScoreBatch", messages.ScoreBatchRequest())) == {"answers": []}
 
 
+def test_answers_to_a_batch_have_so_many_bytes_together(asked: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are one message, which is put together in memory. Up to eight are in progress when it is full."""
+    monkeypatch.setattr("scorer_api.rpc.service.BATCH_ANSWER_BYTES_MAX", 1)
+    request = messages.ScoreBatchRequest(requests=[messages.ScoreRequest(model="m", token_ids=TOKENS)] * 20)
+    answers = asked.ask("ScoreBatch", request).answers
+    kinds = [item.WhichOneof("item") for item in answers]
+    assert (kinds[0], kinds[8:]) == ("answer", ["problem"] * 12)
+    assert (answers[-1].problem.status, "limit" in answers[-1].problem.detail) == (413, True)
+
+
 def test_a_batch_has_so_many_requests_at_most(asked: Scorer) -> None:
     request = messages.ScoreBatchRequest(requests=[messages.ScoreRequest(model="m", token_ids=[1])] * 257)
     code, problem, _ = asked.refused("ScoreBatch", request)
