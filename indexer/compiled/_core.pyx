@@ -5,6 +5,7 @@
     keys.pxi           packed tokens → chained block keys
     prefix_index.pxi   who holds which blocks, on key_set.pxi, key_table.pxi and holder_sets.pxi
     walk.pxi           a walk along the keys of a prompt
+    plain_matches.pxi  the same for pods that are all plain, from tokens to an encoded answer
     plain_events.pxi   payloads → events
     messages.pxi       what a connection brings → messages
     block_runs.pxi     what events do to the blocks of a stream, on block_map.pxi, held_keys.pxi and key_claims.pxi, noted in key_log.pxi
@@ -40,6 +41,7 @@ include "key_table.pxi"
 include "holder_sets.pxi"
 include "prefix_index.pxi"
 include "walk.pxi"
+include "plain_matches.pxi"
 include "plain_events.pxi"
 include "messages.pxi"
 include "block_map.pxi"

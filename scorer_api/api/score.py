@@ -13,7 +13,7 @@ from scorer_api.api.plain_answer import has_form, plain_answer
 from scorer_api.api.resolve import RequestResolver, ResolvedRequest, unknown_model
 from scorer_api.api.schemas import PodAnswer, ScoreAnswer, ScoreRequest, ViewAnswer
 from scorer_api.index.lookup import PodScore, matched_by_rank
-from scorer_api.index.plain_pods import PlainScores
+from scorer_api.index.plain_pods import PackedScores, PlainScores
 from scorer_api.index.prefix_index import OWN_TIERS
 from scorer_api.index.prompt import Prompt
 from scorer_api.index.view import View
@@ -95,7 +95,7 @@ class ScoreHandler:
             self._metrics.matched_tokens.inc(announced)
         return content
 
-    def _plain_scores(self, resolved: ResolvedRequest) -> PlainScores | None:
+    def _plain_scores(self, resolved: ResolvedRequest) -> PlainScores | PackedScores | None:
         """The scores where they need no object for each pod, as nearly always; None where they do."""
         request, prompt = resolved.request, resolved.prompt
         if not isinstance(prompt, Prompt) or request.pods is not None or request.include_speculative:

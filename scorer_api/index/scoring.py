@@ -126,3 +126,11 @@ def score_of(match: Match, tokens: int, block_size: int, weights: Sequence[float
 def gpu_score_of(matched_blocks: int, tokens: int, block_size: int, weight: float) -> float:
     """The same of a match on the gpu alone, whose weight this is."""
     return 0.0 if tokens <= 1 else min(1.0, matched_blocks * weight * block_size / (tokens - 1))
+
+
+def gpu_scores_of(matched_blocks: Iterable[int], tokens: int, block_size: int, weight: float) -> list[float]:
+    """The same of many."""
+    if tokens <= 1:
+        return [0.0 for _ in matched_blocks]
+    most = tokens - 1
+    return [score if (score := matched * weight * block_size / most) < 1.0 else 1.0 for matched in matched_blocks]

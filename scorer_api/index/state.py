@@ -63,6 +63,8 @@ class IndexedModel:
         self.plain: object = None
         """What `plain_pods` found of the present pods, if it `knows_plain`."""
         self.knows_plain = False
+        self.trusts = 0
+        """How often it was said how far a stream can be relied on."""
 
     def forget_plain(self) -> None:
         """The pods are others now, or hold something else: what was found of them goes, and the index with it where nobody else needs that."""

@@ -21,7 +21,7 @@ from scorer_api.index.holders import Holders
 from scorer_api.index.holding import Holding
 from scorer_api.index.hot_prefixes import DEPTH_MAX, Cut, HotPrefixes
 from scorer_api.index.lookup import Lookup, PodScore, held_tokens
-from scorer_api.index.plain_pods import PlainScores, plain_pods, plain_scores
+from scorer_api.index.plain_pods import PackedScores, PlainScores, packed_scores, plain_pods, plain_scores
 from scorer_api.index.pod_loads import PodLoads
 from scorer_api.index.prefix_index import PrefixIndex
 from scorer_api.index.preparation import prepare_hashes, prepare_prompt
@@ -111,8 +111,9 @@ class View:
 
     def set_trust(self, stream: StreamKey, trust: Trust, position: StreamPosition | None = None, *, until_s: float = math.inf) -> None:
         """`until_s`: from then on, by the monotonic clock, the stream is stale."""
-        indexed = self._find(stream)[1]
+        model, indexed = self._find(stream)
         indexed.trust, indexed.trusted_until_s = trust, until_s
+        model.trusts += 1
 
     def close(self, stream: StreamKey) -> None:
         model = self._models.get(stream.model)
@@ -215,26 +216,36 @@ class View:
         lookup = self.look_up(query, only)
         scores = lookup.scores()
         if lookup.prompt_keys is not None:
-            self._note_scored(query.model, lookup.prompt_keys, matched=bool(scores) and scores[0].ranks[0].match.matched_blocks > 0)
+            self._note_scored(
+                self._models[query.model], query.model, lookup.prompt_keys, matched=bool(scores) and scores[0].ranks[0].match.matched_blocks > 0
+            )
         return lookup, scores
 
-    def score_plain(self, prompt: Prompt) -> PlainScores | None:
+    def score_plain(self, prompt: Prompt) -> PlainScores | PackedScores | None:
         """What `score` says of every pod; None where not all are plain. Raises KeyError for an unknown model."""
         model = self._models[prompt.model]
         pods = plain_pods(model)
         if pods is None:
             return None
-        keys = prompt.prepared or self.keys_of(prompt)
-        scores = plain_scores(pods, keys, self._weights[0], self._clock())
+        scores: PlainScores | PackedScores | None
+        keys: PromptKeys | None = None
+        if pods.packed is not None and prompt.prepared is None and not prompt.extra_keys and not prompt.media:
+            trusts = pods.trusts(model.trusts, self._clock())
+            scores = packed_scores(pods, pods.packed, prompt, self._hash_seed, self._weights[0], trusts)
+        else:
+            keys = prompt.prepared or self.keys_of(prompt)
+            scores = plain_scores(pods, keys, self._weights[0], self._clock())
         if scores is not None:
-            self._note_scored(prompt.model, keys, matched=scores.matched_blocks > 0)
+            if keys is None and self.hot is not None:
+                keys = self.keys_of(prompt)
+            self._note_scored(model, prompt.model, keys, matched=scores.matched_blocks > 0)
         return scores
 
-    def _note_scored(self, name: str, keys: PromptKeys, *, matched: bool) -> None:
-        model = self._models[name]
+    def _note_scored(self, model: IndexedModel, name: str, keys: PromptKeys | None, *, matched: bool) -> None:
+        """`keys`: needed where prefixes are counted."""
         model.prompts += 1
         model.unmatched = 0 if matched else model.unmatched + 1
-        if self.hot is not None:
+        if self.hot is not None and keys is not None:
             self._note_asked(self.hot, name, keys, model.indexes)
 
     def _note_asked(self, hot: HotPrefixes, model: str, keys: PromptKeys, cuts: Iterable[Cut]) -> None:

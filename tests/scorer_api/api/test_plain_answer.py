@@ -22,6 +22,7 @@ from scorer_api.api.resolve import ResolvedRequest
 from scorer_api.api.schemas import ScoreRequest
 from scorer_api.api.score import ScoreHandler
 from scorer_api.index import holders
+from scorer_api.index import plain_pods as plain_pods_module
 from scorer_api.index.plain_pods import plain_pods
 from scorer_api.index.prefix_index import PrefixIndexInPython
 from scorer_api.index.prompt import Prompt
@@ -95,9 +96,12 @@ def decode(content: bytes, media_type: str) -> Any:
     return (msgspec.json if media_type == JSON else msgspec.msgpack).decode(content)
 
 
-@pytest.mark.parametrize("is_plain", [True, False])
-def test_answers_are_the_same_in_every_byte(monkeypatch: pytest.MonkeyPatch, is_plain: bool) -> None:
+@pytest.mark.parametrize(("is_plain", "is_packed"), [(True, True), (True, False), (False, True)])
+def test_answers_are_the_same_in_every_byte(monkeypatch: pytest.MonkeyPatch, is_plain: bool, is_packed: bool) -> None:
+    """`is_packed`: the compiled core keeps the matches, where it is in use."""
     put_together = 0
+    if not is_packed:
+        monkeypatch.setattr(plain_pods_module, "core", None)
     for seed in range(20):
         world = World(seed, is_plain=is_plain)
         for turn in range(60):
