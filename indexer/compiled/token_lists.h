@@ -43,14 +43,79 @@ behind:
     return p;
 }
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#define PIECE 64
+#define ONE_BY_ONE 8
+
+/* Which of the next 64 bytes are digits, commas and spaces, as bits. */
+static inline void look_at_piece(const uint8_t *p, uint64_t *digits, uint64_t *commas, uint64_t *spaces) {
+    int i;
+    *digits = *commas = *spaces = 0;
+    for (i = 0; i < PIECE; i += 16) {
+        __m128i bytes = _mm_loadu_si128((const __m128i *)(p + i));
+        /* A digit is at most 9 above '0', without a sign. */
+        __m128i above = _mm_sub_epi8(bytes, _mm_set1_epi8('0'));
+        __m128i is_digit = _mm_cmpeq_epi8(_mm_min_epu8(above, _mm_set1_epi8(9)), above);
+        *digits |= (uint64_t)(uint32_t)_mm_movemask_epi8(is_digit) << i;
+        *commas |= (uint64_t)(uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(bytes, _mm_set1_epi8(','))) << i;
+        *spaces |= (uint64_t)(uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(bytes, _mm_set1_epi8(' '))) << i;
+    }
+}
+
+/* Tokens from a position on, each of which ends with a comma, with or without a space behind it, as far as they have eight digits at most. The tokens of
+ * 64 bytes do not wait for one another, as those do that are read one after the other. Returns the position at which to read on: of a token, of what
+ * comes before one, or of what is wrong. `last`: 72 bytes before the end. */
+static inline const uint8_t *read_json_pieces(const uint8_t *p, const uint8_t *last, uint32_t *tokens, ptrdiff_t *count) {
+    while (p <= last) {
+        uint64_t digits, commas, spaces, begins, ends;
+        const uint8_t *next = p;
+        ptrdiff_t found = *count;
+        look_at_piece(p, &digits, &commas, &spaces);
+        begins = digits & ~(digits << 1);
+        ends = ~digits & (digits << 1);
+        /* Behind each token there is a comma, before each comma a token, and before each space a comma; there is nothing else. */
+        if ((ends & ~commas) | (commas & ~(digits << 1)) | (spaces & ~(commas << 1)) | ~(digits | commas | spaces)) return p;
+        while (ends) {
+            int begin = __builtin_ctzll(begins), end = __builtin_ctzll(ends), length = end - begin;
+            uint64_t word;
+            if (length > 8) return next;
+            memcpy(&word, p + begin, 8);
+            if (length > 1 && (word & 0xFF) == '0') return next;
+            word = (word ^ 0x3030303030303030ULL) << (64 - 8 * length); /* zeros in front */
+            word = word * 10 + (word >> 8);
+            word = ((word & 0x000000FF000000FFULL) * 0x000F424000000064ULL + ((word >> 16) & 0x000000FF000000FFULL) * 0x0000271000000001ULL) >> 32;
+            tokens[found++] = (uint32_t)word;
+            *count = found;
+            next = p + end + 1;
+            begins &= begins - 1;
+            ends &= ends - 1;
+        }
+        if (next == p) return p;
+        /* A space behind the last comma belongs to what comes next. */
+        p = next + (*next == ' ');
+    }
+    return p;
+}
+#endif
+
 /* A JSON list of tokens; `tokens` has room for (end - p) / 2 + 1. Returns how many there are, -1 for anything else. */
 static inline ptrdiff_t read_json_tokens(const uint8_t *p, const uint8_t *end, uint32_t *tokens) {
     ptrdiff_t count = 0;
+#ifdef __SSE2__
+    ptrdiff_t again_at = 0;
+#endif
     p = behind_space(p, end);
     if (p == end || *p++ != '[') return -1;
     p = behind_space(p, end);
     if (p < end && *p == ']') return behind_space(p + 1, end) == end ? 0 : -1;
     for (;;) {
+#ifdef __SSE2__
+        if (end - p >= PIECE + 8 && count >= again_at) {
+            p = read_json_pieces(p, end - PIECE - 8, tokens, &count);
+            again_at = count + ONE_BY_ONE; /* it was for something that the next piece may have too */
+        }
+#endif
         p = read_json_token(behind_space(p, end), end, &tokens[count]);
         if (p == NULL) return -1;
         count++;

@@ -52,6 +52,19 @@ def test_what_is_nearly_a_list_is_never_read_otherwise_than_by_msgspec(text: str
     assert found is None or found == expected(msgspec.json.decode, encoded)
 
 
+@pytest.mark.parametrize("between", [",", ", ", ",  ", ",\n"])
+def test_a_long_list_with_a_byte_changed_is_read_as_by_msgspec(between: str) -> None:
+    """Whichever of the pieces that are read at once it is in, and whatever lies at their ends."""
+    rng = random.Random(between)
+    for _ in range(2_000):
+        digits = rng.choice([1, 3, 6, 8, 10])
+        tokens = [rng.randrange(min(2**32, 10**digits)) for _ in range(rng.choice([30, 50]))]
+        encoded = bytearray(f"[{between.join(map(str, tokens))}]".encode())
+        assert core.pack_json_tokens(encoded) == pack_tokens(tokens)
+        encoded[rng.randrange(len(encoded))] = rng.choice(b" ,,01239[]x.")
+        assert core.pack_json_tokens(encoded) == expected(msgspec.json.decode, bytes(encoded))
+
+
 @pytest.mark.parametrize(
     "text",
     [
