@@ -15,6 +15,7 @@ from bench import (
     hybrid,
     ingest,
     memory,
+    parts,
     provenance,
     report,
     routing,
@@ -29,6 +30,7 @@ from bench import (
 MEASUREMENTS: dict[str, tuple[str, Callable[[], Sequence[Struct]]]] = {
     "ingest": ("Ingest, first publish until all is held", ingest.measure),
     "scoring": ("Scores over HTTP, 8 pods, 1,000,000 block copies, every answer verified", scoring.measure),
+    "parts": ("Where the CPU of a score goes, µs of a request, 1,000,000 block copies, 8 connections", parts.measure),
     "hybrid": ("A query for a hybrid model beside a plain one, in process, 8 pods, CPU", hybrid.measure),
     "routing": ("A pick beside a score: CPU of the service per HTTP request, 8 pods, 1,000,000 block copies", routing.measure),
     "grpc": ("Scores over gRPC beside HTTP, 8 pods, 1,000,000 block copies, every answer verified", grpc_scoring.measure),
@@ -45,6 +47,8 @@ MEASUREMENTS: dict[str, tuple[str, Callable[[], Sequence[Struct]]]] = {
     "tokenizing": ("Texts and chats by a local tokenizer, in process", tokenizing.measure),
     "against-llmd": ("Against llm-d's index in Redis, both with the same events and answers", against.measure),
 }
+# They explain figures that others measure.
+ON_REQUEST = ("parts",)
 
 
 def main() -> None:
@@ -55,7 +59,7 @@ def main() -> None:
     source = provenance.take()
     report.say_provenance(source)
     results: dict[str, Sequence[Struct]] = {}
-    for name in asked.only or MEASUREMENTS:
+    for name in asked.only or [name for name in MEASUREMENTS if name not in ON_REQUEST]:
         title, measure = MEASUREMENTS[name]
         results[name] = measure()
         report.say_table(title, results[name])

@@ -12,9 +12,19 @@ STOP_TIMEOUT_S = 15.0
 
 def cpu_s(pid: int) -> float:
     """The CPU time of all its threads so far, user and system."""
+    return sum(_ticks(pid)) / TICKS_PER_S
+
+
+def kernel_s(pid: int) -> float:
+    """The system's part of it."""
+    return _ticks(pid)[1] / TICKS_PER_S
+
+
+def _ticks(pid: int) -> tuple[int, int]:
+    """User and system."""
     # Behind the command's name, which may hold anything, in brackets; utime and stime are fields 14 and 15.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+    return int(fields[11]), int(fields[12])
 
 
 def cpu_ns(pid: int) -> int:

@@ -79,6 +79,10 @@ class Server:
         """The same as `cpu_s`, by the nanosecond, of the threads that there are now."""
         return process.cpu_ns(self._process.pid)
 
+    def kernel_s(self) -> float:
+        """How much of `cpu_s` the kernel has used."""
+        return process.kernel_s(self._process.pid)
+
     def rss_bytes(self) -> int:
         """Its resident memory."""
         return process.rss_bytes(self._process.pid)
