@@ -7,8 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from indexer.errors import LOSSY_REASONS
+from scorer_api.cells.metrics import CellMetrics
 from tests.engine import Engine, stored
 from tests.ports import free_port
 from tests.running import ROOT, Running
@@ -31,7 +33,9 @@ def metrics() -> str:
     with Engine() as engine, Running(engine.spec(), gateway_listen=f"127.0.0.1:{free_port()}", **discovery) as service:
         engine.publish(stored([1], [1, 2, 3, 4]))
         service.wait_for(sequence=0)
-        return service.http.get(f"{service.url}/metrics").text
+        in_front = CollectorRegistry()
+        CellMetrics(in_front, [service.url])
+        return service.http.get(f"{service.url}/metrics").text + generate_latest(in_front).decode()
 
 
 @pytest.mark.parametrize("path", [DASHBOARD, RULES], ids=lambda path: path.name)
