@@ -197,6 +197,8 @@ class Engine:
             if frames != [b"", b"snapshot"]:
                 continue
             self.snapshots_asked += 1
+            if self.mute:
+                continue
             last = -2 if self.whole_snapshot is None else self.next_number - 1
             head = [client, b"", struct.pack(">q", last), self.publisher_id]
             self._snapshots.send_multipart([*head, *(self.whole_snapshot or [])])

@@ -18,6 +18,8 @@ from indexer.wire.snapshots import SnapshotBatch, SnapshotDialect, SnapshotReadi
 
 log = logging.getLogger(__name__)
 
+# An engine may take so long to make a snapshot that it sends as one message. The stream is not followed meanwhile.
+ANSWER_S = 10.0
 # A snapshot that comes as one message has to be in memory as a whole.
 WHOLE_BYTES_MAX = AHEAD_BYTES_MAX
 
@@ -118,7 +120,7 @@ class Snapshots:
             return ReplayRequest(address, self._dialect.request, limits.receive, self._room)
         size = min(limits.recovery.snapshot_bytes_max, WHOLE_BYTES_MAX)
         receive = msgspec.structs.replace(limits.receive, frame_bytes_max=size)
-        return ReplayRequest(address, self._dialect.request, receive, self._room, limits.recovery.replay_give_up_s)
+        return ReplayRequest(address, self._dialect.request, receive, self._room, ANSWER_S)
 
     @property
     def _alone(self) -> AbstractAsyncContextManager[None]:

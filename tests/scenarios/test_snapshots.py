@@ -299,6 +299,18 @@ def test_an_engine_that_has_none_at_present_is_asked_again() -> None:
             assert [service.matched(prompt(number, 4)) for number in (1, 2, 3)] == [16, 16, 16]
 
 
+def test_an_engine_that_does_not_answer_there_is_followed_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("indexer.streams.snapshots.ANSWER_S", 0.1)
+    with with_own_port([batch([blocks_of(1, 4)])]) as engine:
+        old_engine(engine)
+        engine.mute = True
+        with Running(spec_of(engine), replay_idle_s="0.1", replay_retry_s="0.01") as service:
+            wait_until(lambda: service.metric("kv_indexer_snapshots_total", outcome="unanswered") >= 1)
+            engine.mute, engine.whole_snapshot = False, None
+            service.wait_for(sequence=2, trust="partial")
+            assert service.matched(prompt(3, 4)) == 16
+
+
 @pytest.mark.rule("E1")
 def test_one_message_may_be_larger_than_others_and_keeps_nobody_waiting() -> None:
     """200,000 blocks: 40 MB in one message, of which no frame is too large."""
