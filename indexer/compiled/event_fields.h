@@ -127,6 +127,32 @@ static inline const uint8_t *skip_msgpack(const uint8_t *p, const uint8_t *end) 
     return p;
 }
 
+/* The value under a key of a msgpack map whose keys are short texts, NULL where there is none. `p`: behind the header, or behind a value. `left`: how many
+ * fields are left from there on, then how many are behind the value. */
+static inline const uint8_t *find_msgpack_value(const uint8_t *p, const uint8_t *end, const uint8_t *key, size_t key_length, uint32_t *left) {
+    while (*left) {
+        const uint8_t *name;
+        uint32_t length;
+        if ((p = read_msgpack_text(p, end, &name, &length)) == NULL) return NULL;
+        --*left;
+        if (length == key_length && memcmp(name, key, length) == 0) return p;
+        if ((p = skip_msgpack(p, end)) == NULL) return NULL;
+    }
+    return NULL;
+}
+
+/* Whether these are the last fields, to the end, and none of them has this key. */
+static inline int is_last_of_key(const uint8_t *p, const uint8_t *end, const uint8_t *key, size_t key_length, uint32_t left) {
+    while (left--) {
+        const uint8_t *name;
+        uint32_t length;
+        if ((p = read_msgpack_text(p, end, &name, &length)) == NULL) return 0;
+        if (length == key_length && memcmp(name, key, length) == 0) return 0;
+        if ((p = skip_msgpack(p, end)) == NULL) return 0;
+    }
+    return p == end;
+}
+
 /* An engine hash: an integer, or the last eight of at least as many bytes. Returns the position behind it, NULL for anything else. */
 static inline const uint8_t *read_msgpack_hash(const uint8_t *p, const uint8_t *end, uint64_t *value) {
     int is_negative;

@@ -6,6 +6,11 @@ cdef extern from "token_lists.h":
     const uint8_t *read_msgpack_array(const uint8_t *first, const uint8_t *end, uint32_t *count) nogil
     const uint8_t *read_msgpack_tokens(const uint8_t *first, const uint8_t *end, uint32_t count, uint32_t *tokens) nogil
 
+cdef extern from "event_fields.h":
+    const uint8_t *read_msgpack_map(const uint8_t *first, const uint8_t *end, uint32_t *count) nogil
+    const uint8_t *find_msgpack_value(const uint8_t *first, const uint8_t *end, const uint8_t *key, size_t key_length, uint32_t *left) nogil
+    int is_last_of_key(const uint8_t *first, const uint8_t *end, const uint8_t *key, size_t key_length, uint32_t left) nogil
+
 cdef enum:
     TOKEN_BYTES = 4
 
@@ -65,3 +70,26 @@ def pack_msgpack_tokens(encoded):
         return _packed_msgpack(<const uint8_t *>buffer.buf, buffer.len)
     finally:
         PyBuffer_Release(&buffer)
+
+
+def take_msgpack_tokens(bytes body not None, bytes key not None):
+    """The same as `take_json_tokens` of an array under a key of a map in msgpack, of which all but its values is checked."""
+    cdef const uint8_t *first = <const uint8_t *>PyBytes_AsString(body)
+    cdef const uint8_t *end = first + PyBytes_Size(body)
+    cdef const uint8_t *name = <const uint8_t *>PyBytes_AsString(key)
+    cdef size_t name_length = PyBytes_Size(key)
+    cdef uint32_t left = 0, count = 0
+    cdef const uint8_t *at = read_msgpack_map(first, end, &left)
+    cdef const uint8_t *items
+    if at != NULL:
+        at = find_msgpack_value(at, end, name, name_length, &left)
+    if at == NULL:
+        return None
+    items = read_msgpack_array(at, end, &count)
+    if items == NULL or count > <size_t>(end - items):
+        return None
+    packed = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>count * TOKEN_BYTES)
+    items = read_msgpack_tokens(items, end, count, <uint32_t *>PyBytes_AsString(packed))
+    if items == NULL or not is_last_of_key(items, end, name, name_length, left):
+        return None
+    return packed, at - first, items - first

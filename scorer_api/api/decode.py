@@ -190,19 +190,20 @@ async def _in_turns(body: bytes, media_type: str, kind: _Kind[R], turn: asyncio.
 
 
 def _regular(body: bytes, media_type: str, kind: _Kind[R]) -> R | None:
-    """The request of a JSON body whose tokens the compiled core packs without an object for each. None where it does not, and wherever anything is
+    """The request of a body whose list of tokens the compiled core packs without an object for each. None where it does not, and wherever anything is
     wrong: decoding all of the body says what.
     """
-    if core is None or media_type != JSON or len(body) > REGULAR_BYTES_MAX:
+    if core is None or len(body) > REGULAR_BYTES_MAX:
         return None
+    take, empty = (core.take_json_tokens, b"[]") if media_type == JSON else (core.take_msgpack_tokens, b"\x90")
     for field in TOKEN_LISTS:
         name = field.encode()
-        if name not in body or (taken := core.take_json_tokens(body, name)) is None:
+        if (media_type == JSON and name not in body) or (taken := take(body, name)) is None:
             continue
         tokens, first, end = taken
         if len(body) - (end - first) > LIST_BYTES_MIN:
             return None
-        rest = b"%b[]%b" % (body[:first], body[end:])
+        rest = b"%b%b%b" % (body[:first], empty, body[end:])
         try:
             request = result_of(_steps(rest, media_type, kind, packs=False, is_scanned=len(body) > UNSCANNED_BYTES_MAX))
         except Problem:

@@ -213,3 +213,33 @@ def test_what_is_no_bytes_is_refused() -> None:
         for given_ in ("[1]", None, 1):
             with pytest.raises((TypeError, BufferError)):
                 read(given_)
+
+
+@given(BODIES, st.binary(max_size=3))
+def test_tokens_are_taken_out_of_a_map(body: dict[str, Any], behind: bytes) -> None:
+    encoded = msgspec.msgpack.encode(body)
+    found = core.take_msgpack_tokens(encoded, b"token_ids")
+    if behind:
+        assert core.take_msgpack_tokens(encoded + behind, b"token_ids") is None
+    tokens = body.get("token_ids")
+    is_list = isinstance(tokens, list) and all(type(token) is int and 0 <= token < 2**32 for token in tokens)
+    assert (found is not None) == (is_list and "é" not in body)
+    if found is not None:
+        assert list(memoryview(found[0]).cast("I")) == tokens
+        assert msgspec.msgpack.decode(encoded[: found[1]] + b"\x90" + encoded[found[2] :]) == {**body, "token_ids": []}
+        # Cut off anywhere it is none.
+        assert all(core.take_msgpack_tokens(encoded[:end], b"token_ids") is None for end in range(len(encoded)))
+
+
+def test_tokens_that_are_there_twice_are_left() -> None:
+    field = msgspec.msgpack.encode("token_ids") + msgspec.msgpack.encode([1, 2])
+    assert core.take_msgpack_tokens(b"\x81" + field, b"token_ids") is not None
+    assert core.take_msgpack_tokens(b"\x82" + field + field, b"token_ids") is None
+
+
+@given(st.binary(max_size=40))
+def test_no_bytes_are_a_map_by_chance(content: bytes) -> None:
+    for encoded in (content, b"\x81\xa1k" + content, b"\x82\xa1x" + content):
+        found = core.take_msgpack_tokens(encoded, b"k")
+        if found is not None:
+            assert list(memoryview(found[0]).cast("I")) == msgspec.msgpack.decode(encoded[found[1] : found[2]])

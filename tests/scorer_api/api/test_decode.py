@@ -3,12 +3,14 @@
 import asyncio
 import json
 import math
+import tracemalloc
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 import pytest
 
+from indexer.compiled import core
 from indexer.core.block_keys import pack_tokens
 from indexer.http.negotiation import JSON, MSGPACK
 from indexer.http.problems import Problem
@@ -324,3 +326,19 @@ def test_what_json_has_no_word_for_is_a_wrong_value_in_a_chat(what: str) -> None
     with pytest.raises(Problem) as caught:
         decode_score(body, MSGPACK)
     assert (caught.value.status, caught.value.detail) == (422, detail)
+
+
+@pytest.mark.skipif(core is None, reason="the compiled core is not in use")
+@pytest.mark.parametrize("field", ["token_ids", "prompt"])
+@pytest.mark.parametrize("media_type", [JSON, MSGPACK])
+def test_no_token_becomes_an_object(media_type: str, field: str) -> None:
+    """An integer takes 32 bytes and its place in a list eight; packed it takes four, of which there are three copies at a time at most."""
+    tokens = list(range(100_000, 150_000))
+    body = encode({"model": "m", field: tokens, "limit": 3}, media_type)
+    tracemalloc.start()
+    request = decode_score(body, media_type)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert request.token_ids == pack_tokens(tokens)
+    assert (request.prompt, request.limit) == (None, 3)
+    assert peak < 20 * len(tokens)
