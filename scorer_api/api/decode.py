@@ -204,13 +204,24 @@ def _regular(body: bytes, media_type: str, kind: _Kind[R]) -> R | None:
         if len(body) - (end - first) > LIST_BYTES_MIN:
             return None
         rest = b"%b%b%b" % (body[:first], empty, body[end:])
-        try:
-            request = result_of(_steps(rest, media_type, kind, packs=False, is_scanned=len(body) > UNSCANNED_BYTES_MAX))
-        except Problem:
-            return None
+        request = _simple(rest, media_type, kind) if len(body) <= UNSCANNED_BYTES_MAX else None
+        if request is None:
+            try:
+                request = result_of(_steps(rest, media_type, kind, packs=False, is_scanned=len(body) > UNSCANNED_BYTES_MAX))
+            except Problem:
+                return None
         other = request.prompt if field == "token_ids" else request.token_ids
         return None if getattr(request, field) != [] or isinstance(other, list) else _with_packed(request, field, tokens)
     return None
+
+
+def _simple(body: bytes, media_type: str, kind: _Kind[R]) -> R | None:
+    """The request of a short body with nothing but its own fields, and no chat: what `_steps` makes of it, for less. None for others."""
+    try:
+        request = kind.strict[media_type](body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return request if all(getattr(request, name) is UNSET for name in CHAT) else None
 
 
 async def _with_tokens(body: bytes, field: str, taken: Taken, media_type: str, kind: _Kind[R], *, is_repeated: bool = False) -> R:

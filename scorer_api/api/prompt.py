@@ -19,6 +19,11 @@ EXTRA_KEYS_BYTES_MAX = 65_536
 STEP_BLOCKS = 256
 
 
+def has_chat_fields(request: ScoreRequest) -> bool:
+    """Whether there is anything of a chat in it, which goes with messages only."""
+    return request.tools is not UNSET or request.chat_template_kwargs is not UNSET or request.add_generation_prompt is not None
+
+
 def tokenize_input_of(request: ScoreRequest) -> TokenizeInput:
     """The prompt or chat of a request that is to be tokenized. Raises Problem 422 for fields that do not go together."""
     model = request.lora_name or request.model
@@ -52,6 +57,8 @@ def prompt_of(request: ScoreRequest, tokenized: TokenizedInput | None = None) ->
 
     Extra keys that the request gives count, not what an engine said of its media.
     """
+    if tokenized is None and not request.block_extra_keys and not request.cache_salt:
+        return Prompt(request.model, _packed_tokens(request.token_ids or []), request.lora_name or None)
     return result_of(prompt_in_steps(request, tokenized))
 
 

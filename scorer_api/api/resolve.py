@@ -8,7 +8,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from indexer.http.problems import Problem
 from scorer_api.api.adapters import Adapters
-from scorer_api.api.prompt import STEP_BLOCKS, prompt_in_steps, prompt_of, tokenize_input_of
+from scorer_api.api.prompt import STEP_BLOCKS, has_chat_fields, prompt_in_steps, prompt_of, tokenize_input_of
 from scorer_api.api.schemas import SOURCES, ScoreRequest
 from scorer_api.api.steps import one_by_one
 from scorer_api.index.engine_hashes import EngineHashes, normalised
@@ -72,7 +72,8 @@ class RequestResolver:
         if source_of(request) != "token_ids" or not self._view.has_model(request.model) or len(request.block_extra_keys or ()) >= STEP_BLOCKS:
             return None
         of_base = self._adapters.with_adapter(request)
-        tokenize_input_of(of_base)
+        if has_chat_fields(of_base):
+            return None
         prompt = prompt_of(of_base)
         return ResolvedRequest(request, "token_ids", prompt) if prompt.length < LONG_PROMPT_TOKENS else None
 
