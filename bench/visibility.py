@@ -64,7 +64,7 @@ def measure_with(start: Callable[[str], AbstractContextManager[Server]]) -> Visi
 def _probe_when_told(pipe: Pipe) -> None:
     batches = int((WARM_UP_S + DURATION_S) * BLOCKS_PER_S / BLOCKS_PER_EVENT)
     background = list(payloads(Plan(seed=4, blocks=batches * BLOCKS_PER_EVENT, blocks_per_event=BLOCKS_PER_EVENT)))
-    probes = [_probe(number) for number in range(int(2 * DURATION_S / PROBE_INTERVAL_S))]
+    probes = [probe(number) for number in range(int(2 * DURATION_S / PROBE_INTERVAL_S))]
     socket = Socket()
     pipe.send(socket.port)
     with Connection(*pipe.recv()) as connection:
@@ -73,7 +73,7 @@ def _probe_when_told(pipe: Pipe) -> None:
     socket.close()
 
 
-def _probe(number: int) -> Probe:
+def probe(number: int) -> Probe:
     tokens = prompt_tokens(1_000_000 + number, 1)
     return Probe(encoded([stored([number + 1], None, tokens[:BLOCK_SIZE])]), prepare("json", tokens))
 

@@ -1,4 +1,4 @@
-"""`python -m bench.growth [--only NAME] [--copies-max N] [--json FILE] [--charts FOLDER]`."""
+"""`python -m bench.growth [--only NAME] [--copies-min N] [--copies-max N] [--json FILE] [--charts FOLDER]`."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -19,6 +19,7 @@ def main() -> None:
     parser.add_argument(
         "--copies-max", type=int, default=COPIES_MAX, help="largest index (default: %(default)s); 30000000 takes 20 GB of memory and ten minutes"
     )
+    parser.add_argument("--copies-min", type=int, default=0, help="smallest index, to measure them one after the other (default: %(default)s)")
     parser.add_argument(
         "--json", type=Path, default=Path("build/bench-growth.json"), metavar="FILE", help="where the figures go (default: %(default)s)"
     )
@@ -28,7 +29,10 @@ def main() -> None:
         "length": ("Queries by the length of the prompt, 8 pods that hold all of it", measurements.by_length),
         "pods": ("Queries of 512 blocks by the number of pods", measurements.by_pods),
         "event": ("Ingest by the size of events", measurements.by_event),
-        "copies": ("By block copies: a query of 512 blocks in JSON, memory, load and lag", partial(measurements.by_copies, asked.copies_max)),
+        "copies": (
+            "By block copies: a query of 512 blocks in JSON, memory, load and lag",
+            partial(measurements.by_copies, asked.copies_max, asked.copies_min),
+        ),
     }
     source = provenance.take()
     report.say_provenance(source)

@@ -77,11 +77,11 @@ def by_pods() -> list[ByPods]:
     return [row for count in POD_COUNTS for row in uvloop.run(_by_pods(count))]
 
 
-def by_copies(most: int = COPIES_MAX) -> list[ByCopies]:
+def by_copies(most: int = COPIES_MAX, least: int = 0) -> list[ByCopies]:
     """Each in a process of its own, whose memory is the indexer's."""
     rows = []
     for copies in COPIES:
-        if copies <= most:
+        if least <= copies <= most:
             with ProcessPoolExecutor(1, mp_context=spawning) as pool:
                 rows.append(pool.submit(_of_copies, copies).result())
     return rows

@@ -1,10 +1,14 @@
 """A picker that is away, hangs, is killed or ends: what clients see with the configurations of deploy/envoy."""
 
 import json
+import os
+import re
+import signal
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import httpx
 import pytest
@@ -188,3 +192,28 @@ def test_gateways_that_want_tls_get_it() -> None:
 
     with behind(over_tls, gateway_self_signed="true") as all_of_it:
         assert [ask_for(all_of_it.envoy, pod) for pod in ("first", "second", "first")] == ["first", "second", "first"]
+
+
+def test_two_workers_pick_for_one_gateway_and_either_may_be_killed() -> None:
+    """Envoy's connection is one worker's, by chance: it finds another one at the same port."""
+    asked = ["first", "second", "first", "second"]
+    with behind(workers="2") as all_of_it:
+        assert [ask_for(all_of_it.envoy, pod) for pod in asked] == asked
+        for number in range(2):
+            started = workers(all_of_it.command)
+            os.kill(started[number], signal.SIGKILL)
+            wait_until(lambda: is_answered(all_of_it.envoy), 10)
+            wait_until(partial(is_restarted, all_of_it.command, number, started[number]))
+            wait_until(lambda: all_of_it.command.http.get(f"{all_of_it.command.url}/readyz").json()["status"] == "ready")
+            all_of_it.envoy.wait_for_picker()
+            assert [ask_for(all_of_it.envoy, pod) for pod in asked] == asked
+
+
+def workers(service: Command) -> dict[int, int]:
+    """Number → process of the workers that run now."""
+    found = [re.search(r"worker started worker=(\d+) pid=(\d+)", line) for line in list(service.lines)]
+    return {int(each[1]): int(each[2]) for each in found if each}
+
+
+def is_restarted(service: Command, number: int, pid: int) -> bool:
+    return workers(service)[number] != pid

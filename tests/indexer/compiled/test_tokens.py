@@ -217,7 +217,10 @@ def test_what_is_no_bytes_is_refused() -> None:
 
 @given(BODIES, st.binary(max_size=3))
 def test_tokens_are_taken_out_of_a_map(body: dict[str, Any], behind: bytes) -> None:
-    encoded = msgspec.msgpack.encode(body)
+    try:
+        encoded = msgspec.msgpack.encode(body)
+    except OverflowError:  # msgpack has no integers of more than 64 bits
+        return
     found = core.take_msgpack_tokens(encoded, b"token_ids")
     if behind:
         assert core.take_msgpack_tokens(encoded + behind, b"token_ids") is None
