@@ -23,6 +23,7 @@ from bench import (
     shards,
     shared,
     stages,
+    tables,
     tokenizing,
     visibility,
     workers,
@@ -33,6 +34,7 @@ MEASUREMENTS: dict[str, tuple[str, Callable[[], Sequence[Struct]]]] = {
     "scoring": ("Scores over HTTP, 8 pods, 1,000,000 block copies, every answer verified", scoring.measure),
     "parts": ("Where the CPU of a score goes, µs of a request, 1,000,000 block copies, 8 connections", parts.measure),
     "stages": ("From publish to an answer that shows it, one client asking all the time, stage by stage", stages.measure),
+    "tables": ("Where the memory of a block copy is, bytes, in process", tables.measure),
     "hybrid": ("A query for a hybrid model beside a plain one, in process, 8 pods, CPU", hybrid.measure),
     "routing": ("A pick beside a score: CPU of the service per HTTP request, 8 pods, 1,000,000 block copies", routing.measure),
     "grpc": ("Scores over gRPC beside HTTP, 8 pods, 1,000,000 block copies, every answer verified", grpc_scoring.measure),
@@ -50,7 +52,7 @@ MEASUREMENTS: dict[str, tuple[str, Callable[[], Sequence[Struct]]]] = {
     "against-llmd": ("Against llm-d's index in Redis, both with the same events and answers", against.measure),
 }
 # They explain figures that others measure.
-ON_REQUEST = ("parts", "stages")
+ON_REQUEST = ("parts", "stages", "tables")
 
 
 def main() -> None:
