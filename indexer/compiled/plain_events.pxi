@@ -31,6 +31,7 @@ cdef enum:
     NIL_BYTE = 0xC0
     FLOAT_BYTE = 0xCB
     BYTES_BYTE = 0xC4
+    PUBLISHER_ID_BYTES = 16
     NO_NUMBER = 0xFFFFFFFF
     # Ranks, group numbers and windows are far below; a decoder of whole values takes what is not.
     NUMBER_MAX = 65_535
@@ -278,6 +279,15 @@ cdef class PlainDecoder:
         self.at += 1
         return True
 
+    cdef bint take_publisher_id(self) noexcept:
+        """What identifies the engine's process; nobody reads it."""
+        if self.take_nil():
+            return True
+        if self.end - self.at < 2 + PUBLISHER_ID_BYTES or self.at[0] != BYTES_BYTE or self.at[1] != PUBLISHER_ID_BYTES:
+            return False
+        self.at += 2 + PUBLISHER_ID_BYTES
+        return True
+
     cdef bint read_array(self, uint32_t *count) noexcept:
         """Of which each item takes a byte at least."""
         cdef const uint8_t *behind = read_msgpack_array(self.at, self.end, count)
@@ -319,7 +329,7 @@ cdef class PlainDecoder:
         cdef Py_ssize_t hashes_before = found.hash_count, tokens_before = found.token_count
         self.extra_keys_bytes = 0
         found.rank = None
-        if not self.read_array(&length) or not 2 <= length <= 3:
+        if not self.read_array(&length) or not 2 <= length <= 4:
             return False
         if self.end - self.at < 9 or self.at[0] != FLOAT_BYTE:
             return False
@@ -336,10 +346,12 @@ cdef class PlainDecoder:
             found.reserve_event()
             if not (self.read_map_event(found) if is_map else self.read_array_event(found)) or not self.keep(found):
                 return False
-        if length == 3 and not self.take_nil():
+        if length >= 3 and not self.take_nil():
             if not self.read_number(&rank):
                 return False
             found.rank = rank
+        if length == 4 and not self.take_publisher_id():
+            return False
         if found.hash_count - hashes_before > <Py_ssize_t>self.hashes_of_batch_max:
             return False
         return self.at == self.end and found.token_count - tokens_before <= <Py_ssize_t>self.tokens_of_batch_max

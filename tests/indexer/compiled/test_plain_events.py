@@ -93,9 +93,13 @@ def any_event(draw: st.DrawFn, *, as_array: bool) -> Any:
     return dict(draw(st.permutations(list((body | given).items()))))
 
 
-@given(st.booleans().flatmap(lambda as_array: st.lists(any_event(as_array=as_array), max_size=4)), st.sampled_from([None, 0, 70_000, -1]))
-def test_events_of_any_fields_become_the_same_batches(events: list[Any], rank: int | None) -> None:
-    check_payload(pack([1.5, events, rank]))
+@given(
+    st.booleans().flatmap(lambda as_array: st.lists(any_event(as_array=as_array), max_size=4)),
+    st.sampled_from([None, 0, 70_000, -1]),
+    st.sampled_from([[], [], [None], [b"i" * 16], [b"i" * 15], [b"i" * 16, 1], ["red"]]),
+)
+def test_events_of_any_fields_become_the_same_batches(events: list[Any], rank: int | None, more: list[Any]) -> None:
+    check_payload(pack([1.5, events, rank, *more]))
 
 
 @pytest.mark.parametrize("golden", GOLDEN, ids=lambda golden: f"{golden['engine']} {golden['version']}")
@@ -113,6 +117,8 @@ def test_what_engines_publish_most_is_packed() -> None:
     assert is_packed(pack([1.5, [["BlockStored", [b"h" * 32], None, [1, 2], 2, None, "GPU"], ["BlockRemoved", [b"h" * 32], "GPU"]]]))
     assert is_packed(pack([1.5, [newer | {"lora_name": "a", "extra_keys": [["a"], ["a", ["f00d", 3]]]}], 0]))
     assert is_packed(pack([1.5, [["BlockStored", [1, 2], None, [1, 2], 1, 3, "GPU", None, [["salt"], None]]]]))
+    assert is_packed(pack([1.5, [stored], 0, b"p" * 16]))
+    check_payload(pack([1.5, [stored], 0, b"p" * 16])[:-1])
     assert not is_packed(pack([1.5, [stored | {"medium": "CPU"}], 0]))
 
 
