@@ -100,9 +100,8 @@ def test_health_and_metrics_have_no_spans(world: World) -> None:
 
 
 def test_a_batch_is_followed_from_its_engine_into_the_index(world: World) -> None:
-    before = len(world.receiver.named("kv_events.batch"))
     number = world.engine.publish(stored([3], range(9, 13), 2))
-    whole = world.receiver.wait_for("kv_events.batch", before + 1)[-1]
+    whole = wait_until(lambda: next((span for span in world.receiver.named("kv_events.batch") if span.attributes["kv.sequence"] == number), None))
     assert whole.attributes == {"kv.model": "m", "kv.pod": "pod", "kv.rank": 0, "kv.sequence": number, "kv.events": 1}
     parts = [span for span in world.receiver.spans if span.trace == whole.trace and span != whole]
     assert {part.name for part in parts} == {"kv_events.transport", "kv_events.apply"}

@@ -527,7 +527,7 @@ async def test_dropping_a_stream_costs_the_same_whatever_it_held(server: RedisSe
 
 async def test_changes_that_come_while_everything_is_written_are_in_it(server: RedisServer) -> None:
     load = Load(7)
-    async with opened(settings_of(server)) as store:
+    async with opened(settings_of(server, redis_timeout_s=10.0)) as store:  # else a busy machine begins anew again and again
         stream = await owned(store)
         stream.apply(stored(range(1_000_001, 1_030_001)))
         store._flusher.streams[KEY].require_full_write()

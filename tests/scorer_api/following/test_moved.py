@@ -65,7 +65,8 @@ async def test_owners_confirm_by_the_clock_of_the_server_that_is_redis_now(movin
         own = [(until_ms, now_ms) for until_ms, now_ms in said if until_ms != inherited]
         assert own, "it was confirmed anew"
         for until_ms, now_ms in own:
-            assert -LEASE_MS < until_ms - now_ms < LEASE_MS + 500, (until_ms, now_ms)
+            # By the former's clock it would be a minute off. On a busy machine a confirmation is seconds old when it is looked at.
+            assert -abs(skew_ms) / 2 < until_ms - now_ms < LEASE_MS + 500, (until_ms, now_ms)
 
 
 async def test_what_was_confirmed_by_another_clock_does_not_count(moving: Moving, monkeypatch: pytest.MonkeyPatch) -> None:
