@@ -134,11 +134,13 @@ class Applier:
         self._batches += 1
         started_ns = 0 if self._tracer is None else time.time_ns()
         if len(payload) > STEP_BYTES_MAX or self._adapters.adapter_of:  # one event may remove all that is held of an adapter
-            return self._in_steps(payload, number, started_ns, is_live=is_live)
+            return self._in_steps(self._decoder.decode_in_steps(payload), number, started_ns, is_live=is_live)
         try:
-            batch = self._decoder.decode(payload)
+            batch = self._decoder.start(payload)
         except Refused as refused:
             return self._refused(number, refused.reason)
+        if not isinstance(batch, Batch):
+            return self._in_steps(batch, number, started_ns, is_live=is_live)
         if (passed_over := self._passed_over(batch, number)) is not None:
             return passed_over
         if len(payload) > ODD_STEP_BYTES_MAX and isinstance(batch.events, list):
@@ -186,9 +188,9 @@ class Applier:
             return count, self._applied(batch, change, last, 0, is_live=True)
         return count, self._go_on(batch, change, last, 0, is_live=True)
 
-    def _in_steps(self, payload: bytes, number: int, started_ns: int, *, is_live: bool) -> Steps[Applied]:
+    def _in_steps(self, decoding: Steps[Batch], number: int, started_ns: int, *, is_live: bool) -> Steps[Applied]:
         try:
-            batch = yield from self._decoder.decode_in_steps(payload)
+            batch = yield from decoding
         except Refused as refused:
             return self._refused(number, refused.reason)
         if (passed_over := self._passed_over(batch, number)) is not None:

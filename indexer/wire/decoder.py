@@ -50,6 +50,8 @@ from indexer.wire.types import (
 WHOLE_BYTES_MAX = 2**20
 # A batch of plain events up to this size is packed in one call: what that reserves is at most 16 times as large.
 PLAIN_BYTES_MAX = 4 * 2**20
+# A batch up to this size is decoded at once also where something is wrong with each of its events, which then are a byte at least.
+AT_ONCE_BYTES_MAX = 4_096
 # So many messages of so many bytes are packed as one batch.
 MESSAGES_MAX = 256
 MESSAGE_BYTES_MAX = 65_536
@@ -111,6 +113,16 @@ class WireDecoder:
 
     def decode(self, payload: bytes) -> Batch:
         """Raises Refused where the payload is no batch of events. Events that are all plain are packed by the compiled core."""
+        batch = self.start(payload)
+        return batch if isinstance(batch, Batch) else result_of(batch)
+
+    def start(self, payload: bytes) -> Batch | Steps[Batch]:
+        """The same, or the steps of it where something is wrong with an event: of a batch that is not small each is then looked at alone, in a step.
+        Raises Refused, as do the steps."""
+        batch = self._start(payload)
+        return batch if isinstance(batch, Batch) or len(payload) > AT_ONCE_BYTES_MAX else result_of(batch)
+
+    def _start(self, payload: bytes) -> Batch | Steps[Batch]:
         if core is not None and len(payload) <= WHOLE_BYTES_MAX:
             batch = self._decode_plain(payload) or result_of(self._decode_regular(payload))
             if batch is not None:
@@ -118,10 +130,10 @@ class WireDecoder:
         self._normaliser.begin_batch(len(payload))
         try:
             known = self._decode_whole(payload) if len(payload) <= WHOLE_BYTES_MAX else None
-            if known is None:
-                return result_of(self._decode_apart(payload))
         except RecursionError:
-            return result_of(self._decode_nested(payload))
+            return self._decode_nested(payload)
+        if known is None:
+            return self._decode_odd(payload)
         if len(known.events) > self._limits.events_per_batch_max:
             raise Refused("batch_events")
         events: list[Event] = []
@@ -143,6 +155,9 @@ class WireDecoder:
             return batch
         yield
         self._normaliser.begin_batch(len(payload))
+        return (yield from self._decode_odd(payload))
+
+    def _decode_odd(self, payload: bytes) -> Steps[Batch]:
         try:
             return (yield from self._decode_apart(payload))
         except RecursionError:
@@ -198,11 +213,12 @@ class WireDecoder:
             self._normaliser.forget_folded()
         return Batch(events, known.ts, known.data_parallel_rank)
 
-    def _normalise_apart(self, known: ArrayBatch | MapBatch) -> Batch:
+    def _normalise_apart(self, known: ArrayBatch | MapBatch) -> Steps[Batch]:
         """Normalise event by event, so that a refused event does not cost the others."""
         batch = Batch([], known.ts, known.data_parallel_rank)
         for event in known.events:
             self._add(batch, event)
+            yield
         return batch
 
     def _decode_whole(self, payload: bytes) -> Any:

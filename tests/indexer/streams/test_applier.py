@@ -16,6 +16,7 @@ from indexer.metrics import IndexerMetrics
 from indexer.streams import applier as applier_module
 from indexer.streams.applier import Applied, Applier
 from indexer.tracing.current import Attributes
+from indexer.wire.decoder import AT_ONCE_BYTES_MAX
 from tests.engine import removed, stored
 
 
@@ -106,6 +107,19 @@ def test_a_small_payload_takes_no_steps_unless_an_adapter_is_known() -> None:
 def test_a_large_payload_that_is_no_batch_is_refused() -> None:
     found, _ = in_steps(applier(CollectorRegistry()), b"\xc1" * 300_000, 3)
     assert (found.lossy, found.change.sequence) == ("batch_malformed", 3)
+
+
+NO_SIZE = {**stored([1], range(4)), "block_size": 0}
+
+
+@pytest.mark.parametrize(("event", "reason"), [(None, "event_malformed"), ([], "event_malformed"), ({}, "event_malformed"), (NO_SIZE, "unaligned")])
+def test_a_batch_in_which_every_event_is_wrong_is_looked_at_in_steps(event: Any, reason: str) -> None:
+    """It may be small: an event takes a byte, and to refuse it some microseconds."""
+    count = AT_ONCE_BYTES_MAX
+    ours = applier(CollectorRegistry())
+    applied, steps = in_steps(ours, msgspec.msgpack.encode([1.5, [event] * count, 0]), 0)
+    assert steps >= count
+    assert (dict(ours.refused), len(applied.change)) == ({reason: count}, 0)
 
 
 def test_a_large_adapter_is_forgotten_in_steps() -> None:
