@@ -4,7 +4,6 @@ import math
 import re
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -100,15 +99,12 @@ def test_what_the_scripts_look_for_is_on_the_page() -> None:
     assert set(referred) <= set(on_page)
 
 
-def test_a_wheel_has_all_files(tmp_path: Path) -> None:
-    setup = "import setuptools; setuptools.setup()"
-    command = [sys.executable, "-c", setup, "build", "--build-base", f"{tmp_path}/build", "bdist_wheel", "--dist-dir", str(tmp_path)]
+def test_what_a_wheel_is_made_of_has_all_files(tmp_path: Path) -> None:
+    """All of it but the compiled core, which takes longer than the rest."""
+    command = [sys.executable, "-c", "import setuptools; setuptools.setup()", "-q", "build_py", "--build-lib", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        packed = {name.rpartition("/")[2]: archive.read(name).decode() for name in archive.namelist() if name.startswith("scorer_api/api/ui/")}
-    assert packed == TEXTS
+    assert {file.name: file.read_text() for file in (tmp_path / "scorer_api/api/ui").iterdir()} == TEXTS
 
 
 # Colours: what WCAG 2.2 asks of contrast, and how they look to those who see fewer of them
