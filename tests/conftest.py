@@ -46,6 +46,7 @@ UNMEASURED = tuple(
         "test_schemathesis.py",
     )
 )
+FIRST_WORKER = "gw0"
 COVERAGE_CONFIG = os.environ.get(COVERAGE_VARIABLE)
 # Only the commands' own tests measure the hundreds of processes: all others start what those of this process run too.
 PROCESSES_MEASURED = (FOLDER / "scorer_api" / "cli",)
@@ -77,10 +78,12 @@ class TestScheduling(LoadFileScheduling):
 def pytest_configure(config: pytest.Config) -> None:
     """Keep one measurement in a worker: two more began with the process, and each takes up its work where the one above it pauses."""
     plugin = config.pluginmanager.get_plugin("_cov")
-    if hasattr(config, "workerinput") and plugin is not None:
-        plugin.cov_controller.cov.stop()  # begun as if this were the process that hands out the work
-        if (since_startup := getattr(coverage.process_startup, "coverage", None)) is not None:
-            since_startup.stop()
+    if plugin is None or plugin.cov_controller is None:
+        return
+    if hasattr(config, "workerinput") or config.getoption("numprocesses", None):
+        plugin.cov_controller.cov.stop()  # begun as if this were the process that hands out the work, or by the one that only does that
+    if hasattr(config, "workerinput") and (since_startup := getattr(coverage.process_startup, "coverage", None)) is not None:
+        since_startup.stop()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -88,15 +91,26 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> TestScheduli
     return TestScheduling(config, log)
 
 
-def pytest_collection() -> None:
-    """What is collected stays: looking for garbage in it again and again takes a fifth of the time."""
+def pytest_collection(session: pytest.Session) -> None:
+    """What is collected stays: looking for garbage in it again and again takes a fifth of the time. And of what all workers import it is enough that
+    one measures it, which doubles the time."""
     gc.disable()
+    if (controller := _measuring_again(session.config)) is not None:
+        controller.pause()
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if (controller := _measuring_again(session.config)) is not None:
+        controller.resume()
     gc.enable()
     gc.collect()
     gc.freeze()
+
+
+def _measuring_again(config: pytest.Config) -> Any:
+    """The measurement of a worker that imports what another one does; None where there is none."""
+    worker, plugin = getattr(config, "workerinput", {}).get("workerid", FIRST_WORKER), config.pluginmanager.get_plugin("_cov")
+    return None if worker == FIRST_WORKER or plugin is None else plugin.cov_controller
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
