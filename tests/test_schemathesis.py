@@ -24,7 +24,7 @@ BLOCKS = 8
 RUN_MAX_S, HANGS_S = 300, 3_600
 # Nine of ten requests are made by the phase that is missing here. They are made once, where all routes are; the others show without them whether
 # a route is there at all, and whether a token is asked for.
-FEW = ("--phases", "examples,fuzzing,stateful", "--max-examples", "6")
+FEW = ("--phases", "examples,fuzzing,stateful", "--max-examples", "3")
 
 pytestmark = pytest.mark.timeout(HANGS_S)
 
@@ -57,7 +57,7 @@ def test_schemathesis_finds_nothing_at_an_indexer_either(tmp_path: Path) -> None
     with RedisServer() as redis, Engine() as engine, ingest(redis.url, engine.spec(POD, MODEL), listen=f"tcp://127.0.0.1:{free_port()}") as service:
         service.wait_url()
         wait_until(lambda: service.http.get(f"{service.url}/readyz").json()["status"] == "ready")
-        assert requests_made(service, tmp_path, *FEW) > 50
+        assert requests_made(service, tmp_path, *FEW) > 30
         check_nothing_went_wrong(service)
 
 
