@@ -161,7 +161,8 @@ def _at_once(body: bytes, media_type: str, kind: _Kind[R]) -> R | None:
     regular = _regular(body, media_type, kind)
     if regular is not None or len(body) > UNSCANNED_BYTES_MAX or (media_type == JSON and core is not None):
         return regular
-    return result_of(_steps(body, media_type, kind))
+    simple = _simple(body, media_type, kind)
+    return result_of(_steps(body, media_type, kind)) if simple is None or isinstance(simple.prompt, list) else simple
 
 
 async def _in_turns(body: bytes, media_type: str, kind: _Kind[R], turn: asyncio.Lock) -> R:

@@ -18,6 +18,7 @@ from tests.envoy.fleet import FLAGS, TEXTS, Streamed, ask, ask_for, completion, 
 from tests.envoy.pods import Pod
 from tests.envoy.proxy import Change, Config, Envoy, cluster, processor
 from tests.ports import free_port
+from tests.redis_server import RedisServer
 from tests.running import Command
 from tests.settings import words_of
 from tests.waiting import wait_until
@@ -197,7 +198,7 @@ def test_gateways_that_want_tls_get_it() -> None:
 def test_two_workers_pick_for_one_gateway_and_either_may_be_killed() -> None:
     """Envoy's connection is one worker's, by chance: it finds another one at the same port."""
     asked = ["first", "second", "first", "second"]
-    with behind(workers="2") as all_of_it:
+    with RedisServer() as redis, behind(workers="2", redis=redis.url) as all_of_it:
         assert [ask_for(all_of_it.envoy, pod) for pod in asked] == asked
         for number in range(2):
             started = workers(all_of_it.command)
