@@ -40,12 +40,18 @@ def behind(*changes: Change, **flags: str) -> Iterator[Behind]:
         engines = [word for pod in pods for word in ("--engine", pod.spec)]
         words = words_of({**FLAGS, "port": "0", "gateway_listen": f"127.0.0.1:{port}", **flags})
         command = stack.enter_context(Command("serve", *engines, *words)).wait_url()
+        wait_until(partial(is_following, command, len(pods)))
         for pod in pods:
             command.wait_for(pod=pod.name, sequence=pod.cache(TEXTS[pod.name]), trust="live")
         envoy = stack.enter_context(Envoy("override-host", port, [pod.netloc for pod in pods], *changes))
         envoy.wait_for_picker()
         assert ask_for(envoy, "second") == "second"
         yield Behind(command, envoy, pods)
+
+
+def is_following(service: Command, pods: int) -> bool:
+    """Whether all these pods have their streams: among workers, each has its own."""
+    return sum(len(pod["streams"]) for pod in service.http.get(f"{service.url}/v1/pods").json()["pods"]) == pods
 
 
 def echoes(config: Config) -> None:
