@@ -1,18 +1,17 @@
 """The cost of sending a prompt to a pod: the time to its first token, and the time that others wait for it.
 
-    cost_s = (1 + OTHERS_SHARE + QUEUE_SHARE * delayed + SLOWED_SHARE * slowed) * uncached tokens / rate
+    cost_s = (1 + OTHERS_SHARE + BUSY_SHARE * busy + QUEUE_SHARE * delayed + SLOWED_SHARE * slowed) * uncached tokens / rate
            + SLOWED_SHARE * slowed * queued tokens / rate + load_s
            + SPREAD_S * min(SPREAD_MAX, running / (mean + SPREAD_RUNNING))
     load_s = queued tokens / rate                                  prefill work ahead of this prompt
            + KV_PRESSURE_S * ((usage - KV_FREE) / (1 - KV_FREE))²  eviction and preemption to make room
            + DECODE_STEP_S * running * (1 + output tokens)         slower steps, which running requests share
 
-queued tokens: of what was sent there, what the pod has not announced and cannot have computed since; and what others' prompts in its queue have
-that is not in its cache, see `Queues.queued`. `slowed`: running requests, of which those that were sent there and are not announced count a quarter.
-`rate`: the pod's prefill rate in tokens/s. `delayed`: prompts in its queue, or in the shortest queue of all pods where that is longer: what is
-computed twice takes time from all. `usage`: the part of its cache that requests use, 0 to 1, plus what was sent there since the measurement; in
-cost_s also plus this request's uncached tokens and its answer. Tokens count towards the usage only if the engine says how many its cache holds.
-`mean`: running requests per pod, or infinite if no engine reports them.
+queued tokens, `busy`: see `PodQueue`. `slowed`: running requests, of which those that were sent there and are not announced count a tenth. `rate`:
+the pod's prefill rate in tokens/s. `delayed`: prompts in its queue, or in the shortest queue of all pods where that is longer: what is computed twice
+takes time from all. `usage`: the part of its cache that requests use, 0 to 1, plus what was sent there since the measurement; in cost_s also plus
+this request's uncached tokens and its answer. Tokens count towards the usage only if the engine says how many its cache holds. `mean`: running
+requests per pod, or infinite if no engine reports them.
 A figure that a pod's engine does not report is the mean of the other pods', so that the pod gets neither all requests nor none. If no engine reports
 it, all pods get the same prior.
 """
@@ -26,14 +25,18 @@ from msgspec import Struct
 from indexer.engines.load import Load
 
 # Requests behind a prompt wait until it is computed. Without this share, a burst with the same new prefix would be computed on every pod, since each
-# would finish it as soon as the first. 2: as if two other requests waited.
-OTHERS_SHARE = 2.0
-# The same for each request that is delayed: those that wait, and about twice as many that come before the queue is empty.
-QUEUE_SHARE = 3.0
+# would finish it as soon as the first. 1: as if one other request waited.
+OTHERS_SHARE = 1.0
+# So many more for a pod that is busy with prompts all the time. One that has time to spare may compute a prefix that another pod has, too.
+BUSY_SHARE = 5.0
+# What was sent lately may be more than a pod can compute. That is in its queue.
+BUSY_MAX = 2.0
+# The same for each request that is delayed: those that wait, and about half as many that come before the queue is empty.
+QUEUE_SHARE = 1.5
 # A running request's next tokens wait while prompts are computed: those that are queued, and this one.
 SLOWED_SHARE = 0.2
 # One whose own prompt is still to be computed counts for a part of one that generates: those that wait for the same prefix gain by it.
-PENDING_SHARE = 0.25
+PENDING_SHARE = 0.1
 # Length of a waiting prompt if no engine reports the mean: a chat with a system prompt.
 PROMPT_TOKENS_PRIOR = 1_024
 # Tokens of an answer if the request does not say: short, so that running requests count, but a long prompt counts for more.
@@ -45,8 +48,8 @@ DECODE_STEP_S = 0.0001
 SPREAD_S = 1.0
 # A few running requests make little difference. Where no engine says how many there are, none do: they are not counted as done before they expire.
 SPREAD_RUNNING = 4.0
-# A pod with more than this many times the mean costs no more: a burst of one new prefix is to be computed once.
-SPREAD_MAX = 1.1
+# A pod with more than this share of the mean costs no more. With OTHERS_SHARE it says that a burst of one new prefix is computed once.
+SPREAD_MAX = 0.5
 # Above this usage a cache evicts blocks of others; near 1 it preempts running requests, which are computed again.
 KV_FREE = 0.8
 # About the cost of a preemption: the whole prompt again, and the wait for room.
@@ -57,10 +60,26 @@ RATE_MIN, RATE_MAX = 1.0, 1e9
 KV_TOKENS_MAX = 1e12
 
 
+class PodQueue(Struct, frozen=True, gc=False):
+    """A pod's queue as it is now, by what was sent there, what it announced and what its engine said.
+
+    `tokens`: those that it has to compute before a prompt that comes now. `waiting`: prompts in the queue. `pending`: requests from here whose prompts
+    it has not announced. `new_tokens`, `new_count`: requests that the engine's figures do not include yet, see `Queues.ahead`. `busy`: what was sent
+    there lately, to what it can compute in that time.
+    """
+
+    tokens: float = 0.0
+    waiting: float = 0.0
+    pending: int = 0
+    new_tokens: float = 0.0
+    new_count: int = 0
+    busy: float = 0.0
+
+
 class LoadEstimate(Struct, frozen=True, gc=False):
     """A pod's load without gaps. `waiting`: prompts in its queue; `waiting_tokens`: those of their tokens that are not in the cache.
 
-    `kv_tokens`, `running_mean`: infinite if no engine reports it. `delayed`: see the module.
+    `kv_tokens`, `running_mean`: infinite if no engine reports it.
     """
 
     waiting_tokens: float
@@ -69,7 +88,6 @@ class LoadEstimate(Struct, frozen=True, gc=False):
     rate: float
     kv_tokens: float = math.inf
     waiting: float = 0.0
-    delayed: float = 0.0
     running_mean: float = math.inf
 
     def pressure_s(self, more_tokens: float) -> float:
@@ -80,25 +98,21 @@ class LoadEstimate(Struct, frozen=True, gc=False):
         pressure = (min(1.0, usage) - KV_FREE) / (1 - KV_FREE)
         return KV_PRESSURE_S * pressure * pressure
 
-    def costs_s(
-        self, uncached_tokens: float, output_tokens: int | None, own_tokens: float, own_count: int, queued_tokens: float = 0.0, pending: int = 0
-    ) -> tuple[float, float]:
-        """cost_s and load_s, see the module. `own_tokens`, `own_count`: what was sent there since the engine's figures were measured, see `Queues`.
-
-        `queued_tokens`, `pending`: see `Queues.queued`.
-        """
+    def costs_s(self, uncached_tokens: float, output_tokens: int | None, queue: PodQueue, delayed: float) -> tuple[float, float]:
+        """cost_s and load_s, see the module."""
         output = OUTPUT_TOKENS_PRIOR if output_tokens is None else output_tokens
-        running = max(0.0, self.running + own_count)
+        running = max(0.0, self.running + queue.new_count)
         # Where no engine says what runs, nothing is known to: what was sent there may be done.
-        slowed = 0.0 if self.running_mean == math.inf else SLOWED_SHARE * max(0.0, running - (1 - PENDING_SHARE) * pending)
-        queued_s, uncached_s = queued_tokens / self.rate, uncached_tokens / self.rate
+        slowed = 0.0 if self.running_mean == math.inf else SLOWED_SHARE * max(0.0, running - (1 - PENDING_SHARE) * queue.pending)
+        queued_s, uncached_s = queue.tokens / self.rate, uncached_tokens / self.rate
         wait_s = queued_s + DECODE_STEP_S * running * (1 + output)
-        cost_s = (1 + OTHERS_SHARE + QUEUE_SHARE * self.delayed + slowed) * uncached_s + slowed * queued_s + wait_s
+        others = OTHERS_SHARE + BUSY_SHARE * min(BUSY_MAX, queue.busy) + QUEUE_SHARE * delayed
+        cost_s = (1 + others + slowed) * uncached_s + slowed * queued_s + wait_s
         cost_s += SPREAD_S * min(SPREAD_MAX, running / (self.running_mean + SPREAD_RUNNING))
-        needed = own_tokens + uncached_tokens + output
+        needed = queue.new_tokens + uncached_tokens + output
         if self.kv_usage + needed / self.kv_tokens <= KV_FREE:
             return cost_s, wait_s
-        return cost_s + self.pressure_s(needed), wait_s + self.pressure_s(own_tokens)
+        return cost_s + self.pressure_s(needed), wait_s + self.pressure_s(queue.new_tokens)
 
 
 def estimate_loads(loads: Sequence[Load | None], rate: float) -> list[LoadEstimate]:
@@ -114,11 +128,9 @@ def estimate_loads(loads: Sequence[Load | None], rate: float) -> list[LoadEstima
     waiting = [max(0, load.waiting) for load in known]
     waiting_tokens = [count * tokens for count, tokens in zip(waiting, prompt_tokens, strict=True)]
     running = [max(0, load.running) for load in known]
-    running_mean, waiting_mean = _mean(running), _mean(waiting)
-    shortest = min(waiting)
-    delayed = [max(count, shortest) for count in waiting]
-    estimates = map(LoadEstimate, waiting_tokens, running, kv_usages, rates, rooms, waiting, delayed, itertools.repeat(running_mean))
-    unknown = LoadEstimate(_mean(waiting_tokens), running_mean, kv_usage, rate, room, waiting_mean, waiting_mean, running_mean)
+    running_mean = _mean(running)
+    estimates = map(LoadEstimate, waiting_tokens, running, kv_usages, rates, rooms, waiting, itertools.repeat(running_mean))
+    unknown = LoadEstimate(_mean(waiting_tokens), running_mean, kv_usage, rate, room, _mean(waiting), running_mean)
     return [unknown if load is None else next(estimates) for load in loads]
 
 

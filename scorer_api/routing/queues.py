@@ -9,12 +9,14 @@ from collections import OrderedDict
 
 from msgspec import Struct, structs
 
-from scorer_api.routing.costs import LoadEstimate
+from scorer_api.routing.costs import LoadEstimate, PodQueue
 
 # A request picked less than this before a measurement had not reached the engine by then.
 UNDER_WAY_S = 0.1
 # Above this number the oldest requests are forgotten.
 REQUESTS_MAX = 65_536
+# How busy a pod is with prompts counts over about so long: older requests count less and less, and after ten times as long no more.
+BUSY_S = 3.0
 
 
 class QueuedRequest(Struct, frozen=True, gc=False):
@@ -67,10 +69,6 @@ class _Pod:
         self.ended = 0
         self.measured_at_s = -math.inf
 
-    def count_seen(self) -> int:
-        """How many of the pending requests came before the last measurement."""
-        return sum(1 for name in self.pending if name not in self.new)
-
 
 class Queues:
     """Times are of the monotonic clock, and never decrease."""
@@ -80,6 +78,7 @@ class Queues:
         self._requests_max = requests_max
         self._sent: OrderedDict[str, QueuedRequest] = OrderedDict()
         self._pods: dict[tuple[str, str], _Pod] = {}
+        self._work: OrderedDict[tuple[str, str], tuple[float, float]] = OrderedDict()
 
     def __len__(self) -> int:
         """How many requests count now."""
@@ -94,6 +93,9 @@ class Queues:
         pod.new[name] = request
         pod.new_tokens += request.tokens
         pod.backlog += request.tokens
+        key = request.model, request.pod
+        self._work[key] = self._work_of(key, request.at_s) + request.tokens, request.at_s
+        self._work.move_to_end(key)
 
     def await_announcement(self, name: str) -> None:
         """The pod will announce the request's last block once it has computed its prompt."""
@@ -136,6 +138,9 @@ class Queues:
         pod.tokens -= request.tokens
         pod.pending_tokens -= pod.pending.pop(name, 0)
         pod.backlog = max(0.0, pod.backlog - request.tokens)
+        key = request.model, request.pod
+        work, at_s = self._work[key]
+        self._work[key] = max(0.0, work - request.tokens), at_s
         if name in pod.new:
             pod.new[name] = relieved
             pod.new_tokens -= request.tokens
@@ -170,7 +175,17 @@ class Queues:
             else:
                 break
             self._remove(name, has_ended=False)
+        while self._work:
+            key, (_, at_s) = next(iter(self._work.items()))
+            if at_s + 10 * BUSY_S > now_s:
+                break
+            del self._work[key]
         return late, excess
+
+    def _work_of(self, key: tuple[str, str], now_s: float) -> float:
+        """Tokens that were sent to a pod, those of a moment BUSY_S ago counted 1/e."""
+        work, at_s = self._work.get(key, (0.0, now_s))
+        return work * math.exp((at_s - now_s) / BUSY_S)
 
     def ahead(self, model: str, pod: str, measured_at_s: float | None) -> tuple[int, int]:
         """Tokens and number of the requests that the engine's figures do not include. `measured_at_s`: when they were measured, None if unknown.
@@ -190,31 +205,44 @@ class Queues:
                 found.new_tokens -= found.new.popitem(last=False)[1].tokens
         return found.new_tokens, len(found.new) - found.ended
 
-    def queued(self, model: str, pod: str, now_s: float, load: LoadEstimate, measured_at_s: float | None) -> tuple[float, int]:
-        """Tokens that the pod has to compute before a prompt that comes now, and how many requests from here it has not announced.
+    def look(self, model: str, pod: str, now_s: float, load: LoadEstimate, measured_at_s: float | None) -> PodQueue:
+        """A pod's queue. `measured_at_s`: when its load was measured, None where that is a guess.
 
-        Call it after `ahead`.
-
-        Of requests from here, these are those of the prompts that it has not announced, less what it can have computed of them; of others', what
-        waited when its load was measured, at `measured_at_s`, beyond the requests from here. Where nothing was measured, its load is a guess. A pod
-        that announces nothing has what waited and what was sent since.
+        Of requests from here, those of the prompts are queued that it has not announced, less what it can have computed of them; of others', what
+        waited when its load was measured, beyond the requests from here. A pod that announces nothing has what waited and what was sent since.
         """
         found = self._pods.get((model, pod))
+        busy = self._work_of((model, pod), now_s) / (BUSY_S * load.rate)
         if found is None:
-            return load.waiting_tokens, 0
+            return PodQueue(load.waiting_tokens, load.waiting, busy=busy)
+        new_tokens, new_count = self.ahead(model, pod, measured_at_s)
         found.backlog = min(found.tokens, max(0.0, found.backlog - load.rate * max(0.0, now_s - found.drained_s)))
         found.drained_s = now_s
-        queued = found.backlog
+        queued, waiting = found.backlog, load.waiting
         if measured_at_s is None:
             queued = max(queued, load.waiting_tokens + found.tokens)
-        elif load.waiting and not found.has_announced:
-            queued = max(queued, load.waiting_tokens + found.new_tokens)
-        elif load.waiting:
+        elif not found.has_announced:
+            if load.waiting:
+                queued = max(queued, load.waiting_tokens + found.new_tokens)
+        else:
             if measured_at_s != found.others_at_s:
                 found.others_at_s = measured_at_s
-                found.others = max(0.0, 1 - found.count_seen() / load.waiting)
+                found.others = self._share_of_others(found, load.waiting, measured_at_s)
             queued += found.others * load.waiting_tokens
-        return queued, len(found.pending)
+            # The first one is being computed.
+            waiting = max(0, len(found.pending) - 1) + found.others * load.waiting
+        return PodQueue(queued, waiting, len(found.pending), new_tokens, new_count, busy)
+
+    def _share_of_others(self, pod: _Pod, waiting: float, measured_at_s: float) -> float:
+        """The share of what waited at a measurement that others sent: what is beyond the requests from here that are pending since before."""
+        if not waiting:
+            return 0.0
+        seen = 0
+        for name in pod.pending:
+            if self._sent[name].at_s > measured_at_s:
+                break
+            seen += 1
+        return max(0.0, 1 - seen / waiting)
 
     def at_rank(self, model: str, pod: str, rank: int) -> int:
         """How many requests count at one rank of a pod."""

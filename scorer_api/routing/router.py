@@ -196,25 +196,28 @@ class Router:
         stale: list[Candidate] = []
         reasons: dict[str, PodReason] = {}
         model, exclude, prefill, output_tokens = prompt.model, request.exclude, request.prefill, request.output_tokens
-        ahead, queued_at, draw = self._queues.ahead, self._queues.queued, self._random.random
+        draw = self._random.random
         tokens = prompt.length if isinstance(prompt, Prompt) else request.tokens_estimate
         oldest_s = now_s - self._settings.limits.routing.load_max_age_s
         measured = [self._view.loads.get(model, score.pod) for score in scores]
         unready = self._view.unready
         loads = [None if known is None or known[1] < oldest_s else known[0] for known in measured]
-        for score, best, known, load, estimate in zip(scores, bests, measured, loads, self._estimates(model, loads), strict=True):
+        estimates = self._estimates(model, loads)
+        measured_s = [None if load is None or known is None else known[1] for known, load in zip(measured, loads, strict=True)]
+        queues = [
+            self._queues.look(model, score.pod, now_s, estimate, at_s) for score, estimate, at_s in zip(scores, estimates, measured_s, strict=True)
+        ]
+        shortest = min((queue.waiting for queue in queues), default=0.0)
+        for score, best, known, load, estimate, queue in zip(scores, bests, measured, loads, estimates, queues, strict=True):
             pod, rank, speculative = score.pod, best.rank, best.speculative_tokens
             trust, block_size = rank.trust, rank.block_size or BLOCK_SIZE_PRIOR
             length = tokens if tokens is not None else length_in_tokens(prompt, block_size)
             matched = rank.match.matched_blocks * block_size + speculative
-            measured_at_s = None if load is None or known is None else known[1]
-            own_tokens, own_count = ahead(model, pod, measured_at_s)
             # The score weighs tiers: a block on a slower one costs a part of computing it.
             uncached = length - rank.score * (length - 1) - speculative
             if uncached < 0.0:
                 uncached = 0.0
-            queued, pending = queued_at(model, pod, now_s, estimate, measured_at_s)
-            cost_s, load_s = estimate.costs_s(uncached, output_tokens, own_tokens, own_count, queued, pending)
+            cost_s, load_s = estimate.costs_s(uncached, output_tokens, queue, max(queue.waiting, shortest))
             why: Exclusion | None = None
             if pod in exclude:
                 why = "excluded"
@@ -237,7 +240,7 @@ class Router:
                 matched,
                 speculative,
                 length - matched,
-                int(queued + 0.5),
+                int(queue.tokens + 0.5),
                 None if load is None else load.running,
                 None if load is None else load.waiting,
                 None if load is None else load.kv_usage,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from indexer.engines.load import Load
-from scorer_api.routing.costs import LoadEstimate, estimate_loads
+from scorer_api.routing.costs import LoadEstimate, PodQueue, estimate_loads
 
 
 @pytest.mark.parametrize(
@@ -27,36 +27,38 @@ from scorer_api.routing.costs import LoadEstimate, estimate_loads
     ],
 )
 def test_what_lies_before_a_request(estimate: LoadEstimate, own: tuple[int, int], output_tokens: int | None, load_s: float) -> None:
-    assert estimate.costs_s(0, output_tokens, *own)[1] == pytest.approx(load_s)
+    new_tokens, new_count = own
+    assert estimate.costs_s(0, output_tokens, PodQueue(new_tokens=new_tokens, new_count=new_count), 0)[1] == pytest.approx(load_s)
 
 
 @pytest.mark.parametrize(
     ("estimate", "own_tokens", "uncached_tokens", "output_tokens", "load_s", "cost_s"),
     [
-        # 1,000 tokens are computed in 1 s, and that counts three times.
-        (LoadEstimate(0, 0, 0.0, 1000), 0, 1000, 0, 0.0, 3.0),
+        # 1,000 tokens are computed in 1 s, and that counts twice.
+        (LoadEstimate(0, 0, 0.0, 1000), 0, 1000, 0, 0.0, 2.0),
         # Nobody tells how much there is room for: what comes takes none.
-        (LoadEstimate(0, 0, 0.8, 1000), 0, 1000, 0, 0.0, 3.0),
+        (LoadEstimate(0, 0, 0.8, 1000), 0, 1000, 0, 0.0, 2.0),
         # 1,000 of 10,000 tokens: from 80 to 90 %, half-way to full.
-        (LoadEstimate(0, 0, 0.8, 1000, 10_000), 0, 1000, 0, 0.0, 3.0 + 0.5),
+        (LoadEstimate(0, 0, 0.8, 1000, 10_000), 0, 1000, 0, 0.0, 2.0 + 0.5),
         # The answer needs room too; of it nothing is computed beforehand.
-        (LoadEstimate(0, 0, 0.8, 1000, 10_000), 0, 600, 400, 0.0, 1.8 + 0.5),
+        (LoadEstimate(0, 0, 0.8, 1000, 10_000), 0, 600, 400, 0.0, 1.2 + 0.5),
         # What was sent there before takes its room for this one and for whatever else comes: 70 + 20 %, and then 100 %.
-        (LoadEstimate(0, 0, 0.7, 1000, 10_000), 2000, 1000, 0, 0.5, 3.0 + 2.0),
+        (LoadEstimate(0, 0, 0.7, 1000, 10_000), 2000, 1000, 0, 0.5, 2.0 + 2.0),
         # More than full is full.
-        (LoadEstimate(0, 0, 0.9, 1000, 10_000), 0, 50_000, 0, 0.5, 150.0 + 2.0),
+        (LoadEstimate(0, 0, 0.9, 1000, 10_000), 0, 50_000, 0, 0.5, 100.0 + 2.0),
     ],
 )
 def test_what_a_request_needs_room_for(
     estimate: LoadEstimate, own_tokens: int, uncached_tokens: int, output_tokens: int, load_s: float, cost_s: float
 ) -> None:
-    assert estimate.costs_s(uncached_tokens, output_tokens, own_tokens, 0) == (pytest.approx(cost_s), pytest.approx(load_s))
+    queue = PodQueue(new_tokens=own_tokens)
+    assert estimate.costs_s(uncached_tokens, output_tokens, queue, 0) == (pytest.approx(cost_s), pytest.approx(load_s))
 
 
 def test_what_all_tell_is_taken_as_it_is() -> None:
     loads = [Load(2, 3, 0.25, 100.0, 5000.0), Load(0, 0, 0.75, 900.0, 50.0)]
     assert estimate_loads(loads, 8000.0) == [
-        LoadEstimate(300.0, 2, 0.25, 5000.0, waiting=3, delayed=3, running_mean=1.0),
+        LoadEstimate(300.0, 2, 0.25, 5000.0, waiting=3, running_mean=1.0),
         LoadEstimate(0.0, 0, 0.75, 50.0, running_mean=1.0),
     ]
 
@@ -68,39 +70,39 @@ def test_prompts_that_wait_count_by_what_the_cache_does_not_have() -> None:
 
 @pytest.mark.parametrize(("rate", "queued_s"), [(1000, 3.5), (2000, 1.75)])
 def test_what_is_queued_lies_before_a_request(rate: float, queued_s: float) -> None:
-    assert LoadEstimate(0, 0, 0.0, rate).costs_s(0, 0, 0, 0, queued_tokens=3500) == (pytest.approx(queued_s), pytest.approx(queued_s))
+    assert LoadEstimate(0, 0, 0.0, rate).costs_s(0, 0, PodQueue(3500), 0) == (pytest.approx(queued_s), pytest.approx(queued_s))
 
 
 def test_running_requests_wait_for_prompts_that_are_computed_beside_them() -> None:
-    """2 s of queue and 1 s of this prompt slow each of ten requests by a fifth of that, and two that are not computed by a quarter as much.
+    """2 s of queue and 1 s of this prompt slow each of ten requests by a fifth of that, and two that are not computed by a tenth as much.
 
-    The prompt counts three times besides.
+    The prompt counts twice besides.
     """
-    cost_s, load_s = LoadEstimate(0, 9, 0.0, 1000, running_mean=1e9).costs_s(1000, 0, 0, 3, queued_tokens=2000, pending=2)
+    cost_s, load_s = LoadEstimate(0, 9, 0.0, 1000, running_mean=1e9).costs_s(1000, 0, PodQueue(2000, pending=2, new_count=3), 0)
     assert load_s == pytest.approx(2.0 + 12 * 0.0001)
-    assert cost_s - load_s == pytest.approx(3.0 + (10 * 0.2 + 2 * 0.05) * (2.0 + 1.0), abs=1e-5)
+    assert cost_s - load_s == pytest.approx(2.0 + (10 * 0.2 + 2 * 0.02) * (2.0 + 1.0), abs=1e-5)
 
 
 def test_what_is_computed_where_others_wait_costs_them_too() -> None:
-    """1,000 tokens in 1 s, for this request, for two behind it, and three times for each of six that are delayed."""
-    assert LoadEstimate(0, 0, 0.0, 1000, delayed=6).costs_s(1000, 0, 0, 0)[0] == pytest.approx(21.0)
+    """1,000 tokens in 1 s, once more for those behind it, and one and a half times for each of six that are delayed."""
+    assert LoadEstimate(0, 0, 0.0, 1000).costs_s(1000, 0, PodQueue(), 6)[0] == pytest.approx(11.0)
 
 
-def test_what_is_computed_twice_costs_the_whole_fleet_once_all_of_it_has_queues() -> None:
-    loads = [Load(0, waiting) for waiting in (0, 4, 8)]
-    assert [estimate.delayed for estimate in estimate_loads(loads, 8000.0)] == [0, 4, 8]
-    assert [estimate.delayed for estimate in estimate_loads([*loads[1:], None], 8000.0)] == [4, 8, 6]
+@pytest.mark.parametrize(("busy", "cost_s"), [(0.0, 2.0), (0.2, 3.0), (1.0, 7.0), (2.0, 12.0), (50.0, 12.0)])
+def test_a_pod_that_computes_prompts_all_the_time_has_none_to_spare(busy: float, cost_s: float) -> None:
+    """1,000 tokens in 1 s count twice, and five times more where others came all the time."""
+    assert LoadEstimate(0, 0, 0.0, 1000).costs_s(1000, 0, PodQueue(busy=busy), 0)[0] == pytest.approx(cost_s)
 
 
-@pytest.mark.parametrize(("running", "own", "spread_s"), [(0, 0, 0.0), (2, 1, 3 / 6), (1, -3, 0.0), (9, 0, 1.1), (500, 0, 1.1)])
+@pytest.mark.parametrize(("running", "own", "spread_s"), [(0, 0, 0.0), (1, 1, 2 / 6), (1, -3, 0.0), (9, 0, 0.5), (500, 0, 0.5)])
 def test_a_pod_that_runs_more_than_others_costs_more_up_to_a_limit(running: int, own: int, spread_s: float) -> None:
-    cost_s, load_s = LoadEstimate(0, running, 0.0, 1000, running_mean=2.0).costs_s(0, 0, 0, own)
+    cost_s, load_s = LoadEstimate(0, running, 0.0, 1000, running_mean=2.0).costs_s(0, 0, PodQueue(new_count=own), 0)
     assert cost_s - load_s == pytest.approx(spread_s)
 
 
 def test_where_no_engine_says_what_runs_a_burst_stays_together() -> None:
     (estimate,) = estimate_loads([None], 8000.0)
-    assert estimate.costs_s(8, 0, 0, 500, pending=500)[0] == pytest.approx(3 * 8 / 8000 + 500 * 0.0001)
+    assert estimate.costs_s(8, 0, PodQueue(pending=500, new_count=500), 0)[0] == pytest.approx(2 * 8 / 8000 + 500 * 0.0001)
 
 
 def test_room_is_told_or_taken_from_others() -> None:
@@ -116,17 +118,17 @@ def test_a_room_that_is_none_is_not_told(tokens: float) -> None:
 def test_what_one_does_not_tell_is_what_the_others_tell_on_average() -> None:
     loads = [Load(2, 3, 0.2, 100.0, 5000.0), Load(4, 1, 0.6, 300.0, 1000.0), Load(6, 10), None]
     assert estimate_loads(loads, 8000.0) == [
-        LoadEstimate(300.0, 2, 0.2, 5000.0, waiting=3, delayed=3, running_mean=4.0),
-        LoadEstimate(300.0, 4, 0.6, 1000.0, waiting=1, delayed=1, running_mean=4.0),
-        LoadEstimate(10 * 200.0, 6, 0.4, 3000.0, waiting=10, delayed=10, running_mean=4.0),
-        LoadEstimate((300 + 300 + 2000) / 3, 4.0, 0.4, 3000.0, waiting=14 / 3, delayed=14 / 3, running_mean=4.0),
+        LoadEstimate(300.0, 2, 0.2, 5000.0, waiting=3, running_mean=4.0),
+        LoadEstimate(300.0, 4, 0.6, 1000.0, waiting=1, running_mean=4.0),
+        LoadEstimate(10 * 200.0, 6, 0.4, 3000.0, waiting=10, running_mean=4.0),
+        LoadEstimate((300 + 300 + 2000) / 3, 4.0, 0.4, 3000.0, waiting=14 / 3, running_mean=4.0),
     ]
 
 
 def test_where_nobody_tells_all_are_alike() -> None:
     assert estimate_loads([None, None], 8000.0) == [LoadEstimate(0.0, 0.0, 0.0, 8000.0)] * 2
     known, unknown = estimate_loads([Load(1, 2), None], 8000.0)
-    assert known == LoadEstimate(2 * 1024, 1, 0.0, 8000.0, waiting=2, delayed=2, running_mean=1.0)
+    assert known == LoadEstimate(2 * 1024, 1, 0.0, 8000.0, waiting=2, running_mean=1.0)
     assert unknown == known
     assert estimate_loads([], 8000.0) == []
 
@@ -150,7 +152,7 @@ def test_whatever_is_told_every_pod_has_a_load_that_is_neither_negative_nor_infi
     filled = estimate_loads(told, rate)
     assert len(filled) == len(told)
     for estimate in filled:
-        cost_s, load_s = estimate.costs_s(100, None, 0, 0)
+        cost_s, load_s = estimate.costs_s(100, None, PodQueue(), 0)
         assert 0 <= load_s <= cost_s < math.inf
         assert 0 < estimate.rate < math.inf
 

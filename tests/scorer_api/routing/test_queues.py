@@ -1,8 +1,10 @@
 """What counts of the requests that a scorer sent, and how long."""
 
+import math
+
 import pytest
 
-from scorer_api.routing.costs import LoadEstimate
+from scorer_api.routing.costs import LoadEstimate, PodQueue
 from scorer_api.routing.queues import QueuedRequest, Queues
 
 
@@ -89,7 +91,9 @@ def test_a_request_whose_prompt_another_pod_computes_counts_without_its_tokens()
     queues.relieve("unknown")
     assert queues.ahead("m", "pod", None) == (10, 2)
     assert queues.ahead("m", "pod", 0.5) == (10, 2)
-    assert queues.queued("m", "pod", 1.0, LoadEstimate(0, 0, 0.0, 1.0), 0.5) == (10, 0)
+    queue = queues.look("m", "pod", 1.0, LoadEstimate(0, 0, 0.0, 1.0), 0.5)
+    assert (queue.tokens, queue.new_tokens, queue.new_count) == (10, 10, 2)
+    assert queue.busy == pytest.approx(10 / 3)
     assert queues.done("a")
     assert queues.ahead("m", "pod", 0.5) == (10, 1)
     assert queues.done("b")
@@ -112,12 +116,18 @@ def test_nothing_is_kept_of_what_is_over() -> None:
     assert queues.expire(20.0) == (1000, 0)
     assert len(queues) == 0
     assert queues._pods == {}
+    queues.expire(1.0 + 30.0)
+    assert not queues._work
+
+
+def look(queues: Queues, now_s: float, waiting: int = 0, waiting_tokens: float = 0.0, measured_at_s: float | None = 0.0) -> PodQueue:
+    """The queue of the pod a, which computes 100 tokens a second."""
+    return queues.look("m", "a", now_s, LoadEstimate(waiting_tokens, 0, 0.0, 100.0, waiting=waiting), measured_at_s)
 
 
 def queued(queues: Queues, now_s: float, waiting: int = 0, waiting_tokens: float = 0.0, measured_at_s: float | None = 0.0) -> float:
-    """What is queued at the pod a, which computes 100 tokens a second."""
-    queues.ahead("m", "a", measured_at_s)
-    return queues.queued("m", "a", now_s, LoadEstimate(waiting_tokens, 0, 0.0, 100.0, waiting=waiting), measured_at_s)[0]
+    """The tokens that are queued there."""
+    return look(queues, now_s, waiting, waiting_tokens, measured_at_s).tokens
 
 
 def awaited(*requests: tuple[str, int, float]) -> Queues:
@@ -155,12 +165,14 @@ def test_what_a_pod_announces_corrects_what_it_was_thought_to_have_computed() ->
 def test_an_announced_prompt_was_computed_with_those_before_it() -> None:
     queues = awaited(*((str(number), 100, 0.0) for number in range(4)))
     queues.add("held", sent(7, 0.0))
-    load = LoadEstimate(0, 0, 0.0, 100.0)
-    assert queues.queued("m", "a", 0.0, load, 0.0) == (407, 4), "what the pod holds all blocks of is not announced"
+    queue = look(queues, 0.0)
+    assert (queue.tokens, queue.pending) == (407, 4), "what the pod holds all blocks of is not announced"
     queues.computed("2")
-    assert queues.queued("m", "a", 0.0, load, 0.0) == (100, 1)
+    queue = look(queues, 0.0)
+    assert (queue.tokens, queue.pending) == (100, 1)
     queues.done("3")
-    assert queues.queued("m", "a", 0.0, load, 0.0) == (100, 0), "who is done may have been computed elsewhere"
+    queue = look(queues, 0.0)
+    assert (queue.tokens, queue.pending) == (100, 0), "who is done may have been computed elsewhere"
 
 
 @pytest.mark.parametrize(("waiting", "waiting_tokens", "more"), [(1, 500, 0), (2, 1000, 0), (4, 2000, 1000), (0, 0, 0)])
@@ -186,3 +198,45 @@ def test_where_no_load_is_known_a_guess_and_what_was_sent_are_queued() -> None:
     queues = Queues(100.0)
     queues.add("1", sent(100, 0.0))
     assert queued(queues, 0.5, 3, 40.0, measured_at_s=None) == 140
+
+
+def test_those_that_were_sent_just_before_a_measurement_waited_then() -> None:
+    """They may still have been under way. That others sent what waited would count them twice."""
+    queues = awaited(("1", 100, 0.0), ("2", 100, 2.95), ("3", 100, 2.99))
+    queues.computed("1")
+    assert queued(queues, 3.0, 2, 1000.0, measured_at_s=3.0) == 200
+
+
+def test_those_that_were_announced_since_a_measurement_wait_no_longer() -> None:
+    """Five of these were sent from here, and one by another scorer. Of those from here the first one is being computed."""
+    queues = awaited(*((str(number), 100, 0.1 * number) for number in range(6)))
+    queues.computed("0")
+    assert look(queues, 3.0, 6, 600.0, measured_at_s=3.0).waiting == pytest.approx(4 + 1)
+    queues.computed("3")
+    assert look(queues, 3.5, 6, 600.0, measured_at_s=3.0).waiting == pytest.approx(1 + 1)
+    assert look(Queues(100.0), 3.5, 6, 600.0, measured_at_s=3.0).waiting == 6
+
+
+def test_where_nothing_is_announced_all_that_waited_does() -> None:
+    queues = Queues(100.0)
+    queues.add("1", sent(100, 0.0))
+    assert look(queues, 3.0, 6, 600.0, measured_at_s=3.0).waiting == 6
+    assert look(queues, 3.0, 6, 600.0, measured_at_s=None).waiting == 6
+
+
+def test_a_pod_is_busy_by_what_was_sent_there_of_late() -> None:
+    """600 tokens are two seconds' work of three; three seconds later they count for 1/e."""
+    queues = Queues(1.0)
+    assert look(queues, 0.0).busy == 0
+    queues.add("1", sent(450, 0.0))
+    queues.add("2", sent(150, 0.0))
+    assert look(queues, 0.0).busy == pytest.approx(2.0)
+    queues.done("1")
+    queues.expire(3.0)
+    assert look(queues, 3.0).busy == pytest.approx(2.0 / math.e), "whether they are done does not matter"
+    queues.add("3", sent(300, 3.0))
+    assert look(queues, 3.0).busy == pytest.approx(2.0 / math.e + 1)
+    queues.relieve("3")
+    assert look(queues, 3.0).busy == pytest.approx(2.0 / math.e), "another pod computes it"
+    queues.expire(33.0)
+    assert look(queues, 33.0).busy == 0
