@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.fleet import adversity, calibration, comparison, load, report, traces, users
 from bench.fleet.report import Section
-from bench.fleet.runs import SEED, Player
+from bench.fleet.runs import SEEDS, Player
 from bench.fleet.scenarios import SCENARIOS, Scenario, of_trace
 
 TRACE_CACHES = (300_000, 3_000_000)
@@ -28,7 +28,7 @@ def main() -> None:
         made = [make(play) for name, make in sections(recorded).items() if name in (parsed.only or SECTIONS)]
     for section in made:
         sys.stdout.write(report.markdown(section) + "\n")
-    page = report.write(parsed.folder, made, f"python -m bench.fleet, seed {SEED}")
+    page = report.write(parsed.folder, made, f"python -m bench.fleet, seeds {', '.join(map(str, SEEDS))}")
     sys.stdout.write(f"written to {page.resolve()}\n")
 
 

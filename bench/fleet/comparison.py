@@ -5,10 +5,10 @@ from statistics import geometric_mean
 
 from bench.fleet.charts import Chart
 from bench.fleet.report import Section, Table
-from bench.fleet.runs import Case, Player
+from bench.fleet.runs import SEEDS, Case, Player
 from bench.fleet.scenarios import LADDER, Scenario
 from scorer_api.fleet.policies import BASELINES
-from scorer_api.fleet.results import RunResult
+from scorer_api.fleet.results import RunResult, merged
 
 OURS = "cost"
 POLICIES = (OURS, "round-robin", *BASELINES)
@@ -17,9 +17,10 @@ SHARES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 
 
 def measure(play: Player, scenarios: Sequence[Scenario], policies: Sequence[str] = POLICIES) -> Section:
-    """Tables of time to first token, throughput, hits and imbalance."""
-    cases = [Case(scenario, policy) for scenario in scenarios for policy in policies]
-    results = {(case.scenario.name, case.policy): result for case, result in zip(cases, play("policies", cases), strict=True)}
+    """Tables of time to first token, throughput, hits and imbalance, over all seeds."""
+    pairs = [(scenario, policy) for scenario in scenarios for policy in policies]
+    played = iter(play("policies", [Case(scenario, policy, seed) for scenario, policy in pairs for seed in SEEDS]))
+    results = {(scenario.name, policy): merged([next(played) for _ in SEEDS]) for scenario, policy in pairs}
     figures: tuple[tuple[str, Callable[[RunResult], str]], ...] = (
         ("Mean time to first token, s", lambda result: f"{result.ttft_mean_s:.2f}"),
         ("Time to first token of nine in ten, s", lambda result: f"{result.ttft_at_s(0.9):.2f}"),
@@ -31,7 +32,8 @@ def measure(play: Player, scenarios: Sequence[Scenario], policies: Sequence[str]
     if OURS in policies and len(policies) > 1:
         tables[:0] = [_against_best(scenarios, policies, results), _over_all(scenarios, policies, results)]
     about = (
-        "; ".join(f"{scenario.name}: {scenario.about}" for scenario in scenarios) + ". A workload's own best baseline changes from column to column."
+        "; ".join(f"{scenario.name}: {scenario.about}" for scenario in scenarios)
+        + f". A workload's own best baseline changes from column to column. Each figure is of {len(SEEDS)} runs with seeds of their own."
     )
     return Section("Policies", about, tables, [_percentiles(policies, results)] if (LADDER.name, OURS) in results else [])
 

@@ -1,6 +1,8 @@
 """What a run was like for its users and for the fleet."""
 
 from collections.abc import Sequence
+from heapq import merge
+from statistics import fmean
 
 from msgspec import Struct
 
@@ -55,4 +57,19 @@ def result_of(requests: Sequence[Request], pods: int) -> RunResult:
         ended_s - began_s,
         sent,
         user,
+    )
+
+
+def merged(results: Sequence[RunResult]) -> RunResult:
+    """Of several runs of one fleet: all times to the first token, sums of counts, means of the other figures."""
+    return RunResult(
+        list(merge(*(result.ttft_s for result in results))),
+        fmean(result.tokens_per_s for result in results),
+        fmean(result.hit_share for result in results),
+        fmean(result.lost_share for result in results),
+        fmean(result.imbalance for result in results),
+        sum(result.preemptions for result in results),
+        fmean(result.duration_s for result in results),
+        [sum(counts) for counts in zip(*(result.pod_requests for result in results), strict=True)],
+        [sum(counts) for counts in zip(*(result.user_pods for result in results), strict=True)],
     )

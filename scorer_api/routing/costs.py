@@ -63,9 +63,9 @@ KV_TOKENS_MAX = 1e12
 class PodQueue(Struct, frozen=True, gc=False):
     """A pod's queue as it is now, by what was sent there, what it announced and what its engine said.
 
-    `tokens`: those that it has to compute before a prompt that comes now. `waiting`: prompts in the queue. `pending`: requests from here whose prompts
-    it has not announced. `new_tokens`, `new_count`: requests that the engine's figures do not include yet, see `Queues.ahead`. `busy`: what was sent
-    there lately, to what it can compute in that time.
+    `tokens`: those that it has to compute before a prompt that comes now. `waiting`: prompts in the queue. `pending`: requests from here whose
+    prompts it has not announced. `new_tokens`, `new_count`: requests that the engine's figures do not include yet, see `Queues.ahead`. `busy`: what
+    was sent there lately, to what it can compute in that time.
     """
 
     tokens: float = 0.0

@@ -96,8 +96,8 @@ def test_every_figure_of_a_pick() -> None:
     world.load("b", Load(0, 0, 0.1, 200.0, 500.0))
     picked = world.pick("xyz", PickRequest(output_tokens=9))
     a, b = picked.reasons["a"], picked.reasons["b"]
-    # 32 of 49 tokens are held; 2 x 400 wait, and delay three; half-way from 80 % to full costs a quarter of 2 s; 3 running, 10 steps, twice the mean, which counts for 0.5.
-    # Each of the three is slowed by a fifth of what is computed meanwhile.
+    # 32 of 49 tokens are held; 2 x 400 wait, and delay three; half-way from 80 % to full costs a quarter of 2 s; 3 running, 10 steps.
+    # That is twice the mean, which counts for 0.5 s. Each of the three is slowed by a fifth of what is computed meanwhile.
     assert (a.matched_tokens, a.speculative_tokens, a.uncached_tokens, a.queued_tokens) == (32, 0, 17, 800)
     assert (a.running, a.waiting, a.kv_usage, a.load_age_s, a.trust, a.why, a.rank) == (3, 2, 0.9, 1.5, Trust.LIVE, None, 0)
     assert a.cost_s == pytest.approx((2 + 2 * 1.5 + 0.6) * 17 / 2000 + 1.6 * 800 / 2000 + 0.5 + 3 * 10 * 0.0001 + 0.5, abs=1e-6)
