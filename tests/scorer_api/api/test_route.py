@@ -59,9 +59,9 @@ def test_an_answer_has_every_figure_of_every_pod(service: Client) -> None:
     assert answer == {
         **{"model": "m", "tokens": 9, "pod": "a", "rank": 0, "fallbacks": ["b"], "policy": "cost", "picked_for": "longest_match"},
         "reason": {
-            "a": {**common, "matched_tokens": 8, "uncached_tokens": 1, "cost_s": pytest.approx(3 / 8000), "why": None},
-            "b": {**common, "matched_tokens": 4, "uncached_tokens": 5, "cost_s": pytest.approx(15 / 8000), "why": None},
-            "c": {**common, "matched_tokens": 0, "uncached_tokens": 9, "cost_s": pytest.approx(27 / 8000), "why": "excluded"},
+            "a": {**common, "matched_tokens": 8, "uncached_tokens": 1, "cost_s": pytest.approx(2 / 8000), "why": None},
+            "b": {**common, "matched_tokens": 4, "uncached_tokens": 5, "cost_s": pytest.approx(10 / 8000), "why": None},
+            "c": {**common, "matched_tokens": 0, "uncached_tokens": 9, "cost_s": pytest.approx(18 / 8000), "why": "excluded"},
         },
         "http": {"a": "http://a", "b": "http://b"},
         "view": {"source": "embedded", "age_s": 0.0},
@@ -96,7 +96,7 @@ def test_the_limit_is_one_of_pods_and_unknown_pods_are_named(service: Client) ->
 
 
 def test_the_body_of_a_client_may_be_passed_on_as_it_is(service: Client) -> None:
-    response = service.http.post(f"{service.url}/v1/route", json={"model": "m", "prompt": NINE, "temperature": 0.7, "stream": True, "n": 1})
+    response = service.http.post(f"{service.url}/v1/route", json={"model": "m", "prompt": NINE, "policy": "prefix", "temperature": 0.7, "stream": True, "n": 1})
     assert (response.status_code, response.json()["pod"]) == (200, "a")
     assert done(service, response.json()["id"])
 

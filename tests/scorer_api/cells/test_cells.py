@@ -91,8 +91,11 @@ def test_picks_are_those_of_one_scorer_over_all_pods(cells: Cells, policy: str) 
     if policy == "session":
         assert front["fallbacks"] == whole["fallbacks"]
     assert {front["pod"], *front["fallbacks"]} == set(PODS) == front["reason"].keys() == front["http"].keys()
-    for name in ("matched_tokens", "uncached_tokens", "cost_s"):
+    for name in ("matched_tokens", "uncached_tokens"):
         assert {pod: each[name] for pod, each in front["reason"].items()} == {pod: each[name] for pod, each in whole["reason"].items()}
+    # What was sent to a pod a moment ago makes it dearer, and chance sent some of that.
+    whole_s = {pod: each["cost_s"] for pod, each in whole["reason"].items()}
+    assert {pod: each["cost_s"] for pod, each in front["reason"].items()} == pytest.approx(whole_s, rel=0.02)
     for service, answer in ((cells.front, front), (cells.whole, whole)):
         assert ask(service, "/v1/route/done", {"id": answer["id"]}) == {"id": answer["id"], "known": True}
         assert ask(service, "/v1/route/done", {"id": answer["id"]})["known"] is False
