@@ -96,7 +96,9 @@ def test_the_limit_is_one_of_pods_and_unknown_pods_are_named(service: Client) ->
 
 
 def test_the_body_of_a_client_may_be_passed_on_as_it_is(service: Client) -> None:
-    response = service.http.post(f"{service.url}/v1/route", json={"model": "m", "prompt": NINE, "policy": "prefix", "temperature": 0.7, "stream": True, "n": 1})
+    response = service.http.post(
+        f"{service.url}/v1/route", json={"model": "m", "prompt": NINE, "policy": "prefix", "temperature": 0.7, "stream": True, "n": 1}
+    )
     assert (response.status_code, response.json()["pod"]) == (200, "a")
     assert done(service, response.json()["id"])
 
