@@ -182,7 +182,7 @@ async def _in_turns(body: bytes, media_type: str, kind: _Kind[R], turn: asyncio.
             except Problem as problem:
                 raise Problem(problem.status, moved_bytes(problem.detail, hashes.first, hashes.cut)) from None
             return msgspec.structs.replace(request, block_hashes=hashes.hashes)
-        outline = _outline_of(body, media_type)
+        outline = _outline_of(body, media_type) or Outline()
         for field in TOKEN_LISTS:
             await asyncio.sleep(0)
             if (taken := await take_list(body, bytes(getattr(outline, field)), media_type)) is not None:
@@ -231,8 +231,9 @@ async def _with_tokens(body: bytes, field: str, taken: Taken, media_type: str, k
     try:
         request = await one_by_one(_steps(taken.body, media_type, kind, packs=False))
     except Problem as problem:
-        if is_repeated and taken.left != 0:
-            return await one_by_one(_steps(body, media_type, kind))  # which of the lists it is about is not told
+        # Which of two lists it is about is not told; and without another field's list another mistake may be the first.
+        if (is_repeated and taken.left != 0) or not await _is_of_field(taken, body, field, media_type):
+            return await one_by_one(_steps(body, media_type, kind))
         detail = moved_bytes(problem.detail, taken.first, taken.cut) if is_repeated else taken.moved(problem.detail, field)
         raise Problem(problem.status, detail) from None
     left = getattr(request, field)
@@ -250,6 +251,18 @@ async def _with_tokens(body: bytes, field: str, taken: Taken, media_type: str, k
     return request if field == "prompt" or not isinstance(request.prompt, list) else msgspec.structs.replace(request, prompt="")
 
 
+async def _is_of_field(taken: Taken, body: bytes, field: str, media_type: str) -> bool:
+    """Whether the list that was taken out of a body is this field's: others may have the same content, and a text that of a list. True for a body
+    that cannot be read.
+    """
+    await asyncio.sleep(0)
+    if (whole := _outline_of(body, media_type)) is None:
+        return True
+    await asyncio.sleep(0)
+    rest = _outline_of(taken.body, media_type)
+    return rest is not None and bytes(getattr(rest, field)) != bytes(getattr(whole, field))
+
+
 def _with_packed(request: R, field: str, tokens: bytes) -> R:
     """The request with tokens of this field, packed, under `token_ids`; with both of them if it gives others there too, which is refused later."""
     if field == "prompt" and request.token_ids is None:
@@ -257,12 +270,12 @@ def _with_packed(request: R, field: str, tokens: bytes) -> R:
     return msgspec.structs.replace(request, token_ids=tokens)
 
 
-def _outline_of(body: bytes, media_type: str) -> Outline:
-    """The fields of a request, still encoded; empty for a body that is none."""
+def _outline_of(body: bytes, media_type: str) -> Outline | None:
+    """The fields of a request, still encoded; None for a body that is none."""
     try:
         return _OUTLINE[media_type](body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return Outline()  # decoding the whole body says what is wrong
+        return None  # decoding the whole body says what is wrong
 
 
 def decode_done(body: bytes, media_type: str) -> DoneRequest:

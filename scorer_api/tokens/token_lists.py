@@ -81,8 +81,11 @@ async def take_tokens(body: bytes, key: str, media_type: str) -> Taken | None:
         return None
     if media_type == JSON:
         return None if (found := long_list(body, key)) is None else await _take_json(body, *found)
-    name = bytes([0xA0 | len(key)]) + key.encode()
-    return None if (at := _only(body, name)) is None else await _take_msgpack(body, at + len(name))
+    # The same key may have a longer head, which is no other key.
+    name = key.encode()
+    if (at := _only(body, name)) is None or at == 0 or body[at - 1] != 0xA0 | len(name):
+        return None
+    return await _take_msgpack(body, at + len(name))
 
 
 async def take_list(body: bytes, content: bytes, media_type: str) -> Taken | None:

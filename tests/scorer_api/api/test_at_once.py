@@ -50,6 +50,8 @@ REQUESTS: dict[str, tuple[str, list[str], bytes, bool]] = {
     "a pick in msgpack": ("/v1/route", [MSGPACK], PACKED, ONCE),
     "a pick by a policy that lacks a session": ("/v1/route", [JSON], json.dumps({**ASKED, "policy": "session"}).encode(), APP),
     "a pick of no pod": ("/v1/route", [JSON], json.dumps({**ASKED, "pods": []}).encode(), APP),
+    "two mistakes": ("/v1/score", [JSON], json.dumps({"pods": TOKENS, "token_ids": TOKENS}).encode(), APP),
+    "two mistakes in msgpack": ("/v1/score", [MSGPACK], msgspec.msgpack.encode({"pods": TOKENS, "token_ids": TOKENS}), APP),
     "several types that are accepted": ("/v1/score", [JSON, "Accept: text/html, application/msgpack;q=0.9"], BODY, APP),
     "a type with a parameter": ("/v1/score", ["Content-Type: application/json; charset=utf-8"], BODY, APP),
     "no type": ("/v1/score", [], BODY, APP),

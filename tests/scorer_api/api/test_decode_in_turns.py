@@ -3,7 +3,7 @@
 import asyncio
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from indexer.http.negotiation import JSON, MSGPACK
 from indexer.http.problems import Problem
 from scorer_api.api import decode
-from scorer_api.api.decode import decode_score, decode_score_in_turns
+from scorer_api.api.decode import decode_score, decode_score_at_once, decode_score_in_turns
 from scorer_api.api.prompt import prompt_of
+from scorer_api.api.schemas import ScoreRequest
 from scorer_api.tokens import token_lists
 
 PIECE_ITEMS = 3
@@ -36,10 +37,12 @@ def _small_pieces() -> Iterator[None]:
         yield
 
 
-def outcome(body: bytes, media_type: str, *, in_turns: bool) -> object:
-    """The prompt and the other fields, or status and detail of the problem."""
+def outcome(decode: Callable[[], ScoreRequest | None]) -> object:
+    """The prompt and the other fields, or status and detail of the problem; None where another is to decode."""
     try:
-        request = asyncio.run(decode_score_in_turns(body, media_type, asyncio.Lock())) if in_turns else decode_score(body, media_type)
+        request = decode()
+        if request is None:
+            return None
         if request.token_ids is not None and request.prompt is not None:
             return TWO_NAMES
         return prompt_of(request), msgspec.structs.replace(request, token_ids=None)
@@ -48,9 +51,13 @@ def outcome(body: bytes, media_type: str, *, in_turns: bool) -> object:
 
 
 def is_the_same(body: bytes, media_type: str) -> None:
-    whole, in_turns = (outcome(body, media_type, in_turns=in_turns) for in_turns in (False, True))
-    # Tokens under two names are refused when the request is resolved, unless a bad one was seen before: which one of two bad ones depends on the way.
-    assert in_turns == whole or {refused_name(in_turns), refused_name(whole)} in ({"both", "token_ids"}, {"both", "prompt"}, {"token_ids", "prompt"})
+    whole = outcome(lambda: decode_score(body, media_type))
+    in_turns = outcome(lambda: asyncio.run(decode_score_in_turns(body, media_type, asyncio.Lock())))
+    at_once = outcome(lambda: decode_score_at_once(body, media_type))
+    for found in (in_turns, at_once) if at_once is not None else (in_turns,):
+        # Tokens under two names are refused when the request is resolved, unless a bad one was seen before: which one of two bad ones depends on the
+        # way.
+        assert found == whole or {refused_name(found), refused_name(whole)} in ({"both", "token_ids"}, {"both", "prompt"}, {"token_ids", "prompt"})
 
 
 def refused_name(found: object) -> str:
@@ -104,6 +111,11 @@ def damaged(draw: st.DrawFn) -> bytes:
 @example(b'{"model":"m","prompt":[100,100,1000],"token_ids":["1"')
 @example(b'{"model":"m","prompt":[-1],"token_ids":[0,0,0,0,0,0]}')
 @example(b'{"model":"m","prompt":[-1],"token_ids":[0,0,0,0,-1]}')
+@example(b'{"pods":[0,0,0,0,0,0,0]}')
+@example(b'{"pods":[0,0,0,0,0,0,0],"token_ids":[0,0,0,0,0,0,0]}')
+@example(b'{"pods":[0,0,0,0,0,0,0],"token\\u005fids":[0,0,0,0,0,0,0]}')
+@example(b'{"token\\u005fids":[0,0,0,0,0,0,0],"pods":[0,0,0,0,0,0,0]}')
+@example(b'{"pods":[0,0,0,0,0,0,0],"prompt":[1],"prompt":[0,0,0,0,0,0,0]}')
 def test_a_body_in_json(body: bytes) -> None:
     is_the_same(body, JSON)
 
@@ -131,8 +143,22 @@ def in_msgpack(draw: st.DrawFn) -> bytes:
     return draw(st.sampled_from([body[:at], body[:at] + body[at + 1 :], body[:at] + draw(st.binary(min_size=1, max_size=1)) + body[at + 1 :]]))
 
 
+NUMBERS = msgspec.msgpack.encode([0] * 31)
+# The same key with a longer head.
+LONG_KEY = b"\xd9\x09token_ids"
+# In msgpack this is the key, the head of a list of 32,773, and as many small integers.
+TEXT_LIKE_TOKENS = "\u00e9token_ids\u0700\x05" + 32_773 * "\x01"
+
+
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(in_msgpack())
+@example(b"\x81\xa4pods" + NUMBERS)
+@example(b"\x82\xa4pods" + NUMBERS + b"\xa9token_ids" + NUMBERS)
+@example(b"\x82\xa4pods" + NUMBERS + LONG_KEY + NUMBERS)
+@example(b"\x82" + LONG_KEY + NUMBERS + b"\xa4pods" + NUMBERS)
+@example(b"\x83\xa5model\xa1m\xa5other\x81\xa9token_ids" + NUMBERS + LONG_KEY + b"\x91\x07")
+@example(msgspec.msgpack.encode({"model": "m", "prompt": TEXT_LIKE_TOKENS}))
+@example(msgspec.msgpack.encode({"pods": [0], "prompt": TEXT_LIKE_TOKENS}))
 def test_a_body_in_msgpack(body: bytes) -> None:
     is_the_same(body, MSGPACK)
 
