@@ -11,7 +11,7 @@ from tests.running import Client
 
 PACKED = "application/msgpack"
 # Fields whose values depend on the time, the process or chance. An `age_s` is a constant only where scorer and indexer are one process.
-VOLATILE = {"age_s", "last_batch_age_s", "last_event_age_s", "load_age_s", "id", "owner", "core"}
+VOLATILE = {"age_s", "cost_s", "last_batch_age_s", "last_event_age_s", "load_age_s", "id", "owner", "core"}
 # Lists of pods and models here are in the order in which these came to be known.
 IN_NO_ORDER = ("/v1/pods", "/v1/models")
 HEADERS = ("allow", "retry-after", "www-authenticate")

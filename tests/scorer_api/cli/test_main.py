@@ -176,7 +176,7 @@ def test_route_prints_what_was_known_of_each_pod_and_leaves_nothing_behind(servi
         "model m, 9 tokens: a/long@name rank 0, by prefix, for only_one",
         "POD          COST     MATCHED  UNCACHED  QUEUED  RUNNING  WAITING  KV  LOAD AGE  TRUST  WHY",
         "a/long@name  0.000 s  8        1         0       -        -        -   -         live   -",
-        "b            0.002 s  4        5         0       -        -        -   -         live   excluded",
+        "b            0.001 s  4        5         0       -        -        -   -         live   excluded",
     ]
     assert service.metric("kv_indexer_route_open") == 0
     code, _, err = run("route", "--url", service.url, "--model", "m", "--tokens-file", "-", "--policy", "session", stdin="1")
