@@ -1,17 +1,26 @@
-"""A TCP connection that can be cut without either side's process noticing anything else."""
+"""A TCP connection that can be cut without either side's process noticing anything else, or that is slow."""
 
 import selectors
 import socket
 import threading
+import time
 from types import TracebackType
 from typing import Self
 
+# So small that connections that share a slow way have their turns.
+SLOW_PIECE_BYTES = 1024
+
 
 class Proxy:
-    """Forwards connections to a port of this machine until they are cut; new ones are taken again."""
+    """Forwards connections to a port of this machine until they are cut; new ones are taken again.
 
-    def __init__(self, port: int) -> None:
+    `bytes_per_s`: what all of them carry to it together; answers come at once.
+    """
+
+    def __init__(self, port: int, bytes_per_s: float | None = None) -> None:
         self._target = port
+        self.bytes_per_s = bytes_per_s
+        self._clients: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._selector = selectors.DefaultSelector()
@@ -59,14 +68,18 @@ class Proxy:
         except OSError:
             client.close()
             return
+        self._clients.add(client)
         for end, other in ((client, server), (server, client)):
             self._peers[end] = other
             self._selector.register(end, selectors.EVENT_READ)
 
     def _forward(self, ready: socket.socket) -> None:
         try:
-            data = ready.recv(65536)
+            is_slow = self.bytes_per_s is not None and ready in self._clients
+            data = ready.recv(SLOW_PIECE_BYTES if is_slow else 65536)
             if data:
+                if self.bytes_per_s is not None and is_slow:
+                    time.sleep(len(data) / self.bytes_per_s)
                 self._peers[ready].sendall(data)
                 return
         except OSError:
@@ -78,6 +91,7 @@ class Proxy:
         if other is None:
             return
         del self._peers[other]
+        self._clients -= {end, other}
         for gone in (end, other):
             self._selector.unregister(gone)
             gone.close()

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from indexer.core.names import StreamKey
 from indexer.errors import StoreError
 from indexer.store.client.connection import answer_of, is_away
-from indexer.store.full_write import write_generation
+from indexer.store.full_write import Pace, write_generation
 from indexer.store.leases import Leases
 from indexer.store.pending import PendingWrites, random_number
 from indexer.store.scripts import Call, call, call_all
@@ -57,8 +57,9 @@ class Loss(Struct, frozen=True):
 class _Queue:
     """What waits to be written in one slot."""
 
-    def __init__(self, slot: Slot) -> None:
+    def __init__(self, slot: Slot, timeout_s: float) -> None:
         self.slot = slot
+        self.pace = Pace(timeout_s)
         self.due: dict[StreamKey, PendingWrites] = {}
         self.woken = asyncio.Event()
         self.full_writes = asyncio.Semaphore(FULL_WRITES_MAX)
@@ -112,7 +113,7 @@ class Flusher:
         slot = self._session.slot(key)
         queue = self._queues.get(slot.number)
         if queue is None:
-            queue = self._queues[slot.number] = _Queue(slot)
+            queue = self._queues[slot.number] = _Queue(slot, self._session.settings.redis_timeout_s)
             self._start(self._run(queue), f"redis writer {slot.number}")
         self._queue_of[key] = queue
         return queue
@@ -300,7 +301,7 @@ class Flusher:
         try:
             async with queue.full_writes:
                 while pending.needs_full_write and self.is_current(pending) and not pending.is_expired:
-                    await self._write_generation(pending)
+                    await self._write_generation(pending, queue.pace)
             self._session.health.note_answer(queue.slot.number, is_write=True)
         except (RedisError, StoreError) as error:
             if isinstance(error, RedisError):
@@ -313,9 +314,9 @@ class Flusher:
                 self.mark(pending)
             self._progress.set()
 
-    async def _write_generation(self, pending: PendingWrites) -> None:
+    async def _write_generation(self, pending: PendingWrites, pace: Pace) -> None:
         """Write all that the stream holds as a new generation, then make that the stream's. Raises RedisError, StoreError."""
-        generation = await write_generation(self._session.client, pending, lambda: self.is_current(pending))
+        generation = await write_generation(self._session.client, pending, pace, lambda: self.is_current(pending))
         if generation is None or not await self._wait_for_batch(pending):
             return
         switch = pending.switch(generation, self._session.member, f"{random_number():016x}")
@@ -332,6 +333,7 @@ class Flusher:
             pending.require_full_write()
         else:
             pending.switched(generation)
+            pace.grow()
             self._session.metrics.appends.inc()
 
     async def _wait_for_batch(self, pending: PendingWrites) -> bool:

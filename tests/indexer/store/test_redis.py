@@ -32,6 +32,7 @@ from indexer.store.records import encode_field
 from indexer.store.redis import RedisStore
 from indexer.store.renewal import OwnedStatus
 from tests.events import offloaded, removed, sparse, stored
+from tests.proxy import Proxy
 from tests.redis_server import RedisServer
 from tests.waiting import wait_until_async
 
@@ -69,7 +70,7 @@ class Owned:
 
 
 def settings_of(server: RedisServer, **more: Any) -> Settings:
-    return Settings(redis=server.url, **{"redis_timeout_s": 0.5, "pod_expiry_s": 60.0, **more})
+    return Settings(**{"redis": server.url, "redis_timeout_s": 0.5, "pod_expiry_s": 60.0, **more})
 
 
 @asynccontextmanager
@@ -537,6 +538,20 @@ async def test_changes_that_come_while_everything_is_written_are_in_it(server: R
             await asyncio.sleep(0)
         await settled(store)
         assert_written(server, stream)
+
+
+async def test_a_stream_is_written_to_a_redis_that_takes_longer_than_the_timeout_for_a_round(server: RedisServer) -> None:
+    """A block takes 41 bytes: all of them take 1.5 s on this way, and those of one command 0.5 s."""
+    with Proxy(server.port) as proxy:
+        async with opened(settings_of(server, redis=f"redis://127.0.0.1:{proxy.port}/0", redis_timeout_s=0.4)) as store:
+            stream = await owned(store)
+            await settled(store)
+            proxy.bytes_per_s = 40_000
+            stream.apply(stored(range(1_000_001, 1_001_501)))
+            store._flusher.streams[KEY].require_full_write()
+            await settled(store)
+            proxy.bytes_per_s = None
+            assert_written(server, stream)
 
 
 async def test_an_expired_stream_leaves_no_key_and_starts_anew_when_it_returns(server: RedisServer) -> None:
