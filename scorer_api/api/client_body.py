@@ -17,8 +17,9 @@ from msgspec import UNSET, Raw, Struct, UnsetType, defstruct
 
 from indexer.http.negotiation import JSON
 from indexer.http.problems import Problem
+from scorer_api.api.chat_fields import json_field
 from scorer_api.api.client_chats import NoChatError, chat_of_anthropic, chat_of_responses
-from scorer_api.api.decode import check_field_sizes, json_field
+from scorer_api.api.decode import check_field_sizes
 from scorer_api.api.route_schemas import OUTPUT_TOKENS_MAX
 from scorer_api.api.schemas import TEXT_LENGTH_MAX, ScoreRequest
 

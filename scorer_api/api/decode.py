@@ -1,10 +1,8 @@
 """Decodes the bodies of requests: the one place where bytes become a request. Every mistake gets a problem with a sentence."""
 
 import asyncio
-import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from typing import Generic, TypeVar, cast
 
 import msgspec
@@ -17,9 +15,9 @@ from indexer.errors import field_first
 from indexer.http.negotiation import JSON, MSGPACK, join
 from indexer.http.problems import Problem
 from scorer_api.api.batch_split import WHOLE_BYTES_MAX, split_in_turns
+from scorer_api.api.chat_fields import CHAT, json_field
 from scorer_api.api.extra_keys_list import entries_in_steps, without_list
 from scorer_api.api.hash_lists import take_hashes
-from scorer_api.api.msgpack_values import has_more_values
 from scorer_api.api.prompt import out_of_range
 from scorer_api.api.route_schemas import DoneRequest, RouteRequest, RouteRequestMsgpack
 from scorer_api.api.schemas import BATCH_REQUESTS_MAX, ScoreRequest, ScoreRequestMsgpack
@@ -44,14 +42,8 @@ FIELD_BYTES_MAX |= {"tools": 1_048_576, "chat_template_kwargs": 65_536, "mm_proc
 FIELD_BYTES_MAX |= {"exclude": 262_144, "session_id": 262_144}
 # Keys, and white space between them. What a key given twice has first is decoded too, in one step.
 SPARE_BYTES_MAX = 262_144
-CHAT = {"messages": (b"[", "a list of messages"), "tools": (b"[", "a list of tools"), "chat_template_kwargs": (b"{", "an object")}
-CHAT |= {"documents": (b"[", "a list of documents"), "mm_processor_kwargs": (b"{", "an object")}
-# A larger chat in msgpack is nearly all text: pages, images.
-UNCOUNTED_BYTES_MAX = 2_097_152
-CHAT_VALUES_MAX = 65_536
 TOKEN_LISTS = ("token_ids", "prompt")
 """Fields that a long list of tokens may be in."""
-NULL = {JSON: b"null", MSGPACK: b"\xc0"}
 
 
 class Outline(Struct):
@@ -379,44 +371,6 @@ def _packed_prompt(tokens: list[int]) -> bytes:
         return pack_tokens(tokens)
     except OverflowError:
         raise out_of_range(*first_out_of_range(tokens), "prompt") from None
-
-
-def json_field(name: str, raw: Raw | UnsetType, media_type: str) -> Raw | UnsetType:
-    """A field of a chat, one of CHAT, in JSON; UNSET for null. Raises Problem 422 for another type, and what msgspec raises."""
-    if raw is UNSET or (content := bytes(raw)) == NULL[media_type]:
-        return UNSET
-    if media_type != JSON:
-        if len(content) > UNCOUNTED_BYTES_MAX and has_more_values(content, CHAT_VALUES_MAX):
-            raise Problem(
-                422, f"{name}: {len(content)} bytes of more than {CHAT_VALUES_MAX} values; in msgpack so large a chat should be nearly all text"
-            )
-        content = _json_of(name, content)
-    content.decode()
-    begin, expected = CHAT[name]
-    if not content.startswith(begin):
-        raise Problem(422, f"{name}: should be {expected}")
-    return Raw(content)
-
-
-def _json_of(name: str, content: bytes) -> bytes:
-    """Raises Problem 422 for what has no word in JSON."""
-    try:
-        value = msgspec.msgpack.decode(content)
-    except (TypeError, msgspec.DecodeError):  # a list or an object as a key; what cannot be read was refused before
-        raise Problem(422, f"{name}: the keys of objects should be texts") from None
-    left = [value]
-    while left:
-        item = left.pop()
-        if isinstance(item, dict):
-            if not all(isinstance(key, str) for key in item):
-                raise Problem(422, f"{name}: the keys of objects should be texts")
-            left.extend(item.values())
-        elif isinstance(item, list):
-            left.extend(item)
-        elif not (item is None or isinstance(item, str | int) or (isinstance(item, float) and math.isfinite(item))):
-            kind = {float: "a number that is not finite", bytes: "bin", datetime: "a time stamp"}.get(type(item), "an extension")
-            raise Problem(422, f"{name}: there is {kind}, which JSON has no word for")
-    return msgspec.json.encode(value)
 
 
 def check_field_sizes(fields: Struct) -> None:
