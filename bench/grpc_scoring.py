@@ -22,7 +22,7 @@ from tests.scorer_stub import messages
 
 SIZES = (128, 2_048)
 CONNECTIONS = (1, 8)
-REPEATS = 5
+REPEATS = 3
 DURATION_S = 0.8
 WARM_UP_S = 0.3
 
