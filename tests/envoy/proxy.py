@@ -19,6 +19,8 @@ from tests.waiting import wait_until
 COMMAND = Path(sys.executable).parent / "envoy"
 Config = dict[str, Any]
 Change = Callable[[Config], None]
+ATTEMPTS_MAX = 10
+IN_USE = "Address already in use"
 
 
 def read_config(name: str) -> Config:
@@ -58,28 +60,36 @@ class Envoy:
 
     def __init__(self, name: str, picker_port: int, pods: Sequence[str], *changes: Change) -> None:
         config = read_config(name)
-        self.port, self.admin_port = free_port(), free_port()
-        config["admin"]["address"]["socket_address"]["port_value"] = self.admin_port
-        config["static_resources"]["listeners"][0]["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": self.port}
         _set_endpoints(cluster(config, "picker"), [f"127.0.0.1:{picker_port}"])
         if "load_assignment" in (pool := cluster(config, "pool")):
             _set_endpoints(pool, pods)
         for change in changes:
             change(config)
         self._config = config
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.http = httpx.Client(base_url=self.url, timeout=30, verify=NO_AUTHORITIES)
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory()
+        for _ in range(ATTEMPTS_MAX):
+            if self._launch():
+                self.url = f"http://127.0.0.1:{self.port}"
+                self.http = httpx.Client(base_url=self.url, timeout=30, verify=NO_AUTHORITIES)
+                return self
+            assert IN_USE in self.log, self.log
+            self._log.close()
+        raise AssertionError("every port was taken")
+
+    def _launch(self) -> bool:
+        """Start it at ports that are free now. False where it ended, perhaps since somebody else took one of them."""
+        self.port, self.admin_port = free_port(), free_port()
+        self._config["admin"]["address"]["socket_address"]["port_value"] = self.admin_port
+        self._config["static_resources"]["listeners"][0]["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": self.port}
         file = Path(self._folder.name) / "envoy.json"
         file.write_text(json.dumps(self._config))
         self._log = (Path(self._folder.name) / "log").open("w+")
         words = [str(COMMAND), "-c", str(file), "--use-dynamic-base-id", "--concurrency", "1", "--log-level", "warning", "--drain-time-s", "1"]
         self.process = subprocess.Popen(words, stdout=self._log, stderr=self._log)
         wait_until(lambda: self._is_ready() or self.process.poll() is not None)
-        assert self.process.poll() is None, self.log
-        return self
+        return self.process.poll() is None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.http.close()
