@@ -131,12 +131,7 @@ def _wholes(fill: Fill) -> Iterator[tuple[tuple[str, int], tuple[float, float]]]
             engine.wait_subscribed()
             for payload in batches:
                 engine.publish(payload)
-        held = sum(engine.held for engine in engines)
-        deadline_s = time.monotonic() + 120.0
-        while server.held() < held:
-            if time.monotonic() > deadline_s:
-                raise RuntimeError(f"{held} block copies were published, the service holds {server.held()}")
-            time.sleep(0.1)
+        server.wait_held(sum(engine.held for engine in engines))
         for body in ("json", "msgpack"):
             for blocks, pool in fill.pools.items():
                 job = load.Job(server.host, server.port, _requests(body, pool), None, CONNECTIONS, DURATION_S)

@@ -145,6 +145,14 @@ class Server:
         status: dict[str, Any] = next(shown["streams"][0] for shown in pods if shown["pod"] == pod)
         return status
 
+    def wait_held(self, holders: int) -> None:
+        """Wait until it is ready, and its index has so many holders of blocks. Raises RuntimeError where it does not get them."""
+        deadline_s = time.monotonic() + APPLIED_TIMEOUT_S
+        while not self.is_ready() or self.held() < holders:
+            if time.monotonic() > deadline_s:
+                raise RuntimeError(f"the index holds {self.held()} of {holders} copies")
+            time.sleep(POLL_S)
+
     def wait_applied(self, pod: str, published: Published) -> float:
         """Wait until all that was published is held, and nothing was missed. Returns when that was seen, by time.monotonic.
 

@@ -3,7 +3,6 @@
 The load is on the same cores. So the questions are long ones, which cost the client little and the service much; what the load takes is told, too.
 """
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -17,7 +16,7 @@ from bench.child import spawning
 from bench.connection import prepare
 from bench.publisher import Publisher
 from bench.scoring import DECODE, POOL, Prompt, pool_prompt, verified_answers
-from bench.server import APPLIED_TIMEOUT_S, POLL_S, Server
+from bench.server import Server
 from bench.workload import Plan, prompt_tokens
 from tests.redis_server import RedisServer
 
@@ -68,11 +67,7 @@ def _plan(number: int, pod: str, pool: list[Prompt]) -> Plan:
 def _scorer(count: int, redis_url: str, blocks: int) -> Iterator[Server]:
     """With all blocks, in each worker."""
     with Server([], "api", redis_url, flags=("--workers", str(count))) as server:
-        deadline_s = time.monotonic() + APPLIED_TIMEOUT_S
-        while not server.is_ready() or server.held() < blocks * count:
-            if time.monotonic() > deadline_s:
-                raise RuntimeError(f"the scorer holds {server.held()} of {blocks * count} copies")
-            time.sleep(POLL_S)
+        server.wait_held(blocks * count)
         yield server
 
 

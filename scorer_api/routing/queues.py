@@ -38,20 +38,19 @@ class _Pod:
     """
 
     __slots__ = (
-        *(
-            "backlog",
-            "drained_s",
-            "ended",
-            "has_announced",
-            "measured_at_s",
-            "new",
-            "new_tokens",
-            "others",
-            "others_at_s",
-            "pending",
-            "pending_tokens",
-        ),
-        *("ranks", "tokens"),
+        "backlog",
+        "drained_s",
+        "ended",
+        "has_announced",
+        "measured_at_s",
+        "new",
+        "new_tokens",
+        "others",
+        "others_at_s",
+        "pending",
+        "pending_tokens",
+        "ranks",
+        "tokens",
     )
 
     def __init__(self, now_s: float) -> None:
