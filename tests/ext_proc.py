@@ -47,6 +47,12 @@ def metadata(namespace: str, key: str, value: bytes) -> bytes:
     return message((8, message((1, message((1, namespace), (2, struct))))))
 
 
+def attributes(values: Mapping[str, str]) -> bytes:
+    """`attributes` of Envoy's filter: names of `request_attributes` → texts."""
+    struct = message(*((1, message((1, name), (2, text_value(value)))) for name, value in values.items()))
+    return message((9, message((1, "envoy.filters.http.ext_proc"), (2, struct))))
+
+
 def text_value(text: str) -> bytes:
     return message((3, text))
 
@@ -63,8 +69,9 @@ def served(endpoint: str) -> bytes:
     return metadata("envoy.lb", "x-gateway-destination-endpoint-served", text_value(endpoint))
 
 
-def body(kind: int, content: bytes, *, is_end: bool = False) -> bytes:
-    return message((kind, message((1, content), (2, int(is_end)))))
+def body(kind: int, content: bytes, *, is_end: bool = False, more: bytes = b"") -> bytes:
+    """`more`: fields of the message besides."""
+    return message((kind, message((1, content), (2, int(is_end))))) + more
 
 
 def trailers(kind: int) -> bytes:

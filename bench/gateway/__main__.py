@@ -1,7 +1,7 @@
-"""`python -m bench.gateway [--json FILE]`: requests through Envoy alone, with a picker that picks nothing, and with the service.
+"""`python -m bench.gateway [--json FILE]`: requests through Envoy alone, with a picker that picks nothing, and with the service, each in two modes.
 
 All of it shares the machine: load, Envoy, picker, pods. The index holds the prompts, whose tokens are remembered: what an engine takes to tell them
-is left out. Rounds of the three ways alternate, and the round that was quickest counts.
+is left out. Rounds of all ways alternate, and the round that was quickest counts.
 """
 
 import argparse
@@ -30,6 +30,8 @@ from tests.ports import free_port
 SIZES_KB = (1, 50, 300)
 BYTES_PER_TOKEN = 4
 POOL = 8
+# How Envoy asks, and the file of deploy/envoy that has it so.
+MODES = {"in full duplex": "override-host", "buffered": "buffered"}
 ROUNDS = 3
 WARM_UP_S = 0.5
 DURATION_S = 1.5
@@ -107,9 +109,11 @@ def measure() -> list[Cost]:
     with ExitStack() as stack:
         pods = [stack.enter_context(Backend()) for _ in range(2)]
         picker, noop = stack.enter_context(service(stack, pods)), stack.enter_context(noop_picker(pods[0]))
-        ways = {"Envoy alone": None, "a picker that picks nothing": noop, "kv-indexer": picker}
+        ways: dict[str, tuple[str, Picker | None]] = {"Envoy alone": ("override-host", None)}
+        for mode, config in MODES.items():
+            ways |= {f"a picker that picks nothing, {mode}": (config, noop), f"kv-indexer, {mode}": (config, picker)}
         ports = [pod.port for pod in pods]
-        envoys = {name: stack.enter_context(Envoy(ports, None if asked is None else asked.port)) for name, asked in ways.items()}
+        envoys = {name: stack.enter_context(Envoy(config, ports, None if asked is None else asked.port)) for name, (config, asked) in ways.items()}
         loader = stack.enter_context(ProcessPoolExecutor(1, mp_context=spawning))
         rows = []
         for kb in SIZES_KB:
@@ -120,7 +124,7 @@ def measure() -> list[Cost]:
                         connection.ask(request)
             rounds: dict[str, list[Cost]] = {name: [] for name in ways}
             for _ in range(ROUNDS):
-                for name, asked in ways.items():
+                for name, (_, asked) in ways.items():
                     rounds[name].append(_round(name, kb, requests, envoys[name].port, asked, loader))
             rows += [_best(found) for found in rounds.values()]
         return rows

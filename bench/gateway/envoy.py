@@ -1,4 +1,4 @@
-"""A real Envoy in measurements, with deploy/envoy/override-host.yaml: one worker, which uses one core."""
+"""A real Envoy in measurements, with a configuration of deploy/envoy: one worker, which uses one core."""
 
 import json
 import subprocess
@@ -18,20 +18,20 @@ from bench.process import STOP_TIMEOUT_S
 from bench.server import POLL_S, ROOT, START_TIMEOUT_S
 from tests.ports import free_port
 
-CONFIG = ROOT / "deploy/envoy/override-host.yaml"
+CONFIGS = ROOT / "deploy/envoy"
 COMMAND = Path(sys.executable).parent / "envoy"
 
 
 class Envoy:
-    """`with Envoy(pods, picker) as envoy:` it takes requests at `envoy.port`. `picker`: the port that it asks, None for Envoy alone.
+    """`with Envoy("buffered", pods, picker) as envoy:` it takes requests at `envoy.port`. `picker`: the port that it asks, None for Envoy alone.
 
     Raises RuntimeError where it does not start, or the picker does not answer.
     """
 
-    def __init__(self, pods: Sequence[int], picker: int | None) -> None:
+    def __init__(self, name: str, pods: Sequence[int], picker: int | None) -> None:
         self.port, self._admin = free_port(), free_port()
         self._picker = picker
-        self._config = _config(self.port, self._admin, pods, picker)
+        self._config = _config(name, self.port, self._admin, pods, picker)
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory()
@@ -70,8 +70,8 @@ class Envoy:
             return text
 
 
-def _config(port: int, admin: int, pods: Sequence[int], picker: int | None) -> dict[str, Any]:
-    config: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
+def _config(name: str, port: int, admin: int, pods: Sequence[int], picker: int | None) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     config["admin"]["address"]["socket_address"]["port_value"] = admin
     resources = config["static_resources"]
     resources["listeners"][0]["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": port}

@@ -3,7 +3,8 @@
     headers ─▶ body, collected ─▶ the question ─▶ pick ─▶ body, sent on ─▶ response headers ─▶ response body ─▶ over
                      └ over the limit: asked at once, and what follows is passed on as it comes
 
-Where a gateway sends bodies in full duplex, it goes on with the headers and pieces of the body that it gets back, and with nothing else.
+Where a gateway sends bodies in full duplex, it goes on with the headers and pieces of the body that it gets back, and with nothing else. One that
+buffers bodies may leave out the headers: then the body comes first, with attributes in place of headers, and the pick goes back in metadata.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -77,6 +78,7 @@ class Exchange:
         self._size = 0
         self._is_whole = False
         self._has_body = False
+        self._has_headers = False
         self._has_trailers = False
         self._question: Question | None = None
         self._tail: Tail | None = None
@@ -103,7 +105,9 @@ class Exchange:
         match messages.read_message(data):
             case RequestHeaders() as headers:
                 return self._on_headers(headers)
-            case RequestBody(body, is_end):
+            case RequestBody(body, is_end, opening):
+                if self._phase is _Phase.HEADERS:
+                    self._open_with(opening)
                 return self._on_body(body, is_end=is_end)
             case RequestTrailers():
                 return self._on_trailers()
@@ -126,7 +130,10 @@ class Exchange:
         assert self._phase is _Phase.ASKING, "the answer to a question"
         if self._has_body and self._request_mode == BodyMode.BUFFERED:
             self._phase = _Phase.SENT
-            yield messages.pick_in_body(mutation if body is None else self._with_length(mutation, body), body)
+            if self._has_headers:
+                yield messages.pick_in_body(mutation if body is None else self._with_length(mutation, body), body)
+            else:
+                yield messages.pick_in_metadata(mutation, body)
         else:
             yield from self._in_full_duplex(mutation, body)
         self._release()
@@ -155,6 +162,7 @@ class Exchange:
     def _on_headers(self, message: RequestHeaders) -> Iterable[bytes]:
         if self._phase is not _Phase.HEADERS:
             return ()
+        self._has_headers = True
         self._headers, self._modes, self._subset = message.headers, message.modes, message.subset
         mode = self._request_mode
         if message.is_end or mode == BodyMode.NONE:
@@ -165,6 +173,15 @@ class Exchange:
         if mode == BodyMode.BUFFERED:
             return (messages.HEADERS_DONE,)
         raise RefusedError(500, "the gateway's processing mode of request bodies should be FULL_DUPLEX_STREAMED or BUFFERED")
+
+    def _open_with(self, opening: RequestHeaders | None) -> None:
+        """Begin a call without headers. Raises RefusedError."""
+        if opening is not None:
+            self._headers, self._modes, self._subset = opening.headers, opening.modes, opening.subset
+        self._modes = self._modes or BodyModes(BodyMode.BUFFERED, BodyMode.NONE)
+        if self._modes.request != BodyMode.BUFFERED:
+            raise RefusedError(500, "without request headers the gateway's processing mode of request bodies should be BUFFERED")
+        self._phase = _Phase.COLLECTING
 
     def _on_body(self, body: memoryview, *, is_end: bool) -> Iterable[bytes]:
         if self._phase is _Phase.PASSING:

@@ -47,10 +47,11 @@ class RequestHeaders(Struct, frozen=True):
 
 
 class RequestBody(Struct, frozen=True):
-    """A piece of the body, or all of it."""
+    """A piece of the body, or all of it. `opening`: what it tells of the request where a call begins with it, None for nothing."""
 
     body: memoryview
     is_end: bool
+    opening: RequestHeaders | None = None
 
 
 class RequestTrailers(Struct, frozen=True):
@@ -91,11 +92,13 @@ REQUEST_HEADERS = frozenset(
         *HOPS,
     )
 )
+ATTRIBUTES = {"request.path": ":path"} | {f'request.headers["{name}"]': name for name in REQUEST_HEADERS if name[0] != ":"}
+"""Envoy's names of these headers in `request_attributes`, for calls that do not begin with headers."""
 RESPONSE_HEADERS = frozenset((":status", "content-encoding"))
 
 # Keys of the fields of a ProcessingRequest.
 _REQUEST_HEADERS, _RESPONSE_HEADERS, _REQUEST_BODY, _RESPONSE_BODY, _REQUEST_TRAILERS, _RESPONSE_TRAILERS = map(bytes_key, range(2, 8))
-_METADATA, _MODES = bytes_key(8), bytes_key(11)
+_METADATA, _ATTRIBUTES, _MODES = bytes_key(8), bytes_key(9), bytes_key(11)
 _KINDS = frozenset((_REQUEST_HEADERS, _RESPONSE_HEADERS, _REQUEST_BODY, _RESPONSE_BODY, _REQUEST_TRAILERS, _RESPONSE_TRAILERS))
 _BYTES_1, _BYTES_2, _BYTES_3, _BYTES_6 = map(bytes_key, (1, 2, 3, 6))
 _VARINT_1, _VARINT_2, _VARINT_3 = map(varint_key, (1, 2, 3))
@@ -105,7 +108,7 @@ _WANTED = {of: {name.encode(): name for name in names} for of, names in ((_REQUE
 def read_message(data: bytes) -> Message | None:
     """What a ProcessingRequest holds; None for what the protocol may have besides. Raises MalformedError."""
     kind, content = 0, memoryview(b"")
-    metadata = modes = None
+    metadata = modes = attributes = None
     for key, value in read_fields(memoryview(data)):
         if key in _KINDS:
             kind, content = key, value
@@ -113,21 +116,55 @@ def read_message(data: bytes) -> Message | None:
             metadata = value
         elif key == _MODES:
             modes = _read_modes(value)
+        elif key == _ATTRIBUTES:
+            attributes = value
     if kind == _REQUEST_BODY:
-        return RequestBody(*_read_body(content))
+        if modes is None and attributes is None:
+            return RequestBody(*_read_body(content))
+        if len(data) - len(content) > HEAD_BYTES_MAX:
+            raise MalformedError(f"attributes of more than {HEAD_BYTES_MAX} bytes")
+        headers = {} if attributes is None else _read_attributes(attributes)
+        return RequestBody(*_read_body(content), RequestHeaders(headers, False, modes, _subset_in(metadata)))
     if kind == _RESPONSE_BODY:
         return ResponseBody(*_read_body(content))
     if len(data) > HEAD_BYTES_MAX:
         raise MalformedError(f"headers of more than {HEAD_BYTES_MAX} bytes")
     if kind == _REQUEST_HEADERS:
-        subset = None if metadata is None else _read_metadata(metadata, SUBSET_NAMESPACE, SUBSET)
-        return RequestHeaders(*_read_headers(content, _WANTED[kind]), modes, subset)
+        return RequestHeaders(*_read_headers(content, _WANTED[kind]), modes, _subset_in(metadata))
     if kind == _RESPONSE_HEADERS:
         served = None if metadata is None else _read_metadata(metadata, BALANCER_NAMESPACE, SERVED)
         return ResponseHeaders(*_read_headers(content, _WANTED[kind]), modes, served[0] if served else None)
     if kind == _REQUEST_TRAILERS:
         return RequestTrailers()
     return ResponseTrailers() if kind == _RESPONSE_TRAILERS else None
+
+
+def _subset_in(metadata: memoryview | None) -> tuple[str, ...] | None:
+    return None if metadata is None else _read_metadata(metadata, SUBSET_NAMESPACE, SUBSET)
+
+
+def _read_attributes(data: memoryview) -> dict[str, str]:
+    """The wanted headers in an entry of `attributes`, a filter's google.protobuf.Struct whose names are those of `request_attributes`."""
+    found: dict[str, str] = {}
+    for key, struct in read_fields(data):
+        if key == _BYTES_2:
+            _read_struct(struct, found)
+    return found
+
+
+def _read_struct(data: memoryview, found: dict[str, str]) -> None:
+    """Adds the texts of a google.protobuf.Struct that are wanted headers."""
+    for key, field in read_fields(data):
+        if key != _BYTES_1:
+            continue
+        name, content = None, memoryview(b"")
+        for field_key, value in read_fields(field):
+            if field_key == _BYTES_1:
+                name = ATTRIBUTES.get(text_of(value))
+            elif field_key == _BYTES_2:
+                content = value
+        if name is not None:
+            found.update((name, text_of(text)) for value_key, text in read_fields(content) if value_key == _BYTES_3)
 
 
 def _read_modes(data: memoryview) -> BodyModes:
@@ -252,8 +289,14 @@ def pick_in_headers(mutation: Mutation) -> bytes:
 
 def pick_in_body(mutation: Mutation, body: bytes | None = None) -> bytes:
     """The pick as the answer to the request's body. `body`: in place of that which came, None to leave it."""
-    common = _common(mutation) if body is None else _common(mutation) + bytes_field(3, bytes_field(1, body))
+    common = _common(mutation) if body is None else _common(mutation) + _replacement(body)
     return bytes_field(3, bytes_field(1, common)) + _metadata(mutation.destination)
+
+
+def pick_in_metadata(mutation: Mutation, body: bytes | None = None) -> bytes:
+    """The pick as the answer to a body without headers, which a gateway then lets nobody change: what would be set of them is in the metadata."""
+    common = b"" if body is None else _replacement(body)
+    return bytes_field(3, bytes_field(1, common)) + _metadata(mutation.destination, mutation.headers)
 
 
 def request_piece(body: bytes | memoryview, *, is_end: bool) -> bytes:
@@ -283,9 +326,13 @@ def _header_mutation(headers: Sequence[tuple[str, str]], removed: Sequence[str] 
     return b"".join([*options, *(bytes_field(2, name.encode()) for name in removed)])
 
 
-def _metadata(destination: str) -> bytes:
+def _replacement(body: bytes) -> bytes:
+    return bytes_field(3, bytes_field(1, body))
+
+
+def _metadata(destination: str, more: Sequence[tuple[str, str]] = ()) -> bytes:
     """`dynamic_metadata`, a google.protobuf.Struct: {"envoy.lb": {"x-gateway-destination-endpoint": …}}."""
-    inner = _struct_entry(DESTINATION, bytes_field(3, destination.encode()))
+    inner = b"".join(_struct_entry(name, bytes_field(3, value.encode())) for name, value in ((DESTINATION, destination), *more))
     return bytes_field(8, _struct_entry(BALANCER_NAMESPACE, bytes_field(5, inner)))
 
 

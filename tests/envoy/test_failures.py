@@ -33,7 +33,7 @@ class Behind(Struct, frozen=True):
 
 
 @contextmanager
-def behind(*changes: Change, **flags: str) -> Iterator[Behind]:
+def behind(*changes: Change, config: str = "override-host", **flags: str) -> Iterator[Behind]:
     port = free_port()
     with ExitStack() as stack:
         pods = [stack.enter_context(Pod(name)) for name in TEXTS]
@@ -43,7 +43,7 @@ def behind(*changes: Change, **flags: str) -> Iterator[Behind]:
         wait_until(partial(is_following, command, len(pods)))
         for pod in pods:
             command.wait_for(pod=pod.name, sequence=pod.cache(TEXTS[pod.name]), trust="live")
-        envoy = stack.enter_context(Envoy("override-host", port, [pod.netloc for pod in pods], *changes))
+        envoy = stack.enter_context(Envoy(config, port, [pod.netloc for pod in pods], *changes))
         envoy.wait_for_picker()
         assert ask_for(envoy, "second") == "second"
         yield Behind(command, envoy, pods)
@@ -123,8 +123,9 @@ def status_of(envoy: Envoy, body: bytes) -> int:
         return int(connection.recv(65_536).split()[1])
 
 
-def test_a_picker_that_is_killed_harms_no_answer_and_requests_go_round_until_it_is_back() -> None:
-    with behind() as all_of_it:
+@pytest.mark.parametrize("config", ["override-host", "buffered"])
+def test_a_picker_that_is_killed_harms_no_answer_and_requests_go_round_until_it_is_back(config: str) -> None:
+    with behind(config=config) as all_of_it:
         thread, found = begin_stream(all_of_it.envoy)
         all_of_it.command.kill()
         all_of_it.envoy.wait_for_picker(is_healthy=False)
@@ -163,6 +164,23 @@ def test_a_picker_that_hangs_is_not_waited_for_for_ever() -> None:
         assert response.status_code in (200, 500, 503)
 
 
+def test_requests_whose_bodies_are_buffered_go_round_once_they_have_waited_for_a_picker_that_hangs() -> None:
+    """And at once where it is killed, before the health check has seen it."""
+
+    def unchecked(config: Config) -> None:
+        del cluster(config, "picker")["health_checks"]
+        del cluster(config, "picker")["typed_extension_protocol_options"]["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"][
+            "explicit_http_config"
+        ]["http2_protocol_options"]["connection_keepalive"]
+        processor(config)["message_timeout"] = "0.3s"
+
+    with behind(unchecked, config="buffered") as all_of_it:
+        all_of_it.command.freeze()
+        assert {ask_for(all_of_it.envoy) for _ in range(6)} == set(TEXTS)
+        all_of_it.command.kill()
+        assert {ask_for(all_of_it.envoy) for _ in range(20)} == set(TEXTS)
+
+
 def test_a_timeout_counts_where_bodies_are_buffered() -> None:
     def buffered(config: Config) -> None:
         processor(config)["processing_mode"] |= {"request_body_mode": "BUFFERED", "request_trailer_mode": "SKIP"}
@@ -174,9 +192,11 @@ def test_a_timeout_counts_where_bodies_are_buffered() -> None:
         assert all_of_it.envoy.http.post("/v1/completions", json=completion(), timeout=10).status_code == 504
 
 
-@pytest.mark.parametrize("changes", [(), (echoes,)], ids=["headers only", "echoed"])
-def test_a_picker_that_ends_in_order_costs_no_request_and_no_answer(changes: tuple[Change, ...]) -> None:
-    with behind(*changes, gateway_notice_s="4.0", gateway_drain_s="30") as all_of_it:
+@pytest.mark.parametrize(
+    ("config", "changes"), [("override-host", ()), ("override-host", (echoes,)), ("buffered", ())], ids=["headers only", "echoed", "buffered"]
+)
+def test_a_picker_that_ends_in_order_costs_no_request_and_no_answer(config: str, changes: tuple[Change, ...]) -> None:
+    with behind(*changes, config=config, gateway_notice_s="4.0", gateway_drain_s="30") as all_of_it:
         envoy = all_of_it.envoy
         thread, found = begin_stream(envoy)
         all_of_it.command.process.terminate()

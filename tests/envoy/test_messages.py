@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from scorer_api.gateway import messages
 from scorer_api.gateway.messages import (
+    ATTRIBUTES,
     HEADERS_DONE,
     REQUEST_HEADERS,
     RESPONSE_BODY_DONE,
@@ -80,6 +81,16 @@ def test_request_headers(
     found = read_message(sent.SerializeToString())
     expected = None if subset is None else tuple(subset)
     assert found == RequestHeaders(only(given_headers, REQUEST_HEADERS), is_end, BodyModes(request, response), expected)
+
+
+@given(st.dictionaries(st.sampled_from([*sorted(ATTRIBUTES), "request.size", "request.headers"]), st.one_of(texts, st.floats(), st.lists(texts))))
+def test_a_body_with_attributes(values: dict[str, Any]) -> None:
+    sent = proto.ProcessingRequest()
+    sent.request_body.body, sent.request_body.end_of_stream = b"{}", True
+    sent.protocol_config.request_body_mode = 2
+    sent.attributes["envoy.filters.http.ext_proc"].update(values)
+    expected = {ATTRIBUTES[name]: value for name, value in values.items() if name in ATTRIBUTES and isinstance(value, str)}
+    assert read_message(sent.SerializeToString()) == RequestBody(memoryview(b"{}"), True, RequestHeaders(expected, False, BodyModes(2, 0)))
 
 
 @given(header_lists, st.booleans(), st.one_of(st.none(), st.sampled_from(["10.0.0.7:80", "[fd00::7]:80"])))

@@ -106,6 +106,36 @@ def test_a_buffered_body_is_answered_with_the_pick(is_end: bool) -> None:
     assert [reply.kind for reply in call.send(ext_proc.trailers(6))] == [5]
 
 
+def test_a_body_that_comes_first_brings_what_headers_would_say_and_gets_the_pick_in_metadata() -> None:
+    call = Call()
+    given = {"request.path": "/v1/completions", 'request.headers["x-session-id"]': "s", 'request.headers["cookie"]': "secret", "request.size": "7"}
+    subset = ext_proc.subset(ext_proc.text_value(ENDPOINT))
+    more = ext_proc.modes(BUFFERED) + ext_proc.attributes(given) + subset
+    question = call.ask(ext_proc.body(REQUEST_BODY, b"{}", is_end=True, more=more))
+    assert question == Question({":path": "/v1/completions", "x-session-id": "s"}, b"{}", False, (ENDPOINT,))
+    hops = [("x-prefiller-host-port", "10.0.0.2:80")]
+    (reply,) = [read_reply(each) for each in call.exchange.picked(Mutation(ENDPOINT, hops, ["x-encoder-hosts-ports"]), None)]
+    assert (reply.kind, reply.set, reply.removed, reply.replaced) == (3, {}, [], None)
+    assert reply.told == {"envoy.lb": {DESTINATION: ENDPOINT, "x-prefiller-host-port": "10.0.0.2:80"}}
+    assert call.exchange.tells_the_end
+    call.finish()
+
+
+def test_so_does_one_that_brings_nothing_and_its_body_may_be_another() -> None:
+    """Envoy before 1.34 says nothing of modes."""
+    call = Call()
+    assert call.ask(ext_proc.body(REQUEST_BODY, b"{}", is_end=True)) == Question({}, b"{}", False, None)
+    (reply,) = call.pick(b"[]")
+    assert (reply.kind, reply.replaced, reply.told) == (3, b"[]", {"envoy.lb": {DESTINATION: ENDPOINT}})
+
+
+@pytest.mark.parametrize("mode", [FULL_DUPLEX, ext_proc.STREAMED])
+def test_a_body_that_comes_first_and_is_not_whole_is_refused(mode: int) -> None:
+    with pytest.raises(RefusedError, match="BUFFERED") as error:
+        Call().send(ext_proc.body(REQUEST_BODY, b"{", more=ext_proc.modes(mode)))
+    assert error.value.status == 500
+
+
 def test_another_body_is_sent_in_its_place() -> None:
     buffered = Call()
     buffered.send(begin(BUFFERED))

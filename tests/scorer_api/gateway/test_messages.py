@@ -69,6 +69,23 @@ def test_bodies_and_trailers() -> None:
     assert read_message(ext_proc.trailers(7)) == ResponseTrailers()
 
 
+def test_a_body_with_attributes_in_place_of_headers() -> None:
+    given = {'request.headers["x-session-id"]': "s", "request.path": "/v1/completions", "request.headers": "CelMap value"}
+    data = ext_proc.body(4, b"abc", is_end=True, more=ext_proc.attributes(given) + ext_proc.modes(ext_proc.BUFFERED))
+    assert read_message(data) == RequestBody(memoryview(b"abc"), True, RequestHeaders(PATH, False, BodyModes(2, 0)))
+    # The name may follow its value, and a value may be a number, a list, or none.
+    turned = ext_proc.message((2, ext_proc.text_value("/")), (1, "request.path"))
+    other = ext_proc.message((1, 'request.headers["x-session-id"]'), (2, ext_proc.list_value(["s"])))
+    for struct, expected in ((ext_proc.message((1, turned)), {":path": "/"}), (ext_proc.message((1, other)), {}), (b"", {})):
+        found = read_message(ext_proc.body(4, b"", more=ext_proc.message((9, ext_proc.message((1, "f"), (2, struct))))))
+        assert found == RequestBody(memoryview(b""), False, RequestHeaders(expected, False))
+
+
+def test_attributes_have_the_limit_of_headers() -> None:
+    with pytest.raises(MalformedError, match="attributes of more than"):
+        read_message(ext_proc.body(4, b"abc", more=ext_proc.attributes({"request.path": "x" * 2**20})))
+
+
 def test_what_the_protocol_may_have_besides_is_passed_over() -> None:
     assert read_message(b"") is None
     assert read_message(ext_proc.message((9, b"attributes"), (99, 1))) is None
