@@ -2,6 +2,7 @@
 """The compiled core: one module, of one file for each thing that it has.
 
     tokens.pxi         lists of tokens in JSON and msgpack → packed tokens
+    msgpack_items.pxi  where items of msgpack end
     keys.pxi           packed tokens → chained block keys
     prefix_index.pxi   who holds which blocks, on key_set.pxi, key_table.pxi and holder_sets.pxi
     walk.pxi           a walk along the keys of a prompt
@@ -34,6 +35,7 @@ cdef extern from "Python.h":
     list PyList_New(Py_ssize_t length)
 
 include "tokens.pxi"
+include "msgpack_items.pxi"
 include "keys.pxi"
 include "key_set.pxi"
 include "key_log.pxi"

@@ -241,4 +241,46 @@ static inline const uint8_t *read_msgpack_tokens(const uint8_t *p, const uint8_t
     return p;
 }
 
+/* An integer of any size in msgpack. Returns the position behind it, NULL for anything else; `token` is the token, `is_token` whether it is one. */
+static inline const uint8_t *read_msgpack_any_integer(const uint8_t *p, const uint8_t *end, uint32_t *token, int *is_token) {
+    static const uint8_t sizes[8] = {2, 3, 5, 9, 2, 3, 5, 9};
+    ptrdiff_t left = end - p;
+    uint64_t value;
+    if (left < 1) return NULL;
+    if (*p < 0x80 || *p >= 0xE0) {
+        *token = *p;
+        *is_token = *p < 0x80;
+        return p + 1;
+    }
+    if (*p < 0xCC || *p > 0xD3 || left < sizes[*p - 0xCC]) return NULL;
+    switch (*p) {
+        case 0xCC: value = p[1]; break;
+        case 0xCD: value = big_endian16(p + 1); break;
+        case 0xCE: value = big_endian32(p + 1); break;
+        case 0xD0: value = (uint64_t)(int64_t)(int8_t)p[1]; break;
+        case 0xD1: value = (uint64_t)(int64_t)(int16_t)big_endian16(p + 1); break;
+        case 0xD2: value = (uint64_t)(int64_t)(int32_t)big_endian32(p + 1); break;
+        default: value = big_endian64(p + 1);
+    }
+    *token = (uint32_t)value;
+    *is_token = value <= TOKEN_MAX;
+    return p + sizes[*p - 0xCC];
+}
+
+/* So many integers, or the first of so many pairs of integers: those before the first that is no token. `good`: how many these are. Returns the position
+ * behind all of them, NULL where something is neither. */
+static inline const uint8_t *read_msgpack_integers(const uint8_t *p, const uint8_t *end, uint32_t count, int are_pairs, uint32_t *tokens, uint32_t *good) {
+    uint32_t i, second;
+    int is_token, all_good = 1;
+    *good = 0;
+    for (i = 0; i < count; i++) {
+        if (are_pairs && (p == end || *p++ != 0x92)) return NULL;
+        if ((p = read_msgpack_any_integer(p, end, &tokens[*good], &is_token)) == NULL) return NULL;
+        all_good = all_good && is_token;
+        *good += all_good && is_token;
+        if (are_pairs && (p = read_msgpack_any_integer(p, end, &second, &is_token)) == NULL) return NULL;
+    }
+    return p;
+}
+
 #endif

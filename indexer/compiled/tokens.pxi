@@ -5,6 +5,9 @@ cdef extern from "token_lists.h":
     int find_json_list(const uint8_t *body, size_t length, const uint8_t *key, size_t key_length, size_t *first, size_t *behind) nogil
     const uint8_t *read_msgpack_array(const uint8_t *first, const uint8_t *end, uint32_t *count) nogil
     const uint8_t *read_msgpack_tokens(const uint8_t *first, const uint8_t *end, uint32_t count, uint32_t *tokens) nogil
+    const uint8_t *read_msgpack_integers(
+        const uint8_t *first, const uint8_t *end, uint32_t count, bint are_pairs, uint32_t *tokens, uint32_t *good
+    ) nogil
 
 cdef extern from "event_fields.h":
     const uint8_t *read_msgpack_map(const uint8_t *first, const uint8_t *end, uint32_t *count) nogil
@@ -68,6 +71,28 @@ def pack_msgpack_tokens(encoded):
     PyObject_GetBuffer(encoded, &buffer, PyBUF_SIMPLE)
     try:
         return _packed_msgpack(<const uint8_t *>buffer.buf, buffer.len)
+    finally:
+        PyBuffer_Release(&buffer)
+
+
+def pack_msgpack_integers(encoded, bint are_pairs):
+    """(the tokens of an array of integers in msgpack up to the first integer that is no token, how many integers there are); None for anything but an
+    array of integers. `are_pairs`: it is one of pairs of integers, of which the first ones count. `encoded`: bytes, or an object with a buffer."""
+    cdef Py_buffer buffer
+    cdef uint32_t count = 0, good = 0
+    cdef const uint8_t *at
+    cdef const uint8_t *end
+    PyObject_GetBuffer(encoded, &buffer, PyBUF_SIMPLE)
+    try:
+        end = <const uint8_t *>buffer.buf + buffer.len
+        at = read_msgpack_array(<const uint8_t *>buffer.buf, end, &count)
+        if at == NULL or count > <size_t>(end - at):
+            return None
+        # One more: where a token goes that does not count.
+        packed = PyBytes_FromStringAndSize(NULL, (<Py_ssize_t>count + 1) * TOKEN_BYTES)
+        if read_msgpack_integers(at, end, count, are_pairs, <uint32_t *>PyBytes_AsString(packed), &good) != end:
+            return None
+        return packed[: <Py_ssize_t>good * TOKEN_BYTES], count
     finally:
         PyBuffer_Release(&buffer)
 

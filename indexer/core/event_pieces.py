@@ -41,7 +41,8 @@ def pieces_of(event: Event, hashes_max: int, key_size: int) -> Iterator[Event]:
 
 def _piece(event: Stored, start: int, end: int) -> Stored:
     width = event.block_size * TOKEN_BYTES
-    extra_keys = {position - start: extra for position, extra in (event.extra_keys or {}).items() if start <= position < end}
+    told = event.extra_keys
+    extra_keys = {position - start: told[position] for position in range(start, end) if position in told} if told else None
     return structs.replace(
         event,
         hashes=event.hashes[start:end],

@@ -3,9 +3,13 @@
 import sys
 from array import array
 
+from indexer.core.block_keys import TOKEN_BYTES
+
 # All tokens are looked at up to this number, then those of every SAMPLED_EVENTS-th event.
 SAMPLED_TOKENS_MIN = 4_096
 SAMPLED_EVENTS = 64
+# So many tokens of an event are looked at: 30 ns each.
+SAMPLED_TOKENS_MAX = 65_536
 
 
 class TokenSample:
@@ -21,7 +25,7 @@ class TokenSample:
 
     def add(self, tokens: bytes) -> None:
         """`tokens`: those of one event, little-endian uint32, at least one."""
-        packed = array("I", tokens)
+        packed = array("I", tokens[: SAMPLED_TOKENS_MAX * TOKEN_BYTES])
         if sys.byteorder == "big":
             packed.byteswap()
         self.highest = max(self.highest or 0, max(packed))

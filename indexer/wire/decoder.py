@@ -5,7 +5,7 @@ its batch: the batch is first decoded whole, and only if that fails event by eve
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -16,12 +16,14 @@ from indexer.core.event_pieces import Steps, result_of
 from indexer.core.events import Cleared, Event, Events
 from indexer.errors import Refused
 from indexer.limits import WireLimits
-from indexer.wire.normaliser import Normaliser, plain_extra_keys, plain_removed, plain_stored
-from indexer.wire.odd_tokens import cut_to_good_blocks, read_good_part, read_pairs
-from indexer.wire.outline import Outline, array_length, is_array, kind_of, list_lengths, longest_plain_field, outline_of
+from indexer.wire.event_reader import UNMEASURED_BYTES_MAX, EventReader
+from indexer.wire.extra_keys import plain_extra_keys
+from indexer.wire.large import SPLIT_BYTES_MIN, items_of, split_array, split_fields
+from indexer.wire.normaliser import Normaliser, plain_removed, plain_stored
+from indexer.wire.odd_tokens import cut_to_good_blocks
+from indexer.wire.outline import array_length
 from indexer.wire.splitter import split_events
 from indexer.wire.types import (
-    KNOWN_EVENTS,
     UNREADABLE,
     ArrayBatch,
     MapBatch,
@@ -32,12 +34,8 @@ from indexer.wire.types import (
     WireEvent,
     decode_array_batch,
     decode_array_batch_encoded,
-    decode_array_event,
-    decode_lenient_array_event,
-    decode_lenient_map_event,
     decode_map_batch,
     decode_map_batch_encoded,
-    decode_map_event,
     decode_raw_batch,
     decode_raw_batch_as_map,
     decode_raw_batch_as_map_exact,
@@ -52,17 +50,11 @@ WHOLE_BYTES_MAX = 2**20
 PLAIN_BYTES_MAX = 4 * 2**20
 # A batch up to this size is decoded at once also where something is wrong with each of its events, which then are a byte at least.
 AT_ONCE_BYTES_MAX = 4_096
+BATCH_FIELDS = RawBatch.__struct_fields__
+BATCH_NAMES = frozenset(name.encode() for name in BATCH_FIELDS)
 # So many messages of so many bytes are packed as one batch.
 MESSAGES_MAX = 256
 MESSAGE_BYTES_MAX = 65_536
-# An event up to this size is decoded without measuring it first.
-UNMEASURED_BYTES_MAX = 65_536
-# A malformed event up to this size is decoded without types, to find the reason: what that builds is up to 80 times as large.
-LOOKED_INTO_BYTES_MAX = 262_144
-# The longest encoding of a character, and of the header of a text.
-CHARACTER_BYTES_MAX, TEXT_HEADER_BYTES_MAX = 4, 5
-# Reasons for which some of an event's tokens cannot be used.
-TOKEN_REASONS = ("token_text", "token_type")
 # The longest encoding of a number.
 NUMBER_BYTES_MAX = 9
 
@@ -89,12 +81,6 @@ class Batch(Struct):
     unknown_fields: int = 0
 
 
-# Decoders of known events: the exact one, and the one that ignores unknown fields.
-_Decoders = tuple[Callable[[Raw | bytes], WireEvent], Callable[[Raw | bytes], WireEvent]]
-DECODERS_OF_ARRAYS: _Decoders = decode_array_event, decode_lenient_array_event
-DECODERS_OF_MAPS: _Decoders = decode_map_event, decode_lenient_map_event
-
-
 class WireDecoder:
     """Decodes the payloads of one stream. It remembers which encoding the engine uses, to try that first.
 
@@ -103,6 +89,7 @@ class WireDecoder:
 
     def __init__(self, limits: WireLimits) -> None:
         self._limits = limits
+        self._reader = EventReader(limits)
         self._normaliser = Normaliser(limits)
         self.dialect = self._normaliser.dialect
         self._decode_first: Callable[[bytes], Any] = decode_map_batch
@@ -201,16 +188,16 @@ class WireDecoder:
         if len(known.events) > self._limits.events_per_batch_max:
             return None
         events: list[Event] = []
-        normalise, fold_ahead = self._normaliser.normalise, self._normaliser.fold_ahead
+        normalise, prepare = self._normaliser.normalise, self._normaliser.prepare
         try:
             for event in known.events:
                 if len(payload) > UNMEASURED_BYTES_MAX:
-                    yield from fold_ahead(event)
+                    yield from prepare(event)
                 events.append(normalise(event))
         except (Refused, RecursionError):
             return None
         finally:
-            self._normaliser.forget_folded()
+            self._normaliser.forget_prepared()
         return Batch(events, known.ts, known.data_parallel_rank)
 
     def _normalise_apart(self, known: ArrayBatch | MapBatch) -> Steps[Batch]:
@@ -236,7 +223,7 @@ class WireDecoder:
 
     def _decode_apart(self, payload: bytes) -> Steps[Batch]:
         """Decode event by event, so that a bad event does not cost the others."""
-        raw, is_exact = yield from _decode_raw(payload)
+        raw, is_exact = yield from _decode_raw(payload) if core is None or len(payload) <= SPLIT_BYTES_MIN else _split_raw(payload)
         yield
         count = array_length(raw.events)
         if count is None:
@@ -249,7 +236,11 @@ class WireDecoder:
             batch.published_at_s = float(stamp)
         if isinstance(rank, int):
             batch.rank = rank
-        for event in decode_raw_list(raw.events):
+        if core is None or len(payload) <= SPLIT_BYTES_MIN:
+            events: Iterable[Raw] = decode_raw_list(raw.events)
+        else:
+            events = items_of(raw.events, (yield from split_array(raw.events)))
+        for event in events:
             yield
             yield from self._add_raw(batch, event)
         return batch
@@ -273,73 +264,19 @@ class WireDecoder:
 
     def _add_raw(self, batch: Batch, raw: Raw | bytes) -> Steps[None]:
         try:
-            event = yield from self._read(batch, raw)
+            read = yield from self._reader.read(raw)
         except Refused as refused:
             batch.refused[refused.reason] += 1
-        else:
-            if event is None:
-                batch.unknown_events += 1
-            else:
-                yield from self._normaliser.fold_ahead(event)
-                self._add(batch, event)
-                self._normaliser.forget_folded()
-
-    def _read(self, batch: Batch, raw: Raw | bytes) -> Steps[WireEvent | None]:
-        """The event, None if its type is unknown. A large event is measured before anything is built from it, and each time that it is gone through
-        is a step. Raises Refused."""
-        exact, lenient = DECODERS_OF_ARRAYS if is_array(raw) else DECODERS_OF_MAPS
-        is_large = len(raw) > UNMEASURED_BYTES_MAX
-        try:
-            if not is_large:
-                return exact(raw)
-        except UNREADABLE:
-            pass
-        outline = _outline_of(raw)
-        if is_large:
-            yield
-        kind = kind_of(outline)
-        if kind is None:
-            raise Refused("event_malformed")
-        if kind not in KNOWN_EVENTS:
-            return None
-        try:
-            if is_large:
-                self._measure(outline)
-                event = exact(raw)
-                yield
-                return event
-        except UNREADABLE:
-            yield
-        try:
-            event = lenient(raw)
-        except UNREADABLE:
-            yield
-            return self._read_part(batch, raw)
-        batch.unknown_fields += 1
-        return event
-
-    def _read_part(self, batch: Batch, raw: Raw | bytes) -> WireEvent:
-        """A malformed event as far as its tokens can be used. Raises Refused where that is not at all."""
-        event = read_pairs(raw, is_array=is_array(raw))
-        if event is not None:
-            return event
-        reason = _why_malformed(raw)
-        part = read_good_part(raw, is_array=is_array(raw)) if reason in TOKEN_REASONS else None
-        if part is None:
-            raise Refused(reason)
-        batch.refused[reason] += 1
-        return part
-
-    def _measure(self, outline: Outline) -> None:
-        """Check that an event of a known type builds no more than the limits allow. Raises Refused."""
-        limits, counts = self._limits, list_lengths(outline)
-        text_bytes_max = CHARACTER_BYTES_MAX * limits.text_length_max + TEXT_HEADER_BYTES_MAX
-        if (
-            counts["block_hashes"] > limits.hashes_per_event_max
-            or counts["token_ids"] > limits.tokens_per_event_max
-            or longest_plain_field(outline) > text_bytes_max
-        ):
-            raise Refused("event_limit")
+            return
+        if read.event is None:
+            batch.unknown_events += 1
+            return
+        batch.unknown_fields += read.has_unknown
+        if read.refused is not None:
+            batch.refused[read.refused] += 1
+        yield from self._normaliser.prepare(read.event)
+        self._add(batch, read.event)
+        self._normaliser.forget_prepared()
 
     def _add(self, batch: Batch, event: WireEvent) -> None:
         assert isinstance(batch.events, list), "packed events come all at once"
@@ -367,34 +304,19 @@ def _decode_raw(payload: bytes) -> Steps[tuple[RawBatch | RawBatchAsMap, bool]]:
         raise Refused("batch_malformed") from None
 
 
+def _split_raw(payload: bytes) -> Steps[tuple[RawBatch, bool]]:
+    """The same of a large one."""
+    try:
+        fields = yield from split_fields(payload, BATCH_NAMES, len(BATCH_FIELDS))
+    except ValueError:
+        raise Refused("batch_malformed") from None
+    known = {BATCH_FIELDS[key] if isinstance(key, int) else key: field for key, field in fields.known.items()}
+    if fields.end != len(payload) or "ts" not in known or "events" not in known:
+        raise Refused("batch_malformed")
+    return RawBatch(**known), fields.count <= len(known)
+
+
 def _number(raw: Raw) -> float | int | None:
     """The number that this encodes, None for anything else."""
     value = read_anything(raw) if len(raw) <= NUMBER_BYTES_MAX else None
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _outline_of(raw: Raw | bytes) -> Outline:
-    """Raises Refused for an event without a type."""
-    try:
-        return outline_of(raw)
-    except UNREADABLE:
-        raise Refused("event_malformed") from None
-
-
-def _why_malformed(raw: Raw | bytes) -> str:
-    """The reason for refusing a known event whose fields have wrong types."""
-    value = read_anything(raw) if len(raw) <= LOOKED_INTO_BYTES_MAX else None
-    if isinstance(value, dict):
-        tokens, hashes = value.get("token_ids"), value.get("block_hashes")
-    elif isinstance(value, list):
-        tokens, hashes = value[3] if len(value) > 3 else None, value[1] if len(value) > 1 else None
-    else:
-        return "event_malformed"
-    if isinstance(tokens, list):
-        if any(isinstance(token, str) for token in tokens):
-            return "token_text"  # TensorRT-LLM's digests of multimodal content
-        if any(not isinstance(token, int) or isinstance(token, bool) for token in tokens):
-            return "token_type"
-    if isinstance(hashes, list) and any(not isinstance(item, int | bytes) or isinstance(item, bool) for item in hashes):
-        return "hash_type"
-    return "event_malformed"

@@ -1,19 +1,18 @@
 """Known wire events, in whichever encoding they came, turned into the events of the core: one form of hashes, tiers and extra keys."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from indexer.compiled import core
-from indexer.core.block_keys import TOKEN_BYTES, fold_extra_keys, pack_tokens, read_extra_keys
-from indexer.core.event_pieces import Steps
+from indexer.core.block_keys import TOKEN_BYTES, fold_extra_keys, pack_tokens
+from indexer.core.event_pieces import Steps, result_of
 from indexer.core.events import HASH_MASK, Cleared, Event, Removed, Stored, Tier
 from indexer.errors import Refused
 from indexer.limits import WireLimits
-from indexer.wire.outline import array_header
+from indexer.wire.extra_keys import NIL, NO_EXTRA_KEYS, STEP_EXTRA_KEYS_BYTES_MAX, fold, read_lookahead
 from indexer.wire.types import (
-    UNREADABLE,
     RemovedArray,
     RemovedArrayExact,
     RemovedMap,
@@ -30,25 +29,20 @@ from indexer.wire.types import (
     StoredMapOfAnything,
     StoredMapOfPairs,
     WireEvent,
-    decode_raw_list,
-    decode_token_lists,
     read_anything,
 )
 
-NIL = b"\xc0"
-# The encodings of "no block has extra keys": nil, an empty array, or an array of one nil.
-NO_EXTRA_KEYS = (b"\x91\xc0", NIL, b"\x90")
-# The most tokens behind a block that its hash may take in, and what they take encoded.
-LOOKAHEAD_MAX = 16
-LOOKAHEAD_BYTES_MAX = 5 * LOOKAHEAD_MAX + 3
+T = TypeVar("T")
+
 # The kind of a group whose last hash ends with the tokens of its event.
 STATE_KIND = "mamba"
 # The longest encoding of an integer.
 WINDOW_BYTES_MAX = 9
 # Limit for a batch, as a multiple of the extra keys of one block.
 EXTRA_KEYS_OF_A_BATCH = 128
-# So many bytes of extra keys are folded in one step: a byte takes up to 150 ns.
-STEP_EXTRA_KEYS_BYTES_MAX = 65_536
+
+# In one step so many hashes are read.
+STEP_HASHES_MAX = 8_192
 
 # The engine's name for where a block lies, in upper case; no name means GPU, an unknown one a lower tier.
 TIER_OF_MEDIUM: dict[str | None, Tier] = {
@@ -69,6 +63,13 @@ class Dialect(Struct):
     is_simulator: bool = False
 
 
+class Prepared(Struct):
+    """What is known of a large event before it is normalised; in place of each what was raised for it."""
+
+    extra_keys: dict[int, bytes] | Exception | None = None
+    lookahead: list[bytes] | Exception | None = None
+
+
 class Normaliser:
     """Normalises the events of one stream, and holds each batch to its limits. Call `begin_batch` before the events of a batch."""
 
@@ -80,8 +81,8 @@ class Normaliser:
         # A hash, a token and a byte of extra keys take at least a byte: a smaller payload cannot exceed the limits.
         self._uncounted_bytes_max = min(limits.hashes_per_batch_max, limits.tokens_per_batch_max, self._extra_keys_bytes_max)
         self._is_counted = True
-        self._folded_ahead: dict[tuple[bytes, str | None, str | None, bool], bytes] = {}
-        """Encoded extra keys of a block, adapter, salt of the event and whether the block is a prompt's first one → folded extra keys."""
+        self._prepared: Prepared | None = None
+        """Of the event that `normalise` is asked for next."""
         # By exact type: isinstance of a Struct costs four times as much.
         self._normalise: dict[type, Callable[[Any], Event]] = {
             **dict.fromkeys((StoredMap, StoredMapExact, StoredMapEncoded, StoredMapOfPairs, StoredMapOfAnything), self._stored_map),
@@ -96,34 +97,30 @@ class Normaliser:
             self._hashes_left, self._tokens_left = self._limits.hashes_per_batch_max, self._limits.tokens_per_batch_max
             self._extra_keys_bytes_left = self._extra_keys_bytes_max
 
-    def fold_ahead(self, event: WireEvent) -> Steps[None]:
-        """The steps that fold the extra keys of an event that has many: `normalise` finds them then. What cannot be used is left to it."""
-        self._folded_ahead.clear()
-        if not isinstance(event, StoredArray | StoredMap) or event.extra_keys is UNSET or len(event.extra_keys) <= STEP_EXTRA_KEYS_BYTES_MAX:
+    def prepare(self, event: WireEvent) -> Steps[None]:
+        """The steps of what takes long of a large event: `normalise` finds it done."""
+        self._prepared = None
+        if isinstance(event, StoredArray | StoredMap | RemovedArray | RemovedMap) and len(event.block_hashes) > STEP_HASHES_MAX:
+            event.block_hashes = yield from _hashes_in_steps(event.block_hashes)
+        if not isinstance(event, StoredArray | StoredMap):
             return
-        if self._is_counted and len(event.extra_keys) > self._extra_keys_bytes_left:
-            return
+        blocks, extra_keys = len(event.block_hashes), event.extra_keys
         if isinstance(event, StoredMap):
-            lora_name, salt, first_of_prompt = event.lora_name, event.cache_salt, event.parent_block_hash is None
+            lora_name, salt, first_of_prompt, ahead = event.lora_name, event.cache_salt, event.parent_block_hash is None, event.lookahead_token_ids
         else:
-            (lora_name, salt), first_of_prompt = _array_isolation(event.lora_name), event.parent_block_hash in (None, 0)
+            (lora_name, salt), first_of_prompt, ahead = _array_isolation(event.lora_name), event.parent_block_hash in (None, 0), UNSET
         if lora_name is None and event.lora_id is not None:
             lora_name = f"#{event.lora_id}"
-        bytes_left = STEP_EXTRA_KEYS_BYTES_MAX
-        try:
-            for position, entry in self._extra_key_entries(bytes(event.extra_keys), len(event.block_hashes)):
-                bytes_left -= len(entry)
-                if bytes_left < 0:
-                    yield
-                    bytes_left = STEP_EXTRA_KEYS_BYTES_MAX - len(entry)
-                is_first = first_of_prompt and position == 0
-                self._folded_ahead[bytes(entry), lora_name, salt, is_first] = _folded_entry(entry, lora_name, salt, is_first=is_first)
-        except (Refused, RecursionError):
-            return
+        prepared = Prepared()
+        if extra_keys is not UNSET and len(extra_keys) > STEP_EXTRA_KEYS_BYTES_MAX:
+            prepared.extra_keys = yield from _outcome_of(self._fold(extra_keys, blocks, lora_name, salt, first_of_prompt=first_of_prompt))
+        if ahead is not UNSET and len(ahead) > STEP_EXTRA_KEYS_BYTES_MAX:
+            prepared.lookahead = yield from _outcome_of(read_lookahead(ahead, blocks))
+        self._prepared = prepared
 
-    def forget_folded(self) -> None:
-        """What was folded ahead is not needed any more."""
-        self._folded_ahead.clear()
+    def forget_prepared(self) -> None:
+        """What was prepared is not needed any more."""
+        self._prepared = None
 
     def normalise(self, event: WireEvent) -> Event:
         """Raises Refused for an event that cannot be used or exceeds a limit."""
@@ -205,7 +202,10 @@ class Normaliser:
             extra_keys = self._extra_keys(encoded, len(hashes), lora_name, salt, first_of_prompt=parent is None)
         lookahead = 0
         if lookahead_token_ids is not UNSET and bytes(lookahead_token_ids) != NIL:
-            lookahead, extra_keys = self._with_lookahead(lookahead_token_ids, extra_keys or {}, len(hashes))
+            ahead = self._take(lambda prepared: prepared.lookahead, lambda: read_lookahead(lookahead_token_ids, len(hashes)))
+            lookahead = len(ahead[0]) // TOKEN_BYTES
+            own = extra_keys or {}
+            extra_keys = {position: tokens + own.get(position, b"") for position, tokens in enumerate(ahead)}
         # By position: so many keywords cost five times as much.
         return Stored(
             _hashes(hashes),
@@ -226,56 +226,40 @@ class Normaliser:
             lookahead,
         )
 
-    def _with_lookahead(self, encoded: Raw, extra_keys: dict[int, bytes], blocks: int) -> tuple[int, dict[int, bytes]]:
-        """How many tokens behind each block its hash takes in, and the extra keys with these in front. Raises Refused."""
-        if len(encoded) > LOOKAHEAD_BYTES_MAX * (blocks + 1):
-            raise Refused("lookahead")
-        try:
-            tokens = decode_token_lists(encoded)
-        except UNREADABLE:
-            raise Refused("lookahead") from None
-        lengths = {len(ahead) for ahead in tokens}
-        if not blocks or len(tokens) != blocks or len(lengths) != 1 or not 0 < max(lengths) <= LOOKAHEAD_MAX:
-            raise Refused("lookahead")
-        return max(lengths), {position: pack_tokens(ahead) + extra_keys.get(position, b"") for position, ahead in enumerate(tokens)}
+    def _take(self, prepared: Callable[[Prepared], T | Exception | None], make: Callable[[], Steps[T]]) -> T:
+        """What was prepared of the event, or is made now. Raises what making it raised."""
+        found = None if self._prepared is None else prepared(self._prepared)
+        if found is None:
+            return result_of(make())
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def _extra_keys(self, encoded: bytes, blocks: int, lora_name: str | None, salt: str | None, *, first_of_prompt: bool) -> dict[int, bytes] | None:
         """Blocks' positions in an event with their folded extra keys; None where there are none. Raises Refused."""
-        entries = None if encoded in NO_EXTRA_KEYS else self._extra_key_entries(encoded, blocks)
-        if not entries and not salt:
-            return None
         folded: dict[int, bytes] = {}
-        if entries and self._is_counted:
-            self._extra_keys_bytes_left -= len(encoded)
-            if self._extra_keys_bytes_left < 0:
-                raise Refused("batch_limit")
-        for position, entry in entries or ():
-            is_first = first_of_prompt and position == 0
-            extra = self._folded_ahead.get((bytes(entry), lora_name, salt, is_first)) if self._folded_ahead else None
-            if extra is None:
-                extra = _folded_entry(entry, lora_name, salt, is_first=is_first)
-            if len(extra) > self._limits.extra_keys_bytes_max:
-                raise Refused("event_limit")
-            if extra:
-                folded[position] = extra
+        if encoded not in NO_EXTRA_KEYS:
+            folded = self._take(
+                lambda prepared: prepared.extra_keys,
+                lambda: self._fold(encoded, blocks, lora_name, salt, first_of_prompt=first_of_prompt),
+            )
+            if self._is_counted:
+                self._extra_keys_bytes_left -= len(encoded)
         if salt and first_of_prompt and 0 not in folded:
             folded[0] = fold_extra_keys([], salt)
         return folded or None
 
-    def _extra_key_entries(self, encoded: bytes, blocks: int) -> Iterable[tuple[int, Raw]]:
-        """Blocks' positions in an event with their entries, still encoded; those without any are left out. Raises Refused."""
-        header = array_header(encoded)
-        if header is None:
-            raise Refused("event_malformed")
-        count, header_bytes = header
-        if count > blocks:
-            raise Refused("extra_keys")
-        if len(encoded.rstrip(NIL)) <= header_bytes:
-            return ()  # they are all nil
-        entries = [(position, entry) for position, entry in enumerate(decode_raw_list(encoded)) if bytes(entry) != NIL]
-        if max(len(entry) for _, entry in entries) > self._limits.extra_keys_bytes_max:
-            raise Refused("event_limit")
-        return entries
+    def _fold(self, encoded: bytes | Raw, blocks: int, lora_name: str | None, salt: str | None, *, first_of_prompt: bool) -> Steps[dict[int, bytes]]:
+        entry_bytes_max, bytes_max = self._limits.extra_keys_bytes_max, self._extra_keys_bytes_left if self._is_counted else len(encoded)
+        return fold(encoded, blocks, lora_name, salt, first_of_prompt=first_of_prompt, entry_bytes_max=entry_bytes_max, bytes_max=bytes_max)
+
+
+def _outcome_of(steps: Steps[T]) -> Steps[T | Exception]:
+    """What they result in, or what they raise where an event cannot be used."""
+    try:
+        return (yield from steps)
+    except (Refused, RecursionError) as error:
+        return error
 
 
 def plain_stored(
@@ -292,14 +276,6 @@ def plain_stored(
     group, kind, window, block_size, _lookahead = said
     told = (block_size, Tier.GPU, lora_name, extra_keys, announces_extra_keys, group, kind, window)
     return Stored(hashes, parent, tokens, *told, lists_extra_keys=lists_extra_keys)
-
-
-def plain_extra_keys(entry: bytes, lora_name: str | None, is_first: bool) -> bytes | None:
-    """The folded extra keys of one block, None where the entry cannot be used. `is_first`: of a prompt."""
-    try:
-        return _folded_entry(entry, lora_name, None, is_first=is_first)
-    except (Refused, RecursionError):
-        return None
 
 
 def plain_removed(hashes: list[int], group: int | None) -> Removed:
@@ -320,22 +296,6 @@ def _sparse_tokens(tokens: int, hashes: int, size: int) -> int:
     if tokens and (not size or tokens < hashes * size or tokens % size):
         raise Refused("unaligned")
     return tokens
-
-
-def _folded_entry(entry: bytes | Raw, lora_name: str | None, salt: str | None, *, is_first: bool) -> bytes:
-    """The folded extra keys of one block. `salt`: of the event, which counts for the first block of a prompt. Raises Refused."""
-    own_and_salt = read_anything(entry)
-    if not isinstance(own_and_salt, list):
-        raise Refused("extra_keys")
-    own, announced_salt = read_extra_keys(own_and_salt, lora_name, first=is_first)
-    return _folded(own, (salt or announced_salt) if is_first else None)
-
-
-def _folded(own: list[Any], salt: str | None) -> bytes:
-    try:
-        return fold_extra_keys(own, salt)
-    except (TypeError, ValueError, OverflowError, RecursionError):
-        raise Refused("extra_keys") from None
 
 
 def _window(encoded: Raw) -> int | None:
@@ -365,6 +325,18 @@ def _hashes(values: list[Any]) -> list[int]:
         return [value & HASH_MASK for value in values]
     except TypeError:
         return [_hash(value) for value in values]
+
+
+def _hashes_in_steps(values: list[Any]) -> Steps[list[Any]]:
+    """The same of many; where one cannot be used these values as they are."""
+    found: list[int] = []
+    try:
+        for first in range(0, len(values), STEP_HASHES_MAX):
+            found += _hashes(values[first : first + STEP_HASHES_MAX])
+            yield
+    except Refused:
+        return values
+    return found
 
 
 def _hash(value: int | bytes) -> int:

@@ -51,11 +51,12 @@ def cut_to_good_blocks(event: _Stored) -> bool:
     good = next((position for position, token in enumerate(event.token_ids) if type(token) is not int or not 0 <= token <= TOKEN_MAX), None)
     blocks = len(event.block_hashes) if good is None else good // event.block_size
     event.block_hashes, event.token_ids = event.block_hashes[:blocks], event.token_ids[: blocks * event.block_size]
-    event.extra_keys = _cut(event.extra_keys, blocks)
+    event.extra_keys = cut_extra_keys(event.extra_keys, blocks)
     return blocks > 0
 
 
-def _cut(extra_keys: Raw | UnsetType, blocks: int) -> Raw | UnsetType:
+def cut_extra_keys(extra_keys: Raw | UnsetType, blocks: int) -> Raw | UnsetType:
+    """Those of the first blocks."""
     if isinstance(extra_keys, UnsetType):
         return UNSET
     try:

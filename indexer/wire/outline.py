@@ -4,6 +4,7 @@ msgspec builds a Python object of up to 80 bytes for each byte of a payload befo
 encoded costs nothing, so the outline says what an event is and how much would be built from it.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from msgspec import Raw, Struct
@@ -49,6 +50,8 @@ class _OutlineMap(Struct, gc=False):
 
 Outline = _OutlineArray | _OutlineMap
 LISTS = ("block_hashes", "token_ids", "extra_keys")
+# They are looked at when they are read, or not at all.
+OTHER_FIELDS = ("lookahead_token_ids", "kv_cache_spec_sliding_window", "ownership", "session_id")
 
 _decode_array = Decoder(_OutlineArray).decode
 _decode_map = Decoder(_OutlineMap).decode
@@ -60,25 +63,30 @@ def outline_of(event: Raw | bytes) -> Outline:
     return _decode_array(event) if is_array(event) else _decode_map(event)
 
 
-def kind_of(outline: Outline) -> str | None:
-    """The event's type, None where that is no text; empty where it is longer than any that we know."""
-    if len(outline.type) > KIND_BYTES_MAX:
-        return "" if memoryview(outline.type)[0] in (0xD9, 0xDA, 0xDB) else None
+def kind_of(encoded: Raw) -> str | None:
+    """The type of an event, None where that is no text; empty where it is longer than any that we know."""
+    if len(encoded) > KIND_BYTES_MAX:
+        return "" if memoryview(encoded)[0] in (0xD9, 0xDA, 0xDB) else None
     try:
-        kind: Any = _decode_anything(outline.type)
+        kind: Any = _decode_anything(encoded)
     except UnicodeDecodeError:
         return None
     return kind if isinstance(kind, str) else None
 
 
-def list_lengths(outline: Outline) -> dict[str, int]:
+def fields_of(outline: Outline) -> dict[str, Raw]:
+    """Its fields by their names."""
+    return {name: getattr(outline, name) for name in outline.__struct_fields__}
+
+
+def list_lengths(fields: Mapping[str, Raw]) -> dict[str, int]:
     """How many items each list has, by its header; 0 for what is no list."""
-    return {name: array_length(getattr(outline, name)) or 0 for name in LISTS}
+    return {name: array_length(fields.get(name, NIL)) or 0 for name in LISTS}
 
 
-def longest_plain_field(outline: Outline) -> int:
-    """The bytes of the longest field that is no list."""
-    return max(len(getattr(outline, name)) for name in outline.__struct_fields__ if name not in LISTS)
+def longest_plain_field(fields: Mapping[str, Raw]) -> int:
+    """The bytes of the longest field that is no list, of those that are read whole."""
+    return max(len(field) for name, field in fields.items() if name not in LISTS and name not in OTHER_FIELDS)
 
 
 def is_array(item: Raw | bytes) -> bool:

@@ -193,6 +193,8 @@ decode_raw_batch_exact = msgspec.msgpack.Decoder(RawBatchExact).decode
 decode_raw_batch_as_map_exact = msgspec.msgpack.Decoder(RawBatchAsMapExact).decode
 decode_array_event = msgspec.msgpack.Decoder(ArrayEvent).decode
 decode_map_event = msgspec.msgpack.Decoder(MapEvent).decode
+decode_array_event_encoded = msgspec.msgpack.Decoder(StoredArrayEncoded | RemovedArrayExact | ClearedArrayExact).decode
+decode_map_event_encoded = msgspec.msgpack.Decoder(StoredMapEncoded | RemovedMapExact | ClearedMapExact).decode
 decode_lenient_array_event = msgspec.msgpack.Decoder(StoredArray | RemovedArray | ClearedArray).decode
 decode_lenient_map_event = msgspec.msgpack.Decoder(StoredMap | RemovedMap | ClearedMap).decode
 decode_array_of_pairs = msgspec.msgpack.Decoder(StoredArrayOfPairs).decode
@@ -206,7 +208,14 @@ decode_anything = msgspec.msgpack.Decoder().decode
 # What a decoder raises for bytes that do not encode its type; text that is not UTF-8 raises no DecodeError.
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
 
-KNOWN_EVENTS = ("BlockStored", "BlockRemoved", "AllBlocksCleared")
+FIELDS = {
+    "BlockStored": (("type", *StoredArray.__struct_fields__), ("type", *StoredMap.__struct_fields__)),
+    "BlockRemoved": (("type", *RemovedArray.__struct_fields__), ("type", *RemovedMap.__struct_fields__)),
+    "AllBlocksCleared": (("type",), ("type",)),
+}
+"""Type of an event → the names of its fields in array form, in their order, and in map form."""
+
+KNOWN_EVENTS = tuple(FIELDS)
 
 WireEvent = StoredArray | RemovedArray | ClearedArray | StoredMap | RemovedMap | ClearedMap
 
