@@ -29,7 +29,7 @@ from scorer_api.compat.mount import Streams, add_compat, direct_paths, open_path
 from scorer_api.following.follower import Follower
 from scorer_api.following.shared_pods import SharedPods
 from scorer_api.gateway.calls import Calls
-from scorer_api.gateway.certificate import CertificateFiles, Certified
+from scorer_api.gateway.certificate import CertificateFiles
 from scorer_api.gateway.metrics import GatewayMetrics
 from scorer_api.index.view import View
 from scorer_api.metrics import FollowerMetrics, TokenMetrics
@@ -117,14 +117,14 @@ def _with_gateway(
     served: Served, settings: Settings, pods: Pods, picking: Picking, handlers: Handlers, access: Access, registry: CollectorRegistry
 ) -> Served:
     """The same with an endpoint picker and the scorer over gRPC, which start last and stop first. Raises SettingError."""
-    module = import_extra("scorer_api.gateway.server", "grpcio", "gateway", "--gateway-listen")
+    module = import_extra("scorer_api.gateway.server", "h2", "gateway", "--gateway-listen")
     files = CertificateFiles.of(settings)
-    certificate: Certified | None = files
+    tls = None if files is None else files.context
     if settings.gateway_self_signed:
-        certificate = import_extra("scorer_api.gateway.self_signed", "cryptography", "gateway", "--gateway-self-signed").make_certificate()
+        tls = import_extra("scorer_api.gateway.self_signed", "cryptography", "gateway", "--gateway-self-signed").make_context()
     calls = Calls(settings, picking.picker, picking.pick_metrics, GatewayMetrics(registry), access.room)
     scorer = ScorerService(settings, handlers, pods, access, RpcMetrics(registry))
-    server = module.GatewayServer(settings, calls, lambda: pods.readiness().is_ready, certificate, scorer)
+    server = module.GatewayServer(settings, calls, lambda: pods.readiness().is_ready, tls, scorer)
     reloadables = served.reloadables if files is None else [*served.reloadables, files]
     return structs.replace(served, parts=[*served.parts, server], reloadables=reloadables, on_stop=[server.drain])
 

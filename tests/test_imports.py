@@ -148,7 +148,7 @@ ZMQ = {
 }
 REDIS = {"indexer.store"}
 # What needs the extra `gateway` is imported where it is used.
-GRPC = {"scorer_api.gateway.server"}
+HTTP2 = {"scorer_api.gateway.connection", "scorer_api.gateway.http2"}
 CRYPTOGRAPHY = {"scorer_api.gateway.self_signed"}
 # What needs the extra `dns`.
 DNS = {"indexer.discovery.dns_source", "indexer.discovery.dns_sockets"}
@@ -287,10 +287,12 @@ def test_only_the_store_knows_redis() -> None:
     assert outside({"redis", "valkey", "aioredis", "coredis", "glide", "hiredis"}, REDIS) == set()
 
 
-def test_only_the_endpoint_picker_knows_grpc_and_nothing_comes_with_it() -> None:
-    assert outside({"grpc"}, GRPC) == set()
+def test_only_the_endpoint_picker_knows_http2_and_nothing_comes_with_it() -> None:
+    assert outside({"grpc"}, set()) == set()
+    assert outside({"h2", "hyperframe"}, HTTP2) == set()
     assert outside({"cryptography"}, CRYPTOGRAPHY) == set()
-    assert {module for module in MODULES if named(module) & (GRPC | CRYPTOGRAPHY)} == set()
+    assert {module for module in MODULES if named(module) & HTTP2} == {"scorer_api.gateway.server", "scorer_api.gateway.connection"}
+    assert {module for module in MODULES if named(module) & ({"scorer_api.gateway.server"} | CRYPTOGRAPHY)} == set()
 
 
 def test_only_one_source_of_engines_knows_dns_and_nothing_comes_with_it() -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -13,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class Certificate:
-    """`context`: for present and future connections. `flag`: what the names of its flags begin with.
+    """`context`: for present and future connections. `flag`: what the names of its flags begin with. `protocols`: names for ALPN, if any.
 
     Raises SettingError for files that cannot be used.
 
@@ -21,10 +22,11 @@ class Certificate:
     context, and each handshake switches to the newest: OpenSSL calls for that with every hello, even one that names no server.
     """
 
-    def __init__(self, cert: str, key: str, flag: str = "--tls") -> None:
+    def __init__(self, cert: str, key: str, flag: str = "--tls", protocols: Sequence[str] = ()) -> None:
         self._flag = flag
         self._cert = cert
         self._key = key
+        self._protocols = protocols
         self.files = WatchedFiles(cert, key)
         self.context = self._newest = self._read()
         self._logged: str | None = None
@@ -50,6 +52,8 @@ class Certificate:
         both, paths = f"{self._flag}-cert and {self._flag}-key", f"{self._cert} and {self._key}"
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if self._protocols:
+            context.set_alpn_protocols(self._protocols)
         try:
             # With a password, even an empty one, OpenSSL does not ask for it on the terminal.
             context.load_cert_chain(self._cert, self._key, password="")

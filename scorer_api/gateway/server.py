@@ -1,23 +1,24 @@
-"""The endpoint picker and the scorer over gRPC. The only module that knows grpcio: it is imported where `--gateway-listen` is set."""
+"""The endpoint picker and the scorer over gRPC, at one port. It is imported where `--gateway-listen` is set, since it needs h2."""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
+import socket
+import ssl
+from collections.abc import Callable
 from contextlib import aclosing
 from types import TracebackType
-from typing import Any, Self
-
-import grpc
-import grpc.aio
+from typing import Self
 
 from indexer.config.settings import Settings
 from indexer.errors import SettingError
+from indexer.http.body_room import BodyRoom
 from scorer_api.gateway.calls import Calls
-from scorer_api.gateway.certificate import Certified, Pem
+from scorer_api.gateway.connection import Connections, Stream
+from scorer_api.gateway.grpc_call import GrpcCall, Handler, StatusError
 from scorer_api.gateway.health import CHECK, PROCESSOR, health_of, read_check
-from scorer_api.rpc.problems import DETAILS, Refusal
+from scorer_api.rpc import service
 from scorer_api.rpc.protobuf import MalformedError
-from scorer_api.rpc.service import Answer, RefusedCallError, ScorerService, Stream
+from scorer_api.rpc.service import INTERNAL, Answer, RefusedCallError, ScorerService
 
 log = logging.getLogger(__name__)
 
@@ -26,72 +27,43 @@ PROCESS = f"/{PROCESSOR}/Process"
 MESSAGE_BYTES_MIN = 16 * 2**20
 # Of a message, what is beside its body.
 HEAD_BYTES = 2**20
-PINGS_MS = 100
-KEEPALIVE_MS = 30_000
-
-
-def _options(settings: Settings) -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_receive_message_length", max(settings.body_bytes_max, MESSAGE_BYTES_MIN) + HEAD_BYTES),
-        ("grpc.max_concurrent_streams", settings.limits.gateway.gateway_calls_max),
-        # A gateway's keepalive pings once a second, also in silence. By default gRPC ends such a connection with all its calls.
-        ("grpc.http2.max_ping_strikes", 0),
-        ("grpc.http2.min_ping_interval_without_data_ms", PINGS_MS),
-        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
-        # Otherwise two services may listen on one port, and each gets some of the calls: that is for workers of one service.
-        ("grpc.so_reuseport", int(settings.workers > 1)),
-    ]
+CONNECTIONS_WAITING_MAX = 1024
 
 
 class GatewayServer:
     """`async with` it: it listens until the block ends, and then until its calls have ended, `--gateway-drain-s` at most.
 
-    `scorer`: what is answered besides picks, None for nothing. `is_ready`: whether the service is. `certificate`: None for plain text. Raises
+    `scorer`: what is answered besides picks, None for nothing. `is_ready`: whether the service is. `tls`: None for plain text. Raises
     SettingError where it cannot listen.
     """
 
     def __init__(
-        self, settings: Settings, calls: Calls, is_ready: Callable[[], bool], certificate: Certified | None, scorer: ScorerService | None = None
+        self, settings: Settings, calls: Calls, is_ready: Callable[[], bool], tls: ssl.SSLContext | None, scorer: ScorerService | None = None
     ) -> None:
         self._settings = settings
         self._calls = calls
         self._scorer = scorer
         self._is_ready = is_ready
-        self._certificate = certificate
+        self._tls = tls
         self._draining: asyncio.Task[None] | None = None
+        self._handlers: dict[bytes, Handler] = {PROCESS.encode(): self._process, CHECK.encode(): self._check}
+        if scorer is not None:
+            self._handlers |= _handlers_of(scorer)
 
     async def __aenter__(self) -> Self:
         address = self._settings.gateway_listen
         assert address is not None, "made where it is to listen"
-        self._server = grpc.aio.server(options=_options(self._settings))
-        handlers = {PROCESS: grpc.stream_stream_rpc_method_handler(self._process), CHECK: grpc.unary_unary_rpc_method_handler(self._check)}
-        if self._scorer is not None:
-            handlers |= _handlers_of(self._scorer)
-        self._server.add_generic_rpc_handlers((_Handlers(handlers),))
+        limits = self._settings.limits
+        room, message_bytes_max = BodyRoom(limits.http.bodies_bytes_max), max(self._settings.body_bytes_max, MESSAGE_BYTES_MIN) + HEAD_BYTES
+        self._connections = Connections(self._serve, room, message_bytes_max, limits.gateway.gateway_calls_max)
         try:
-            port = self._add_port(address)
-        except RuntimeError:
+            listener = _listen(address, is_shared=self._settings.workers > 1)
+        except OSError:
             raise SettingError("--gateway-listen", address, "cannot listen there") from None
-        await self._server.start()
-        log.info("serving gateways", extra={"address": f"{address.rpartition(':')[0]}:{port}", "tls": self._certificate is not None})
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self._connections.connect, sock=listener, ssl=self._tls, backlog=CONNECTIONS_WAITING_MAX)
+        log.info("serving gateways", extra={"address": f"{address.rpartition(':')[0]}:{listener.getsockname()[1]}", "tls": self._tls is not None})
         return self
-
-    def _add_port(self, address: str) -> int:
-        """Raises RuntimeError."""
-        certificate = self._certificate
-        if certificate is None:
-            return int(self._server.add_insecure_port(address))
-        shown = certificate.pem
-
-        def renewed() -> Any:
-            """Asked at each handshake, in a thread of gRPC; None where nothing has changed."""
-            nonlocal shown
-            if certificate.pem == shown:
-                return None
-            shown = certificate.pem
-            return _configuration(shown)
-
-        return int(self._server.add_secure_port(address, grpc.dynamic_ssl_server_credentials(_configuration(shown), renewed)))
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.drain()
@@ -112,66 +84,91 @@ class GatewayServer:
             await asyncio.sleep(min(notice_s, drain_s))
         if self._scorer is not None:
             self._scorer.end()
-        await self._server.stop(max(0.0, drain_s - notice_s))
+        self._server.close()
+        await self._connections.close(max(0.0, drain_s - notice_s))
 
-    async def _process(self, messages: AsyncIterable[bytes], context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
+    # Calls
+
+    def _serve(self, call: GrpcCall, stream: Stream, path: bytes) -> None:
+        handler = self._handlers.get(path)
+        if handler is None:
+            stream.finish(StatusError("UNIMPLEMENTED", "there is no such method"))
+        else:
+            call.task = asyncio.get_running_loop().create_task(_run(handler, call, stream))
+
+    async def _process(self, call: GrpcCall) -> None:
         try:
-            await self._calls.serve(messages, context.write)
+            await self._calls.serve(call, call.write)
         except MalformedError as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            raise StatusError("INVALID_ARGUMENT", str(error)) from None
 
-    async def _check(self, request: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> bytes:
+    async def _check(self, call: GrpcCall) -> None:
         try:
-            name = read_check(request)
+            name = read_check(await _only_message(call))
         except MalformedError as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        return health_of(name, is_serving=self._draining is None and self._is_ready())
+            raise StatusError("INVALID_ARGUMENT", str(error)) from None
+        await call.write(health_of(name, is_serving=self._draining is None and self._is_ready()))
 
 
-def _configuration(pem: Pem) -> Any:
-    return grpc.ssl_server_certificate_configuration([(pem.key, pem.chain)])
+def _listen(address: str, *, is_shared: bool) -> socket.socket:
+    """`is_shared`: by the workers of one service. Otherwise two services could listen there, and each would get some of the calls. Raises OSError."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    family, _, _, _, found = socket.getaddrinfo(host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    is_any = family == socket.AF_INET6 and found[0] == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server(found[:2], family=family, backlog=CONNECTIONS_WAITING_MAX, reuse_port=is_shared, dualstack_ipv6=is_any)
 
 
-def _handlers_of(scorer: ScorerService) -> dict[str, Any]:
+async def _run(handler: Handler, call: GrpcCall, stream: Stream) -> None:
+    """Answer a call, and end it with its status."""
+    error = None
+    try:
+        await handler(call)
+    except StatusError as refusal:
+        error = refusal
+    except ConnectionResetError:
+        return
+    except Exception:
+        log.exception("call failed")
+        error = StatusError("INTERNAL", INTERNAL)
+    stream.finish(error)
+
+
+async def _only_message(call: GrpcCall) -> bytes:
+    async for message in call:
+        return message
+    raise StatusError("INTERNAL", "the call ended before its request")
+
+
+def _handlers_of(scorer: ScorerService) -> dict[bytes, Handler]:
     """Path of a method → handler."""
-    found = {path: grpc.unary_unary_rpc_method_handler(_answering(answer)) for path, answer in scorer.methods.items()}
-    return found | {path: grpc.unary_stream_rpc_method_handler(_streaming(stream)) for path, stream in scorer.streams.items()}
+    found = {path.encode(): _answering(answer) for path, answer in scorer.methods.items()}
+    return found | {path.encode(): _streaming(stream) for path, stream in scorer.streams.items()}
 
 
-def _answering(answer: Answer) -> Callable[[bytes, Any], Awaitable[bytes]]:
-    async def handle(request: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> bytes:
+def _answering(answer: Answer) -> Handler:
+    async def handle(call: GrpcCall) -> None:
+        request = await _only_message(call)
         try:
-            return await answer(request, context.invocation_metadata())
+            await call.write(await answer(request, call.metadata))
         except RefusedCallError as error:
-            await _refuse(context, error.refusal)
-            raise
+            raise _status_of(error) from None
 
     return handle
 
 
-def _streaming(stream: Stream) -> Callable[[bytes, Any], Awaitable[None]]:
-    async def handle(request: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
+def _streaming(stream: service.Stream) -> Handler:
+    async def handle(call: GrpcCall) -> None:
+        request = await _only_message(call)
         try:
-            async with aclosing(stream(request, context.invocation_metadata())) as messages:
+            async with aclosing(stream(request, call.metadata)) as messages:
                 async for message in messages:
-                    await context.write(message)
+                    await call.write(message)
         except RefusedCallError as error:
-            await _refuse(context, error.refusal)
+            raise _status_of(error) from None
 
     return handle
 
 
-async def _refuse(context: Any, refusal: Refusal) -> None:
-    """Raises what ends the call."""
-    await context.abort(getattr(grpc.StatusCode, refusal.code), refusal.message, ((DETAILS, refusal.details),))
-
-
-class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no types
-    """Messages stay bytes."""
-
-    def __init__(self, handlers: Mapping[str, Any]) -> None:
-        self._handlers = handlers
-
-    def service(self, details: Any) -> Any:
-        """The handler of this method; None where there is none."""
-        return self._handlers.get(details.method)
+def _status_of(error: RefusedCallError) -> StatusError:
+    return StatusError(error.refusal.code, error.refusal.message, error.refusal.details)

@@ -90,7 +90,7 @@ def test_a_port_that_is_taken_stops_the_start() -> None:
         pass
 
 
-@pytest.mark.parametrize(("library", "flags"), [("grpc", ()), ("cryptography", ("--gateway-self-signed",))])
+@pytest.mark.parametrize(("library", "flags"), [("h2", ()), ("cryptography", ("--gateway-self-signed",))])
 def test_without_the_extra_one_line_says_what_to_install(library: str, flags: tuple[str, ...]) -> None:
     words = ["serve", "--port", "0", "--gateway-listen", "127.0.0.1:0", *flags]
     script = f"import sys; sys.modules[{library!r}] = None; from scorer_api.cli.main import main; sys.exit(main({words!r}))"
