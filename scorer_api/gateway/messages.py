@@ -88,6 +88,7 @@ HOPS = (PREFILLER, "x-encoder-hosts-ports", "x-data-parallel-host-port", "x-kv-c
 REQUEST_HEADERS = frozenset(
     (
         *(":path", "content-length", "content-type", "content-encoding", "x-session-id", "anthropic-version", "x-gateway-model-name"),
+        *("traceparent", "tracestate"),
         *MODEL_REWRITE,
         *HOPS,
     )

@@ -10,7 +10,9 @@ import pytest
 
 from tests.engine import Engine, stored
 from tests.engine_server import EngineServer
+from tests.gateway import Gateway
 from tests.otlp_receiver import OtlpReceiver
+from tests.ports import free_port
 from tests.redis_server import RedisServer
 from tests.running import Command
 from tests.settings import QUICK, words_of
@@ -27,6 +29,7 @@ class World(NamedTuple):
     receiver: OtlpReceiver
     engine: Engine
     http: EngineServer
+    gateway_port: int
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +38,15 @@ def world() -> Iterator[World]:
     with ExitStack() as stack:
         receiver, engine = stack.enter_context(OtlpReceiver()), stack.enter_context(Engine())
         http = stack.enter_context(EngineServer(model="m"))
-        words = words_of({**QUICK, "port": "0"})
+        port = free_port()
+        words = words_of({**QUICK, "port": "0", "gateway_listen": f"127.0.0.1:{port}"})
         command = Command("serve", *words, "--engine", engine.spec(http=http.url), env={"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.http_url, **SOON})
         service = stack.enter_context(command)
         service.wait_url()
         wait_until(lambda: service.http.get(f"{service.url}/readyz").json()["status"] == "ready")
         engine.publish(stored([1, 2], range(1, 9)))
         service.wait_for(sequence=0)
-        yield World(service, receiver, engine, http)
+        yield World(service, receiver, engine, http, port)
 
 
 def test_a_request_is_part_of_its_caller_s_trace(world: World) -> None:
@@ -72,6 +76,13 @@ def test_a_pick_says_what_it_was_for(world: World) -> None:
     span = receiver.wait_for("POST /v1/pick")[-1]
     assert (span.trace, span.parent, span.attributes["http.route"]) == (TRACE, SPAN, "/v1/pick")
     assert span.is_error == (answer.status_code == 503)
+
+
+def test_a_pick_for_a_gateway_is_part_of_its_client_s_trace(world: World) -> None:
+    with Gateway(world.gateway_port) as gateway:
+        gateway.pick(b'{"model": "m", "prompt": [1, 2]}', **TRACEPARENT)
+    span = world.receiver.wait_for("pick")[-1]
+    assert (span.trace, span.parent, span.attributes["rpc.method"]) == (TRACE, SPAN, "Process")
 
 
 def test_what_the_engine_is_asked_is_part_of_the_trace_and_gets_it_passed_on(world: World) -> None:
