@@ -34,12 +34,14 @@ def pieces_of(event: Event, hashes_max: int, key_size: int) -> Iterator[Event]:
             yield structs.replace(event, hashes=event.hashes[start : start + hashes_max])
     elif isinstance(event, Stored) and len(event.hashes) > hashes_max and _is_uniform(event, key_size):
         for start in range(0, len(event.hashes), hashes_max):
-            yield _piece(event, start, start + hashes_max)
+            yield piece_of(event, start, start + hashes_max)
     else:
         yield event
 
 
-def _piece(event: Stored, start: int, end: int) -> Stored:
+def piece_of(event: Stored, start: int, end: int) -> Stored:
+    """The blocks from one position up to another, as an event that follows the blocks before."""
+    end = min(end, len(event.hashes))
     width = event.block_size * TOKEN_BYTES
     told = event.extra_keys
     extra_keys = {position - start: told[position] for position in range(start, end) if position in told} if told else None
@@ -56,5 +58,5 @@ def _is_uniform(event: Stored, key_size: int) -> bool:
     """Whether each block is stored as the others are. Below the gpu an event whose extra keys are not told is judged as a whole: its hashes may be
     foreign. So is one of larger blocks with extra keys: from the first of them on the keys are not told."""
     is_told = event.tier is Tier.GPU or event.lists_extra_keys or not event.tokens
-    is_cut_by_keys = not event.extra_keys or event.block_size == key_size
-    return is_told and is_cut_by_keys and not (event.sparse_tokens or event.state_tokens or event.lookahead)
+    is_cut_by_keys = not (event.extra_keys or event.lookahead) or event.block_size == key_size
+    return is_told and is_cut_by_keys and not (event.sparse_tokens or event.state_tokens)

@@ -22,6 +22,7 @@ from indexer.limits import StateLimits
 
 # How many copies without keys are looked at after a batch: those that were looked at longest ago.
 LOOKED_AT_MAX = 256
+STEP_HASHES = 256
 
 
 class ForeignCopies:
@@ -62,10 +63,10 @@ class ForeignCopies:
         if self._touched is not None:
             self._touched[FOREIGN].append(engine_hash)
 
-    def add(self, event: Stored, root: int, place: int, now_s: float, key_size: int | None) -> int:
+    def add(self, event: Stored, root: int, place: int, now_s: float, key_size: int | None) -> Steps[int]:
         """Keep the chunks of an event. `key_size`: None while it is unknown. Returns how many had to go, the oldest first."""
         width = event.block_size * TOKEN_BYTES
-        parent = event.parent
+        parent, dropped = event.parent, 0
         for position, engine_hash in enumerate(event.hashes):
             self.remove(engine_hash)
             tokens = event.tokens[position * width : (position + 1) * width]
@@ -73,9 +74,14 @@ class ForeignCopies:
             self._without_keys[engine_hash] = None
             self._touch(engine_hash)
             parent = engine_hash
+            if position % STEP_HASHES == STEP_HASHES - 1:
+                dropped += self._list.drop_excess(self.remove)
+                yield
         if key_size is not None:
-            self._find_keys(key_size, event.hashes)
-        return self._list.drop_excess(self.remove)
+            for start in range(0, len(event.hashes), STEP_HASHES):
+                self._find_keys(key_size, event.hashes[start : start + STEP_HASHES])
+                yield
+        return dropped + self._list.drop_excess(self.remove)
 
     def _find_keys(self, key_size: int, hashes: Iterable[int]) -> None:
         """Compute the keys of those of these copies that have none, where their parents' are known."""

@@ -16,13 +16,15 @@ from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 from typing import Any, Literal
 
+from msgspec import structs
+
 from indexer.core.adapters import Adapters
 from indexer.core.block_keys import chain_keys
 from indexer.core.block_table import BlockRecord, HashRecord
 from indexer.core.blocks import Block
 from indexer.core.change import Change
 from indexer.core.change_records import ChangeRecords, records
-from indexer.core.event_pieces import Steps, pieces_of, result_of
+from indexer.core.event_pieces import Steps, piece_of, pieces_of, result_of
 from indexer.core.events import Cleared, Event, Removed, Stored, Tier
 from indexer.core.foreign_copies import ForeignCopies
 from indexer.core.groups import LEAD, CacheShape, Group, Groups
@@ -199,7 +201,8 @@ class StreamState:
                 if type(event) is Stored:  # a pattern that does not match a Struct costs several look-ups
                     if len(parked) > STEP_BLOCKS_MAX:
                         return self._go_on(chain((event,), left), now_s)
-                    self._store(event, now_s)
+                    if (left_of_it := self._store(event, now_s)) is not None:
+                        result_of(left_of_it)
                 elif type(event) is Removed:
                     self._remove(event)
                 elif len(self.table.held) + sum(map(len, self.table.more.values())) > STEP_BLOCKS_MAX:
@@ -227,8 +230,9 @@ class StreamState:
             return None
         return self._groups.leads(said), self._adapters.root(None), self.orphans.parked, self.orphans.awaited
 
-    def apply_in_steps(self, events: Iterable[Event], batch: Iterable[Event], now_s: float) -> Steps[Change]:
-        """The steps of a batch, whatever it takes. `events`: those of `batch`, with what they entail; asked for one by one."""
+    def apply_in_steps(self, events: Iterable[Event | None], batch: Iterable[Event], now_s: float) -> Steps[Change]:
+        """The steps of a batch, whatever it takes. `events`: those of `batch`, with what they entail; asked for one by one, None for a step that only
+        that took."""
         self._begin(batch)
         return self._go_on(events, now_s)
 
@@ -236,25 +240,27 @@ class StreamState:
         self._blocks.begin(self._records.begin())
         self._batch, self.clears = batch, 0
 
-    def _go_on(self, events: Iterable[Event], now_s: float) -> Steps[Change]:
+    def _go_on(self, events: Iterable[Event | None], now_s: float) -> Steps[Change]:
         """The steps of these events, and of what follows a batch."""
         self.is_amid_batch = True
         return self._steps(events, now_s)
 
-    def _steps(self, events: Iterable[Event], now_s: float) -> Steps[Change]:
+    def _steps(self, events: Iterable[Event | None], now_s: float) -> Steps[Change]:
         for event in events:
+            if event is None:
+                yield
+                continue
             try:
                 for piece in pieces_of(event, STEP_BLOCKS_MAX, self._groups.key_size if self.shape else 0):
                     if isinstance(piece, Stored):
-                        self._store(piece, now_s)
+                        if (left := self._store(piece, now_s)) is not None:
+                            yield from left
                     elif isinstance(piece, Removed):
                         self._remove(piece)
                     else:
                         yield from self._clear()
                     yield
-                    if self._adopting:
-                        adopting, self._adopting = self._adopting, ()
-                        yield from self._waiting.adopt(adopting)
+                    yield from self._settle_adopted()
             except Refused as refused:
                 self.tally[refused.reason] += 1
         self._batch, change = (), self._blocks.keys.change
@@ -270,12 +276,16 @@ class StreamState:
         else:
             result_of(self._waiting.adopt(hashes))
 
+    def _settle_adopted(self) -> Steps[None]:
+        if self._adopting:
+            adopting, self._adopting = self._adopting, ()
+            yield from self._waiting.adopt(adopting)
+
     def _follow(self, change: Change, now_s: float) -> Steps[None]:
         """After a batch: give keys to what waited for it, and drop what has waited for too long."""
         states, self._states = self._states, []
         for event in states:
-            self._waiting.place_states(event, self._parent_key(event))
-            yield
+            yield from self._waiting.place_states(event, self._parent_key(event))
         yield from self._waiting.follow(change)
         oldest_s = now_s - self._limits.parked_max_s
         if self.foreign.waiting:
@@ -349,7 +359,8 @@ class StreamState:
 
     # Storing
 
-    def _store(self, event: Stored, now_s: float) -> None:
+    def _store(self, event: Stored, now_s: float) -> Steps[None] | None:
+        """Returns the steps that are left, None where all is done."""
         if event.announces_extra_keys:
             self._blocks.announces_extra_keys = True
         if event.lora_name is not None:
@@ -357,11 +368,9 @@ class StreamState:
         if event.salt is not None:
             event = self._renamed(event, event.salt)
         if event.tier is not GPU:
-            self._store_lower(event, now_s)
-            return
+            return self._store_lower(event, now_s)
         if not event.tokens:
-            self._store_by_hash(event, now_s)
-            return
+            return self._store_by_hash(event, now_s)
         slot = self._groups.seen(event)
         if slot is None:
             self._learn(event)
@@ -369,9 +378,12 @@ class StreamState:
         self._sample.until_next -= 1
         if not self._sample.until_next:
             self._sample.add(event.tokens)
-        told = self._with_told_keys(event, now_s) if event.extra_keys or event.lookahead != self._groups.lookahead else event
-        if told is not None:
-            self._store_announced(told, slot, now_s)
+        groups = self._groups
+        is_told = event.lookahead == groups.lookahead and (not event.extra_keys or event.block_size == groups.key_size)
+        if not is_told or len(event.hashes) > STEP_BLOCKS_MAX:
+            return self._store_told(event, slot, now_s)
+        self._store_announced(event, slot, now_s)
+        return None
 
     def _renamed(self, event: Stored, salt: str) -> Stored:
         """The event by the hashes of its salted blocks."""
@@ -398,64 +410,94 @@ class StreamState:
         if self.orphans.parked:
             self._adopt(event.hashes)
 
-    def _with_told_keys(self, event: Stored, now_s: float) -> Stored | None:
-        """The blocks of an event whose keys it tells, with the extra keys of their parts. The others are stored by their hashes."""
-        told, others = split_told(event, self._groups.key_size, self._groups.lookahead, has_parent_key=self._parent_key(event) is not None)
-        if others is not None:
-            self._store_by_hash(others, now_s)
-        return told
+    def _store_told(self, event: Stored, slot: int, now_s: float) -> Steps[None]:
+        """Blocks of an event as far as it tells their keys, with the extra keys of their parts. The others are stored by their hashes."""
+        for start in range(0, len(event.hashes), STEP_BLOCKS_MAX):
+            piece = piece_of(event, start, start + STEP_BLOCKS_MAX)
+            parent_key = self._parent_key(piece)
+            told, others = split_told(piece, self._groups.key_size, self._groups.lookahead, has_parent_key=parent_key is not None)
+            if told is not None and event.tier is GPU:
+                self._store_announced(told, slot, now_s)
+            elif told is not None and parent_key is not None:
+                self._add_lower(told, slot, parent_key)
+            yield
+            yield from self._settle_adopted()
+            if others is not None:
+                done = start + len(piece.hashes) - len(others.hashes)
+                yield from self._store_by_hash(structs.replace(piece_of(event, done, len(event.hashes)), extra_keys=None), now_s)
+                return
 
-    def _store_by_hash(self, event: Stored, now_s: float) -> None:
+    def _add_lower(self, event: Stored, slot: int, parent_key: int) -> None:
+        """Copies below the gpu whose keys are told."""
+        key_size = self._groups.key_size
+        keys, width = chain_keys(parent_key, event.tokens, key_size, event.extra_keys), self._groups.width(slot, event.block_size)
+        self._blocks.add_in(place_of(slot, event.tier), event, keys, event.block_size // key_size, width)
+        self._adopt(event.hashes)
+
+    def _store_by_hash(self, event: Stored, now_s: float) -> Steps[None]:
         """Blocks whose keys are those that their hashes have elsewhere. What has none yet waits for it."""
         if not self._groups.has_heard(event):
             self._learn(event)
-        slot = self._groups.slot_of(event.group)
-        unknown = event.hashes
-        if slot is not None:
-            table, place = self.table, place_of(slot, event.tier)
-            self._records.touch(self._blocks.keys.change, place, event.hashes, table)
-            unknown = []
-            told = told_covers(event, self._parent_key(event), self._groups.key_size, self._groups.width(slot, event.block_size))
-            for engine_hash in event.hashes:
-                block = table.known(engine_hash)
-                if block is None:
-                    unknown.append(engine_hash)
-                else:
-                    covered = told.get(block.key) or self._covered(engine_hash, block, slot, event.tier, event.block_size)
-                    self._blocks.add_known(engine_hash, block, place, covered)
-        if unknown:
-            self._waiting.wait(unknown, self._groups.number_of(event.group), event.tier, now_s)
-            if event.state_tokens:
-                self._states.append(event)
+        waits = False
+        for start in range(0, len(event.hashes), STEP_BLOCKS_MAX):
+            piece = event if len(event.hashes) <= STEP_BLOCKS_MAX else piece_of(event, start, start + STEP_BLOCKS_MAX)
+            unknown = self._store_known(piece)
+            if unknown:
+                waits = True
+                self._waiting.wait(unknown, self._groups.number_of(event.group), event.tier, now_s)
+            yield
+        if waits and event.state_tokens:
+            self._states.append(event)
 
-    def _store_lower(self, event: Stored, now_s: float) -> None:
+    def _store_known(self, event: Stored) -> list[int]:
+        """Those of these blocks whose keys are known. Returns the other hashes."""
+        slot = self._groups.slot_of(event.group)
+        if slot is None:
+            return event.hashes
+        table, place = self.table, place_of(slot, event.tier)
+        self._records.touch(self._blocks.keys.change, place, event.hashes, table)
+        unknown = []
+        told = told_covers(event, self._parent_key(event), self._groups.key_size, self._groups.width(slot, event.block_size))
+        for engine_hash in event.hashes:
+            block = table.known(engine_hash)
+            if block is None:
+                unknown.append(engine_hash)
+            else:
+                covered = told.get(block.key) or self._covered(engine_hash, block, slot, event.tier, event.block_size)
+                self._blocks.add_known(engine_hash, block, place, covered)
+        return unknown
+
+    def _store_lower(self, event: Stored, now_s: float) -> Steps[None]:
         """Copies below the gpu. Tokens alone do not say whose blocks they are: a copy takes the key of the block that has its hash on the gpu."""
         self.tiers.add(event.tier)
         self._groups.note_offloading(event)
         if not event.tokens or (event.group is not None and not event.lists_extra_keys):
-            self._store_by_hash(event, now_s)
-            return
-        known = [engine_hash for engine_hash in event.hashes if self.table.known(engine_hash) is not None]
-        if len(known) == len(event.hashes):
-            self._store_by_hash(event, now_s)
+            return self._store_by_hash(event, now_s)
+        return self._store_lower_with_tokens(event, now_s)
+
+    def _store_lower_with_tokens(self, event: Stored, now_s: float) -> Steps[None]:
+        known = 0
+        for start in range(0, len(event.hashes), STEP_BLOCKS_MAX):
+            known += sum(self.table.known(engine_hash) is not None for engine_hash in event.hashes[start : start + STEP_BLOCKS_MAX])
+            yield
+        if known == len(event.hashes):
+            yield from self._store_by_hash(event, now_s)
         elif event.lists_extra_keys:
-            self._store_lower_announced(event, now_s)
+            yield from self._store_lower_announced(event, now_s)
         elif not known and not event.extra_keys and not event.lora_name:
             size, slot = None if self.shape is None else self.shape.block_size, self._groups.slot_of(event.group) or LEAD
-            self.tally["orphan_dropped"] += self.foreign.add(event, self._adapters.root(None), place_of(slot, event.tier), now_s, size)
+            root, place = self._adapters.root(None), place_of(slot, event.tier)
+            self.tally["orphan_dropped"] += yield from self.foreign.add(event, root, place, now_s, size)
         else:
-            self._store_by_hash(event, now_s)
+            yield from self._store_by_hash(event, now_s)
 
-    def _store_lower_announced(self, event: Stored, now_s: float) -> None:
+    def _store_lower_announced(self, event: Stored, now_s: float) -> Steps[None]:
         """Copies whose event says all that their keys are made of."""
-        slot, key_size, parent_key = self._groups.slot_of(event.group), self._groups.key_size, self._parent_key(event)
-        run, left = (0, 0) if slot is None else divmod(event.block_size, key_size)
-        if slot is None or parent_key is None or not run or left:
-            self._store_by_hash(event, now_s)
-        elif (told := self._with_told_keys(event, now_s)) is not None:
-            keys, width = chain_keys(parent_key, told.tokens, key_size, told.extra_keys), self._groups.width(slot, event.block_size)
-            self._blocks.add_in(place_of(slot, event.tier), told, keys, run, width)
-            self._adopt(told.hashes)
+        slot = self._groups.slot_of(event.group)
+        run, left = (0, 0) if slot is None else divmod(event.block_size, self._groups.key_size)
+        if slot is None or not run or left or self._parent_key(event) is None:
+            return self._store_by_hash(event, now_s)
+        return self._store_told(event, slot, now_s)
 
     # Removing
 

@@ -13,6 +13,8 @@ from indexer.core.held_blocks import HeldBlocks
 from indexer.core.orphans import Orphans, group_and_tier, number_and_tier
 from indexer.core.places import place_of
 
+STEP_HASHES = 1_024
+
 Covered = Callable[[int, Block, int, Tier], tuple[int, ...]]
 """The keys that a block covers in a slot and tier, its own first."""
 
@@ -50,15 +52,17 @@ class WaitingBlocks:
             parent = engine_hash
         self._drop_over()
 
-    def place_states(self, event: Stored, parent_key: int | None) -> None:
+    def place_states(self, event: Stored, parent_key: int | None) -> Steps[None]:
         """Recurrent states that no other group of the batch names: the last one ends with the event's tokens. Whose they are is not told, so they
         count where the gpu announced a block of the same tokens. `parent_key`: the one before the event's first block, None where it is not known."""
         size = self._groups.key_size
         if not size or parent_key is None or not event.block_size or event.block_size % size:
             return
         keys = chain_keys(parent_key, event.state_tokens, size)
-        for engine_hash, key in zip(reversed(event.hashes), keys[:: -(event.block_size // size)], strict=False):
+        for number, (engine_hash, key) in enumerate(zip(reversed(event.hashes), keys[:: -(event.block_size // size)], strict=False), 1):
             self.expect(engine_hash, key)
+            if number % STEP_HASHES == 0:
+                yield
 
     def wait(self, hashes: Iterable[int], number: int, tier: Tier, now_s: float) -> None:
         """Keep copies of blocks until an announcement with tokens says which keys they have. `number`: of their group."""

@@ -5,7 +5,7 @@ Some hash the weights' identity: then the first block of a prompt comes under an
 name that hash as their parent. Where the hash depends on the name alone, only the operator knows.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 
 from indexer.core.block_keys import TOKEN_BYTES
@@ -13,6 +13,8 @@ from indexer.core.events import Cleared, Event, Events, Removed, Stored, Tier
 from indexer.core.oldest import oldest_to_drop
 
 CONTENT_BYTES = 16
+# A step has so many hashes.
+STEP_HASHES = 1_024
 
 Place = tuple[Tier, int | None]
 """A tier, and a KV-cache group."""
@@ -48,10 +50,10 @@ class AdapterBlocks:
                     return events
             elif not any(type(event) is Stored and event.lora_name is not None for event in events):
                 return events
-        return list(self.follow_each(events))
+        return [event for event in self.follow_each(events) if event is not None]
 
-    def follow_each(self, events: Iterable[Event]) -> Iterator[Event]:
-        """The same one by one, as they are asked for."""
+    def follow_each(self, events: Iterable[Event]) -> Iterator[Event | None]:
+        """The same one by one, as they are asked for; None after each of the steps that a large one takes."""
         return (followed for event in events for followed in self._follow(event))
 
     def remove(self, adapter: str, but: int | None = None) -> Iterator[Event]:
@@ -67,18 +69,26 @@ class AdapterBlocks:
         if but in self.adapter_of:
             self._hashes[adapter] = {but}
 
-    def _follow(self, event: Event) -> Iterator[Event]:
+    def _follow(self, event: Event) -> Iterator[Event | None]:
+        hashes = () if isinstance(event, Cleared) else event.hashes
+        pieces = (hashes[start : start + STEP_HASHES] for start in range(0, len(hashes), STEP_HASHES))
         match event:
             case Stored() if event.lora_name is not None:
                 parent = self._parent_of(event, event.lora_name)
                 if parent is not None and self._is_reloaded(parent):
                     yield from self.remove(event.lora_name, but=parent)
-                self._store(event, event.lora_name)
+                for piece in pieces:
+                    self._store(piece, event.lora_name, (event.tier, event.group))
+                    yield None
             case Stored():
-                self._store_known(event)
+                for piece in pieces:
+                    self._store_known(piece, (event.tier, event.group))
+                    yield None
             case Removed():
-                for engine_hash in event.hashes:
-                    self._remove_copy(engine_hash, (event.tier, event.group))
+                for piece in pieces:
+                    for engine_hash in piece:
+                        self._remove_copy(engine_hash, (event.tier, event.group))
+                    yield None
             case Cleared():
                 self._clear()
         yield event
@@ -104,10 +114,9 @@ class AdapterBlocks:
         self._first[name] = parent
         return known != parent
 
-    def _store(self, event: Stored, adapter: str) -> None:
-        place = event.tier, event.group
+    def _store(self, hashes: Sequence[int], adapter: str, place: Place) -> None:
         held = self._hashes.get(adapter, set())
-        for engine_hash in event.hashes:
+        for engine_hash in hashes:
             if self.adapter_of.setdefault(engine_hash, adapter) == adapter:
                 held.add(engine_hash)
                 self._add_copy(engine_hash, place)
@@ -117,11 +126,11 @@ class AdapterBlocks:
             self._copies[oldest].clear()
             self._drop_unless_held([oldest])
 
-    def _store_known(self, event: Stored) -> None:
+    def _store_known(self, hashes: Sequence[int], place: Place) -> None:
         """A copy in a lower tier may name the blocks of an adapter without the adapter."""
-        for engine_hash in event.hashes:
+        for engine_hash in hashes:
             if engine_hash in self.adapter_of:
-                self._add_copy(engine_hash, (event.tier, event.group))
+                self._add_copy(engine_hash, place)
 
     def _add_copy(self, engine_hash: int, place: Place) -> None:
         copies = self._copies.setdefault(engine_hash, {})

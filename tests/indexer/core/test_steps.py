@@ -50,7 +50,7 @@ def test_removals_are_cut() -> None:
         stored([1, 2, 3], "abc", tier=Tier.CPU, announces_extra_keys=False),
         stored([1, 2, 3], "abc", block_size=2 * KEY_SIZE, extra_keys={2: b"x"}),
         Stored([1, 2, 3], None, b"", 4, Tier.GPU, None, None, True, 0, None, sparse_tokens=40),
-        Stored([1, 2, 3], None, tokens_of("abc"), 4, Tier.GPU, None, None, True, 0, None, lookahead=1),
+        Stored([1, 2, 3], None, tokens_of("abc"), 2 * KEY_SIZE, Tier.GPU, None, None, True, 0, None, lookahead=1),
     ],
 )
 def test_what_is_judged_as_a_whole_is_not_cut(event: Event) -> None:
