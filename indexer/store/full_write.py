@@ -19,6 +19,9 @@ ROUND_FIELDS_MIN = 125
 # A round that takes this part of the timeout leaves time for one of twice the fields, and for noise.
 QUICK_PART = 0.25
 
+# So many generations are left to the switch to delete.
+GENERATIONS_MAX = 16
+
 T = TypeVar("T")
 
 
@@ -51,6 +54,7 @@ async def write_generation(client: Client, pending: PendingWrites, pace: Pace, i
 
     Raises redis.exceptions.RedisError.
     """
+    await _delete_oldest(client, pending)
     generation = pending.begin_full_write()
     names, snapshot = pending.keys.parts(pending.key, generation), pending.encoder.snapshot
     for place in snapshot.places():
@@ -65,6 +69,16 @@ async def write_generation(client: Client, pending: PendingWrites, pace: Pace, i
                 if not await _write(client, pending, names, place, [dict(piece) for piece in _in_pieces(some)], pace, is_wanted):
                     return None
     return generation
+
+
+async def _delete_oldest(client: Client, pending: PendingWrites) -> None:
+    """Delete what most of the attempts left that were given up. Raises redis.exceptions.RedisError: then there is no further one."""
+    oldest = list(pending.old_generations)[:-GENERATIONS_MAX]
+    for start in range(0, len(oldest), GENERATIONS_MAX):
+        some = oldest[start : start + GENERATIONS_MAX]
+        await answer_of(client.unlink(*(name for number in some for name in pending.keys.parts(pending.key, number))))
+        for number in some:
+            del pending.old_generations[number]
 
 
 def _in_rounds(items: Sequence[T], pace: Pace) -> Iterator[Sequence[T]]:
@@ -93,7 +107,9 @@ async def _write(
             pipeline.execute_command("HSET", name, *sets)
         if dels:
             pipeline.execute_command("HDEL", name, *dels)
-    pipeline.pexpire(name, pending.ttl_ms[1])
+    # All parts: what was written first has to last until the switch, however long the others take.
+    for each in names:
+        pipeline.pexpire(each, pending.ttl_ms[1])
     started_s = time.monotonic()
     try:
         await answer_of(pipeline.execute())

@@ -34,7 +34,7 @@ from indexer.tracing.current import PACKED_SPANS_BYTES_MAX
 SEAL_OPERATIONS = 768
 # … at most this number of calls waits; then changes gather in one …
 SEALED_MAX = 32
-# … and beyond this, a full write blocks Redis less than one append would.
+# … and beyond this, a full write, which goes piece by piece, keeps the event loop and Redis from other work for a shorter time than one append would.
 APPEND_OPERATIONS_MAX = 10_000
 
 
@@ -66,7 +66,7 @@ class PendingWrites:
     """See the module.
 
     `needs_full_write`: what Redis has does not count, all has to be written as a new generation. `is_expired`: the stream is to be deleted.
-    `is_unsure`: a call was not answered, and may have been carried out. `old_generations`: those that the next switch deletes.
+    `is_unsure`: a call was not answered, and may have been carried out. `old_generations`: those that the next switch deletes, the oldest first.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class PendingWrites:
         self.encoder = StreamEncoder(stream, snapshot, settings)
         self.name = self.encoder.name
         self.generation: int | None = None
-        self.old_generations: set[int] = set()
+        self.old_generations: dict[int, None] = {}
         self.needs_full_write = False
         self.is_dirty = False
         self.is_expired = False
@@ -174,10 +174,10 @@ class PendingWrites:
         if self.needs_full_write or self.is_writing_in_full:
             return
         operations = self.operations
-        if operations >= SEAL_OPERATIONS and not self.is_behind:
-            self.seal()
-        elif operations > APPEND_OPERATIONS_MAX:
+        if operations > APPEND_OPERATIONS_MAX:
             self.require_full_write()
+        elif operations >= SEAL_OPERATIONS and not self.is_behind:
+            self.seal()
 
     def set_trust(self, trust: Trust, position: StreamPosition) -> None:
         """The content can be relied on otherwise than Redis says."""
@@ -317,7 +317,7 @@ class PendingWrites:
         self.sealed.clear()
         self._change, self._records, self._mapping = Change(), {}, {}
         generation = random_number()
-        self.old_generations.add(generation)
+        self.old_generations[generation] = None
         return generation
 
     def switch(self, generation: int, owner: str, incarnation: str) -> Call:

@@ -19,7 +19,7 @@ SEEDS_MAX = 2000
 
 FOUND_BY = {
     "no_fence": 1328,
-    "no_numbers": 1264,
+    "no_numbers": 1373,
     "no_catching_up": 25,
     "no_comparing_by_owners": 27,
     "no_notice_of_hang_ups": 346,

@@ -26,6 +26,7 @@ from indexer.engines.spec import EngineSpec
 from indexer.errors import StoreError
 from indexer.metrics import IndexerMetrics
 from indexer.store.flusher import Loss, Ownership
+from indexer.store.full_write import GENERATIONS_MAX, Pace, write_generation
 from indexer.store.keyspace import PARTS, Keyspace
 from indexer.store.leases import Claim
 from indexer.store.records import encode_field
@@ -552,6 +553,45 @@ async def test_a_stream_is_written_to_a_redis_that_takes_longer_than_the_timeout
             await settled(store)
             proxy.bytes_per_s = None
             assert_written(server, stream)
+
+
+async def test_what_is_written_first_lasts_until_the_rest_is_written(server: RedisServer) -> None:
+    """Blocks expire after 1.5 s. Those of the second part, of 90 bytes each, take 3 s on this way."""
+    with Proxy(server.port) as proxy:
+        settings = settings_of(server, redis=f"redis://127.0.0.1:{proxy.port}/0", redis_timeout_s=20.0, pod_expiry_s=1.0, lease_s=0.5)
+        async with opened(settings) as store:
+            stream = await owned(store)
+            stream.apply(stored(range(1_000_001, 1_000_101)))
+            stream.apply(stored(range(1_000_001, 1_000_101), tier=Tier.CPU))
+            await settled(store)
+            stream.apply(stored(range(2_000_001, 2_002_001), tier=Tier.CPU))
+            pending = store._flusher.streams[KEY]
+            proxy.bytes_per_s = 60_000
+            generation = await write_generation(store._session.client, pending, Pace(20.0), lambda: True)
+            proxy.bytes_per_s = None
+            assert generation is not None
+            gpu, *_ = pending.keys.parts(KEY, generation)
+            assert server.client().hlen(gpu) == 100
+
+
+async def test_writes_that_are_given_up_leave_few_generations(server: RedisServer) -> None:
+    async with opened(settings_of(server)) as store:
+        stream = await owned(store)
+        stream.apply(stored([1, 2]))
+        await settled(store)
+        pending = store._flusher.streams[KEY]
+        pending.is_writing_in_full = True  # by this test
+        for _ in range(50):
+            await write_generation(store._session.client, pending, Pace(0.5), lambda: True)
+        assert len(pending.old_generations) <= GENERATIONS_MAX + 1
+        written = {name.rpartition(b":")[2] for name in server.keys("kvi:") if b":gpu:" in name}
+        assert len(written) <= GENERATIONS_MAX + 2
+        pending.is_writing_in_full = False
+        pending.require_full_write()
+        store._flusher.mark(pending)
+        await settled(store)
+        assert_written(server, stream)
+        assert len([name for name in server.keys("kvi:") if b":gpu:" in name]) == 1
 
 
 async def test_an_expired_stream_leaves_no_key_and_starts_anew_when_it_returns(server: RedisServer) -> None:
