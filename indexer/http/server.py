@@ -127,6 +127,9 @@ async def serve(
                 use(tracer)
                 stack.push_async_callback(_stop_tracing, tracer)
             served = make()
+            if worker is not None:
+                # From here on no step takes long, until all parts have ended.
+                await stack.enter_async_context(worker.beating())
             app = served.app if tracer is None else Traced(served.app, tracer)
             for part in served.parts:
                 await stack.enter_async_context(part)

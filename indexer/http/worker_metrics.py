@@ -52,10 +52,14 @@ class WorkerStates:
     def collect(self) -> Iterator[Metric]:
         up = GaugeMetricFamily("kv_indexer_worker_up", "1 if the worker has told its metrics, else 0, with --workers.", labels=[LABEL])
         restarts = CounterMetricFamily("kv_indexer_worker_restarts", "Times that a worker was started again after it had died.", labels=[LABEL])
+        hangs = CounterMetricFamily(
+            "kv_indexer_worker_hangs", "Times that a worker was ended since its event loop stood still for ten seconds.", labels=[LABEL]
+        )
         for number in range(self._board.count):
             up.add_metric([str(number)], float(number in self._answered))
             restarts.add_metric([str(number)], self._board.restarts(number))
-        yield from (up, restarts)
+            hangs.add_metric([str(number)], self._board.hangs(number))
+        yield from (up, restarts, hangs)
 
 
 class WorkerMetrics:

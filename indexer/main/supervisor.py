@@ -1,7 +1,11 @@
-"""The parent of the workers: it starts them, starts those again that die, and passes signals on. It runs neither event loop nor thread: it forks."""
+"""The parent of the workers: it starts them, starts those again that die, ends those that hang, and passes signals on.
+
+It runs neither event loop nor thread: it forks.
+"""
 
 import gc
 import logging
+import math
 import os
 import select
 import signal
@@ -22,17 +26,23 @@ SHORT_LIFE_S = 60.0
 PAUSE_MIN_S, PAUSE_MAX_S = 1.0, 30.0
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 POLL_S = 0.01
+# So often it looks whether the workers' event loops turn. One that stood still for HANG_S is ended, and one that has not begun after START_S.
+WATCH_S = 1.0
+HANG_S = 10.0
+START_S = 300.0
 
 
 class _Place(Struct):
     """One number. `pid`: of the worker that runs, None if none does. `due_s`: when the next one is to be started. `short_lives`: deaths in a row,
-    each soon after a start."""
+    each soon after a start. `beats`: what the worker showed last; `still_s`: for how long it has been that."""
 
     number: int
     pid: int | None = None
     started_s: float = 0.0
     due_s: float = 0.0
     short_lives: int = 0
+    beats: int = 0
+    still_s: float = 0.0
 
 
 class Supervisor:
@@ -57,6 +67,7 @@ class Supervisor:
         self._is_stopping = False
         self._is_first_listening = False
         self._code = 0
+        self._watched_s = time.monotonic()
         self._handled = {*STOPPING, *passes_on, signal.SIGCHLD}
 
     def run(self) -> int:
@@ -82,6 +93,7 @@ class Supervisor:
             return self._work(worker)
         while first.pid is not None and self._group.board.state(first.number) is WorkerState.DOWN:
             self._wait(signals, POLL_S)
+            self._watch()
         if first.pid is None:
             return self._code
         self._is_first_listening = True
@@ -90,17 +102,41 @@ class Supervisor:
             for place in missing:
                 if place.due_s <= time.monotonic() and (worker := self._start(place)) is not None:
                     return self._work(worker)
-            due_s = min((place.due_s for place in missing if place.pid is None), default=None)
-            self._wait(signals, None if due_s is None else max(0.0, due_s - time.monotonic()))
+            due_s = min((place.due_s for place in missing if place.pid is None), default=math.inf)
+            self._wait(signals, min(WATCH_S, max(0.0, due_s - time.monotonic())))
+            self._watch()
         while any(place.pid is not None for place in self._places):
-            self._wait(signals, None)
+            self._wait(signals, WATCH_S)
+            self._watch()
         return self._code
+
+    def _watch(self) -> None:
+        """End the workers whose event loops stand still: a process that hangs or was stopped answers nobody, and does not end by itself."""
+        now_s = time.monotonic()
+        # Where this process stood still itself, as on a machine that was suspended, the others did, too.
+        passed_s = min(now_s - self._watched_s, 2 * WATCH_S)
+        self._watched_s = now_s
+        for place in self._places:
+            if place.pid is None:
+                continue
+            beats = self._group.board.beats(place.number)
+            if beats != place.beats:
+                place.beats, place.still_s = beats, 0.0
+                continue
+            place.still_s += passed_s
+            if place.still_s > (HANG_S if beats else START_S):
+                self._group.board.count_hang(place.number)
+                log.error("worker hangs", extra={"worker": place.number, "pid": place.pid, "still_s": round(place.still_s, 1)})
+                place.still_s = 0.0
+                os.kill(place.pid, signal.SIGKILL)
 
     def _start(self, place: _Place) -> Worker | None:
         """Fork. Returns the worker, in the worker."""
         is_restarted = place.started_s > 0
         if is_restarted:
             self._group.board.count_restart(place.number)
+        self._group.board.forget_beats(place.number)
+        place.beats, place.still_s = 0, 0.0
         # No signal may reach the worker while the parent's handlers would take it.
         signal.pthread_sigmask(signal.SIG_BLOCK, self._handled)
         pid = os.fork()

@@ -4,9 +4,11 @@ import mmap
 import struct
 from enum import IntEnum
 
-# State, restarts, open connections.
-_RECORD = struct.Struct("<III")
-_STATE, _RESTARTS, _CONNECTIONS = range(3)
+# State, restarts, open connections, beats, hangs.
+_RECORD = struct.Struct("<IIIII")
+_STATE, _RESTARTS, _CONNECTIONS, _BEATS, _HANGS = range(5)
+
+BEATS_MAX = 2**32 - 1
 
 
 class WorkerState(IntEnum):
@@ -22,7 +24,8 @@ class WorkerState(IntEnum):
 
 
 class WorkerBoard:
-    """Per worker: its state, how many times one with this number was started again, its open connections. Make it before the first fork."""
+    """Per worker: its state, how many times one with this number was started again, its open connections, how often its event loop has shown that it
+    turns, and how many times one was ended since it did not. Make it before the first fork."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -45,6 +48,23 @@ class WorkerBoard:
 
     def set_connections(self, number: int, count: int) -> None:
         self._write(number, _CONNECTIONS, count)
+
+    def beats(self, number: int) -> int:
+        """0 as long as the worker that runs now has shown nothing."""
+        return self._record(number)[_BEATS]
+
+    def beat(self, number: int) -> None:
+        self._write(number, _BEATS, self.beats(number) % BEATS_MAX + 1)
+
+    def forget_beats(self, number: int) -> None:
+        """Another worker begins."""
+        self._write(number, _BEATS, 0)
+
+    def hangs(self, number: int) -> int:
+        return self._record(number)[_HANGS]
+
+    def count_hang(self, number: int) -> None:
+        self._write(number, _HANGS, self.hangs(number) + 1)
 
     def others(self, number: int) -> dict[int, WorkerState]:
         """The states of all but this one."""

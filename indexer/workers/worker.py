@@ -6,7 +6,8 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
 
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 ASK_TIMEOUT_S = 1.0
 QUESTION_BYTES_MAX = 4_096
 READY_POLL_S = 0.05
+# So often a worker shows the parent that its event loop turns.
+BEAT_S = 0.5
 ID_BYTES = 8
 _ID = re.compile(r"[0-9a-f]{16}")
 
@@ -81,6 +84,22 @@ class Worker:
         for task in self._answers:
             task.cancel()
         await asyncio.gather(*self._answers, return_exceptions=True)
+
+    @asynccontextmanager
+    async def beating(self) -> AsyncIterator[None]:
+        """Show the parent meanwhile that the event loop turns."""
+
+        async def beat() -> None:
+            while True:
+                self.group.board.beat(self.number)
+                await asyncio.sleep(BEAT_S)
+
+        task = asyncio.create_task(beat(), name="beats of a worker")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
 
     def stop_with_parent(self, stop: asyncio.Event) -> None:
         """Set the event once the parent has ended, however it ended."""
