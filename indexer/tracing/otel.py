@@ -1,5 +1,6 @@
 """The tracer over OpenTelemetry's SDK. Exporter, endpoint, headers, sampler and batching are as its standard variables say."""
 
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ EXPORTERS = {
     "grpc": "opentelemetry.exporter.otlp.proto.grpc.trace_exporter",
     "http/protobuf": "opentelemetry.exporter.otlp.proto.http.trace_exporter",
 }
+# What is not sent by then is lost.
+SHUTDOWN_S = 5.0
 _propagator = TraceContextTextMapPropagator()
 
 
@@ -30,7 +33,8 @@ def make_exporter(environ: Mapping[str, str]) -> SpanExporter:
     protocol = next((environ[name] for name in PROTOCOLS if environ.get(name)), "http/protobuf")
     if protocol not in EXPORTERS:
         raise ValueError(f"the protocol {protocol!r} should be one of {', '.join(EXPORTERS)}")
-    exporter: SpanExporter = import_module(EXPORTERS[protocol]).OTLPSpanExporter()
+    more = {"session": import_module("indexer.tracing.bounded_answers").bounded_session()} if protocol == "http/protobuf" else {}
+    exporter: SpanExporter = import_module(EXPORTERS[protocol]).OTLPSpanExporter(**more)
     return exporter
 
 
@@ -104,7 +108,10 @@ class OtelTracer:
         return _exemplar(whole)
 
     def shutdown(self) -> None:
-        self._provider.shutdown()
+        # The library waits for 30 s where a receiver does not answer. A daemon thread does not keep the process.
+        ending = threading.Thread(target=self._provider.shutdown, name="end of traces", daemon=True)
+        ending.start()
+        ending.join(SHUTDOWN_S)
 
 
 def _after(packed: bytes) -> tuple[contexts.Context, tuple[trace.Link, ...]]:

@@ -101,7 +101,7 @@ class EventReader:
         try:
             event = _decode(known, as_array=is_array(raw))
             yield
-            refused = _take_tokens(event, known["token_ids"]) if isinstance(event, StoredArray | StoredMap) else None
+            refused = (yield from _take_tokens(event, known["token_ids"])) if isinstance(event, StoredArray | StoredMap) else None
         except (*UNREADABLE, _OddTokens):
             if len(raw) > max(LOOKED_INTO_BYTES_MAX, UNMEASURED_BYTES_MAX):
                 raise Refused("event_malformed") from None
@@ -160,7 +160,7 @@ def _read_part(raw: Raw | bytes) -> Steps[ReadEvent]:
     if event is not None:
         return ReadEvent(event)
     yield
-    reason = _why_malformed(raw)
+    reason = yield from _why_malformed(raw)
     yield
     part = read_good_part(raw, is_array=is_array(raw)) if reason in TOKEN_REASONS else None
     if part is None:
@@ -211,13 +211,15 @@ def _is_left_out(name: str, field: Raw) -> bool:
     return name in ENCODED_FIELDS or name in UNREAD_FIELDS or (name == "kv_cache_spec_sliding_window" and len(field) > WINDOW_BYTES_MAX)
 
 
-def _take_tokens(event: StoredArray | StoredMap, encoded: Raw) -> str | None:
+def _take_tokens(event: StoredArray | StoredMap, encoded: Raw) -> Steps[str | None]:
     """Pack the event's tokens. Returns the reason where only those of its first blocks can be used. Raises Refused, _OddTokens."""
     tokens = core.pack_msgpack_tokens(encoded)
     count = 0 if tokens is None else len(tokens) // TOKEN_BYTES
     if tokens is None:
+        yield
         integers = core.pack_msgpack_integers(encoded, False)
         if integers is None and len(encoded) <= PAIRS_BYTES_MAX:
+            yield
             integers = core.pack_msgpack_integers(encoded, True)
         if integers is None:
             raise _OddTokens
@@ -234,9 +236,10 @@ def _take_tokens(event: StoredArray | StoredMap, encoded: Raw) -> str | None:
     return "token_range"
 
 
-def _why_malformed(raw: Raw | bytes) -> str:
+def _why_malformed(raw: Raw | bytes) -> Steps[str]:
     """The reason for refusing a known event whose fields have wrong types."""
     value = read_anything(raw) if len(raw) <= LOOKED_INTO_BYTES_MAX else None
+    yield
     if isinstance(value, dict):
         tokens, hashes = value.get("token_ids"), value.get("block_hashes")
     elif isinstance(value, list):

@@ -1,13 +1,16 @@
 """A large batch is applied in steps: it does what it does at once, and no step takes long."""
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
-from indexer.core import change_records, stream_state
+from indexer.core import change_records, foreign_copies, stream_state, waiting_blocks
+from indexer.core.block_keys import fold_extra_keys
 from indexer.core.change import Change
 from indexer.core.event_pieces import Steps, pieces_of, result_of
 from indexer.core.events import Cleared, Event, Removed, Stored, Tier
@@ -15,7 +18,7 @@ from indexer.core.foreign_copy import ForeignCopy
 from indexer.core.orphans import Parked
 from indexer.core.snapshot import Snapshot
 from indexer.core.stream_state import Counting, StreamState
-from tests.events import BLOCK_SIZE, stored, tokens_of
+from tests.events import BLOCK_SIZE, sparse, stored, tokens_of
 from tests.indexer.core.test_isolation import some_events
 from tests.indexer.core.test_stream_state import any_batches
 
@@ -110,6 +113,8 @@ def check_equal(batches: Iterable[list[Event]], counting: Counting) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stream_state, "STEP_BLOCKS_MAX", 2)
         patch.setattr(change_records, "STEP_HASHES", 2)
+        patch.setattr(foreign_copies, "STEP_HASHES", 2)
+        patch.setattr(waiting_blocks, "STEP_HASHES", 2)
         for with_records in (False, True):
             # Not at a limit: which blocks go there depends on how far an event is applied.
             first, second = (StreamState("m", "", counting, with_records=with_records, with_hash_mapping=with_records) for _ in range(2))
@@ -170,6 +175,35 @@ def test_one_event_that_touches_many_blocks_takes_several_steps(before: list[Eve
     assert state.is_amid_batch
     assert count_of(found) >= steps
     assert not state.is_amid_batch
+
+
+KEYS = dict.fromkeys(range(9000), b"image")
+
+
+@pytest.mark.parametrize(
+    ("before", "event"),
+    [
+        ([], long_chain(10_000, extra_keys=KEYS)),
+        ([], structs.replace(long_chain(10_000, extra_keys={number: bytes(4) for number in range(10_000)}), lookahead=1)),
+        ([stored([20_001], [0])], long_chain(10_000, block_size=2 * BLOCK_SIZE, group=1, extra_keys={9_000: b"image"})),
+        ([stored([20_001], [0])], long_chain(10_000, block_size=2 * BLOCK_SIZE, group=1, extra_keys={0: fold_extra_keys(["image"], None)})),
+        ([stored([20_001], [0])], long_chain(10_000, tier=Tier.CPU, group=None, lists_extra_keys=False)),
+        ([long_chain(10_000)], long_chain(10_000, tier=Tier.CPU, group=None, lists_extra_keys=False)),
+        ([long_chain(10_000)], long_chain(10_000, tier=Tier.CPU, lists_extra_keys=False)),
+        ([stored([20_001], [0])], sparse(range(1, 10_001), 20_000)),
+    ],
+    ids=["extra keys", "lookahead", "larger, told", "larger, by hash", "foreign", "known below", "offloaded by hash", "sparse"],
+)
+def test_an_event_that_is_judged_as_a_whole_takes_several_steps_too(before: list[Event], event: Stored) -> None:
+    """In none of them more blocks come to be known than a step has."""
+    state = StreamState("m", "")
+    for each in before:
+        state.apply([each], 0.0)
+    steps = state.apply_in_steps([event], [event], 0.0)
+    looked_at = [len(state.table.held) + state.parked + state.count(Tier.CPU) for _ in steps]
+    grown = [after - former for former, after in pairwise([looked_at[0], *looked_at])]
+    assert len(looked_at) >= 10
+    assert max(grown) <= 2 * stream_state.STEP_BLOCKS_MAX
 
 
 def test_a_batch_after_which_much_may_get_its_key_takes_steps() -> None:

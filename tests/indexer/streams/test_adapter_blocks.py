@@ -7,7 +7,7 @@ import pytest
 
 from indexer.core.block_keys import pack_tokens
 from indexer.core.events import Cleared, Event, Removed, Stored, Tier
-from indexer.streams.adapter_blocks import AdapterBlocks
+from indexer.streams.adapter_blocks import STEP_HASHES, AdapterBlocks
 
 GPU, CPU = Tier.GPU, Tier.CPU
 
@@ -150,3 +150,13 @@ def test_hashes_that_are_announced_again_as_something_else_take_no_more_memory(v
     # What was announced last counts: the same first block under another hash shows a reload.
     tokens, name = ("abcd", "ad99") if varied == "adapter" else (f"{chr(1_099)}bcd", "ad")
     assert {engine_hash for engine_hash, _, _ in removals(blocks, stored([3, 4], tokens, name))} == (set() if varied == "adapter" else {1, 2})
+
+
+def test_an_event_of_many_blocks_is_followed_in_steps() -> None:
+    blocks = AdapterBlocks(copies_max=255)
+    event = stored(list(range(1, 5_001)), "a" * 5_000)
+    for each in (event, Removed(event.hashes, Tier.GPU, 0)):
+        found = list(blocks.follow_each([each]))
+        assert [one for one in found if one is not None] == [each]
+        assert found.count(None) >= 5_000 // STEP_HASHES
+    assert not blocks.adapter_of
