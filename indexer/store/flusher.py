@@ -184,15 +184,23 @@ class Flusher:
     async def _round(self, queue: _Queue) -> bool:
         """Send all that is pending, in one round trip. Returns whether Redis accepted it. Raises RedisError where it did not answer, StoreError."""
         self._discard_sealed_of_another_epoch()
-        batch = self._take_batch(queue)
-        if not batch:
-            return True
+        due, queue.due = queue.due, {}
         try:
+            batch = self._take_batch(due, queue)
+            if not batch:
+                return True
             answers = await call_all(self._session.client, [sent for _, sent in batch])
-        except RedisError:
-            for pending in {id(pending): pending for pending, _ in batch}.values():
-                self._take_back(pending, is_unsure=True)
+            return await self._note_answers(batch, answers, queue)
+        except Exception:  # whatever it is, it must not lose what other streams have to write
+            for pending in due.values():
+                if pending.in_flight:
+                    pending.take_back(is_unsure=True)
+                if self.is_current(pending):
+                    self.mark(pending)
             raise
+
+    async def _note_answers(self, batch: list[tuple[PendingWrites, Call]], answers: list[Any], queue: _Queue) -> bool:
+        """Returns whether Redis accepted all. Raises StoreError."""
         is_well = True
         grows = any(sealed.grows for pending, _ in batch for sealed in pending.in_flight)
         for (pending, sent), answer in zip(batch, answers, strict=True):
@@ -220,9 +228,8 @@ class Flusher:
             for pending in self.streams.values():
                 self._take_back(pending, is_unsure=False)
 
-    def _take_batch(self, queue: _Queue) -> list[tuple[PendingWrites, Call]]:
+    def _take_batch(self, due: dict[StreamKey, PendingWrites], queue: _Queue) -> list[tuple[PendingWrites, Call]]:
         """The calls to send now; full writes begin."""
-        due, queue.due = queue.due, {}
         batch: list[tuple[PendingWrites, Call]] = []
         for pending in due.values():
             if pending.is_writing_in_full:
@@ -234,7 +241,12 @@ class Flusher:
                 pending.is_writing_in_full = True
                 self._start(self._write_in_full(pending, queue), f"write all of {pending.key.pod} {pending.key.rank}")
             else:
-                batch += [(pending, sealed.call) for sealed in pending.take_sealed()]
+                try:
+                    batch += [(pending, sealed.call) for sealed in pending.take_sealed()]
+                except Exception:  # an error of ours must not keep others from being written
+                    log.exception("a stream cannot be appended to", extra={"pod": pending.key.pod, "rank": pending.key.rank})
+                    pending.require_full_write()
+                    self.mark(pending)
         return batch
 
     def _take_back(self, pending: PendingWrites, *, is_unsure: bool) -> None:
@@ -243,9 +255,12 @@ class Flusher:
             self.mark(pending)
 
     def _note_deleted(self, pending: PendingWrites, answer: Any) -> None:
+        pending.generation = None
+        pending.require_full_write()  # of a stream that came back meanwhile, or comes back later
         if answer[0] == 0:
             self._disown(pending, Ownership.LOST)
-        pending.generation = None
+        else:
+            self.mark(pending)
 
     async def _note_appended(self, pending: PendingWrites, sent: Call, answer: Any) -> None:
         sealed = next((sealed for sealed in pending.in_flight if sealed.call is sent), None)
@@ -308,8 +323,12 @@ class Flusher:
                 self._session.note_error(error, queue.slot.probe)
             pending.require_full_write()
             await asyncio.sleep(RETRY_S)
+        except Exception:
+            log.exception("writing in full failed", extra={"pod": pending.key.pod, "rank": pending.key.rank})
+            pending.require_full_write()
+            await asyncio.sleep(RETRY_MAX_S)
         finally:
-            pending.is_writing_in_full = False
+            pending.end_full_write()
             if self.is_current(pending):
                 self.mark(pending)
             self._progress.set()

@@ -183,8 +183,6 @@ class PendingWrites:
         """The content can be relied on otherwise than Redis says."""
         self.position = position
         self.is_expired = trust is Trust.EXPIRED
-        if not self.is_expired and self.generation is None:
-            self.needs_full_write = True
         self.note_unwritten()
 
     def _add(self, change: Change) -> None:
@@ -346,7 +344,12 @@ class PendingWrites:
         self.old_generations.clear()
         self._go_on_from(self.fence, self._next_number)
         self.is_unsure = False
-        self.is_expired = False
+
+    def end_full_write(self) -> None:
+        """It is over. Where it was not carried out, another has to follow: what changed before and meanwhile is kept in no other form."""
+        self.is_writing_in_full = False
+        if self.old_generations:  # begun, and not switched to
+            self.require_full_write()
 
     def delete(self) -> Call:
         """The call that deletes the stream, unless another owner has it."""

@@ -7,14 +7,16 @@ import asyncio
 import random
 import struct
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
 import pytest
 from msgspec import structs
 from prometheus_client import CollectorRegistry
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from indexer.config.settings import Settings
 from indexer.core.events import Cleared, Event, Removed, Stored, Tier
@@ -25,13 +27,16 @@ from indexer.core.stream_state import StreamState
 from indexer.engines.spec import EngineSpec
 from indexer.errors import StoreError
 from indexer.metrics import IndexerMetrics
+from indexer.store import flusher, full_write
 from indexer.store.flusher import Loss, Ownership
 from indexer.store.full_write import GENERATIONS_MAX, Pace, write_generation
 from indexer.store.keyspace import PARTS, Keyspace
 from indexer.store.leases import Claim
+from indexer.store.pending import SEAL_OPERATIONS, PendingWrites
 from indexer.store.records import encode_field
 from indexer.store.redis import RedisStore
 from indexer.store.renewal import OwnedStatus
+from indexer.store.scripts import Call
 from tests.events import offloaded, removed, sparse, stored
 from tests.proxy import Proxy
 from tests.redis_server import RedisServer
@@ -71,7 +76,7 @@ class Owned:
 
 
 def settings_of(server: RedisServer, **more: Any) -> Settings:
-    return Settings(**{"redis": server.url, "redis_timeout_s": 0.5, "pod_expiry_s": 60.0, **more})
+    return Settings(**{"redis": server.url, "redis_timeout_s": 0.5, "pod_expiry_s": 60.0, "lease_s": 30.0, **more})  # nobody renews leases here
 
 
 @asynccontextmanager
@@ -592,6 +597,159 @@ async def test_writes_that_are_given_up_leave_few_generations(server: RedisServe
         await settled(store)
         assert_written(server, stream)
         assert len([name for name in server.keys("kvi:") if b":gpu:" in name]) == 1
+
+
+class Interrupted:
+    """Wraps what the store awaits of Redis: runs `meanwhile` at one of the awaits, before or after what is awaited, and raises `error`
+    there."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, at: int, meanwhile: Callable[[], None], error: Exception | None = None, *, is_carried_out: bool = True
+    ) -> None:
+        self.count = 0
+        self._at, self._meanwhile, self._error, self._is_carried_out = at, meanwhile, error, is_carried_out
+        for module, name in ((full_write, "answer_of"), (flusher, "call")):
+            monkeypatch.setattr(module, name, partial(self._do, getattr(module, name)))
+        monkeypatch.setattr(flusher, "RETRY_S", 0.001)
+        monkeypatch.setattr(flusher, "RETRY_MAX_S", 0.002)
+
+    async def _do(self, do: Callable[..., Awaitable[Any]], *words: Any) -> Any:
+        self.count += 1
+        if self.count != self._at:
+            return await do(*words)
+        answer = None
+        if self._is_carried_out:
+            answer = await do(*words)
+        elif asyncio.iscoroutine(words[0]):
+            words[0].close()
+        self._meanwhile()
+        await asyncio.sleep(0)
+        if self._error is not None:
+            raise self._error
+        return answer
+
+
+# One round for each of two tiers, and the switch.
+AWAITS_OF_A_FULL_WRITE = 3
+
+
+@pytest.mark.parametrize("at", range(1, AWAITS_OF_A_FULL_WRITE + 1))
+@pytest.mark.parametrize("is_new", [True, False])
+@pytest.mark.parametrize("is_carried_out", [True, False])
+@pytest.mark.parametrize("error", [RedisTimeoutError("late"), RuntimeError("a bug")], ids=["timeout", "bug"])
+async def test_what_comes_while_a_full_write_fails_is_written(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch, at: int, is_new: bool, is_carried_out: bool, error: Exception
+) -> None:
+    async with opened(settings_of(server)) as store:
+        stream = await owned(store)
+        stream.apply(stored([1, 2, 3]), offloaded([1], Tier.CPU))
+        if not is_new:
+            await settled(store)
+            store._flusher.streams[KEY].require_full_write()
+            stream.apply(stored([4], parent=3))
+
+        def meanwhile() -> None:
+            stream.apply(removed([2]))
+            stream.apply(stored(range(1_000, 1_000 + SEAL_OPERATIONS)))
+
+        interrupted = Interrupted(monkeypatch, at, meanwhile, error, is_carried_out=is_carried_out)
+        await settled(store)
+        assert interrupted.count > at, "it was done again"
+        assert_written(server, stream)
+        stream.apply(removed([3]))
+        await settled(store)
+        assert_written(server, stream)
+
+
+@pytest.mark.parametrize("at", range(1, AWAITS_OF_A_FULL_WRITE + 1))
+async def test_a_stream_that_expires_while_it_is_written_in_full_leaves_no_key(server: RedisServer, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    async with opened(settings_of(server)) as store:
+        stream = await owned(store)
+        stream.apply(stored([1, 2, 3]), offloaded([1], Tier.CPU))
+
+        def expire() -> None:
+            stream.trust = Trust.EXPIRED
+            store.set_trust(KEY, Trust.EXPIRED, stream.position)
+
+        interrupted = Interrupted(monkeypatch, at, expire)
+        await wait_until_async(lambda: interrupted.count == at and not [name for name in server.keys("kvi:") if b":state:" in name])
+        pending = store._flusher.streams[KEY]
+        await wait_until_async(lambda: not pending.is_writing_in_full and pending.generation is None)
+        assert not [name for name in server.keys("kvi:") if b":state:" in name]
+        stream.trust = Trust.STALE
+        store.set_trust(KEY, Trust.STALE, stream.position)
+        stream.apply(stored(range(1_000, 1_000 + SEAL_OPERATIONS)))
+        await settled(store)
+        assert_written(server, stream)
+
+
+async def test_a_stream_that_comes_back_while_it_is_deleted_is_written_in_full(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    call_all = flusher.call_all
+
+    async def while_deleted(client: Any, calls: Sequence[Call]) -> list[Any]:
+        answers = await call_all(client, calls)
+        if any(each.script == "delete" for each in calls):
+            stream.trust = Trust.STALE
+            store.set_trust(KEY, Trust.STALE, stream.position)
+            stream.apply(stored([7]))
+        return answers
+
+    async with opened(settings_of(server)) as store:
+        stream = await owned(store)
+        stream.apply(stored([1, 2]))
+        await settled(store)
+        monkeypatch.setattr(flusher, "call_all", while_deleted)
+        store.set_trust(KEY, Trust.EXPIRED, stream.position)
+        await wait_until_async(lambda: stream.trust is Trust.STALE)
+        await settled(store)
+        assert_written(server, stream)
+
+
+async def test_an_error_of_ours_with_one_stream_costs_the_others_nothing(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    other_key = StreamKey(KEY.model, "other", 0)
+    async with opened(settings_of(server)) as store:
+        first, other = await owned(store), await owned(store, other_key)
+        await settled(store)
+        await settled(store, other_key)
+        fails = iter([True])
+        seal = PendingWrites.seal
+
+        def fail_once(pending: PendingWrites) -> None:
+            if pending.key == KEY and next(fails, False):
+                raise RuntimeError("a bug")
+            seal(pending)
+
+        monkeypatch.setattr(PendingWrites, "seal", fail_once)
+        first.apply(stored([1, 2]))
+        other.apply(stored([3]))
+        for stream in (first, other):
+            await settled(store, stream.key)
+            assert_written(server, stream)
+        assert next(fails, None) is None
+
+
+async def test_a_round_that_fails_amid_its_answers_is_done_again(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    other_key = StreamKey(KEY.model, "other", 0)
+    async with opened(settings_of(server)) as store:
+        first, other = await owned(store), await owned(store, other_key)
+        await settled(store)
+        await settled(store, other_key)
+        monkeypatch.setattr(flusher, "RETRY_S", 0.001)
+        check, fails = store._flusher.check_missing, iter([True])
+
+        async def fail_once(pending: PendingWrites) -> Ownership:
+            if next(fails, False):
+                raise StoreError("redis does not answer")
+            return await check(pending)
+
+        monkeypatch.setattr(store._flusher, "check_missing", fail_once)
+        server.client().delete(store._session.keyspace.model(KEY.model).state(KEY))
+        first.apply(stored([1, 2]))
+        other.apply(stored([3]))
+        for stream in (first, other):
+            await settled(store, stream.key)
+            assert_written(server, stream)
+        assert next(fails, None) is None
 
 
 async def test_an_expired_stream_leaves_no_key_and_starts_anew_when_it_returns(server: RedisServer) -> None:
