@@ -17,10 +17,8 @@ from hyperframe.frame import GoAwayFrame
 
 from indexer.http.body_room import BodyRoom
 from scorer_api.gateway.grpc_call import GrpcCall, Headers, StatusError, trailers_of
-from scorer_api.gateway.http2 import FrameLengths, Http2
+from scorer_api.gateway.http2 import FrameHeads, Http2
 
-# A piece of so many bytes has some hundred frames at most, which take about as many times ten microseconds.
-PIECE_BYTES = 4096
 STEP_S = 0.005
 WINDOW_BYTES = 2**20
 # As HTTP/2 counts them, with 32 bytes for each besides its own. gRPC's usual limit.
@@ -114,7 +112,7 @@ class Connection(asyncio.Protocol):
         self._owner = owner
         self._loop = asyncio.get_running_loop()
         self._h2 = Http2()
-        self._lengths = FrameLengths()
+        self._heads = FrameHeads()
         self._calls: dict[int, tuple[GrpcCall, Stream]] = {}
         self._unread = b""
         self._is_flushing = False
@@ -181,25 +179,23 @@ class Connection(asyncio.Protocol):
     def _read(self, data: bytes) -> None:
         """Read pieces for a while, and the others after everybody else had a turn."""
         until_s = time.perf_counter() + STEP_S
-        for at in range(0, len(data), PIECE_BYTES):
-            if self._transport.is_closing():
-                return
+        at = 0
+        while at < len(data) and not self._transport.is_closing():
             if at and time.perf_counter() > until_s:
                 self._unread = data[at:]
                 self._transport.pause_reading()
                 self._loop.call_soon(self._read_on)
                 break
-            piece = data[at : at + PIECE_BYTES]
             try:
-                if self._lengths.is_too_long(piece):
-                    raise h2.exceptions.FrameTooLargeError
-                events = self._h2.receive_data(piece)
+                end = self._heads.piece_end(data, at)
+                events = self._h2.receive_data(data[at:end])
             except h2.exceptions.ProtocolError:
                 self._flush()
                 self._transport.close()
                 return
             for event in events:
                 self._take(event)
+            at = end
         self._flush()
 
     def _read_on(self) -> None:

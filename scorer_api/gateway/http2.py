@@ -2,10 +2,14 @@
 
 import h2.config
 import h2.connection
+import h2.exceptions
 
 STREAMS_BETWEEN_COUNTS = 64
 # HTTP/2's own, RFC 9113.
+DATA = 0
 PREFACE_BYTES, HEAD_BYTES, FRAME_BYTES_MAX = 24, 9, 16_384
+# What reading one frame takes, in the time for one byte of a header, and the most for a piece: two milliseconds or so.
+FRAME_WORK, PIECE_WORK = 8, 2_048
 _CONFIG = h2.config.H2Configuration(
     client_side=False,
     header_encoding=None,
@@ -30,26 +34,35 @@ class Http2(h2.connection.H2Connection):
         return super().open_inbound_streams if self._begun % STREAMS_BETWEEN_COUNTS == 0 else 0
 
 
-class FrameLengths:
-    """Finds frames that are longer than allowed by their heads: h2 refuses them, but only once it has all of them."""
+class FrameHeads:
+    """Follows the heads of frames in what comes: where a piece ends whose reading takes a short time.
+
+    Frames that are longer than allowed are found by their heads, too: h2 refuses them, but only once it has all of them.
+    """
 
     def __init__(self) -> None:
         self._left = PREFACE_BYTES
         self._head = b""
 
-    def is_too_long(self, data: bytes) -> bool:
-        """Whether a frame that begins in this piece is."""
-        at, end = self._left, len(data)
-        while at < end:
+    def piece_end(self, data: bytes, at: int) -> int:
+        """Where the piece that begins there ends. Raises FrameTooLargeError."""
+        end, work = len(data), 0
+        at += self._left
+        while at < end and work < PIECE_WORK:
             missing = HEAD_BYTES - len(self._head)
             self._head += data[at : at + missing]
+            at += missing
             if len(self._head) < HEAD_BYTES:
-                at = end
                 break
-            size = int.from_bytes(self._head[:3], "big")
-            self._head = b""
+            head, self._head = self._head, b""
+            size = int.from_bytes(head[:3], "big")
             if size > FRAME_BYTES_MAX:
-                return True
-            at += missing + size
-        self._left = at - end
-        return False
+                raise h2.exceptions.FrameTooLargeError
+            # A byte of anything but data may be a header, or half of a setting.
+            work += FRAME_WORK + (0 if head[3] == DATA else size)
+            at += size
+        if at > end:
+            self._left = 0 if self._head else at - end
+            return end
+        self._left = 0
+        return at
