@@ -27,6 +27,9 @@ HEADERS_BYTES_MAX = 16_384
 CONNECTION_WINDOW_BYTES = 2**30
 # How long a peer may take to hear that the service ends, and to take its last bytes.
 FAREWELL_S = 1.0
+RESETS_AT_ONCE = 100
+# Each may change the windows of all streams. Peers send one or two.
+SETTINGS_MAX = 64
 KEEPALIVE_S = 30.0
 SILENCE_MAX_S = 50.0
 DRAIN_PING = b"draining"
@@ -120,6 +123,7 @@ class Connection(asyncio.Protocol):
         self._progress: asyncio.Future[None] | None = None
         self._heard_s = time.monotonic()
         self._newest = 0
+        self._settings_left = SETTINGS_MAX
         self._is_draining = False
         self._takes_calls = True
         self._timers: list[asyncio.TimerHandle] = []
@@ -148,12 +152,18 @@ class Connection(asyncio.Protocol):
         self._takes_calls = False
         for timer in self._timers:
             timer.cancel()
-        for call, stream in list(self._calls.values()):
+        self._unread = b""
+        self._reset_calls()
+        self._tell_progress()
+
+    def _reset_calls(self) -> None:
+        """Some now, and the others after everybody else had a turn."""
+        for _ in range(min(len(self._calls), RESETS_AT_ONCE)):
+            _, (call, stream) = self._calls.popitem()
             stream.has_ended = True
             call.reset()
-        self._calls.clear()
-        self._unread = b""
-        self._tell_progress()
+        if self._calls:
+            self._loop.call_soon(self._reset_calls)
 
     def data_received(self, data: bytes) -> None:
         self._heard_s = time.monotonic()
@@ -235,7 +245,12 @@ class Connection(asyncio.Protocol):
                     found[1].has_ended = True
                     found[0].reset()
                     self._tell_progress()
-            case h2.events.WindowUpdated() | h2.events.RemoteSettingsChanged():
+            case h2.events.WindowUpdated():
+                self._tell_progress()
+            case h2.events.RemoteSettingsChanged():
+                self._settings_left -= 1
+                if not self._settings_left:
+                    self._transport.close()
                 self._tell_progress()
             case h2.events.PingAckReceived(ping_data=ping) if ping == DRAIN_PING:
                 self._refuse_calls()

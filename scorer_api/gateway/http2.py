@@ -4,9 +4,9 @@ import h2.config
 import h2.connection
 import h2.exceptions
 
-STREAMS_BETWEEN_COUNTS = 64
+STREAMS_BETWEEN_LOOKS = 64
 # HTTP/2's own, RFC 9113.
-DATA = 0
+DATA, SETTINGS = 0, 4
 PREFACE_BYTES, HEAD_BYTES, FRAME_BYTES_MAX = 24, 9, 16_384
 # What reading one frame takes, in the time for one byte of a header, and the most for a piece: two milliseconds or so.
 FRAME_WORK, PIECE_WORK = 8, 2_048
@@ -22,7 +22,10 @@ _CONFIG = h2.config.H2Configuration(
 
 
 class Http2(h2.connection.H2Connection):
-    """Counts its streams now and then: h2 does so for each new one, which takes as long as there are streams."""
+    """Looks through its streams now and then: h2 does so for each new one, which takes as long as there are streams.
+
+    How many there may be is not its concern: it would end a connection with more than 100 until the peer has taken note of another number.
+    """
 
     def __init__(self) -> None:
         super().__init__(_CONFIG)
@@ -31,7 +34,9 @@ class Http2(h2.connection.H2Connection):
     @property
     def open_inbound_streams(self) -> int:
         self._begun += 1
-        return super().open_inbound_streams if self._begun % STREAMS_BETWEEN_COUNTS == 0 else 0
+        if self._begun % STREAMS_BETWEEN_LOOKS == 0:
+            _ = super().open_inbound_streams  # forgets the closed ones
+        return 0
 
 
 class FrameHeads:
@@ -58,8 +63,8 @@ class FrameHeads:
             size = int.from_bytes(head[:3], "big")
             if size > FRAME_BYTES_MAX:
                 raise h2.exceptions.FrameTooLargeError
-            # A byte of anything but data may be a header, or half of a setting.
-            work += FRAME_WORK + (0 if head[3] == DATA else size)
+            # A byte of anything but data may be a header. New windows are set for all streams.
+            work += PIECE_WORK if head[3] == SETTINGS else FRAME_WORK if head[3] == DATA else FRAME_WORK + size
             at += size
         if at > end:
             self._left = 0 if self._head else at - end

@@ -122,9 +122,10 @@ def picks(port: int) -> bool:
         PREFACE + frame(SETTINGS, 0, 0) + frame(HEADERS, 0, 1, call_headers()) + frame(CONTINUATION, 0, 1, b"") * 1_000,
         # An entry of 4 kB, named sixteen thousand times.
         PREFACE + frame(SETTINGS, 0, 0) + frame(HEADERS, END_HEADERS, 1, b"\x40\x01a\x7f\x81\x1e" + b"x" * 4_000 + b"\xbe" * 12_000),
+        PREFACE + frame(SETTINGS, 0, 0, b"\0\4\0\1\0\0") * 64,
         PREFACE + frame(SETTINGS, 0, 0) + frame(WINDOW_UPDATE, 0, 0, b"\x7f\xff\xff\xff"),
     ],
-    ids=["HTTP/1", "noise", "long frame", "no headers", "continuations", "bomb", "window"],
+    ids=["HTTP/1", "noise", "long frame", "no headers", "continuations", "bomb", "settings", "window"],
 )
 def test_what_is_no_http2_ends_its_connection_only(service: tuple[Client, int], data: bytes) -> None:
     with socket.create_connection(("127.0.0.1", service[1]), timeout=10) as other:
@@ -187,8 +188,8 @@ def test_calls_over_the_limit_are_refused_so_that_they_are_made_elsewhere() -> N
 
 
 def test_a_connection_that_breaks_ends_its_calls(service: tuple[Client, int], peer: Peer) -> None:
-    peer.send(b"".join(frame(HEADERS, END_HEADERS, number, call_headers()) for number in (1, 3, 5)))
-    wait_until(lambda: service[0].metric("kv_indexer_gateway_open") == 3)
+    peer.send(b"".join(frame(HEADERS, END_HEADERS, number, call_headers()) for number in range(1, 601, 2)))
+    wait_until(lambda: service[0].metric("kv_indexer_gateway_open") == 300)
     peer.socket.close()
     wait_until(lambda: service[0].metric("kv_indexer_gateway_open") == 0)
 

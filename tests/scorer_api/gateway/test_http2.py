@@ -38,6 +38,7 @@ def test_a_piece_has_few_frames_and_many_bytes_of_data() -> None:
     most = PIECE_WORK // FRAME_WORK
     assert ends(PREFACE + frame(6, 8) * 1_000, [])[0] < len(PREFACE) + most * 17
     assert ends(PREFACE + frame(0, 16_384) * 20, []) == [len(PREFACE) + 20 * 16_393]
+    assert ends(PREFACE + frame(4, 6) * 3, []) == [len(PREFACE) + 15 * count for count in (1, 2, 3)]
     first, *_ = ends(PREFACE + frame(1, 1_000) * 10, [])
     assert first == len(PREFACE) + 3 * 1_009
 
