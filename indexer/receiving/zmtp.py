@@ -8,6 +8,7 @@ libzmq is not used for reading. It aborts the process where a receive queue that
 
 from collections import deque
 from collections.abc import Set as AbstractSet
+from io import BytesIO
 
 from indexer.compiled import core
 
@@ -26,10 +27,32 @@ FRAME_OVERHEAD = 64
 MESSAGE_OVERHEAD = 2**20
 # Shorter pieces that come are put together, so that single bytes take no more than a byte each.
 PIECE_BYTES = 16_384
+# A longer frame is put together as it comes: at its end 32 MiB would be copied twice, which takes 20 to 40 ms.
+LARGE_BYTES_MIN = 2**20
 
 
 class ZmtpError(Exception):
     """The peer does not speak ZMTP 3 with mechanism NULL, is of another socket type, or sends more than it may."""
+
+
+class _LargeFrame:
+    """One that is put together as it comes. `left`: bytes that are still to come."""
+
+    def __init__(self, flags: int, length: int) -> None:
+        self.flags, self.length, self.left = flags, length, length
+        self._content = BytesIO()
+
+    def take(self, data: bytes | bytearray | memoryview) -> memoryview:
+        """Add what belongs to it. Returns the rest."""
+        view = memoryview(data)
+        self._content.write(view[: self.left])
+        rest = view[self.left :]
+        self.left -= len(view) - len(rest)
+        return rest
+
+    def content(self) -> bytes:
+        """The buffer itself, not a copy."""
+        return self._content.getvalue()
 
 
 class Zmtp:
@@ -50,6 +73,8 @@ class Zmtp:
         self._tail: deque[bytes | bytearray] = deque()
         """What came after that, in pieces."""
         self._tail_bytes = 0
+        self._large: _LargeFrame | None = None
+        """While bytes of it are still to come there is nothing in the buffer and the tail."""
         self.wanted_bytes = 1
         """Bytes that the next frame takes, as far as is known."""
         self._left = 0
@@ -62,15 +87,20 @@ class Zmtp:
     @property
     def pending_bytes(self) -> int:
         """Bytes that have come and make no message yet, or were not looked at."""
-        return len(self._buffer) - self._position + self._tail_bytes + self._parts_bytes
+        large = 0 if self._large is None else self._large.length - self._large.left
+        return len(self._buffer) - self._position + self._tail_bytes + self._parts_bytes + large
 
     @property
     def is_amid_message(self) -> bool:
-        """Whether some frames of a message have come, and not its last one."""
-        return bool(self._parts)
+        """Whether some frames of a message have come, or the beginning of a long one, and not all of it."""
+        return bool(self._parts) or (self._large is not None and self._large.left > 0)
 
     def receive(self, data: bytes) -> None:
         """Bytes have come."""
+        if self._large is not None and self._large.left:
+            data = self._large.take(data).tobytes()
+            if not data:
+                return
         if not self._tail and self._position == len(self._buffer):
             self._buffer, self._position = data, 0
             return
@@ -85,6 +115,7 @@ class Zmtp:
         """Throw away what came and makes no message yet."""
         self._buffer, self._position, self._tail_bytes, self._parts_bytes = b"", 0, 0, 0
         self._tail.clear()
+        self._large = None
         self._parts = []
         self.is_cut = False
 
@@ -99,9 +130,12 @@ class Zmtp:
         while True:
             if self.is_greeted or self._greet():
                 self._read(found)
+            is_whole = self._large is not None and not self._large.left
             if not self._left:
-                self.is_cut = self._position < len(self._buffer) or bool(self._tail)
+                self.is_cut = is_whole or self._position < len(self._buffer) or bool(self._tail)
                 return found
+            if is_whole:
+                continue
             if not self._refill():
                 self.is_cut = False
                 return found
@@ -140,6 +174,10 @@ class Zmtp:
 
     def _read(self, found: list[list[bytes]]) -> None:
         """Read the frames in the buffer."""
+        if self._large is not None:
+            if self._large.left:
+                return
+            self._end_large(self._large, found)
         buffer, position, parts = self._buffer, self._position, self._parts
         size, frame_bytes_max, left, wanted = len(buffer), self._frame_bytes_max, self._left, 1
         # The compiled core takes the messages that are whole, wherever one begins.
@@ -167,7 +205,11 @@ class Zmtp:
                 raise ZmtpError(f"a frame of {length} bytes")
             end = body + length
             if end > size:
-                wanted = end - position
+                if length < LARGE_BYTES_MIN or flags & ~(MORE | LONG) or not self.is_ready:
+                    wanted = end - position
+                    break
+                self._begin_large(_LargeFrame(flags, length), memoryview(buffer)[body:])
+                position = size
                 break
             if flags & ~(MORE | LONG) or not self.is_ready:
                 self._obey(flags, buffer[body:end])
@@ -185,6 +227,28 @@ class Zmtp:
             position = end
         self._buffer, self._position = (b"", 0) if position == size else (buffer, position)
         self._left, self.wanted_bytes = left, wanted
+
+    def _begin_large(self, large: _LargeFrame, begun: memoryview) -> None:
+        """A long frame begins. All that came belongs to it, or comes behind it in the tail."""
+        self._large = large
+        large.take(begun)
+        while large.left and self._tail:
+            piece = self._tail.popleft()
+            self._tail_bytes -= len(piece)
+            if rest := large.take(piece).tobytes():
+                self._tail.appendleft(rest)
+                self._tail_bytes += len(rest)
+
+    def _end_large(self, large: _LargeFrame, found: list[list[bytes]]) -> None:
+        """All of it has come."""
+        self._large = None
+        self._parts.append(large.content())
+        if large.flags & MORE:
+            self._note_part(large.length)
+            return
+        found.append(self._parts)
+        self._parts, self._parts_bytes = [], 0
+        self._left -= 1
 
     def _note_part(self, length: int) -> None:
         self._parts_bytes += length + FRAME_OVERHEAD

@@ -188,6 +188,8 @@ class PendingWrites:
     def _add(self, change: Change) -> None:
         if change.reload or (change.cleared and self.is_writing_in_full):
             self.require_full_write()
+        if not self.is_writing_in_full and change.records is not None and sum(map(len, change.records.values())) > APPEND_OPERATIONS_MAX:
+            self.require_full_write()
         if self.needs_full_write:
             return
         if change.cleared:

@@ -1,6 +1,7 @@
 """The bytes of one connection in, messages out."""
 
 import random
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -26,20 +27,21 @@ from indexer.receiving.zmtp import (
     subscription,
 )
 
-FRAME_BYTES_MAX = 2**20
+MIB = 2**20
+FRAME_BYTES_MAX = MIB
 
 
 def ready(socket_type: bytes = b"PUB", name: bytes = b"Socket-Type") -> bytes:
     return frame(READY + bytes([len(name)]) + name + len(socket_type).to_bytes(4) + socket_type, COMMAND)
 
 
-def fresh() -> Zmtp:
-    return Zmtp(b"SUB", {b"PUB", b"XPUB"}, FRAME_BYTES_MAX)
+def fresh(frame_bytes_max: int = FRAME_BYTES_MAX) -> Zmtp:
+    return Zmtp(b"SUB", {b"PUB", b"XPUB"}, frame_bytes_max)
 
 
-def shaken() -> Zmtp:
+def shaken(frame_bytes_max: int = FRAME_BYTES_MAX) -> Zmtp:
     """After the handshake."""
-    zmtp = fresh()
+    zmtp = fresh(frame_bytes_max)
     zmtp.receive(GREETING + ready())
     assert zmtp.messages(9) == []
     assert zmtp.is_ready
@@ -64,7 +66,10 @@ def test_two_sides_of_ours_understand_each_other() -> None:
     assert read(pub) == [[b"\x01kv"]]
 
 
-def test_messages_are_the_same_however_they_are_cut() -> None:
+@pytest.mark.parametrize("large", [200, 20_000, 10**9])
+def test_messages_are_the_same_however_they_are_cut(monkeypatch: pytest.MonkeyPatch, large: int) -> None:
+    """`large`: from so many bytes on a frame is put together as it comes."""
+    monkeypatch.setattr(zmtp_module, "LARGE_BYTES_MIN", large)
     rng = random.Random(1)
     sent = [[rng.randbytes(rng.choice((0, 1, 255, 256, rng.randrange(3 * PIECE_BYTES)))) for _ in range(rng.randrange(1, 5))] for _ in range(200)]
     stream = b"".join(message(*parts) for parts in sent)
@@ -120,6 +125,26 @@ def test_the_compiled_core_takes_the_same_messages(monkeypatch: pytest.MonkeyPat
     taken = said(shaken())
     monkeypatch.setattr(zmtp_module, "core", None)
     assert taken == said(shaken())
+
+
+def test_a_long_frame_is_put_together_as_it_comes_and_not_copied_at_its_end() -> None:
+    zmtp, content = shaken(8 * MIB), bytes(8 * MIB)
+    sent = message(b"topic", bytes(8), content) + message(b"next")
+    tracemalloc.start()
+    try:
+        for start in range(0, len(sent), 65_536):
+            assert read(zmtp) == []
+            assert start <= zmtp.pending_bytes + 100 <= start + 1_000
+            zmtp.receive(sent[start : start + 65_536])
+        tracemalloc.reset_peak()
+        before, _ = tracemalloc.get_traced_memory()
+        found = read(zmtp)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found == [[b"topic", bytes(8), content], [b"next"]]
+    assert peak - before < MIB
+    assert (zmtp.pending_bytes, zmtp.is_amid_message) == (0, False)
 
 
 def test_the_handshake_may_come_in_single_bytes() -> None:
