@@ -203,17 +203,23 @@ def chain(count: int, **more: Any) -> list[dict[str, Any]]:
 
 
 FIRST = 1_000_000
+MANY = 65_536
+IMAGES = stored(
+    range(FIRST, FIRST + MANY), [number % 50_000 for number in range(4 * MANY)], extra_keys=[[[f"image {number}", 0]] for number in range(MANY)]
+)
+TINY = 31 * MIB
 LARGE = {
     "many events": (chain(60_000), []),
     "clears": (chain(60_000), [{"type": "AllBlocksCleared"}] * 60_000),
     "offloads": (chain(60_000), chain(60_000, medium="CPU")),
     "children before their parents": (chain(60_000)[:0:-1], chain(1)),
+    "one event": ([IMAGES], [{**block(1), "news": msgspec.Raw(b"\xdd" + TINY.to_bytes(4, "big") + b"\x80" * TINY)}]),
 }
 
 
 @pytest.mark.parametrize("of", LARGE)
 def test_no_batch_keeps_others_waiting(pair: Pair, of: str) -> None:
-    """Each would take about a second in one step. The calm engine goes on meanwhile."""
+    """Each of many events would take about a second in one step. The calm engine goes on meanwhile."""
     busy = slowness()
     for events in LARGE[of]:
         if events:
