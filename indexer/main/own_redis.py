@@ -42,6 +42,10 @@ POLL_S = 0.01
 # One that ends sooner after its start is started again after a pause.
 SHORT_LIFE_S = 5.0
 PAUSE_S = 1.0
+# One that answers no PING for so long is ended and started again. Between two looks no more time counts than this: all may have stood still.
+HANG_S = 10.0
+PASSED_MAX_S = 2.0
+PING = b"PING\r\n"
 PR_SET_PDEATHSIG = 1
 
 
@@ -63,7 +67,9 @@ class OwnRedis:
         self._command = [program, *words, "--dir", str(self._folder), "--unixsocket", str(self._socket), "--unixsocketperm", "700"]
         self.url = f"unix://{self._socket}"
         self._process: subprocess.Popen[bytes] | None = None
-        self._started_s = 0.0
+        self._started_s = self._looked_s = self._still_s = 0.0
+        self._probe: socket.socket | None = None
+        """Over which it is asked whether it answers, without waiting."""
 
     def __enter__(self) -> Self:
         try:
@@ -81,6 +87,7 @@ class OwnRedis:
         """End it. In processes that were forked this does nothing."""
         if os.getpid() != self._pid:
             return
+        self._close_probe()
         process, self._process = self._process, None
         if process is not None:
             process.terminate()
@@ -92,17 +99,55 @@ class OwnRedis:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def check(self) -> None:
-        """Start it again where it has ended."""
+        """Start it again where it has ended or hangs. To be called every second or so, and where a process has ended."""
         process = self._process
-        if process is None or process.poll() is None:
+        if process is None:
             return
+        if process.poll() is None:
+            if not self._hangs():
+                return
+            log.error("own redis-server hangs", extra={"pid": process.pid, "still_s": round(self._still_s, 1)})
+            process.kill()
+            process.wait()
         log.error("own redis-server ended", extra={"exit_code": process.returncode})
         if time.monotonic() - self._started_s < SHORT_LIFE_S:
             time.sleep(PAUSE_S)
         self._start()
 
+    def _hangs(self) -> bool:
+        now_s = time.monotonic()
+        passed_s, self._looked_s = min(now_s - self._looked_s, PASSED_MAX_S), now_s
+        self._still_s = 0.0 if self._has_answered() else self._still_s + passed_s
+        return self._still_s > HANG_S
+
+    def _has_answered(self) -> bool:
+        """Whether it has since it was asked; then it is asked again."""
+        try:
+            if self._probe is None:
+                self._probe = socket.socket(socket.AF_UNIX)
+                self._probe.setblocking(False)
+                self._probe.connect(str(self._socket))
+                self._probe.send(PING)
+            elif self._probe.recv(4_096):
+                self._probe.send(PING)
+                return True
+            else:
+                self._close_probe()
+        except BlockingIOError:
+            pass  # no answer yet
+        except OSError:
+            self._close_probe()
+        return False
+
+    def _close_probe(self) -> None:
+        if self._probe is not None:
+            self._probe.close()
+            self._probe = None
+
     def _start(self) -> None:
-        self._started_s = time.monotonic()
+        self._close_probe()
+        self._started_s = self._looked_s = time.monotonic()
+        self._still_s = 0.0
         # A session of its own: what a terminal sends to all of its processes is not for it, since others end first.
         self._process = subprocess.Popen(self._command, stdout=sys.stderr, start_new_session=True, preexec_fn=_end_with_parent)  # noqa: S603
         log.info("own redis-server started", extra={"pid": self._process.pid})

@@ -49,7 +49,7 @@ class Supervisor:
     """`run` returns in the parent and in each worker: the exit code of the process that it returns in.
 
     `work`: runs a worker to its end and returns its exit code. `passes_on`: the signals, besides those that stop the service, that all workers get.
-    `check`: called whenever a process has ended, until the service stops.
+    `check`: called every second, and at once where a process has ended, until the service stops.
     """
 
     def __init__(
@@ -94,6 +94,8 @@ class Supervisor:
         while first.pid is not None and self._group.board.state(first.number) is WorkerState.DOWN:
             self._wait(signals, POLL_S)
             self._watch()
+            if not self._is_stopping:
+                self._check()
         if first.pid is None:
             return self._code
         self._is_first_listening = True
@@ -105,6 +107,8 @@ class Supervisor:
             due_s = min((place.due_s for place in missing if place.pid is None), default=math.inf)
             self._wait(signals, min(WATCH_S, max(0.0, due_s - time.monotonic())))
             self._watch()
+            if not self._is_stopping:
+                self._check()
         while any(place.pid is not None for place in self._places):
             self._wait(signals, WATCH_S)
             self._watch()
@@ -165,8 +169,6 @@ class Supervisor:
             if number in came:
                 self._send(number)
         self._reap()
-        if signal.SIGCHLD in came and not self._is_stopping:
-            self._check()
 
     def _stop(self) -> None:
         """Workers answer what has arrived, and end. What the parent still held open would take connections that nobody accepts."""
