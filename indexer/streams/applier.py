@@ -21,7 +21,7 @@ from indexer.streams.status import GroupStatus
 from indexer.tracing.current import Attributes, active_tracer, pack_span
 from indexer.wire.decoder import Batch, WireDecoder
 
-# A larger payload is decoded and applied in steps, and one of odd events that is larger than the second is applied in steps. They take up to 10 ms.
+# A larger payload is decoded and applied in steps, and so is one of odd events that is larger than the second. They take up to 10 ms.
 STEP_BYTES_MAX = 262_144
 ODD_STEP_BYTES_MAX = 65_536
 # So many events are observed in one step.
@@ -136,15 +136,13 @@ class Applier:
         if len(payload) > STEP_BYTES_MAX or self._adapters.adapter_of:  # one event may remove all that is held of an adapter
             return self._in_steps(self._decoder.decode_in_steps(payload), number, started_ns, is_live=is_live)
         try:
-            batch = self._decoder.start(payload)
+            batch = self._decoder.start(payload) if len(payload) <= ODD_STEP_BYTES_MAX else _begun(self._decoder.decode_in_steps(payload))
         except Refused as refused:
             return self._refused(number, refused.reason)
         if not isinstance(batch, Batch):
             return self._in_steps(batch, number, started_ns, is_live=is_live)
         if (passed_over := self._passed_over(batch, number)) is not None:
             return passed_over
-        if len(payload) > ODD_STEP_BYTES_MAX and isinstance(batch.events, list):
-            return self._go_on(batch, self._in_state(batch), number, started_ns, is_live=is_live)
         change = self.state.start(self._adapters.follow(batch.events), time.monotonic())
         if not isinstance(change, Change):
             return self._go_on(batch, change, number, started_ns, is_live=is_live)
@@ -350,3 +348,13 @@ class Applier:
         lossy = [self.refuse(reason, count) for reason, count in (batch.refused + tally).items()]
         tally.clear()
         return next((reason for reason in lossy if reason), None)
+
+
+def _begun(decoding: Steps[Batch]) -> Batch | Steps[Batch]:
+    """The batch where it is decoded in the first step, as one of plain events is; else the other steps."""
+    try:
+        next(decoding)
+    except StopIteration as end:
+        batch: Batch = end.value
+        return batch
+    return decoding

@@ -104,6 +104,16 @@ def test_a_small_payload_takes_no_steps_unless_an_adapter_is_known() -> None:
     assert [type(ours.start(payload, 0, is_live=True)) is Applied for payload in payloads] == [True, True, False]
 
 
+def test_extra_keys_that_take_long_take_steps_in_a_payload_that_is_not_large_too() -> None:
+    """60,000 bytes for each block, of which a byte takes 150 ns."""
+    events = [stored([1, 2, 3, 4], range(16), extra_keys=[[[[]] * 60_000] for _ in range(4)]), stored([5], range(4))]
+    payload = msgspec.msgpack.encode([time.time(), events, 0])
+    assert applier_module.ODD_STEP_BYTES_MAX < len(payload) <= applier_module.STEP_BYTES_MAX
+    applied, taken = in_steps(applier(CollectorRegistry()), payload, 0)
+    assert len(applied.change) == 5
+    assert taken >= 4
+
+
 def test_a_large_payload_that_is_no_batch_is_refused() -> None:
     found, _ = in_steps(applier(CollectorRegistry()), b"\xc1" * 300_000, 3)
     assert (found.lossy, found.change.sequence) == ("batch_malformed", 3)
