@@ -143,14 +143,14 @@ def _read_small(raw: Raw | bytes) -> ReadEvent:
 def _read_measured(raw: Raw | bytes) -> Steps[ReadEvent]:
     """An event of a known type and within the limits. Each time that it is gone through is a step."""
     exact, lenient = DECODERS_OF_ARRAYS if is_array(raw) else DECODERS_OF_MAPS
-    try:
-        return ReadEvent(exact(raw))
-    except UNREADABLE:
-        yield
-    try:
-        return ReadEvent(lenient(raw), has_unknown=True)
-    except UNREADABLE:
-        yield
+    for decode, has_unknown in ((exact, False), (lenient, True)):
+        try:
+            event = decode(raw)
+        except UNREADABLE:
+            yield
+        else:
+            yield
+            return ReadEvent(event, has_unknown)
     return (yield from _read_part(raw))
 
 
