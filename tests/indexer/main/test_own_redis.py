@@ -24,7 +24,7 @@ def own(monkeypatch: pytest.MonkeyPatch) -> Iterator[OwnRedis]:
     program = str(find_server())
     monkeypatch.setattr(shutil, "which", lambda name: program)
     monkeypatch.setattr(module, "PAUSE_S", 0.01)
-    monkeypatch.setattr(module, "HANG_S", 0.5 * slowness())
+    monkeypatch.setattr(module, "HANG_S", 0.25 * slowness())
     with OwnRedis(2) as own:
         yield own
 

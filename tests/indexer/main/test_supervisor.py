@@ -108,7 +108,7 @@ def beat_until_sigterm(worker: Worker) -> int:
 
 def quick_to_notice(monkeypatch: pytest.MonkeyPatch) -> float:
     """Returns for how long a worker may stand still."""
-    hang_s = 0.5 * slowness()
+    hang_s = 0.25 * slowness()
     monkeypatch.setattr(module, "WATCH_S", 0.05)
     monkeypatch.setattr(module, "HANG_S", hang_s)
     return hang_s

@@ -561,7 +561,7 @@ async def test_a_stream_is_written_to_a_redis_that_takes_longer_than_the_timeout
 
 
 async def test_what_is_written_first_lasts_until_the_rest_is_written(server: RedisServer) -> None:
-    """Blocks expire after 1.5 s. Those of the second part, of 90 bytes each, take 3 s on this way."""
+    """Blocks expire after 1.5 s. Those of the second part, of 45 bytes each, take 2 s on this way, in eleven rounds."""
     with Proxy(server.port) as proxy:
         settings = settings_of(server, redis=f"redis://127.0.0.1:{proxy.port}/0", redis_timeout_s=20.0, pod_expiry_s=1.0, lease_s=0.5)
         async with opened(settings) as store:
@@ -569,10 +569,12 @@ async def test_what_is_written_first_lasts_until_the_rest_is_written(server: Red
             stream.apply(stored(range(1_000_001, 1_000_101)))
             stream.apply(stored(range(1_000_001, 1_000_101), tier=Tier.CPU))
             await settled(store)
-            stream.apply(stored(range(2_000_001, 2_002_001), tier=Tier.CPU))
+            stream.apply(stored(range(2_000_001, 2_001_301), tier=Tier.CPU))
             pending = store._flusher.streams[KEY]
-            proxy.bytes_per_s = 60_000
-            generation = await write_generation(store._session.client, pending, Pace(20.0), lambda: True)
+            proxy.bytes_per_s = 30_000
+            pace = Pace(0.1)  # no round is quick
+            pace.note_timeout(250)
+            generation = await write_generation(store._session.client, pending, pace, lambda: True)
             proxy.bytes_per_s = None
             assert generation is not None
             gpu, *_ = pending.keys.parts(KEY, generation)

@@ -95,8 +95,8 @@ def is_ending() -> bool:
 
 
 def test_a_receiver_that_does_not_answer_keeps_no_service_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(otel, "SHUTDOWN_S", 0.2)
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "2")
+    monkeypatch.setattr(otel, "SHUTDOWN_S", 0.1)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
     with Odd(b"") as url:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
         tracer = OtelTracer({})
