@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
 from functools import partial
@@ -101,7 +102,7 @@ class Streams:
         self._room = Room(settings.limits.receive.inboxes_bytes_max)
         self._dialling: dict[Stream, asyncio.Task[None]] = {}
         self._networks = settings.engine_networks
-        self._trusts_seen: list[Trust] = []
+        self._trusts_seen: tuple[Counter[Trust], Counter[Trust]] = Counter(), Counter()
         self._trusts_s = -math.inf
         self.note_rank: Callable[[StreamKey, int], bool] | None = None
         self.observe: Observe | None = None
@@ -328,16 +329,22 @@ class Streams:
                 yield failure
 
     def _count(self, trust: Trust) -> int:
-        return self._trusts().count(trust)
+        return self._trusts()[0][trust]
 
     def _count_not_ready(self, trust: Trust) -> int:
-        return sum(running.stream.trust == trust and not self.is_ready(key.pod) for key, running in self.running.items())
+        return self._trusts()[1][trust]
 
-    def _trusts(self) -> list[Trust]:
-        """Every stream's; looked at once for all that ask in the same moment."""
+    def _trusts(self) -> tuple[Counter[Trust], Counter[Trust]]:
+        """How many streams have which, and how many of these are of pods that are not ready; counted once for all that ask in the same moment."""
         now_s = time.monotonic()
         if now_s - self._trusts_s > TRUSTS_S:
-            self._trusts_seen, self._trusts_s = [running.stream.trust for running in self.running.values()], now_s
+            self._trusts_s = now_s
+            of_all, of_unready = self._trusts_seen = Counter[Trust](), Counter[Trust]()
+            for key, running in self.running.items():
+                trust = running.stream.trust
+                of_all[trust] += 1
+                if not self.is_ready(key.pod):
+                    of_unready[trust] += 1
         return self._trusts_seen
 
     def _last_batches(self) -> Iterator[tuple[StreamKey, float]]:
