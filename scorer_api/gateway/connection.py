@@ -17,7 +17,7 @@ from hyperframe.frame import GoAwayFrame
 
 from indexer.http.body_room import BodyRoom
 from scorer_api.gateway.grpc_call import GrpcCall, Headers, StatusError, trailers_of
-from scorer_api.gateway.http2 import FrameHeads, Http2
+from scorer_api.gateway.http2 import DATA_FRAME_BYTES_MAX, FrameHeads, Http2
 
 STEP_S = 0.005
 WINDOW_BYTES = 2**20
@@ -138,6 +138,7 @@ class Connection(asyncio.Protocol):
             codes.INITIAL_WINDOW_SIZE: WINDOW_BYTES,
             codes.MAX_CONCURRENT_STREAMS: self._owner.calls_max,
             codes.MAX_HEADER_LIST_SIZE: HEADERS_BYTES_MAX,
+            codes.MAX_FRAME_SIZE: DATA_FRAME_BYTES_MAX,
         }
         self._h2.initiate_connection()
         self._h2.update_settings(told)

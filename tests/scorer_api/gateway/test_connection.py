@@ -117,7 +117,7 @@ def picks(port: int) -> bool:
     [
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 10,
         PREFACE + b"\xff" * 100,
-        PREFACE + frame(SETTINGS, 0, 0) + frame(PING, 0, 0, b"12345678") * 700 + b"\0\x40\x01\0\0\0\0\0\1",
+        PREFACE + frame(SETTINGS, 0, 0) + frame(PING, 0, 0, b"12345678") * 700 + b"\0\x40\x01\1\0\0\0\0\1",
         PREFACE + frame(SETTINGS, 0, 0) + frame(HEADERS, END_HEADERS, 1, b"\xff" * 50),
         PREFACE + frame(SETTINGS, 0, 0) + frame(HEADERS, 0, 1, call_headers()) + frame(CONTINUATION, 0, 1, b"") * 1_000,
         # An entry of 4 kB, named sixteen thousand times.

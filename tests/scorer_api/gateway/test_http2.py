@@ -44,8 +44,8 @@ def test_a_piece_has_few_frames_and_many_bytes_of_data() -> None:
 
 
 @pytest.mark.parametrize("cut", range(9))
-def test_a_frame_that_is_too_long_is_seen_by_its_head(cut: int) -> None:
-    head = b"\x00\x40\x01\x00\x00\x00\x00\x00\x01"
+@pytest.mark.parametrize("head", [b"\x00\x40\x01\x01\x00\x00\x00\x00\x01", b"\x04\x00\x01\x00\x00\x00\x00\x00\x01"], ids=["headers", "data"])
+def test_a_frame_that_is_too_long_is_seen_by_its_head(head: bytes, cut: int) -> None:
     heads = FrameHeads()
     start = PREFACE + frame(0, 16_384) + head[:cut]
     at = 0
