@@ -132,8 +132,11 @@ class GrpcCall:
         self._wake()
 
     def reset(self) -> None:
-        """The peer, or the connection, ended the call. A handler that only waits for an end that it was told of before ends by itself."""
-        if self.task is not None and not (self.has_ended and not self._messages and (self._waiter is not None or self._is_at_end)):
+        """The peer, or the connection, ended the call. To a handler that has nothing to do that is its end in good order: so gateways end calls."""
+        is_idle = not self._messages and (self._waiter is not None or self._is_at_end)
+        if is_idle:
+            self.end()
+        elif self.task is not None:
             self.task.cancel()
         self.close()
 

@@ -30,10 +30,12 @@ def envoy(fleet: Fleet) -> Iterator[Envoy]:
 def test_requests_go_to_the_pod_that_holds_their_prefix_for_one_message_each(envoy: Envoy, fleet: Fleet) -> None:
     names = ("streams_started", "stream_msgs_sent", "stream_msgs_received")
     before = [envoy.stat(f"http.http.ext_proc.{name}") for name in names]
+    unanswered = fleet.service.metric("kv_indexer_gateway_calls_total", outcome="unanswered")
     assert [ask_for(envoy, pod) for pod in ("first", "second", "second", "first") * 3] == ["first", "second", "second", "first"] * 3
     assert [envoy.stat(f"http.http.ext_proc.{name}") - count for name, count in zip(names, before, strict=True)] == [12, 12, 12]
     wait_until(lambda: fleet.service.metric("kv_indexer_gateway_open") == 0)
     assert fleet.service.metric("kv_indexer_route_open") == 0
+    assert fleet.service.metric("kv_indexer_gateway_calls_total", outcome="unanswered") == unanswered + 12
 
 
 def test_a_request_is_over_with_its_streamed_answer(envoy: Envoy, fleet: Fleet) -> None:

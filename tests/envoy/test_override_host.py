@@ -35,8 +35,10 @@ def envoy(fleet: Fleet) -> Iterator[Envoy]:
 
 def test_requests_go_to_the_pod_that_holds_their_prefix(envoy: Envoy, fleet: Fleet) -> None:
     served = fleet.service.metric("kv_indexer_gateway_served_total", by="picked")
+    answered = fleet.service.metric("kv_indexer_gateway_calls_total", outcome="answered")
     assert [ask_for(envoy, pod) for pod in ("first", "second", "second", "first") * 3] == ["first", "second", "second", "first"] * 3
     assert fleet.service.metric("kv_indexer_gateway_served_total", by="picked") == served + 12
+    wait_until(lambda: fleet.service.metric("kv_indexer_gateway_calls_total", outcome="answered") == answered + 12)
 
 
 def test_a_streamed_answer_comes_as_it_is_made_and_the_router_knows_when_the_prompt_is_computed(envoy: Envoy, fleet: Fleet) -> None:

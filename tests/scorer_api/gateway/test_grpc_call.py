@@ -118,8 +118,9 @@ async def test_a_reset_cancels_the_handler() -> None:
     assert room.bytes_left == ROOM
 
 
-async def test_a_reset_right_after_the_end_lets_a_handler_end_that_waited_for_it() -> None:
-    """Envoy ends its calls with both."""
+@pytest.mark.parametrize("is_told", [True, False])
+async def test_a_reset_ends_a_handler_in_good_order_that_waits(is_told: bool) -> None:
+    """Envoy ends its calls so, with and without the end before it."""
     _, call = begin()
     seen = []
 
@@ -129,7 +130,8 @@ async def test_a_reset_right_after_the_end_lets_a_handler_end_that_waited_for_it
 
     call.task = asyncio.create_task(handle())
     await asyncio.sleep(0)
-    call.end()
+    if is_told:
+        call.end()
     call.reset()
     await call.task
     assert seen == [b"ended"]
