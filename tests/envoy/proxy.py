@@ -72,7 +72,9 @@ class Envoy:
         for _ in range(ATTEMPTS_MAX):
             if self._launch():
                 self.url = f"http://127.0.0.1:{self.port}"
-                self.http = httpx.Client(base_url=self.url, timeout=30, verify=NO_AUTHORITIES)
+                # Threads share it: a connection that the pool closes as one too many may be the one that another thread is about to use.
+                limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+                self.http = httpx.Client(base_url=self.url, timeout=30, verify=NO_AUTHORITIES, limits=limits)
                 return self
             assert IN_USE in self.log, self.log
             self._log.close()
