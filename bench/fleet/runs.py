@@ -34,7 +34,7 @@ def play(case: Case) -> RunResult:
     model = case.scenario.model
     routers = [ROUTERS[case.policy](case.pods, model, case.seed + number) for number in range(case.routers)]
     workload = case.scenario.workload(seed=case.seed)
-    return result_of(Fleet(case.pods, model, routers, workload, case.conditions, case.seed).run(), case.pods)
+    return result_of(Fleet(case.pods, model, routers, workload, case.conditions, case.seed).run(), case.pods, workload.until_s)
 
 
 class Player:

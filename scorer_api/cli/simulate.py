@@ -71,9 +71,10 @@ def run(parsed: argparse.Namespace) -> int:
 
 def _result(parsed: argparse.Namespace, name: str, model: PodModel) -> RunResult:
     router = ROUTERS[name](parsed.pods, model, parsed.seed)
-    fleet = Fleet(parsed.pods, model, [router], _workload(parsed, model), Conditions(), parsed.seed)
+    workload = _workload(parsed, model)
+    fleet = Fleet(parsed.pods, model, [router], workload, Conditions(), parsed.seed)
     try:
-        return result_of(fleet.run(), parsed.pods)
+        return result_of(fleet.run(), parsed.pods, workload.until_s)
     except PromptTooLongError as error:
         raise SettingError("--kv-tokens", parsed.kv_tokens, str(error)) from None
 

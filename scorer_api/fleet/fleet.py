@@ -34,7 +34,13 @@ class FleetRouter(Protocol):
 
 
 class Workload(Protocol):
-    """Requests in the order of their arrivals, and those that follow from an answer."""
+    """Requests in the order of their arrivals, and those that follow from an answer.
+
+    `until_s`: when the users of a closed loop stop asking, infinite for others. What is generated later says how long the last answers happen to be.
+    """
+
+    @property
+    def until_s(self) -> float: ...
 
     def first(self) -> list[Request]: ...
 

@@ -2,6 +2,7 @@
 
 import bisect
 import itertools
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,6 +34,8 @@ def arrivals(stages: Stages, rng: random.Random) -> Iterator[float]:
 class OpenLoop:
     """Requests that come whether or not earlier ones were answered. `prompt`: the segments of a prompt, its answer's length, and its user."""
 
+    until_s = math.inf
+
     def __init__(self, times: Iterable[float], prompt: Callable[[int], tuple[tuple[Segment, ...], int, int]]) -> None:
         self._requests = []
         for number, at_s in enumerate(times):
@@ -48,6 +51,8 @@ class OpenLoop:
 
 class Rounds:
     """Stages one after the other: each begins `pause_s` after the last answer of the one before. `stages`: one workload each, of an open loop."""
+
+    until_s = math.inf
 
     def __init__(self, stages: Sequence[OpenLoop], pause_s: float) -> None:
         self._later = deque(stages)
@@ -125,24 +130,28 @@ class ChatShape(Struct, frozen=True):
 
 
 class Chats:
-    """Users who chat, in a closed loop: each thinks, asks, waits for the answer, and so on; a chat that is over is followed by a new one."""
+    """Users who chat, in a closed loop: each thinks, asks, waits for the answer, and so on; a chat that is over is followed by a new one.
+
+    Each user draws by itself, so what it asks and how long it thinks do not depend on when others get their answers: policies see the same users.
+    `until_s`: when the users stop asking.
+    """
 
     def __init__(self, users: int, shape: ChatShape, until_s: float, *, ramp_s: float = 30.0, seed: int = 0) -> None:
         self._shape = shape
-        self._until_s = until_s
-        self._random = random.Random(f"chats {seed}")
+        self.until_s = until_s
+        self._random = [random.Random(f"chats {seed} {user}") for user in range(users)]
         self._numbers = itertools.count()
         self._chats = itertools.count()
         self._turns: dict[int, int] = {}
-        self._first = [self._begin(user, self._random.uniform(0, ramp_s)) for user in range(users)]
+        self._first = [self._begin(user, self._random[user].uniform(0, ramp_s)) for user in range(users)]
 
     def first(self) -> list[Request]:
         return self._first
 
     def next(self, done: Request) -> list[Request]:
         assert done.done_s is not None
-        at_s = done.done_s + self._random.expovariate(1 / self._shape.think_s)
-        if at_s > self._until_s:
+        at_s = done.done_s + self._random[done.user].expovariate(1 / self._shape.think_s)
+        if at_s > self.until_s:
             return []
         turn = self._turns[done.user]
         if turn >= self._shape.turns:
@@ -156,8 +165,9 @@ class Chats:
 
     def _ask(self, user: int, at_s: float, before: tuple[Segment, ...]) -> Request:
         number = next(self._numbers)
-        more = max(16, round(self._random.expovariate(1 / self._shape.more)))
-        answer = max(8, round(self._random.expovariate(1 / self._shape.answer)))
+        draw = self._random[user].expovariate
+        more = max(16, round(draw(1 / self._shape.more)))
+        answer = max(8, round(draw(1 / self._shape.answer)))
         text = _UNIQUE + 2 * number
         return Request(number, at_s, (*before, (text, more)), (text + 1, answer), user)
 

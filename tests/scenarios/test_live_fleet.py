@@ -108,7 +108,7 @@ def played_live(workload: Workload) -> RunResult:
         requests = fleet.run()
         wait_until(lambda: service.metric("kv_indexer_load_requests_total", outcome="load") > PODS)
         assert fleet.behind_s < 1.0, "this machine is too slow for the workload"
-    return result_of(requests, PODS)
+    return result_of(requests, PODS, workload.until_s)
 
 
 def prefixes() -> Workload:
@@ -122,7 +122,7 @@ def chats() -> Workload:
 @pytest.mark.parametrize("workload", [prefixes, chats])
 def test_the_running_service_finds_what_the_simulation_finds(workload: Callable[[], Workload]) -> None:
     """Both send the same requests; the share of prompt tokens from the caches differs by two points at most."""
-    simulated = result_of(Fleet(PODS, MODEL, [ROUTERS["cost"](PODS, MODEL, 0)], workload()).run(), PODS)
+    simulated = result_of(Fleet(PODS, MODEL, [ROUTERS["cost"](PODS, MODEL, 0)], workload()).run(), PODS, workload().until_s)
     live = played_live(workload())
     for name, result in (("virtual time", simulated), ("running service", live)):
         figures = f"{100 * result.hit_share:.1f} % cached, TTFT {result.ttft_mean_s:.3f} s, {result.tokens_per_s:.0f} tokens/s"

@@ -120,6 +120,19 @@ def test_chats_are_a_closed_loop() -> None:
                 assert after.segments[: len(before.segments) + 1] == (*before.segments, before.output), "a turn begins with what was said"
 
 
+def test_users_ask_the_same_whatever_their_turn() -> None:
+    """Lengths are a user's own: who is answered first makes no difference to what others ask."""
+    shape = ChatShape(system=200, first=100, more=40, answer=30, turns=3, think_s=2.0)
+    asked = []
+    for policy in ("cost", "least-waiting"):
+        requests = Fleet(PODS, MODEL, [ROUTERS[policy](PODS, MODEL, 0)], Chats(10, shape, 60.0, ramp_s=5.0)).run()
+        asked.append([[(each.segments[-1][1], each.output_length) for each in requests if each.user == user] for user in range(10)])
+    for one, other in zip(*asked, strict=True):
+        same = min(len(one), len(other))
+        assert same > 3
+        assert one[:same] == other[:same]
+
+
 def test_a_round_begins_after_the_last_answer_of_the_one_before() -> None:
     rounds = [shared_prefixes([(4.0, 5.0)], groups=3, prompts=2, prefix=200, question=50, answer=20, seed=seed) for seed in range(3)]
     sizes = [len(each.first()) for each in rounds]

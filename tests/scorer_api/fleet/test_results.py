@@ -1,6 +1,18 @@
 """The figures of runs."""
 
-from scorer_api.fleet.results import RunResult, merged
+import pytest
+
+from scorer_api.fleet.request import Request
+from scorer_api.fleet.results import RunResult, merged, result_of
+
+
+@pytest.mark.parametrize(("until_s", "tokens_per_s"), [(30.0, 400 / 22), (10.0, (100 + 300 / 3) / 10)])
+def test_answers_count_until_users_stop_asking(until_s: float, tokens_per_s: float) -> None:
+    """The second answer, of 300 tokens, is generated from 4 s to 22 s: by 10 s a third of it."""
+    requests = [Request(0, 0.0, ((1, 64),), (2, 100), 0), Request(1, 2.0, ((1, 64),), (3, 300), 1)]
+    requests[0].first_token_s, requests[0].done_s = 1.0, 5.0
+    requests[1].first_token_s, requests[1].done_s = 4.0, 22.0
+    assert result_of(requests, 1, until_s).tokens_per_s == pytest.approx(tokens_per_s)
 
 
 def test_several_runs_as_one() -> None:
