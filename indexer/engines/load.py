@@ -8,7 +8,8 @@ class Load(Struct, frozen=True):
 
     `running`, `waiting`: requests. `kv_usage`: the part of the cache's blocks that requests use, 0 to 1. `prompt_tokens_mean`: tokens per prompt.
     `prefill_tokens_per_s`: rate of computing prompts while nothing else slows it. `kv_tokens`: capacity of the cache. `uncached_tokens_mean`: tokens
-    per prompt that the cache did not have. The last five are None if the engine does not report them, or not yet.
+    per prompt that the cache did not have. `requests`: that the engine got since its start. The last six are None if the engine does not report
+    them, or not yet.
     """
 
     running: int
@@ -18,3 +19,4 @@ class Load(Struct, frozen=True):
     prefill_tokens_per_s: float | None = None
     kv_tokens: float | None = None
     uncached_tokens_mean: float | None = None
+    requests: float | None = None

@@ -104,7 +104,8 @@ class LoadMeter:
         kv_usage = None if usage is None else min(1.0, max(0.0, usage))
         kv_tokens = _sum(values, KV_TOKENS) or _product(_sum(values, KV_BLOCKS), _mean(values, KV_BLOCK_TOKENS)) or None
         uncached = None if self._prompt_tokens is None or self._uncached_share is None else self._prompt_tokens * self._uncached_share
-        return Load(round(running), round(waiting), kv_usage, self._prompt_tokens, self._rate(), kv_tokens, uncached)
+        requests = None if counts.requests is None else counts.requests + running + waiting
+        return Load(round(running), round(waiting), kv_usage, self._prompt_tokens, self._rate(), kv_tokens, uncached, requests)
 
     def _rate(self) -> float | None:
         if not self._rates:

@@ -34,6 +34,7 @@ class _Record(Struct, frozen=True, array_like=True):
     prefill_tokens_per_s: float | None = None
     kv_tokens: float | None = None
     uncached_tokens_mean: float | None = None
+    requests: float | None = None
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -13,9 +13,10 @@ from scorer_api.fleet.request import Request
 class RunResult(Struct, frozen=True):
     """A run's figures.
 
-    `ttft_s`: times to the first token of all requests, sorted. `tokens_per_s`: of answers, from the first arrival to the last token, or until the users stop asking. `hit_share`:
-    cached tokens of all prompt tokens; `lost_share`: those that the router expected to be cached and were not. `imbalance`: what the busiest pod
-    computed, to what all did on average. `pod_requests`: by pod; `user_pods`: those of user 0, in the later half of the run.
+    `ttft_s`: times to the first token of all requests, sorted. `tokens_per_s`: of answers, from the first arrival to the last token, or until the
+    users stop asking. `hit_share`: cached tokens of all prompt tokens; `lost_share`: those that the router expected to be cached and were not.
+    `imbalance`: what the busiest pod computed, to what all did on average. `pod_requests`: by pod; `user_pods`: those of user 0, in the later half of
+    the run.
     """
 
     ttft_s: list[float]

@@ -72,7 +72,7 @@ class PodQueue(Struct, frozen=True, gc=False):
     waiting: float = 0.0
     pending: int = 0
     new_tokens: float = 0.0
-    new_count: int = 0
+    new_count: float = 0
     busy: float = 0.0
 
 

@@ -204,14 +204,15 @@ class Queues:
                 found.new_tokens -= found.new.popitem(last=False)[1].tokens
         return found.new_tokens, len(found.new) - found.ended
 
-    def look(self, model: str, pod: str, now_s: float, load: LoadEstimate, measured_at_s: float | None) -> PodQueue:
-        """A pod's queue. `measured_at_s`: when its load was measured, None where that is a guess.
+    def look(self, model: str, pod: str, now_s: float, load: LoadEstimate, measured_at_s: float | None, others: float = 0.0) -> PodQueue:
+        """A pod's queue. `measured_at_s`: when its load was measured, None where that is a guess. `others`: see `OtherSenders`.
 
         Of requests from here, those of the prompts are queued that it has not announced, less what it can have computed of them; of others', what
         waited when its load was measured, beyond the requests from here. A pod that announces nothing has what waited and what was sent since.
+        Since then others have sent there what was sent from here, `others` times: they see what is seen here.
         """
         found = self._pods.get((model, pod))
-        busy = self._work_of((model, pod), now_s) / (BUSY_S * load.rate)
+        busy = (1 + others) * self._work_of((model, pod), now_s) / (BUSY_S * load.rate)
         if found is None:
             return PodQueue(load.waiting_tokens, load.waiting, busy=busy)
         new_tokens, new_count = self.ahead(model, pod, measured_at_s)
@@ -230,7 +231,20 @@ class Queues:
             queued += found.others * load.waiting_tokens
             # The first one is being computed.
             waiting = max(0, len(found.pending) - 1) + found.others * load.waiting
-        return PodQueue(queued, waiting, len(found.pending), new_tokens, new_count, busy)
+            if others:
+                count, tokens = self._pending_since(found, measured_at_s)
+                queued += others * min(tokens, queued)
+                waiting += others * count
+        return PodQueue(queued, waiting, len(found.pending), (1 + others) * new_tokens, (1 + others) * new_count, busy)
+
+    def _pending_since(self, pod: _Pod, at_s: float) -> tuple[int, int]:
+        """Number and tokens of the requests from here that were sent there since, and that it has not announced."""
+        count = tokens = 0
+        for name in reversed(pod.pending):
+            if self._sent[name].at_s <= at_s:
+                break
+            count, tokens = count + 1, tokens + pod.pending[name]
+        return count, tokens
 
     def _share_of_others(self, pod: _Pod, waiting: float, measured_at_s: float) -> float:
         """The share of what waited at a measurement that others sent: what is beyond the requests from here that are pending since before."""

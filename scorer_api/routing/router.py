@@ -20,6 +20,7 @@ from scorer_api.index.lookup import Lookup, PodScore, RankScore
 from scorer_api.index.prompt import Prompt, Query, length_in_tokens
 from scorer_api.index.view import View
 from scorer_api.routing.costs import LoadEstimate, estimate_loads
+from scorer_api.routing.other_senders import OtherSenders
 from scorer_api.routing.pick import Exclusion, NoPodError, Pick, PickRequest, PodReason, UnknownModelError
 from scorer_api.routing.policies import Candidate, PolicyInput, ordered, policy_for
 from scorer_api.routing.queues import QueuedRequest, Queues
@@ -70,6 +71,7 @@ class _ModelState:
         self.turn = turn
         self.loads: list[Load | None] = []
         self.estimates: list[LoadEstimate] = []
+        self.others = OtherSenders()
 
 
 class Router:
@@ -129,6 +131,7 @@ class Router:
         order, picked_for = ordered(policy, candidates.fresh, candidates.stale, self._policy_input(prompt.model, request))
         picked, reasons = order[0], candidates.reasons
         self._queues.add(name, QueuedRequest(prompt.model, picked.pod, picked.rank, reasons[picked.pod].uncached_tokens, now_s))
+        self._model(prompt.model).others.sent(picked.pod)
         (rank,) = (best.rank for score, best in zip(scores, bests, strict=True) if score.pod == picked.pod)
         if self._speculative.note_pick(name, lookup, picked.pod, rank, now_s):
             self._queues.await_announcement(name)
@@ -202,10 +205,12 @@ class Router:
         measured = [self._view.loads.get(model, score.pod) for score in scores]
         unready = self._view.unready
         loads = [None if known is None or known[1] < oldest_s else known[0] for known in measured]
-        estimates = self._estimates(model, loads)
         measured_s = [None if load is None or known is None else known[1] for known, load in zip(measured, loads, strict=True)]
+        state = self._with_estimates(model, [score.pod for score in scores], loads, measured_s)
+        estimates, others = state.estimates, state.others.per_request
         queues = [
-            self._queues.look(model, score.pod, now_s, estimate, at_s) for score, estimate, at_s in zip(scores, estimates, measured_s, strict=True)
+            self._queues.look(model, score.pod, now_s, estimate, at_s, others)
+            for score, estimate, at_s in zip(scores, estimates, measured_s, strict=True)
         ]
         shortest = min((queue.waiting for queue in queues), default=0.0)
         for score, best, known, load, estimate, queue in zip(scores, bests, measured, loads, estimates, queues, strict=True):
@@ -251,12 +256,17 @@ class Router:
             )
         return Candidates(fresh, stale, reasons, bests[0].rank.block_size if bests else None)
 
-    def _estimates(self, model: str, loads: list[Load | None]) -> list[LoadEstimate]:
-        """The load of each pod without gaps; computed again only if a load changed."""
+    def _with_estimates(self, model: str, pods: list[str], loads: list[Load | None], measured_s: list[float | None]) -> _ModelState:
+        """The load of each pod without gaps, and what others send; computed again only if a load changed."""
         state = self._model(model)
         if state.loads != loads:
             state.loads, state.estimates = loads, estimate_loads(loads, self._settings.limits.routing.route_prefill_tokens_per_s)
-        return state.estimates
+            state.others.learn(
+                (pod, at_s, load.requests)
+                for pod, load, at_s in zip(pods, loads, measured_s, strict=True)
+                if load is not None and at_s is not None and load.requests is not None
+            )
+        return state
 
     # Policies
 

@@ -51,7 +51,7 @@ def test_older_names_of_vllm_and_those_of_sglang() -> None:
         ("num_requests_total", 3e3),
     ]
     text = "".join(f"sglang:{name}{labels} {value!r}\n" for name, value in sglang)
-    assert LoadMeter().read(text, 1.0) == Load(161, 2826, 0.28, 2700.0)
+    assert LoadMeter().read(text, 1.0) == Load(161, 2826, 0.28, 2700.0, requests=3_000 + 161 + 2826)
 
 
 @pytest.mark.parametrize(
@@ -233,8 +233,8 @@ def test_tensorrt_llm() -> None:
     series |= {"kv_cache_tokens_per_block": 32, "prompt_tokens_total": 900, "request_success_total": 3}
     text = "".join(f'trtllm_{name}{{engine_type="trtllm",model_name="m"}} {value}.0\n' for name, value in series.items() if value >= 1)
     text += 'trtllm_kv_cache_utilization{engine_type="trtllm",model_name="m"} 0.75\n'
-    assert LoadMeter().read(text, 1.0) == Load(5, 4, 0.75, 300.0, kv_tokens=3200.0)
-    assert LoadMeter().read(text.replace("trtllm_", "trtllm:"), 1.0) == Load(5, 4, 0.75, 300.0, kv_tokens=3200.0)
+    assert LoadMeter().read(text, 1.0) == Load(5, 4, 0.75, 300.0, kv_tokens=3200.0, requests=3 + 5 + 4)
+    assert LoadMeter().read(text.replace("trtllm_", "trtllm:"), 1.0) == Load(5, 4, 0.75, 300.0, kv_tokens=3200.0, requests=3 + 5 + 4)
 
 
 def test_names_that_an_exporter_wrote_without_a_colon() -> None:

@@ -85,6 +85,19 @@ def test_a_slow_pod_gets_less() -> None:
     assert 0 < counts[1] < min(counts[0], counts[2], counts[3])
 
 
+def test_routers_that_know_nothing_of_each_other_do_not_herd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All pods hold the one prefix. Routers that forget the others send to the pod that was the least busy at the last look, all at once."""
+
+    def first_token_s() -> float:
+        asked = shared_prefixes([(16.0, 20.0)], groups=1, prompts=0, prefix=2_000, question=800, answer=100)
+        routers = [ROUTERS["cost"](PODS, PodModel(200_000), number) for number in range(4)]
+        return result_of(Fleet(PODS, PodModel(200_000), routers, asked).run(), PODS).ttft_mean_s
+
+    expecting = first_token_s()
+    monkeypatch.setattr("scorer_api.routing.other_senders.OTHERS_MIN", math.inf)
+    assert expecting < 0.8 * first_token_s()
+
+
 @pytest.mark.parametrize("policy", ["cost", "round-robin", "session-hash", "weighted-scorers"])
 def test_a_pod_gets_requests_while_it_is_there_only(policy: str) -> None:
     requests = run(policy, Conditions(leaves=((8.0, 0),), joins=((12.0, 3),)))

@@ -217,6 +217,20 @@ def test_those_that_were_announced_since_a_measurement_wait_no_longer() -> None:
     assert look(Queues(100.0), 3.5, 6, 600.0, measured_at_s=3.0).waiting == 6
 
 
+def test_others_are_expected_to_have_sent_as_much_since_the_measurement() -> None:
+    """Two requests for each one from here. The first one was there at the measurement, so it says nothing of what came since."""
+    queues = awaited(("0", 100, 0.0), ("1", 200, 2.0), ("2", 100, 3.5), ("3", 100, 3.6))
+    queues.computed("0")
+    load = LoadEstimate(0, 0, 0.0, 100.0)
+    alone, among = (queues.look("m", "a", 3.6, load, 3.0, others) for others in (0.0, 2.0))
+    assert (alone.tokens, alone.waiting, alone.new_tokens, alone.new_count) == (400, 2, 200, 2)
+    assert (among.tokens, among.waiting, among.new_tokens, among.new_count) == (400 + 2 * 200, 2 + 2 * 2, 3 * 200, 3 * 2)
+    assert among.busy == pytest.approx(3 * alone.busy)
+    queues.computed("2")
+    among = queues.look("m", "a", 3.6, load, 3.0, 2.0)
+    assert (among.tokens, among.waiting) == (100 + 2 * 100, 2), "theirs have been computed as well"
+
+
 def test_where_nothing_is_announced_all_that_waited_does() -> None:
     queues = Queues(100.0)
     queues.add("1", sent(100, 0.0))
