@@ -1,17 +1,18 @@
 """The cost of sending a prompt to a pod: the time to its first token, and the time that others wait for it.
 
-    cost_s = (1 + OTHERS_SHARE + BUSY_SHARE * busy + QUEUE_SHARE * delayed + SLOWED_SHARE * slowed) * uncached tokens / rate
+    cost_s = (1 + others + SLOWED_SHARE * slowed) * uncached tokens / rate
            + SLOWED_SHARE * slowed * queued tokens / rate + load_s
            + SPREAD_S * min(SPREAD_MAX, running / (mean + SPREAD_RUNNING))
+    others = OTHERS_SHARE + BUSY_SHARE * busy + QUEUE_SHARE * delayed + EVICTION_SHARE * renewed
     load_s = queued tokens / rate                                  prefill work ahead of this prompt
            + KV_PRESSURE_S * ((usage - KV_FREE) / (1 - KV_FREE))²  eviction and preemption to make room
            + DECODE_STEP_S * running * (1 + output tokens)         slower steps, which running requests share
 
-queued tokens, `busy`: see `PodQueue`. `slowed`: running requests, of which those that were sent there and are not announced count a tenth. `rate`:
-the pod's prefill rate in tokens/s. `delayed`: prompts in its queue, or in the shortest queue of all pods where that is longer: what is computed twice
-takes time from all. `usage`: the part of its cache that requests use, 0 to 1, plus what was sent there since the measurement; in cost_s also plus
-this request's uncached tokens and its answer. Tokens count towards the usage only if the engine says how many its cache holds. `mean`: running
-requests per pod, or infinite if no engine reports them.
+queued tokens, `busy`, `renewed`: see `PodQueue`. `slowed`: running requests, of which those that were sent there and are not announced count a
+tenth. `rate`: the pod's prefill rate in tokens/s. `delayed`: prompts in its queue, or in the shortest queue of all pods where that is longer: what is
+computed twice takes time from all. `usage`: the part of its cache that requests use, 0 to 1, plus what was sent there since the measurement; in
+cost_s also plus this request's uncached tokens and its answer. Tokens count towards the usage only if the engine says how many its cache holds.
+`mean`: running requests per pod, or infinite if no engine reports them.
 A figure that a pod's engine does not report is the mean of the other pods', so that the pod gets neither all requests nor none. If no engine reports
 it, all pods get the same prior.
 """
@@ -26,13 +27,18 @@ from indexer.engines.load import Load
 
 # Requests behind a prompt wait until it is computed. Without this share, a burst with the same new prefix would be computed on every pod, since each
 # would finish it as soon as the first. 1: as if one other request waited.
-OTHERS_SHARE = 1.0
+OTHERS_SHARE = 1.5
 # So many more for a pod that is busy with prompts all the time. One that has time to spare may compute a prefix that another pod has, too.
-BUSY_SHARE = 5.0
+BUSY_SHARE = 12.0
 # What was sent lately may be more than a pod can compute. That is in its queue.
 BUSY_MAX = 2.0
 # The same for each request that is delayed: those that wait, and about half as many that come before the queue is empty.
 QUEUE_SHARE = 1.5
+# What is computed takes room in the cache from what may be needed again: the sooner, the less time what is there has been there. In place of a prompt
+# that a pod with an older cache could have taken, another one will be computed again.
+EVICTION_SHARE = 5.0
+# A cache that is renewed more often keeps little anyway.
+RENEWED_MAX = 2.0
 # A running request's next tokens wait while prompts are computed: those that are queued, and this one.
 SLOWED_SHARE = 0.2
 # One whose own prompt is still to be computed counts for a part of one that generates: those that wait for the same prefix gain by it.
@@ -49,7 +55,7 @@ SPREAD_S = 1.0
 # A few running requests make little difference. Where no engine says how many there are, none do: they are not counted as done before they expire.
 SPREAD_RUNNING = 4.0
 # A pod with more than this share of the mean costs no more. With OTHERS_SHARE it says that a burst of one new prefix is computed once.
-SPREAD_MAX = 0.5
+SPREAD_MAX = 0.75
 # Above this usage a cache evicts blocks of others; near 1 it preempts running requests, which are computed again.
 KV_FREE = 0.8
 # About the cost of a preemption: the whole prompt again, and the wait for room.
@@ -65,7 +71,7 @@ class PodQueue(Struct, frozen=True, gc=False):
 
     `tokens`: those that it has to compute before a prompt that comes now. `waiting`: prompts in the queue. `pending`: requests from here whose
     prompts it has not announced. `new_tokens`, `new_count`: requests that the engine's figures do not include yet, see `Queues.ahead`. `busy`: what
-    was sent there lately, to what it can compute in that time.
+    was sent there lately, to what it can compute in that time. `renewed`: the part of its cache that what was sent there of late takes.
     """
 
     tokens: float = 0.0
@@ -74,6 +80,7 @@ class PodQueue(Struct, frozen=True, gc=False):
     new_tokens: float = 0.0
     new_count: float = 0
     busy: float = 0.0
+    renewed: float = 0.0
 
 
 class LoadEstimate(Struct, frozen=True, gc=False):
@@ -107,6 +114,7 @@ class LoadEstimate(Struct, frozen=True, gc=False):
         queued_s, uncached_s = queue.tokens / self.rate, uncached_tokens / self.rate
         wait_s = queued_s + DECODE_STEP_S * running * (1 + output)
         others = OTHERS_SHARE + BUSY_SHARE * min(BUSY_MAX, queue.busy) + QUEUE_SHARE * delayed
+        others += EVICTION_SHARE * min(RENEWED_MAX, queue.renewed)
         cost_s = (1 + others + slowed) * uncached_s + slowed * queued_s + wait_s
         cost_s += SPREAD_S * min(SPREAD_MAX, running / (self.running_mean + SPREAD_RUNNING))
         needed = queue.new_tokens + uncached_tokens + output

@@ -6,6 +6,7 @@ count: the measurement includes the others.
 
 import math
 from collections import OrderedDict
+from typing import Self
 
 from msgspec import Struct, structs
 
@@ -15,8 +16,10 @@ from scorer_api.routing.costs import LoadEstimate, PodQueue
 UNDER_WAY_S = 0.1
 # Above this number the oldest requests are forgotten.
 REQUESTS_MAX = 65_536
-# How busy a pod is with prompts counts over about so long: older requests count less and less, and after ten times as long no more.
+# How busy a pod is with prompts counts over about so long, and what they take of its cache over about so long: older requests count less and less, and
+# after ten times the longer one no more.
 BUSY_S = 3.0
+EVICTION_S = 60.0
 
 
 class QueuedRequest(Struct, frozen=True, gc=False):
@@ -27,6 +30,22 @@ class QueuedRequest(Struct, frozen=True, gc=False):
     rank: int
     tokens: int
     at_s: float
+
+
+class _Lately(Struct, frozen=True, gc=False):
+    """Tokens that were sent to a pod up to `at_s`, of which those of a time ago count 1/e: BUSY_S in `work`, EVICTION_S in `stored`."""
+
+    work: float
+    stored: float
+    at_s: float
+
+    def then(self, now_s: float) -> Self:
+        """The same as of now."""
+        past_s = now_s - self.at_s
+        return type(self)(self.work * math.exp(-past_s / BUSY_S), self.stored * math.exp(-past_s / EVICTION_S), now_s)
+
+
+_NOTHING = _Lately(0.0, 0.0, 0.0)
 
 
 class _Pod:
@@ -77,7 +96,7 @@ class Queues:
         self._requests_max = requests_max
         self._sent: OrderedDict[str, QueuedRequest] = OrderedDict()
         self._pods: dict[tuple[str, str], _Pod] = {}
-        self._work: OrderedDict[tuple[str, str], tuple[float, float]] = OrderedDict()
+        self._lately: OrderedDict[tuple[str, str], _Lately] = OrderedDict()
 
     def __len__(self) -> int:
         """How many requests count now."""
@@ -93,8 +112,9 @@ class Queues:
         pod.new_tokens += request.tokens
         pod.backlog += request.tokens
         key = request.model, request.pod
-        self._work[key] = self._work_of(key, request.at_s) + request.tokens, request.at_s
-        self._work.move_to_end(key)
+        lately = self._lately.get(key, _NOTHING).then(request.at_s)
+        self._lately[key] = _Lately(lately.work + request.tokens, lately.stored + request.tokens, request.at_s)
+        self._lately.move_to_end(key)
 
     def await_announcement(self, name: str) -> None:
         """The pod will announce the request's last block once it has computed its prompt."""
@@ -138,8 +158,8 @@ class Queues:
         pod.pending_tokens -= pod.pending.pop(name, 0)
         pod.backlog = max(0.0, pod.backlog - request.tokens)
         key = request.model, request.pod
-        work, at_s = self._work[key]
-        self._work[key] = max(0.0, work - request.tokens), at_s
+        lately = self._lately[key]
+        self._lately[key] = structs.replace(lately, work=max(0.0, lately.work - request.tokens))
         if name in pod.new:
             pod.new[name] = relieved
             pod.new_tokens -= request.tokens
@@ -174,17 +194,12 @@ class Queues:
             else:
                 break
             self._remove(name, has_ended=False)
-        while self._work:
-            key, (_, at_s) = next(iter(self._work.items()))
-            if at_s + 10 * BUSY_S > now_s:
+        while self._lately:
+            key, lately = next(iter(self._lately.items()))
+            if lately.at_s + 10 * EVICTION_S > now_s:
                 break
-            del self._work[key]
+            del self._lately[key]
         return late, excess
-
-    def _work_of(self, key: tuple[str, str], now_s: float) -> float:
-        """Tokens that were sent to a pod, those of a moment BUSY_S ago counted 1/e."""
-        work, at_s = self._work.get(key, (0.0, now_s))
-        return work * math.exp((at_s - now_s) / BUSY_S)
 
     def ahead(self, model: str, pod: str, measured_at_s: float | None) -> tuple[int, int]:
         """Tokens and number of the requests that the engine's figures do not include. `measured_at_s`: when they were measured, None if unknown.
@@ -212,9 +227,11 @@ class Queues:
         Since then others have sent there what was sent from here, `others` times: they see what is seen here.
         """
         found = self._pods.get((model, pod))
-        busy = (1 + others) * self._work_of((model, pod), now_s) / (BUSY_S * load.rate)
+        lately = self._lately.get((model, pod), _NOTHING).then(now_s)
+        busy = (1 + others) * lately.work / (BUSY_S * load.rate)
+        renewed = (1 + others) * lately.stored / load.kv_tokens
         if found is None:
-            return PodQueue(load.waiting_tokens, load.waiting, busy=busy)
+            return PodQueue(load.waiting_tokens, load.waiting, busy=busy, renewed=renewed)
         new_tokens, new_count = self.ahead(model, pod, measured_at_s)
         found.backlog = min(found.tokens, max(0.0, found.backlog - load.rate * max(0.0, now_s - found.drained_s)))
         found.drained_s = now_s
@@ -235,7 +252,7 @@ class Queues:
                 count, tokens = self._pending_since(found, measured_at_s)
                 queued += others * min(tokens, queued)
                 waiting += others * count
-        return PodQueue(queued, waiting, len(found.pending), (1 + others) * new_tokens, (1 + others) * new_count, busy)
+        return PodQueue(queued, waiting, len(found.pending), (1 + others) * new_tokens, (1 + others) * new_count, busy, renewed)
 
     def _pending_since(self, pod: _Pod, at_s: float) -> tuple[int, int]:
         """Number and tokens of the requests from here that were sent there since, and that it has not announced."""

@@ -116,8 +116,8 @@ def test_nothing_is_kept_of_what_is_over() -> None:
     assert queues.expire(20.0) == (1000, 0)
     assert len(queues) == 0
     assert queues._pods == {}
-    queues.expire(1.0 + 30.0)
-    assert not queues._work
+    queues.expire(1.0 + 600.0)
+    assert not queues._lately
 
 
 def look(queues: Queues, now_s: float, waiting: int = 0, waiting_tokens: float = 0.0, measured_at_s: float | None = 0.0) -> PodQueue:
@@ -252,5 +252,18 @@ def test_a_pod_is_busy_by_what_was_sent_there_of_late() -> None:
     assert look(queues, 3.0).busy == pytest.approx(2.0 / math.e + 1)
     queues.relieve("3")
     assert look(queues, 3.0).busy == pytest.approx(2.0 / math.e), "another pod computes it"
-    queues.expire(33.0)
-    assert look(queues, 33.0).busy == 0
+    queues.expire(3.0 + 600.0)
+    assert look(queues, 603.0).busy == 0
+
+
+def test_what_was_sent_of_late_takes_a_part_of_the_cache() -> None:
+    """Of 2,000 tokens 500 are new; a minute later they count for 1/e. Who does not say how many there are has room for all."""
+    queues = Queues(1.0)
+    queues.add("1", sent(400, 0.0))
+    queues.add("2", sent(100, 0.0))
+    load = LoadEstimate(0, 0, 0.0, 100.0, 2_000.0)
+    assert queues.look("m", "a", 0.0, load, 0.0).renewed == pytest.approx(0.25)
+    assert queues.look("m", "a", 0.0, load, 0.0, 3.0).renewed == pytest.approx(1.0), "others sent as much, three times"
+    assert queues.look("m", "b", 0.0, load, 0.0).renewed == look(queues, 0.0).renewed == 0
+    queues.expire(60.0)
+    assert queues.look("m", "a", 60.0, load, 0.0).renewed == pytest.approx(0.25 / math.e)
