@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from bench.fleet.charts import Chart
 from bench.fleet.report import Section, Table
-from bench.fleet.runs import Case, Player
+from bench.fleet.runs import SEEDS, Case, Player
 from bench.fleet.scenarios import CHAT, HOT, LADDER, ONE_PROMPT, PODS, ZIPF, Scenario
 from scorer_api.fleet.fleet import Conditions
-from scorer_api.fleet.results import RunResult
+from scorer_api.fleet.results import RunResult, merged
 
 DELAYS_S = (0.0, 0.1, 0.5, 1.0, 2.0)
 LOSSES = (0.0, 0.01, 0.02, 0.05)
@@ -76,11 +76,11 @@ def _figures(result: RunResult) -> Sequence[str]:
 
 def _routers(play: Player) -> Table:
     scenarios = (LADDER, CHAT, ZIPF, ONE_PROMPT)
-    cases = [Case(scenario, "cost", routers=routers) for scenario in scenarios for routers in (1, ROUTERS)]
-    results = play("routers", cases)
+    cases = [Case(scenario, "cost", seed, routers) for scenario in scenarios for routers in (1, ROUTERS) for seed in SEEDS]
+    results = iter(play("routers", cases))
     rows = []
-    for number, scenario in enumerate(scenarios):
-        one, four = results[2 * number : 2 * number + 2]
+    for scenario in scenarios:
+        one, four = (merged([next(results) for _ in SEEDS]) for _ in range(2))
         change = f"{100 * (four.tokens_per_s / one.tokens_per_s - 1):+.1f} %"
         rows.append(
             [scenario.name, f"{one.ttft_mean_s:.2f}", f"{four.ttft_mean_s:.2f}", f"{one.tokens_per_s:,.0f}", f"{four.tokens_per_s:,.0f}", change]

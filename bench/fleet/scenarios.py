@@ -38,7 +38,15 @@ LADDER = Scenario(
     "100 prefixes of 6,000 tokens, rates rising to twice of what the fleet can do",
     partial(shared_prefixes, [(rate, 12.0) for rate in LADDER_RATES], groups=100, prompts=0, prefix=6_000, question=1_200, answer=1_000),
 )
-CHAT = Scenario("chat", "480 users in chats of six turns", partial(Chats, 480, ChatShape(1_000, 3_000, 300, 400, 6, 5.0), 120.0))
+
+
+def chats(users: int) -> Scenario:
+    """So many users in chats of six turns."""
+    return Scenario("chat", f"{users} users in chats of six turns", partial(Chats, users, ChatShape(1_000, 3_000, 300, 400, 6, 5.0), 120.0))
+
+
+# About as many as the caches have room for.
+CHAT = chats(480)
 HOT = Scenario(
     "hot", "60 prefixes, one of which has half of all requests", partial(_prefixes, [(16.0, 80.0)], groups=60, weights=hot_weights(60, 0.5))
 )

@@ -1,12 +1,13 @@
-"""How many users a fleet serves within a service level: nine in ten first tokens within a second."""
+"""How many users a fleet serves within a service level, nine in ten first tokens within a second; and what policies do as caches become too small."""
 
 from functools import partial
 from itertools import pairwise
 
 from bench.fleet.charts import Chart
 from bench.fleet.report import Section, Table
-from bench.fleet.runs import Case, Player
-from bench.fleet.scenarios import Scenario
+from bench.fleet.runs import SEEDS, Case, Player
+from bench.fleet.scenarios import Scenario, chats
+from scorer_api.fleet.results import merged
 from scorer_api.fleet.workloads import Chats, ChatShape
 
 POLICIES = ("cost", "weighted-scorers", "affinity-filter", "round-robin")
@@ -15,6 +16,9 @@ SHAPE = ChatShape(system=1_000, first=8_000, more=150, answer=200, turns=20, thi
 SECONDS = 100.0
 LEVEL_S = 1.0
 SHARE = 0.9
+# The best ones near the limit.
+SHORT_POLICIES = ("cost", "affinity-filter", "batch-product", "overlap-cost", "session-hash")
+SHORT_USERS = (400, 440, 480, 520, 560)
 
 
 def chatting(users: int) -> Scenario:
@@ -34,7 +38,18 @@ def measure(play: Player) -> Section:
         f"{SHAPE.think_s:g} s of thinking on average. The last column is where the line crosses {LEVEL_S:g} s."
     )
     chart = Chart("users", "Nine in ten first tokens, by users", "users", "seconds", series, is_log=True)
-    return Section("Users within the service level", about, [Table("Time to first token of nine in ten, s, by users", head, rows)], [chart])
+    tables = [Table("Time to first token of nine in ten, s, by users", head, rows), _short_chats(play)]
+    return Section("Users within the service level", about, tables, [chart])
+
+
+def _short_chats(play: Player) -> Table:
+    cases = [Case(chats(users), policy, seed) for policy in SHORT_POLICIES for users in SHORT_USERS for seed in SEEDS]
+    played = iter(play("short chats", cases))
+    rows = []
+    for policy in SHORT_POLICIES:
+        results = [merged([next(played) for _ in SEEDS]) for _ in SHORT_USERS]
+        rows.append([f"`{policy}`", *(f"{result.ttft_mean_s:.2f} s, {result.tokens_per_s:,.0f}" for result in results)])
+    return Table("Chats of six turns: mean time to first token and tokens/s, by users", ["policy", *map(str, SHORT_USERS)], rows)
 
 
 def users_within(points: list[tuple[float, float]], level_s: float) -> float:

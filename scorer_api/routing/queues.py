@@ -16,8 +16,8 @@ from scorer_api.routing.costs import LoadEstimate, PodQueue
 UNDER_WAY_S = 0.1
 # Above this number the oldest requests are forgotten.
 REQUESTS_MAX = 65_536
-# How busy a pod is with prompts counts over about so long, and what they take of its cache over about so long: older requests count less and less, and
-# after ten times the longer one no more.
+# How busy a pod is with prompts counts over about BUSY_S, and what they take of its cache over about EVICTION_S: older requests count less and less,
+# and after ten times the longer one no more.
 BUSY_S = 3.0
 EVICTION_S = 60.0
 
