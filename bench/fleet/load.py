@@ -9,7 +9,7 @@ from bench.fleet.scenarios import Scenario
 from scorer_api.fleet.workloads import shared_prefixes
 
 POLICIES = ("cost", "weighted-scorers", "round-robin")
-RATES = (4, 8, 12, 16, 20, 24, 28)
+RATES = (4, 8, 12, 16, 20, 24, 28, 40)
 SECONDS = 40.0
 ANSWER = 600
 

@@ -1,7 +1,7 @@
 """The cost of sending a prompt to a pod: the time to its first token, and the time that others wait for it.
 
     cost_s = (1 + others + SLOWED_SHARE * slowed) * uncached tokens / rate
-           + SLOWED_SHARE * slowed * queued tokens / rate + load_s
+           + QUEUE_SLOWED_SHARE * slowed * queued tokens / rate + load_s
            + SPREAD_S * min(SPREAD_MAX, running / (mean + SPREAD_RUNNING))
     others = OTHERS_SHARE + BUSY_SHARE * busy + QUEUE_SHARE * delayed + EVICTION_SHARE * renewed
     load_s = queued tokens / rate                                  prefill work ahead of this prompt
@@ -27,9 +27,9 @@ from indexer.engines.load import Load
 
 # Requests behind a prompt wait until it is computed. Without this share, a burst with the same new prefix would be computed on every pod, since each
 # would finish it as soon as the first. 1: as if one other request waited.
-OTHERS_SHARE = 1.5
+OTHERS_SHARE = 1.25
 # So many more for a pod that is busy with prompts all the time. One that has time to spare may compute a prefix that another pod has, too.
-BUSY_SHARE = 12.0
+BUSY_SHARE = 8.0
 # What was sent lately may be more than a pod can compute. That is in its queue.
 BUSY_MAX = 2.0
 # The same for each request that is delayed: those that wait, and about half as many that come before the queue is empty.
@@ -41,6 +41,8 @@ EVICTION_SHARE = 5.0
 RENEWED_MAX = 2.0
 # A running request's next tokens wait while prompts are computed: those that are queued, and this one.
 SLOWED_SHARE = 0.2
+# Those that are queued are computed whoever is sent: they count for less.
+QUEUE_SLOWED_SHARE = 0.08
 # One whose own prompt is still to be computed counts for a part of one that generates: those that wait for the same prefix gain by it.
 PENDING_SHARE = 0.1
 # Length of a waiting prompt if no engine reports the mean: a chat with a system prompt.
@@ -110,12 +112,12 @@ class LoadEstimate(Struct, frozen=True, gc=False):
         output = OUTPUT_TOKENS_PRIOR if output_tokens is None else output_tokens
         running = max(0.0, self.running + queue.new_count)
         # Where no engine says what runs, nothing is known to: what was sent there may be done.
-        slowed = 0.0 if self.running_mean == math.inf else SLOWED_SHARE * max(0.0, running - (1 - PENDING_SHARE) * queue.pending)
+        slowed = 0.0 if self.running_mean == math.inf else max(0.0, running - (1 - PENDING_SHARE) * queue.pending)
         queued_s, uncached_s = queue.tokens / self.rate, uncached_tokens / self.rate
         wait_s = queued_s + DECODE_STEP_S * running * (1 + output)
         others = OTHERS_SHARE + BUSY_SHARE * min(BUSY_MAX, queue.busy) + QUEUE_SHARE * delayed
         others += EVICTION_SHARE * min(RENEWED_MAX, queue.renewed)
-        cost_s = (1 + others + slowed) * uncached_s + slowed * queued_s + wait_s
+        cost_s = (1 + others + SLOWED_SHARE * slowed) * uncached_s + QUEUE_SLOWED_SHARE * slowed * queued_s + wait_s
         cost_s += SPREAD_S * min(SPREAD_MAX, running / (self.running_mean + SPREAD_RUNNING))
         needed = queue.new_tokens + uncached_tokens + output
         if self.kv_usage + needed / self.kv_tokens <= KV_FREE:

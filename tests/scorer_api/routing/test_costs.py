@@ -34,18 +34,18 @@ def test_what_lies_before_a_request(estimate: LoadEstimate, own: tuple[int, int]
 @pytest.mark.parametrize(
     ("estimate", "own_tokens", "uncached_tokens", "output_tokens", "load_s", "cost_s"),
     [
-        # 1,000 tokens are computed in 1 s, and that counts two and a half times.
-        (LoadEstimate(0, 0, 0.0, 1000), 0, 1000, 0, 0.0, 2.5),
+        # 1,000 tokens are computed in 1 s, and that counts two and a quarter times.
+        (LoadEstimate(0, 0, 0.0, 1000), 0, 1000, 0, 0.0, 2.25),
         # Nobody tells how much there is room for: what comes takes none.
-        (LoadEstimate(0, 0, 0.8, 1000), 0, 1000, 0, 0.0, 2.5),
+        (LoadEstimate(0, 0, 0.8, 1000), 0, 1000, 0, 0.0, 2.25),
         # 1,000 of 10,000 tokens: from 80 to 90 %, half-way to full.
-        (LoadEstimate(0, 0, 0.8, 1000, 10_000), 0, 1000, 0, 0.0, 2.5 + 0.5),
+        (LoadEstimate(0, 0, 0.8, 1000, 10_000), 0, 1000, 0, 0.0, 2.25 + 0.5),
         # The answer needs room too; of it nothing is computed beforehand.
-        (LoadEstimate(0, 0, 0.8, 1000, 10_000), 0, 600, 400, 0.0, 1.5 + 0.5),
+        (LoadEstimate(0, 0, 0.8, 1000, 10_000), 0, 600, 400, 0.0, 1.35 + 0.5),
         # What was sent there before takes its room for this one and for whatever else comes: 70 + 20 %, and then 100 %.
-        (LoadEstimate(0, 0, 0.7, 1000, 10_000), 2000, 1000, 0, 0.5, 2.5 + 2.0),
+        (LoadEstimate(0, 0, 0.7, 1000, 10_000), 2000, 1000, 0, 0.5, 2.25 + 2.0),
         # More than full is full.
-        (LoadEstimate(0, 0, 0.9, 1000, 10_000), 0, 50_000, 0, 0.5, 125.0 + 2.0),
+        (LoadEstimate(0, 0, 0.9, 1000, 10_000), 0, 50_000, 0, 0.5, 112.5 + 2.0),
     ],
 )
 def test_what_a_request_needs_room_for(
@@ -74,29 +74,29 @@ def test_what_is_queued_lies_before_a_request(rate: float, queued_s: float) -> N
 
 
 def test_running_requests_wait_for_prompts_that_are_computed_beside_them() -> None:
-    """2 s of queue and 1 s of this prompt slow each of ten requests by a fifth of that, and two that are not computed by a tenth as much.
+    """1 s of this prompt slows each of ten requests by a fifth of that, 2 s of queue by 0.08, and two that are not computed by a tenth as much.
 
-    The prompt counts two and a half times besides.
+    The prompt counts two and a quarter times besides.
     """
     cost_s, load_s = LoadEstimate(0, 9, 0.0, 1000, running_mean=1e9).costs_s(1000, 0, PodQueue(2000, pending=2, new_count=3), 0)
     assert load_s == pytest.approx(2.0 + 12 * 0.0001)
-    assert cost_s - load_s == pytest.approx(2.5 + (10 * 0.2 + 2 * 0.02) * (2.0 + 1.0), abs=1e-5)
+    assert cost_s - load_s == pytest.approx(2.25 + (10 + 2 * 0.1) * (0.2 * 1.0 + 0.08 * 2.0), abs=1e-5)
 
 
 def test_what_is_computed_where_others_wait_costs_them_too() -> None:
-    """1,000 tokens in 1 s, one and a half times for those behind it, and as much for each of six that are delayed."""
-    assert LoadEstimate(0, 0, 0.0, 1000).costs_s(1000, 0, PodQueue(), 6)[0] == pytest.approx(11.5)
+    """1,000 tokens in 1 s, one and a quarter times for those behind it, and one and a half for each of six that are delayed."""
+    assert LoadEstimate(0, 0, 0.0, 1000).costs_s(1000, 0, PodQueue(), 6)[0] == pytest.approx(11.25)
 
 
-@pytest.mark.parametrize(("busy", "cost_s"), [(0.0, 2.5), (0.25, 5.5), (1.0, 14.5), (2.0, 26.5), (50.0, 26.5)])
+@pytest.mark.parametrize(("busy", "cost_s"), [(0.0, 2.25), (0.25, 4.25), (1.0, 10.25), (2.0, 18.25), (50.0, 18.25)])
 def test_a_pod_that_computes_prompts_all_the_time_has_none_to_spare(busy: float, cost_s: float) -> None:
-    """1,000 tokens in 1 s count two and a half times, and twelve times more where others came all the time."""
+    """1,000 tokens in 1 s count two and a quarter times, and eight times more where others came all the time."""
     assert LoadEstimate(0, 0, 0.0, 1000).costs_s(1000, 0, PodQueue(busy=busy), 0)[0] == pytest.approx(cost_s)
 
 
-@pytest.mark.parametrize(("renewed", "cost_s"), [(0.0, 2.5), (0.1, 3.0), (1.0, 7.5), (2.0, 12.5), (50.0, 12.5)])
+@pytest.mark.parametrize(("renewed", "cost_s"), [(0.0, 2.25), (0.1, 2.75), (1.0, 7.25), (2.0, 12.25), (50.0, 12.25)])
 def test_where_the_cache_is_renewed_often_more_is_computed_again(renewed: float, cost_s: float) -> None:
-    """1,000 tokens in 1 s count two and a half times, and five times more where all of the cache is of the last minute."""
+    """1,000 tokens in 1 s count two and a quarter times, and five times more where all of the cache is of the last minute."""
     assert LoadEstimate(0, 0, 0.0, 1000).costs_s(1000, 0, PodQueue(renewed=renewed), 0)[0] == pytest.approx(cost_s)
 
 
@@ -108,7 +108,7 @@ def test_a_pod_that_runs_more_than_others_costs_more_up_to_a_limit(running: int,
 
 def test_where_no_engine_says_what_runs_a_burst_stays_together() -> None:
     (estimate,) = estimate_loads([None], 8000.0)
-    assert estimate.costs_s(8, 0, PodQueue(pending=500, new_count=500), 0)[0] == pytest.approx(2.5 * 8 / 8000 + 500 * 0.0001)
+    assert estimate.costs_s(8, 0, PodQueue(pending=500, new_count=500), 0)[0] == pytest.approx(2.25 * 8 / 8000 + 500 * 0.0001)
 
 
 def test_room_is_told_or_taken_from_others() -> None:

@@ -97,11 +97,12 @@ def test_every_figure_of_a_pick() -> None:
     picked = world.pick("xyz", PickRequest(output_tokens=9))
     a, b = picked.reasons["a"], picked.reasons["b"]
     # 32 of 49 tokens are held; 2 x 400 wait, and delay three; half-way from 80 % to full costs a quarter of 2 s; 3 running, 10 steps.
-    # The mean of 1.5 and four more make 3 / 5.5 of that. Each of the three is slowed by a fifth of what is computed meanwhile.
+    # The mean of 1.5 and four more make 3 / 5.5 of that. Each of the three is slowed by a fifth of
+    # what it has to compute, and by 0.08 of what is queued.
     assert (a.matched_tokens, a.speculative_tokens, a.uncached_tokens, a.queued_tokens) == (32, 0, 17, 800)
     assert (a.running, a.waiting, a.kv_usage, a.load_age_s, a.trust, a.why, a.rank) == (3, 2, 0.9, 1.5, Trust.LIVE, None, 0)
-    assert a.cost_s == pytest.approx((2.5 + 2 * 1.5 + 0.6) * 17 / 2000 + 1.6 * 800 / 2000 + 0.5 + 3 * 10 * 0.0001 + 3 / 5.5, abs=1e-6)
-    assert b.cost_s == pytest.approx(2.5 * 49 / 500)
+    assert a.cost_s == pytest.approx((2.25 + 2 * 1.5 + 0.6) * 17 / 2000 + 1.24 * 800 / 2000 + 0.5 + 3 * 10 * 0.0001 + 3 / 5.5, abs=1e-6)
+    assert b.cost_s == pytest.approx(2.25 * 49 / 500)
     assert (picked.order, picked.rank, picked.policy, picked.picked_for) == (["b", "a"], 0, "cost", "load")
 
 
@@ -109,11 +110,11 @@ def test_a_match_wins_until_its_queue_is_longer_than_what_it_saves() -> None:
     world = World("a", "b")
     world.store("a", "x" * 50)
     world.load("b", idle())
-    for waiting, picked in ((0, "a"), (19, "a"), (21, "b")):
+    for waiting, picked in ((0, "a"), (17, "a"), (19, "b")):
         world.now_s += 1
         world.load("b", idle())
         world.load("a", Load(0, waiting, 0.0, 100.0, 1000.0))
-        assert world.pick("x" * 50).order[0] == picked, "800 tokens saved count for 2 s, as many as 20 prompts of 100 tokens take"
+        assert world.pick("x" * 50).order[0] == picked, "800 tokens saved count for 1.8 s, as many as 18 prompts of 100 tokens take"
 
 
 def test_a_burst_with_a_new_prefix_goes_to_one_of_the_idle_pods() -> None:
@@ -130,8 +131,8 @@ def test_a_slower_tier_costs_a_part_of_what_computing_costs() -> None:
     world.store("b", "x" * 10, tier=Tier.DISK)
     picked = world.pick("x" * 10)
     assert (picked.reasons["a"].matched_tokens, picked.reasons["b"].matched_tokens) == (160, 160)
-    assert picked.reasons["a"].cost_s == pytest.approx(2.5 * 1 / 1000)
-    assert picked.reasons["b"].cost_s == pytest.approx(2.5 * (1 + 80) / 1000)
+    assert picked.reasons["a"].cost_s == pytest.approx(2.25 * 1 / 1000)
+    assert picked.reasons["b"].cost_s == pytest.approx(2.25 * (1 + 80) / 1000)
 
 
 # Who can be picked
