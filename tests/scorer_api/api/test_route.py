@@ -59,9 +59,9 @@ def test_an_answer_has_every_figure_of_every_pod(service: Client) -> None:
     assert answer == {
         **{"model": "m", "tokens": 9, "pod": "a", "rank": 0, "fallbacks": ["b"], "policy": "cost", "picked_for": "longest_match"},
         "reason": {
-            "a": {**common, "matched_tokens": 8, "uncached_tokens": 1, "cost_s": pytest.approx(2 / 8000), "why": None},
-            "b": {**common, "matched_tokens": 4, "uncached_tokens": 5, "cost_s": pytest.approx(10 / 8000), "why": None},
-            "c": {**common, "matched_tokens": 0, "uncached_tokens": 9, "cost_s": pytest.approx(18 / 8000), "why": "excluded"},
+            "a": {**common, "matched_tokens": 8, "uncached_tokens": 1, "cost_s": pytest.approx(2.25 / 8000, abs=1e-6), "why": None},
+            "b": {**common, "matched_tokens": 4, "uncached_tokens": 5, "cost_s": pytest.approx(5 * 2.25 / 8000, abs=1e-6), "why": None},
+            "c": {**common, "matched_tokens": 0, "uncached_tokens": 9, "cost_s": pytest.approx(9 * 2.25 / 8000, abs=1e-6), "why": "excluded"},
         },
         "http": {"a": "http://a", "b": "http://b"},
         "view": {"source": "embedded", "age_s": 0.0},

@@ -295,7 +295,7 @@ def test_a_demo_engine_counts_what_it_serves() -> None:
     cache.serve([1] * 40)
     cache.serve([1] * 50)
     load = LoadMeter().read(cache.metrics(), 1.0)
-    assert load == Load(0, 0, 0.0, 45.0, None, 160.0)
+    assert load == Load(0, 0, 0.0, 45.0, None, 160.0, requests=2)
     # 2 of the second prompt's blocks were there.
     assert "vllm:prefix_cache_hits_total 32.0\n" in cache.metrics()
 

@@ -172,11 +172,12 @@ def test_route_prints_what_was_known_of_each_pod_and_leaves_nothing_behind(servi
     words = ["--exclude", "b", "--output-tokens-expected", "0", "--policy", "prefix"]
     code, out, err = run("route", "--url", service.url, "--model", "m", "--tokens-file", "-", *words, stdin="1 2 3 4 5 6 7 8 9")
     assert (code, err) == (0, "")
-    assert out.splitlines() == [
+    # What b costs depends on what it was sent before.
+    assert re.sub(r"(?m)^(b +)0\.00\d s", r"\g<1>0.00? s", out).splitlines() == [
         "model m, 9 tokens: a/long@name rank 0, by prefix, for only_one",
         "POD          COST     MATCHED  UNCACHED  QUEUED  RUNNING  WAITING  KV  LOAD AGE  TRUST  WHY",
         "a/long@name  0.000 s  8        1         0       -        -        -   -         live   -",
-        "b            0.001 s  4        5         0       -        -        -   -         live   excluded",
+        "b            0.00? s  4        5         0       -        -        -   -         live   excluded",
     ]
     assert service.metric("kv_indexer_route_open") == 0
     code, _, err = run("route", "--url", service.url, "--model", "m", "--tokens-file", "-", "--policy", "session", stdin="1")
