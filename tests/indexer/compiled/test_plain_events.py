@@ -284,7 +284,7 @@ def test_beside_a_block_that_waits_the_others_stay_packed(monkeypatch: pytest.Mo
     assert state.parked == 1
     one_by_one: list[Event] = []
     store = StreamState._store
-    monkeypatch.setattr(StreamState, "_store", lambda self, event, now_s: (one_by_one.append(event), store(self, event, now_s)))
+    monkeypatch.setattr(StreamState, "_store", lambda self, event, now_s: (one_by_one.append(event), store(self, event, now_s))[1])
     payload = pack([1.5, [wire(event, as_array=False) for event in (plain, awaited)], 0])
     state.apply(packed(payload), 0.0)
     assert one_by_one == [awaited]
