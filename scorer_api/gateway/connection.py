@@ -5,6 +5,7 @@ What a peer sends is read in small pieces with turns for others between, and not
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from typing import cast
@@ -122,6 +123,7 @@ class Connection(asyncio.Protocol):
         self._is_paused = False
         self._progress: asyncio.Future[None] | None = None
         self._heard_s = time.monotonic()
+        self._asked_s = -math.inf
         self._newest = 0
         self._settings_left = SETTINGS_MAX
         self._is_draining = False
@@ -330,15 +332,19 @@ class Connection(asyncio.Protocol):
 
     def _keep_alive(self) -> None:
         """Ask a silent peer whether it is there, and give it up where it does not say so."""
-        silent_s = time.monotonic() - self._heard_s
-        if silent_s >= SILENCE_MAX_S:
-            self._transport.abort()
-            return
-        if silent_s >= KEEPALIVE_S:
+        now_s = time.monotonic()
+        if (silent_s := now_s - self._heard_s) < KEEPALIVE_S:
+            wait_s = KEEPALIVE_S - silent_s
+        elif self._asked_s <= self._heard_s:
+            self._asked_s = now_s
+            wait_s = SILENCE_MAX_S - KEEPALIVE_S
             with contextlib.suppress(h2.exceptions.ProtocolError):
                 self._h2.ping(bytes(8))
                 self._flush()
-        self._timers[0] = self._loop.call_later(KEEPALIVE_S if silent_s < KEEPALIVE_S else SILENCE_MAX_S - KEEPALIVE_S, self._keep_alive)
+        else:
+            self._transport.abort()
+            return
+        self._timers[0] = self._loop.call_later(wait_s, self._keep_alive)
 
     # The end
 

@@ -201,9 +201,12 @@ def test_what_is_no_call_of_grpc_is_told_so(service: tuple[Client, int], peer: P
 
 
 def test_a_silent_peer_is_asked_and_then_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "KEEPALIVE_S", 0.2)
-    monkeypatch.setattr(connection, "SILENCE_MAX_S", 0.6)
+    # As far apart as they are in use.
+    monkeypatch.setattr(connection, "KEEPALIVE_S", 0.3)
+    monkeypatch.setattr(connection, "SILENCE_MAX_S", 0.5)
     with running() as (_, port), peer_of(port) as peer:
+        time.sleep(0.05)  # falls silent between two looks
+        peer.send(frame(PING, 1, 0, bytes(8)))
         assert peer.find(PING)[2] == bytes(8)
         assert peer.is_ended()
 
