@@ -13,7 +13,7 @@ from scorer_api.rpc.problems import CODES, DETAILS
 
 # A message has a flag, whether it is compressed, and its length in front.
 PREFIX_BYTES = 5
-# After so many messages that came at once others have their turn.
+# After so many messages that came at once others have their turn. No more are split off before they are asked for.
 MESSAGES_AT_ONCE = 16
 # Names of headers that are HTTP/2's, or gRPC's own.
 _RESERVED = (b":", b"grpc-")
@@ -98,9 +98,10 @@ class GrpcCall:
         self._at_once += 1
         message = self._messages.popleft()
         self._release(len(message))
-        if not self._messages and self._unacknowledged:
-            self._stream.acknowledge(self._unacknowledged)
-            self._unacknowledged = 0
+        if not self._messages:
+            self._split()
+        if not self._messages:
+            self._acknowledge()
         return message
 
     async def write(self, message: bytes) -> None:
@@ -115,6 +116,7 @@ class GrpcCall:
             self._stream.acknowledge(window_bytes)
             return
         if len(data) > self._room.bytes_left:
+            self._stream.acknowledge(window_bytes)
             self._fail("RESOURCE_EXHAUSTED", "the messages that are received now leave no room; try again")
             return
         self._room.bytes_left -= len(data)
@@ -141,20 +143,25 @@ class GrpcCall:
         self.close()
 
     def close(self) -> None:
-        """What was held of messages is given back. Idempotent."""
+        """What was held of messages is given back, and the window with it: that of the connection outlives the call. Idempotent."""
         self._messages.clear()
         self._part.clear()
         self._release(self._held)
+        self._acknowledge()
 
     def _take_messages(self, data: bytes) -> None:
-        """Move whole messages from what has come to `_messages`."""
+        """Move messages from what has come to `_messages`."""
         if not self._part and len(data) >= PREFIX_BYTES and int.from_bytes(data[1:PREFIX_BYTES], "big") == len(data) - PREFIX_BYTES and not data[0]:
             self._room.bytes_left += PREFIX_BYTES
             self._held -= PREFIX_BYTES
             self._messages.append(data[PREFIX_BYTES:])
             return
         self._part += data
-        while len(self._part) >= PREFIX_BYTES:
+        self._split()
+
+    def _split(self) -> None:
+        """Move some whole messages from `_part` to `_messages`."""
+        while len(self._part) >= PREFIX_BYTES and len(self._messages) < MESSAGES_AT_ONCE:
             size = int.from_bytes(self._part[1:PREFIX_BYTES], "big")
             if self._part[0]:
                 self._fail("UNIMPLEMENTED", "compressed messages are not taken")
@@ -180,6 +187,11 @@ class GrpcCall:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def _acknowledge(self) -> None:
+        size, self._unacknowledged = self._unacknowledged, 0
+        if size:
+            self._stream.acknowledge(size)
 
     def _release(self, size: int) -> None:
         self._held -= size

@@ -53,6 +53,30 @@ async def test_messages_are_put_together_from_pieces_of_any_length(step: int) ->
     assert room.bytes_left == ROOM
 
 
+async def test_many_messages_of_one_frame_come_in_turns() -> None:
+    room = BodyRoom(ROOM)
+    peer, call = begin(room)
+    messages = [bytes([number]) for number in range(100)]
+    call.receive(b"".join(map(framed, messages)), 600)
+    assert peer.acknowledged == 0
+    call.receive(framed(b"z"), 6)
+    call.end()
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    assert await taken(call) == [*messages, b"z"]
+    task.cancel()
+    assert turns == 6  # after each 16
+    assert peer.acknowledged == 606
+    assert room.bytes_left == ROOM
+
+
 async def test_a_handler_that_waits_is_woken_by_a_message_and_by_the_end() -> None:
     _, call = begin()
     task = asyncio.create_task(taken(call))
@@ -96,9 +120,10 @@ async def test_what_is_no_message_ends_the_call_after_those_before(data: bytes, 
 async def test_what_all_calls_hold_is_bounded_and_given_back() -> None:
     room = BodyRoom(300)
     _, first = begin(room)
-    _, second = begin(room)
+    other, second = begin(room)
     first.receive(framed(b"x" * 200)[:-1], 204)
     second.receive(framed(b"y" * 150), 155)
+    assert other.acknowledged == 155
     with pytest.raises(StatusError, match="no room") as error:
         await anext(second)
     assert error.value.code == "RESOURCE_EXHAUSTED"
@@ -108,7 +133,7 @@ async def test_what_all_calls_hold_is_bounded_and_given_back() -> None:
 
 async def test_a_reset_cancels_the_handler() -> None:
     room = BodyRoom(ROOM)
-    _, call = begin(room)
+    peer, call = begin(room)
     call.task = asyncio.create_task(asyncio.sleep(60))
     call.receive(framed(b"abc"), 8)
     call.end()
@@ -116,6 +141,7 @@ async def test_a_reset_cancels_the_handler() -> None:
     with pytest.raises(asyncio.CancelledError):
         await call.task
     assert room.bytes_left == ROOM
+    assert peer.acknowledged == 8  # the connection's window is that of other calls, too
 
 
 @pytest.mark.parametrize("is_told", [True, False])
