@@ -263,7 +263,8 @@ class Connection(asyncio.Protocol):
     def _begin(self, number: int, headers: Headers) -> None:
         self._newest = number
         if not self._takes_calls or len(self._calls) >= self._owner.calls_max:
-            self._h2.reset_stream(number, h2.errors.ErrorCodes.REFUSED_STREAM)
+            with contextlib.suppress(h2.exceptions.ProtocolError):  # the peer may have reset it already
+                self._h2.reset_stream(number, h2.errors.ErrorCodes.REFUSED_STREAM)
             return
         values = dict(headers)
         if values.get(b":method") != b"POST" or not values.get(b"content-type", b"").startswith(b"application/grpc"):

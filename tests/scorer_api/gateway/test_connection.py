@@ -187,6 +187,16 @@ def test_calls_over_the_limit_are_refused_so_that_they_are_made_elsewhere() -> N
         wait_until(lambda: service.metric("kv_indexer_gateway_open") == 2)
 
 
+def test_calls_that_are_refused_and_reset_at_once_end_no_connection() -> None:
+    with running(gateway_calls_max="1") as (service, port), peer_of(port) as peer:
+        peer.send(frame(HEADERS, END_HEADERS, 1, call_headers()))
+        wait_until(lambda: service.metric("kv_indexer_gateway_open") == 1)
+        block = b"\x83\x86"  # the shortest: many of them are read together
+        peer.send(b"".join(frame(HEADERS, END_HEADERS, number, block) + frame(RST_STREAM, 0, number, b"\0\0\0\x08") for number in range(3, 803, 2)))
+        peer.send(frame(PING, 0, 0, b"are you?"))
+        assert peer.find(PING)[2] == b"are you?"
+
+
 def test_a_connection_that_breaks_ends_its_calls(service: tuple[Client, int], peer: Peer) -> None:
     peer.send(b"".join(frame(HEADERS, END_HEADERS, number, call_headers()) for number in range(1, 601, 2)))
     wait_until(lambda: service[0].metric("kv_indexer_gateway_open") == 300)
