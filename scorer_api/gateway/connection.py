@@ -26,6 +26,8 @@ WINDOW_BYTES = 2**20
 HEADERS_BYTES_MAX = 16_384
 # Of a connection, which must not hold up calls: those have windows of their own.
 CONNECTION_WINDOW_BYTES = 2**30
+# Of one message. Then others have their turn, and it is known how much the peer takes.
+SEND_AT_ONCE_BYTES = 2**18
 # How long a peer may take to hear that the service ends, and to take its last bytes.
 FAREWELL_S = 1.0
 RESETS_AT_ONCE = 100
@@ -57,10 +59,14 @@ class Stream:
         while True:
             if self.has_ended:
                 raise ConnectionResetError("the peer has ended the call")
-            at += self._connection.send(self, self._number, data, at)
+            sent = self._connection.send(self, self._number, data, at)
+            at += sent
             if at >= len(data):
                 return
-            await self._connection.progress()
+            if sent:
+                await asyncio.sleep(0)
+            elif not self.has_ended:
+                await self._connection.progress()
 
     def finish(self, error: StatusError | None) -> None:
         """End the call with its status. Idempotent."""
@@ -286,16 +292,16 @@ class Connection(asyncio.Protocol):
             self._flush_soon()
 
     def send(self, stream: Stream, number: int, data: bytes, at: int) -> int:
-        """Send what the peer takes now of the data from there. Returns how much."""
+        """Send some of the data from there, as far as the peer takes it now. Returns how much."""
         if self._is_paused:
             return 0
-        start = at
+        start, end = at, min(len(data), at + SEND_AT_ONCE_BYTES)
         try:
             if not stream.has_begun:
                 stream.has_begun = True
                 self._h2.send_headers(number, _RESPONSE)
-            while at < len(data):
-                size = min(self._h2.local_flow_control_window(number), self._h2.max_outbound_frame_size, len(data) - at)
+            while at < end:
+                size = min(self._h2.local_flow_control_window(number), self._h2.max_outbound_frame_size, end - at)
                 if size <= 0:
                     break
                 self._h2.send_data(number, data[at : at + size])

@@ -126,9 +126,9 @@ async def _run(handler: Handler, call: GrpcCall, stream: Stream) -> None:
         await handler(call)
     except StatusError as refusal:
         error = refusal
-    except ConnectionResetError:
-        return
-    except Exception:
+    except Exception as problem:
+        if isinstance(problem, ConnectionResetError) and stream.has_ended:
+            return
         log.exception("call failed")
         error = StatusError("INTERNAL", INTERNAL)
     stream.finish(error)

@@ -9,9 +9,9 @@ import grpc
 import hpack
 import pytest
 
-from scorer_api.gateway import connection
+from scorer_api.gateway import connection, server
 from tests import ext_proc
-from tests.ext_proc import FULL_DUPLEX, REQUEST_BODY, REQUEST_HEADERS
+from tests.ext_proc import BUFFERED, FULL_DUPLEX, REQUEST_BODY, REQUEST_HEADERS
 from tests.gateway import CHECK, Gateway
 from tests.ports import free_port
 from tests.running import Client, Running
@@ -176,6 +176,18 @@ def test_a_peer_that_sends_no_more_than_its_window_gets_an_echo_of_any_length(se
         assert b"".join([*pieces, reply.body]) == body
 
 
+def test_a_message_that_is_longer_than_what_is_sent_at_once_comes_whole(service: tuple[Client, int]) -> None:
+    """A peer with a large window, to which it goes in steps, and one with HTTP/2's usual window."""
+    body = b'{"model":"public","prompt":"%b"}' % (b"a" * 3_000_000)
+    more = ext_proc.modes(BUFFERED)
+    head = ext_proc.headers(REQUEST_HEADERS, {":path": "/v1/completions", "x-gateway-model-name-rewrite": "m"}, more=more)
+    for window in (65_535, 2**24):
+        with Gateway(service[1], **{"http2.lookahead_bytes": window, "max_receive_message_length": 2**23}) as gateway, gateway.call() as call:
+            call.send(head, ext_proc.body(REQUEST_BODY, body, is_end=True))
+            assert call.reply().kind == 1
+            assert call.reply().replaced == body.replace(b"public", b"m")
+
+
 def test_calls_over_the_limit_are_refused_so_that_they_are_made_elsewhere() -> None:
     with running(gateway_calls_max="2") as (service, port), peer_of(port) as peer:
         peer.send(b"".join(frame(HEADERS, END_HEADERS, number, call_headers()) for number in (1, 3, 5)))
@@ -230,6 +242,16 @@ def test_a_peer_that_answers_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
             peer.send(frame(PING, 1, 0, bytes(8)))
         peer.send(frame(PING, 0, 0, b"are you?"))
         assert any(payload == b"are you?" for kind, _, _, payload in peer.frames() if kind == PING)
+
+
+def test_a_handler_whose_own_connection_breaks_ends_its_call(service: tuple[Client, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str, *, is_serving: bool) -> bytes:
+        raise ConnectionResetError
+
+    monkeypatch.setattr(server, "health_of", broken)
+    with Gateway(service[1]) as gateway, pytest.raises(grpc.RpcError) as error:
+        gateway.channel.unary_unary(CHECK)(b"", timeout=10)
+    assert error.value.code() is grpc.StatusCode.INTERNAL
 
 
 def test_compressed_messages_are_refused(service: tuple[Client, int]) -> None:
