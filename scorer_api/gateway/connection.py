@@ -263,6 +263,9 @@ class Connection(asyncio.Protocol):
                 self._tell_progress()
             case h2.events.PingAckReceived(ping_data=ping) if ping == DRAIN_PING:
                 self._refuse_calls()
+            case h2.events.ConnectionTerminated(error_code=h2.errors.ErrorCodes.NO_ERROR):
+                self._is_draining, self._takes_calls = True, False
+                self._close_if_drained()
             case h2.events.ConnectionTerminated():
                 self._transport.close()
 

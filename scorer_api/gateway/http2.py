@@ -2,7 +2,10 @@
 
 import h2.config
 import h2.connection
+import h2.errors
+import h2.events
 import h2.exceptions
+from hyperframe.frame import Frame, GoAwayFrame
 
 STREAMS_BETWEEN_LOOKS = 64
 # HTTP/2's own, RFC 9113.
@@ -39,6 +42,14 @@ class Http2(h2.connection.H2Connection):
         if self._begun % STREAMS_BETWEEN_LOOKS == 0:
             _ = super().open_inbound_streams  # forgets the closed ones
         return 0
+
+    def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[h2.events.Event]]:
+        """h2 would end the calls that run, which a peer that goes in good order waits for (RFC 9113, 6.8)."""
+        if frame.error_code != h2.errors.ErrorCodes.NO_ERROR:
+            return super()._receive_goaway_frame(frame)
+        event = h2.events.ConnectionTerminated()
+        event.error_code = h2.errors.ErrorCodes.NO_ERROR
+        return [], [event]
 
 
 class FrameHeads:

@@ -260,6 +260,22 @@ def test_compressed_messages_are_refused(service: tuple[Client, int]) -> None:
     assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+def test_a_peer_that_goes_gets_the_answers_to_its_calls(peer: Peer) -> None:
+    peer.send(frame(HEADERS, END_HEADERS, 1, call_headers(CHECK.encode())) + frame(GOAWAY, 0, 0, bytes(8)))
+    peer.send(frame(PING, 0, 0, b"are you?"))
+    assert peer.find(PING)[2] == b"are you?"
+    peer.send(frame(HEADERS, END_HEADERS, 3, call_headers()))
+    assert peer.find(RST_STREAM)[1:] == (3, b"\0\0\0\x07")
+    peer.send(frame(DATA, END_STREAM, 1, bytes(5)))
+    found = list(peer.frames())
+    assert [(kind, stream) for kind, _, stream, _ in found] == [(HEADERS, 1), (DATA, 1), (HEADERS, 1)]
+
+
+def test_a_peer_that_goes_for_an_error_is_left(peer: Peer) -> None:
+    peer.send(frame(HEADERS, END_HEADERS, 1, call_headers()) + frame(GOAWAY, 0, 0, bytes(7) + b"\1"))
+    assert peer.is_ended()
+
+
 def test_a_peer_is_told_to_go_and_may_finish_its_calls() -> None:
     """First a GOAWAY that leaves all calls, and after the answer to a ping one that names the last."""
     port = free_port()
