@@ -37,7 +37,7 @@ KEEPALIVE_S = 30.0
 SILENCE_MAX_S = 50.0
 DRAIN_PING = b"draining"
 LAST_STREAM = 2**31 - 1
-_RESPONSE = [(b":status", b"200"), (b"content-type", b"application/grpc")]
+_RESPONSE = [(b":status", b"200"), (b"content-type", b"application/grpc"), (b"grpc-accept-encoding", b"identity")]
 
 
 class Stream:

@@ -94,7 +94,7 @@ class GatewayServer:
         if handler is None:
             stream.finish(StatusError("UNIMPLEMENTED", "there is no such method"))
         else:
-            call.task = asyncio.get_running_loop().create_task(_run(handler, call, stream))
+            call.task = asyncio.get_running_loop().create_task(_run(handler, call, stream), name="call over gRPC")
 
     async def _process(self, call: GrpcCall) -> None:
         try:

@@ -260,6 +260,12 @@ def test_compressed_messages_are_refused(service: tuple[Client, int]) -> None:
     assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+def test_peers_learn_that_no_compression_is_taken(peer: Peer) -> None:
+    peer.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, call_headers(b"/none")))
+    headers = hpack.Decoder().decode(peer.find(HEADERS)[2])
+    assert [value for name, value in headers if name in ("grpc-accept-encoding", "grpc-status")] == ["identity", "12"]
+
+
 def test_a_peer_that_goes_gets_the_answers_to_its_calls(peer: Peer) -> None:
     peer.send(frame(HEADERS, END_HEADERS, 1, call_headers(CHECK.encode())) + frame(GOAWAY, 0, 0, bytes(8)))
     peer.send(frame(PING, 0, 0, b"are you?"))
