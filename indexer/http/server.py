@@ -157,7 +157,7 @@ async def serve(
             await _cancel(stopping, reloading)
             server.should_exit = True
             await serving
-            log.info("stopped")
+    log.info("stopped")
 
 
 async def _stop_tracing(tracer: Tracer) -> None:

@@ -121,8 +121,9 @@ def test_health_waits_until_the_service_is_ready() -> None:
         assert gateway.pick(BODY).set[DESTINATION] == ENDPOINT
 
 
-def test_a_service_that_ends_says_so_and_takes_calls_a_while_and_ends_none() -> None:
+def test_a_service_that_ends_says_so_and_takes_calls_a_while_and_ends_none(caplog: pytest.LogCaptureFixture) -> None:
     """An answer that passes through is whole, however long after the signal it ends."""
+    caplog.set_level("INFO")
     port = free_port()
     service = running(port, gateway_notice_s="1.0", gateway_drain_s="30")
     with Gateway(port) as gateway, service:
@@ -135,12 +136,14 @@ def test_a_service_that_ends_says_so_and_takes_calls_a_while_and_ends_none() -> 
         assert gateway.health("liveness") == 1
         assert gateway.pick(BODY).set[DESTINATION] == ENDPOINT
         wait_until(lambda: is_refused(port))
+        assert "stopped" not in caplog.messages
         call.send(ext_proc.headers(RESPONSE_HEADERS, {":status": "200"}))
         for number in range(20):
             time.sleep(0.02)
             call.send(ext_proc.body(RESPONSE_BODY, str(number).encode(), is_end=number == 19))
         assert call.reply().kind == 2
         assert b"".join(reply.body for reply in call.end()) == b"".join(str(number).encode() for number in range(20))
+    assert "stopped" in caplog.messages
 
 
 def test_calls_that_outlast_the_drain_are_ended() -> None:
