@@ -156,7 +156,7 @@ class Supervisor:
         log.info("worker started", extra={"worker": place.number, "pid": pid})
         return None
 
-    def _wait(self, signals: socket.socket, timeout_s: float | None) -> None:
+    def _wait(self, signals: socket.socket, timeout_s: float) -> None:
         """Wait for a signal, and act on all that came."""
         select.select([signals], [], [], timeout_s)
         try:
