@@ -357,6 +357,8 @@ def test_batches_of_ranks_that_share_a_port() -> None:
         engine.publish_payload(batch([stored([2], range(5, 9))], 1))
         wait_until(lambda: len(service.http.get(f"{service.url}/v1/pods").json()["pods"][0]["streams"]) == 2)
         service.wait_for(rank=1, sequence=1, trust="live")
+        # The pod is followed anew with two ranks: until it is connected again, this one is stale.
+        service.wait_for(rank=0, trust="live")
         with publishing(engine, rank=1):
             found = Examined(service.url)
     assert (found.bad(), found.codes.count("stream_well")) == (set(), 2)
