@@ -6,7 +6,6 @@ count: the measurement includes the others.
 
 import math
 from collections import OrderedDict
-from typing import Self
 
 from msgspec import Struct, structs
 
@@ -39,10 +38,11 @@ class _Lately(Struct, frozen=True, gc=False):
     stored: float
     at_s: float
 
-    def then(self, now_s: float) -> Self:
-        """The same as of now."""
-        past_s = now_s - self.at_s
-        return type(self)(self.work * math.exp(-past_s / BUSY_S), self.stored * math.exp(-past_s / EVICTION_S), now_s)
+    def work_at(self, now_s: float) -> float:
+        return self.work * math.exp((self.at_s - now_s) / BUSY_S)
+
+    def stored_at(self, now_s: float) -> float:
+        return self.stored * math.exp((self.at_s - now_s) / EVICTION_S)
 
 
 _NOTHING = _Lately(0.0, 0.0, 0.0)
@@ -112,8 +112,8 @@ class Queues:
         pod.new_tokens += request.tokens
         pod.backlog += request.tokens
         key = request.model, request.pod
-        lately = self._lately.get(key, _NOTHING).then(request.at_s)
-        self._lately[key] = _Lately(lately.work + request.tokens, lately.stored + request.tokens, request.at_s)
+        lately, now_s = self._lately.get(key, _NOTHING), request.at_s
+        self._lately[key] = _Lately(lately.work_at(now_s) + request.tokens, lately.stored_at(now_s) + request.tokens, now_s)
         self._lately.move_to_end(key)
 
     def await_announcement(self, name: str) -> None:
@@ -227,9 +227,10 @@ class Queues:
         Since then others have sent there what was sent from here, `others` times: they see what is seen here.
         """
         found = self._pods.get((model, pod))
-        lately = self._lately.get((model, pod), _NOTHING).then(now_s)
-        busy = (1 + others) * lately.work / (BUSY_S * load.rate)
-        renewed = (1 + others) * lately.stored / load.kv_tokens
+        busy = renewed = 0.0
+        if (lately := self._lately.get((model, pod))) is not None:
+            busy = (1 + others) * lately.work_at(now_s) / (BUSY_S * load.rate)
+            renewed = (1 + others) * lately.stored_at(now_s) / load.kv_tokens
         if found is None:
             return PodQueue(load.waiting_tokens, load.waiting, busy=busy, renewed=renewed)
         new_tokens, new_count = self.ahead(model, pod, measured_at_s)
