@@ -90,81 +90,59 @@ static inline const uint8_t *read_msgpack_integer(const uint8_t *p, const uint8_
     return p + (*p == 0xD0 ? 2 : *p == 0xD1 ? 3 : *p == 0xD2 ? 5 : 9);
 }
 
-/* Behind one value of any type, however nested; NULL where it is cut off or has a type that there is not. Each value takes a byte at least. */
-static inline const uint8_t *skip_msgpack(const uint8_t *p, const uint8_t *end) {
-    uint64_t values = 1, bytes;
-    while (values) {
-        ptrdiff_t left = end - p;
-        if (left < 1 || values > (uint64_t)left) return NULL;
-        values--;
-        if (*p < 0x80 || *p >= 0xE0 || *p == 0xC0 || *p == 0xC2 || *p == 0xC3) { p++; continue; }
-        if (*p < 0xA0) {
-            values += (uint64_t)(*p & 0x0F) << (*p < 0x90);
-            p++;
-            continue;
-        }
-        if (*p < 0xC0) {
-            bytes = 1 + (*p & 0x1F);
-        } else {
-            switch (*p) {
-                case 0xC4: case 0xD9: if (left < 2) return NULL; bytes = 2 + (uint64_t)p[1]; break;
-                case 0xC5: case 0xDA: if (left < 3) return NULL; bytes = 3 + (uint64_t)big_endian16(p + 1); break;
-                case 0xC6: case 0xDB: if (left < 5) return NULL; bytes = 5 + (uint64_t)big_endian32(p + 1); break;
-                case 0xCA: case 0xCE: case 0xD2: bytes = 5; break;
-                case 0xCB: case 0xCF: case 0xD3: bytes = 9; break;
-                case 0xCC: case 0xD0: bytes = 2; break;
-                case 0xCD: case 0xD1: bytes = 3; break;
-                case 0xDC: if (left < 3) return NULL; values += big_endian16(p + 1); bytes = 3; break;
-                case 0xDD: if (left < 5) return NULL; values += big_endian32(p + 1); bytes = 5; break;
-                case 0xDE: if (left < 3) return NULL; values += 2 * (uint64_t)big_endian16(p + 1); bytes = 3; break;
-                case 0xDF: if (left < 5) return NULL; values += 2 * (uint64_t)big_endian32(p + 1); bytes = 5; break;
-                default: return NULL; /* extensions, and what there is not */
-            }
-        }
-        if (bytes > (uint64_t)left) return NULL;
-        p += bytes;
+/* Behind one item: a value without what is in it. `values`: how many are still to come, this one with them; then how many are left, those within it with
+ * them. NULL where it is cut off or has a type that there is not, and for an extension unless they are taken. Each value takes a byte at least. */
+static inline const uint8_t *skip_msgpack_item(const uint8_t *p, const uint8_t *end, uint64_t *values, int takes_extensions) {
+    ptrdiff_t left = end - p;
+    uint64_t bytes;
+    if (left < 1 || *values > (uint64_t)left) return NULL;
+    --*values;
+    if (*p < 0x80 || *p >= 0xE0 || *p == 0xC0 || *p == 0xC2 || *p == 0xC3) return p + 1;
+    if (*p < 0xA0) {
+        *values += (uint64_t)(*p & 0x0F) << (*p < 0x90);
+        return p + 1;
     }
+    if (*p < 0xC0) {
+        bytes = 1 + (*p & 0x1F);
+    } else {
+        switch (*p) {
+            case 0xC4: case 0xD9: if (left < 2) return NULL; bytes = 2 + (uint64_t)p[1]; break;
+            case 0xC5: case 0xDA: if (left < 3) return NULL; bytes = 3 + (uint64_t)big_endian16(p + 1); break;
+            case 0xC6: case 0xDB: if (left < 5) return NULL; bytes = 5 + (uint64_t)big_endian32(p + 1); break;
+            case 0xC7: if (!takes_extensions || left < 2) return NULL; bytes = 3 + (uint64_t)p[1]; break;
+            case 0xC8: if (!takes_extensions || left < 3) return NULL; bytes = 4 + (uint64_t)big_endian16(p + 1); break;
+            case 0xC9: if (!takes_extensions || left < 5) return NULL; bytes = 6 + (uint64_t)big_endian32(p + 1); break;
+            case 0xCA: case 0xCE: case 0xD2: bytes = 5; break;
+            case 0xCB: case 0xCF: case 0xD3: bytes = 9; break;
+            case 0xCC: case 0xD0: bytes = 2; break;
+            case 0xCD: case 0xD1: bytes = 3; break;
+            case 0xD4: case 0xD5: case 0xD6: case 0xD7: case 0xD8:
+                if (!takes_extensions) return NULL;
+                bytes = 2 + ((uint64_t)1 << (*p - 0xD4));
+                break;
+            case 0xDC: if (left < 3) return NULL; *values += big_endian16(p + 1); bytes = 3; break;
+            case 0xDD: if (left < 5) return NULL; *values += big_endian32(p + 1); bytes = 5; break;
+            case 0xDE: if (left < 3) return NULL; *values += 2 * (uint64_t)big_endian16(p + 1); bytes = 3; break;
+            case 0xDF: if (left < 5) return NULL; *values += 2 * (uint64_t)big_endian32(p + 1); bytes = 5; break;
+            default: return NULL;
+        }
+    }
+    return bytes > (uint64_t)left ? NULL : p + bytes;
+}
+
+/* Behind one value of any type but an extension, however nested; NULL where it is cut off or has a type that there is not. */
+static inline const uint8_t *skip_msgpack(const uint8_t *p, const uint8_t *end) {
+    uint64_t values = 1;
+    while (values && p != NULL) p = skip_msgpack_item(p, end, &values, 0);
     return p;
 }
 
 /* Behind values of any type, however nested, as many of them as `items` says: what is in a value counts too. `values`: how many are still to come, those
  * within others with them; then how many are left. NULL where one is cut off or has a type that there is not. */
 static inline const uint8_t *skip_msgpack_items(const uint8_t *p, const uint8_t *end, uint64_t *values, uint64_t items) {
-    uint64_t left_values = *values, bytes;
+    uint64_t left_values = *values;
     for (; left_values && items; items--) {
-        ptrdiff_t left = end - p;
-        if (left < 1 || left_values > (uint64_t)left) return NULL;
-        left_values--;
-        if (*p < 0x80 || *p >= 0xE0 || *p == 0xC0 || *p == 0xC2 || *p == 0xC3) { p++; continue; }
-        if (*p < 0xA0) {
-            left_values += (uint64_t)(*p & 0x0F) << (*p < 0x90);
-            p++;
-            continue;
-        }
-        if (*p < 0xC0) {
-            bytes = 1 + (*p & 0x1F);
-        } else {
-            switch (*p) {
-                case 0xC4: case 0xD9: if (left < 2) return NULL; bytes = 2 + (uint64_t)p[1]; break;
-                case 0xC5: case 0xDA: if (left < 3) return NULL; bytes = 3 + (uint64_t)big_endian16(p + 1); break;
-                case 0xC6: case 0xDB: if (left < 5) return NULL; bytes = 5 + (uint64_t)big_endian32(p + 1); break;
-                case 0xC7: if (left < 2) return NULL; bytes = 3 + (uint64_t)p[1]; break;
-                case 0xC8: if (left < 3) return NULL; bytes = 4 + (uint64_t)big_endian16(p + 1); break;
-                case 0xC9: if (left < 5) return NULL; bytes = 6 + (uint64_t)big_endian32(p + 1); break;
-                case 0xCA: case 0xCE: case 0xD2: bytes = 5; break;
-                case 0xCB: case 0xCF: case 0xD3: bytes = 9; break;
-                case 0xCC: case 0xD0: bytes = 2; break;
-                case 0xCD: case 0xD1: bytes = 3; break;
-                case 0xD4: case 0xD5: case 0xD6: case 0xD7: case 0xD8: bytes = 2 + ((uint64_t)1 << (*p - 0xD4)); break;
-                case 0xDC: if (left < 3) return NULL; left_values += big_endian16(p + 1); bytes = 3; break;
-                case 0xDD: if (left < 5) return NULL; left_values += big_endian32(p + 1); bytes = 5; break;
-                case 0xDE: if (left < 3) return NULL; left_values += 2 * (uint64_t)big_endian16(p + 1); bytes = 3; break;
-                case 0xDF: if (left < 5) return NULL; left_values += 2 * (uint64_t)big_endian32(p + 1); bytes = 5; break;
-                default: return NULL;
-            }
-        }
-        if (bytes > (uint64_t)left) return NULL;
-        p += bytes;
+        if ((p = skip_msgpack_item(p, end, &left_values, 1)) == NULL) return NULL;
     }
     *values = left_values;
     return p;
