@@ -122,7 +122,8 @@ def chats() -> Workload:
 @pytest.mark.parametrize("workload", [prefixes, chats])
 def test_the_running_service_finds_what_the_simulation_finds(workload: Callable[[], Workload]) -> None:
     """Both send the same requests; the share of prompt tokens from the caches differs by two points at most."""
-    simulated = result_of(Fleet(PODS, MODEL, [ROUTERS["cost"](PODS, MODEL, 0)], workload()).run(), PODS, workload().until_s)
+    asked = workload()
+    simulated = result_of(Fleet(PODS, MODEL, [ROUTERS["cost"](PODS, MODEL, 0)], asked).run(), PODS, asked.until_s)
     live = played_live(workload())
     for name, result in (("virtual time", simulated), ("running service", live)):
         figures = f"{100 * result.hit_share:.1f} % cached, TTFT {result.ttft_mean_s:.3f} s, {result.tokens_per_s:.0f} tokens/s"

@@ -707,12 +707,26 @@ async def test_a_stream_that_comes_back_while_it_is_deleted_is_written_in_full(s
         assert_written(server, stream)
 
 
+async def two_streams(store: RedisStore) -> list[Owned]:
+    """Of one slot, with nothing to write."""
+    streams = [await owned(store), await owned(store, StreamKey(KEY.model, "other", 0))]
+    for stream in streams:
+        await settled(store, stream.key)
+    return streams
+
+
+async def write_to_both(store: RedisStore, server: RedisServer, streams: list[Owned]) -> None:
+    first, other = streams
+    first.apply(stored([1, 2]))
+    other.apply(stored([3]))
+    for stream in streams:
+        await settled(store, stream.key)
+        assert_written(server, stream)
+
+
 async def test_an_error_of_ours_with_one_stream_costs_the_others_nothing(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    other_key = StreamKey(KEY.model, "other", 0)
     async with opened(settings_of(server)) as store:
-        first, other = await owned(store), await owned(store, other_key)
-        await settled(store)
-        await settled(store, other_key)
+        streams = await two_streams(store)
         fails = iter([True])
         seal = PendingWrites.seal
 
@@ -722,20 +736,13 @@ async def test_an_error_of_ours_with_one_stream_costs_the_others_nothing(server:
             seal(pending)
 
         monkeypatch.setattr(PendingWrites, "seal", fail_once)
-        first.apply(stored([1, 2]))
-        other.apply(stored([3]))
-        for stream in (first, other):
-            await settled(store, stream.key)
-            assert_written(server, stream)
+        await write_to_both(store, server, streams)
         assert next(fails, None) is None
 
 
 async def test_a_round_that_fails_amid_its_answers_is_done_again(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    other_key = StreamKey(KEY.model, "other", 0)
     async with opened(settings_of(server)) as store:
-        first, other = await owned(store), await owned(store, other_key)
-        await settled(store)
-        await settled(store, other_key)
+        streams = await two_streams(store)
         monkeypatch.setattr(flusher, "RETRY_S", 0.001)
         check, fails = store._flusher.check_missing, iter([True])
 
@@ -746,11 +753,7 @@ async def test_a_round_that_fails_amid_its_answers_is_done_again(server: RedisSe
 
         monkeypatch.setattr(store._flusher, "check_missing", fail_once)
         server.client().delete(store._session.keyspace.model(KEY.model).state(KEY))
-        first.apply(stored([1, 2]))
-        other.apply(stored([3]))
-        for stream in (first, other):
-            await settled(store, stream.key)
-            assert_written(server, stream)
+        await write_to_both(store, server, streams)
         assert next(fails, None) is None
 
 
