@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 import time
 from typing import Any
 
@@ -9,9 +10,10 @@ import httpx
 from msgspec import Struct
 
 from tests.envoy.pods import Pod
-from tests.envoy.proxy import Envoy
+from tests.envoy.proxy import Config, Envoy, connection_manager
 from tests.running import Client
 
+SUBSET_HEADER = "x-test-subset"
 TEXTS = {"first": "once upon a time there was a prompt " * 4, "second": "of arms and the man I sing, who first " * 4}
 FLAGS = {
     "route_policy": "prefix",
@@ -21,6 +23,15 @@ FLAGS = {
     "load_interval_s": "0",
     "gateway_notice_s": "0.001",
 }
+
+
+def with_subset(config: Config) -> None:
+    """A control plane knows the pods to choose from; here a header names them."""
+    manager = connection_manager(config)
+    rule = {"metadata_namespace": "envoy.lb.subset_hint", "key": "x-gateway-destination-endpoint-subset", "type": "STRING"}
+    kind = "type.googleapis.com/envoy.extensions.filters.http.header_to_metadata.v3.Config"
+    to_metadata = {"@type": kind, "request_rules": [{"header": SUBSET_HEADER, "on_header_present": rule}]}
+    manager["http_filters"].insert(0, {"name": "envoy.filters.http.header_to_metadata", "typed_config": to_metadata})
 
 
 class Fleet(Struct, frozen=True):
@@ -54,6 +65,21 @@ def ask_for(envoy: Envoy, pod: str = "first", **headers: str) -> str:
     return str(ask(envoy, json.dumps(completion(pod)).encode(), **headers)["pod"])
 
 
+def ask_in_chunks(envoy: Envoy) -> tuple[bytes, dict[str, Any]]:
+    """A body for the second pod whose length is not told, and what the pod that got it says."""
+    content = json.dumps(completion("second", user="x" * 200_000)).encode()
+    response = envoy.http.post("/v1/completions", content=(content[start : start + 10_000] for start in range(0, len(content), 10_000)))
+    said: dict[str, Any] = response.json()
+    return content, said
+
+
+def assert_what_a_client_names_is_passed_over(envoy: Envoy, fleet: Fleet) -> None:
+    forged = {"x-gateway-destination-endpoint": fleet.pods["second"].netloc, "x-prefiller-host-port": "169.254.169.254:80"}
+    said = ask(envoy, json.dumps(completion("first")).encode(), **forged)
+    assert said["pod"] == "first"
+    assert "x-prefiller-host-port" not in said["headers"]
+
+
 class Streamed(Struct, frozen=True):
     """A streamed answer: its pod, its text, and when its pieces came, in seconds from the request."""
 
@@ -62,12 +88,14 @@ class Streamed(Struct, frozen=True):
     at_s: list[float]
 
 
-def stream(envoy: Envoy, pod: str = "first", count: int = 5, gap_s: float = 0.1) -> Streamed:
-    """Ask for so many events."""
+def stream(envoy: Envoy, pod: str = "first", count: int = 5, gap_s: float = 0.1, begun: threading.Event | None = None) -> Streamed:
+    """Ask for so many events. `begun`: set once the answer has begun."""
     started_s = time.monotonic()
     pieces, at_s = [], []
     with envoy.http.stream("POST", "/v1/completions", json=completion(pod, stream=count, gap_s=gap_s)) as response:
         assert response.status_code == 200
+        if begun is not None:
+            begun.set()
         for piece in response.iter_text():
             pieces.append(piece)
             at_s.append(time.monotonic() - started_s)

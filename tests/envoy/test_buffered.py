@@ -9,10 +9,22 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.engine import Engine
-from tests.envoy.fleet import FLAGS, TEXTS, Fleet, ask, ask_for, completion, events, stream
+from tests.envoy.fleet import (
+    FLAGS,
+    SUBSET_HEADER,
+    TEXTS,
+    Fleet,
+    ask,
+    ask_for,
+    ask_in_chunks,
+    assert_what_a_client_names_is_passed_over,
+    completion,
+    events,
+    stream,
+    with_subset,
+)
 from tests.envoy.pods import Pod
 from tests.envoy.proxy import Envoy
-from tests.envoy.test_override_host import SUBSET_HEADER, with_subset
 from tests.ports import free_port
 from tests.running import Running
 from tests.waiting import wait_until
@@ -69,9 +81,7 @@ def test_a_body_that_is_too_long_to_be_buffered_is_refused(envoy: Envoy) -> None
 
 
 def test_a_body_without_a_length_as_well(envoy: Envoy) -> None:
-    content = json.dumps(completion("second", user="x" * 200_000)).encode()
-    response = envoy.http.post("/v1/completions", content=(content[start : start + 10_000] for start in range(0, len(content), 10_000)))
-    said = response.json()
+    content, said = ask_in_chunks(envoy)
     assert (said["pod"], said["digest"]) == ("second", hashlib.sha256(content).hexdigest())
 
 
@@ -89,10 +99,7 @@ def test_only_the_pods_that_the_control_plane_allows_are_picked(envoy: Envoy, fl
 
 
 def test_what_a_client_names_is_passed_over(envoy: Envoy, fleet: Fleet) -> None:
-    forged = {"x-gateway-destination-endpoint": fleet.pods["second"].netloc, "x-prefiller-host-port": "169.254.169.254:80"}
-    said = ask(envoy, json.dumps(completion("first")).encode(), **forged)
-    assert said["pod"] == "first"
-    assert "x-prefiller-host-port" not in said["headers"]
+    assert_what_a_client_names_is_passed_over(envoy, fleet)
 
 
 @pytest.mark.parametrize(("content", "status"), [(b'{"model"', 400), (b'{"model": "ghost"}', 404)])

@@ -61,17 +61,17 @@ def echoes(config: Config) -> None:
 def begin_stream(envoy: Envoy, count: int = 30) -> tuple[threading.Thread, list[Streamed]]:
     """A streamed answer of three seconds, which has begun."""
     found: list[Streamed] = []
-    before = envoy.stat("cluster.pool.upstream_rq_active")
+    begun = threading.Event()
 
     def run() -> None:
         try:
-            found.append(stream(envoy, count=count, gap_s=0.1))
+            found.append(stream(envoy, count=count, gap_s=0.1, begun=begun))
         except httpx.TransportError:
             return
 
     thread = threading.Thread(target=run)
     thread.start()
-    wait_until(lambda: envoy.stat("cluster.pool.upstream_rq_active") == before + 1)
+    wait_until(begun.is_set)
     return thread, found
 
 

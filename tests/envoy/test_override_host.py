@@ -9,21 +9,22 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.envoy.fleet import Fleet, ask, ask_for, completion, events, stream
-from tests.envoy.proxy import Config, Envoy, connection_manager
+from tests.envoy.fleet import (
+    SUBSET_HEADER,
+    Fleet,
+    ask,
+    ask_for,
+    ask_in_chunks,
+    assert_what_a_client_names_is_passed_over,
+    completion,
+    events,
+    stream,
+    with_subset,
+)
+from tests.envoy.proxy import Envoy
 from tests.waiting import wait_until
 
 GATEWAY = {"gateway_fallbacks": "1", "body_bytes_max": "33554432"}
-SUBSET_HEADER = "x-test-subset"
-
-
-def with_subset(config: Config) -> None:
-    """A control plane knows the pods to choose from; here a header names them."""
-    manager = connection_manager(config)
-    rule = {"metadata_namespace": "envoy.lb.subset_hint", "key": "x-gateway-destination-endpoint-subset", "type": "STRING"}
-    kind = "type.googleapis.com/envoy.extensions.filters.http.header_to_metadata.v3.Config"
-    to_metadata = {"@type": kind, "request_rules": [{"header": SUBSET_HEADER, "on_header_present": rule}]}
-    manager["http_filters"].insert(0, {"name": "envoy.filters.http.header_to_metadata", "typed_config": to_metadata})
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +64,7 @@ def test_bodies_of_all_sizes_arrive_as_they_were_sent(envoy: Envoy) -> None:
 
 
 def test_a_body_without_a_length_as_well(envoy: Envoy) -> None:
-    content = json.dumps(completion("second", user="x" * 200_000)).encode()
-    response = envoy.http.post("/v1/completions", content=(content[start : start + 10_000] for start in range(0, len(content), 10_000)))
-    said = response.json()
+    content, said = ask_in_chunks(envoy)
     assert (said["pod"], said["size"]) == ("second", len(content))
 
 
@@ -84,10 +83,7 @@ def test_only_the_pods_that_the_control_plane_allows_are_picked(envoy: Envoy, fl
 
 
 def test_what_a_client_names_is_passed_over(envoy: Envoy, fleet: Fleet) -> None:
-    forged = {"x-gateway-destination-endpoint": fleet.pods["second"].netloc, "x-prefiller-host-port": "169.254.169.254:80"}
-    said = ask(envoy, json.dumps(completion("first")).encode(), **forged)
-    assert said["pod"] == "first"
-    assert "x-prefiller-host-port" not in said["headers"]
+    assert_what_a_client_names_is_passed_over(envoy, fleet)
 
 
 @pytest.mark.parametrize(
